@@ -1,0 +1,105 @@
+"""The parts put together: started in order, stopped in reverse, also when starting failed half-way."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from gateway.comfy import graph
+from gateway.fleet.catalogue import Catalogue
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.admission import Submission
+from gateway.jobs.engine import Engine
+from gateway.sessions.hub import Hub
+from gateway.settings import Settings
+from gateway.store.local_bus import LocalBus
+from gateway.store.sqlite import SqliteStore
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.keys import Keyring
+from gateway.web.catalogue import shared_features
+from gateway.web.parts import Parts
+from gateway.web.routes import make_app
+
+
+class Gateway:
+    """One gateway. `start`, then serve until `close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.parts: Parts
+        self.port = settings.server.port
+        self._stack = AsyncExitStack()
+        self._ready = False
+
+    async def start(self) -> None:
+        """Read the journal, begin to watch the backends, listen.
+
+        Raises:
+            StoreError: the data directory can't be used.
+            OSError: the address can't be listened on.
+        """
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings, metrics = self.settings, Metrics()
+        store = SqliteStore(settings.data_dir, settings.store.synchronous, metrics.journal_seconds.observe)
+        await store.open()
+        stack.push_async_callback(store.close)
+        client_id = await store.identity()
+        bus = LocalBus()
+        fleet = Fleet(settings, metrics, client_id)
+        catalogue = Catalogue(fleet, settings.catalogue)
+        engine = Engine(
+            settings, store, bus, fleet, metrics, client_id, lambda s: _outputs_of(catalogue, s), catalogue.changed
+        )
+        await engine.restore()
+        hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
+        self.parts = Parts(
+            settings, Keyring(settings.auth), engine, fleet, catalogue, hub, store, metrics, lambda: self._ready
+        )
+        stack.push_async_callback(engine.close)
+        fleet.start(engine)
+        stack.push_async_callback(fleet.close)
+        catalogue.start()
+        stack.push_async_callback(catalogue.close)
+        hub.start()
+        stack.push_async_callback(hub.close)
+        await self._listen(stack)
+        self._ready = True
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        server = self.settings.server
+        runner = web.AppRunner(
+            make_app(self.parts),
+            access_log=None,
+            shutdown_timeout=server.drain_timeout,
+            max_line_size=32 * 1024,
+            max_field_size=32 * 1024,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        # Sockets are closed while the server drains: it would else wait for them until its time is over.
+        stack.push_async_callback(self.parts.hub.close)
+        site = web.TCPSite(runner, server.host, server.port, backlog=1024)
+        await site.start()
+        self.port = int(runner.addresses[0][1])
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = self.settings.server.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def close(self) -> None:
+        """Stop accepting, let answers finish, close sockets, write the journal. Jobs on the backends run on."""
+        self._ready = False
+        await self._stack.aclose()
+
+
+def _outputs_of(catalogue: Catalogue, submission: Submission) -> list[str]:
+    if catalogue.edition is None:
+        return []
+    return graph.output_nodes(submission.nodes, catalogue.edition.classes, submission.targets)

@@ -1,0 +1,133 @@
+"""The commands: serve, simulate, demo, check."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from gateway.app import Gateway
+from gateway.check import check
+from gateway.demo import demo
+from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, backends_of, keys_of, load
+from gateway.simulator.command import simulate
+from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
+
+EXIT_USAGE = 2
+_OPEN = """refusing to listen on {host} without a key: everybody who can reach it could run workflows and see
+all images. Give a key (--api-key KEY, or auth.keys in the file), or say --no-auth if that is meant."""
+
+
+@click.group()
+@click.version_option(package_name="comfyui-gateway")
+def main() -> None:
+    """One ComfyUI endpoint over a fleet of ComfyUI backends."""
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="YAML file with the settings.")
+@click.option("--backend", "backends", multiple=True, metavar="URL", help="A ComfyUI; can be given many times.")
+@click.option("--host", default=None, help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port.  [default: 8288]")
+@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key that may call; can be repeated.")
+@click.option("--no-auth", is_flag=True, help="No keys: everybody who reaches it may call.")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="The journal's place.  [default: data]")
+def serve(
+    config: Path | None,
+    backends: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    api_keys: tuple[str, ...],
+    no_auth: bool,
+    data_dir: Path | None,
+) -> None:
+    """Serve: one ComfyUI endpoint in front of all backends."""
+    flags = _flags(backends, host, port, api_keys, no_auth, data_dir)
+    settings = load_or_exit(config, flags)
+    if settings.open_to_strangers:
+        _exit(_OPEN.format(host=settings.server.host))
+    if not settings.backends:
+        _exit("no backend is given: add --backend http://HOST:8188 for each ComfyUI, or backends in the file")
+    logs.configure(settings.log.level, settings.log.format)
+    sys.exit(_run(settings))
+
+
+main.add_command(simulate)
+main.add_command(demo)
+main.add_command(check)
+
+
+def _flags(
+    backends: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    api_keys: tuple[str, ...],
+    no_auth: bool,
+    data_dir: Path | None,
+) -> dict[str, Any]:
+    """What was given, in the file's form."""
+    server = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    auth: dict[str, Any] = {}
+    if api_keys:
+        auth["keys"] = keys_of(api_keys)
+    if no_auth:
+        auth |= {"disabled": True}
+    flags: dict[str, Any] = {}
+    if server:
+        flags["server"] = server
+    if auth:
+        flags["auth"] = auth
+    if backends:
+        flags["backends"] = backends_of(backends)
+    if data_dir is not None:
+        flags["data_dir"] = str(data_dir)
+    return flags
+
+
+def load_or_exit(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
+    """The settings; what is wrong with them is said, line by line, with exit code 2."""
+    path = config or (Path(named) if (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")) else None)
+    try:
+        return load(path, flags=flags)
+    except SettingsError as error:
+        _exit("\n".join(error.problems))
+
+
+def _exit(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    click.echo(f"comfyui-gateway: {message}", err=True)
+    sys.exit(code)
+
+
+def _run(settings: Settings) -> int:
+    if sys.platform != "win32":
+        import uvloop
+
+        return int(uvloop.run(_serve(settings)))
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    stop = asyncio.Event()
+    for signal_ in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
+    gateway = Gateway(settings)
+    try:
+        await gateway.start()
+    except StoreError as error:
+        click.echo(f"comfyui-gateway: {error}", err=True)
+        return 1
+    except OSError as error:
+        where = f"{settings.server.host}:{settings.server.port}"
+        click.echo(f"comfyui-gateway: can't listen on {where}: {error.strerror or error}", err=True)
+        return 1
+    names = ", ".join(f"{backend.name} {backend.url}" for backend in settings.backends)
+    click.echo(f"comfyui-gateway ready on {gateway.url} with {len(settings.backends)} backends: {names}")
+    await stop.wait()
+    await gateway.close()
+    return 0

@@ -1,0 +1,250 @@
+"""The HTTP interface of one ComfyUI, with errors that say who is to blame and whether anything was sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from gateway.comfy import wire
+
+# A ComfyUI's own limit on what one message may weigh: none. Previews and custom events of some MB are seen.
+MAX_SOCKET_MESSAGE = 128 * 1024 * 1024
+MAX_ANSWER = 512 * 1024 * 1024
+
+
+class BackendError(Exception):
+    """A backend did not do what was asked."""
+
+
+class Unreachable(BackendError):
+    """No connection was made, so nothing was sent."""
+
+
+class Refused(Unreachable):
+    """The connection was refused: no process listens there."""
+
+
+class Unanswered(BackendError):
+    """Something was sent and no whole answer came back: it may have been carried out."""
+
+
+class TimedOut(Unanswered):
+    """No answer within the time limit, while the connection stands: slow, which is not dead."""
+
+
+class BadAnswer(BackendError):
+    """An answer came that a ComfyUI does not give. `status` is its HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ComfyClient:
+    """Calls to one ComfyUI. Times are seconds.
+
+    Args:
+        base: its URL, without a slash at the end.
+        session: the HTTP session; its owner closes it.
+        connect_timeout: limit for making a connection.
+        timeout: limit for a whole call, where a call does not say otherwise.
+    """
+
+    def __init__(
+        self, base: str, session: aiohttp.ClientSession, connect_timeout: float = 3.0, timeout: float = 5.0
+    ) -> None:
+        self.base = base
+        self._session = session
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+
+    def url(self, path_qs: str) -> URL:
+        """The address of a path, which is taken as encoded."""
+        return URL(self.base + path_qs, encoded=True)
+
+    def limit(self, total: float | None, sock_read: float | None = None) -> aiohttp.ClientTimeout:
+        """Time limits for one call."""
+        return aiohttp.ClientTimeout(total=total, sock_connect=self._connect_timeout, sock_read=sock_read)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        timeout: float | None = -1,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request and its whole answer, whatever its status.
+
+        Raises:
+            Unreachable, Unanswered: see there.
+        """
+        total = self._timeout if timeout == -1 else timeout
+        sent_headers = {"Content-Type": "application/json"} if body is not None else {}
+        sent_headers.update(headers or {})
+        async with (
+            translated_errors(),
+            self._session.request(
+                method,
+                self.url(path),
+                data=body,
+                headers=sent_headers,
+                timeout=self.limit(total),
+                allow_redirects=False,
+            ) as response,
+        ):
+            return Answer(response.status, response.headers, await response.read())
+
+    async def json(self, path: str, *, timeout: float | None = -1) -> Any:
+        """GET a path and parse the answer.
+
+        Raises:
+            BadAnswer: it was not 200, or not JSON.
+        """
+        answer = await self.call("GET", path, timeout=timeout)
+        if answer.status != 200:
+            raise BadAnswer(f"GET {path} answered {answer.status}", answer.status)
+        try:
+            return wire.loads(answer.body)
+        except wire.MalformedJson as error:
+            raise BadAnswer(f"GET {path} did not answer JSON", answer.status) from error
+
+    async def queue(self) -> Queue:
+        """GET /queue."""
+        value = await self.json("/queue")
+        try:
+            return Queue(
+                tuple(item for item in value["queue_running"] if len(item) >= 2),
+                tuple(item for item in value["queue_pending"] if len(item) >= 2),
+            )
+        except (KeyError, TypeError) as error:
+            raise BadAnswer("GET /queue did not answer as ComfyUI does", 200) from error
+
+    async def system_stats(self) -> dict[str, Any]:
+        """GET /system_stats."""
+        value = await self.json("/system_stats")
+        if not isinstance(value, dict) or not isinstance(value.get("system"), dict):
+            raise BadAnswer("GET /system_stats did not answer as ComfyUI does", 200)
+        return value
+
+    async def history_entry(self, prompt_id: str, *, timeout: float | None = -1) -> dict[str, Any] | None:
+        """GET /history/{prompt_id}: the entry, None if there is none."""
+        value = await self.json(f"/history/{prompt_id}", timeout=timeout)
+        entry = value.get(prompt_id) if isinstance(value, dict) else None
+        return entry if isinstance(entry, dict) else None
+
+    async def delete_pending(self, prompt_ids: Sequence[str]) -> None:
+        """POST /queue: take prompts out of the queue. One that runs is left alone (execution.py)."""
+        await self.call("POST", "/queue", wire.dumps({"delete": list(prompt_ids)}))
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """POST /interrupt: stop this prompt if it is the one that runs."""
+        await self.call("POST", "/interrupt", wire.dumps({"prompt_id": prompt_id}))
+
+    async def delete_history(self, prompt_ids: Sequence[str]) -> None:
+        """POST /history: forget entries."""
+        await self.call("POST", "/history", wire.dumps({"delete": list(prompt_ids)}))
+
+    @asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        path_qs: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
+        sock_read: float | None = 60.0,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A request whose answer is read as a stream, bytes as they are (nothing is decompressed).
+
+        `sock_read` limits the wait for the next bytes.
+        """
+        async with (
+            translated_errors(),
+            self._session.request(
+                method,
+                self.url(path_qs),
+                headers=headers,
+                data=data,
+                timeout=self.limit(None, sock_read),
+                allow_redirects=False,
+                auto_decompress=False,
+            ) as response,
+        ):
+            yield response
+
+    @asynccontextmanager
+    async def socket(self, client_id: str, heartbeat: float = 20.0) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """The /ws of this ComfyUI, as `client_id`. `heartbeat` is the seconds between pings."""
+        async with (
+            translated_errors(),
+            self._session.ws_connect(
+                self.url(f"/ws?clientId={client_id}"),
+                max_msg_size=MAX_SOCKET_MESSAGE,
+                heartbeat=heartbeat,
+                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+            ) as socket,
+        ):
+            yield socket
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A backend's /queue: items are ``[number, prompt_id, prompt, extra_data, outputs]``."""
+
+    running: tuple[Sequence[Any], ...]
+    pending: tuple[Sequence[Any], ...]
+
+    @property
+    def running_ids(self) -> frozenset[str]:
+        """The prompt ids that run."""
+        return frozenset(item[1] for item in self.running)
+
+    @property
+    def pending_ids(self) -> frozenset[str]:
+        """The prompt ids that are pending."""
+        return frozenset(item[1] for item in self.pending)
+
+
+@asynccontextmanager
+async def translated_errors() -> AsyncIterator[None]:
+    """Turn aiohttp's errors into ours."""
+    try:
+        yield
+    except aiohttp.ClientConnectorError as error:
+        if isinstance(error.os_error, ConnectionRefusedError):
+            raise Refused(str(error)) from error
+        raise Unreachable(str(error)) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise Unreachable("no connection within the time limit") from error
+    except TimeoutError as error:
+        raise TimedOut("no answer within the time limit") from error
+    except aiohttp.WSServerHandshakeError as error:
+        raise BadAnswer(f"/ws answered {error.status}", error.status) from error
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise Unanswered(f"the connection broke: {error or type(error).__name__}") from error
+
+
+async def close_quietly(socket: aiohttp.ClientWebSocketResponse, limit: float = 2.0) -> None:
+    """Close a socket, without waiting long for a peer that does not answer."""
+    try:
+        async with asyncio.timeout(limit):
+            await socket.close()
+    except TimeoutError:
+        pass

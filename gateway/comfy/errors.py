@@ -1,0 +1,43 @@
+"""Errors as ComfyUI says them on POST /prompt: ``{"error": {type, message, details, extra_info}, "node_errors": {}}``.
+
+Wording from server.py (post_prompt) and comfy_execution/jobs.py (validate_job_id).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_PROMPT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def error_body(
+    type_: str,
+    message: str,
+    details: str = "",
+    extra_info: dict[str, Any] | None = None,
+    node_errors: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """An error in ComfyUI's form."""
+    error = {"type": type_, "message": message, "details": details, "extra_info": extra_info or {}}
+    return {"error": error, "node_errors": node_errors or {}}
+
+
+def no_prompt() -> dict[str, Any]:
+    """The body has no ``prompt``."""
+    return error_body("no_prompt", "No prompt provided", "No prompt provided")
+
+
+def invalid_prompt_id() -> dict[str, Any]:
+    """``prompt_id`` is not a canonical UUID."""
+    return error_body(
+        "invalid_prompt_id",
+        "prompt_id must be a valid UUID",
+        "prompt_id must be a UUID string in canonical lowercase hyphenated form; "
+        "omit it to let the server generate one",
+    )
+
+
+def is_prompt_id(value: object) -> bool:
+    """Whether it is a UUID in canonical lowercase hyphenated form."""
+    return isinstance(value, str) and _PROMPT_ID.fullmatch(value) is not None

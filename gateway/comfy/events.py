@@ -1,0 +1,105 @@
+"""WebSocket messages: what a ComfyUI says on /ws, and the frames that a client is given.
+
+Types and order as recorded from ComfyUI 0.33.0 (tests/conformance/recordings); they are sent from server.py
+(status, feature_flags), execution.py (execution_*, executing, executed), main.py (progress, executing with node null)
+and comfy_execution/progress.py (progress_state, previews).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from gateway.comfy import wire
+
+TERMINAL = frozenset({"execution_success", "execution_error", "execution_interrupted"})
+LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "executed"}
+PROGRESS = frozenset({"progress", "progress_state"})
+
+
+class Kind(StrEnum):
+    """What may be done with a frame: see `Frame`."""
+
+    STATUS = "status"
+    LIFECYCLE = "lifecycle"
+    END = "end"
+    PROGRESS = "progress"
+    PREVIEW = "preview"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of a backend, parsed. `raw` is the message as it came."""
+
+    type: str
+    data: dict[str, Any]
+    prompt_id: str | None
+    raw: bytes
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether it is ``executing`` with node null: the history entry is there by now (main.py)."""
+        return self.type == "executing" and self.data.get("node") is None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame for a client.
+
+    `kind` says how it may be treated on the way. LIFECYCLE and END frames always arrive; of STATUS, PROGRESS and
+    PREVIEW frames only the newest of a `slot` matters; END is the last frame of its prompt.
+    """
+
+    kind: Kind
+    payload: bytes
+    prompt_id: str | None = None
+    slot: str = ""
+    binary: bool = False
+
+
+def parse(message: str | bytes) -> Event | None:
+    """Read a text message; None if it is not of ComfyUI's form."""
+    raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
+    try:
+        value = wire.loads(raw)
+    except wire.MalformedJson:
+        return None
+    if not isinstance(value, dict):
+        return None
+    type_, data = value.get("type"), value.get("data")
+    if not isinstance(type_, str) or not isinstance(data, dict):
+        return None
+    prompt_id = data.get("prompt_id")
+    return Event(type_, data, prompt_id if isinstance(prompt_id, str) else None, raw)
+
+
+def encode(type_: str, data: dict[str, Any]) -> bytes:
+    """A text message in ComfyUI's form."""
+    return wire.dumps({"type": type_, "data": data})
+
+
+def frame_of(event: Event, prompt_id: str, payload: bytes | None = None) -> Frame:
+    """The frame that passes `event` on for `prompt_id`, with another payload if it had to be rewritten."""
+    payload = event.raw if payload is None else payload
+    if event.type in PROGRESS:
+        return Frame(Kind.PROGRESS, payload, prompt_id, event.type)
+    if event.ends_prompt:
+        return Frame(Kind.END, payload, prompt_id)
+    if event.type in LIFECYCLE:
+        return Frame(Kind.LIFECYCLE, payload, prompt_id)
+    return Frame(Kind.OTHER, payload, prompt_id, event.type)
+
+
+def status_frame(queue_remaining: int, sid: str | None = None) -> Frame:
+    """A ``status`` message; with `sid` it is the greeting of a new socket (server.py, websocket_handler)."""
+    data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": queue_remaining}}}
+    if sid is not None:
+        data["sid"] = sid
+    return Frame(Kind.STATUS if sid is None else Kind.LIFECYCLE, encode("status", data), None, "status")
+
+
+def end_frame(prompt_id: str) -> Frame:
+    """``executing`` with node null: the prompt is over and its history entry can be read."""
+    return Frame(Kind.END, encode("executing", {"node": None, "prompt_id": prompt_id}), prompt_id)

@@ -1,0 +1,57 @@
+"""History entries: ``{"prompt": [number, id, graph, extra_data, outputs], "outputs", "status", "meta"}``.
+
+As written by execution.py (PromptQueue.task_done) and main.py (prompt_worker).
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """How a job ended."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+
+def outcome_of(entry: dict[str, Any]) -> Outcome:
+    """How the job of an entry ended: ComfyUI says ``error`` for both, an interrupt is told by its message."""
+    status = entry.get("status")
+    if not isinstance(status, dict) or status.get("status_str") != "error":
+        return Outcome.SUCCESS
+    for message in status.get("messages") or ():
+        if isinstance(message, (list, tuple)) and message and message[0] == "execution_interrupted":
+            return Outcome.CANCELLED
+    return Outcome.ERROR
+
+
+def failure_event(prompt_id: str, reason: str, type_: str, timestamp: int | None = None) -> dict[str, Any]:
+    """The data of an ``execution_error`` for a job that no backend could run."""
+    return {
+        "prompt_id": prompt_id,
+        "node_id": "",
+        "node_type": "",
+        "executed": [],
+        "exception_message": reason,
+        "exception_type": type_,
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+        "timestamp": int(time.time() * 1000) if timestamp is None else timestamp,
+    }
+
+
+def failure_entry(prompt: list[Any], event: dict[str, Any]) -> dict[str, Any]:
+    """The history entry of a job that no backend could run."""
+    start = {"prompt_id": event["prompt_id"], "timestamp": event["timestamp"]}
+    messages = [["execution_start", start], ["execution_error", event]]
+    return {
+        "prompt": prompt,
+        "outputs": {},
+        "status": {"status_str": "error", "completed": False, "messages": messages},
+        "meta": {},
+    }

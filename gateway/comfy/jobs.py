@@ -1,0 +1,229 @@
+"""The shapes of /api/jobs, from queue items and history entries. Pure.
+
+Facts from comfy_execution/jobs.py and server.py (get_jobs). A queue item is ``[number, prompt_id, prompt, extra_data,
+outputs_to_execute]``; what is None is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STATUSES = ("pending", "in_progress", "completed", "failed", "cancelled")
+_ENDS = ("execution_success", "execution_error", "execution_interrupted")
+_PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
+_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
+_TEXT = (".txt", ".md", ".json")
+_MAX_TEXT = 1024
+
+
+def job_of_queue_item(item: Sequence[Any], status: str) -> dict[str, Any]:
+    """The job of a queue item; `status` is ``pending`` or ``in_progress``."""
+    number, prompt_id, _, extra_data = item[:4]
+    return _pruned(
+        {
+            "id": prompt_id,
+            "status": status,
+            "priority": number,
+            "create_time": extra_data.get("create_time"),
+            "outputs_count": 0,
+            "previewable_outputs_count": 0,
+            "workflow_id": _workflow_id(extra_data),
+        }
+    )
+
+
+def job_of_history(prompt_id: str, entry: Mapping[str, Any], *, include_outputs: bool) -> dict[str, Any]:
+    """The job of a history entry; with its outputs, status and workflow if asked for."""
+    number, _, prompt, extra_data, _ = entry["prompt"]
+    status = entry.get("status") or {}
+    outputs = entry.get("outputs") or {}
+    times = _Times(status.get("messages") or ())
+    items = list(_items(outputs))
+    job = _pruned(
+        {
+            "id": prompt_id,
+            "status": _status(status, times),
+            "priority": number,
+            "create_time": extra_data.get("create_time"),
+            "execution_start_time": times.start,
+            "execution_end_time": times.end,
+            "execution_error": times.error,
+            "outputs_count": sum(isinstance(item, dict) for _, _, item in items),
+            "previewable_outputs_count": sum(
+                isinstance(item, dict) and _is_previewable(media, item) for _, media, item in items
+            ),
+            "preview_output": _preview(items),
+            "workflow_id": _workflow_id(extra_data),
+        }
+    )
+    if include_outputs:
+        job["outputs"] = _normalized(outputs)
+        job["execution_status"] = entry.get("status")
+        job["workflow"] = {"prompt": prompt, "extra_data": extra_data}
+    return job
+
+
+class _Times:
+    def __init__(self, messages: Sequence[Any]) -> None:
+        self.start: Any = None
+        self.end: Any = None
+        self.error: Any = None
+        self.interrupted = False
+        for message in messages:
+            if not (isinstance(message, (list, tuple)) and len(message) >= 2 and isinstance(message[1], dict)):
+                continue
+            name, data = message[0], message[1]
+            if name == "execution_start":
+                self.start = data.get("timestamp")
+            elif name in _ENDS:
+                self.end = data.get("timestamp")
+                self.error = data if name == "execution_error" else self.error
+                self.interrupted = self.interrupted or name == "execution_interrupted"
+
+
+def _status(status: Mapping[str, Any], times: _Times) -> str:
+    if status.get("status_str") != "error":
+        return "completed"
+    return "cancelled" if times.interrupted else "failed"
+
+
+def _workflow_id(extra_data: Mapping[str, Any]) -> Any:
+    workflow = (extra_data.get("extra_pnginfo") or {}).get("workflow")
+    return workflow.get("id") if isinstance(workflow, dict) else None
+
+
+def _pruned(job: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in job.items() if value is not None}
+
+
+def _items(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Each output as (node_id, media_type, item); a 3D file's bare name as the object that stands for it."""
+    for node_id, node_outputs in outputs.items():
+        if not isinstance(node_outputs, dict):
+            continue
+        for media, items in node_outputs.items():
+            # ``animated`` is a flag about the others.
+            if media != "animated" and isinstance(items, list):
+                for item in items:
+                    yield node_id, media, _as_file(item)
+
+
+def _as_file(item: Any) -> Any:
+    if isinstance(item, str) and item.lower().endswith(_3D):
+        return {"filename": item, "type": "output", "subfolder": "", "mediaType": "3d"}
+    return item
+
+
+def _normalized(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    def media(name: str, items: Any) -> Any:
+        if name == "animated" or not isinstance(items, list):
+            return items
+        return [_as_file(item) for item in items if item is not None]
+
+    return {
+        node_id: {name: media(name, items) for name, items in node.items()} if isinstance(node, dict) else node
+        for node_id, node in outputs.items()
+    }
+
+
+def _is_previewable(media: str, item: Mapping[str, Any]) -> bool:
+    if media in _PREVIEWABLE:
+        return True
+    format_ = item.get("format") or ""
+    if isinstance(format_, str) and format_.startswith(("video/", "audio/")):
+        return True
+    return str(item.get("filename", "")).lower().endswith(_3D + _TEXT)
+
+
+def _preview(items: Sequence[tuple[str, str, Any]]) -> dict[str, Any] | None:
+    """A saved visual file, else any other visual one, else a saved text file, else a text."""
+    ranked: dict[int, dict[str, Any]] = {}
+    for node_id, media, item in items:
+        if isinstance(item, dict):
+            if _is_previewable(media, item):
+                ranked.setdefault(_rank(media, item), {"mediaType": media, **item, "nodeId": node_id})
+        elif media == "text" and item is not None:
+            ranked.setdefault(3, {**_text(item), "nodeId": node_id, "mediaType": media})
+    if not ranked:
+        return None
+    best = ranked[min(ranked)]
+    # ComfyUI's order of keys: the item's own, then nodeId, then mediaType.
+    return {**{k: v for k, v in best.items() if k != "mediaType"}, "mediaType": best["mediaType"]}
+
+
+def _rank(media: str, item: Mapping[str, Any]) -> int:
+    if media == "text" or str(item.get("filename", "")).lower().endswith(_TEXT):
+        return 2
+    return 0 if item.get("type") == "output" else 1
+
+
+def _text(item: Any) -> dict[str, Any]:
+    value = str(item[0] if item else "") if isinstance(item, (tuple, list)) else str(item)
+    return {"content": value[:_MAX_TEXT], "truncated": True} if len(value) > _MAX_TEXT else {"content": value}
+
+
+@dataclass(frozen=True, slots=True)
+class JobsQuery:
+    """What a caller of GET /api/jobs asks for."""
+
+    statuses: tuple[str, ...] = STATUSES
+    workflow_id: str | None = None
+    sort_by: str = "created_at"
+    descending: bool = True
+    limit: int | None = None
+    offset: int = 0
+
+
+def parse_jobs_query(query: Mapping[str, str]) -> JobsQuery | str:
+    """Read the query; a string is the sentence of ComfyUI's 400."""
+    statuses = tuple(s.strip().lower() for s in query.get("status", "").split(",") if s.strip())
+    invalid = [status for status in statuses if status not in STATUSES]
+    if invalid:
+        return f"Invalid status value(s): {', '.join(invalid)}. Valid values: {', '.join(STATUSES)}"
+    sort_by = query.get("sort_by", "created_at").lower()
+    if sort_by not in ("created_at", "execution_duration"):
+        return "sort_by must be 'created_at' or 'execution_duration'"
+    order = query.get("sort_order", "desc").lower()
+    if order not in ("asc", "desc"):
+        return "sort_order must be 'asc' or 'desc'"
+    limit = None
+    if "limit" in query:
+        try:
+            limit = int(query["limit"])
+        except ValueError:
+            return "limit must be an integer"
+        if limit <= 0:
+            return "limit must be a positive integer"
+    try:
+        offset = max(int(query.get("offset", 0)), 0)
+    except ValueError:
+        return "offset must be an integer"
+    return JobsQuery(statuses or STATUSES, query.get("workflow_id") or None, sort_by, order == "desc", limit, offset)
+
+
+def list_jobs(jobs: Sequence[dict[str, Any]], query: JobsQuery) -> dict[str, Any]:
+    """The page that a query asks for."""
+    found = [job for job in jobs if job["status"] in query.statuses]
+    if query.workflow_id:
+        found = [job for job in found if job.get("workflow_id") == query.workflow_id]
+    found.sort(key=_duration if query.sort_by == "execution_duration" else _created, reverse=query.descending)
+    page = found[query.offset :]
+    page = page if query.limit is None else page[: query.limit]
+    pagination = {
+        "offset": query.offset,
+        "limit": query.limit,
+        "total": len(found),
+        "has_more": query.offset + len(page) < len(found),
+    }
+    return {"jobs": page, "pagination": pagination}
+
+
+def _duration(job: Mapping[str, Any]) -> int:
+    start, end = job.get("execution_start_time", 0), job.get("execution_end_time", 0)
+    return int(end - start) if start and end else 0
+
+
+def _created(job: Mapping[str, Any]) -> int:
+    return int(job.get("create_time", 0))

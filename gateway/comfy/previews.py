@@ -1,0 +1,80 @@
+"""Binary WebSocket frames: a big-endian event type, then what that type holds.
+
+1 preview: image type (1 JPEG, 2 PNG) and the image; 3 text; 4 preview with metadata: length of a JSON object, the
+object, the image (protocol.py BinaryEventTypes, server.py send_image and send_image_with_metadata).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.comfy import wire
+
+PREVIEW = 1
+TEXT = 3
+PREVIEW_WITH_METADATA = 4
+
+_U32 = struct.Struct(">I")
+_TWO_U32 = struct.Struct(">II")
+_NUMBERS = {"image/jpeg": 1, "image/png": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A preview; `metadata` says which node of which prompt it shows."""
+
+    metadata: dict[str, Any]
+    image_type: str
+    image: bytes
+
+
+def event_type(frame: bytes) -> int | None:
+    """The type of a binary frame; None for one that is too short to have one."""
+    return int(_U32.unpack_from(frame)[0]) if len(frame) >= _U32.size else None
+
+
+def parse_with_metadata(frame: bytes) -> Preview | None:
+    """Read a frame of type 4; None if it is not well-formed."""
+    found = _metadata_of(frame)
+    if found is None:
+        return None
+    metadata, end = found
+    image_type = metadata.get("image_type")
+    return Preview(metadata, image_type if image_type in _NUMBERS else "image/jpeg", frame[end:])
+
+
+def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:
+    if len(frame) < _TWO_U32.size:
+        return None
+    type_, length = _TWO_U32.unpack_from(frame)
+    end = _TWO_U32.size + length
+    if type_ != PREVIEW_WITH_METADATA or end > len(frame):
+        return None
+    try:
+        metadata = wire.loads(frame[_TWO_U32.size : end])
+    except wire.MalformedJson:
+        return None
+    return (metadata, end) if isinstance(metadata, dict) else None
+
+
+def encode_with_metadata(preview: Preview) -> bytes:
+    """A frame of type 4."""
+    metadata = wire.dumps_exact({**preview.metadata, "image_type": preview.image_type})
+    return _TWO_U32.pack(PREVIEW_WITH_METADATA, len(metadata)) + metadata + preview.image
+
+
+def encode_legacy(preview: Preview) -> bytes:
+    """A frame of type 1."""
+    return _TWO_U32.pack(PREVIEW, _NUMBERS.get(preview.image_type, 1)) + preview.image
+
+
+def to_legacy(frame: bytes) -> bytes | None:
+    """A frame of type 4 as one of type 1; None if it is not well-formed."""
+    found = _metadata_of(frame)
+    if found is None:
+        return None
+    metadata, end = found
+    number = _NUMBERS.get(str(metadata.get("image_type")), 1)
+    return b"".join((_TWO_U32.pack(PREVIEW, number), memoryview(frame)[end:]))

@@ -1,0 +1,65 @@
+"""JSON as ComfyUI reads and writes it, fast where that is safe.
+
+ComfyUI parses with Python's json (server.py, ``request.json()``): NaN, Infinity, lone surrogates and integers of any
+size are accepted, and workflows saved by older frontends hold ``NaN``. orjson refuses the first three and silently
+turns an integer beyond 64 bits into a float, so a document with any of these goes through the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+_MAYBE_BEYOND_64_BITS = re.compile(rb"\d{19}")
+
+
+class MalformedJson(ValueError):
+    """The bytes are not JSON, even by Python's generous reading."""
+
+
+def loads(data: bytes | str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        MalformedJson: it is not JSON, or nested too deep to read.
+    """
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if not _MAYBE_BEYOND_64_BITS.search(raw):
+        try:
+            return orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            pass
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise MalformedJson(str(error)) from error
+
+
+def dumps(value: Any) -> bytes:
+    """Encode a value that came from `loads`, or plain data of ours. NaN must go through `dumps_exact`."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
+
+
+def dumps_exact(value: Any) -> bytes:
+    """Encode as ComfyUI's own json.dumps does: NaN stays NaN (orjson would write null)."""
+    return json.dumps(value).encode()
+
+
+def encoder_for(raw: bytes) -> Callable[[Any], bytes]:
+    """The encoder that gives back what `raw` said: `dumps_exact` where it holds a NaN or an Infinity."""
+    return dumps_exact if b"NaN" in raw or b"Infinity" in raw else dumps
+
+
+def dumps_sorted(value: Any) -> bytes:
+    """An encoding that does not depend on the order of keys."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return json.dumps(value, sort_keys=True).encode()

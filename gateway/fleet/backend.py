@@ -1,0 +1,65 @@
+"""One backend: what is known of it, and what follows for its eligibility."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.comfy.client import ComfyClient, Queue
+from gateway.fleet.health import Health, Pulse
+
+_EMPTY_QUEUE = Queue((), ())
+
+
+@dataclass(slots=True, eq=False)
+class Backend:
+    """A ComfyUI process and the newest of what it said. The fleet alone changes it, save `drained` and `used_at`."""
+
+    name: str
+    url: str
+    max_queue: int
+    primary: bool
+    client: ComfyClient
+    pulse: Pulse
+    connected: bool = False
+    drained: bool = False
+    queue: Queue = _EMPTY_QUEUE
+    foreign_pending: int = 0
+    foreign_running: int = 0
+    stats: Mapping[str, Any] | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+    models: frozenset[str] = frozenset()
+    used_at: float = 0.0
+
+    @property
+    def health(self) -> Health:
+        """What is thought of it."""
+        return self.pulse.health
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may be given work: alive, heard, reconciled, and not being drained."""
+        return self.pulse.alive and self.connected and not self.drained
+
+    @property
+    def version(self) -> str:
+        """Its ComfyUI version, ``?`` while unknown."""
+        system = (self.stats or {}).get("system") or {}
+        return str(system.get("comfyui_version", "?"))
+
+    def describe(self) -> dict[str, Any]:
+        """What the admin API tells of it."""
+        return {
+            "name": self.name,
+            "url": self.url,
+            "state": str(self.health),
+            "connected": self.connected,
+            "drained": self.drained,
+            "primary": self.primary,
+            "version": self.version,
+            "max_queue": self.max_queue,
+            "queue_running": len(self.queue.running),
+            "queue_pending": len(self.queue.pending),
+            "devices": list((self.stats or {}).get("devices") or ()),
+        }

@@ -1,0 +1,132 @@
+"""What the fleet can do, answered from memory: /object_info and the model lists, read in the background.
+
+The last good copy serves while backends are down. Parsing and merging happen in a thread: an installation with many
+custom nodes describes itself in 100 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.client import BackendError
+from gateway.fleet import merging
+from gateway.fleet.backend import Backend
+from gateway.fleet.fleet import Fleet
+from gateway.settings import CatalogueSettings
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("catalogue")
+
+MAX_LISTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """One merged /object_info: parsed, encoded, compressed, and its ETag."""
+
+    classes: Mapping[str, Any]
+    body: bytes
+    compressed: bytes
+    etag: str
+
+
+@dataclass(slots=True)
+class _Listing:
+    read_at: float
+    value: list[Any]
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """The merged catalogue of a fleet."""
+
+    fleet: Fleet
+    settings: CatalogueSettings
+    edition: Edition | None = None
+    _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _lists: dict[str, _Listing] = field(default_factory=dict)
+    _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
+    _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def start(self) -> None:
+        """Begin to read the backends again and again."""
+        self._tasks.start(self._refresh_for_ever(), "refresh")
+
+    async def close(self) -> None:
+        """Stop reading."""
+        await self._tasks.close()
+
+    def changed(self, backend: Backend) -> None:
+        """A backend came, or something that it lists may have changed: read it soon."""
+        self._lists.clear()
+        if backend.name not in self._reading:
+            task = self._tasks.start(self._read(backend), backend.name)
+            self._reading[backend.name] = task
+            task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
+
+    async def first_edition(self) -> Edition | None:
+        """The newest edition; right after the start, the first one when it is there."""
+        if self.edition is None and self._reading:
+            await asyncio.wait(list(self._reading.values()), timeout=self.settings.timeout)
+        return self.edition
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.refresh)
+            for backend in self.fleet.backends.values():
+                if backend.eligible:
+                    self.changed(backend)
+
+    async def _read(self, backend: Backend) -> None:
+        try:
+            answer = await backend.client.call("GET", "/object_info", timeout=self.settings.timeout)
+            info = await asyncio.to_thread(wire.loads, answer.body) if answer.status == 200 else None
+        except (BackendError, wire.MalformedJson) as error:
+            _log.warning("object_info", backend=backend.name, error=str(error))
+            return
+        if not isinstance(info, dict) or self._infos.get(backend.name) == info:
+            return
+        self._infos[backend.name] = info
+        async with self._merging:
+            # In the file's order, the primary first: which description stands must not depend on who answers first.
+            order = sorted(self.fleet.backends.values(), key=lambda b: not b.primary)
+            infos = [self._infos[b.name] for b in order if b.name in self._infos]
+            self.edition = await asyncio.to_thread(_edition, infos)
+
+    async def listing(self, path: str) -> list[Any] | None:
+        """The union of a route that lists names (/models/…, /embeddings); None if no backend has it."""
+        known = self._lists.get(path)
+        if known is not None and time.monotonic() - known.read_at < self.settings.refresh:
+            return known.value
+        answers = await asyncio.gather(*(_list(b, path) for b in self.fleet.by_preference if b.pulse.alive))
+        lists = [answer for answer in answers if answer is not None]
+        if not lists:
+            return known.value if known is not None else None
+        if len(self._lists) >= MAX_LISTS:
+            self._lists.clear()
+        listing = self._lists[path] = _Listing(time.monotonic(), merging.union(lists))
+        return listing.value
+
+
+async def _list(backend: Backend, path: str) -> list[Any] | None:
+    try:
+        value = await backend.client.json(path)
+    except BackendError:
+        return None
+    return value if isinstance(value, list) else None
+
+
+def _edition(infos: list[Mapping[str, Any]]) -> Edition:
+    classes = merging.object_info(infos)
+    body = wire.dumps(classes)
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    return Edition(classes, body, gzip.compress(body, 6, mtime=0), etag)

@@ -1,0 +1,248 @@
+"""The fleet: every backend is probed and listened to on its own, so that a hung one delays nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import aiohttp
+
+from gateway.comfy import events
+from gateway.comfy.client import BackendError, ComfyClient, Queue, Refused, TimedOut, Unreachable
+from gateway.fleet.backend import Backend
+from gateway.fleet.health import Health, Pulse
+from gateway.settings import BackendSettings, Settings
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("fleet")
+
+RECONNECT_FIRST = 0.1
+RECONNECT_MOST = 5.0
+
+
+class FleetListener(Protocol):
+    """What the room above is told."""
+
+    def heard_event(self, backend: Backend, event: events.Event) -> None:
+        """A text message came."""
+
+    def heard_binary(self, backend: Backend, frame: bytes) -> None:
+        """A binary message came."""
+
+    def is_ours(self, backend: Backend, prompt_id: str) -> bool:
+        """Whether a prompt in a backend's queue is a job of this gateway."""
+
+    async def connected(self, backend: Backend) -> None:
+        """The socket is up; reconcile before the backend takes work and before its events are read."""
+
+    def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
+        """A probe that was sent at `asked_at` (monotonic seconds) brought `queue`."""
+
+    def down(self, backend: Backend) -> None:
+        """The backend is gone or lost: what it had must go elsewhere."""
+
+    def available(self) -> None:
+        """Some backend may take more work than before."""
+
+
+class Fleet:
+    """All backends. `start` begins to watch them, `close` ends it and closes what it opened."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, client_id: str) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._client_id = client_id
+        self._listener: FleetListener
+        self._tasks = Tasks("fleet")
+        self._wake: dict[str, asyncio.Event] = {}
+        self._sockets: dict[str, asyncio.Timeout] = {}
+        self.backends: dict[str, Backend] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def start(self, listener: FleetListener) -> None:
+        """Connect to every backend; `listener` hears of it from now on."""
+        self._listener = listener
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=2**18,
+        )
+        now = time.monotonic()
+        for entry in self._settings.backends:
+            client = ComfyClient(
+                entry.url, self._session, self._settings.dispatch.connect_timeout, self._settings.probe.timeout
+            )
+            backend = Backend(
+                entry.name,
+                entry.url,
+                entry.max_queue or self._settings.dispatch.max_queue,
+                entry.primary,
+                client,
+                Pulse(self._settings.probe.lost_after, now),
+            )
+            self.backends[backend.name] = backend
+            self._wake[backend.name] = asyncio.Event()
+            self._metrics.backend_up.labels(backend.name).set(0)
+        for backend in self.backends.values():
+            self._tasks.start(self._probe_for_ever(backend), f"probe:{backend.name}")
+            self._tasks.start(self._listen_for_ever(backend), f"socket:{backend.name}")
+
+    async def close(self) -> None:
+        """Stop watching. Jobs on the backends run on."""
+        await self._tasks.close()
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def configured(self) -> Sequence[BackendSettings]:
+        """The backends of the configuration."""
+        return self._settings.backends
+
+    @property
+    def by_preference(self) -> Sequence[Backend]:
+        """The backends, the primary first, those alive before the others."""
+        return sorted(self.backends.values(), key=lambda b: (not b.pulse.alive, not b.primary))
+
+    @property
+    def primary(self) -> Backend | None:
+        """The backend for users, settings and static files: the one so marked, else the first that is alive."""
+        return next(iter(self.by_preference), None)
+
+    def refused(self, backend: Backend) -> None:
+        """Somebody's connection to it was refused."""
+        was = backend.health
+        backend.pulse.refused()
+        self._changed(backend, was)
+
+    async def _probe_for_ever(self, backend: Backend) -> None:
+        interval = self._settings.probe.interval
+        while True:
+            await self._probe(backend)
+            await asyncio.sleep(interval * random.uniform(0.8, 1.2))
+
+    async def _probe(self, backend: Backend) -> None:
+        was, began = backend.health, time.monotonic()
+        outcome = "ok"
+        try:
+            queue = await backend.client.queue()
+            backend.pulse.answered(time.monotonic())
+            self._take_queue(backend, queue, began)
+            backend.stats = await backend.client.system_stats()
+            self._measure(backend)
+        except Refused:
+            outcome = "refused"
+            backend.pulse.refused()
+        except (TimedOut, Unreachable):
+            outcome = "timeout"
+            backend.pulse.timed_out(time.monotonic())
+        except BackendError as error:
+            outcome = "error"
+            backend.pulse.timed_out(time.monotonic())
+            _log.warning("probe failed", backend=backend.name, error=str(error))
+        self._metrics.probe_seconds.labels(backend.name, outcome).observe(time.monotonic() - began)
+        self._changed(backend, was)
+
+    def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
+        backend.queue = queue
+        backend.foreign_running = sum(not self._listener.is_ours(backend, item[1]) for item in queue.running)
+        backend.foreign_pending = sum(not self._listener.is_ours(backend, item[1]) for item in queue.pending)
+        self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))
+        self._metrics.backend_running.labels(backend.name).set(len(queue.running))
+        if backend.connected:
+            self._listener.probed(backend, queue, asked_at)
+
+    def _measure(self, backend: Backend) -> None:
+        stats = backend.stats or {}
+        system = stats.get("system") or {}
+        self._metrics.ram_free.labels(backend.name).set(system.get("ram_free") or 0)
+        self._metrics.ram_total.labels(backend.name).set(system.get("ram_total") or 0)
+        for place, device in enumerate(stats.get("devices") or ()):
+            self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free") or 0)
+            self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total") or 0)
+
+    def _changed(self, backend: Backend, was: Health) -> None:
+        now = backend.health
+        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        if now is was:
+            return
+        _log.info("backend", backend=backend.name, state=str(now), was=str(was))
+        if now in (Health.GONE, Health.LOST):
+            backend.connected = False
+            self._cut(backend)
+            self._listener.down(backend)
+        elif now is Health.UP:
+            self._wake[backend.name].set()
+            self._listener.available()
+
+    async def _listen_for_ever(self, backend: Backend) -> None:
+        pause = RECONNECT_FIRST
+        while True:
+            began = time.monotonic()
+            try:
+                await self._listen(backend)
+            except Refused:
+                self.refused(backend)
+            except TimeoutError:
+                pass
+            except BackendError as error:
+                _log.warning("socket failed", backend=backend.name, error=str(error))
+            finally:
+                backend.connected = False
+                self._sockets.pop(backend.name, None)
+            # A socket that held for a while earns a quick reconnect; one that fails at once must not spin.
+            pause = RECONNECT_FIRST if time.monotonic() - began > RECONNECT_MOST else min(pause * 2, RECONNECT_MOST)
+            await self._pause(backend, pause * random.uniform(0.8, 1.2))
+
+    def _cut(self, backend: Backend) -> None:
+        """Drop the socket of a backend that was given up: should it come back, it is reconciled like a new one."""
+        scope = self._sockets.get(backend.name)
+        if scope is not None:
+            scope.reschedule(asyncio.get_running_loop().time())
+
+    async def _pause(self, backend: Backend, seconds: float) -> None:
+        """Wait, but not longer than until a probe is answered by a backend that was down."""
+        wake = self._wake[backend.name]
+        wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _listen(self, backend: Backend) -> None:
+        # A model load blocks ComfyUI's loop, pongs included, so the wait for a pong is as long as for any sign of life.
+        heartbeat = 2 * self._settings.probe.lost_after
+        async with asyncio.timeout(None) as scope, backend.client.socket(self._client_id, heartbeat) as socket:
+            await socket.send_str(events.encode("feature_flags", {"supports_preview_metadata": True}).decode())
+            backend.pulse.heard(time.monotonic())
+            await self._listener.connected(backend)
+            self._sockets[backend.name] = scope
+            self._connected(backend)
+            async for message in socket:
+                backend.pulse.heard(time.monotonic())
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    self._heard_text(backend, message.data)
+                elif message.type is aiohttp.WSMsgType.BINARY:
+                    self._listener.heard_binary(backend, message.data)
+
+    def _connected(self, backend: Backend) -> None:
+        was = backend.health
+        backend.pulse.answered(time.monotonic())
+        backend.connected = True
+        self._changed(backend, was)
+        self._metrics.backend_up.labels(backend.name).set(1)
+        self._listener.available()
+
+    def _heard_text(self, backend: Backend, text: str) -> None:
+        event = events.parse(text)
+        if event is None:
+            _log.warning("a message that is not ComfyUI's", backend=backend.name, length=len(text))
+        elif event.type == "feature_flags":
+            backend.features = event.data
+        else:
+            self._listener.heard_event(backend, event)

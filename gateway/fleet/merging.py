@@ -1,0 +1,86 @@
+"""What several backends say of themselves, as if one said it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def object_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The union of /object_info: all node classes; of a class that several have, all choices of each list.
+
+    The first backend's description of a class stands, as do its choices' order; what others add comes after.
+    """
+    merged: dict[str, Any] = {}
+    for info in infos:
+        for name, description in info.items():
+            known = merged.get(name)
+            merged[name] = description if known is None else _merge_class(known, description)
+    return merged
+
+
+def _merge_class(known: Any, other: Any) -> Any:
+    if known == other or not isinstance(known, dict) or not isinstance(other, dict):
+        return known
+    inputs, theirs = known.get("input"), other.get("input")
+    if not isinstance(inputs, dict) or not isinstance(theirs, dict):
+        return known
+    return {**known, "input": {part: _merge_inputs(own, theirs.get(part)) for part, own in inputs.items()}}
+
+
+def _merge_inputs(known: Any, other: Any) -> Any:
+    if not isinstance(known, dict) or not isinstance(other, dict):
+        return known
+    return {name: _merge_input(spec, other.get(name)) for name, spec in known.items()}
+
+
+def _merge_input(known: Any, other: Any) -> Any:
+    """Choices stand in the type's place, or under ``options`` where the type is COMBO (comfy_api, io.Combo)."""
+    if not (isinstance(known, list) and isinstance(other, list) and known and other):
+        return known
+    if isinstance(known[0], list) and isinstance(other[0], list):
+        return [union([known[0], other[0]]), *known[1:]]
+    if known[0] == other[0] == "COMBO" and len(known) > 1 and len(other) > 1:
+        mine, theirs = known[1].get("options"), other[1].get("options")
+        if isinstance(mine, list) and isinstance(theirs, list):
+            return [known[0], {**known[1], "options": union([mine, theirs])}, *known[2:]]
+    return known
+
+
+def union(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    """All items, each once, in the order in which they are first seen."""
+    seen: list[Any] = []
+    known: set[Any] = set()
+    for items in lists:
+        for item in items:
+            try:
+                if item in known:
+                    continue
+                known.add(item)
+            except TypeError:
+                if item in seen:
+                    continue
+            seen.append(item)
+    return seen
+
+
+def system_stats(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """One /system_stats: the first backend's system, and every device, its name prefixed with its backend's."""
+    system = dict(named[0][1].get("system") or {}) if named else {}
+    devices = [
+        {**device, "name": f"{name}: {device.get('name', '')}", "index": place}
+        for place, (name, device) in enumerate((n, d) for n, stats in named for d in stats.get("devices") or ())
+    ]
+    return {"system": system, "devices": devices}
+
+
+def features(flags: Sequence[Mapping[str, Any]], max_upload_size: int) -> dict[str, Any]:
+    """The flags that all backends share; the smallest upload limit."""
+    merged = dict(flags[0]) if flags else {}
+    for other in flags[1:]:
+        merged = {key: value for key, value in merged.items() if key in other and other[key] == value}
+    limits = [limit for f in flags if isinstance(limit := f.get("max_upload_size"), int)]
+    merged["max_upload_size"] = min([*limits, max_upload_size])
+    # Ours, whatever the backends do: previews are given in the form that the client declares.
+    merged["supports_preview_metadata"] = True
+    return merged

@@ -1,0 +1,209 @@
+"""POST /prompt's body, read and checked: pure, from bytes to a `Submission` or a `Rejection`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.comfy import graph, wire
+from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no_prompt
+
+# Never shown and never on disk in the clear (execution.py, SENSITIVE_EXTRA_DATA_KEYS).
+SECRET_KEYS = ("api_key_comfy_org", "auth_token_comfy_org")
+_OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
+_EMPTY: Mapping[str, Any] = {}
+
+
+class Rejection(Exception):
+    """A body that can't be accepted, with the answer in ComfyUI's error form."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(body["error"]["message"])
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An accepted body. Graph and extra_data are kept encoded: a tenth of the memory of the parsed form.
+
+    `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone.
+    """
+
+    prompt: bytes
+    extra_data: bytes
+    rest: bytes
+    client_id: Any
+    gave_client_id: bool
+    prompt_id: str | None
+    number: float | None
+    front: bool
+    targets: list[str] | None
+    nodes: tuple[tuple[str, str], ...]
+    models: frozenset[str]
+    files: tuple[graph.FileInput, ...]
+    digest: bytes | None
+    secrets: Mapping[str, Any] = field(default_factory=dict)
+    needs_secrets: bool = False
+
+    @property
+    def session_id(self) -> str | None:
+        """The clientId whose sockets hear of it, if any."""
+        return self.client_id if isinstance(self.client_id, str) and self.client_id else None
+
+
+def read(body: bytes) -> Submission:
+    """Read a POST /prompt body.
+
+    Raises:
+        Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
+    """
+    try:
+        value = wire.loads(body)
+    except wire.MalformedJson as error:
+        raise _rejection("invalid_json", "The body is not JSON", str(error)) from error
+    if not isinstance(value, dict):
+        raise _rejection("invalid_body", "The body must be a JSON object", f"got {_name_of(value)}")
+    if "prompt" not in value:
+        raise Rejection(400, no_prompt())
+    prompt_id = value.get("prompt_id")
+    if prompt_id is not None and not is_prompt_id(prompt_id):
+        raise Rejection(400, invalid_prompt_id())
+    prompt = value["prompt"]
+    _check_graph(prompt)
+    return _submission(value, prompt, prompt_id, wire.encoder_for(body))
+
+
+def _submission(value: dict[str, Any], prompt: dict[str, Any], prompt_id: str | None, dumps: Any) -> Submission:
+    extra = value.get("extra_data")
+    if extra is None:
+        extra = {}
+    if not isinstance(extra, dict):
+        raise _rejection("invalid_extra_data", "extra_data must be an object", f"got {_name_of(extra)}")
+    gave_client_id = "client_id" in value or "client_id" in extra
+    client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
+    secrets = {key: extra[key] for key in SECRET_KEYS if key in extra}
+    shown = {key: item for key, item in extra.items() if key not in SECRET_KEYS and key != "client_id"}
+    targets = value.get("partial_execution_targets")
+    return Submission(
+        prompt=dumps(prompt),
+        extra_data=dumps(shown),
+        rest=dumps({key: item for key, item in value.items() if key not in _OWN_KEYS}),
+        client_id=client_id,
+        gave_client_id=gave_client_id,
+        prompt_id=prompt_id,
+        number=_number(value),
+        front=bool(value.get("front")),
+        targets=targets if isinstance(targets, list) else None,
+        nodes=_nodes(prompt),
+        models=graph.models_named(prompt),
+        files=tuple(graph.file_inputs(prompt)),
+        digest=_digest(value) if prompt_id is not None else None,
+        secrets=secrets,
+        needs_secrets=bool(secrets),
+    )
+
+
+def _nodes(prompt: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    # Interned: ten thousand waiting prompts name the same few hundred classes.
+    return tuple((node_id, sys.intern(class_type)) for node_id, class_type, _ in graph.nodes_of(prompt))
+
+
+def _check_graph(prompt: Any) -> None:
+    if not isinstance(prompt, dict):
+        raise _rejection(
+            "invalid_prompt",
+            "The prompt must be an object of nodes by their ids",
+            f"got {_name_of(prompt)}; in the web UI, export the workflow with 'Export (API)'",
+        )
+    for node_id, node in prompt.items():
+        if not isinstance(node, dict):
+            raise _rejection(
+                "invalid_prompt", f"Node '{node_id}' must be an object", f"got {_name_of(node)}", {"node_id": node_id}
+            )
+        if "class_type" in node and not isinstance(node["class_type"], str):
+            raise _rejection(
+                "invalid_prompt", f"Node '{node_id}' must have a string as class_type", "", {"node_id": node_id}
+            )
+
+
+def _number(value: Mapping[str, Any]) -> float | None:
+    if "number" not in value:
+        return None
+    try:
+        number = float(value["number"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _rejection("invalid_number", "number must be a number", str(error)) from error
+    if not math.isfinite(number):
+        raise _rejection("invalid_number", "number must be finite", repr(value["number"]))
+    return number
+
+
+def _digest(value: Mapping[str, Any]) -> bytes:
+    """What tells the same body from another, whatever the order of its keys."""
+    try:
+        return hashlib.sha256(wire.dumps_sorted(value)).digest()
+    except (TypeError, RecursionError) as error:
+        raise _rejection("invalid_body", "The body can't be read", str(error)) from error
+
+
+def _rejection(type_: str, message: str, details: str = "", extra: Mapping[str, Any] = _EMPTY) -> Rejection:
+    return Rejection(400, error_body(type_, message, details[:500], dict(extra)))
+
+
+def _name_of(value: Any) -> str:
+    names = {list: "a list", str: "a string", dict: "an object", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def encode_for_journal(submission: Submission) -> bytes:
+    """What the journal keeps; `decode_from_journal` reads it."""
+    return b"".join(
+        (
+            b'{"prompt":',
+            submission.prompt,
+            b',"extra_data":',
+            submission.extra_data,
+            b',"rest":',
+            submission.rest,
+            b',"head":',
+            wire.dumps(
+                {
+                    "client_id": submission.client_id,
+                    "gave_client_id": submission.gave_client_id,
+                    "prompt_id": submission.prompt_id,
+                    "number": submission.number,
+                    "front": submission.front,
+                    "needs_secrets": submission.needs_secrets,
+                }
+            ),
+            b"}",
+        )
+    )
+
+
+def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
+    """A submission as an earlier run of the gateway accepted it, without the partner keys."""
+    value = wire.loads(data)
+    head, dumps = value["head"], wire.encoder_for(data)
+    targets = value["rest"].get("partial_execution_targets")
+    return Submission(
+        prompt=dumps(value["prompt"]),
+        extra_data=dumps(value["extra_data"]),
+        rest=dumps(value["rest"]),
+        client_id=head["client_id"],
+        gave_client_id=head["gave_client_id"],
+        prompt_id=head["prompt_id"],
+        number=head["number"],
+        front=head["front"],
+        targets=targets if isinstance(targets, list) else None,
+        nodes=_nodes(value["prompt"]),
+        models=graph.models_named(value["prompt"]),
+        files=tuple(graph.file_inputs(value["prompt"])),
+        digest=digest,
+        needs_secrets=head["needs_secrets"],
+    )

@@ -1,0 +1,246 @@
+"""The end of a job: its history entry is fetched, made the gateway's own, journalled, and only then told.
+
+Terminal events are held until then, so that a client that hears ``execution_success`` finds the entry. ComfyUI itself
+sends ``execution_success`` before the entry is there and ``executing`` with node null after it (main.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gateway.comfy import events, history, wire
+from gateway.comfy.client import BackendError
+from gateway.comfy.events import Frame, Kind
+from gateway.comfy.jobs import job_of_history
+from gateway.comfy.outputs import FileRef, rename
+from gateway.fleet.backend import Backend
+from gateway.fleet.files import FileIndex
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.job import SHOWN_RUNNING, Job, State
+from gateway.jobs.ledger import Ledger, session_topic, status_topic
+from gateway.store.protocol import Bus, FileRecord, Store, StoreError
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("jobs")
+
+FETCH_TIMEOUT = 30.0
+FETCH_PAUSE = 0.25
+FETCH_PAUSE_MOST = 5.0
+# Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
+END_GRACE = 1.0
+_LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
+
+
+class Collector:
+    """Ends jobs.
+
+    Args:
+        missing: told of a job whose backend has no entry for it.
+        freed: told when a place on a backend is free.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        files: FileIndex,
+        store: Store,
+        bus: Bus,
+        metrics: Metrics,
+        missing: Callable[[Job], None],
+        freed: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._files = files
+        self._store = store
+        self._bus = bus
+        self._metrics = metrics
+        self._missing = missing
+        self._freed = freed
+        self._tasks = Tasks("collector")
+        self._ends: dict[Job, asyncio.Event] = {}
+
+    async def close(self) -> None:
+        """Stop collecting. What was not collected is running in the journal, and is found again."""
+        await self._tasks.close()
+
+    def collect(self, job: Job, *, at_once: bool) -> None:
+        """The job ran to its end. With `at_once` its entry is known to be there."""
+        if job.state is not State.COLLECTING:
+            self._ledger.collect(job)
+        end = self._ends.get(job)
+        if end is None:
+            end = self._ends[job] = asyncio.Event()
+            self._tasks.start(self._collect(job, end), job.prompt_id)
+        if at_once:
+            end.set()
+
+    async def _collect(self, job: Job, end: asyncio.Event) -> None:
+        backend, upstream_id = self._fleet.backends[job.backend or ""], job.upstream_id
+        try:
+            try:
+                async with asyncio.timeout(END_GRACE):
+                    await end.wait()
+            except TimeoutError:
+                pass
+            entry = await self._fetch(job, backend, upstream_id)
+            if entry is not None:
+                await self._finish(job, backend, entry)
+            elif self._is_at(job, backend):
+                self._missing(job)
+        finally:
+            self._ends.pop(job, None)
+
+    def _is_at(self, job: Job, backend: Backend) -> bool:
+        return job.state is State.COLLECTING and job.backend == backend.name
+
+    async def _fetch(self, job: Job, backend: Backend, upstream_id: str) -> dict[str, Any] | None:
+        """The entry. None if the backend answers that there is none, or the job is not there any more."""
+        pause, absent = FETCH_PAUSE, 0
+        while self._is_at(job, backend):
+            try:
+                entry = await backend.client.history_entry(upstream_id, timeout=FETCH_TIMEOUT)
+                if entry is not None:
+                    return entry
+                absent += 1
+                if absent == 3:
+                    return None
+            except BackendError as error:
+                _log.info("fetching an entry", prompt_id=job.prompt_id, backend=backend.name, error=str(error))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, FETCH_PAUSE_MOST)
+        return None
+
+    async def _finish(self, job: Job, backend: Backend, entry: dict[str, Any]) -> None:
+        self._make_ours(job, backend, entry)
+        await self._end(job, entry, history.outcome_of(entry))
+
+    async def _end(self, job: Job, entry: dict[str, Any], outcome: history.Outcome) -> None:
+        summary = wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False))
+        place, was_shown_running = job.backend, job.state in SHOWN_RUNNING
+        pause = FETCH_PAUSE
+        while True:
+            try:
+                if not await self._ledger.finish(job, outcome, wire.dumps_exact(entry), summary):
+                    return
+                break
+            except StoreError as error:
+                _log.error("journal", prompt_id=job.prompt_id, error=str(error))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, FETCH_PAUSE_MOST)
+        self._tell(job, entry, was_shown_running)
+        self._count(job, place, outcome, entry)
+        self._freed()
+
+    def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any]) -> None:
+        """Put back what the client sent, and give the files the names that its tenant knows."""
+        prompt = entry.get("prompt")
+        outputs = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
+        graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and not job.submission.files else None
+        entry["prompt"] = self._prompt_item(job, graph, outputs)
+        entry["outputs"] = self.renamed(job, backend.name, entry.get("outputs"))
+        status = entry.get("status")
+        if isinstance(status, dict) and job.upstream_id != job.prompt_id:
+            status["messages"] = [
+                [name, {**data, "prompt_id": job.prompt_id}] for name, data in status.get("messages") or ()
+            ]
+
+    def _prompt_item(self, job: Job, graph: Any, outputs: Any) -> list[Any]:
+        number = job.number if job.submission.number is not None else int(job.number)
+        graph = wire.loads(job.submission.prompt) if graph is None else graph
+        return [number, job.prompt_id, graph, wire.loads(job.shown_extra_data()), outputs]
+
+    def renamed(self, job: Job, backend: str, output: Any) -> Any:
+        """A node's output with the names that the job's tenant knows; new ones are remembered."""
+        fresh: list[FileRecord] = []
+
+        def name(ref: FileRef) -> str:
+            visible, is_news = self._files.claim(job.tenant, backend, ref)
+            if is_news:
+                fresh.append(FileRecord(job.tenant, ref.kind, ref.subfolder, visible, backend, ref.filename))
+            return visible
+
+        renamed = rename(output, name)
+        if fresh:
+            self._store.write(fresh)
+        return renamed
+
+    def fail(self, job: Job, reason: str, type_: str) -> None:
+        """End a job that no backend can run: ``execution_error``, and a history entry that says why."""
+        # Until that is journalled no backend is eligible for it.
+        job.pinned = frozenset()
+        self._tasks.start(self._fail(job, reason, type_), job.prompt_id)
+
+    async def _fail(self, job: Job, reason: str, type_: str) -> None:
+        event = history.failure_event(job.prompt_id, reason, type_)
+        job.live.terminal = ("execution_error", event)
+        entry = history.failure_entry(self._prompt_item(job, None, job.outputs), event)
+        await self._end(job, entry, history.Outcome.ERROR)
+
+    def _tell(self, job: Job, entry: dict[str, Any], was_started: bool) -> None:
+        """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
+        session_id = job.submission.session_id
+        frames = [self._terminal_frame(job, entry), events.end_frame(job.prompt_id)]
+        if session_id is not None and not job.live.start_told and not was_started:
+            start = {"prompt_id": job.prompt_id, "timestamp": int(time.time() * 1000)}
+            frames.insert(0, Frame(Kind.LIFECYCLE, events.encode("execution_start", start), job.prompt_id))
+        for frame in frames[:-1]:
+            if session_id is not None:
+                self._bus.publish(session_topic(job.tenant, session_id), frame)
+        self._bus.publish(status_topic(job.tenant), None)
+        if session_id is not None:
+            self._bus.publish(session_topic(job.tenant, session_id), frames[-1])
+
+    def tell_cancelled(self, job: Job) -> None:
+        """A job that had run, was lost, and was then cancelled while it waited: its client is told that it is over."""
+        session_id = job.submission.session_id
+        if session_id is None or not job.live.start_told:
+            return
+        data = {"prompt_id": job.prompt_id, "node_id": "", "node_type": "", "executed": []}
+        payload = events.encode("execution_interrupted", {**data, "timestamp": int(time.time() * 1000)})
+        topic = session_topic(job.tenant, session_id)
+        self._bus.publish(topic, Frame(Kind.LIFECYCLE, payload, job.prompt_id))
+        self._bus.publish(topic, events.end_frame(job.prompt_id))
+
+    def _terminal_frame(self, job: Job, entry: dict[str, Any]) -> Frame:
+        type_, data = job.live.terminal or _last_message(entry)
+        data = {**data, "prompt_id": job.prompt_id}
+        return Frame(Kind.LIFECYCLE, events.encode(type_, data), job.prompt_id)
+
+    def _count(self, job: Job, place: str | None, outcome: history.Outcome, entry: dict[str, Any]) -> None:
+        now = time.monotonic()
+        backend = place or ""
+        self._metrics.jobs.labels(str(outcome), backend).inc()
+        if job.started_at is not None:
+            self._metrics.run_seconds.labels(backend).observe(now - job.started_at)
+        _log.info(
+            "job",
+            prompt_id=job.prompt_id,
+            status=_LOGGED[outcome],
+            outcome=str(outcome),
+            duration_ms=round((now - (job.started_at or job.accepted_at)) * 1000),
+            model=", ".join(sorted(job.submission.models)) or None,
+            backend=place,
+            tenant=job.tenant,
+            error=_error_of(entry),
+        )
+
+
+def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    for name, data in reversed((entry.get("status") or {}).get("messages") or ()):
+        if name in events.TERMINAL:
+            return name, data
+    return "execution_success", {"timestamp": int(time.time() * 1000)}
+
+
+def _error_of(entry: dict[str, Any]) -> str | None:
+    for name, data in (entry.get("status") or {}).get("messages") or ():
+        if name == "execution_error":
+            return f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"[:500]
+    return None

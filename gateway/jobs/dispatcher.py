@@ -1,0 +1,385 @@
+"""What happens to a prompt, from its acceptance until a backend has it. Read it top to bottom.
+
+submit    accept → journal → send (or wait) → answer
+wake      send out what waits, as far as there is room
+_send     offer to the shortest queue, to the next best where that fails
+_offer    one POST /prompt and what its outcome means
+_ask      an offer without an answer: does the backend have it?
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from gateway.comfy import wire
+from gateway.comfy.client import Answer, BackendError, Refused, Unanswered, Unreachable
+from gateway.comfy.errors import error_body
+from gateway.comfy.outputs import FileRef
+from gateway.fleet.backend import Backend
+from gateway.fleet.files import FileIndex
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.health import Health
+from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.job import Job, State
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.routing import Candidate, shortest_queue
+from gateway.jobs.upstream import drop_copies, upstream_body
+from gateway.settings import DispatchSettings
+from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("dispatcher")
+
+MAX_REMEMBERED_SESSIONS = 10_000
+RETRY_AFTER_SECONDS = 5
+ASK_PAUSE_SECONDS = 0.5
+
+
+class Overloaded(Exception):
+    """A prompt can't be accepted now; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a POST /prompt."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json; charset=utf-8"
+
+
+class _Offer(Enum):
+    """What became of an offer."""
+
+    TAKEN = auto()
+    REFUSED = auto()
+    NOT_SENT = auto()
+    UNKNOWN = auto()
+
+
+class Dispatcher:
+    """Sends prompts to backends. Decisions are made between two awaits, so that none rests on stale counts.
+
+    Args:
+        outputs_of: the nodes a prompt will execute, as far as the catalogue tells.
+        fail: ends a job that no backend can run, with a reason.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        files: FileIndex,
+        settings: DispatchSettings,
+        metrics: Metrics,
+        client_id: str,
+        outputs_of: Callable[[Submission], list[str]],
+        fail: Callable[[Job, str, str], None],
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._files = files
+        self._settings = settings
+        self._metrics = metrics
+        self._client_id = client_id
+        self._outputs_of = outputs_of
+        self._fail = fail
+        self._tasks = Tasks("dispatcher")
+        self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
+        self._turns: dict[Job, object] = {}
+        self._last_backend: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._uses = 0
+
+    async def close(self) -> None:
+        """Stop sending. What was not sent waits in the journal."""
+        await self._tasks.close()
+
+    # -- accept, journal, send, answer ---------------------------------------------------------------------------
+
+    async def submit(self, tenant: str, submission: Submission) -> Reply:
+        """Accept a prompt.
+
+        Raises:
+            Overloaded: nothing can take it, and enough are waiting.
+            Rejection: its id is in use for another prompt.
+            StoreError: the journal can't be written; nothing was accepted.
+        """
+        earlier = self._earlier(tenant, submission)
+        if earlier is not None:
+            return await earlier
+        pinned = self._pinned(tenant, submission)
+        backend = self._choose(tenant, submission, pinned)
+        if backend is None and self._ledger.waiting_count >= self._settings.max_waiting:
+            raise Overloaded(f"{self._ledger.waiting_count} prompts are waiting already, and no backend has room")
+        job = self._ledger.admit(tenant, submission, self._outputs_of(submission))
+        job.pinned = pinned
+        reply = self._replies[job.key] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            self._place(job, backend)
+            answer = await self._reply_to(job)
+            reply.set_result(answer)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                reply.cancel()
+            else:
+                reply.set_exception(error)
+            raise
+        finally:
+            self._replies.pop(job.key, None)
+        return answer
+
+    async def _reply_to(self, job: Job) -> Reply:
+        try:
+            await self._ledger.journal(job)
+        except StoreError:
+            if self._ledger.find(*job.key) is job:
+                self._ledger.withdraw(job)
+            raise
+        if job.state is not State.SENDING:
+            return Reply(200, job.answer())
+        sending = self._tasks.start(self._send(job), job.prompt_id)
+        # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
+        done, _ = await asyncio.wait({sending}, timeout=self._settings.send_timeout)
+        refusal = sending.result() if done else None
+        if refusal is None:
+            if not done:
+                sending.add_done_callback(lambda task: self._refused_late(job, task))
+            return Reply(200, job.answer())
+        self._ledger.withdraw(job)
+        return refusal
+
+    def _refused_late(self, job: Job, task: asyncio.Task[Reply | None]) -> None:
+        if not task.cancelled() and task.exception() is None and (refusal := task.result()) is not None:
+            self._fail_refused(job, refusal)
+
+    def _earlier(self, tenant: str, submission: Submission) -> Awaitable[Reply] | None:
+        """The answer to the same prompt sent before under the same id, so that a client may safely send again."""
+        if submission.prompt_id is None:
+            return None
+        job = self._ledger.find(tenant, submission.prompt_id)
+        ended = self._ledger.history.find(tenant, submission.prompt_id)
+        known = job.submission.digest if job else ended.digest if ended else None
+        if job is None and ended is None:
+            return None
+        if known != submission.digest:
+            raise Rejection(
+                409,
+                error_body(
+                    "prompt_id_in_use",
+                    "prompt_id is in use for another prompt",
+                    "send each prompt with an id of its own, or without one to let the server generate it",
+                ),
+            )
+        future = self._replies.get((tenant, submission.prompt_id))
+        if future is not None:
+            return asyncio.shield(future)
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if job is not None:
+            done.set_result(Reply(200, job.answer()))
+        elif ended is not None:
+            number = repr(ended.number) if submission.number is not None else str(int(ended.number))
+            body = f'{{"prompt_id": "{ended.prompt_id}", "number": {number}, "node_errors": '.encode()
+            done.set_result(Reply(200, body + ended.node_errors + b"}"))
+        return done
+
+    # -- what waits ----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Send out what waits, as far as there is room: a job ended, or a backend came."""
+        if not self._ledger.waiting_count or not any(c.free > 0 for c in self._candidates()):
+            return
+        for job in self._ledger.waiting():
+            backend = self._choose(job.tenant, job.submission, job.pinned)
+            if backend is not None:
+                self._place(job, backend)
+                self._tasks.start(self._deliver(job), job.prompt_id)
+            elif job.pinned is None:
+                return
+
+    async def _deliver(self, job: Job) -> None:
+        """Send a job whose client has its answer long since."""
+        try:
+            await self._ledger.placed(job)
+        except StoreError as error:
+            # It is journalled as waiting, so it is safe; where it went is found out by asking after a restart.
+            _log.error("journal", prompt_id=job.prompt_id, error=str(error))
+        refusal = await self._send(job)
+        if refusal is not None:
+            self._fail_refused(job, refusal)
+
+    def _fail_refused(self, job: Job, refusal: Reply) -> None:
+        try:
+            error = wire.loads(refusal.body)["error"]
+            reason = f"{error['message']}: {error['details']}" if error.get("details") else str(error["message"])
+        except (wire.MalformedJson, KeyError, TypeError):
+            reason = f"the backend answered {refusal.status}"
+        self._fail(job, reason, "PromptValidationError")
+
+    # -- where to ------------------------------------------------------------------------------------------------
+
+    def _place(self, job: Job, backend: Backend | None) -> None:
+        if backend is None:
+            self._ledger.hold(job)
+            return
+        self._uses += 1
+        backend.used_at = self._uses
+        backend.models = job.submission.models or backend.models
+        if (session_id := job.submission.session_id) is not None:
+            self._last_backend[job.tenant, session_id] = backend.name
+            self._last_backend.move_to_end((job.tenant, session_id))
+            while len(self._last_backend) > MAX_REMEMBERED_SESSIONS:
+                self._last_backend.popitem(last=False)
+        self._ledger.send(job, backend.name)
+
+    def _choose(
+        self, tenant: str, submission: Submission, pinned: frozenset[str] | None, tried: Collection[str] = ()
+    ) -> Backend | None:
+        last = self._last_backend.get((tenant, submission.session_id)) if submission.session_id else None
+        choice = shortest_queue(
+            candidate
+            for candidate in self._candidates(last, submission.models)
+            if candidate.name not in tried and (pinned is None or candidate.name in pinned)
+        )
+        return self._fleet.backends[choice.name] if choice else None
+
+    def _candidates(self, last: str | None = None, models: frozenset[str] = frozenset()) -> list[Candidate]:
+        found = []
+        for backend in self._fleet.backends.values():
+            if not backend.eligible:
+                continue
+            queued, running = self._ledger.load(backend.name)
+            found.append(
+                Candidate(
+                    backend.name,
+                    backend.foreign_pending + queued,
+                    backend.foreign_running + running,
+                    backend.max_queue - queued - running,
+                    backend.health is Health.SLOW,
+                    2 * (backend.name == last) + (bool(models) and models <= backend.models),
+                    backend.used_at,
+                )
+            )
+        return found
+
+    def _pinned(self, tenant: str, submission: Submission) -> frozenset[str] | None:
+        """The backends a prompt must go to because the files that it names are there; None if anywhere will do."""
+        for file in submission.files:
+            holder = self._files.find(tenant, FileRef(file.kind, file.subfolder, file.filename))
+            if holder is not None and holder.backend in self._fleet.backends:
+                return frozenset({holder.backend})
+        return None
+
+    # -- offering ------------------------------------------------------------------------------------------------
+
+    def is_sending(self, job: Job) -> bool:
+        """Whether an offer is under way, so that its outcome is not known yet."""
+        return job in self._turns
+
+    async def _send(self, job: Job) -> Reply | None:
+        """Offer the job until a backend has it. Returns a refusal, if its answer is that.
+
+        A job that is given up and sent again gets a new turn; an offer of an older turn then counts no more.
+        """
+        tried: set[str] = set()
+        turn = self._turns[job] = object()
+        try:
+            while job.state is State.SENDING and job.backend is not None:
+                backend = self._fleet.backends[job.backend]
+                tried.add(backend.name)
+                outcome = await self._offer(job, backend)
+                if self._turns.get(job) is not turn or outcome in (_Offer.TAKEN, _Offer.UNKNOWN):
+                    return None
+                if isinstance(outcome, Reply):
+                    return outcome
+                if self._is_at(job, backend):
+                    self._place(job, self._choose(job.tenant, job.submission, job.pinned, tried))
+                if outcome is _Offer.REFUSED:
+                    # Told only now: the fleet gives up all that the backend has, and this job it does not have.
+                    self._fleet.refused(backend)
+        finally:
+            if self._turns.get(job) is turn:
+                del self._turns[job]
+        return None
+
+    def _is_at(self, job: Job, backend: Backend) -> bool:
+        """Whether the job is still being sent there: it may have been cancelled or given up meanwhile."""
+        return job.state is State.SENDING and job.backend == backend.name
+
+    async def _offer(self, job: Job, backend: Backend) -> _Offer | Reply:
+        upstream_id, outcome = job.upstream_id, "taken"
+        body = upstream_body(job, backend.name, self._client_id, self._files)
+        try:
+            answer = await backend.client.call("POST", "/prompt", body, timeout=None)
+        except Refused:
+            outcome = "refused"
+            return _Offer.REFUSED
+        except Unreachable:
+            outcome = "unreachable"
+            return _Offer.NOT_SENT
+        except Unanswered:
+            outcome = "unanswered"
+            return await self._ask(job, backend, upstream_id)
+        else:
+            if answer.status == 200:
+                return self._taken(job, backend, upstream_id, answer)
+            outcome = f"{answer.status // 100}xx"
+            if answer.status < 500:
+                return Reply(answer.status, answer.body, answer.headers.get("Content-Type", "application/json"))
+            _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
+            return await self._ask(job, backend, upstream_id, answer)
+        finally:
+            self._metrics.dispatches.labels(backend.name, outcome).inc()
+
+    def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> _Offer:
+        try:
+            value = wire.loads(answer.body)
+            actual, node_errors = str(value["prompt_id"]), value.get("node_errors") or {}
+        except (wire.MalformedJson, KeyError, TypeError):
+            actual, node_errors = upstream_id, {}
+        if job.backend == backend.name and job.upstream_id == upstream_id:
+            self._ledger.taken(job, actual, wire.dumps(node_errors))
+        elif self._ledger.is_copy(backend.name, upstream_id):
+            self._ledger.disown(backend.name, actual)
+            self._tasks.start(drop_copies(self._ledger, backend, [actual]), f"drop:{actual}")
+        return _Offer.TAKEN
+
+    async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> _Offer | Reply:
+        """The body was sent and no clear answer came: find out whether the backend has the prompt.
+
+        Asked twice with a pause: what the first request left behind may still be on its way through a busy loop. While
+        the backend does not answer the job stays with it, until the fleet gives it up.
+        """
+        asked = 0
+        while self._is_at(job, backend):
+            try:
+                queue = await backend.client.queue()
+                if upstream_id in queue.running_ids | queue.pending_ids or await backend.client.history_entry(
+                    upstream_id
+                ):
+                    self._ledger.taken(job, upstream_id, b"{}")
+                    return _Offer.TAKEN
+                asked += 1
+                if asked == 2 or answer is not None:
+                    return _Offer.NOT_SENT if answer is None else self._give_up(job, backend, answer)
+            except Refused:
+                return _Offer.REFUSED
+            except BackendError as error:
+                _log.info("asking", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
+            await asyncio.sleep(ASK_PAUSE_SECONDS)
+        return _Offer.UNKNOWN
+
+    def _give_up(self, job: Job, backend: Backend, answer: Answer) -> _Offer | Reply:
+        """A backend answered 5xx and does not have it: the next best, or the failure if there is none."""
+        if self._choose(job.tenant, job.submission, job.pinned, {backend.name}) is not None and job.attempts == 0:
+            job.attempts += 1
+            return _Offer.NOT_SENT
+        text = answer.body[:200].decode("utf-8", "replace")
+        body = error_body("backend_error", f"The backend answered {answer.status} to this prompt", text)
+        return Reply(500, wire.dumps(body))

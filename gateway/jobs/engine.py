@@ -1,0 +1,166 @@
+"""The parts of this room, put together, and what the fleet tells them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import chain
+
+from gateway.comfy.client import Queue
+from gateway.comfy.events import Event
+from gateway.comfy.outputs import FileRef
+from gateway.fleet.backend import Backend
+from gateway.fleet.files import FileIndex, Holder
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.admission import Submission, decode_from_journal
+from gateway.jobs.collector import Collector
+from gateway.jobs.control import Control
+from gateway.jobs.dispatcher import Dispatcher
+from gateway.jobs.history import History, ended_of
+from gateway.jobs.job import PLACED, Job, State
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.recovery import Recovery
+from gateway.jobs.relay import Relay
+from gateway.settings import Settings
+from gateway.store.protocol import Bus, JobRecord, Store
+from gateway.telemetry.metrics import Metrics
+
+
+class Engine:
+    """The life of all jobs. `restore`, then let the fleet start with this as its listener; `close` at the end.
+
+    Args:
+        catalogue_changed: told when a backend was (re)connected, so that its node classes are read again.
+        outputs_of: the nodes a prompt will execute.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        bus: Bus,
+        fleet: Fleet,
+        metrics: Metrics,
+        client_id: str,
+        outputs_of: Callable[[Submission], list[str]],
+        catalogue_changed: Callable[[Backend], None],
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._catalogue_changed = catalogue_changed
+        self.files = FileIndex()
+        self.history = History(store, settings.history.max_items, settings.history.memory)
+        self.ledger = Ledger(store, bus, self.history, client_id)
+        self.collector = Collector(
+            self.ledger, fleet, self.files, store, bus, metrics, self._missing, lambda: self.dispatcher.wake()
+        )
+        self.dispatcher = Dispatcher(
+            self.ledger,
+            fleet,
+            self.files,
+            settings.dispatch,
+            metrics,
+            client_id,
+            outputs_of,
+            self.collector.fail,
+        )
+        self.relay = Relay(self.ledger, self.collector, bus, metrics)
+        self.recovery = Recovery(
+            self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch.attempts
+        )
+        self.control = Control(self.ledger, fleet, self.collector)
+        metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
+        metrics.jobs_open.set_function(lambda: len(self.ledger))
+
+    async def close(self) -> None:
+        """Stop all work in the gateway; jobs on the backends run on, and are found again."""
+        for part in (self.control, self.dispatcher, self.recovery, self.relay, self.collector):
+            await part.close()
+
+    async def restore(self) -> None:
+        """Read the journal: files, history, open jobs. What became of those is found out when backends connect."""
+        for file in await self._store.files():
+            visible = FileRef(file.kind, file.subfolder, file.filename)
+            self.files.restore(file.tenant, visible, Holder(file.backend, file.upstream))
+        for record in await self._store.history():
+            self.history.restore(ended_of(record))
+            self.ledger.restore_number(record.number)
+        for job_record in await self._store.open_jobs():
+            self.ledger.restore(self._job_of(job_record))
+            self.ledger.restore_number(job_record.number)
+
+    def _job_of(self, record: JobRecord) -> Job:
+        state = State(record.state)
+        is_placed = state in PLACED and any(b.name == record.backend for b in self._fleet.configured)
+        if state is State.COLLECTING:
+            state = State.RUNNING
+        now = time.monotonic()
+        job = Job(
+            record.tenant,
+            record.prompt_id,
+            record.upstream_id,
+            record.number,
+            record.tag,
+            decode_from_journal(record.submission, record.digest),
+            record.create_time,
+            now,
+            state=state if is_placed else State.WAITING,
+            backend=record.backend if is_placed else None,
+            start_time=record.start_time,
+            started_at=now if record.start_time else None,
+            placed_at=now,
+            attempts=record.attempts,
+            node_errors=record.node_errors or b"{}",
+        )
+        job.live.start_told = job.live.cached_told = record.start_time is not None
+        return job
+
+    def _missing(self, job: Job) -> None:
+        self.recovery.lose(job, "has no history entry for it")
+        self.dispatcher.wake()
+
+    # -- FleetListener -------------------------------------------------------------------------------------------
+
+    def heard_event(self, backend: Backend, event: Event) -> None:
+        """A text message of a backend."""
+        self.relay.heard_event(backend, event)
+
+    def heard_binary(self, backend: Backend, frame: bytes) -> None:
+        """A binary message of a backend."""
+        self.relay.heard_binary(backend, frame)
+
+    def is_ours(self, backend: Backend, prompt_id: str) -> bool:
+        """Whether a prompt in a backend's queue is a job of ours, or a copy of one."""
+        return self.ledger.find_upstream(backend.name, prompt_id) is not None or self.ledger.is_copy(
+            backend.name, prompt_id
+        )
+
+    async def connected(self, backend: Backend) -> None:
+        """A backend's socket is up."""
+        await self.recovery.reconcile(backend)
+        self._catalogue_changed(backend)
+
+    def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
+        """A probe brought a backend's queue."""
+        self.recovery.probed(backend, queue, asked_at)
+
+    def down(self, backend: Backend) -> None:
+        """A backend is gone or lost."""
+        self.recovery.down(backend)
+
+    def available(self) -> None:
+        """A backend may take work."""
+        self.dispatcher.wake()
+
+    def foreign_items(self) -> tuple[list[object], list[object]]:
+        """What runs and what is pending on backends that is not ours, at the last probe: for admins."""
+        backends = list(self._fleet.backends.values())
+        running = chain.from_iterable([(b, item) for item in b.queue.running] for b in backends if b.pulse.alive)
+        pending = chain.from_iterable([(b, item) for item in b.queue.pending] for b in backends if b.pulse.alive)
+        return (
+            [item for backend, item in running if not self._was_ours(backend, item[1])],
+            [item for backend, item in pending if not self._was_ours(backend, item[1])],
+        )
+
+    def _was_ours(self, backend: Backend, prompt_id: str) -> bool:
+        return self.is_ours(backend, prompt_id) or self.history.find_any(prompt_id) is not None

@@ -1,0 +1,126 @@
+"""The history: every job that ended, by tenant, in the order in which they ended.
+
+Entries are kept encoded; the newest ones in memory up to a limit, all of them in the store.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is always in memory of a job that ended. `summary` is its /api/jobs object, encoded."""
+
+    tenant: str
+    prompt_id: str
+    backend: str | None
+    upstream_id: str
+    number: float
+    outcome: str
+    digest: bytes | None
+    node_errors: bytes
+    summary: bytes
+
+
+def ended_of(record: HistoryRecord) -> Ended:
+    """The part of a record that stays in memory."""
+    return Ended(
+        record.tenant,
+        record.prompt_id,
+        record.backend,
+        record.upstream_id,
+        record.number,
+        record.outcome,
+        record.digest,
+        record.node_errors or b"{}",
+        record.summary,
+    )
+
+
+class History:
+    """All ended jobs.
+
+    Args:
+        store: where entries are read that memory does not hold.
+        max_items: how many a tenant keeps; the oldest go first (ComfyUI keeps 10,000: execution.py).
+        memory: bytes of entries kept in memory.
+    """
+
+    def __init__(self, store: Store, max_items: int, memory: int) -> None:
+        self._store = store
+        self._max_items = max_items
+        self._memory = memory
+        self._ended: dict[str, OrderedDict[str, Ended]] = {}
+        self._entries: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def restore(self, ended: Ended) -> None:
+        """Put back a job of an earlier run."""
+        self._ended.setdefault(ended.tenant, OrderedDict())[ended.prompt_id] = ended
+
+    def add(self, ended: Ended, entry: bytes) -> list[HistoryRemoval]:
+        """Add a job that ended now; what is returned must leave the store, being past the number kept."""
+        own = self._ended.setdefault(ended.tenant, OrderedDict())
+        own[ended.prompt_id] = ended
+        self._keep((ended.tenant, ended.prompt_id), entry)
+        dropped = []
+        while len(own) > self._max_items:
+            prompt_id, _ = own.popitem(last=False)
+            self._drop_entry((ended.tenant, prompt_id))
+            dropped.append(HistoryRemoval(ended.tenant, prompt_id))
+        return dropped
+
+    def remove(self, tenant: str, prompt_id: str) -> Ended | None:
+        """Forget one; None if the tenant has none of that id."""
+        ended = self._ended.get(tenant, OrderedDict()).pop(prompt_id, None)
+        if ended is not None:
+            self._drop_entry((tenant, prompt_id))
+        return ended
+
+    def find(self, tenant: str, prompt_id: str) -> Ended | None:
+        """One of a tenant's ended jobs."""
+        own = self._ended.get(tenant)
+        return own.get(prompt_id) if own is not None else None
+
+    def of(self, tenants: Sequence[str] | None) -> Iterator[Ended]:
+        """The ended jobs of some tenants, or of all (None), oldest first within each tenant."""
+        for tenant in list(self._ended) if tenants is None else tenants:
+            yield from self._ended.get(tenant, {}).values()
+
+    def find_any(self, prompt_id: str) -> Ended | None:
+        """An ended job of whichever tenant, for an admin."""
+        return next((own[prompt_id] for own in self._ended.values() if prompt_id in own), None)
+
+    def cached_entry(self, tenant: str, prompt_id: str) -> bytes | None:
+        """An entry if memory holds it."""
+        return self._entries.get((tenant, prompt_id))
+
+    async def entry(self, ended: Ended) -> bytes | None:
+        """An entry, from memory or from the store."""
+        key = (ended.tenant, ended.prompt_id)
+        cached = self._entries.get(key)
+        if cached is not None:
+            self._entries.move_to_end(key)
+            return cached
+        entry = await self._store.history_entry(*key)
+        if entry is not None and self.find(*key) is ended:
+            self._keep(key, entry)
+        return entry
+
+    def _keep(self, key: tuple[str, str], entry: bytes) -> None:
+        self._drop_entry(key)
+        self._entries[key] = entry
+        self._bytes += len(entry)
+        while self._bytes > self._memory and len(self._entries) > 1:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= len(oldest)
+
+    def _drop_entry(self, key: tuple[str, str]) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._bytes -= len(entry)

@@ -1,0 +1,119 @@
+"""A job: one accepted prompt, from POST /prompt to its history entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.events import Frame
+from gateway.jobs.admission import Submission
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    ACCEPTED = "accepted"
+    WAITING = "waiting"
+    SENDING = "sending"
+    PENDING = "pending"
+    RUNNING = "running"
+    COLLECTING = "collecting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+# In these a backend has it, or may have it.
+PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTING})
+# In these it counts as pending on its backend.
+QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
+# In these a client sees it in queue_running.
+SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+@dataclass(slots=True)
+class Live:
+    """What its events said last: for sockets that connect late, and for its end."""
+
+    executing: Frame | None = None
+    progress_state: Frame | None = None
+    terminal: tuple[str, dict[str, Any]] | None = None
+    start_told: bool = False
+    cached_told: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One job. The ledger alone changes `state`, `backend` and the times.
+
+    `create_time` and `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of
+    the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias.
+    """
+
+    tenant: str
+    prompt_id: str
+    upstream_id: str
+    number: float
+    tag: float
+    submission: Submission
+    create_time: int
+    accepted_at: float
+    state: State = State.ACCEPTED
+    backend: str | None = None
+    start_time: int | None = None
+    started_at: float | None = None
+    placed_at: float = 0.0
+    attempts: int = 0
+    node_errors: bytes = b"{}"
+    outputs: list[str] = field(default_factory=list)
+    pinned: frozenset[str] | None = None
+    live: Live = field(default_factory=Live)
+    item: bytes | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is known by: an id belongs to its tenant."""
+        return self.tenant, self.prompt_id
+
+    @property
+    def shown_number(self) -> bytes:
+        """Its number as ComfyUI writes it: an integer, unless the client gave a number of its own (server.py)."""
+        return number_json(self.number, self.submission.number is not None)
+
+    def shown_extra_data(self) -> bytes:
+        """extra_data as ComfyUI shows it: the client's own, then client_id and create_time (server.py, post_prompt)."""
+        extra = self.submission.extra_data[:-1]
+        comma = b"," if len(extra) > 1 else b""
+        client = (
+            b'"client_id":' + wire.dumps(self.submission.client_id) + b"," if self.submission.gave_client_id else b""
+        )
+        return b'%b%b%b"create_time":%d}' % (extra, comma, client, self.create_time)
+
+    def queue_item(self) -> bytes:
+        """Its item of /queue, encoded once: ``[number, prompt_id, prompt, extra_data, outputs_to_execute]``."""
+        if self.item is None:
+            parts = (
+                self.shown_number,
+                wire.dumps(self.prompt_id),
+                self.submission.prompt,
+                self.shown_extra_data(),
+                wire.dumps(self.outputs),
+            )
+            self.item = b"[" + b",".join(parts) + b"]"
+        return self.item
+
+    def answer(self) -> bytes:
+        """The answer to its POST /prompt."""
+        return b'{"prompt_id": "%b", "number": %b, "node_errors": %b}' % (
+            self.prompt_id.encode(),
+            self.shown_number,
+            self.node_errors,
+        )
+
+
+def number_json(number: float, is_float: bool) -> bytes:
+    """A number as ComfyUI shows it."""
+    return repr(float(number)).encode() if is_float else str(int(number)).encode()

@@ -1,0 +1,447 @@
+"""The ledger: the gateway's own record of every job, and the only writer of a job's state.
+
+`LIFE` is the whole life of a job. Each transition goes through `Ledger._move`, which refuses one that is not in the
+table. What clients read (/queue, /prompt, `status`) is made from here, from bytes encoded once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+
+from gateway.jobs.admission import Submission, encode_for_journal
+from gateway.jobs.fair_share import FairShare
+from gateway.jobs.history import Ended, History, ended_of
+from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State
+from gateway.store.protocol import (
+    Bus,
+    Change,
+    HistoryRecord,
+    HistoryRemoval,
+    JobRecord,
+    JobRemoval,
+    JobUpdate,
+    Store,
+)
+
+
+class Move(StrEnum):
+    """What can happen to a job."""
+
+    HOLD = "hold"
+    SEND = "send"
+    TAKE = "take"
+    START = "start"
+    COLLECT = "collect"
+    LOSE = "lose"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+LIFE: Mapping[tuple[State, Move], State] = {
+    (State.ACCEPTED, Move.HOLD): State.WAITING,
+    (State.ACCEPTED, Move.SEND): State.SENDING,
+    (State.WAITING, Move.SEND): State.SENDING,
+    (State.SENDING, Move.SEND): State.SENDING,
+    (State.SENDING, Move.HOLD): State.WAITING,
+    (State.SENDING, Move.TAKE): State.PENDING,
+    (State.SENDING, Move.START): State.RUNNING,
+    (State.PENDING, Move.START): State.RUNNING,
+    (State.SENDING, Move.COLLECT): State.COLLECTING,
+    (State.PENDING, Move.COLLECT): State.COLLECTING,
+    (State.RUNNING, Move.COLLECT): State.COLLECTING,
+    (State.SENDING, Move.LOSE): State.WAITING,
+    (State.PENDING, Move.LOSE): State.WAITING,
+    (State.RUNNING, Move.LOSE): State.WAITING,
+    (State.COLLECTING, Move.LOSE): State.WAITING,
+    (State.COLLECTING, Move.SUCCEED): State.SUCCEEDED,
+    (State.COLLECTING, Move.FAIL): State.FAILED,
+    (State.COLLECTING, Move.CANCEL): State.CANCELLED,
+    (State.ACCEPTED, Move.FAIL): State.FAILED,
+    (State.WAITING, Move.FAIL): State.FAILED,
+    (State.SENDING, Move.FAIL): State.FAILED,
+    (State.ACCEPTED, Move.CANCEL): State.CANCELLED,
+    (State.WAITING, Move.CANCEL): State.CANCELLED,
+    (State.SENDING, Move.CANCEL): State.CANCELLED,
+    (State.PENDING, Move.CANCEL): State.CANCELLED,
+    (State.RUNNING, Move.CANCEL): State.CANCELLED,
+}
+
+_OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move.CANCEL}
+
+
+class IllegalMove(Exception):
+    """A transition that is not in `LIFE`: an error of ours."""
+
+
+def status_topic(tenant: str) -> str:
+    """The bus topic on which a tenant's sessions hear that its counts changed."""
+    return f"status:{tenant}"
+
+
+def session_topic(tenant: str, session_id: str) -> str:
+    """The bus topic of one session's frames."""
+    return f"session:{tenant}:{session_id}"
+
+
+class Ledger:
+    """All open jobs, and the history of those that ended."""
+
+    def __init__(self, store: Store, bus: Bus, history: History, gateway_id: str) -> None:
+        self._store = store
+        self._bus = bus
+        self._gateway_id = gateway_id
+        self._jobs: dict[tuple[str, str], Job] = {}
+        self._tenants: dict[str, dict[str, Job]] = {}
+        self._upstream: dict[str, Job] = {}
+        self._places: dict[str, dict[str, Job]] = {}
+        self._queued_there: dict[str, int] = {}
+        self._running_there: dict[str, int] = {}
+        self._waiting: list[tuple[float, float, Job]] = []
+        self._queue_bytes: dict[str, bytes] = {}
+        self._unwanted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._number = 0
+        self.share = FairShare()
+        self.history = history
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def find(self, tenant: str, prompt_id: str) -> Job | None:
+        """A tenant's open job."""
+        return self._jobs.get((tenant, prompt_id))
+
+    def find_any(self, prompt_id: str) -> Job | None:
+        """An open job of whichever tenant, for an admin."""
+        return next((job for job in self._jobs.values() if job.prompt_id == prompt_id), None)
+
+    def find_upstream(self, backend: str, upstream_id: str) -> Job | None:
+        """The open job that this backend has, or may have, under this id."""
+        job = self._upstream.get(upstream_id)
+        return job if job is not None and job.backend == backend else None
+
+    def is_copy(self, backend: str, upstream_id: str) -> bool:
+        """Whether a prompt on this backend is one of ours that must not run there."""
+        if (backend, upstream_id) in self._unwanted:
+            return True
+        job = self._upstream.get(upstream_id)
+        return job is not None and job.backend != backend
+
+    def jobs(self, tenant: str | None = None) -> list[Job]:
+        """The open jobs of a tenant, or of all (None), in the order of acceptance."""
+        return list(self._jobs.values() if tenant is None else self._tenants.get(tenant, {}).values())
+
+    def jobs_on(self, backend: str) -> list[Job]:
+        """The open jobs that a backend has or may have, oldest first."""
+        return list(self._places.get(backend, {}).values())
+
+    def remaining(self, tenant: str) -> int:
+        """A tenant's queue_remaining: its open jobs, as ComfyUI counts pending and running alike."""
+        return len(self._tenants.get(tenant, ()))
+
+    def load(self, backend: str) -> tuple[int, int]:
+        """How many of ours are queued and running on a backend, reservations included."""
+        return self._queued_there.get(backend, 0), self._running_there.get(backend, 0)
+
+    def waiting(self) -> Iterator[Job]:
+        """The jobs that wait in the gateway, the next to go first."""
+        return iter([job for _, _, job in self._waiting])
+
+    @property
+    def waiting_count(self) -> int:
+        """How many jobs wait in the gateway."""
+        return len(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def queue_json(self, tenant: str) -> bytes:
+        """A tenant's /queue, encoded once a change."""
+        encoded = self._queue_bytes.get(tenant)
+        if encoded is None:
+            encoded = queue_json(self._tenants.get(tenant, {}).values())
+            if tenant in self._tenants:
+                self._queue_bytes[tenant] = encoded
+        return encoded
+
+    def unwanted_on(self, backend: str) -> list[str]:
+        """The copies on a backend that must not run."""
+        return [upstream_id for place, upstream_id in self._unwanted if place == backend]
+
+    # -- a job's life --------------------------------------------------------------------------------------------
+
+    def admit(self, tenant: str, submission: Submission, outputs: list[str]) -> Job:
+        """Accept a prompt: from here on it is in /queue."""
+        prompt_id = submission.prompt_id or str(uuid.uuid4())
+        # An id that another tenant uses at the moment goes upstream under another name, so neither learns of it.
+        upstream_id = prompt_id if prompt_id not in self._upstream else str(uuid.uuid4())
+        job = Job(
+            tenant,
+            prompt_id,
+            upstream_id,
+            self._next_number(submission),
+            self._tag(tenant, submission),
+            submission,
+            int(time.time() * 1000),
+            time.monotonic(),
+            outputs=outputs,
+        )
+        self._insert(job)
+        self._announce(job)
+        return job
+
+    def _next_number(self, submission: Submission) -> float:
+        if submission.number is not None:
+            return submission.number
+        number, self._number = self._number, self._number + 1
+        return -number if submission.front else number
+
+    def _tag(self, tenant: str, submission: Submission) -> float:
+        if not submission.front and (submission.number is None or submission.number >= 0):
+            return self.share.tag(tenant)
+        own = self._tenants.get(tenant, {}).values()
+        return self.share.front_tag(tenant, min((job.tag for job in own if job.state != State.RUNNING), default=None))
+
+    def restore(self, job: Job) -> None:
+        """Put back an open job of an earlier run."""
+        self.share.restore(job.tenant, job.tag)
+        self._insert(job)
+
+    def restore_number(self, number: float) -> None:
+        """A job of an earlier run had this number."""
+        self._number = max(self._number, int(abs(number)) + 1)
+
+    def _insert(self, job: Job) -> None:
+        self._jobs[job.key] = job
+        self._tenants.setdefault(job.tenant, {})[job.prompt_id] = job
+        self._upstream[job.upstream_id] = job
+        self._enter(job)
+        self._queue_bytes.pop(job.tenant, None)
+
+    def send(self, job: Job, backend: str) -> None:
+        """Reserve a place on a backend: counted there at once, so that a burst spreads."""
+        self._move(job, Move.SEND, backend)
+        self.share.left(job.tag)
+
+    def hold(self, job: Job) -> None:
+        """No backend can take it now: it waits in the gateway."""
+        self._move(job, Move.HOLD, None)
+
+    def taken(self, job: Job, upstream_id: str, node_errors: bytes) -> None:
+        """The backend accepted it, maybe under an id of its own (one too old to honour ours)."""
+        job.node_errors = node_errors
+        if self._jobs.get(job.key) is not job:
+            return
+        job.placed_at = time.monotonic()
+        if upstream_id != job.upstream_id:
+            self._rename_upstream(job, upstream_id)
+        if job.state is State.SENDING:
+            self._move(job, Move.TAKE, job.backend)
+        self._journal(job)
+
+    def _rename_upstream(self, job: Job, upstream_id: str) -> None:
+        self._leave(job)
+        self._upstream.pop(job.upstream_id, None)
+        job.upstream_id = upstream_id
+        self._upstream[upstream_id] = job
+        self._enter(job)
+
+    def start(self, job: Job, start_time: int) -> None:
+        """It runs."""
+        job.start_time, job.started_at = start_time, time.monotonic()
+        self._move(job, Move.START, job.backend)
+        self._journal(job)
+        self._announce(job)
+
+    def collect(self, job: Job) -> None:
+        """It ran to its end; its history entry is being fetched."""
+        self._move(job, Move.COLLECT, job.backend)
+
+    def lose(self, job: Job) -> None:
+        """Its backend does not have it any more: it waits to be sent again, under the same id."""
+        job.attempts += 1
+        job.start_time = job.started_at = None
+        live = job.live
+        job.live = Live(start_told=live.start_told, cached_told=live.cached_told)
+        self._move(job, Move.LOSE, None)
+        self._journal(job)
+
+    def withdraw(self, job: Job) -> None:
+        """It was refused by its backend before it was answered: it leaves nothing behind."""
+        self._remove(job)
+        self._store.write([JobRemoval(*job.key)])
+        self._announce(job)
+
+    def cancel(self, job: Job) -> str | None:
+        """Cancelled before it ran: no history entry, as in ComfyUI. Returns the backend that may hold a copy."""
+        place = job.backend if job.state in PLACED else None
+        self._move(job, Move.CANCEL, None)
+        self._remove(job)
+        if place is not None:
+            self.disown(place, job.upstream_id)
+        self._store.write([JobRemoval(*job.key)])
+        self._announce(job)
+        return place
+
+    def disown(self, backend: str, upstream_id: str) -> None:
+        """A copy on this backend must not run, should it turn up."""
+        self._unwanted[backend, upstream_id] = None
+        while len(self._unwanted) > 100_000:
+            self._unwanted.popitem(last=False)
+
+    def gone_unwanted(self, backend: str, upstream_ids: Iterable[str]) -> None:
+        """These copies are dealt with."""
+        for upstream_id in upstream_ids:
+            self._unwanted.pop((backend, upstream_id), None)
+
+    async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
+        """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
+
+        Returns whether it was still this job's turn to end; a copy's late end is not.
+
+        Raises:
+            StoreError: the entry could not be written; the job is as it was.
+        """
+        place = job.backend
+        record = HistoryRecord(
+            *job.key,
+            backend=job.backend,
+            upstream_id=job.upstream_id,
+            number=job.number,
+            outcome=outcome,
+            digest=job.submission.digest,
+            node_errors=job.node_errors,
+            summary=summary,
+            entry=entry,
+        )
+        await self._store.write([record])
+        if self._jobs.get(job.key) is not job or job.backend != place or job.state in ENDED:
+            return False
+        self._move(job, _OUTCOME_MOVES[outcome], job.backend)
+        self._remove(job)
+        dropped: list[Change] = list(self.history.add(ended_of(record), entry))
+        if dropped:
+            self._store.write(dropped)
+        return True
+
+    def forget(self, tenant: str, prompt_ids: Iterable[str] | None = None) -> list[Ended]:
+        """Delete history entries, all of a tenant's if no ids are given. Returns what was deleted."""
+        if prompt_ids is None:
+            prompt_ids = [ended.prompt_id for ended in self.history.of([tenant])]
+        removed = [ended for prompt_id in prompt_ids if (ended := self.history.remove(tenant, prompt_id))]
+        self._store.write([HistoryRemoval(ended.tenant, ended.prompt_id) for ended in removed])
+        return removed
+
+    # -- journal -------------------------------------------------------------------------------------------------
+
+    def journal(self, job: Job) -> asyncio.Future[None]:
+        """Write an accepted job. Until the future is done nobody outside may hear of it."""
+        return self._store.write(
+            [
+                JobRecord(
+                    *job.key,
+                    gateway=self._gateway_id,
+                    number=job.number,
+                    tag=job.tag,
+                    state=job.state,
+                    backend=job.backend,
+                    upstream_id=job.upstream_id,
+                    create_time=job.create_time,
+                    start_time=job.start_time,
+                    attempts=job.attempts,
+                    digest=job.submission.digest,
+                    node_errors=job.node_errors,
+                    submission=encode_for_journal(job.submission),
+                )
+            ]
+        )
+
+    def _journal(self, job: Job) -> asyncio.Future[None]:
+        update = JobUpdate(
+            *job.key,
+            state=job.state,
+            backend=job.backend,
+            upstream_id=job.upstream_id,
+            start_time=job.start_time,
+            attempts=job.attempts,
+            node_errors=job.node_errors,
+        )
+        return self._store.write([update])
+
+    def placed(self, job: Job) -> asyncio.Future[None]:
+        """Write where a job that had waited is being sent, before the backend hears of it."""
+        return self._journal(job)
+
+    # -- bookkeeping ---------------------------------------------------------------------------------------------
+
+    def _move(self, job: Job, move: Move, backend: str | None) -> None:
+        state = LIFE.get((job.state, move))
+        if state is None:
+            raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
+        self._leave(job)
+        shown = job.state in SHOWN_RUNNING
+        job.state, job.backend = state, backend
+        if state not in ENDED:
+            self._enter(job)
+        if shown != (state in SHOWN_RUNNING):
+            self._queue_bytes.pop(job.tenant, None)
+
+    def _enter(self, job: Job) -> None:
+        if job.state is State.WAITING:
+            insort(self._waiting, (job.tag, job.number, job), key=lambda entry: entry[:2])
+        if job.backend is None:
+            return
+        self._places.setdefault(job.backend, {})[job.upstream_id] = job
+        if job.state in QUEUED_THERE:
+            self._queued_there[job.backend] = self._queued_there.get(job.backend, 0) + 1
+        elif job.state is State.RUNNING:
+            self._running_there[job.backend] = self._running_there.get(job.backend, 0) + 1
+
+    def _leave(self, job: Job) -> None:
+        if job.state is State.WAITING:
+            place = bisect_left(self._waiting, (job.tag, job.number), key=lambda entry: entry[:2])
+            while self._waiting[place][2] is not job:
+                place += 1
+            del self._waiting[place]
+        if job.backend is None:
+            return
+        self._places[job.backend].pop(job.upstream_id, None)
+        if job.state in QUEUED_THERE:
+            self._queued_there[job.backend] -= 1
+        elif job.state is State.RUNNING:
+            self._running_there[job.backend] -= 1
+
+    def _remove(self, job: Job) -> None:
+        if job.state not in ENDED:
+            self._leave(job)
+        self._jobs.pop(job.key, None)
+        own = self._tenants.get(job.tenant, {})
+        own.pop(job.prompt_id, None)
+        if not own:
+            self._tenants.pop(job.tenant, None)
+        if self._upstream.get(job.upstream_id) is job:
+            del self._upstream[job.upstream_id]
+        self._queue_bytes.pop(job.tenant, None)
+
+    def _announce(self, job: Job) -> None:
+        """Let the tenant's sessions know that its counts may have changed."""
+        self._bus.publish(status_topic(job.tenant), None)
+
+
+def queue_json(jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = ()) -> bytes:
+    """The body of /queue: running jobs, then those pending in the order in which they will go.
+
+    `running` and `pending` are encoded items of others, which an admin sees too.
+    """
+    jobs = list(jobs)
+    runs = [job.queue_item() for job in jobs if job.state in SHOWN_RUNNING]
+    waits = sorted((job for job in jobs if job.state not in SHOWN_RUNNING), key=lambda job: (job.tag, job.number))
+    return b'{"queue_running": [%b], "queue_pending": [%b]}' % (
+        b", ".join([*runs, *running]),
+        b", ".join([*(job.queue_item() for job in waits), *pending]),
+    )

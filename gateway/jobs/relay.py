@@ -1,0 +1,146 @@
+"""What a backend says about a job, made fit for the job's session and passed on.
+
+Events find their session by prompt_id, whoever's socket it is. Ids and file names become those the client knows.
+Terminal events are held for the collector; ``status`` is never relayed (it is made from the ledger).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gateway.comfy import events, previews
+from gateway.comfy.events import Event, Frame, Kind
+from gateway.fleet.backend import Backend
+from gateway.jobs.collector import Collector
+from gateway.jobs.job import Job, State
+from gateway.jobs.ledger import Ledger, session_topic
+from gateway.jobs.upstream import drop_copies
+from gateway.store.protocol import Bus
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("jobs")
+
+BINARY_WITH_METADATA = 4
+_BEFORE_START = (State.SENDING, State.PENDING)
+
+
+class Relay:
+    """Turns a backend's messages into ledger moves and frames on the bus."""
+
+    def __init__(self, ledger: Ledger, collector: Collector, bus: Bus, metrics: Metrics) -> None:
+        self._ledger = ledger
+        self._collector = collector
+        self._bus = bus
+        self._metrics = metrics
+        self._tasks = Tasks("relay")
+        self._current: dict[str, Job] = {}
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._tasks.close()
+
+    def heard_event(self, backend: Backend, event: Event) -> None:
+        """A text message of a backend."""
+        if event.type == "status":
+            return
+        job = self._job_of(backend, event.prompt_id)
+        if job is None:
+            self._heard_stray(backend, event)
+            return
+        if event.prompt_id is not None and job.state in _BEFORE_START:
+            self._start(backend, job, event)
+        if event.type in events.TERMINAL:
+            if job.state is State.RUNNING:
+                job.live.terminal = (event.type, event.data)
+                self._collector.collect(job, at_once=False)
+        elif event.ends_prompt:
+            if job.state in (State.RUNNING, State.COLLECTING):
+                self._collector.collect(job, at_once=True)
+        elif not self._told_before(job, event.type):
+            self._pass_on(backend, job, event)
+
+    def heard_binary(self, backend: Backend, data: bytes) -> None:
+        """A binary message of a backend: a preview with metadata says whose it is, others belong to what runs there."""
+        prompt_id = None
+        is_preview = previews.event_type(data) in (1, 2, BINARY_WITH_METADATA)
+        if previews.event_type(data) == BINARY_WITH_METADATA:
+            preview = previews.parse_with_metadata(data)
+            if preview is None:
+                return
+            prompt_id = preview.metadata.get("prompt_id")
+        job = self._job_of(backend, prompt_id if isinstance(prompt_id, str) else None)
+        if job is None or job.submission.session_id is None:
+            return
+        if job.upstream_id != job.prompt_id:
+            data = data.replace(job.upstream_id.encode(), job.prompt_id.encode(), 2)
+        kind = Kind.PREVIEW if is_preview else Kind.OTHER
+        self._publish(job, Frame(kind, data, job.prompt_id, str(kind), binary=True))
+
+    def _job_of(self, backend: Backend, prompt_id: str | None) -> Job | None:
+        """The job that a message is about; without an id, the one that runs there."""
+        if prompt_id is not None:
+            return self._ledger.find_upstream(backend.name, prompt_id)
+        job = self._current.get(backend.name)
+        return job if job is not None and job.backend == backend.name and job.state is State.RUNNING else None
+
+    def _heard_stray(self, backend: Backend, event: Event) -> None:
+        """Not a job of ours there; if it is a copy of one that must not run, it is stopped."""
+        upstream_id = event.prompt_id
+        if event.type == "execution_start" and upstream_id and self._ledger.is_copy(backend.name, upstream_id):
+            self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
+
+    def _start(self, backend: Backend, job: Job, event: Event) -> None:
+        timestamp = event.data.get("timestamp")
+        self.start(backend, job, timestamp if isinstance(timestamp, int) else int(time.time() * 1000))
+
+    def start(self, backend: Backend, job: Job, start_time: int) -> None:
+        """The job runs there."""
+        self._current[backend.name] = job
+        self._ledger.start(job, start_time)
+        waited = (job.started_at or job.accepted_at) - job.accepted_at
+        self._metrics.wait_seconds.labels(backend.name).observe(waited)
+        _log.info(
+            "job",
+            prompt_id=job.prompt_id,
+            status="running",
+            duration_ms=round(waited * 1000),
+            model=", ".join(sorted(job.submission.models)) or None,
+            backend=backend.name,
+            tenant=job.tenant,
+            error=None,
+        )
+
+    def _told_before(self, job: Job, type_: str) -> bool:
+        """Whether a job that runs a second time would tell its client twice that it started."""
+        live = job.live
+        if type_ == "execution_start":
+            before, live.start_told = live.start_told, True
+            return before
+        if type_ == "execution_cached":
+            before, live.cached_told = live.cached_told, True
+            return before
+        return False
+
+    def _pass_on(self, backend: Backend, job: Job, event: Event) -> None:
+        payload: bytes | None = None
+        if event.type == "executed":
+            output = event.data.get("output")
+            renamed = self._collector.renamed(job, backend.name, output)
+            if renamed is not output or job.upstream_id != job.prompt_id:
+                data: dict[str, Any] = {**event.data, "output": renamed, "prompt_id": job.prompt_id}
+                payload = events.encode(event.type, data)
+        elif job.upstream_id != job.prompt_id:
+            payload = event.raw.replace(job.upstream_id.encode(), job.prompt_id.encode())
+        frame = events.frame_of(event, job.prompt_id, payload)
+        if event.type == "executing":
+            job.live.executing = frame
+        elif event.type == "progress_state":
+            job.live.progress_state = frame
+        self._publish(job, frame)
+
+    def _publish(self, job: Job, frame: Frame) -> None:
+        if (session_id := job.submission.session_id) is not None:
+            self._bus.publish(session_topic(job.tenant, session_id), frame)

@@ -1,0 +1,1 @@
+"""Clients' WebSockets: who is connected, which events go where, in which order."""

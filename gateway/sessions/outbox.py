@@ -1,0 +1,68 @@
+"""What waits to be written to one socket: bounded, and what is left out for a slow reader. Pure.
+
+Beyond half of the limit only the newest preview, then the newest progress and status, are kept. Lifecycle events are
+never left out: a reader so slow that these alone pass the limit is beyond help, and its socket is closed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from gateway.comfy.events import Frame, Kind
+
+_DROPPED_FIRST = (frozenset({Kind.PREVIEW}), frozenset({Kind.PROGRESS, Kind.STATUS, Kind.OTHER}))
+
+
+class Outbox:
+    """A queue of frames.
+
+    Args:
+        limit: bytes; past half of it frames are left out, past all of it `overflowing` is true.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._frames: deque[Frame] = deque()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def overflowing(self) -> bool:
+        """Whether not even leaving out was enough."""
+        return self.bytes > self._limit
+
+    def put(self, frame: Frame) -> list[Frame]:
+        """Add a frame. Returns what was left out to make room."""
+        self._frames.append(frame)
+        self.bytes += len(frame.payload)
+        dropped: list[Frame] = []
+        for kinds in _DROPPED_FIRST:
+            if self.bytes <= self._limit // 2:
+                break
+            dropped += self._keep_newest(kinds)
+        return dropped
+
+    def take(self) -> Frame | None:
+        """The next frame to write."""
+        if not self._frames:
+            return None
+        frame = self._frames.popleft()
+        self.bytes -= len(frame.payload)
+        return frame
+
+    def _keep_newest(self, kinds: frozenset[Kind]) -> list[Frame]:
+        seen: set[tuple[Kind, str, str | None]] = set()
+        kept: deque[Frame] = deque()
+        dropped: list[Frame] = []
+        for frame in reversed(self._frames):
+            key = (frame.kind, frame.slot, frame.prompt_id)
+            if frame.kind in kinds and key in seen:
+                dropped.append(frame)
+                self.bytes -= len(frame.payload)
+                continue
+            seen.add(key)
+            kept.appendleft(frame)
+        self._frames = kept
+        return dropped

@@ -1,0 +1,382 @@
+"""The configuration: a YAML file, the environment and flags, as typed models.
+
+Later sources win: built-in defaults, the file, ``COMFYUI_GATEWAY_…`` variables, flags. Every error names the
+place in the file, as in ``backends[1].url: …``; `SettingsError` holds all of them, not just the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+ENVIRONMENT_PREFIX = "COMFYUI_GATEWAY_"
+
+_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
+_BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(Exception):
+    """The configuration can't be used. `problems` holds one ``path: sentence`` line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class BackendSettings(_Model):
+    """One ComfyUI process."""
+
+    url: str
+    name: str = ""
+    primary: bool = False
+    max_queue: Count | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if not re.match(r"^https?://[^/\s?#@]+(/[^?#\s]*)?$", url):
+            raise ValueError("must be http://HOST:PORT or https://HOST:PORT, without a query or credentials")
+        return url.rstrip("/")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name and not _BACKEND_NAME.match(name):
+            raise ValueError("must be 1 to 32 letters, digits, '-' or '_'")
+        return name
+
+
+class ServerSettings(_Model):
+    """Where clients connect, and what one request may weigh."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8288
+    max_body: Bytes = 100 * 1024 * 1024
+    drain_timeout: Seconds = 20.0
+
+
+class KeySettings(_Model):
+    """One API key: its SHA-256 (hex), or the key itself, best taken from the environment as ``${NAME}``."""
+
+    name: str = Field(min_length=1, max_length=64)
+    sha256: str = ""
+    key: str = Field(default="", repr=False)
+    role: Literal["user", "admin", "metrics"] = "user"
+    tenant: str = Field(default="", max_length=64)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> KeySettings:
+        if bool(self.sha256) == bool(self.key):
+            raise ValueError("give either sha256 or key, not both and not neither")
+        if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError("sha256 must be 64 lowercase hexadecimal digits")
+        if self.key and len(self.key) < 8:
+            raise ValueError("key must have at least 8 characters")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the key, in lowercase hexadecimal."""
+        return self.sha256 or hashlib.sha256(self.key.encode()).hexdigest()
+
+
+class AuthSettings(_Model):
+    """Who may call. `disabled` makes every caller the one local user; `metrics` says who reads /metrics."""
+
+    disabled: bool = False
+    keys: tuple[KeySettings, ...] = ()
+    metrics: Literal["open", "key"] = "open"
+    isolation: Literal["isolated", "shared"] = "isolated"
+
+
+class ProbeSettings(_Model):
+    """How backends are watched."""
+
+    interval: Seconds = 2.0
+    timeout: Seconds = 5.0
+    lost_after: Seconds = 30.0
+
+
+class DispatchSettings(_Model):
+    """How prompts are sent."""
+
+    max_queue: Count = 16
+    max_waiting: Count = 10_000
+    connect_timeout: Seconds = 3.0
+    send_timeout: Seconds = 20.0
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+
+
+class HistorySettings(_Model):
+    """What is kept of finished jobs."""
+
+    max_items: Count = 10_000
+    memory: Bytes = 128 * 1024 * 1024
+
+
+class SessionSettings(_Model):
+    """Limits of one client's WebSocket."""
+
+    max_buffer: Bytes = 16 * 1024 * 1024
+    stalled_after: Seconds = 30.0
+
+
+class StoreSettings(_Model):
+    """The journal."""
+
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+
+
+class CatalogueSettings(_Model):
+    """How often /object_info and the model lists of the backends are read again."""
+
+    refresh: Seconds = 300.0
+    timeout: Seconds = 60.0
+
+
+class CorsSettings(_Model):
+    """Browser origins, beside the gateway's own, that may call it."""
+
+    origins: tuple[str, ...] = ()
+
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.match(r"^https?://[^/\s*]+$", origin):
+                raise ValueError(f"{origin!r} must be SCHEME://HOST[:PORT]; '*' is not accepted")
+        return origins
+
+
+class LogSettings(_Model):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+    requests: bool = True
+
+
+class Settings(_Model):
+    """Everything that can be configured."""
+
+    server: ServerSettings = ServerSettings()
+    data_dir: Path = Path("data")
+    backends: tuple[BackendSettings, ...] = ()
+    auth: AuthSettings = AuthSettings()
+    probe: ProbeSettings = ProbeSettings()
+    dispatch: DispatchSettings = DispatchSettings()
+    history: HistorySettings = HistorySettings()
+    sessions: SessionSettings = SessionSettings()
+    store: StoreSettings = StoreSettings()
+    catalogue: CatalogueSettings = CatalogueSettings()
+    cors: CorsSettings = CorsSettings()
+    log: LogSettings = LogSettings()
+
+    @field_validator("backends")
+    @classmethod
+    def _name_backends(cls, backends: tuple[BackendSettings, ...]) -> tuple[BackendSettings, ...]:
+        """Give nameless backends ``b1``, ``b2``, … by their place, so that names stay put across restarts."""
+        named = tuple(
+            backend if backend.name else backend.model_copy(update={"name": f"b{place}"})
+            for place, backend in enumerate(backends, start=1)
+        )
+        for what, values in (("name", [b.name for b in named]), ("url", [b.url for b in named])):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"each backend needs a {what} of its own; given twice: {', '.join(twice)}")
+        if sum(backend.primary for backend in named) > 1:
+            raise ValueError("at most one backend can be primary")
+        return named
+
+    @model_validator(mode="after")
+    def _check_auth(self) -> Settings:
+        names = [key.name for key in self.auth.keys]
+        if len(names) != len(set(names)):
+            raise ValueError("auth.keys: each key needs a name of its own")
+        digests = [key.digest for key in self.auth.keys]
+        if len(digests) != len(set(digests)):
+            raise ValueError("auth.keys: the same key is given twice")
+        return self
+
+    @property
+    def open_to_strangers(self) -> bool:
+        """Whether it would listen beyond loopback without a key and without being told that this is meant."""
+        return not (self.auth.keys or self.auth.disabled or is_loopback(self.server.host))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listening address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read the configuration.
+
+    `flags` is a nested mapping as in the file, of what was given on the command line.
+
+    Raises:
+        SettingsError: the file can't be read, or something in it, the environment or the flags is wrong.
+    """
+    environment = os.environ if environment is None else environment
+    raw = _read_file(path, environment) if path else {}
+    problems: list[str] = []
+    for layer in (_from_environment(environment, problems), flags or {}):
+        raw = _merge(raw, layer)
+    if problems:
+        raise SettingsError(problems)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError([_sentence(detail) for detail in error.errors()]) from error
+
+
+def _read_file(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError([f"{path}: can't be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{path}: is not UTF-8 text"]) from error
+    except yaml.YAMLError as error:
+        raise SettingsError([f"{path}: is not YAML: {' '.join(str(error).split())}"]) from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise SettingsError([f"{path}: must be a mapping of settings, such as 'backends: […]'"])
+    problems: list[str] = []
+    expanded = _expand(document, environment, "", problems)
+    if problems:
+        raise SettingsError(problems)
+    assert isinstance(expanded, dict)
+    return expanded
+
+
+def _expand(value: Any, environment: Mapping[str, str], path: str, problems: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _expand(item, environment, f"{path}.{key}" if path else str(key), problems)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_expand(item, environment, f"{path}[{n}]", problems) for n, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.group(1), match.group(2)
+        if name is None:
+            return "$"
+        if name in environment:
+            return environment[name]
+        if default is None:
+            problems.append(f"{path}: the environment variable {name} is not set")
+        return default or ""
+
+    return _VARIABLE.sub(replace, value)
+
+
+# The variables that mirror a flag; any other setting is SECTION__NAME, as in COMFYUI_GATEWAY_PROBE__INTERVAL.
+_SHORT = {
+    "HOST": ("server", "host"),
+    "PORT": ("server", "port"),
+    "DATA_DIR": ("data_dir",),
+    "NO_AUTH": ("auth", "disabled"),
+}
+
+
+def _from_environment(environment: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not value:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == "CONFIG":
+            continue
+        if name == "BACKENDS":
+            found["backends"] = backends_of(value.split(","))
+        elif name == "API_KEYS":
+            found.setdefault("auth", {})["keys"] = keys_of(value.split(","))
+        else:
+            parts = _SHORT.get(name) or tuple(name.lower().split("__"))
+            if not _is_setting(parts):
+                problems.append(f"{variable}: there is no such setting")
+                continue
+            found = _merge(found, _nest(parts, value))
+    return found
+
+
+def _is_setting(parts: tuple[str, ...]) -> bool:
+    model: type[BaseModel] = Settings
+    for place, part in enumerate(parts):
+        field = model.model_fields.get(part)
+        if field is None:
+            return False
+        if place == len(parts) - 1:
+            return True
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return False
+        model = field.annotation
+    return False
+
+
+def _nest(parts: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for part in reversed(parts):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _merge(under, value) if isinstance(value, Mapping) and isinstance(under, Mapping) else value
+    return merged
+
+
+def backends_of(urls: Sequence[str]) -> list[dict[str, str]]:
+    """Backend entries for bare URLs; ``host:port`` alone means http."""
+    stripped = [url.strip() for url in urls if url.strip()]
+    return [{"url": url if "://" in url else f"http://{url}"} for url in stripped]
+
+
+def keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
+    """Key entries for bare keys. The name comes from the key's digest, so that what it owns stays its own."""
+    stripped = [key.strip() for key in keys if key.strip()]
+    return [{"name": f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}", "key": key} for key in stripped]
+
+
+def _sentence(detail: Any) -> str:
+    path = ""
+    for part in detail["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        message = "there is no such setting"
+    return f"{path}: {message}" if path else message

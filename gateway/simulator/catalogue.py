@@ -1,0 +1,172 @@
+"""What a simulated ComfyUI says of itself: node classes, models, devices, and what the web UI asks at its start."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import platform
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from gateway.simulator.files import Files
+from gateway.simulator.options import SimulatorOptions
+from gateway.simulator.prompts import reply
+from gateway.simulator.sockets import FEATURES
+
+VERSION = "0.33.0"
+GIB = 1024**3
+MODEL_VRAM = 6 * GIB
+FOLDERS = (
+    "checkpoints configs loras vae text_encoders diffusion_models clip_vision style_models embeddings diffusers "
+    "vae_approx controlnet gligen upscale_models latent_upscale_models custom_nodes datasets hypernetworks photomaker "
+    "classifiers model_patches audio_encoders background_removal frame_interpolation geometry_estimation optical_flow "
+    "detection"
+).split()
+_PLACEHOLDER = "<!doctype html><title>Simulated ComfyUI</title><p>A simulated ComfyUI. No front end is installed.</p>"
+_IMAGE_LISTS = (("LoadImage", "image"), ("LoadImageMask", "image"))
+
+
+def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
+    """The node classes, with the models that this one has."""
+    text = (resources.files("gateway.simulator") / "object_info.json").read_text("utf-8")
+    info: dict[str, Any] = json.loads(text)
+    info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = list(options.models)
+    info["LoraLoader"]["input"]["required"]["lora_name"][0] = list(options.loras)
+    return info
+
+
+class Catalogue:
+    """The routes that describe this ComfyUI."""
+
+    def __init__(self, options: SimulatorOptions, files: Files, object_info: dict[str, Any], loaded: Any) -> None:
+        self._options = options
+        self._files = files
+        self._object_info = object_info
+        self._loaded = loaded
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes, without /api."""
+        fixed: dict[str, Any] = {
+            "/features": FEATURES,
+            "/embeddings": [],
+            "/models": FOLDERS,
+            "/extensions": [],
+            "/i18n": {},
+            "/workflow_templates": {},
+            "/global_subgraphs": {},
+            "/node_replacements": {},
+            "/experiment/models": [{"name": name, "folders": []} for name in FOLDERS],
+        }
+        disabled = {
+            "error": {
+                "code": "SERVICE_DISABLED",
+                "message": "Assets system is disabled. Start the server with --enable-assets to use this feature.",
+                "details": {},
+            }
+        }
+        return [
+            *(web.get(path, _fixed(value)) for path, value in fixed.items()),
+            web.get("/assets", _fixed(disabled, 503)),
+            web.get("/object_info", self.get_object_info),
+            web.get("/object_info/{node_class}", self.get_class),
+            web.get("/models/{folder}", self.get_models),
+            web.get("/view_metadata/{folder}", self.get_metadata),
+            web.get("/system_stats", self.get_system_stats),
+            web.get("/internal/logs", _fixed("")),
+            web.get("/internal/folder_paths", _fixed({name: [] for name in FOLDERS})),
+            web.get("/internal/files/{kind}", self.get_folder),
+        ]
+
+    def _current(self) -> dict[str, Any]:
+        info = dict(self._object_info)
+        for node_class, name in _IMAGE_LISTS:
+            info[node_class] = copy.deepcopy(info[node_class])
+            info[node_class]["input"]["required"][name][0] = self._files.inputs()
+        return info
+
+    async def get_object_info(self, _: web.Request) -> web.Response:
+        """GET /object_info."""
+        return reply(self._current())
+
+    async def get_class(self, request: web.Request) -> web.Response:
+        """GET /object_info/{node_class}."""
+        name, info = request.match_info["node_class"], self._current()
+        return reply({name: info[name]} if name in info else {})
+
+    async def get_models(self, request: web.Request) -> web.Response:
+        """GET /models/{folder}."""
+        folder = request.match_info["folder"]
+        if folder not in FOLDERS:
+            return web.Response(status=404)
+        own = {"checkpoints": self._options.models, "loras": self._options.loras}
+        return reply(list(own.get(folder, ())))
+
+    async def get_metadata(self, _: web.Request) -> web.Response:
+        """GET /view_metadata/{folder}: no model here has any."""
+        return web.Response(status=404)
+
+    async def get_folder(self, request: web.Request) -> web.Response:
+        """GET /internal/files/{kind}."""
+        kind = request.match_info["kind"]
+        if kind not in ("input", "output", "temp"):
+            return reply({"error": "Invalid directory type"}, 400)
+        names = sorted(entry.name for entry in self._files.folder(kind).iterdir() if entry.is_file())
+        return reply([f"{name} [{kind}]" for name in names])
+
+    async def get_system_stats(self, _: web.Request) -> web.Response:
+        """GET /system_stats."""
+        total = int(self._options.vram_gb * GIB)
+        free = max(total - GIB // 2 - (MODEL_VRAM if self._loaded() else 0), 0)
+        device = {
+            "name": "cuda:0 NVIDIA Simulated : native",
+            "type": "cuda",
+            "index": 0,
+            "vram_total": total,
+            "vram_free": free,
+            "torch_vram_total": total - free,
+            "torch_vram_free": 0,
+        }
+        system = {
+            "os": sys.platform,
+            "ram_total": 64 * GIB,
+            "ram_free": 48 * GIB,
+            "comfyui_version": VERSION,
+            "required_frontend_version": None,
+            "installed_templates_version": None,
+            "required_templates_version": None,
+            "comfy_package_versions": [],
+            "python_version": f"{platform.python_version()} (simulated)",
+            "pytorch_version": "2.13.0+simulated",
+            "embedded_python": False,
+            "deploy_environment": "local-git",
+            "argv": ["main.py"],
+        }
+        return reply({"system": system, "devices": [device]})
+
+
+def _fixed(value: Any, status: int = 200) -> Any:
+    async def answer(_: web.Request) -> web.Response:
+        return reply(value, status)
+
+    return answer
+
+
+def add_front_end(app: web.Application, root: Path | None) -> None:
+    """Serve the web UI: from `root`, else from the installed front-end package, else a placeholder."""
+    if root is None and (spec := importlib.util.find_spec("comfyui_frontend_package")) and spec.origin:
+        root = Path(spec.origin).parent / "static"
+
+    async def index(_: web.Request) -> web.StreamResponse:
+        headers = {"Cache-Control": "no-store, must-revalidate", "Pragma": "no-cache", "Expires": "0"}
+        if root is None:
+            return web.Response(text=_PLACEHOLDER, content_type="text/html", headers=headers)
+        return web.FileResponse(root / "index.html", headers=headers)
+
+    app.router.add_get("/", index)
+    if root is not None:
+        app.router.add_static("/", root)

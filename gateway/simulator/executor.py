@@ -1,0 +1,337 @@
+"""Runs prompts, one at a time, and tells of it in ComfyUI's order (execution.py, progress.py, main.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.previews import Preview
+from gateway.simulator.faults import Faults
+from gateway.simulator.files import Files
+from gateway.simulator.nodes import (
+    FUNCTIONS,
+    Colour,
+    NodeInterrupted,
+    OutOfMemory,
+    Result,
+    preview_image,
+)
+from gateway.simulator.options import SimulatorOptions
+from gateway.simulator.queue import Item, PromptQueue
+from gateway.simulator.sockets import Sockets
+
+HOLD_PERIOD = 0.1
+
+
+class Executor:
+    """The one that runs prompts (main.py, prompt_worker)."""
+
+    def __init__(
+        self,
+        options: SimulatorOptions,
+        queue: PromptQueue,
+        sockets: Sockets,
+        files: Files,
+        faults: Faults,
+        object_info: dict[str, Any],
+    ) -> None:
+        self.options = options
+        self.queue = queue
+        self.sockets = sockets
+        self.files = files
+        self.faults = faults
+        self.object_info = object_info
+        self.cache: dict[str, Result] = {}
+        self.loaded: str | None = None
+        self.jobs_started = 0
+
+    async def run(self) -> None:
+        """Run prompts for ever."""
+        while True:
+            item = await self.queue.get()
+            execution = Execution(self, item)
+            hold = asyncio.ensure_future(self._hold_loop()) if self.options.hold_loop else None
+            try:
+                entry = await execution.run()
+            finally:
+                if hold is not None:
+                    hold.cancel()
+            self.queue.done(entry)
+            if execution.sid is not None:
+                self.sockets.send("executing", {"node": None, "prompt_id": item.prompt_id}, execution.sid)
+
+    async def _hold_loop(self) -> None:
+        """Hold the event loop as a node that holds Python's interpreter does."""
+        busy = HOLD_PERIOD * self.options.hold_loop
+        while True:
+            time.sleep(busy)  # noqa: ASYNC251 - holding the loop is the purpose
+            await asyncio.sleep(HOLD_PERIOD - busy)
+
+    def free(self) -> None:
+        """Forget models and cache (POST /free)."""
+        self.loaded = None
+        self.cache.clear()
+
+
+class Execution:
+    """One prompt's execution; to its nodes it is their `Run`."""
+
+    def __init__(self, executor: Executor, item: Item) -> None:
+        self._executor = executor
+        self._sockets = executor.sockets
+        self._item = item
+        client_id = item.extra_data.get("client_id")
+        self.sid: str | None = client_id if isinstance(client_id, str) else None
+        self.files = executor.files
+        self.prompt = item.prompt
+        self.extra_data = item.extra_data
+        self._messages: list[tuple[str, dict[str, Any]]] = []
+        self._progress: dict[str, dict[str, Any]] = {}
+        self._results: dict[str, Result] = {}
+        self._executed: list[str] = []
+        self._outputs: dict[str, Any] = {}
+        self._node = ""
+        self._step = 0
+
+    @property
+    def steps_per_second(self) -> float:
+        """How fast a sampler is."""
+        return self._executor.options.steps_per_second
+
+    async def run(self) -> dict[str, Any]:
+        """Run it; returns its history entry."""
+        self._executor.jobs_started += 1
+        self._message("execution_start", {})
+        await self._start_faults()
+        signatures = _signatures(self.prompt)
+        cache = self._executor.cache
+        cached = [node_id for node_id in self.prompt if signatures.get(node_id) in cache]
+        self._message("execution_cached", {"nodes": cached})
+        try:
+            for node_id in _order(self.prompt, self._item.outputs):
+                signature = signatures[node_id]
+                if signature in cache:
+                    self._reuse(node_id, cache[signature])
+                elif not self._is_needed(node_id, signatures):
+                    continue
+                else:
+                    self._results[node_id] = await self._run_node(node_id)
+            self._message("execution_success", {})
+            success = True
+        except NodeInterrupted:
+            self._message("execution_interrupted", {**self._where(), "executed": list(self._executed)})
+            success = False
+        except Exception as error:  # noqa: BLE001 - as ComfyUI: whatever a node raises ends the prompt, not the process
+            self._message("execution_error", self._error(error))
+            success = False
+        self._sockets.executing = None
+        if self._executor.options.cache:
+            self._executor.cache = {signatures[n]: r for n, r in self._results.items() if signatures.get(n) is not None}
+        return self._entry(success)
+
+    async def _start_faults(self) -> None:
+        blocked = self._executor.faults.take("block-loop")
+        if blocked is not None:
+            await self._sockets.drained()
+            time.sleep(blocked.number)  # noqa: ASYNC251 - blocking the loop is the purpose
+        if self._executor.faults.get("oom"):
+            await asyncio.sleep(0)
+
+    def _is_needed(self, node_id: str, signatures: dict[str, str]) -> bool:
+        """A node is not run when all that need it are cached."""
+        if node_id in self._item.outputs:
+            return True
+        for other, node in self.prompt.items():
+            links = [v[0] for v in node.get("inputs", {}).values() if _is_link(v)]
+            if node_id in links and signatures.get(other) not in self._executor.cache:
+                return True
+        return False
+
+    def _reuse(self, node_id: str, result: Result) -> None:
+        self._results[node_id] = result
+        if result.ui is None:
+            return
+        self._outputs[node_id] = result.ui
+        self._tell_executed(node_id, result.ui)
+        self._set_progress(node_id, 1, 1, "finished")
+
+    async def _run_node(self, node_id: str) -> Result:
+        self._node = node_id
+        node = self.prompt[node_id]
+        self._set_progress(node_id, 0.0, 1.0, "running")
+        if self.sid is not None:
+            self._sockets.executing = (self.sid, node_id)
+            data = {"node": node_id, "display_node": node_id, "prompt_id": self._item.prompt_id}
+            self._sockets.send("executing", data, self.sid)
+        if self._executor.faults.get("oom"):
+            raise OutOfMemory("Allocation on device 0 would exceed allowed memory. (out of memory)")
+        self._check_interrupt()
+        inputs = {
+            name: self._results[value[0]].outputs[value[1]] if _is_link(value) else value
+            for name, value in node["inputs"].items()
+        }
+        result = await FUNCTIONS[node["class_type"]](self, inputs)
+        if result.ui is not None:
+            self._outputs[node_id] = result.ui
+            self._tell_executed(node_id, result.ui)
+        state = self._progress[node_id]
+        self._set_progress(node_id, state["max"], state["max"], "finished")
+        self._executed.append(node_id)
+        # One turn of the loop a node, so that requests are served in between.
+        await asyncio.sleep(0)
+        return result
+
+    def _tell_executed(self, node_id: str, ui: dict[str, Any]) -> None:
+        if self.sid is not None:
+            data = {"node": node_id, "display_node": node_id, "output": ui, "prompt_id": self._item.prompt_id}
+            self._sockets.send("executed", data, self.sid)
+
+    # -- what nodes may do ---------------------------------------------------------------------------------------
+
+    async def steps(self, count: int, seconds_each: float, colour: Colour) -> None:
+        """Take steps, with progress and a preview each."""
+        for step in range(1, count + 1):
+            await self._wait(seconds_each)
+            self._check_interrupt()
+            self._die_if_told(step, count)
+            self._set_progress(self._node, step, count, "running")
+            self._tell_step(step, count, colour)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep, but not past an interrupt by more than a moment."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._check_interrupt()
+            await asyncio.sleep(min(left, 0.05))
+
+    def _check_interrupt(self) -> None:
+        if self._executor.queue.interrupted:
+            raise NodeInterrupted
+
+    def _die_if_told(self, step: int, count: int) -> None:
+        fault = self._executor.faults.get("die-in-job")
+        if fault is not None and self._executor.jobs_started >= fault.number and step >= count / 2:
+            os._exit(1)
+
+    def _tell_step(self, step: int, count: int, colour: Colour) -> None:
+        sid = self.sid
+        prompt_id = self._item.prompt_id
+        buffer = io.BytesIO()
+        preview_image(colour, step, count).save(buffer, "JPEG", quality=80)
+        place = {"node_id": self._node, "prompt_id": prompt_id}
+        metadata = {**place, "display_node_id": self._node, "parent_node_id": None, "real_node_id": self._node}
+        preview = Preview(metadata, "image/jpeg", buffer.getvalue())
+        with_metadata = self._sockets.wants_metadata(sid) and not self._executor.faults.get("no-metadata")
+        if with_metadata:
+            self._sockets.send_preview(preview, sid, with_metadata=True)
+        progress = {"value": step, "max": count, "prompt_id": prompt_id, "node": self._node}
+        self._sockets.send("progress", progress, sid)
+        if not with_metadata:
+            self._sockets.send_preview(preview, sid, with_metadata=False)
+
+    async def load_model(self, name: str) -> None:
+        """Have a checkpoint in memory; loading takes its time, and may block the loop."""
+        if self._executor.loaded == name:
+            return
+        seconds = self._executor.options.load_seconds
+        if self._executor.options.block_loop:
+            await self._sockets.drained()
+            time.sleep(seconds)  # noqa: ASYNC251 - as a real load, which blocks the loop
+        else:
+            await self._wait(seconds)
+        self._executor.loaded = name
+
+    # -- what is told --------------------------------------------------------------------------------------------
+
+    def _message(self, type_: str, data: dict[str, Any]) -> None:
+        """A message that the history keeps; only an interrupt is broadcast where there is no client_id."""
+        data = {"prompt_id": self._item.prompt_id, **data, "timestamp": int(time.time() * 1000)}
+        self._messages.append((type_, data))
+        if self.sid is not None or type_ == "execution_interrupted":
+            self._sockets.send(type_, data, self.sid)
+
+    def _set_progress(self, node_id: str, value: float, most: float, state: str) -> None:
+        self._progress[node_id] = {"value": value, "max": most, "state": state}
+        prompt_id = self._item.prompt_id
+        nodes = {
+            n: {
+                **progress,
+                "node_id": n,
+                "prompt_id": prompt_id,
+                "display_node_id": n,
+                "parent_node_id": None,
+                "real_node_id": n,
+            }
+            for n, progress in self._progress.items()
+        }
+        self._sockets.send("progress_state", {"prompt_id": prompt_id, "nodes": nodes}, self.sid)
+
+    def _where(self) -> dict[str, Any]:
+        return {"node_id": self._node, "node_type": self.prompt[self._node]["class_type"]}
+
+    def _error(self, error: Exception) -> dict[str, Any]:
+        inputs = self.prompt[self._node]["inputs"]
+        type_ = "torch.OutOfMemoryError" if isinstance(error, OutOfMemory) else type(error).__qualname__
+        return {
+            **self._where(),
+            "executed": list(self._executed),
+            "exception_message": f"{error}\n",
+            "exception_type": type_,
+            "traceback": traceback.format_tb(error.__traceback__),
+            "current_inputs": {name: [str(value)] for name, value in inputs.items()},
+            "current_outputs": list(self._results),
+        }
+
+    def _entry(self, success: bool) -> dict[str, Any]:
+        return {
+            "prompt": self._item.shown(),
+            "outputs": dict(self._outputs),
+            "status": {
+                "status_str": "success" if success else "error",
+                "completed": success,
+                "messages": [list(message) for message in self._messages],
+            },
+            "meta": {
+                n: {"node_id": n, "display_node": n, "parent_node": None, "real_node_id": n} for n in self._outputs
+            },
+        }
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+def _order(prompt: dict[str, Any], outputs: list[str]) -> Iterator[str]:
+    """The nodes that the outputs need, each after those it is linked to."""
+    done: set[str] = set()
+    for output in outputs:
+        stack = [output]
+        while stack:
+            node_id = stack[-1]
+            links = [v[0] for v in prompt[node_id]["inputs"].values() if _is_link(v)]
+            missing = [link for link in links if link not in done]
+            if missing:
+                stack.extend(reversed(missing))
+                continue
+            stack.pop()
+            if node_id not in done:
+                done.add(node_id)
+                yield node_id
+
+
+def _signatures(prompt: dict[str, Any]) -> dict[str, str]:
+    """What a node's result depends on: its class, its inputs, and those of the nodes it is linked to."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(KeyError, RecursionError):
+        for node_id in _order(prompt, list(prompt)):
+            node = prompt[node_id]
+            inputs = {k: ["link", found[v[0]], v[1]] if _is_link(v) else v for k, v in node["inputs"].items()}
+            found[node_id] = wire.dumps_sorted([node["class_type"], inputs]).hex()
+    return found

@@ -1,0 +1,98 @@
+"""Faults that can be switched on: at the start with --fail, or at run time with POST /simulator/faults.
+
+| specification | what happens |
+|---|---|
+| `hang` | requests are accepted and never answered |
+| `500`, `500:/prompt` | requests, or those of one path, are answered 500 |
+| `slow:S` | each answer comes S seconds late |
+| `drop-socket` | each WebSocket is dropped at once, and again when it reconnects |
+| `block-loop:S` | the next job that starts blocks the event loop for S seconds |
+| `die-in-job`, `die-in-job:N` | the process ends in the middle of the (N-th) job |
+| `drop-answer` | POST /prompt queues the prompt and drops the connection without an answer |
+| `no-prompt-id` | an older ComfyUI: mints ids itself |
+| `no-metadata` | an older ComfyUI: sends previews of type 1 alone |
+| `oom` | jobs fail as they do when the GPU's memory is full |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KNOWN = frozenset(
+    {
+        "hang",
+        "500",
+        "slow",
+        "drop-socket",
+        "block-loop",
+        "die-in-job",
+        "drop-answer",
+        "no-prompt-id",
+        "no-metadata",
+        "oom",
+    }
+)
+
+
+class UnknownFault(ValueError):
+    """A specification that names no fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault and its argument."""
+
+    name: str
+    argument: str = ""
+
+    @property
+    def number(self) -> float:
+        """The argument as a number; 1 if there is none."""
+        return float(self.argument) if self.argument else 1.0
+
+
+def parse(specification: str) -> Fault:
+    """Read a specification.
+
+    Raises:
+        UnknownFault: it names none, or its argument does not fit.
+    """
+    name, _, argument = specification.partition(":")
+    if name not in KNOWN:
+        raise UnknownFault(f"{specification!r}: there is no such fault; there are {', '.join(sorted(KNOWN))}")
+    fault = Fault(name, argument)
+    if name != "500":
+        try:
+            _ = fault.number
+        except ValueError as error:
+            raise UnknownFault(f"{specification!r}: what follows the colon must be a number") from error
+    return fault
+
+
+class Faults:
+    """The faults that are on."""
+
+    def __init__(self, specifications: tuple[str, ...] = ()) -> None:
+        self._on: dict[str, Fault] = {}
+        for specification in specifications:
+            self.switch_on(specification)
+
+    def switch_on(self, specification: str) -> None:
+        """Switch one on."""
+        fault = parse(specification)
+        self._on[fault.name] = fault
+
+    def switch_off(self, name: str | None = None) -> None:
+        """Switch one off, or all."""
+        if name is None:
+            self._on.clear()
+        else:
+            self._on.pop(name, None)
+
+    def get(self, name: str) -> Fault | None:
+        """A fault, if it is on."""
+        return self._on.get(name)
+
+    def take(self, name: str) -> Fault | None:
+        """A fault, if it is on; it happens this once."""
+        return self._on.pop(name, None)

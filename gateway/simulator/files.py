@@ -1,0 +1,151 @@
+"""The input, output and temp folders: names, counters, uploads (folder_paths.py, nodes.py, server.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import string
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from gateway.comfy import wire
+
+KINDS = ("input", "output", "temp")
+
+
+class OutsideFolder(ValueError):
+    """A name that leads out of its folder."""
+
+
+@dataclass(slots=True)
+class Files:
+    """The folders of one simulated ComfyUI."""
+
+    base: Path
+    temp_mark: str
+
+    def __post_init__(self) -> None:
+        for kind in (*KINDS, "user/default"):
+            (self.base / kind).mkdir(parents=True, exist_ok=True)
+
+    def folder(self, kind: str) -> Path:
+        """A folder by its type."""
+        return self.base / kind
+
+    def inputs(self) -> list[str]:
+        """What LoadImage lists."""
+        return sorted(entry.name for entry in self.folder("input").iterdir() if entry.is_file())
+
+    def within(self, root: Path, name: str) -> Path:
+        """A path below `root`.
+
+        Raises:
+            OutsideFolder: it is not.
+        """
+        path = Path(os.path.abspath(root / name))
+        if root.resolve() not in (path, *path.parents) and root not in (path, *path.parents):
+            raise OutsideFolder(name)
+        return path
+
+    def annotated(self, name: str, default: str) -> tuple[str, str]:
+        """A name and its folder: ``pic.png [output]`` names the folder too (folder_paths.py, annotated_filepath)."""
+        for kind in KINDS:
+            if name.endswith(f"[{kind}]"):
+                return name[: -len(kind) - 3], kind
+        return name, default
+
+    def path_of(self, name: str, default: str = "input") -> Path:
+        """Where an input's value points to."""
+        plain, kind = self.annotated(name, default)
+        return self.within(self.folder(kind), plain)
+
+    def open_image(self, name: str) -> Image.Image:
+        """An image, read whole."""
+        with Image.open(self.path_of(name)) as image:
+            image.load()
+            return image.copy()
+
+    def save_images(
+        self,
+        images: list[Image.Image],
+        prefix: str,
+        prompt: dict[str, Any],
+        extra_data: dict[str, Any],
+        temporary: bool = False,
+    ) -> list[dict[str, str]]:
+        """Save a batch with ComfyUI's names and counters, the prompt in the PNG's text chunks (nodes.py, SaveImage)."""
+        kind = "temp" if temporary else "output"
+        prefix = f"{prefix}_temp_{self.temp_mark}" if temporary else prefix
+        folder, filename, counter, subfolder = self._place(kind, prefix, images[0].size)
+        info = PngInfo()
+        info.add_text("prompt", wire.dumps(prompt).decode())
+        for key, value in (extra_data.get("extra_pnginfo") or {}).items():
+            info.add_text(key, wire.dumps(value).decode())
+        saved = []
+        for number, image in enumerate(images):
+            name = f"{filename.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
+            image.save(folder / name, pnginfo=info, compress_level=1 if temporary else 4)
+            saved.append({"filename": name, "subfolder": subfolder, "type": kind})
+        return saved
+
+    def _place(self, kind: str, prefix: str, size: tuple[int, int]) -> tuple[Path, str, int, str]:
+        for name, value in _variables(size).items():
+            prefix = prefix.replace(name, value)
+        subfolder, filename = os.path.split(os.path.normpath(prefix))
+        folder = self.within(self.folder(kind), subfolder)
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [_counter(entry.name, filename) for entry in folder.iterdir()]
+        return folder, filename, max(taken, default=0) + 1, subfolder
+
+    def upload(self, kind: str, subfolder: str, filename: str, data: bytes, overwrite: bool) -> tuple[str, Path, bool]:
+        """Where an upload goes (server.py, image_upload): (name, path, whether it must be written).
+
+        Raises:
+            OutsideFolder: it would leave its folder.
+        """
+        root = self.folder(kind)
+        folder = self.within(root, subfolder)
+        path = self.within(root, str(Path(subfolder) / filename))
+        folder.mkdir(parents=True, exist_ok=True)
+        stem, suffix = os.path.splitext(filename)
+        name, attempt = filename, 1
+        while not overwrite and path.exists():
+            if hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(data).digest():
+                return name, path, False
+            name = f"{stem} ({attempt}){suffix}"
+            path = folder / name
+            attempt += 1
+        return name, path, True
+
+
+def _variables(size: tuple[int, int]) -> dict[str, str]:
+    now = time.localtime()
+    return {
+        "%width%": str(size[0]),
+        "%height%": str(size[1]),
+        "%year%": str(now.tm_year),
+        "%month%": f"{now.tm_mon:02}",
+        "%day%": f"{now.tm_mday:02}",
+        "%hour%": f"{now.tm_hour:02}",
+        "%minute%": f"{now.tm_min:02}",
+        "%second%": f"{now.tm_sec:02}",
+    }
+
+
+def _counter(name: str, prefix: str) -> int:
+    """The counter in a file's name; 0 if the name is not of this prefix (folder_paths.py, get_save_image_path)."""
+    if not name.startswith(f"{prefix}_"):
+        return 0
+    digits = name[len(prefix) + 1 :].split(".")[0].split("_")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def temp_mark(source: random.Random) -> str:
+    """The five letters in the names of a process's temporary files."""
+    return "".join(source.choice(string.ascii_lowercase) for _ in range(5))

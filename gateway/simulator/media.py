@@ -1,0 +1,154 @@
+"""/view and /upload (server.py, view_image and image_upload)."""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+import os
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from PIL import Image
+
+from gateway.comfy import wire
+from gateway.simulator.files import KINDS, Files, OutsideFolder
+from gateway.simulator.prompts import reply
+
+_ACTIVE = frozenset(
+    {
+        "text/html",
+        "text/html-sandboxed",
+        "application/xhtml+xml",
+        "text/javascript",
+        "application/javascript",
+        "text/css",
+        "image/svg+xml",
+        "text/xml",
+        "application/xml",
+    }
+)
+
+
+class Media:
+    """The routes of files."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes, without /api."""
+        return [
+            web.get("/view", self.view),
+            web.post("/upload/image", self.upload_image),
+            web.post("/upload/mask", self.upload_mask),
+        ]
+
+    async def view(self, request: web.Request) -> web.StreamResponse:
+        """GET /view."""
+        query = request.rel_url.query
+        if "filename" not in query:
+            return web.Response(status=404)
+        name, kind = self._files.annotated(query["filename"], query.get("type", "output"))
+        if not name or name[0] == "/" or ".." in name or kind not in KINDS:
+            return web.Response(status=400)
+        try:
+            folder = self._files.within(self._files.folder(kind), query.get("subfolder", ""))
+        except OutsideFolder:
+            return web.Response(status=403)
+        path = folder / os.path.basename(name)
+        if not path.is_file():
+            return web.Response(status=404)
+        if "preview" in query:
+            return _preview(path, query["preview"], query.get("channel", ""))
+        if query.get("channel") in ("rgb", "a"):
+            return _channel(path, query["channel"])
+        return _file(path)
+
+    async def upload_image(self, request: web.Request) -> web.Response:
+        """POST /upload/image."""
+        form = await request.post()
+        data = _file_of(form)
+        if data is None:
+            return web.Response(status=400)
+        return self._store(form, *data)
+
+    async def upload_mask(self, request: web.Request) -> web.Response:
+        """POST /upload/mask: the original with the mask's alpha."""
+        form = await request.post()
+        data = _file_of(form)
+        if data is None:
+            return web.Response(status=400)
+        original = wire.loads(str(form["original_ref"]))
+        name, kind = self._files.annotated(original["filename"], original.get("type", "output"))
+        if not name or name[0] == "/" or ".." in name or kind not in KINDS:
+            return web.Response(status=400)
+        path = self._files.within(self._files.folder(kind), os.path.join(original.get("subfolder", ""), name))
+        content = data[1]
+        if path.is_file():
+            with Image.open(path) as picture, Image.open(io.BytesIO(content)) as mask:
+                composed = picture.convert("RGBA")
+                composed.putalpha(mask.convert("RGBA").getchannel("A"))
+            buffer = io.BytesIO()
+            composed.save(buffer, "PNG", compress_level=4)
+            content = buffer.getvalue()
+        return self._store(form, data[0], content)
+
+    def _store(self, form: Any, filename: str, content: bytes) -> web.Response:
+        kind, subfolder = str(form.get("type", "input")), str(form.get("subfolder", ""))
+        overwrite = form.get("overwrite") in ("true", "1")
+        if not filename:
+            return web.Response(status=400)
+        try:
+            name, path, is_new = self._files.upload(kind, subfolder, filename, content, overwrite)
+        except OutsideFolder:
+            return web.Response(status=400)
+        if is_new:
+            path.write_bytes(content)
+        return reply({"name": name, "subfolder": subfolder, "type": kind})
+
+
+def _file_of(form: Any) -> tuple[str, bytes] | None:
+    field = form.get("image")
+    return (field.filename, field.file.read()) if isinstance(field, web.FileField) else None
+
+
+def _disposition(path: Path) -> str:
+    escaped = path.name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'filename="{escaped}"'
+
+
+def _file(path: Path) -> web.StreamResponse:
+    content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Disposition": _disposition(path)}
+    if content_type in _ACTIVE:
+        headers |= {"Vary": "Sec-Fetch-Dest", "Cache-Control": "no-store"}
+        headers["Content-Disposition"] = f"attachment; {_disposition(path)}"
+        content_type = "application/octet-stream"
+    return web.FileResponse(path, headers={**headers, "Content-Type": content_type})
+
+
+def _picture(image: Image.Image, path: Path, format_: str, **options: Any) -> web.Response:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    headers = {"Content-Disposition": f'filename="{path.name}"'}
+    return web.Response(body=buffer.getvalue(), content_type=f"image/{format_.lower()}", headers=headers)
+
+
+def _preview(path: Path, wanted: str, channel: str) -> web.Response:
+    parts = wanted.split(";")
+    format_ = parts[0] if parts[0] in ("webp", "jpeg") and "a" not in channel else "webp"
+    quality = int(parts[-1]) if parts[-1].isdigit() else 90
+    with Image.open(path) as image:
+        picture = image.convert("RGB") if format_ == "jpeg" or channel == "rgb" else image.copy()
+    return _picture(picture, path, format_, quality=quality)
+
+
+def _channel(path: Path, channel: str) -> web.Response:
+    with Image.open(path) as image:
+        if channel == "rgb":
+            return _picture(image.convert("RGB"), path, "PNG")
+        alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
+    picture = Image.new("RGBA", alpha.size)
+    picture.putalpha(alpha)
+    return _picture(picture, path, "PNG")

@@ -1,0 +1,194 @@
+"""The node classes that a simulated ComfyUI can run. Images are real, and tell by their colour which seed made them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps
+
+from gateway.simulator.files import Files
+
+Colour = tuple[int, int, int]
+
+
+class NodeInterrupted(Exception):
+    """The prompt was interrupted."""
+
+
+class OutOfMemory(RuntimeError):
+    """As torch.OutOfMemoryError."""
+
+
+class Run(Protocol):
+    """What a node may do while it runs."""
+
+    files: Files
+    prompt: dict[str, Any]
+    extra_data: dict[str, Any]
+
+    async def steps(self, count: int, seconds_each: float, colour: Colour) -> None:
+        """Take steps, with progress and a preview each.
+
+        Raises:
+            NodeInterrupted: the prompt was interrupted.
+        """
+
+    async def load_model(self, name: str) -> None:
+        """Have a checkpoint in memory."""
+
+    @property
+    def steps_per_second(self) -> float:
+        """How fast a sampler is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a node gives: its outputs, and what the UI is shown."""
+
+    outputs: tuple[Any, ...]
+    ui: dict[str, Any] | None = None
+
+
+NodeFunction = Callable[[Run, dict[str, Any]], Awaitable[Result]]
+
+
+def seed_colour(seed: int) -> Colour:
+    """The colour of an image made from `seed`: its three lowest bytes."""
+    return (seed >> 16 & 255, seed >> 8 & 255, seed & 255)
+
+
+async def _slow_sampler(run: Run, inputs: dict[str, Any]) -> Result:
+    colour = seed_colour(inputs["seed"])
+    await run.steps(inputs["steps"], inputs["step_seconds"], colour)
+    return Result(([Image.new("RGB", (inputs["width"], inputs["height"]), colour)],))
+
+
+async def _fail(run: Run, inputs: dict[str, Any]) -> Result:
+    raise RuntimeError(inputs["message"])
+
+
+async def _empty_image(run: Run, inputs: dict[str, Any]) -> Result:
+    image = Image.new("RGB", (inputs["width"], inputs["height"]), seed_colour(inputs["color"]))
+    return Result(([image] * inputs["batch_size"],))
+
+
+async def _invert(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result(([ImageOps.invert(image.convert("RGB")) for image in inputs["image"]],))
+
+
+async def _scale(run: Run, inputs: dict[str, Any]) -> Result:
+    def size(image: Image.Image) -> tuple[int, int]:
+        width, height = inputs["width"], inputs["height"]
+        width = width or max(1, round(image.width * height / max(image.height, 1)))
+        return width, height or max(1, round(image.height * width / max(image.width, 1)))
+
+    return Result(([image.resize(size(image)) for image in inputs["image"]],))
+
+
+async def _same_image(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result((inputs["image"],))
+
+
+async def _load_image(run: Run, inputs: dict[str, Any]) -> Result:
+    image = run.files.open_image(inputs["image"])
+    mask = image.getchannel("A") if "A" in image.getbands() else Image.new("L", image.size, 0)
+    return Result(([image.convert("RGB")], mask))
+
+
+async def _save(run: Run, inputs: dict[str, Any]) -> Result:
+    saved = run.files.save_images(inputs["images"], inputs["filename_prefix"], run.prompt, run.extra_data)
+    return Result((inputs["images"],), {"images": saved})
+
+
+async def _preview(run: Run, inputs: dict[str, Any]) -> Result:
+    saved = run.files.save_images(inputs["images"], "ComfyUI", run.prompt, run.extra_data, temporary=True)
+    return Result((inputs["images"],), {"images": saved})
+
+
+async def _load_checkpoint(run: Run, inputs: dict[str, Any]) -> Result:
+    name = inputs["ckpt_name"]
+    await run.load_model(name)
+    return Result((("model", name), ("clip", name), ("vae", name)))
+
+
+async def _load_lora(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result((inputs["model"], inputs["clip"]))
+
+
+async def _encode_text(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result((("conditioning", inputs["text"]),))
+
+
+async def _empty_latent(run: Run, inputs: dict[str, Any]) -> Result:
+    latent = {"width": inputs["width"], "height": inputs["height"], "batch_size": inputs["batch_size"], "seed": 0}
+    return Result((latent,))
+
+
+async def _sample(run: Run, inputs: dict[str, Any]) -> Result:
+    seed = inputs.get("seed", inputs.get("noise_seed", 0))
+    await run.steps(inputs["steps"], 1 / run.steps_per_second, seed_colour(seed))
+    return Result(({**inputs["latent_image"], "seed": seed},))
+
+
+async def _decode(run: Run, inputs: dict[str, Any]) -> Result:
+    latent = inputs["samples"]
+    image = Image.new("RGB", (latent["width"], latent["height"]), seed_colour(latent["seed"]))
+    return Result(([image] * latent["batch_size"],))
+
+
+async def _encode_image(run: Run, inputs: dict[str, Any]) -> Result:
+    image = inputs["pixels"][0]
+    red, green, blue = image.convert("RGB").resize((1, 1)).getpixel((0, 0))
+    seed = red << 16 | green << 8 | blue
+    return Result(({"width": image.width, "height": image.height, "batch_size": 1, "seed": seed},))
+
+
+async def _named(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result((("loaded", *inputs.values()),))
+
+
+async def _value(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result((inputs["value"],))
+
+
+async def _concatenate(run: Run, inputs: dict[str, Any]) -> Result:
+    return Result((f"{inputs['string_a']}{inputs.get('delimiter', '')}{inputs['string_b']}",))
+
+
+FUNCTIONS: dict[str, NodeFunction] = {
+    "SlowSampler": _slow_sampler,
+    "FailNode": _fail,
+    "EmptyImage": _empty_image,
+    "ImageInvert": _invert,
+    "ImageScale": _scale,
+    "ImageBlur": _same_image,
+    "LoadImage": _load_image,
+    "LoadImageOutput": _load_image,
+    "SaveImage": _save,
+    "PreviewImage": _preview,
+    "CheckpointLoaderSimple": _load_checkpoint,
+    "LoraLoader": _load_lora,
+    "CLIPTextEncode": _encode_text,
+    "EmptyLatentImage": _empty_latent,
+    "KSampler": _sample,
+    "KSamplerAdvanced": _sample,
+    "VAEDecode": _decode,
+    "VAEEncode": _encode_image,
+    "VAELoader": _named,
+    "UNETLoader": _named,
+    "CLIPLoader": _named,
+    "ControlNetLoader": _named,
+    "UpscaleModelLoader": _named,
+    "PrimitiveInt": _value,
+    "StringConcatenate": _concatenate,
+}
+
+
+def preview_image(colour: Colour, value: int, most: int) -> Image.Image:
+    """A picture of how far a sampler is: its colour comes up from black."""
+    share = math.sqrt(value / max(most, 1))
+    dimmed = tuple(round(part * share) for part in colour)
+    return Image.new("RGB", (64, 64), dimmed)

@@ -1,0 +1,36 @@
+"""What a simulated ComfyUI can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class SimulatorOptions:
+    """Options of one simulated ComfyUI. Times are seconds.
+
+    `hold_loop` is the share of time for which a running job holds the event loop, as a node that holds Python's
+    interpreter does; with `block_loop` a model load blocks it as well. `faults` are specifications as in `faults`.
+    """
+
+    port: int = 8188
+    host: str = "127.0.0.1"
+    steps_per_second: float = 20.0
+    models: tuple[str, ...] = ("sd_xl_base_1.0.safetensors",)
+    loras: tuple[str, ...] = ()
+    load_seconds: float = 0.0
+    block_loop: bool = False
+    hold_loop: float = 0.0
+    seed: int | None = None
+    cache: bool = False
+    vram_gb: float = 24.0
+    base_dir: Path | None = None
+    front_end_root: Path | None = None
+    faults: tuple[str, ...] = field(default_factory=tuple)
+
+
+def model_names(names: str) -> tuple[str, ...]:
+    """Model files from a comma-separated list; a bare name gets ComfyUI's usual suffix."""
+    stripped = [name.strip() for name in names.split(",") if name.strip()]
+    return tuple(name if "." in name.rsplit("/", 1)[-1] else f"{name}.safetensors" for name in stripped)

@@ -1,0 +1,206 @@
+"""/prompt, /queue, /history, /interrupt, /free and /api/jobs (server.py)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from aiohttp import web
+
+from gateway.comfy import wire
+from gateway.comfy.errors import invalid_prompt_id, is_prompt_id, no_prompt
+from gateway.comfy.jobs import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.validation import CustomCheck, validate_prompt
+from gateway.simulator.executor import Executor
+from gateway.simulator.files import OutsideFolder
+from gateway.simulator.queue import Item, PromptQueue
+
+SECRET_KEYS = ("auth_token_comfy_org", "api_key_comfy_org")
+
+
+class Prompts:
+    """The routes of prompts and jobs."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._queue: PromptQueue = executor.queue
+        self._number = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes, without /api."""
+        return [
+            web.get("/prompt", self.get_prompt),
+            web.post("/prompt", self.post_prompt),
+            web.get("/queue", self.get_queue),
+            web.post("/queue", self.post_queue),
+            web.post("/interrupt", self.post_interrupt),
+            web.post("/free", self.post_free),
+            web.get("/history", self.get_history),
+            web.get("/history/{prompt_id}", self.get_entry),
+            web.post("/history", self.post_history),
+            web.get("/api/jobs", self.get_jobs),
+            web.get("/api/jobs/{job_id}", self.get_job),
+            web.post("/api/jobs/cancel", self.cancel_jobs),
+            web.post("/api/jobs/{job_id}/cancel", self.cancel_job),
+        ]
+
+    async def get_prompt(self, _: web.Request) -> web.Response:
+        """GET /prompt."""
+        return reply({"exec_info": {"queue_remaining": self._queue.remaining}})
+
+    async def post_prompt(self, request: web.Request) -> web.Response:
+        """POST /prompt. What a ComfyUI answers with a bare 500 raises here, and becomes one."""
+        body = wire.loads(await request.read())
+        number = self._take_number(body)
+        if "prompt" not in body:
+            return reply(no_prompt(), 400)
+        prompt_id = body.get("prompt_id")
+        if prompt_id is not None and not is_prompt_id(prompt_id):
+            return reply(invalid_prompt_id(), 400)
+        if prompt_id is None or self._executor.faults.get("no-prompt-id"):
+            prompt_id = str(uuid.uuid4())
+        prompt: dict[str, Any] = body["prompt"]
+        checked = validate_prompt(
+            prompt,
+            self._executor.object_info,
+            partial_execution_targets=body.get("partial_execution_targets"),
+            custom=self._custom_checks(),
+        )
+        if not checked.valid:
+            return reply(checked.body(), 400)
+        extra = dict(body.get("extra_data") or {})
+        if "client_id" in body:
+            extra["client_id"] = body["client_id"]
+        for key in SECRET_KEYS:
+            extra.pop(key, None)
+        extra["create_time"] = int(time.time() * 1000)
+        self._queue.put(Item(number, prompt_id, prompt, extra, checked.outputs))
+        if self._executor.faults.take("drop-answer") and request.transport is not None:
+            request.transport.abort()
+        return reply({"prompt_id": prompt_id, "number": number, "node_errors": checked.node_errors})
+
+    def _take_number(self, body: Any) -> float:
+        if "number" in body:
+            return float(body["number"])
+        number, self._number = self._number, self._number + 1
+        return -number if body.get("front") else number
+
+    def _custom_checks(self) -> dict[str, CustomCheck]:
+        """LoadImage and its kin look for the file itself (nodes.py, VALIDATE_INPUTS)."""
+
+        def check(inputs: Any) -> list[tuple[str, str]]:
+            name = inputs.get("image")
+            if not isinstance(name, str):
+                return []
+            try:
+                is_there = self._executor.files.path_of(name).is_file()
+            except OutsideFolder:
+                is_there = False
+            return [] if is_there else [("image", f"image - Invalid image file: {name}")]
+
+        return dict.fromkeys(("LoadImage", "LoadImageMask", "LoadImageOutput"), (frozenset({"image"}), check))
+
+    def _items(self) -> tuple[list[Any], list[Any]]:
+        running = [] if self._queue.running is None else [self._queue.running.shown()]
+        return running, [item.shown() for item in self._queue.pending]
+
+    async def get_queue(self, _: web.Request) -> web.Response:
+        """GET /queue."""
+        running, pending = self._items()
+        return reply({"queue_running": running, "queue_pending": pending})
+
+    async def post_queue(self, request: web.Request) -> web.Response:
+        """POST /queue."""
+        body = wire.loads(await request.read())
+        if body.get("clear"):
+            self._queue.clear()
+        for prompt_id in body.get("delete", ()):
+            self._queue.delete(prompt_id)
+        return web.Response()
+
+    async def post_interrupt(self, request: web.Request) -> web.Response:
+        """POST /interrupt."""
+        raw = await request.read()
+        body = wire.loads(raw) if raw else {}
+        self._queue.interrupt(body.get("prompt_id") or None)
+        return web.Response()
+
+    async def post_free(self, request: web.Request) -> web.Response:
+        """POST /free."""
+        body = wire.loads(await request.read())
+        if body.get("unload_models") or body.get("free_memory"):
+            self._executor.free()
+        return web.Response()
+
+    async def get_history(self, request: web.Request) -> web.Response:
+        """GET /history."""
+        query = request.rel_url.query
+        most = int(query["max_items"]) if "max_items" in query else None
+        return reply(self._queue.get_history(most, int(query.get("offset", -1))))
+
+    async def get_entry(self, request: web.Request) -> web.Response:
+        """GET /history/{prompt_id}."""
+        prompt_id = request.match_info["prompt_id"]
+        entry = self._queue.history.get(prompt_id)
+        return reply({} if entry is None else {prompt_id: entry})
+
+    async def post_history(self, request: web.Request) -> web.Response:
+        """POST /history."""
+        body = wire.loads(await request.read())
+        if body.get("clear"):
+            self._queue.history.clear()
+        for prompt_id in body.get("delete", ()):
+            self._queue.history.pop(prompt_id, None)
+        return web.Response()
+
+    async def get_jobs(self, request: web.Request) -> web.Response:
+        """GET /api/jobs."""
+        query = parse_jobs_query(request.rel_url.query)
+        if isinstance(query, str):
+            return reply({"error": query}, 400)
+        running, pending = self._items()
+        jobs = [job_of_queue_item(item, "in_progress") for item in running]
+        jobs += [job_of_queue_item(item, "pending") for item in pending]
+        history = self._queue.history.items()
+        jobs += [job_of_history(prompt_id, entry, include_outputs=False) for prompt_id, entry in history]
+        return reply(list_jobs(jobs, query))
+
+    async def get_job(self, request: web.Request) -> web.Response:
+        """GET /api/jobs/{job_id}."""
+        job_id = request.match_info["job_id"]
+        entry = self._queue.history.get(job_id)
+        if entry is not None:
+            return reply(job_of_history(job_id, entry, include_outputs=True))
+        for items, status in zip(self._items(), ("in_progress", "pending"), strict=True):
+            for item in items:
+                if item[1] == job_id:
+                    return reply(job_of_queue_item(item, status))
+        return reply({"error": "Job not found"}, 404)
+
+    async def cancel_job(self, request: web.Request) -> web.Response:
+        """POST /api/jobs/{job_id}/cancel."""
+        return reply({"cancelled": self._cancel(request.match_info["job_id"])})
+
+    async def cancel_jobs(self, request: web.Request) -> web.Response:
+        """POST /api/jobs/cancel."""
+        try:
+            body = wire.loads(await request.read())
+        except wire.MalformedJson:
+            return reply({"error": "Request body must be valid JSON"}, 400)
+        ids = body.get("job_ids") if isinstance(body, dict) else None
+        if not isinstance(ids, list):
+            return reply({"error": "job_ids must be a list"}, 400)
+        invalid = [item if isinstance(item, str) else repr(item) for item in ids if not is_prompt_id(item)]
+        if invalid:
+            return reply({"error": "job_ids contains invalid id(s)", "invalid_ids": invalid}, 400)
+        return reply({"cancelled": bool([prompt_id for prompt_id in ids if self._cancel(prompt_id)])})
+
+    def _cancel(self, prompt_id: str) -> bool:
+        return self._queue.interrupt(prompt_id) or self._queue.delete(prompt_id)
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    """A JSON answer with ComfyUI's headers."""
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    return web.Response(body=wire.dumps_exact(value), status=status, headers=headers)

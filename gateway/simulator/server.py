@@ -1,0 +1,186 @@
+"""One simulated ComfyUI: put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from gateway.comfy import wire
+from gateway.simulator import catalogue
+from gateway.simulator.catalogue import Catalogue, add_front_end, load_object_info
+from gateway.simulator.executor import Executor
+from gateway.simulator.faults import Faults, UnknownFault
+from gateway.simulator.files import Files, temp_mark
+from gateway.simulator.media import Media
+from gateway.simulator.options import SimulatorOptions
+from gateway.simulator.prompts import Prompts, reply
+from gateway.simulator.queue import PromptQueue
+from gateway.simulator.sockets import Sockets
+from gateway.simulator.userdata import UserData
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_OWN = "/simulator"
+
+
+class Simulator:
+    """A simulated ComfyUI. `start`, then `close`."""
+
+    def __init__(self, options: SimulatorOptions) -> None:
+        self.options = options
+        self.port = options.port
+        self.requests: Counter[str] = Counter()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{self.options.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen, and begin to run prompts."""
+        options = self.options
+        if options.base_dir is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="simulated-comfyui-")
+        base = options.base_dir or Path(self._scratch.name if self._scratch else ".")
+        self.files = Files(base, temp_mark(random.Random(options.seed)))
+        self.faults = Faults(options.faults)
+        self.sockets = Sockets()
+        self.queue = PromptQueue(self._queue_updated)
+        object_info = load_object_info(options)
+        self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
+        self._runner = web.AppRunner(self._app(object_info), access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, options.host, options.port)
+        await site.start()
+        self.port = int(self._runner.addresses[0][1])
+        self._tasks = [asyncio.create_task(self.sockets.publish()), asyncio.create_task(self.executor.run())]
+
+    def _queue_updated(self) -> None:
+        self.sockets.send("status", {"status": {"exec_info": {"queue_remaining": self.queue.remaining}}}, None)
+
+    def _app(self, object_info: dict[str, Any]) -> web.Application:
+        app = web.Application(client_max_size=100 * 1024 * 1024, middlewares=[self._middleware])
+        rooms = (
+            Prompts(self.executor),
+            Media(self.files),
+            UserData(self.files),
+            Catalogue(self.options, self.files, object_info, lambda: self.executor.loaded),
+        )
+        for room in rooms:
+            for route in room.routes():
+                app.router.add_route(route.method, route.path, route.handler)
+                app.router.add_route(route.method, f"/api{route.path}", route.handler)
+        app.router.add_get("/ws", self._serve_socket)
+        app.router.add_get("/api/ws", self._serve_socket)
+        app.router.add_get(f"{_OWN}/requests", self._get_requests)
+        app.router.add_route("*", f"{_OWN}/faults", self._set_faults)
+        add_front_end(app, self.options.front_end_root)
+        return app
+
+    async def _serve_socket(self, request: web.Request) -> web.StreamResponse:
+        socket = self.sockets.serve(request, self.queue.remaining)
+        if self.faults.get("drop-socket"):
+            asyncio.get_running_loop().call_later(0.05, self.sockets.drop)
+        return await socket
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not request.path.startswith(_OWN):
+            resource = request.match_info.route.resource
+            self.requests[f"{request.method} {resource.canonical if resource else request.path}"] += 1
+            refusal = _foreign(request) or await self._fault(request)
+            if refusal is not None:
+                return refusal
+        if request.method == "OPTIONS":
+            return web.Response()
+        return await handler(request)
+
+    async def _fault(self, request: web.Request) -> web.Response | None:
+        if self.faults.get("hang"):
+            await asyncio.get_running_loop().create_future()
+        if (slow := self.faults.get("slow")) is not None:
+            await asyncio.sleep(slow.number)
+        failing = self.faults.get("500")
+        path = request.path.removeprefix("/api") or "/"
+        if failing is not None and failing.argument in ("", path):
+            return web.Response(status=500, text="500 Internal Server Error\n\nServer got itself in trouble")
+        return None
+
+    async def _get_requests(self, _: web.Request) -> web.Response:
+        """How often each route was asked since the start: a test proves by it what did not reach a backend."""
+        return reply(dict(self.requests))
+
+    async def _set_faults(self, request: web.Request) -> web.Response:
+        """POST {"fault": "slow:0.5"} switches one on, DELETE (or DELETE ?fault=slow) off."""
+        if request.method == "DELETE":
+            self.faults.switch_off(request.rel_url.query.get("fault"))
+            return reply({})
+        try:
+            specification = str(wire.loads(await request.read())["fault"])
+            self.faults.switch_on(specification)
+        except (UnknownFault, wire.MalformedJson, KeyError, TypeError) as error:
+            return reply({"error": str(error)}, 400)
+        if specification.startswith("drop-socket"):
+            self.sockets.drop()
+        return reply({})
+
+    async def close(self) -> None:
+        """Stop; queue and history are lost, as ComfyUI's are."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.faults.switch_off()
+        await self.sockets.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def _foreign(request: web.Request) -> web.Response | None:
+    """ComfyUI on loopback refuses pages of other origins (server.py, create_origin_only_middleware)."""
+    if request.headers.get("Sec-Fetch-Site") == "cross-site":
+        return web.Response(status=403)
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+        return web.Response(status=403)
+    return None
+
+
+async def start(options: SimulatorOptions) -> Simulator:
+    """Start a simulated ComfyUI in this event loop."""
+    simulator = Simulator(options)
+    await simulator.start()
+    return simulator
+
+
+def run(options: SimulatorOptions) -> int:
+    """Run one until SIGTERM or SIGINT. Returns the exit code."""
+
+    async def main() -> int:
+        stop = asyncio.Event()
+        for signal_ in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
+        try:
+            simulator = await start(options)
+        except OSError as error:
+            print(f"can't listen on {options.host}:{options.port}: {error.strerror}", file=sys.stderr)
+            return 1
+        print(f"Simulated ComfyUI {catalogue.VERSION} listening on {simulator.url}", flush=True)
+        await stop.wait()
+        await simulator.close()
+        return 0
+
+    return asyncio.run(main())

@@ -1,0 +1,1 @@
+"""What outlives the process (the journal), and what crosses processes (the bus): two protocols and their makers."""

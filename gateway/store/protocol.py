@@ -1,0 +1,138 @@
+"""The two seams: `Store`, what must outlive the process, and `Bus`, what must reach a session wherever it is.
+
+Ledger and sessions know these protocols and nothing of what is behind them.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class StoreError(Exception):
+    """The journal can't be read or written; the text says what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """An open job. Times are milliseconds since 1970; `submission` is the compressed prompt as it was accepted."""
+
+    tenant: str
+    prompt_id: str
+    gateway: str
+    number: float
+    tag: float
+    state: str
+    backend: str | None
+    upstream_id: str
+    create_time: int
+    start_time: int | None
+    attempts: int
+    digest: bytes | None
+    node_errors: bytes | None
+    submission: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """The fields of an open job that change while it lives."""
+
+    tenant: str
+    prompt_id: str
+    state: str
+    backend: str | None
+    upstream_id: str
+    start_time: int | None
+    attempts: int
+    node_errors: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRemoval:
+    """An open job that leaves no history entry: refused by its backend, or cancelled before it ran."""
+
+    tenant: str
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRecord:
+    """A job that ended. Writing it removes the open job in the same commit. `entry` is the history entry's JSON."""
+
+    tenant: str
+    prompt_id: str
+    backend: str | None
+    upstream_id: str
+    number: float
+    outcome: str
+    digest: bytes | None
+    node_errors: bytes | None
+    summary: bytes
+    entry: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRemoval:
+    """A history entry that its owner deleted, or that is past the number kept."""
+
+    tenant: str
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend."""
+
+    tenant: str
+    kind: str
+    subfolder: str
+    filename: str
+    backend: str
+    upstream: str
+
+
+Change = JobRecord | JobUpdate | JobRemoval | HistoryRecord | HistoryRemoval | FileRecord
+
+
+class Store(Protocol):
+    """What outlives the process."""
+
+    async def open(self) -> None:
+        """Make it ready.
+
+        Raises:
+            StoreError: it is in use by another gateway, damaged, or of a newer version.
+        """
+
+    async def close(self) -> None:
+        """Write what is queued and let go."""
+
+    def write(self, changes: Sequence[Change]) -> Future[None]:
+        """Queue changes, in order. The future is done when they are durable, or fails with `StoreError`."""
+
+    async def identity(self) -> str:
+        """The client_id that this gateway uses towards its backends; the same after a restart."""
+
+    async def open_jobs(self) -> list[JobRecord]:
+        """All open jobs, oldest first."""
+
+    async def history(self) -> list[HistoryRecord]:
+        """All ended jobs, in the order in which they ended, without their entries."""
+
+    async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
+        """One history entry's JSON."""
+
+    async def files(self) -> list[FileRecord]:
+        """All known files."""
+
+
+class Bus(Protocol):
+    """What reaches every subscriber of a topic, in the order of publishing."""
+
+    def publish(self, topic: str, message: Any) -> None:
+        """Deliver `message` to each subscriber of `topic`."""
+
+    def subscribe(self, topic: str, receive: Callable[[Any], None]) -> Callable[[], None]:
+        """Call `receive` with each message from now on. What is returned ends it."""

@@ -1,0 +1,56 @@
+"""Every metric of the gateway, by name, in one place. All begin with ``comfyui_gateway_``."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+_RUN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+_HTTP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Metrics:
+    """The metrics of one gateway, in a registry of its own, so that two in one process don't share counts."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        prefix = "comfyui_gateway_"
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(prefix + name, text, labels, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(prefix + name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(prefix + name, text, labels, registry=registry, buckets=buckets)
+
+        self.backend_up = gauge("backend_up", "1 while the backend takes work", "backend")
+        self.backend_pending = gauge("backend_queue_pending", "Prompts pending on the backend", "backend")
+        self.backend_running = gauge("backend_queue_running", "Prompts running on the backend", "backend")
+        self.vram_free = gauge("backend_vram_free_bytes", "Free VRAM", "backend", "device")
+        self.vram_total = gauge("backend_vram_total_bytes", "VRAM", "backend", "device")
+        self.ram_free = gauge("backend_ram_free_bytes", "Free memory of the backend's machine", "backend")
+        self.ram_total = gauge("backend_ram_total_bytes", "Memory of the backend's machine", "backend")
+        self.probe_seconds = histogram("probe_seconds", "Time of a probe", _HTTP_BUCKETS, "backend", "outcome")
+
+        self.jobs = counter("jobs_total", "Jobs ended, by outcome", "outcome", "backend")
+        self.jobs_waiting = gauge("jobs_waiting", "Jobs accepted and waiting in the gateway")
+        self.jobs_open = gauge("jobs_open", "Jobs accepted and not ended")
+        self.wait_seconds = histogram("job_wait_seconds", "From acceptance to start", _RUN_BUCKETS, "backend")
+        self.run_seconds = histogram("job_run_seconds", "From start to end", _RUN_BUCKETS, "backend")
+        self.dispatches = counter("dispatch_attempts_total", "Prompts sent, by outcome", "backend", "outcome")
+
+        self.requests = counter("http_requests_total", "HTTP requests", "method", "route", "status")
+        self.request_seconds = histogram("http_request_seconds", "Time of HTTP requests", _HTTP_BUCKETS, "route")
+        self.sockets = gauge("sockets_open", "Open WebSockets of clients")
+        self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
+        self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")
+        self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
+        self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)
+
+    def render(self) -> bytes:
+        """The text exposition format, as Prometheus reads it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""Keys, roles, and what a tenant may see."""

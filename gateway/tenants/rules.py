@@ -1,0 +1,42 @@
+"""What a role may call: paths that run code, or touch others, are for admins alone."""
+
+from __future__ import annotations
+
+from gateway.tenants.keys import Identity, Role
+
+# ComfyUI's own that touch everybody, and what ComfyUI-Manager adds. Without the /api that may come before each.
+ADMIN_PREFIXES = (
+    "/free",
+    "/internal",
+    "/manager",
+    "/customnode",
+    "/snapshot",
+    "/externalmodel",
+    "/comfyui_manager",
+    "/v2/manager",
+    "/v2/customnode",
+    "/v2/snapshot",
+    "/v2/comfyui_manager",
+    "/v2/externalmodel",
+    "/gateway",
+)
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+def without_api(path: str) -> str:
+    """A route's own path: every one is there with and without /api (server.py, add_routes)."""
+    return path.removeprefix("/api") if path.startswith("/api/") else path
+
+
+def may_call(identity: Identity, path: str) -> bool:
+    """Whether a caller may use a path at all."""
+    path = without_api(path)
+    if identity.role is Role.METRICS:
+        return path == "/metrics"
+    return identity.is_admin or not is_admin_path(path)
+
+
+def is_admin_path(path: str) -> bool:
+    """Whether a path, without /api, is for admins alone. Spelling tricks count as the path that they lead to."""
+    normal = "/" + "/".join(part for part in path.lower().split("/") if part not in ("", "."))
+    return any(normal == prefix or normal.startswith(prefix + "/") for prefix in ADMIN_PREFIXES)

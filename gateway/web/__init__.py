@@ -1,0 +1,1 @@
+"""HTTP handlers, thin: read the request, call one thing, write the answer."""

@@ -1,0 +1,35 @@
+"""Answers in ComfyUI's forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.comfy import wire
+from gateway.comfy.errors import error_body
+
+JSON = "application/json; charset=utf-8"
+_JSON_HEADERS = {"Content-Type": JSON}
+
+
+def json_bytes(body: bytes, status: int = 200) -> web.Response:
+    """An answer whose JSON is encoded already."""
+    return web.Response(body=body, status=status, headers=_JSON_HEADERS)
+
+
+def json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer of plain data."""
+    return web.Response(body=wire.dumps(value), status=status, headers={"Content-Type": JSON, **(headers or {})})
+
+
+def empty(status: int = 200) -> web.Response:
+    """An empty answer, as ComfyUI's to POST /queue and the like."""
+    return web.Response(status=status)
+
+
+def problem(
+    status: int, type_: str, message: str, details: str = "", headers: dict[str, str] | None = None, **extra: Any
+) -> web.Response:
+    """A refusal in ComfyUI's error form."""
+    return json(error_body(type_, message, details, extra), status, headers)

@@ -1,0 +1,66 @@
+"""/object_info, the model lists, /system_stats and /features: from what the gateway knows."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from aiohttp import web
+
+from gateway.comfy import wire
+from gateway.fleet import merging
+from gateway.web.answers import JSON, empty, json, json_bytes, problem
+from gateway.web.parts import Parts, parts
+
+
+def _none_yet() -> web.Response:
+    details = "no backend has answered since the gateway started"
+    return problem(503, "no_backend", "The fleet is not known yet", details, {"Retry-After": "2"})
+
+
+async def get_object_info(request: web.Request) -> web.StreamResponse:
+    """All node classes of the fleet."""
+    edition = await parts(request).catalogue.first_edition()
+    if edition is None:
+        return _none_yet()
+    headers = {"Content-Type": JSON, "ETag": edition.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if edition.etag in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        return web.Response(body=edition.compressed, headers={**headers, "Content-Encoding": "gzip"})
+    return web.Response(body=edition.body, headers=headers)
+
+
+async def get_node_class(request: web.Request) -> web.Response:
+    """One node class; ``{}`` for one that the fleet does not have."""
+    edition = await parts(request).catalogue.first_edition()
+    if edition is None:
+        return _none_yet()
+    name = request.match_info["node_class"]
+    found = edition.classes.get(name)
+    return json_bytes(wire.dumps({} if found is None else {name: found}))
+
+
+async def get_listing(request: web.Request) -> web.Response:
+    """A list of names that every backend has: the union."""
+    path = request.path.removeprefix("/api")
+    listing = await parts(request).catalogue.listing(quote(path))
+    return empty(404) if listing is None else json(listing)
+
+
+async def get_system_stats(request: web.Request) -> web.Response:
+    """All devices of the fleet, at the last probe."""
+    known = [(b.name, b.stats) for b in parts(request).fleet.by_preference if b.stats is not None]
+    alive = [(name, stats) for name, stats in known if parts(request).fleet.backends[name].pulse.alive]
+    named = alive or known
+    return json(merging.system_stats(named)) if named else _none_yet()
+
+
+def shared_features(gateway: Parts) -> dict[str, object]:
+    """The flags that clients are told."""
+    flags = [b.features for b in gateway.fleet.by_preference if b.features]
+    return merging.features(flags, gateway.settings.server.max_body)
+
+
+async def get_features(request: web.Request) -> web.Response:
+    """The flags that all backends share."""
+    return json(shared_features(parts(request)))

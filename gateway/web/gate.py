@@ -1,0 +1,130 @@
+"""What every request passes: who calls, may it, what came of it. One middleware, so that it costs one call."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway.comfy.client import BackendError
+from gateway.settings import Settings
+from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
+from gateway.tenants.keys import COOKIE, Identity, Keyring, presented_key
+from gateway.tenants.rules import OPEN_PATHS, is_admin_path, may_call, without_api
+from gateway.web.answers import problem
+from gateway.web.parts import IDENTITY, PARTS
+
+_log = logs.get("http")
+
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
+
+
+def make_gate(settings: Settings, keyring: Keyring) -> Middleware:
+    """The middleware."""
+    log_requests = settings.log.requests
+    metrics_open = settings.auth.metrics == "open"
+    known_routes: dict[object, str] = {}
+
+    @web.middleware
+    async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.perf_counter()
+        route = _template(request, known_routes)
+        status, identity = 500, None
+        try:
+            refusal, identity = _admit(request, settings, keyring, metrics_open)
+            response = refusal or await _answer(request, handler)
+            status = response.status
+            return response
+        except web.HTTPException as error:
+            status = error.status
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            metrics = request.app[PARTS].metrics
+            metrics.requests.labels(request.method, route, str(status)).inc()
+            metrics.request_seconds.labels(route).observe(seconds)
+            if log_requests:
+                _log.info(
+                    "http",
+                    method=request.method,
+                    route=route,
+                    status=status,
+                    duration_ms=round(seconds * 1000, 2),
+                    tenant=identity.tenant if identity else None,
+                    remote=request.remote,
+                )
+
+    return gate
+
+
+def _template(request: web.Request, known: dict[object, str]) -> str:
+    """The route's template, never the raw path: paths hold names, and would make a metric each."""
+    resource = request.match_info.route.resource
+    template = known.get(resource)
+    if template is None:
+        template = known[resource] = resource.canonical if resource is not None else "unknown"
+    return template
+
+
+def _admit(
+    request: web.Request, settings: Settings, keyring: Keyring, metrics_open: bool
+) -> tuple[web.Response | None, Identity | None]:
+    path = request.path
+    if path in OPEN_PATHS or (path == "/metrics" and metrics_open):
+        return None, None
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        # A preflight carries no key (Fetch standard); it is answered from the origins that are listed.
+        return None, None
+    if _is_foreign(request, settings):
+        return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
+    identity = keyring.identify(None if keyring.is_open else _key_of(request))
+    if identity is None:
+        details = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
+        return problem(401, "unauthorized", "A valid API key is needed", details, _CHALLENGE), None
+    if not may_call(identity, path):
+        what = "an admin key" if is_admin_path(without_api(path)) else "another role"
+        return problem(
+            403, "forbidden", f"This route needs {what}", f"the key '{identity.name}' has {identity.role}"
+        ), identity
+    request[IDENTITY] = identity
+    return None, identity
+
+
+def _key_of(request: web.Request) -> str | None:
+    cookies = request.cookies if COOKIE in request.headers.get("Cookie", "") else {}
+    return presented_key(request.headers, request.rel_url.query, cookies)
+
+
+def _is_foreign(request: web.Request, settings: Settings) -> bool:
+    """Whether a page of another origin writes here, or opens a socket, in a visitor's name.
+
+    A gateway on loopback is open to every page that its user visits; ComfyUI refuses the same (server.py,
+    create_origin_only_middleware).
+    """
+    origin = request.headers.get("Origin")
+    if origin is None or (request.method in _READS and without_api(request.path) != "/ws"):
+        return False
+    return urlsplit(origin).netloc != request.host and origin not in settings.cors.origins
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Call the handler; what it may raise is an answer too. The type says who is to blame."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge as error:
+        return problem(413, "body_too_large", "The request body is too large", str(error.text))
+    except StoreError as error:
+        return problem(503, "journal_unavailable", "Nothing can be accepted now", str(error), {"Retry-After": "5"})
+    except BackendError as error:
+        if request.transport is None or request.get("streaming"):
+            raise web.HTTPBadGateway from error
+        _log.warning("backend", path=request.path, error=str(error))
+        return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})
+    except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+        # The client went away; nobody reads this.
+        return web.Response(status=499)

@@ -1,0 +1,51 @@
+"""The gateway's own routes: health, metrics, and the admin API."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.telemetry.metrics import CONTENT_TYPE
+from gateway.web.answers import json, problem
+from gateway.web.parts import parts
+
+
+async def healthz(_: web.Request) -> web.Response:
+    """Whether the process serves requests."""
+    return json({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Whether it takes prompts, and how many backends are up. Prompts are taken while none is: they wait."""
+    gateway = parts(request)
+    up = sum(backend.eligible for backend in gateway.fleet.backends.values())
+    ready = gateway.is_ready()
+    body = {"status": "ready" if ready else "starting", "backends_up": up, "backends": len(gateway.fleet.backends)}
+    return json(body, 200 if ready else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Everything Prometheus is told."""
+    return web.Response(body=parts(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def get_backends(request: web.Request) -> web.Response:
+    """Every backend and what is known of it (admins)."""
+    gateway = parts(request)
+    described = []
+    for backend in gateway.fleet.backends.values():
+        queued, running = gateway.engine.ledger.load(backend.name)
+        described.append({**backend.describe(), "jobs_queued": queued, "jobs_running": running})
+    return json({"backends": described, "jobs_waiting": gateway.engine.ledger.waiting_count})
+
+
+async def set_drain(request: web.Request) -> web.Response:
+    """Stop or resume giving work to a backend: POST /gateway/backends/{name}/drain or …/resume (admins)."""
+    gateway, name = parts(request), request.match_info["name"]
+    backend = gateway.fleet.backends.get(name)
+    if backend is None:
+        names = ", ".join(gateway.fleet.backends)
+        return problem(404, "unknown_backend", f"There is no backend '{name}'", f"there are: {names}")
+    backend.drained = request.match_info["action"] == "drain"
+    if not backend.drained:
+        gateway.engine.dispatcher.wake()
+    return json(backend.describe())

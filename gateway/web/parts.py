@@ -1,0 +1,47 @@
+"""What the handlers call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.fleet.catalogue import Catalogue
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.engine import Engine
+from gateway.sessions.hub import Hub
+from gateway.settings import Settings
+from gateway.store.protocol import Store
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants.keys import Identity, Keyring
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The rooms below, as the handlers see them."""
+
+    settings: Settings
+    keyring: Keyring
+    engine: Engine
+    fleet: Fleet
+    catalogue: Catalogue
+    hub: Hub
+    store: Store
+    metrics: Metrics
+    is_ready: Callable[[], bool]
+
+
+PARTS = web.AppKey("parts", Parts)
+IDENTITY = "identity"
+
+
+def parts(request: web.Request) -> Parts:
+    """The parts of the gateway that serves a request."""
+    return request.app[PARTS]
+
+
+def caller(request: web.Request) -> Identity:
+    """Who calls: the gate put it there."""
+    identity: Identity = request[IDENTITY]
+    return identity

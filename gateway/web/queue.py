@@ -1,0 +1,107 @@
+"""/queue, /interrupt and /free."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from gateway.comfy import wire
+from gateway.comfy.client import BackendError
+from gateway.fleet.backend import Backend
+from gateway.jobs.ledger import queue_json
+from gateway.web.answers import empty, json_bytes, problem
+from gateway.web.parts import caller, parts
+
+
+class BadBody(Exception):
+    """The body is not what the route takes; the text says why."""
+
+
+async def read_object(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises:
+        BadBody: it is something else.
+    """
+    body = await request.read()
+    if optional and not body.strip():
+        return {}
+    try:
+        value = wire.loads(body)
+    except wire.MalformedJson as error:
+        if optional:
+            return {}
+        raise BadBody(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadBody("the body must be a JSON object")
+    return value
+
+
+def ids_of(value: Any) -> list[str]:
+    """A list of ids; whatever is no string fits no job, and is passed over as ComfyUI does."""
+    if not isinstance(value, list):
+        raise BadBody('"delete" must be a list of prompt ids')
+    return [item for item in value if isinstance(item, str)]
+
+
+async def get_queue(request: web.Request) -> web.Response:
+    """The caller's jobs; an admin sees everybody's, and what was queued behind the gateway's back."""
+    engine = parts(request).engine
+    identity = caller(request)
+    if not identity.is_admin:
+        return json_bytes(engine.ledger.queue_json(identity.tenant))
+    running, pending = engine.foreign_items()
+    if not running and not pending and engine.ledger.remaining(identity.tenant) == len(engine.ledger):
+        return json_bytes(engine.ledger.queue_json(identity.tenant))
+    foreign = [[wire.dumps(item) for item in items] for items in (running, pending)]
+    return json_bytes(queue_json(engine.ledger.jobs(), *foreign))
+
+
+async def post_queue(request: web.Request) -> web.Response:
+    """Delete pending jobs: those named, or all of the caller's."""
+    control, identity = parts(request).engine.control, caller(request)
+    try:
+        body = await read_object(request)
+        ids = ids_of(body["delete"]) if "delete" in body else []
+    except BadBody as error:
+        return problem(400, "invalid_body", "The body can't be read", str(error))
+    if body.get("clear"):
+        await control.clear(identity.tenant)
+    await control.delete(identity.sees, ids)
+    return empty()
+
+
+async def post_interrupt(request: web.Request) -> web.Response:
+    """Interrupt the job named, or all that the caller runs."""
+    control, identity = parts(request).engine.control, caller(request)
+    try:
+        body = await read_object(request, optional=True)
+    except BadBody as error:
+        return problem(400, "invalid_body", "The body can't be read", str(error))
+    prompt_id = body.get("prompt_id")
+    if prompt_id:
+        await control.interrupt(identity.sees, str(prompt_id))
+    else:
+        await control.interrupt(identity.tenant, None)
+    return empty()
+
+
+async def post_free(request: web.Request) -> web.Response:
+    """Free memory on every backend (admins)."""
+    body = await request.read()
+    try:
+        wire.loads(body)
+    except wire.MalformedJson as error:
+        return problem(400, "invalid_body", "The body can't be read", str(error))
+
+    async def free(backend: Backend) -> None:
+        try:
+            await backend.client.call("POST", "/free", body)
+        except BackendError:
+            # One that does not answer has nothing that could be freed now.
+            return
+
+    await asyncio.gather(*(free(backend) for backend in parts(request).fleet.backends.values()))
+    return empty()

@@ -1,0 +1,91 @@
+"""Every route and who answers it: the table of the design, as code."""
+
+from __future__ import annotations
+
+import aiohttp_cors
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, view
+from gateway.web.gate import make_gate
+from gateway.web.parts import PARTS, Parts, caller, parts
+
+
+async def socket(request: web.Request) -> web.StreamResponse:
+    """GET /ws."""
+    return await parts(request).hub.serve(request, caller(request).tenant)
+
+
+# ComfyUI's routes, each also under /api (server.py, add_routes).
+COMFYUI: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/prompt", prompt.post_prompt),
+    ("GET", "/prompt", prompt.get_prompt),
+    ("GET", "/queue", queue.get_queue),
+    ("POST", "/queue", queue.post_queue),
+    ("POST", "/interrupt", queue.post_interrupt),
+    ("POST", "/free", queue.post_free),
+    ("GET", "/history", history.get_history),
+    ("GET", "/history/{prompt_id}", history.get_history_entry),
+    ("POST", "/history", history.post_history),
+    ("GET", "/view", view.get_view),
+    ("POST", "/upload/image", passthrough.upload),
+    ("POST", "/upload/mask", passthrough.upload),
+    ("GET", "/object_info", catalogue.get_object_info),
+    ("GET", "/object_info/{node_class}", catalogue.get_node_class),
+    ("GET", "/models", catalogue.get_listing),
+    ("GET", "/models/{folder}", catalogue.get_listing),
+    ("GET", "/embeddings", catalogue.get_listing),
+    ("GET", "/system_stats", catalogue.get_system_stats),
+    ("GET", "/features", catalogue.get_features),
+    ("GET", "/ws", socket),
+)
+# ComfyUI has these with /api in their own path, and so under /api/api as well.
+JOBS: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/api/jobs", jobs.get_jobs),
+    ("GET", "/api/jobs/{job_id}", jobs.get_job),
+    ("POST", "/api/jobs/cancel", jobs.cancel_jobs),
+    ("POST", "/api/jobs/{job_id}/cancel", jobs.cancel_job),
+)
+OWN: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/healthz", operations.healthz),
+    ("GET", "/readyz", operations.readyz),
+    ("GET", "/metrics", operations.metrics),
+    ("GET", "/gateway/backends", operations.get_backends),
+    ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
+)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def make_app(gateway: Parts) -> web.Application:
+    """The application that serves a gateway."""
+    app = web.Application(
+        client_max_size=gateway.settings.server.max_body,
+        middlewares=[make_gate(gateway.settings, gateway.keyring)],
+    )
+    app[PARTS] = gateway
+    for method, path, handler in OWN + JOBS:
+        _add(app, method, path, handler)
+    for method, path, handler in COMFYUI:
+        _add(app, method, path, handler)
+        _add(app, method, "/api" + path, handler)
+    for method in _METHODS:
+        _add(app, method, "/{path:.*}", passthrough.pass_on)
+    if gateway.settings.cors.origins:
+        _allow_origins(app, gateway.settings.cors.origins)
+    return app
+
+
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    if method == "GET":
+        app.router.add_get(path, handler, allow_head=True)
+    else:
+        app.router.add_route(method, path, handler)
+
+
+def _allow_origins(app: web.Application, origins: tuple[str, ...]) -> None:
+    options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
+        allow_credentials=True, expose_headers="*", allow_headers="*", allow_methods="*"
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        cors.add(route)

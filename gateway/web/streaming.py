@@ -1,0 +1,94 @@
+"""Passing a request on to a backend and its answer back, as streams: memory does not grow with size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from gateway.fleet.backend import Backend
+from gateway.tenants.keys import QUERY_PARAMETER
+
+# Between two neighbours alone (RFC 9110, section 7.6.1; Keep-Alive and Proxy-Connection by custom).
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# Keys never go upstream. Origin and its kin would make ComfyUI refuse what the gateway has let in already.
+_NOT_UPSTREAM = HOP_BY_HOP | {
+    "authorization",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "origin",
+    "referer",
+    "sec-fetch-dest",
+    "sec-fetch-mode",
+    "sec-fetch-site",
+    "sec-fetch-user",
+    "x-api-key",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+}
+_NOT_DOWNSTREAM = HOP_BY_HOP | {"server", "date", "set-cookie"}
+CHUNK = 2**18
+
+
+def upstream_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers of a request that a backend may see."""
+    named = {token.strip().lower() for token in headers.get("Connection", "").split(",")}
+    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _NOT_UPSTREAM and k.lower() not in named)
+
+
+def downstream_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers of a backend's answer that a client may see."""
+    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _NOT_DOWNSTREAM)
+
+
+def upstream_query(request: web.Request) -> str:
+    """The query without the key, with its ``?``; empty if there is none."""
+    raw = request.rel_url.raw_query_string
+    if raw and QUERY_PARAMETER in request.rel_url.query:
+        raw = urlencode([(k, v) for k, v in request.rel_url.query.items() if k != QUERY_PARAMETER])
+    return f"?{raw}" if raw else ""
+
+
+async def relay(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
+    """Stream a backend's answer to the client."""
+    response = web.StreamResponse(status=upstream.status, headers=downstream_headers(upstream.headers))
+    request["streaming"] = True
+    await response.prepare(request)
+    if request.method != "HEAD":
+        async for chunk in upstream.content.iter_any():
+            await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+async def forward(request: web.Request, backend: Backend, path: str) -> web.StreamResponse:
+    """Pass a request on to a backend.
+
+    Raises:
+        BackendError: it did not answer.
+    """
+    data = request.content if request.can_read_body else None
+    headers = upstream_headers(request.headers)
+    async with backend.client.open(
+        request.method, path + upstream_query(request), headers=headers, data=data
+    ) as upstream:
+        return await relay(request, upstream)
