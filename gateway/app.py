@@ -53,7 +53,7 @@ class Gateway:
         fleet = Fleet(settings, metrics, client_id)
         catalogue = Catalogue(fleet, settings.catalogue)
         engine = Engine(
-            settings, store, bus, fleet, metrics, client_id, lambda s: _outputs_of(catalogue, s), catalogue.changed
+            settings, store, bus, fleet, metrics, client_id, lambda s: _outputs_of(catalogue, s), catalogue.introduce
         )
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))

@@ -26,6 +26,7 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("catalogue")
 
 MAX_LISTS = 512
+INTRODUCTION_LIMIT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,12 @@ class Catalogue:
             task = self._tasks.start(self._read(backend), backend.name)
             self._reading[backend.name] = task
             task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
+
+    async def introduce(self, backend: Backend) -> None:
+        """A backend was connected. The first one is read before it takes work, if that is quickly done."""
+        self.changed(backend)
+        if self.edition is None:
+            await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
     async def first_edition(self) -> Edition | None:
         """The newest edition; right after the start, the first one when it is there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import chain
 
 from gateway.comfy.client import Queue
@@ -30,7 +30,7 @@ class Engine:
     """The life of all jobs. `restore`, then let the fleet start with this as its listener; `close` at the end.
 
     Args:
-        catalogue_changed: told when a backend was (re)connected, so that its node classes are read again.
+        introduce: told when a backend was (re)connected, so that its node classes are read again.
         outputs_of: the nodes a prompt will execute.
     """
 
@@ -43,11 +43,11 @@ class Engine:
         metrics: Metrics,
         client_id: str,
         outputs_of: Callable[[Submission], list[str]],
-        catalogue_changed: Callable[[Backend], None],
+        introduce: Callable[[Backend], Awaitable[None]],
     ) -> None:
         self._store = store
         self._fleet = fleet
-        self._catalogue_changed = catalogue_changed
+        self._introduce = introduce
         self.files = FileIndex()
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
@@ -138,7 +138,7 @@ class Engine:
     async def connected(self, backend: Backend) -> None:
         """A backend's socket is up."""
         await self.recovery.reconcile(backend)
-        self._catalogue_changed(backend)
+        await self._introduce(backend)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """A probe brought a backend's queue."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import ClientConnectionError, WSCloseCode, WSMsgType, web
@@ -47,6 +48,7 @@ class ClientSocket:
         self._outbox = Outbox(max_buffer)
         self._ready = asyncio.Event()
         self._wants_metadata = False
+        self._held: Frame | None = None
         self._closing: tuple[int, str] | None = None
 
     def send(self, frame: Frame) -> None:
@@ -54,9 +56,27 @@ class ClientSocket:
         if self._closing is not None:
             return
         for due in self._sequencer.feed(frame):
-            self._put(due)
+            self._order(due)
         if self._sequencer.waiting_bytes > self._max_buffer:
             self.close(WSCloseCode.TRY_AGAIN_LATER, "too many events of parallel prompts wait for this socket")
+
+    def _order(self, frame: Frame) -> None:
+        """Turn previews into type 1 for a client that did not declare more, and put them after their ``progress``.
+
+        A ComfyUI sends type 4 before ``progress`` and type 1 after it (progress.py, and main.py's progress hook).
+        """
+        held, self._held = self._held, None
+        if frame.kind is Kind.PREVIEW and not self._wants_metadata:
+            legacy = previews.to_legacy(frame.payload)
+            if legacy is not None:
+                self._held = replace(frame, payload=legacy)
+        if held is not None and frame.slot != "progress":
+            self._put(held)
+            held = None
+        if self._held is None:
+            self._put(frame)
+        if held is not None:
+            self._put(held)
 
     def _put(self, frame: Frame) -> None:
         for dropped in self._outbox.put(frame):
@@ -113,7 +133,7 @@ class ClientSocket:
         if isinstance(flags, dict) and flags.get("supports_preview_metadata") is True:
             self._wants_metadata = True
             for frame in self._sequencer.interleave():
-                self._put(frame)
+                self._order(frame)
 
     async def _write(self) -> None:
         try:
@@ -132,12 +152,7 @@ class ClientSocket:
             return
 
     async def _write_one(self, frame: Frame) -> None:
-        payload, opcode = frame.payload, WSMsgType.TEXT
-        if frame.binary:
-            opcode = WSMsgType.BINARY
-            if frame.kind is Kind.PREVIEW and not self._wants_metadata:
-                payload = previews.to_legacy(payload) or payload
         self.writing_since = time.monotonic()
-        await self._response.send_frame(payload, opcode)
+        await self._response.send_frame(frame.payload, WSMsgType.BINARY if frame.binary else WSMsgType.TEXT)
         self.writing_since = None
         self._metrics.events.labels(str(frame.kind)).inc()

@@ -105,7 +105,11 @@ class Simulator:
                 return refusal
         if request.method == "OPTIONS":
             return web.Response()
-        return await handler(request)
+        try:
+            return await handler(request)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # Where ComfyUI's handlers trip over a body of another shape, aiohttp answers this.
+            return _bare_500()
 
     async def _fault(self, request: web.Request) -> web.Response | None:
         if self.faults.get("hang"):
@@ -115,7 +119,7 @@ class Simulator:
         failing = self.faults.get("500")
         path = request.path.removeprefix("/api") or "/"
         if failing is not None and failing.argument in ("", path):
-            return web.Response(status=500, text="500 Internal Server Error\n\nServer got itself in trouble")
+            return _bare_500()
         return None
 
     async def _get_requests(self, _: web.Request) -> web.Response:
@@ -147,6 +151,10 @@ class Simulator:
             await self._runner.cleanup()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _bare_500() -> web.Response:
+    return web.Response(status=500, text="500 Internal Server Error\n\nServer got itself in trouble")
 
 
 def _foreign(request: web.Request) -> web.Response | None:

@@ -1,0 +1,33 @@
+"""What the recordings are played against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab import Lab
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ComfyUI, or what passes for one."""
+
+    url: str
+    kind: str
+
+
+@pytest.fixture(params=["simulator", "gateway"])
+async def target(request: pytest.FixtureRequest, lab: Lab) -> Target:
+    """A simulator alone, a gateway in front of one, or what --comfyui names."""
+    url = request.config.getoption("--comfyui")
+    if url:
+        if request.param == "gateway":
+            gateway = await lab.gateway(url)
+            return Target(gateway.url, "gateway")
+        return Target(url.rstrip("/"), "comfyui")
+    simulator = await lab.simulator("--cache", "--models", "", "--seed", "1")
+    if request.param == "simulator":
+        return Target(simulator.url, "simulator")
+    gateway = await lab.gateway(simulator)
+    return Target(gateway.url, "gateway")

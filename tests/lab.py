@@ -1,0 +1,207 @@
+"""Real parts for tests: simulators and gateways as processes of their own, started and ended by a `Lab`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+
+T = TypeVar("T")
+START_LIMIT = 30.0
+_READY = re.compile(r"(http://\S+)")
+_TROUBLE = re.compile(r"Traceback|task failed|was never awaited|never retrieved|Unclosed")
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until(look: Callable[[], Awaitable[T]], limit: float = 20.0, what: str = "") -> T:
+    """Look again and again until there is something; the test fails if there is nothing within `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        found = await look()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {limit} s: {what or look}")
+        await asyncio.sleep(0.02)
+
+
+class Server:
+    """A process that prints a line with its URL when it is ready."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+        self.arguments = arguments
+        self.environment = environment or {}
+        self.log = Path(tempfile.mkstemp(prefix="lab-", suffix=".log")[1])
+        self.url = ""
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-X",
+                "dev" if os.environ.get("LAB_DEV") else "utf8",
+                *self.arguments,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
+            )
+        assert self._process.stdout is not None
+        async with asyncio.timeout(START_LIMIT):
+            line = (await self._process.stdout.readline()).decode()
+        match = _READY.search(line)
+        assert match, f"{self.arguments}: {line!r}\n{self.log.read_text()}"
+        self.url = match[1]
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Wait for its end."""
+        assert self._process is not None
+        async with asyncio.timeout(30):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        """End it as a crash does."""
+        self.signal(signal.SIGKILL)
+        await self.wait()
+
+    async def stop(self) -> int:
+        """End it politely."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        return await self.wait()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process is not None and self._process.returncode is None
+
+
+class Simulator(Server):
+    """A simulated ComfyUI."""
+
+    def __init__(self, *options: str, port: int = 0) -> None:
+        super().__init__(["-m", "gateway.simulator", "--port", str(port or free_port()), *options])
+
+    async def fault(self, http: aiohttp.ClientSession, specification: str) -> None:
+        """Switch a fault on."""
+        async with http.post(f"{self.url}/simulator/faults", json={"fault": specification}) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def no_faults(self, http: aiohttp.ClientSession) -> None:
+        """Switch all faults off."""
+        async with http.delete(f"{self.url}/simulator/faults") as answer:
+            assert answer.status == 200
+
+    async def requests(self, http: aiohttp.ClientSession) -> dict[str, int]:
+        """How often each route was asked."""
+        async with http.get(f"{self.url}/simulator/requests") as answer:
+            found: dict[str, int] = await answer.json()
+            return found
+
+
+class GatewayProcess(Server):
+    """A gateway."""
+
+    def __init__(self, data_dir: Path, backends: list[str], options: tuple[str, ...], settings: dict[str, Any]) -> None:
+        arguments = ["-m", "gateway", "serve", "--port", str(free_port()), "--data-dir", str(data_dir), *options]
+        for url in backends:
+            arguments += ["--backend", url]
+        environment = {f"COMFYUI_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
+        super().__init__(arguments, environment)
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What it logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+class Lab:
+    """Everything that a test starts; all of it is ended with the test, and what it logged is looked at."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60))
+        self.servers: list[Server] = []
+        self.expect_trouble = False
+
+    async def simulator(self, *options: str, port: int = 0) -> Simulator:
+        """Start a simulated ComfyUI."""
+        simulator = Simulator(*options, port=port)
+        self.servers.append(simulator)
+        await simulator.start()
+        return simulator
+
+    async def simulators(self, count: int, *options: str) -> list[Simulator]:
+        """Start several."""
+        return list(await asyncio.gather(*(self.simulator(*options) for _ in range(count))))
+
+    async def gateway(
+        self,
+        *backends: Simulator | str,
+        options: tuple[str, ...] = ("--no-auth",),
+        up: int | None = None,
+        **settings: Any,
+    ) -> GatewayProcess:
+        """Start a gateway and wait until `up` backends (all, if not given) take work."""
+        urls = [backend if isinstance(backend, str) else backend.url for backend in backends]
+        settings.setdefault("probe__interval", 0.25)
+        gateway = GatewayProcess(self.directory / "data", urls, options, settings)
+        self.servers.append(gateway)
+        await gateway.start()
+        await self.backends_up(gateway, len(urls) if up is None else up)
+        return gateway
+
+    async def backends_up(self, gateway: GatewayProcess, count: int, limit: float = 20.0) -> None:
+        """Wait until so many backends take work."""
+
+        async def look() -> bool:
+            async with self.http.get(f"{gateway.url}/readyz") as answer:
+                return bool((await answer.json())["backends_up"] == count)
+
+        await until(look, limit, f"{count} backends up")
+
+    async def close(self) -> None:
+        """End everything."""
+        await self.http.close()
+        for server in self.servers:
+            if server.running:
+                code = await server.stop()
+                assert code == 0, f"{server.arguments} ended with {code}:\n{server.log.read_text()}"
+        for server in self.servers:
+            text = server.log.read_text()
+            server.log.unlink()
+            if not self.expect_trouble:
+                assert not _TROUBLE.search(text), text[-6000:]
