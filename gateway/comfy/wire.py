@@ -35,8 +35,10 @@ def loads(data: bytes | str) -> Any:
             pass
     try:
         return json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MalformedJson(str(error)) from error
+    except RecursionError as error:
+        raise MalformedJson("nested too deep") from error
 
 
 def dumps(value: Any) -> bytes:

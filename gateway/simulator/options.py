@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.comfy.graph import MODEL_SUFFIXES
+
 
 @dataclass(slots=True)
 class SimulatorOptions:
@@ -33,4 +35,4 @@ class SimulatorOptions:
 def model_names(names: str) -> tuple[str, ...]:
     """Model files from a comma-separated list; a bare name gets ComfyUI's usual suffix."""
     stripped = [name.strip() for name in names.split(",") if name.strip()]
-    return tuple(name if "." in name.rsplit("/", 1)[-1] else f"{name}.safetensors" for name in stripped)
+    return tuple(name if name.endswith(MODEL_SUFFIXES) else f"{name}.safetensors" for name in stripped)

@@ -80,8 +80,8 @@ class Simulator:
         )
         for room in rooms:
             for route in room.routes():
-                app.router.add_route(route.method, route.path, route.handler)
-                app.router.add_route(route.method, f"/api{route.path}", route.handler)
+                for path in (route.path, f"/api{route.path}"):
+                    app.add_routes([web.RouteDef(route.method, path, route.handler, dict(route.kwargs))])
         app.router.add_get("/ws", self._serve_socket)
         app.router.add_get("/api/ws", self._serve_socket)
         app.router.add_get(f"{_OWN}/requests", self._get_requests)

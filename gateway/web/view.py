@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from gateway.comfy.client import BackendError, Unreachable
+from gateway.comfy.client import BackendError, Refused, Unreachable
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.files import Holder
 from gateway.web.answers import empty, problem
@@ -67,7 +67,9 @@ async def _from_holder(request: web.Request, ref: FileRef, holder: Holder) -> we
     try:
         async with backend.client.open(request.method, _path(request, ref, holder.filename), headers=headers) as found:
             return await relay(request, found)
-    except Unreachable:
+    except Unreachable as error:
+        if isinstance(error, Refused):
+            parts(request).fleet.refused(backend)
         return _unavailable(backend.name, str(backend.health))
     except BackendError:
         if request.get("streaming"):
