@@ -60,9 +60,10 @@ class Gateway:
         self.parts = Parts(
             settings, Keyring(settings.auth), engine, fleet, catalogue, hub, store, metrics, lambda: self._ready
         )
-        stack.push_async_callback(engine.close)
         fleet.start(engine)
         stack.push_async_callback(fleet.close)
+        stack.push_async_callback(engine.close)
+        stack.push_async_callback(fleet.stop)
         catalogue.start()
         stack.push_async_callback(catalogue.close)
         hub.start()

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -324,25 +324,28 @@ def _from_environment(environment: Mapping[str, str], problems: list[str]) -> di
             found.setdefault("auth", {})["keys"] = keys_of(value.split(","))
         else:
             parts = _SHORT.get(name) or tuple(name.lower().split("__"))
-            if not _is_setting(parts):
+            annotation = _annotation(parts)
+            if annotation is None:
                 problems.append(f"{variable}: there is no such setting")
                 continue
-            found = _merge(found, _nest(parts, value))
+            is_list = get_origin(annotation) is tuple
+            found = _merge(found, _nest(parts, value.split(",") if is_list else value))
     return found
 
 
-def _is_setting(parts: tuple[str, ...]) -> bool:
+def _annotation(parts: tuple[str, ...]) -> Any:
+    """The type of the setting at a path; None if there is no such setting."""
     model: type[BaseModel] = Settings
     for place, part in enumerate(parts):
         field = model.model_fields.get(part)
         if field is None:
-            return False
+            return None
         if place == len(parts) - 1:
-            return True
+            return field.annotation
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return False
+            return None
         model = field.annotation
-    return False
+    return None
 
 
 def _nest(parts: tuple[str, ...], value: Any) -> dict[str, Any]:

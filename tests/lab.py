@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,13 +20,6 @@ T = TypeVar("T")
 START_LIMIT = 30.0
 _READY = re.compile(r"(http://\S+)")
 _TROUBLE = re.compile(r"Traceback|task failed|was never awaited|never retrieved|Unclosed")
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(look: Callable[[], Awaitable[T]], limit: float = 20.0, what: str = "") -> T:
@@ -114,7 +106,7 @@ class Simulator(Server):
     """A simulated ComfyUI."""
 
     def __init__(self, *options: str, port: int = 0) -> None:
-        super().__init__(["-m", "gateway.simulator", "--port", str(port or free_port()), *options])
+        super().__init__(["-m", "gateway.simulator", "--port", str(port), *options])
 
     async def fault(self, http: aiohttp.ClientSession, specification: str) -> None:
         """Switch a fault on."""
@@ -137,7 +129,7 @@ class GatewayProcess(Server):
     """A gateway."""
 
     def __init__(self, data_dir: Path, backends: list[str], options: tuple[str, ...], settings: dict[str, Any]) -> None:
-        arguments = ["-m", "gateway", "serve", "--port", str(free_port()), "--data-dir", str(data_dir), *options]
+        arguments = ["-m", "gateway", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
         for url in backends:
             arguments += ["--backend", url]
         environment = {f"COMFYUI_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -117,13 +117,7 @@ class ComfyClient:
         Raises:
             BadAnswer: it was not 200, or not JSON.
         """
-        answer = await self.call("GET", path, timeout=timeout)
-        if answer.status != 200:
-            raise BadAnswer(f"GET {path} answered {answer.status}", answer.status)
-        try:
-            return wire.loads(answer.body)
-        except wire.MalformedJson as error:
-            raise BadAnswer(f"GET {path} did not answer JSON", answer.status) from error
+        return _parsed(path, await self.call("GET", path, timeout=timeout))
 
     async def queue(self) -> Queue:
         """GET /queue."""
@@ -143,11 +137,13 @@ class ComfyClient:
             raise BadAnswer("GET /system_stats did not answer as ComfyUI does", 200)
         return value
 
-    async def history_entry(self, prompt_id: str, *, timeout: float | None = -1) -> dict[str, Any] | None:
+    async def history_entry(self, prompt_id: str, *, timeout: float | None = -1) -> HistoryEntry | None:
         """GET /history/{prompt_id}: the entry, None if there is none."""
-        value = await self.json(f"/history/{prompt_id}", timeout=timeout)
+        path = f"/history/{prompt_id}"
+        answer = await self.call("GET", path, timeout=timeout)
+        value = _parsed(path, answer)
         entry = value.get(prompt_id) if isinstance(value, dict) else None
-        return entry if isinstance(entry, dict) else None
+        return HistoryEntry(entry, wire.encoder_for(answer.body)) if isinstance(entry, dict) else None
 
     async def delete_pending(self, prompt_ids: Sequence[str]) -> None:
         """POST /queue: take prompts out of the queue. One that runs is left alone (execution.py)."""
@@ -202,6 +198,23 @@ class ComfyClient:
             ) as socket,
         ):
             yield socket
+
+
+def _parsed(path: str, answer: Answer) -> Any:
+    if answer.status != 200:
+        raise BadAnswer(f"GET {path} answered {answer.status}", answer.status)
+    try:
+        return wire.loads(answer.body)
+    except wire.MalformedJson as error:
+        raise BadAnswer(f"GET {path} did not answer JSON", answer.status) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """A history entry, and the encoder that keeps what JSON has no word for (NaN)."""
+
+    entry: dict[str, Any]
+    encode: Callable[[Any], bytes]
 
 
 @dataclass(frozen=True, slots=True)

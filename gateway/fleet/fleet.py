@@ -51,7 +51,7 @@ class FleetListener(Protocol):
 
 
 class Fleet:
-    """All backends. `start` begins to watch them, `close` ends it and closes what it opened."""
+    """All backends. `start` begins to watch them, `stop` ends that, `close` closes what is left open."""
 
     def __init__(self, settings: Settings, metrics: Metrics, client_id: str) -> None:
         self._settings = settings
@@ -92,9 +92,12 @@ class Fleet:
             self._tasks.start(self._probe_for_ever(backend), f"probe:{backend.name}")
             self._tasks.start(self._listen_for_ever(backend), f"socket:{backend.name}")
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """Stop watching. Jobs on the backends run on."""
         await self._tasks.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -132,8 +135,7 @@ class Fleet:
             queue = await backend.client.queue()
             backend.pulse.answered(time.monotonic())
             self._take_queue(backend, queue, began)
-            backend.stats = await backend.client.system_stats()
-            self._measure(backend)
+            await self._take_stats(backend)
         except Refused:
             outcome = "refused"
             backend.pulse.refused()
@@ -156,8 +158,13 @@ class Fleet:
         if backend.connected:
             self._listener.probed(backend, queue, asked_at)
 
-    def _measure(self, backend: Backend) -> None:
-        stats = backend.stats or {}
+    async def _take_stats(self, backend: Backend) -> None:
+        try:
+            stats = backend.stats = await backend.client.system_stats()
+        except BackendError as error:
+            # Its queue was answered, so it lives; what it has of memory is only shown.
+            _log.info("system_stats", backend=backend.name, error=str(error))
+            return
         system = stats.get("system") or {}
         self._metrics.ram_free.labels(backend.name).set(system.get("ram_free") or 0)
         self._metrics.ram_total.labels(backend.name).set(system.get("ram_total") or 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.comfy import events, history, wire
-from gateway.comfy.client import BackendError
+from gateway.comfy.client import BackendError, HistoryEntry
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef, rename
@@ -64,7 +64,7 @@ class Collector:
         self._missing = missing
         self._freed = freed
         self._tasks = Tasks("collector")
-        self._ends: dict[Job, asyncio.Event] = {}
+        self._ends: dict[tuple[Job, int], asyncio.Event] = {}
 
     async def close(self) -> None:
         """Stop collecting. What was not collected is running in the journal, and is found again."""
@@ -74,15 +74,17 @@ class Collector:
         """The job ran to its end. With `at_once` its entry is known to be there."""
         if job.state is not State.COLLECTING:
             self._ledger.collect(job)
-        end = self._ends.get(job)
+        # By attempt: the collection of one that was lost may still wait for its backend's answer.
+        key = (job, job.attempts)
+        end = self._ends.get(key)
         if end is None:
-            end = self._ends[job] = asyncio.Event()
+            end = self._ends[key] = asyncio.Event()
             self._tasks.start(self._collect(job, end), job.prompt_id)
         if at_once:
             end.set()
 
     async def _collect(self, job: Job, end: asyncio.Event) -> None:
-        backend, upstream_id = self._fleet.backends[job.backend or ""], job.upstream_id
+        backend, upstream_id, key = self._fleet.backends[job.backend or ""], job.upstream_id, (job, job.attempts)
         try:
             try:
                 async with asyncio.timeout(END_GRACE):
@@ -95,12 +97,12 @@ class Collector:
             elif self._is_at(job, backend):
                 self._missing(job)
         finally:
-            self._ends.pop(job, None)
+            self._ends.pop(key, None)
 
     def _is_at(self, job: Job, backend: Backend) -> bool:
         return job.state is State.COLLECTING and job.backend == backend.name
 
-    async def _fetch(self, job: Job, backend: Backend, upstream_id: str) -> dict[str, Any] | None:
+    async def _fetch(self, job: Job, backend: Backend, upstream_id: str) -> HistoryEntry | None:
         """The entry. None if the backend answers that there is none, or the job is not there any more."""
         pause, absent = FETCH_PAUSE, 0
         while self._is_at(job, backend):
@@ -117,17 +119,23 @@ class Collector:
             pause = min(pause * 2, FETCH_PAUSE_MOST)
         return None
 
-    async def _finish(self, job: Job, backend: Backend, entry: dict[str, Any]) -> None:
-        self._make_ours(job, backend, entry)
-        await self._end(job, entry, history.outcome_of(entry))
+    async def _finish(self, job: Job, backend: Backend, found: HistoryEntry) -> None:
+        self._make_ours(job, backend, found.entry)
+        await self._end(job, found.entry, history.outcome_of(found.entry), found.encode)
 
-    async def _end(self, job: Job, entry: dict[str, Any], outcome: history.Outcome) -> None:
+    async def _end(
+        self,
+        job: Job,
+        entry: dict[str, Any],
+        outcome: history.Outcome,
+        encode: Callable[[Any], bytes] = wire.dumps,
+    ) -> None:
         summary = wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False))
         place, was_shown_running = job.backend, job.state in SHOWN_RUNNING
         pause = FETCH_PAUSE
         while True:
             try:
-                if not await self._ledger.finish(job, outcome, wire.dumps_exact(entry), summary):
+                if not await self._ledger.finish(job, outcome, encode(entry), summary):
                     return
                 break
             except StoreError as error:

@@ -142,6 +142,7 @@ class Dispatcher:
             if self._ledger.find(*job.key) is job:
                 self._ledger.withdraw(job)
             raise
+        self._log_queued(job)
         if job.state is not State.SENDING:
             return Reply(200, job.answer())
         sending = self._tasks.start(self._send(job), job.prompt_id)
@@ -154,6 +155,18 @@ class Dispatcher:
             return Reply(200, job.answer())
         self._ledger.withdraw(job)
         return refusal
+
+    def _log_queued(self, job: Job) -> None:
+        _log.info(
+            "job",
+            prompt_id=job.prompt_id,
+            status="queued",
+            duration_ms=0,
+            model=", ".join(sorted(job.submission.models)) or None,
+            backend=job.backend,
+            tenant=job.tenant,
+            error=None,
+        )
 
     def _refused_late(self, job: Job, task: asyncio.Task[Reply | None]) -> None:
         if not task.cancelled() and task.exception() is None and (refusal := task.result()) is not None:

@@ -178,8 +178,7 @@ class Ledger:
     def admit(self, tenant: str, submission: Submission, outputs: list[str]) -> Job:
         """Accept a prompt: from here on it is in /queue."""
         prompt_id = submission.prompt_id or str(uuid.uuid4())
-        # An id that another tenant uses at the moment goes upstream under another name, so neither learns of it.
-        upstream_id = prompt_id if prompt_id not in self._upstream else str(uuid.uuid4())
+        upstream_id = str(uuid.uuid4()) if self._is_taken_upstream(prompt_id) else prompt_id
         job = Job(
             tenant,
             prompt_id,
@@ -194,6 +193,13 @@ class Ledger:
         self._insert(job)
         self._announce(job)
         return job
+
+    def _is_taken_upstream(self, prompt_id: str) -> bool:
+        """Whether an id means another job to a backend: another tenant's, or a cancelled one not yet removed there.
+
+        It then goes upstream under another name, so that neither tenant learns of the other's.
+        """
+        return prompt_id in self._upstream or any((place, prompt_id) in self._unwanted for place in self._places)
 
     def _next_number(self, submission: Submission) -> float:
         if submission.number is not None:
@@ -225,6 +231,7 @@ class Ledger:
 
     def send(self, job: Job, backend: str) -> None:
         """Reserve a place on a backend: counted there at once, so that a burst spreads."""
+        self._unwanted.pop((backend, job.upstream_id), None)
         self._move(job, Move.SEND, backend)
         self.share.left(job.tag)
 

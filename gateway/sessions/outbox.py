@@ -1,7 +1,8 @@
 """What waits to be written to one socket: bounded, and what is left out for a slow reader. Pure.
 
-Beyond half of the limit only the newest preview, then the newest progress and status, are kept. Lifecycle events are
-never left out: a reader so slow that these alone pass the limit is beyond help, and its socket is closed.
+Beyond half of the limit only the newest preview, then the newest progress and status, are kept; beyond all of it none.
+Lifecycle events are never left out: a reader so slow that these alone pass the limit is beyond help, and its socket is
+closed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Outbox:
 
     @property
     def overflowing(self) -> bool:
-        """Whether not even leaving out was enough."""
-        return self.bytes > self._limit
+        """Whether not even leaving out was enough. A single frame may be as large as it likes."""
+        return self.bytes > self._limit and len(self._frames) > 1
 
     def put(self, frame: Frame) -> list[Frame]:
         """Add a frame. Returns what was left out to make room."""
@@ -39,9 +40,11 @@ class Outbox:
         self.bytes += len(frame.payload)
         dropped: list[Frame] = []
         for kinds in _DROPPED_FIRST:
-            if self.bytes <= self._limit // 2:
-                break
-            dropped += self._keep_newest(kinds)
+            if self.bytes > self._limit // 2:
+                dropped += self._leave_out(kinds, keep_newest=True)
+        for kinds in _DROPPED_FIRST:
+            if self.overflowing:
+                dropped += self._leave_out(kinds, keep_newest=False)
         return dropped
 
     def take(self) -> Frame | None:
@@ -52,13 +55,13 @@ class Outbox:
         self.bytes -= len(frame.payload)
         return frame
 
-    def _keep_newest(self, kinds: frozenset[Kind]) -> list[Frame]:
+    def _leave_out(self, kinds: frozenset[Kind], *, keep_newest: bool) -> list[Frame]:
         seen: set[tuple[Kind, str, str | None]] = set()
         kept: deque[Frame] = deque()
         dropped: list[Frame] = []
         for frame in reversed(self._frames):
             key = (frame.kind, frame.slot, frame.prompt_id)
-            if frame.kind in kinds and key in seen:
+            if frame.kind in kinds and (key in seen or not keep_newest):
                 dropped.append(frame)
                 self.bytes -= len(frame.payload)
                 continue

@@ -107,6 +107,9 @@ class Simulator:
             return web.Response()
         try:
             return await handler(request)
+        except ConnectionResetError:
+            # The peer went away while its socket was being set up.
+            return web.Response(status=499)
         except (AttributeError, KeyError, TypeError, ValueError):
             # Where ComfyUI's handlers trip over a body of another shape, aiohttp answers this.
             return _bare_500()

@@ -68,9 +68,15 @@ def upstream_query(request: web.Request) -> str:
     return f"?{raw}" if raw else ""
 
 
-async def relay(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
-    """Stream a backend's answer to the client."""
-    response = web.StreamResponse(status=upstream.status, headers=downstream_headers(upstream.headers))
+async def relay(
+    request: web.Request, upstream: aiohttp.ClientResponse, rename: tuple[str, str] | None = None
+) -> web.StreamResponse:
+    """Stream a backend's answer to the client; with `rename` (old, new) the file in it is called otherwise."""
+    headers = downstream_headers(upstream.headers)
+    if rename is not None and "Content-Disposition" in headers:
+        old, new = (_quoted(name) for name in rename)
+        headers["Content-Disposition"] = headers["Content-Disposition"].replace(old, new)
+    response = web.StreamResponse(status=upstream.status, headers=headers)
     request["streaming"] = True
     await response.prepare(request)
     if request.method != "HEAD":
@@ -78,6 +84,11 @@ async def relay(request: web.Request, upstream: aiohttp.ClientResponse) -> web.S
             await response.write(chunk)
     await response.write_eof()
     return response
+
+
+def _quoted(filename: str) -> str:
+    """A file name inside a quoted-string (RFC 9110, section 5.6.4)."""
+    return filename.replace("\\", "\\\\").replace('"', '\\"')
 
 
 async def forward(request: web.Request, backend: Backend, path: str) -> web.StreamResponse:

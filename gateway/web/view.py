@@ -66,7 +66,7 @@ async def _from_holder(request: web.Request, ref: FileRef, holder: Holder) -> we
     headers = upstream_headers(request.headers)
     try:
         async with backend.client.open(request.method, _path(request, ref, holder.filename), headers=headers) as found:
-            return await relay(request, found)
+            return await relay(request, found, (holder.filename, ref.filename))
     except Unreachable as error:
         if isinstance(error, Refused):
             parts(request).fleet.refused(backend)

@@ -1,0 +1,218 @@
+"""Backends that die, hang, block, restart; a gateway that restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+from gateway.simulator.nodes import seed_colour
+from tests.acceptance.test_guide_clients import colour
+from tests.clients import Comfy
+from tests.lab import Lab, until
+from tests.workflows import slow, text_to_image
+
+
+async def test_a_killed_backends_jobs_end_elsewhere(lab: Lab) -> None:
+    """Pending and running ones, under the same ids; a socket hears of one start and one end each."""
+    simulators = await lab.simulators(3)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c", "&events=interleave")
+    seeds = {await comfy.prompt(slow(n, steps=20), "c"): n for n in range(9)}
+    await listener.next("progress")
+    await simulators[0].kill()
+    for prompt_id, seed in seeds.items():
+        entry = await comfy.entry(prompt_id)
+        assert entry["status"]["status_str"] == "success"
+        assert entry["prompt"][1] == prompt_id
+        assert colour(await comfy.view(comfy.images(entry)[0])) == seed_colour(seed)
+    while set(_ended(listener)) != set(seeds):
+        await listener.receive()
+    for prompt_id in seeds:
+        types = listener.of(prompt_id)
+        assert types.count("execution_start") == 1
+        assert types.count("execution_success") == 1
+    assert await comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
+
+
+def _ended(listener: object) -> list[str]:
+    heard = listener.heard  # type: ignore[attr-defined]
+    return [e["data"]["prompt_id"] for e in heard if e["type"] == "executing" and e["data"]["node"] is None]
+
+
+async def test_a_hanging_backend_delays_nobody(lab: Lab) -> None:
+    """It accepts connections and never answers: the others are probed and used meanwhile."""
+    simulators = await lab.simulators(3)
+    gateway = await lab.gateway(*simulators, probe__timeout=0.5, dispatch__send_timeout=1)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "hang")
+
+    async def slow_state() -> bool:
+        backends = (await comfy.get("/gateway/backends"))["backends"]
+        return bool(backends[0]["state"] == "slow")
+
+    await until(slow_state, what="seen as slow")
+    ids = [await comfy.prompt(slow(n)) for n in range(6)]
+    for prompt_id in ids:
+        await comfy.entry(prompt_id)
+    await simulators[0].no_faults(lab.http)
+
+
+async def test_a_stopped_backend_is_lost_and_its_copies_cancelled_when_it_comes_back(lab: Lab) -> None:
+    """SIGSTOP for longer than lost_after: its jobs run elsewhere; continued, it must not run them again."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, probe__timeout=0.5, probe__lost_after=1.5)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=30)) for n in range(6)]
+    await comfy.running(ids[0])
+    simulators[0].signal(signal.SIGSTOP)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    simulators[0].signal(signal.SIGCONT)
+    await lab.backends_up(gateway, 2)
+
+    async def idle() -> bool:
+        queue = await Comfy(lab.http, simulators[0].url).get("/queue")
+        return not queue["queue_running"] and not queue["queue_pending"]
+
+    await until(idle, what="no copy is left")
+    assert len(await comfy.get("/history")) == 6
+
+
+async def test_a_blocked_backend_is_slow_not_dead(lab: Lab) -> None:
+    """Loading a model blocks its loop for 10 s: nothing is sent elsewhere, nothing runs twice, no event is lost."""
+    simulators = await lab.simulators(2, "--load-seconds", "10", "--block-loop")
+    gateway = await lab.gateway(*simulators, probe__timeout=1, probe__lost_after=30)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c", "&events=interleave")
+    first = [await comfy.prompt(text_to_image(seed), "c") for seed in (1, 2)]
+    for prompt_id in first:
+        await comfy.entry(prompt_id, 40)
+    for prompt_id in first:
+        while prompt_id not in _ended(listener):
+            await listener.receive()
+        assert listener.of(prompt_id).count("executing") >= 3
+    posts = [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators]
+    assert posts == [1, 1]
+
+
+async def test_a_restarted_backend_has_lost_its_jobs(lab: Lab) -> None:
+    """Killed and started again at once on the same port: what it had goes again."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, probe__interval=0.5)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(3)]
+    await comfy.running(ids[0])
+    await simulator.kill()
+    await lab.simulator(port=simulator.port)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+
+async def test_a_job_that_kills_every_backend_is_given_up(lab: Lab) -> None:
+    """After `attempts` it ends as a failure, with a history entry that says why."""
+    simulators = await lab.simulators(3, "--fail", "die-in-job")
+    gateway = await lab.gateway(*simulators, dispatch__attempts=2)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await listener.next("execution_error", exception_type="BackendLost")
+    await listener.end_of(prompt_id)
+    entry = await comfy.entry(prompt_id)
+    assert "2 attempts" in entry["status"]["messages"][-1][1]["exception_message"]
+
+
+async def test_the_gateway_is_restarted_in_mid_job(lab: Lab) -> None:
+    """Killed and started again: history, images, queue and the events of running jobs go on."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    done = await comfy.prompt(slow(0x0A0B0C), "c")
+    before = await comfy.entry(done)
+    ids = [await comfy.prompt(slow(n, steps=60), "c") for n in range(6)]
+    await comfy.running(ids[0])
+    queue = await comfy.get("/queue")
+    await gateway.kill()
+    again = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, again.url)
+    assert await comfy.entry(done) == before
+    assert colour(await comfy.view(comfy.images(before)[0])) == seed_colour(0x0A0B0C)
+    listener = await comfy.listen("c")
+    assert _items(await comfy.get("/queue")) <= _items(queue)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+        while prompt_id not in _ended(listener):
+            await listener.receive()
+    posts = [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators]
+    assert sum(posts) == 7
+    number = (await comfy.post("/prompt", {"prompt": slow()}))[1]["number"]
+    assert number == 7
+
+
+def _items(queue: dict[str, list[list[object]]]) -> set[object]:
+    return {item[1] for items in queue.values() for item in items}
+
+
+async def test_sigterm_leaves_the_jobs_running(lab: Lab) -> None:
+    """It closes its sockets with 1001 and ends with 0; the backend runs on, and the next start finds the end."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(steps=40), "c")
+    await comfy.running(prompt_id)
+    assert await gateway.stop() == 0
+    while not (event := await listener.receive())["type"].startswith("closed"):
+        pass
+    assert event["data"]["code"] == 1001
+    again = await lab.gateway(simulator)
+    assert (await Comfy(lab.http, again.url).entry(prompt_id))["status"]["status_str"] == "success"
+
+
+async def test_a_second_gateway_on_the_same_directory_is_refused(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    await lab.gateway(simulator)
+    command = ["-m", "gateway", "serve", "--backend", simulator.url, "--port", "0", "--data-dir"]
+    process = await asyncio.create_subprocess_exec(
+        str(Path(__import__("sys").executable)),
+        *command,
+        str(lab.directory / "data"),
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    _, error = await process.communicate()
+    assert process.returncode == 1
+    assert b"in use by another gateway" in error
+
+
+async def test_an_old_backend_that_mints_its_own_ids(lab: Lab) -> None:
+    """Its id is an alias: the client sees its own everywhere."""
+    simulator = await lab.simulator("--fail", "no-prompt-id", "--fail", "no-metadata")
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(steps=10), "c")
+    entry = await comfy.entry(prompt_id)
+    assert entry["prompt"][1] == prompt_id
+    assert {data["prompt_id"] for _, data in entry["status"]["messages"]} == {prompt_id}
+    await listener.end_of(prompt_id)
+    told = {e["data"]["prompt_id"] for e in listener.heard if "prompt_id" in e["data"]}
+    assert told == {prompt_id}
+    assert any(e["type"] == "binary 1" for e in listener.heard)
+
+
+async def test_drain(lab: Lab) -> None:
+    """A drained backend gets nothing new and finishes what it has."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    status, described = await comfy.post("/gateway/backends/b1/drain")
+    assert (status, described["drained"]) == (200, True)
+    for n in range(4):
+        await comfy.entry(await comfy.prompt(slow(n, steps=1)))
+    assert (await simulators[0].requests(lab.http)).get("POST /prompt", 0) == 0
+    await comfy.post("/gateway/backends/b1/resume")
+    await comfy.entry(await comfy.prompt(slow(9, steps=1)))
+    assert (await simulators[0].requests(lab.http))["POST /prompt"] == 1
+    assert (await comfy.post("/gateway/backends/nope/drain"))[0] == 404
