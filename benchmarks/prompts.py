@@ -1,0 +1,94 @@
+"""POST /prompt, with the journal on, against a proxy without one; routing decisions; memory of waiting jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import timeit
+
+import aiohttp
+import psutil
+
+from benchmarks import servers
+from benchmarks.table import Row, in_turns, ratio
+from gateway.jobs.routing import Candidate, shortest_queue
+from tests.lab import until
+from tests.workflows import text_to_image
+
+WAITING = 10_000
+
+
+def _body() -> str:
+    """A prompt of 3 KB."""
+    prompt = text_to_image()
+    prompt["2"]["inputs"]["text"] = "an astronaut on a horse, " * 60
+    return json.dumps({"prompt": prompt, "client_id": "bench"})
+
+
+async def run(rounds: int, seconds: float) -> list[Row]:
+    """The rows about prompts."""
+    return [await _post(rounds, seconds), _decision(), await _waiting()]
+
+
+async def _post(rounds: int, seconds: float) -> Row:
+    script = f"wrk.method='POST'\nwrk.body=[==[{_body()}]==]\nwrk.headers['Content-Type']='application/json'\n"
+
+    async def rate(url: str) -> float:
+        return (await servers.wrk(f"{url}/prompt", seconds, script=script))["rate"]
+
+    async with servers.python("-m", "benchmarks.bare", "backend", core=servers.LOAD_CORE) as backend:
+
+        async def ours() -> float:
+            # A fresh gateway each time: it keeps what it accepted.
+            async with servers.gateway(backend.url) as gateway, aiohttp.ClientSession() as http:
+                await _up(http, gateway.url)
+                return await rate(gateway.url)
+
+        async def theirs() -> float:
+            async with servers.python("-m", "benchmarks.bare", "proxy", backend.url) as proxy:
+                return await rate(proxy.url)
+
+        mine, other, ratios = await in_turns(rounds, ours, theirs)
+    bare = f"bare aiohttp proxy, no journal {other:,.0f}/s"
+    return Row("POST /prompt, 3 KB, journal FULL", f"{mine:,.0f}/s", bare, ratio(ratios), "0.5")
+
+
+async def _up(http: aiohttp.ClientSession, url: str) -> None:
+    async def look() -> bool:
+        async with http.get(f"{url}/readyz") as answer:
+            return bool((await answer.json())["backends_up"])
+
+    await until(look)
+
+
+def _decision() -> Row:
+    candidates = [Candidate(f"b{n}", n % 7, n % 2, 16, used_at=float(n)) for n in range(64)]
+    count = 2000
+    seconds = min(timeit.repeat(lambda: shortest_queue(candidates), number=count, repeat=5)) / count
+    return Row("one routing decision, 64 backends", f"{seconds * 1e6:.0f} µs", "", "", "shown")
+
+
+async def _waiting() -> Row:
+    """Memory of a job that waits: 64 backends that are down, 10,000 prompts."""
+    backends = [f"http://127.0.0.1:{port}" for port in range(1, 65)]
+    async with servers.gateway(*backends) as gateway, aiohttp.ClientSession() as http:
+        process = psutil.Process(gateway.process.pid)
+        body = _body().encode()
+        await _send(http, gateway.url, body, 200)
+        before = process.memory_info().rss
+        await _send(http, gateway.url, body, WAITING - 200)
+        after = process.memory_info().rss
+    each = (after - before) / (WAITING - 200)
+    return Row(
+        f"memory of a waiting job ({len(body)} bytes), {WAITING:,} waiting", f"{each:,.0f} bytes", "", "", "shown"
+    )
+
+
+async def _send(http: aiohttp.ClientSession, url: str, body: bytes, count: int) -> None:
+    limit = asyncio.Semaphore(32)
+
+    async def one() -> None:
+        async with limit, http.post(f"{url}/prompt", data=body) as answer:
+            answer.raise_for_status()
+
+    await asyncio.gather(*(one() for _ in range(count)))
