@@ -103,11 +103,15 @@ def source() -> web.Application:
 def _comfyui(accepted: object) -> web.Application:
     sockets: list[web.WebSocketResponse] = []
 
+    writes: set[asyncio.Task[None]] = set()
+
     def send(type_: str, data: object) -> None:
         text = json.dumps({"type": type_, "data": data})
         for socket in sockets:
             # Written to the transport at once: the peer reads, and the rate is bounded.
-            asyncio.ensure_future(socket.send_str(text))
+            write = asyncio.ensure_future(socket.send_str(text))
+            writes.add(write)
+            write.add_done_callback(writes.discard)
 
     async def post_prompt(request: web.Request) -> web.Response:
         prompt_id = (await request.json()).get("prompt_id", "")

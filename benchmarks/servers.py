@@ -45,6 +45,8 @@ async def python(*arguments: str, core: str = SERVER_CORE, **environment: str) -
         sys.executable,
         *arguments,
         stdout=asyncio.subprocess.PIPE,
+        # The yardstick complains of each connection that the load generator ends with.
+        stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, **environment},
     )
     assert process.stdout is not None

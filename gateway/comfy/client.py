@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -98,18 +97,18 @@ class ComfyClient:
         total = self._timeout if timeout == -1 else timeout
         sent_headers = {"Content-Type": "application/json"} if body is not None else {}
         sent_headers.update(headers or {})
-        async with (
-            translated_errors(),
-            self._session.request(
+        try:
+            async with self._session.request(
                 method,
                 self.url(path),
                 data=body,
                 headers=sent_headers,
                 timeout=self.limit(total),
                 allow_redirects=False,
-            ) as response,
-        ):
-            return Answer(response.status, response.headers, await response.read())
+            ) as response:
+                return Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, OSError) as error:
+            raise translated(error) from error
 
     async def json(self, path: str, *, timeout: float | None = -1) -> Any:
         """GET a path and parse the answer.
@@ -240,24 +239,19 @@ async def translated_errors() -> AsyncIterator[None]:
     """Turn aiohttp's errors into ours."""
     try:
         yield
-    except aiohttp.ClientConnectorError as error:
-        if isinstance(error.os_error, ConnectionRefusedError):
-            raise Refused(str(error)) from error
-        raise Unreachable(str(error)) from error
-    except aiohttp.ConnectionTimeoutError as error:
-        raise Unreachable("no connection within the time limit") from error
-    except TimeoutError as error:
-        raise TimedOut("no answer within the time limit") from error
-    except aiohttp.WSServerHandshakeError as error:
-        raise BadAnswer(f"/ws answered {error.status}", error.status) from error
-    except (aiohttp.ClientError, ConnectionError) as error:
-        raise Unanswered(f"the connection broke: {error or type(error).__name__}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise translated(error) from error
 
 
-async def close_quietly(socket: aiohttp.ClientWebSocketResponse, limit: float = 2.0) -> None:
-    """Close a socket, without waiting long for a peer that does not answer."""
-    try:
-        async with asyncio.timeout(limit):
-            await socket.close()
-    except TimeoutError:
-        pass
+def translated(error: Exception) -> BackendError:
+    """What an error of aiohttp's says: was anything sent, and does anybody listen there? TimeoutError is an OSError."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        refused = isinstance(error.os_error, ConnectionRefusedError)
+        return Refused("connection refused") if refused else Unreachable(error.os_error.strerror or str(error))
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Unreachable("no connection within the time limit")
+    if isinstance(error, TimeoutError):
+        return TimedOut("no answer within the time limit")
+    if isinstance(error, aiohttp.WSServerHandshakeError):
+        return BadAnswer(f"/ws answered {error.status}", error.status)
+    return Unanswered(f"the connection broke: {error or type(error).__name__}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 # An input value such as "pic.png [output]" names the folder it is in (folder_paths.py, annotated_filepath).
 _ANNOTATED = re.compile(r"^(?P<path>.*?) ?\[(?P<kind>input|output|temp)\]$", re.DOTALL)
 _FILE_NAME = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+MAX_NAME = 1024
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
 
 
@@ -30,41 +32,47 @@ class FileInput:
         return f"{path} [{self.kind}]" if self.annotated else path
 
 
-def nodes_of(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Each well-formed node as (node_id, class_type, inputs)."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a prompt is about: its (node_id, class_type), the models it loads, the files it may name."""
+
+    nodes: tuple[tuple[str, str], ...]
+    models: frozenset[str]
+    files: tuple[FileInput, ...]
+
+
+def survey(prompt: Mapping[str, Any]) -> Survey:
+    """Look once through a prompt. Nodes that are not well-formed are passed over."""
+    nodes: list[tuple[str, str]] = []
+    models: set[str] = set()
+    files: list[FileInput] = []
     for node_id, node in prompt.items():
-        if isinstance(node, dict) and isinstance(node.get("class_type"), str):
-            inputs = node.get("inputs")
-            yield node_id, node["class_type"], inputs if isinstance(inputs, dict) else {}
-
-
-def file_inputs(prompt: Mapping[str, Any]) -> list[FileInput]:
-    """The inputs that look like a file's name: annotated with a folder, or with a suffix that no model has."""
-    found = []
-    for node_id, _, inputs in nodes_of(prompt):
+        class_type = node.get("class_type") if isinstance(node, dict) else None
+        if not isinstance(class_type, str):
+            continue
+        # Interned: ten thousand waiting prompts name the same few hundred classes.
+        nodes.append((node_id, sys.intern(class_type)))
+        inputs = node.get("inputs")
+        if not isinstance(inputs, dict):
+            continue
         for name, value in inputs.items():
-            if isinstance(value, str) and len(value) <= 1024 and (file := _file_input(node_id, name, value)):
-                found.append(file)
-    return found
+            if not isinstance(value, str) or len(value) > MAX_NAME or not ("." in value[-13:] or value.endswith("]")):
+                continue
+            if value.lower().endswith(MODEL_SUFFIXES):
+                models.add(value)
+            elif (file := _file_input(node_id, name, value)) is not None:
+                files.append(file)
+    return Survey(tuple(nodes), frozenset(models), tuple(files))
 
 
 def _file_input(node_id: str, name: str, value: str) -> FileInput | None:
+    """An input that names a file: annotated with a folder, or with a suffix that no model has."""
     match = _ANNOTATED.match(value)
-    if match is None and (not _FILE_NAME.search(value) or value.lower().endswith(MODEL_SUFFIXES)):
+    if match is None and not _FILE_NAME.search(value):
         return None
     path, kind = (match["path"], match["kind"]) if match else (value, "input")
     subfolder, _, filename = path.replace("\\", "/").rpartition("/")
     return FileInput(node_id, name, kind, subfolder, filename, match is not None) if filename else None
-
-
-def models_named(prompt: Mapping[str, Any]) -> frozenset[str]:
-    """The model files that the graph loads, by the names it gives them."""
-    return frozenset(
-        value
-        for _, _, inputs in nodes_of(prompt)
-        for value in inputs.values()
-        if isinstance(value, str) and len(value) <= 1024 and value.lower().endswith(MODEL_SUFFIXES)
-    )
 
 
 def output_nodes(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +77,9 @@ def read(body: bytes) -> Submission:
     return _submission(value, prompt, prompt_id, wire.encoder_for(body))
 
 
-def _submission(value: dict[str, Any], prompt: dict[str, Any], prompt_id: str | None, dumps: Any) -> Submission:
+def _submission(
+    value: dict[str, Any], prompt: dict[str, Any], prompt_id: str | None, dumps: Callable[[Any], bytes]
+) -> Submission:
     extra = value.get("extra_data")
     if extra is None:
         extra = {}
@@ -88,29 +89,29 @@ def _submission(value: dict[str, Any], prompt: dict[str, Any], prompt_id: str | 
     client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
     secrets = {key: extra[key] for key in SECRET_KEYS if key in extra}
     shown = {key: item for key, item in extra.items() if key not in SECRET_KEYS and key != "client_id"}
-    targets = value.get("partial_execution_targets")
+    targets, found = value.get("partial_execution_targets"), graph.survey(prompt)
     return Submission(
-        prompt=dumps(prompt),
-        extra_data=dumps(shown),
-        rest=dumps({key: item for key, item in value.items() if key not in _OWN_KEYS}),
+        prompt=wire.packed(dumps(prompt)),
+        extra_data=wire.packed(dumps(shown)) if shown else b"{}",
+        rest=_rest(value, dumps),
         client_id=client_id,
         gave_client_id=gave_client_id,
         prompt_id=prompt_id,
         number=_number(value),
         front=bool(value.get("front")),
         targets=targets if isinstance(targets, list) else None,
-        nodes=_nodes(prompt),
-        models=graph.models_named(prompt),
-        files=tuple(graph.file_inputs(prompt)),
+        nodes=found.nodes,
+        models=found.models,
+        files=found.files,
         digest=_digest(value) if prompt_id is not None else None,
         secrets=secrets,
         needs_secrets=bool(secrets),
     )
 
 
-def _nodes(prompt: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    # Interned: ten thousand waiting prompts name the same few hundred classes.
-    return tuple((node_id, sys.intern(class_type)) for node_id, class_type, _ in graph.nodes_of(prompt))
+def _rest(value: dict[str, Any], dumps: Callable[[Any], bytes]) -> bytes:
+    rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    return wire.packed(dumps(rest)) if rest else b"{}"
 
 
 def _check_graph(prompt: Any) -> None:
@@ -190,20 +191,20 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     """A submission as an earlier run of the gateway accepted it, without the partner keys."""
     value = wire.loads(data)
     head, dumps = value["head"], wire.encoder_for(data)
-    targets = value["rest"].get("partial_execution_targets")
+    targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"])
     return Submission(
-        prompt=dumps(value["prompt"]),
-        extra_data=dumps(value["extra_data"]),
-        rest=dumps(value["rest"]),
+        prompt=wire.packed(dumps(value["prompt"])),
+        extra_data=wire.packed(dumps(value["extra_data"])),
+        rest=wire.packed(dumps(value["rest"])),
         client_id=head["client_id"],
         gave_client_id=head["gave_client_id"],
         prompt_id=head["prompt_id"],
         number=head["number"],
         front=head["front"],
         targets=targets if isinstance(targets, list) else None,
-        nodes=_nodes(value["prompt"]),
-        models=graph.models_named(value["prompt"]),
-        files=tuple(graph.file_inputs(value["prompt"])),
+        nodes=found.nodes,
+        models=found.models,
+        files=found.files,
         digest=digest,
         needs_secrets=head["needs_secrets"],
     )

@@ -135,7 +135,7 @@ class Collector:
         pause = FETCH_PAUSE
         while True:
             try:
-                if not await self._ledger.finish(job, outcome, encode(entry), summary):
+                if not await self._ledger.finish(job, outcome, wire.packed(encode(entry)), wire.packed(summary)):
                     return
                 break
             except StoreError as error:

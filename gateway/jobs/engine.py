@@ -154,7 +154,9 @@ class Engine:
 
     def foreign_items(self) -> tuple[list[object], list[object]]:
         """What runs and what is pending on backends that is not ours, at the last probe: for admins."""
-        backends = list(self._fleet.backends.values())
+        backends = [b for b in self._fleet.backends.values() if b.foreign_running or b.foreign_pending]
+        if not backends:
+            return [], []
         running = chain.from_iterable([(b, item) for item in b.queue.running] for b in backends if b.pulse.alive)
         pending = chain.from_iterable([(b, item) for item in b.queue.pending] for b in backends if b.pulse.alive)
         return (

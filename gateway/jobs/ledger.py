@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 
+from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.admission import Submission, encode_for_journal
 from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import Ended, History, ended_of
@@ -177,8 +177,8 @@ class Ledger:
 
     def admit(self, tenant: str, submission: Submission, outputs: list[str]) -> Job:
         """Accept a prompt: from here on it is in /queue."""
-        prompt_id = submission.prompt_id or str(uuid.uuid4())
-        upstream_id = str(uuid.uuid4()) if self._is_taken_upstream(prompt_id) else prompt_id
+        prompt_id = submission.prompt_id or new_prompt_id()
+        upstream_id = new_prompt_id() if self._is_taken_upstream(prompt_id) else prompt_id
         job = Job(
             tenant,
             prompt_id,
@@ -244,12 +244,15 @@ class Ledger:
         job.node_errors = node_errors
         if self._jobs.get(job.key) is not job:
             return
-        job.placed_at = time.monotonic()
+        job.placed_at, known_as = time.monotonic(), job.upstream_id
         if upstream_id != job.upstream_id:
             self._rename_upstream(job, upstream_id)
+        is_news = upstream_id != known_as or node_errors != b"{}"
         if job.state is State.SENDING:
             self._move(job, Move.TAKE, job.backend)
-        self._journal(job)
+        if is_news:
+            # Else the journal has all that matters: "sending" there is looked for there, like "pending".
+            self._journal(job)
 
     def _rename_upstream(self, job: Job, upstream_id: str) -> None:
         self._leave(job)

@@ -37,8 +37,7 @@ _T = TypeVar("_T")
 
 FILE_NAME = "gateway.sqlite3"
 LOCK_NAME = "gateway.lock"
-MAX_BATCH = 512
-MAX_QUEUED = 100_000
+MAX_GATHERED = 100_000
 
 _PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _UPDATE_JOB = """UPDATE jobs SET state=?, backend=?, upstream_id=?, start_time=?, attempts=?, node_errors=?
@@ -82,7 +81,9 @@ class SqliteStore:
         self._directory = directory
         self._synchronous = synchronous
         self._observe = observe_commit
-        self._queue: queue.Queue[_Batch | None] = queue.Queue(MAX_QUEUED)
+        self._gathered: list[_Batch] = []
+        self._committing = False
+        self._queue: queue.SimpleQueue[list[_Batch] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-reader")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -92,7 +93,11 @@ class SqliteStore:
     async def open(self) -> None:
         """Take the directory, bring the schema up to date, start the writer."""
         self._loop = asyncio.get_running_loop()
-        await self._read(self._open)
+        try:
+            await self._read(self._open)
+        except StoreError:
+            await self.close()
+            raise
         self._thread = threading.Thread(target=self._write_loop, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -123,6 +128,8 @@ class SqliteStore:
     async def close(self) -> None:
         """Write what is queued, close the file, give the directory back."""
         if self._thread is not None:
+            if self._gathered or self._committing:
+                await asyncio.wait([self.write([])])
             self._queue.put(None)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
             self._thread = None
@@ -141,31 +148,40 @@ class SqliteStore:
         """Queue changes for the next commit."""
         assert self._loop is not None
         done = self._loop.create_future()
-        try:
-            self._queue.put_nowait(_Batch(changes, done))
-        except queue.Full:
-            done.set_exception(StoreError("the journal can't keep up: the disk is too slow"))
         # Not every writer waits; what nobody waits for must not end as "exception was never retrieved".
         done.add_done_callback(_retrieve)
+        if len(self._gathered) >= MAX_GATHERED:
+            done.set_exception(StoreError("the journal can't keep up: the disk is too slow"))
+            return done
+        self._gathered.append(_Batch(changes, done))
+        if not self._committing:
+            # At the end of this turn of the loop, so that all requests of the turn share a commit.
+            self._committing = True
+            self._loop.call_soon(self._hand_over)
         return done
+
+    def _hand_over(self) -> None:
+        """Give the writer all that has gathered; while it commits, the next batch gathers."""
+        if not self._gathered:
+            self._committing = False
+            return
+        batches, self._gathered = self._gathered, []
+        self._queue.put(batches)
+
+    def _settle(self, batches: list[_Batch], error: StoreError | None) -> None:
+        for batch in batches:
+            if batch.done.done():
+                continue
+            if error is None:
+                batch.done.set_result(None)
+            else:
+                batch.done.set_exception(error)
+        self._hand_over()
 
     def _write_loop(self) -> None:
         connection = self._connect()
-        running = True
-        while running:
-            batches: list[_Batch] = []
-            first = self._queue.get()
-            while first is not None:
-                batches.append(first)
-                if len(batches) >= MAX_BATCH:
-                    break
-                try:
-                    first = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            running = first is not None
-            if batches:
-                self._commit(connection, batches)
+        while (batches := self._queue.get()) is not None:
+            self._commit(connection, batches)
         connection.close()
 
     def _commit(self, connection: sqlite3.Connection, batches: list[_Batch]) -> None:
@@ -183,7 +199,7 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
         self._observe(time.perf_counter() - began)
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(_settle, batches, error)
+        self._loop.call_soon_threadsafe(self._settle, batches, error)
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
@@ -245,16 +261,6 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_DROP_HISTORY, (tenant, prompt_id))
         case FileRecord():
             connection.execute(_PUT_FILE, _file(change))
-
-
-def _settle(batches: list[_Batch], error: StoreError | None) -> None:
-    for batch in batches:
-        if batch.done.done():
-            continue
-        if error is None:
-            batch.done.set_result(None)
-        else:
-            batch.done.set_exception(error)
 
 
 def _retrieve(done: asyncio.Future[None]) -> None:

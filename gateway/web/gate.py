@@ -1,4 +1,4 @@
-"""What every request passes: who calls, may it, what came of it. One middleware, so that it costs one call."""
+"""What every request passes: who calls, may it, what came of it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
+from prometheus_client import Counter
 
 from gateway.comfy.client import BackendError
 from gateway.settings import Settings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import COOKIE, Identity, Keyring, presented_key
 from gateway.tenants.rules import OPEN_PATHS, is_admin_path, may_call, without_api
 from gateway.web.answers import problem
-from gateway.web.parts import IDENTITY, PARTS
+from gateway.web.parts import IDENTITY
 
 _log = logs.get("http")
 
@@ -24,51 +26,58 @@ _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
 
 
-def make_gate(settings: Settings, keyring: Keyring) -> Middleware:
-    """The middleware."""
-    log_requests = settings.log.requests
-    metrics_open = settings.auth.metrics == "open"
-    known_routes: dict[object, str] = {}
+class Gate:
+    """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
 
-    @web.middleware
-    async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        began = time.perf_counter()
-        route = _template(request, known_routes)
-        status, identity = 500, None
-        try:
-            refusal, identity = _admit(request, settings, keyring, metrics_open)
-            response = refusal or await _answer(request, handler)
-            status = response.status
-            return response
-        except web.HTTPException as error:
-            status = error.status
-            raise
-        finally:
-            seconds = time.perf_counter() - began
-            metrics = request.app[PARTS].metrics
-            metrics.requests.labels(request.method, route, str(status)).inc()
-            metrics.request_seconds.labels(route).observe(seconds)
-            if log_requests:
-                _log.info(
-                    "http",
-                    method=request.method,
-                    route=route,
-                    status=status,
-                    duration_ms=round(seconds * 1000, 2),
-                    tenant=identity.tenant if identity else None,
-                    remote=request.remote,
-                )
+    def __init__(self, settings: Settings, keyring: Keyring, metrics: Metrics) -> None:
+        self._settings = settings
+        self._keyring = keyring
+        self._metrics = metrics
+        self._metrics_open = settings.auth.metrics == "open"
+        self._log_requests = settings.log.requests
+        self._counters: dict[tuple[str, str, int], Counter] = {}
 
-    return gate
+    def guard(self, handler: Handler, route: str) -> Handler:
+        """The handler behind the gate. `route` is the template, never a raw path: paths hold names."""
+        histogram = self._metrics.request_seconds.labels(route)
 
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            began = time.perf_counter()
+            status, identity = 500, None
+            try:
+                refusal, identity = _admit(request, self._settings, self._keyring, self._metrics_open)
+                response = refusal or await _answer(request, handler)
+                status = response.status
+                return response
+            except web.HTTPException as error:
+                status = error.status
+                raise
+            finally:
+                seconds = time.perf_counter() - began
+                histogram.observe(seconds)
+                self._count(request.method, route, status)
+                if self._log_requests:
+                    self._log(request, route, status, seconds, identity)
 
-def _template(request: web.Request, known: dict[object, str]) -> str:
-    """The route's template, never the raw path: paths hold names, and would make a metric each."""
-    resource = request.match_info.route.resource
-    template = known.get(resource)
-    if template is None:
-        template = known[resource] = resource.canonical if resource is not None else "unknown"
-    return template
+        return guarded
+
+    def _count(self, method: str, route: str, status: int) -> None:
+        key = (method, route, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._metrics.requests.labels(method, route, str(status))
+        counter.inc()
+
+    def _log(self, request: web.Request, route: str, status: int, seconds: float, identity: Identity | None) -> None:
+        _log.info(
+            "http",
+            method=request.method,
+            route=route,
+            status=status,
+            duration_ms=round(seconds * 1000, 2),
+            tenant=identity.tenant if identity else None,
+            remote=request.remote,
+        )
 
 
 def _admit(

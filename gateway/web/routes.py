@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, view
-from gateway.web.gate import make_gate
+from gateway.web.gate import Gate
 from gateway.web.parts import PARTS, Parts, caller, parts
 
 
@@ -58,18 +58,16 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 def make_app(gateway: Parts) -> web.Application:
     """The application that serves a gateway."""
-    app = web.Application(
-        client_max_size=gateway.settings.server.max_body,
-        middlewares=[make_gate(gateway.settings, gateway.keyring)],
-    )
+    app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[PARTS] = gateway
+    gate = Gate(gateway.settings, gateway.keyring, gateway.metrics)
     for method, path, handler in OWN + JOBS:
-        _add(app, method, path, handler)
+        _add(app, method, path, gate.guard(handler, path))
     for method, path, handler in COMFYUI:
-        _add(app, method, path, handler)
-        _add(app, method, "/api" + path, handler)
+        for full_path in (path, "/api" + path):
+            _add(app, method, full_path, gate.guard(handler, full_path))
     for method in _METHODS:
-        _add(app, method, "/{path:.*}", passthrough.pass_on)
+        _add(app, method, "/{path:.*}", gate.guard(passthrough.pass_on, "/{path}"))
     if gateway.settings.cors.origins:
         _allow_origins(app, gateway.settings.cors.origins)
     return app

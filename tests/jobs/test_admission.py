@@ -1,0 +1,105 @@
+"""POST /prompt's body, read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
+from tests.workflows import slow, text_to_image
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def test_what_is_read() -> None:
+    body = {
+        "prompt": text_to_image(),
+        "client_id": "c",
+        "front": True,
+        "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}, "api_key_comfy_org": "secret"},
+        "partial_execution_targets": ["7"],
+    }
+    found = read(json.dumps(body).encode())
+    assert json.loads(found.prompt) == body["prompt"]
+    assert found.session_id == "c"
+    assert found.front
+    assert found.targets == ["7"]
+    assert found.models == {"sd_xl_base_1.0.safetensors"}
+    assert json.loads(found.extra_data) == {"extra_pnginfo": {"workflow": {"id": "w"}}}
+    assert found.secrets == {"api_key_comfy_org": "secret"}
+    assert json.loads(found.rest) == {"partial_execution_targets": ["7"]}
+
+
+def test_the_journal_gives_back_all_but_the_secrets() -> None:
+    body = {"prompt": slow(), "client_id": "c", "extra_data": {"auth_token_comfy_org": "x", "k": [1]}, "number": 3}
+    found = read(json.dumps(body).encode())
+    again = decode_from_journal(encode_for_journal(found), None)
+    assert again.secrets == {}
+    assert again.needs_secrets
+    for name in ("prompt", "extra_data", "rest", "client_id", "number", "front", "models", "nodes", "files"):
+        assert getattr(again, name) == getattr(found, name), name
+
+
+def test_what_json_has_no_word_for_stays_as_it_is() -> None:
+    """Older frontends save NaN; seeds may be beyond 64 bits."""
+    raw = b'{"prompt": {"1": {"class_type": "A", "inputs": {"x": NaN, "seed": 123456789012345678901234567890}}}}'
+    assert (
+        read(raw).prompt == b'{"1": {"class_type": "A", "inputs": {"x": NaN, "seed": 123456789012345678901234567890}}}'
+    )
+    lone = b'{"prompt": {"1": {"class_type": "A", "inputs": {"text": "\\ud800"}}}}'
+    assert b"ud800" in read(lone).prompt
+
+
+def test_files_that_a_prompt_names() -> None:
+    values = {
+        "plain": "pic.png",
+        "sub": "a/b/pic.png",
+        "output": "x~b2.png [output]",
+        "temp": "y [temp]",
+        "model": "sd.safetensors",
+        "text": "no file here",
+        "number": "3.5",
+    }
+    prompt = {"1": {"class_type": "LoadImage", "inputs": values}}
+    files = {
+        f.input_name: (f.kind, f.subfolder, f.filename) for f in read(json.dumps({"prompt": prompt}).encode()).files
+    }
+    assert files["plain"] == ("input", "", "pic.png")
+    assert files["sub"] == ("input", "a/b", "pic.png")
+    assert files["output"] == ("output", "", "x~b2.png")
+    assert files["temp"] == ("temp", "", "y")
+    assert "model" not in files
+    assert "text" not in files
+
+
+@pytest.mark.parametrize("body", [b"", b"nul", b"\xff\xfe", b"[]", b'"x"', b'{"prompt": 5}', b'{"prompt": {"1": []}}'])
+def test_refusals_have_comfyuis_form(body: bytes) -> None:
+    with pytest.raises(Rejection) as caught:
+        read(body)
+    assert caught.value.status == 400
+    assert caught.value.body.keys() == {"error", "node_errors"}
+    assert caught.value.body["error"].keys() == {"type", "message", "details", "extra_info"}
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_nothing_but_a_rejection_is_ever_raised(body: bytes) -> None:
+    with contextlib.suppress(Rejection):
+        read(body)
+
+
+@given(st.dictionaries(st.sampled_from(["prompt", "prompt_id", "client_id", "extra_data", "number", "front"]), JSON))
+def test_odd_values_of_known_keys(body: dict[str, Any]) -> None:
+    try:
+        found = read(json.dumps(body).encode())
+    except Rejection:
+        return
+    decode_from_journal(encode_for_journal(found), found.digest)

@@ -1,0 +1,80 @@
+"""The order in which one socket is told. `>` is what comes in, `<` what goes out."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.comfy.events import Frame, Kind
+from gateway.sessions.sequencer import Sequencer
+
+
+def f(text: str) -> Frame:
+    """A frame: ``A:start``, ``A:progress1``, ``A:preview1``, ``A:end``, ``status``."""
+    if ":" not in text:
+        return Frame(Kind.STATUS, text.encode(), None, "status")
+    prompt_id, what = text.split(":")
+    kind = next((k for k in (Kind.PROGRESS, Kind.PREVIEW, Kind.END) if what.startswith(k)), Kind.LIFECYCLE)
+    return Frame(kind, text.encode(), prompt_id, kind if kind in (Kind.PROGRESS, Kind.PREVIEW) else "")
+
+
+def play(sequencer: Sequencer, *incoming: str) -> str:
+    """What goes out for what comes in."""
+    return " ".join(frame.payload.decode() for text in incoming for frame in sequencer.feed(f(text)))
+
+
+def test_one_prompt_at_a_time() -> None:
+    s = Sequencer()
+    assert play(s, "A:start", "B:start", "A:progress1") == "A:start A:progress1"
+    assert play(s, "B:done", "B:end") == ""
+    assert play(s, "A:done", "A:end") == "A:done A:end B:start B:done B:end"
+    assert play(s, "C:start") == "C:start"
+
+
+def test_the_next_one_goes_on_live() -> None:
+    s = Sequencer()
+    play(s, "A:start", "B:start", "C:start", "B:executed")
+    assert play(s, "A:end") == "A:end B:start B:executed"
+    assert play(s, "B:progress1", "C:executed") == "B:progress1"
+    assert play(s, "B:end") == "B:end C:start C:executed"
+
+
+def test_only_the_newest_progress_and_preview_wait() -> None:
+    s = Sequencer()
+    play(
+        s, "A:start", "B:start", "B:progress1", "B:preview1", "B:progress2", "B:executing", "B:progress3", "B:preview2"
+    )
+    assert play(s, "A:end") == "A:end B:start B:executing B:progress3 B:preview2"
+    assert s.waiting_bytes == 0
+
+
+def test_status_never_waits() -> None:
+    s = Sequencer()
+    assert play(s, "A:start", "B:start", "status") == "A:start status"
+
+
+def test_a_straggler_does_not_open_its_prompt_again() -> None:
+    s = Sequencer()
+    play(s, "A:start", "A:end")
+    assert play(s, "A:progress9", "B:start") == "B:start"
+
+
+def test_interleaving_releases_what_waited() -> None:
+    s = Sequencer()
+    play(s, "A:start", "B:start")
+    assert [frame.payload for frame in s.interleave()] == [b"B:start"]
+    assert play(s, "B:progress1", "A:progress1") == "B:progress1 A:progress1"
+    assert s.waiting_bytes == 0
+
+
+@given(st.lists(st.sampled_from([f"{p}:{w}" for p in "ABC" for w in ("start", "progress", "preview", "executed")])))
+def test_every_lifecycle_frame_arrives_once_and_in_its_prompts_order(incoming: list[str]) -> None:
+    s = Sequencer()
+    ends = [f"{p}:end" for p in sorted({text[0] for text in incoming})]
+    told = play(s, *incoming, *ends).split()
+    for prompt in "ABC":
+        mine = [text for text in [*incoming, *ends] if text[0] == prompt and "pro" not in text and "pre" not in text]
+        assert [text for text in told if text[0] == prompt and "pro" not in text and "pre" not in text] == mine
+    stretches = [text[0] for n, text in enumerate(told) if n == 0 or told[n - 1][0] != text[0]]
+    assert len(stretches) == len(set(stretches))
+    assert s.waiting_bytes == 0

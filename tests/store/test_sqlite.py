@@ -1,0 +1,115 @@
+"""The embedded journal."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gateway.store.protocol import (
+    FileRecord,
+    HistoryRecord,
+    HistoryRemoval,
+    JobRecord,
+    JobRemoval,
+    JobUpdate,
+    StoreError,
+)
+from gateway.store.sqlite import FILE_NAME, SqliteStore
+
+
+def job(prompt_id: str, number: float = 0) -> JobRecord:
+    """An open job."""
+    return JobRecord("t", prompt_id, "g", number, 1.0, "sending", "b1", prompt_id, 5, None, 0, None, None, b"{}")
+
+
+def ended(prompt_id: str) -> HistoryRecord:
+    """A job that ended."""
+    return HistoryRecord("t", prompt_id, "b1", prompt_id, 0, "success", None, None, b"{}", b'{"x": 1}' * 100)
+
+
+async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    identity = await store.identity()
+    await store.write([job("a"), job("b", 1), job("c", 2)])
+    await store.write([JobUpdate("t", "b", "running", "b2", "up", 9, 1, b"{}")])
+    await store.write([ended("a"), JobRemoval("t", "c"), FileRecord("t", "output", "", "x.png", "b1", "x.png")])
+    await store.close()
+    again = SqliteStore(tmp_path)
+    await again.open()
+    assert await again.identity() == identity
+    (left,) = await again.open_jobs()
+    assert (left.prompt_id, left.state, left.backend, left.upstream_id, left.start_time) == (
+        "b",
+        "running",
+        "b2",
+        "up",
+        9,
+    )
+    assert [record.prompt_id for record in await again.history()] == ["a"]
+    assert await again.history_entry("t", "a") == b'{"x": 1}' * 100
+    assert await again.history_entry("other", "a") is None
+    assert await again.files() == [FileRecord("t", "output", "", "x.png", "b1", "x.png")]
+    await again.write([HistoryRemoval("t", "a")])
+    assert await again.history() == []
+    await again.close()
+
+
+async def test_many_writers_share_commits(tmp_path: Path) -> None:
+    commits: list[float] = []
+    store = SqliteStore(tmp_path, observe_commit=commits.append)
+    await store.open()
+    await asyncio.gather(*(store.write([job(str(n))]) for n in range(500)))
+    assert len(await store.open_jobs()) == 500
+    assert len(commits) < 50
+    await store.close()
+
+
+async def test_what_nobody_waited_for_is_written_before_it_closes(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    for n in range(50):
+        store.write([job(str(n))])
+    await store.close()
+    rows = sqlite3.connect(tmp_path / FILE_NAME).execute("SELECT count(*) FROM jobs").fetchone()
+    assert rows == (50,)
+
+
+async def test_a_second_one_on_the_directory_is_refused(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    with pytest.raises(StoreError, match="in use by another gateway"):
+        await SqliteStore(tmp_path).open()
+    await store.close()
+    other = SqliteStore(tmp_path)
+    await other.open()
+    await other.close()
+
+
+async def test_a_damaged_file_and_a_newer_schema_are_said_so(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"this is not a database, and long enough to be looked at" * 100)
+    with pytest.raises(StoreError, match="can't be opened"):
+        await SqliteStore(tmp_path).open()
+    (tmp_path / FILE_NAME).unlink()
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(StoreError, match="schema version 99"):
+        await SqliteStore(tmp_path).open()
+
+
+async def test_a_failed_commit_fails_its_writers_alone(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("ALTER TABLE files RENAME TO hidden")
+    with pytest.raises(StoreError, match="can't be written"):
+        await store.write([FileRecord("t", "output", "", "x", "b", "x")])
+    connection.execute("ALTER TABLE hidden RENAME TO files")
+    connection.close()
+    await store.write([FileRecord("t", "output", "", "x", "b", "x")])
+    assert len(await store.files()) == 1
+    await store.close()

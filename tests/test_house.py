@@ -1,0 +1,77 @@
+"""The house's rules, and that the documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from click import Command
+from click.testing import CliRunner
+
+from gateway.cli import main
+from gateway.jobs.ledger import LIFE
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from gateway.web.routes import COMFYUI, JOBS, OWN
+
+ROOT = Path(__file__).parent.parent
+
+
+def docs() -> str:
+    """All documents."""
+    return "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+
+
+def test_imports_go_down_only() -> None:
+    done = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_file_is_too_long() -> None:
+    long = {str(p): n for p in (ROOT / "gateway").rglob("*.py") if (n := len(p.read_text().splitlines())) > 430}
+    assert not long
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for section, field in Settings.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        for name in [f"{section}.{key}" for key in inner] if inner else [section]:
+            assert f"`{name}`" in text, name
+
+
+def test_every_metric_is_documented() -> None:
+    text = docs()
+    for metric in Metrics().registry.collect():
+        assert metric.name in text, metric.name
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = docs()
+    for name, command in main.commands.items():
+        assert f"comfyui-gateway {name}" in text, name
+        for option in command.params:
+            for spelling in option.opts:
+                assert spelling in text, (name, spelling)
+
+
+def test_every_route_is_documented() -> None:
+    text = docs()
+    for _, path, _ in COMFYUI + JOBS + OWN:
+        shown = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path)
+        assert shown in text, shown
+
+
+def test_the_drawing_of_a_jobs_life_is_the_table() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", text, re.MULTILINE))
+    assert drawn == {(str(source), str(target), str(move)) for (source, move), target in LIFE.items()}
+
+
+def test_help_works() -> None:
+    for name, command in main.commands.items():
+        assert isinstance(command, Command)
+        result = CliRunner().invoke(main, [name, "--help"])
+        assert result.exit_code == 0, result.output

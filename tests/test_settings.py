@@ -1,0 +1,101 @@
+"""The configuration: sources, and errors with their path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import SettingsError, backends_of, keys_of, load
+
+EXAMPLE = Path(__file__).parent.parent / "config"
+
+
+def problems(text: str, tmp_path: Path, **environment: str) -> list[str]:
+    """What is said of a file."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load(path, environment=environment)
+    return caught.value.problems
+
+
+def test_the_files_in_config_load() -> None:
+    example = load(EXAMPLE / "gateway.example.yaml", environment={})
+    assert [backend.name for backend in example.backends] == ["gpu0", "gpu1"]
+    small = load(EXAMPLE / "gateway.yaml", environment={"APP_KEY": "a-key-of-some-length"})
+    assert [backend.name for backend in small.backends] == ["b1", "b2"]
+
+
+def test_the_example_shows_the_defaults() -> None:
+    """Every setting is in the example, with its default, save what it says are example values."""
+    example = load(EXAMPLE / "gateway.example.yaml", environment={}).model_dump()
+    defaults = load(None, environment={}).model_dump()
+    for name in defaults.keys() - {"backends"}:
+        if name == "auth":
+            assert example[name].keys() == defaults[name].keys()
+            continue
+        assert example[name] == defaults[name], name
+    text = (EXAMPLE / "gateway.example.yaml").read_text()
+    for section, values in defaults.items():
+        for setting in values if isinstance(values, dict) else [section]:
+            assert f"{setting}:" in text, f"{section}.{setting}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("backends: [{url: nonsense}]", "backends[0].url: must be http"),
+        ("backends: [{url: 'http://a'}, {url: 'http://b', max_queue: 0}]", "backends[1].max_queue:"),
+        ("backends: [{url: 'http://a:1'}, {url: 'http://a:1'}]", "each backend needs a url of its own"),
+        ("backends: [{url: 'http://u:p@a:1'}]", "backends[0].url:"),
+        ("probe: {interval: -1}", "probe.interval:"),
+        ("probe: {intervall: 1}", "probe.intervall: there is no such setting"),
+        ("auth: {keys: [{name: a}]}", "auth.keys[0]: give either sha256 or key"),
+        (
+            "auth: {keys: [{name: a, key: '${MISSING}'}]}",
+            "auth.keys[0].key: the environment variable MISSING is not set",
+        ),
+        ("auth: {keys: [{name: a, key: short}]}", "auth.keys[0]: key must have"),
+        ("cors: {origins: ['*']}", "cors.origins:"),
+        ("[1, 2]", "must be a mapping"),
+        ("a: [", "is not YAML"),
+        ("server: {port: 99999}", "server.port:"),
+    ],
+)
+def test_errors_name_the_place(text: str, said: str, tmp_path: Path) -> None:
+    assert any(said in problem for problem in problems(text, tmp_path)), problems(text, tmp_path)
+
+
+def test_a_secret_is_not_repeated_in_an_error(tmp_path: Path) -> None:
+    text = "auth: {keys: [{name: a, key: hunter2, sha256: x}]}"
+    assert "hunter2" not in "\n".join(problems(text, tmp_path))
+
+
+def test_all_problems_are_said(tmp_path: Path) -> None:
+    assert len(problems("probe: {interval: 0, timeout: 0}", tmp_path)) == 2
+
+
+def test_layers(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text("server: {port: 1000, host: 127.0.0.2}\nprobe: {interval: 7}\n")
+    environment = {
+        "COMFYUI_GATEWAY_PORT": "2000",
+        "COMFYUI_GATEWAY_PROBE__TIMEOUT": "9",
+        "COMFYUI_GATEWAY_BACKENDS": "a:1, http://b:2",
+        "COMFYUI_GATEWAY_CORS__ORIGINS": "https://x.example,https://y.example",
+    }
+    settings = load(path, environment=environment, flags={"server": {"port": 3000}})
+    assert settings.server.port == 3000
+    assert settings.server.host == "127.0.0.2"
+    assert settings.probe.interval == 7
+    assert settings.probe.timeout == 9
+    assert [backend.url for backend in settings.backends] == ["http://a:1", "http://b:2"]
+    assert settings.cors.origins == ("https://x.example", "https://y.example")
+    with pytest.raises(SettingsError, match="COMFYUI_GATEWAY_NOPE"):
+        load(None, environment={"COMFYUI_GATEWAY_NOPE": "1"})
+
+
+def test_bare_keys_have_names_that_do_not_depend_on_their_order() -> None:
+    assert keys_of(["a", "b"])[0]["name"] == keys_of(["b", "a"])[1]["name"]
+    assert backends_of(["h:1"]) == [{"url": "http://h:1"}]
