@@ -359,7 +359,7 @@ class Dispatcher:
         if job.backend == backend.name and job.upstream_id == upstream_id:
             self._ledger.taken(job, actual, wire.dumps(node_errors))
         elif self._ledger.is_copy(backend.name, upstream_id):
-            self._ledger.disown(backend.name, actual)
+            self._ledger.copies.add(backend.name, actual)
             self._tasks.start(drop_copies(self._ledger, backend, [actual]), f"drop:{actual}")
         return _Offer.TAKEN
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from itertools import chain
 
@@ -12,17 +11,18 @@ from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex, Holder
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.admission import Submission, decode_from_journal
+from gateway.jobs.admission import Submission
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.history import History, ended_of
-from gateway.jobs.job import PLACED, Job, State
+from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
 from gateway.settings import Settings
-from gateway.store.protocol import Bus, JobRecord, Store
+from gateway.store.protocol import Bus, Store
 from gateway.telemetry.metrics import Metrics
 
 
@@ -85,35 +85,10 @@ class Engine:
         for record in await self._store.history():
             self.history.restore(ended_of(record))
             self.ledger.restore_number(record.number)
+        names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
-            self.ledger.restore(self._job_of(job_record))
+            self.ledger.restore(job_of(job_record, names))
             self.ledger.restore_number(job_record.number)
-
-    def _job_of(self, record: JobRecord) -> Job:
-        state = State(record.state)
-        is_placed = state in PLACED and any(b.name == record.backend for b in self._fleet.configured)
-        if state is State.COLLECTING:
-            state = State.RUNNING
-        now = time.monotonic()
-        job = Job(
-            record.tenant,
-            record.prompt_id,
-            record.upstream_id,
-            record.number,
-            record.tag,
-            decode_from_journal(record.submission, record.digest),
-            record.create_time,
-            now,
-            state=state if is_placed else State.WAITING,
-            backend=record.backend if is_placed else None,
-            start_time=record.start_time,
-            started_at=now if record.start_time else None,
-            placed_at=now,
-            attempts=record.attempts,
-            node_errors=record.node_errors or b"{}",
-        )
-        job.live.start_told = job.live.cached_told = record.start_time is not None
-        return job
 
     def _missing(self, job: Job) -> None:
         self.recovery.lose(job, "has no history entry for it")

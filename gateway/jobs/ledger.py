@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_left, insort
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from gateway.comfy.ids import new_prompt_id
-from gateway.jobs.admission import Submission, encode_for_journal
+from gateway.jobs.admission import Submission
+from gateway.jobs.copies import Copies
 from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import Ended, History, ended_of
 from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State
+from gateway.jobs.records import history_record, job_record, job_update
+from gateway.jobs.waiting import WaitingList
 from gateway.store.protocol import (
     Bus,
     Change,
-    HistoryRecord,
     HistoryRemoval,
-    JobRecord,
     JobRemoval,
-    JobUpdate,
     Store,
 )
 
@@ -103,10 +101,10 @@ class Ledger:
         self._places: dict[str, dict[str, Job]] = {}
         self._queued_there: dict[str, int] = {}
         self._running_there: dict[str, int] = {}
-        self._waiting: list[tuple[float, float, Job]] = []
+        self._waiting = WaitingList()
         self._queue_bytes: dict[str, bytes] = {}
-        self._unwanted: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._number = 0
+        self.copies = Copies()
         self.share = FairShare()
         self.history = history
 
@@ -127,7 +125,7 @@ class Ledger:
 
     def is_copy(self, backend: str, upstream_id: str) -> bool:
         """Whether a prompt on this backend is one of ours that must not run there."""
-        if (backend, upstream_id) in self._unwanted:
+        if self.copies.has(backend, upstream_id):
             return True
         job = self._upstream.get(upstream_id)
         return job is not None and job.backend != backend
@@ -148,9 +146,9 @@ class Ledger:
         """How many of ours are queued and running on a backend, reservations included."""
         return self._queued_there.get(backend, 0), self._running_there.get(backend, 0)
 
-    def waiting(self) -> Iterator[Job]:
+    def waiting(self) -> list[Job]:
         """The jobs that wait in the gateway, the next to go first."""
-        return iter([job for _, _, job in self._waiting])
+        return self._waiting.jobs()
 
     @property
     def waiting_count(self) -> int:
@@ -168,10 +166,6 @@ class Ledger:
             if tenant in self._tenants:
                 self._queue_bytes[tenant] = encoded
         return encoded
-
-    def unwanted_on(self, backend: str) -> list[str]:
-        """The copies on a backend that must not run."""
-        return [upstream_id for place, upstream_id in self._unwanted if place == backend]
 
     # -- a job's life --------------------------------------------------------------------------------------------
 
@@ -199,7 +193,7 @@ class Ledger:
 
         It then goes upstream under another name, so that neither tenant learns of the other's.
         """
-        return prompt_id in self._upstream or any((place, prompt_id) in self._unwanted for place in self._places)
+        return prompt_id in self._upstream or self.copies.has_id(prompt_id)
 
     def _next_number(self, submission: Submission) -> float:
         if submission.number is not None:
@@ -231,7 +225,7 @@ class Ledger:
 
     def send(self, job: Job, backend: str) -> None:
         """Reserve a place on a backend: counted there at once, so that a burst spreads."""
-        self._unwanted.pop((backend, job.upstream_id), None)
+        self.copies.remove(backend, job.upstream_id)
         self._move(job, Move.SEND, backend)
         self.share.left(job.tag)
 
@@ -293,21 +287,10 @@ class Ledger:
         self._move(job, Move.CANCEL, None)
         self._remove(job)
         if place is not None:
-            self.disown(place, job.upstream_id)
+            self.copies.add(place, job.upstream_id)
         self._store.write([JobRemoval(*job.key)])
         self._announce(job)
         return place
-
-    def disown(self, backend: str, upstream_id: str) -> None:
-        """A copy on this backend must not run, should it turn up."""
-        self._unwanted[backend, upstream_id] = None
-        while len(self._unwanted) > 100_000:
-            self._unwanted.popitem(last=False)
-
-    def gone_unwanted(self, backend: str, upstream_ids: Iterable[str]) -> None:
-        """These copies are dealt with."""
-        for upstream_id in upstream_ids:
-            self._unwanted.pop((backend, upstream_id), None)
 
     async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
         """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
@@ -318,17 +301,7 @@ class Ledger:
             StoreError: the entry could not be written; the job is as it was.
         """
         place = job.backend
-        record = HistoryRecord(
-            *job.key,
-            backend=job.backend,
-            upstream_id=job.upstream_id,
-            number=job.number,
-            outcome=outcome,
-            digest=job.submission.digest,
-            node_errors=job.node_errors,
-            summary=summary,
-            entry=entry,
-        )
+        record = history_record(job, outcome, entry, summary)
         await self._store.write([record])
         if self._jobs.get(job.key) is not job or job.backend != place or job.state in ENDED:
             return False
@@ -351,37 +324,10 @@ class Ledger:
 
     def journal(self, job: Job) -> asyncio.Future[None]:
         """Write an accepted job. Until the future is done nobody outside may hear of it."""
-        return self._store.write(
-            [
-                JobRecord(
-                    *job.key,
-                    gateway=self._gateway_id,
-                    number=job.number,
-                    tag=job.tag,
-                    state=job.state,
-                    backend=job.backend,
-                    upstream_id=job.upstream_id,
-                    create_time=job.create_time,
-                    start_time=job.start_time,
-                    attempts=job.attempts,
-                    digest=job.submission.digest,
-                    node_errors=job.node_errors,
-                    submission=encode_for_journal(job.submission),
-                )
-            ]
-        )
+        return self._store.write([job_record(job, self._gateway_id)])
 
     def _journal(self, job: Job) -> asyncio.Future[None]:
-        update = JobUpdate(
-            *job.key,
-            state=job.state,
-            backend=job.backend,
-            upstream_id=job.upstream_id,
-            start_time=job.start_time,
-            attempts=job.attempts,
-            node_errors=job.node_errors,
-        )
-        return self._store.write([update])
+        return self._store.write([job_update(job)])
 
     def placed(self, job: Job) -> asyncio.Future[None]:
         """Write where a job that had waited is being sent, before the backend hears of it."""
@@ -403,7 +349,7 @@ class Ledger:
 
     def _enter(self, job: Job) -> None:
         if job.state is State.WAITING:
-            insort(self._waiting, (job.tag, job.number, job), key=lambda entry: entry[:2])
+            self._waiting.add(job)
         if job.backend is None:
             return
         self._places.setdefault(job.backend, {})[job.upstream_id] = job
@@ -414,10 +360,7 @@ class Ledger:
 
     def _leave(self, job: Job) -> None:
         if job.state is State.WAITING:
-            place = bisect_left(self._waiting, (job.tag, job.number), key=lambda entry: entry[:2])
-            while self._waiting[place][2] is not job:
-                place += 1
-            del self._waiting[place]
+            self._waiting.remove(job)
         if job.backend is None:
             return
         self._places[job.backend].pop(job.upstream_id, None)

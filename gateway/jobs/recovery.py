@@ -77,7 +77,7 @@ class Recovery:
         Raises:
             BackendError: it did not answer; it must not be given work yet.
         """
-        unwanted = self._ledger.unwanted_on(backend.name)
+        unwanted = self._ledger.copies.on(backend.name)
         if unwanted:
             await drop_copies(self._ledger, backend, unwanted)
         jobs = [job for job in self._ledger.jobs_on(backend.name) if not self._dispatcher.is_sending(job)]
@@ -131,7 +131,7 @@ class Recovery:
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
         for job in self._ledger.jobs_on(backend.name):
-            self._ledger.disown(backend.name, job.upstream_id)
+            self._ledger.copies.add(backend.name, job.upstream_id)
             self.lose(job, f"is {backend.health}")
         self._dispatcher.wake()
 

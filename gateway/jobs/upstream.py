@@ -61,4 +61,4 @@ async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection
     except BackendError as error:
         _log.warning("a copy could not be removed yet", backend=backend.name, error=str(error))
         return
-    ledger.gone_unwanted(backend.name, upstream_ids)
+    ledger.copies.remove_all(backend.name, upstream_ids)

@@ -1,0 +1,88 @@
+"""A job as the journal keeps it, and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from gateway.jobs.admission import decode_from_journal, encode_for_journal
+from gateway.jobs.job import PLACED, Job, State
+from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate
+
+
+def job_record(job: Job, gateway: str) -> JobRecord:
+    """An accepted job, whole."""
+    return JobRecord(
+        *job.key,
+        gateway=gateway,
+        number=job.number,
+        tag=job.tag,
+        state=job.state,
+        backend=job.backend,
+        upstream_id=job.upstream_id,
+        create_time=job.create_time,
+        start_time=job.start_time,
+        attempts=job.attempts,
+        digest=job.submission.digest,
+        node_errors=job.node_errors,
+        submission=encode_for_journal(job.submission),
+    )
+
+
+def job_update(job: Job) -> JobUpdate:
+    """What changes of a job while it lives."""
+    return JobUpdate(
+        *job.key,
+        state=job.state,
+        backend=job.backend,
+        upstream_id=job.upstream_id,
+        start_time=job.start_time,
+        attempts=job.attempts,
+        node_errors=job.node_errors,
+    )
+
+
+def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> HistoryRecord:
+    """A job that ended."""
+    return HistoryRecord(
+        *job.key,
+        backend=job.backend,
+        upstream_id=job.upstream_id,
+        number=job.number,
+        outcome=outcome,
+        digest=job.submission.digest,
+        node_errors=job.node_errors,
+        summary=summary,
+        entry=entry,
+    )
+
+
+def job_of(record: JobRecord, backends: Collection[str]) -> Job:
+    """An open job of an earlier run. What its backend did with it meanwhile is found out when that is connected.
+
+    A job of a backend that is not configured any more waits to be sent elsewhere.
+    """
+    state = State(record.state)
+    is_placed = state in PLACED and record.backend in backends
+    if state is State.COLLECTING:
+        state = State.RUNNING
+    now = time.monotonic()
+    job = Job(
+        record.tenant,
+        record.prompt_id,
+        record.upstream_id,
+        record.number,
+        record.tag,
+        decode_from_journal(record.submission, record.digest),
+        record.create_time,
+        now,
+        state=state if is_placed else State.WAITING,
+        backend=record.backend if is_placed else None,
+        start_time=record.start_time,
+        started_at=now if record.start_time else None,
+        placed_at=now,
+        attempts=record.attempts,
+        node_errors=record.node_errors or b"{}",
+    )
+    job.live.start_told = job.live.cached_told = record.start_time is not None
+    return job
