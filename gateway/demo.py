@@ -17,6 +17,7 @@ import aiohttp
 import click
 
 from gateway.app import Gateway
+from gateway.jobs.ledger import Ledger
 from gateway.settings import load
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.server import Simulator, start
@@ -45,7 +46,7 @@ class Bar:
         """Its line of the screen."""
         filled = round(BAR * self.value / max(self.most, 1))
         bar = "█" * filled + "·" * (BAR - filled)
-        return f"  {self.client:<5} {self.title:<14} {bar} {self.state:<9} {self.backend}"
+        return f"  {self.client:<5} {self.title:<14} {bar} {self.state:<9} {self.backend}".rstrip()
 
 
 @click.command()
@@ -112,7 +113,9 @@ async def _show(gateway: Gateway, images: Path, stop: asyncio.Event) -> None:
     async with aiohttp.ClientSession(gateway.url) as http:
         await _backends_up(http)
         own = {client: [bar for bar in bars if bar.client == client] for client in CLIENTS}
-        clients = [asyncio.create_task(_client(http, name, own[name], images)) for name in CLIENTS]
+        clients = [
+            asyncio.create_task(_client(http, gateway.parts.engine.ledger, name, own[name], images)) for name in CLIENTS
+        ]
         screen = asyncio.create_task(_draw(gateway, bars))
         interrupted: asyncio.Task[bool] = asyncio.create_task(_wait(stop))
         work = asyncio.create_task(_all(clients))
@@ -158,10 +161,10 @@ def _prompt(seed: int) -> dict[str, Any]:
     }
 
 
-async def _client(http: aiohttp.ClientSession, name: str, bars: list[Bar], images: Path) -> None:
+async def _client(http: aiohttp.ClientSession, ledger: Ledger, name: str, bars: list[Bar], images: Path) -> None:
     """One client: sends its prompts, hears of them on its WebSocket, fetches its images."""
     by_id: dict[str, Bar] = {}
-    seeds = itertools.count(int(time.time()) % 100_000 * 1000 + len(name))
+    seeds = itertools.count(int(time.time()) % 100_000 * 1000 + PROMPTS_EACH * CLIENTS.index(name))
     async with http.ws_connect(f"/ws?clientId={name}&events=interleave", max_msg_size=0) as socket:
         for bar in bars:
             body = {"prompt": _prompt(next(seeds) * 7919), "client_id": name}
@@ -170,9 +173,17 @@ async def _client(http: aiohttp.ClientSession, name: str, bars: list[Bar], image
             by_id[bar.prompt_id] = bar
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
-                await _heard(http, by_id, json.loads(message.data), images)
+                event = json.loads(message.data)
+                await _heard(http, by_id, event, images)
+                _note_backend(ledger, by_id.get(event["data"].get("prompt_id")))
             if all(bar.state in ("done", "failed") for bar in bars):
                 return
+
+
+def _note_backend(ledger: Ledger, bar: Bar | None) -> None:
+    job = ledger.find_any(bar.prompt_id) if bar is not None else None
+    if bar is not None and job is not None and job.backend is not None:
+        bar.backend = job.backend
 
 
 async def _heard(http: aiohttp.ClientSession, by_id: dict[str, Bar], event: dict[str, Any], images: Path) -> None:
@@ -208,9 +219,7 @@ async def _draw(gateway: Gateway, bars: list[Bar]) -> None:
 def _paint(gateway: Gateway, bars: list[Bar], *, first: bool) -> None:
     ledger = gateway.parts.engine.ledger
     for bar in bars:
-        job = ledger.find_any(bar.prompt_id) if bar.prompt_id else None
-        if job is not None:
-            bar.backend = job.backend or bar.backend
+        _note_backend(ledger, bar)
     loads = "  ".join(
         f"{name}: {queued} pending, {running} running"
         for name in gateway.parts.fleet.backends
