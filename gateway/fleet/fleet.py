@@ -70,7 +70,7 @@ class Fleet:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
             cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=2**18,
+            read_bufsize=2**16,
         )
         now = time.monotonic()
         for entry in self._settings.backends:

@@ -2,6 +2,7 @@
 
 | specification | what happens |
 |---|---|
+| `refuse`, `refuse:S` | nothing listens for S (5) seconds, and open connections are reset |
 | `hang` | requests are accepted and never answered |
 | `500`, `500:/prompt` | requests, or those of one path, are answered 500 |
 | `slow:S` | each answer comes S seconds late |
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 KNOWN = frozenset(
     {
+        "refuse",
         "hang",
         "500",
         "slow",

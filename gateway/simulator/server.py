@@ -62,10 +62,23 @@ class Simulator:
         self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
         self._runner = web.AppRunner(self._app(object_info), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, options.host, options.port)
-        await site.start()
+        self._site = web.TCPSite(self._runner, options.host, options.port)
+        await self._site.start()
         self.port = int(self._runner.addresses[0][1])
         self._tasks = [asyncio.create_task(self.sockets.publish()), asyncio.create_task(self.executor.run())]
+        if (refusing := self.faults.take("refuse")) is not None:
+            self._tasks.append(asyncio.create_task(self._refuse(refusing.number if refusing.argument else 5.0)))
+
+    async def _refuse(self, seconds: float) -> None:
+        """Let nobody connect for a while, as while a process is down; prompts go on."""
+        assert self._runner is not None
+        await self._site.stop()
+        for transport in [c.transport for c in (self._runner.server.connections if self._runner.server else ())]:
+            if transport is not None:
+                transport.abort()
+        await asyncio.sleep(seconds)
+        self._site = web.TCPSite(self._runner, self.options.host, self.port)
+        await self._site.start()
 
     def _queue_updated(self) -> None:
         self.sockets.send("status", {"status": {"exec_info": {"queue_remaining": self.queue.remaining}}}, None)
@@ -141,7 +154,13 @@ class Simulator:
             return reply({"error": str(error)}, 400)
         if specification.startswith("drop-socket"):
             self.sockets.drop()
+        if (refusing := self.faults.take("refuse")) is not None:
+            seconds = refusing.number if refusing.argument else 5.0
+            asyncio.get_running_loop().call_later(0.05, self._start_refusing, seconds)
         return reply({})
+
+    def _start_refusing(self, seconds: float) -> None:
+        self._tasks.append(asyncio.create_task(self._refuse(seconds)))
 
     async def close(self) -> None:
         """Stop; queue and history are lost, as ComfyUI's are."""

@@ -216,3 +216,36 @@ async def test_drain(lab: Lab) -> None:
     await comfy.entry(await comfy.prompt(slow(9, steps=1)))
     assert (await simulators[0].requests(lab.http))["POST /prompt"] == 1
     assert (await comfy.post("/gateway/backends/nope/drain"))[0] == 404
+
+
+async def test_a_backend_that_refuses_for_a_while(lab: Lab) -> None:
+    """Its jobs go elsewhere at once; when it listens again, what it still had of them is taken off it."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=30)) for n in range(6)]
+    await comfy.running(ids[0])
+    await simulators[0].fault(lab.http, "refuse:2")
+    await lab.backends_up(gateway, 1)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    await lab.backends_up(gateway, 2)
+    assert len(await comfy.get("/history")) == 6
+
+
+async def test_dropped_sockets_lose_nothing(lab: Lab) -> None:
+    """The gateway's own socket to a backend breaks in mid-job: it reconnects, reconciles, and every job ends."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    ids = [await comfy.prompt(slow(n, steps=10), "c") for n in range(4)]
+    await listener.next("progress")
+    await simulator.fault(lab.http, "drop-socket")
+    await asyncio.sleep(0.3)
+    await simulator.no_faults(lab.http)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+        while prompt_id not in _ended(listener):
+            await listener.receive()
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 4
