@@ -21,6 +21,7 @@ from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import SHOWN_RUNNING, Job, State
 from gateway.jobs.ledger import Ledger, session_topic, status_topic
+from gateway.jobs.phases import log_phase
 from gateway.store.protocol import Bus, FileRecord, Store, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
@@ -227,17 +228,8 @@ class Collector:
         self._metrics.jobs.labels(str(outcome), backend).inc()
         if job.started_at is not None:
             self._metrics.run_seconds.labels(backend).observe(now - job.started_at)
-        _log.info(
-            "job",
-            prompt_id=job.prompt_id,
-            status=_LOGGED[outcome],
-            outcome=str(outcome),
-            duration_ms=round((now - (job.started_at or job.accepted_at)) * 1000),
-            model=", ".join(sorted(job.submission.models)) or None,
-            backend=place,
-            tenant=job.tenant,
-            error=_error_of(entry),
-        )
+        seconds = now - (job.started_at or job.accepted_at)
+        log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), error=_error_of(entry))
 
 
 def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:

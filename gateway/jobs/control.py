@@ -7,6 +7,7 @@ no error (server.py, post_queue, post_interrupt, cancel_job_by_id).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 from gateway.comfy.client import BackendError
@@ -14,6 +15,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.collector import Collector
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.phases import log_phase
 from gateway.jobs.upstream import drop_copies
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -58,7 +60,7 @@ class Control:
             place = self._ledger.cancel(job)
             cancelled = True
             self._collector.tell_cancelled(job)
-            _log.info("job", prompt_id=job.prompt_id, status="failed", outcome="cancelled", tenant=job.tenant)
+            log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
             if place is not None:
                 copies.setdefault(place, []).append(upstream_id)
         # It is out of the ledger by now. Should it have started over there meanwhile, it is stopped as it starts.

@@ -26,6 +26,7 @@ from gateway.fleet.health import Health
 from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.phases import log_phase
 from gateway.jobs.routing import Candidate, shortest_queue
 from gateway.jobs.upstream import drop_copies, upstream_body
 from gateway.settings import DispatchSettings
@@ -67,6 +68,7 @@ class Dispatcher:
     """Sends prompts to backends. Decisions are made between two awaits, so that none rests on stale counts.
 
     Args:
+        patience: seconds to wait for a backend's answer to a prompt, until it is asked whether it has it.
         outputs_of: the nodes a prompt will execute, as far as the catalogue tells.
         fail: ends a job that no backend can run, with a reason.
     """
@@ -79,6 +81,7 @@ class Dispatcher:
         settings: DispatchSettings,
         metrics: Metrics,
         client_id: str,
+        patience: float,
         outputs_of: Callable[[Submission], list[str]],
         fail: Callable[[Job, str, str], None],
     ) -> None:
@@ -88,6 +91,7 @@ class Dispatcher:
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
+        self._patience = patience
         self._outputs_of = outputs_of
         self._fail = fail
         self._tasks = Tasks("dispatcher")
@@ -102,8 +106,11 @@ class Dispatcher:
 
     # -- accept, journal, send, answer ---------------------------------------------------------------------------
 
-    async def submit(self, tenant: str, submission: Submission) -> Reply:
+    async def submit(self, tenant: str, submission: Submission, answer_early: Callable[[Reply], None]) -> Reply:
         """Accept a prompt.
+
+        Args:
+            answer_early: called if the backend lets the client wait too long: the answer that it may have now.
 
         Raises:
             Overloaded: nothing can take it, and enough are waiting.
@@ -123,7 +130,7 @@ class Dispatcher:
         reply.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             self._place(job, backend)
-            answer = await self._reply_to(job)
+            answer = await self._reply_to(job, answer_early)
             reply.set_result(answer)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
@@ -135,42 +142,36 @@ class Dispatcher:
             self._replies.pop(job.key, None)
         return answer
 
-    async def _reply_to(self, job: Job) -> Reply:
+    async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
         try:
             await self._ledger.journal(job)
         except StoreError:
             if self._ledger.find(*job.key) is job:
                 self._ledger.withdraw(job)
             raise
-        self._log_queued(job)
+        log_phase(job, "queued", 0, backend=job.backend)
         if job.state is not State.SENDING:
             return Reply(200, job.answer())
-        sending = self._tasks.start(self._send(job), job.prompt_id)
+        answered = False
+
+        def answer() -> None:
+            nonlocal answered
+            answered = True
+            answer_early(Reply(200, job.answer()))
+
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
-        done, _ = await asyncio.wait({sending}, timeout=self._settings.send_timeout)
-        refusal = sending.result() if done else None
+        timer = asyncio.get_running_loop().call_later(self._settings.send_timeout, answer)
+        try:
+            refusal = await self._send(job)
+        finally:
+            timer.cancel()
         if refusal is None:
-            if not done:
-                sending.add_done_callback(lambda task: self._refused_late(job, task))
             return Reply(200, job.answer())
-        self._ledger.withdraw(job)
-        return refusal
-
-    def _log_queued(self, job: Job) -> None:
-        _log.info(
-            "job",
-            prompt_id=job.prompt_id,
-            status="queued",
-            duration_ms=0,
-            model=", ".join(sorted(job.submission.models)) or None,
-            backend=job.backend,
-            tenant=job.tenant,
-            error=None,
-        )
-
-    def _refused_late(self, job: Job, task: asyncio.Task[Reply | None]) -> None:
-        if not task.cancelled() and task.exception() is None and (refusal := task.result()) is not None:
+        if answered:
             self._fail_refused(job, refusal)
+        else:
+            self._ledger.withdraw(job)
+        return refusal
 
     def _earlier(self, tenant: str, submission: Submission) -> Awaitable[Reply] | None:
         """The answer to the same prompt sent before under the same id, so that a client may safely send again."""
@@ -199,7 +200,7 @@ class Dispatcher:
         elif ended is not None:
             number = repr(ended.number) if submission.number is not None else str(int(ended.number))
             body = f'{{"prompt_id": "{ended.prompt_id}", "number": {number}, "node_errors": '.encode()
-            done.set_result(Reply(200, body + ended.node_errors + b"}"))
+            done.set_result(Reply(200, body + (ended.node_errors or b"{}") + b"}"))
         return done
 
     # -- what waits ----------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ class Dispatcher:
         upstream_id, outcome = job.upstream_id, "taken"
         body = upstream_body(job, backend.name, self._client_id, self._files)
         try:
-            answer = await backend.client.call("POST", "/prompt", body, timeout=None)
+            answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
         except Refused:
             outcome = "refused"
             return _Offer.REFUSED

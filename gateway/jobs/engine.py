@@ -15,7 +15,7 @@ from gateway.jobs.admission import Submission
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
-from gateway.jobs.history import History, ended_of
+from gateway.jobs.history import History
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
@@ -61,6 +61,7 @@ class Engine:
             settings.dispatch,
             metrics,
             client_id,
+            settings.probe.lost_after,
             outputs_of,
             self.collector.fail,
         )
@@ -83,7 +84,7 @@ class Engine:
             visible = FileRef(file.kind, file.subfolder, file.filename)
             self.files.restore(file.tenant, visible, Holder(file.backend, file.upstream))
         for record in await self._store.history():
-            self.history.restore(ended_of(record))
+            self.history.restore(record)
             self.ledger.restore_number(record.number)
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
@@ -118,6 +119,7 @@ class Engine:
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """A probe brought a backend's queue."""
         self.recovery.probed(backend, queue, asked_at)
+        self.dispatcher.wake()
 
     def down(self, backend: Backend) -> None:
         """A backend is gone or lost."""

@@ -7,39 +7,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What is always in memory of a job that ended. `summary` is its /api/jobs object, encoded."""
-
-    tenant: str
-    prompt_id: str
-    backend: str | None
-    upstream_id: str
-    number: float
-    outcome: str
-    digest: bytes | None
-    node_errors: bytes
-    summary: bytes
-
-
-def ended_of(record: HistoryRecord) -> Ended:
-    """The part of a record that stays in memory."""
-    return Ended(
-        record.tenant,
-        record.prompt_id,
-        record.backend,
-        record.upstream_id,
-        record.number,
-        record.outcome,
-        record.digest,
-        record.node_errors or b"{}",
-        record.summary,
-    )
 
 
 class History:
@@ -55,19 +25,20 @@ class History:
         self._store = store
         self._max_items = max_items
         self._memory = memory
-        self._ended: dict[str, OrderedDict[str, Ended]] = {}
+        self._ended: dict[str, OrderedDict[str, HistoryRecord]] = {}
         self._entries: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._bytes = 0
 
-    def restore(self, ended: Ended) -> None:
-        """Put back a job of an earlier run."""
+    def restore(self, ended: HistoryRecord) -> None:
+        """Put back a job of an earlier run; its entry is read when it is asked for."""
         self._ended.setdefault(ended.tenant, OrderedDict())[ended.prompt_id] = ended
 
-    def add(self, ended: Ended, entry: bytes) -> list[HistoryRemoval]:
+    def add(self, record: HistoryRecord) -> list[HistoryRemoval]:
         """Add a job that ended now; what is returned must leave the store, being past the number kept."""
+        ended = replace(record, entry=b"")
         own = self._ended.setdefault(ended.tenant, OrderedDict())
         own[ended.prompt_id] = ended
-        self._keep((ended.tenant, ended.prompt_id), entry)
+        self._keep((ended.tenant, ended.prompt_id), record.entry)
         dropped = []
         while len(own) > self._max_items:
             prompt_id, _ = own.popitem(last=False)
@@ -75,24 +46,24 @@ class History:
             dropped.append(HistoryRemoval(ended.tenant, prompt_id))
         return dropped
 
-    def remove(self, tenant: str, prompt_id: str) -> Ended | None:
+    def remove(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
         """Forget one; None if the tenant has none of that id."""
         ended = self._ended.get(tenant, OrderedDict()).pop(prompt_id, None)
         if ended is not None:
             self._drop_entry((tenant, prompt_id))
         return ended
 
-    def find(self, tenant: str, prompt_id: str) -> Ended | None:
+    def find(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
         """One of a tenant's ended jobs."""
         own = self._ended.get(tenant)
         return own.get(prompt_id) if own is not None else None
 
-    def of(self, tenants: Sequence[str] | None) -> Iterator[Ended]:
+    def of(self, tenants: Sequence[str] | None) -> Iterator[HistoryRecord]:
         """The ended jobs of some tenants, or of all (None), oldest first within each tenant."""
         for tenant in list(self._ended) if tenants is None else tenants:
             yield from self._ended.get(tenant, {}).values()
 
-    def find_any(self, prompt_id: str) -> Ended | None:
+    def find_any(self, prompt_id: str) -> HistoryRecord | None:
         """An ended job of whichever tenant, for an admin."""
         return next((own[prompt_id] for own in self._ended.values() if prompt_id in own), None)
 
@@ -100,7 +71,7 @@ class History:
         """An entry if memory holds it."""
         return self._entries.get((tenant, prompt_id))
 
-    async def entry(self, ended: Ended) -> bytes | None:
+    async def entry(self, ended: HistoryRecord) -> bytes | None:
         """An entry, from memory or from the store."""
         key = (ended.tenant, ended.prompt_id)
         cached = self._entries.get(key)

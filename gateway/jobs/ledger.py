@@ -15,13 +15,14 @@ from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.admission import Submission
 from gateway.jobs.copies import Copies
 from gateway.jobs.fair_share import FairShare
-from gateway.jobs.history import Ended, History, ended_of
+from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.waiting import WaitingList
 from gateway.store.protocol import (
     Bus,
     Change,
+    HistoryRecord,
     HistoryRemoval,
     JobRemoval,
     Store,
@@ -307,12 +308,12 @@ class Ledger:
             return False
         self._move(job, _OUTCOME_MOVES[outcome], job.backend)
         self._remove(job)
-        dropped: list[Change] = list(self.history.add(ended_of(record), entry))
+        dropped: list[Change] = list(self.history.add(record))
         if dropped:
             self._store.write(dropped)
         return True
 
-    def forget(self, tenant: str, prompt_ids: Iterable[str] | None = None) -> list[Ended]:
+    def forget(self, tenant: str, prompt_ids: Iterable[str] | None = None) -> list[HistoryRecord]:
         """Delete history entries, all of a tenant's if no ids are given. Returns what was deleted."""
         if prompt_ids is None:
             prompt_ids = [ended.prompt_id for ended in self.history.of([tenant])]

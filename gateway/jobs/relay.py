@@ -15,13 +15,11 @@ from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger, session_topic
+from gateway.jobs.phases import log_phase
 from gateway.jobs.upstream import drop_copies
 from gateway.store.protocol import Bus
-from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
-
-_log = logs.get("jobs")
 
 BINARY_WITH_METADATA = 4
 _BEFORE_START = (State.SENDING, State.PENDING)
@@ -102,16 +100,7 @@ class Relay:
         self._ledger.start(job, start_time)
         waited = (job.started_at or job.accepted_at) - job.accepted_at
         self._metrics.wait_seconds.labels(backend.name).observe(waited)
-        _log.info(
-            "job",
-            prompt_id=job.prompt_id,
-            status="running",
-            duration_ms=round(waited * 1000),
-            model=", ".join(sorted(job.submission.models)) or None,
-            backend=backend.name,
-            tenant=job.tenant,
-            error=None,
-        )
+        log_phase(job, "running", waited, backend=backend.name)
 
     def _told_before(self, job: Job, type_: str) -> bool:
         """Whether a job that runs a second time would tell its client twice that it started."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.history import Ended
+from gateway.store.protocol import HistoryRecord
 from gateway.web.answers import empty, json_bytes, problem
 from gateway.web.parts import caller, parts
 from gateway.web.queue import BadBody, ids_of, read_object
@@ -41,7 +41,7 @@ async def get_history_entry(request: web.Request) -> web.Response:
     return json_bytes(b"{}" if ended is None or entry is None else _object([(ended, entry)]))
 
 
-def _object(entries: list[tuple[Ended, bytes]]) -> bytes:
+def _object(entries: list[tuple[HistoryRecord, bytes]]) -> bytes:
     items = (b"%b: %b" % (wire.dumps(ended.prompt_id), entry) for ended, entry in entries)
     return b"{" + b", ".join(items) + b"}"
 

@@ -59,6 +59,20 @@ async def test_a_hanging_backend_delays_nobody(lab: Lab) -> None:
     await simulators[0].no_faults(lab.http)
 
 
+async def test_a_backend_that_swallows_a_prompt(lab: Lab) -> None:
+    """It takes the request and never answers it: the client has its answer all the same, and the prompt runs later."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(
+        simulator, probe__timeout=0.5, probe__interval=0.5, probe__lost_after=3, dispatch__send_timeout=0.3
+    )
+    comfy = Comfy(lab.http, gateway.url)
+    await simulator.fault(lab.http, "hang")
+    prompt_id = await comfy.prompt(slow())
+    await simulator.no_faults(lab.http)
+    assert [item[1] for item in (await comfy.get("/queue"))["queue_pending"]] == [prompt_id]
+    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+
 async def test_a_stopped_backend_is_lost_and_its_copies_cancelled_when_it_comes_back(lab: Lab) -> None:
     """SIGSTOP for longer than lost_after: its jobs run elsewhere; continued, it must not run them again."""
     simulators = await lab.simulators(2)
