@@ -20,6 +20,8 @@ ADMIN_PREFIXES = (
     "/v2/externalmodel",
     "/gateway",
 )
+# These list what everybody made (app/assets); an isolated tenant must not see it. /assets alone is the web UI's own.
+SHOWS_ALL = ("/api/assets",)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
@@ -30,13 +32,20 @@ def without_api(path: str) -> str:
 
 def may_call(identity: Identity, path: str) -> bool:
     """Whether a caller may use a path at all."""
-    path = without_api(path)
     if identity.role is Role.METRICS:
         return path == "/metrics"
-    return identity.is_admin or not is_admin_path(path)
+    if identity.is_admin:
+        return True
+    if identity.isolated and _is_below(path, SHOWS_ALL):
+        return False
+    return not is_admin_path(without_api(path))
 
 
 def is_admin_path(path: str) -> bool:
     """Whether a path, without /api, is for admins alone. Spelling tricks count as the path that they lead to."""
+    return _is_below(path, ADMIN_PREFIXES)
+
+
+def _is_below(path: str, prefixes: tuple[str, ...]) -> bool:
     normal = "/" + "/".join(part for part in path.lower().split("/") if part not in ("", "."))
-    return any(normal == prefix or normal.startswith(prefix + "/") for prefix in ADMIN_PREFIXES)
+    return any(normal == prefix or normal.startswith(prefix + "/") for prefix in prefixes)

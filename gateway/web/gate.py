@@ -15,8 +15,8 @@ from gateway.settings import Settings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import COOKIE, Identity, Keyring, presented_key
-from gateway.tenants.rules import OPEN_PATHS, is_admin_path, may_call, without_api
+from gateway.tenants.keys import COOKIE, Identity, Keyring, Role, presented_key
+from gateway.tenants.rules import OPEN_PATHS, may_call, without_api
 from gateway.web.answers import problem
 from gateway.web.parts import IDENTITY
 
@@ -96,7 +96,7 @@ def _admit(
         details = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
         return problem(401, "unauthorized", "A valid API key is needed", details, _CHALLENGE), None
     if not may_call(identity, path):
-        what = "an admin key" if is_admin_path(without_api(path)) else "another role"
+        what = "another role" if identity.role is Role.METRICS else "an admin key"
         return problem(
             403, "forbidden", f"This route needs {what}", f"the key '{identity.name}' has {identity.role}"
         ), identity

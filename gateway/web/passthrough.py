@@ -15,6 +15,7 @@ from gateway.store.protocol import FileRecord
 from gateway.web.answers import problem
 from gateway.web.parts import caller, parts
 from gateway.web.streaming import downstream_headers, forward, upstream_headers, upstream_query
+from gateway.web.view import get_named
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -23,6 +24,10 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
     if any(part == ".." for part in request.path.split("/")):
         return problem(400, "invalid_path", "The path must not contain '..'")
+    if request.method in _SAFE and "filename" in request.rel_url.query:
+        named = await get_named(request)
+        if named is not None:
+            return named
     tries = _readers(request) if request.method in _SAFE else [_writer(request)]
     for backend in tries:
         if backend is None:

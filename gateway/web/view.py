@@ -50,22 +50,36 @@ async def get_view(request: web.Request) -> web.StreamResponse:
     return empty(404) if identity.isolated and not identity.is_admin else await _from_anywhere(request, ref)
 
 
-def _path(request: web.Request, ref: FileRef, filename: str) -> str:
+async def get_named(request: web.Request) -> web.StreamResponse | None:
+    """A file that another route than /view is asked for by name, as custom nodes' viewers are.
+
+    It comes from its owner, too, and an isolated tenant gets its own files alone. None if the route may go on as it is.
+    """
+    query, identity = request.rel_url.query, caller(request)
+    ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
+    holder = parts(request).engine.files.find(identity.tenant, ref) if isinstance(ref, FileRef) else None
+    if isinstance(ref, FileRef) and holder is not None:
+        return await _from_holder(request, ref, holder, request.rel_url.raw_path)
+    return empty(404) if identity.isolated and not identity.is_admin else None
+
+
+def _path(request: web.Request, ref: FileRef, filename: str, path: str = "/view") -> str:
     rest = [(k, v) for k, v in request.rel_url.query.items() if k not in ("filename", "subfolder", "type", "token")]
-    return "/view?" + urlencode(
+    return f"{path}?" + urlencode(
         [("filename", filename), ("subfolder", ref.subfolder), ("type", ref.kind), *rest]
         if ref.subfolder
         else [("filename", filename), ("type", ref.kind), *rest]
     )
 
 
-async def _from_holder(request: web.Request, ref: FileRef, holder: Holder) -> web.StreamResponse:
+async def _from_holder(request: web.Request, ref: FileRef, holder: Holder, path: str = "/view") -> web.StreamResponse:
     backend = parts(request).fleet.backends.get(holder.backend)
     if backend is None:
         return _unavailable(holder.backend, "not configured any more")
     headers = upstream_headers(request.headers)
+    target = _path(request, ref, holder.filename, path)
     try:
-        async with backend.client.open(request.method, _path(request, ref, holder.filename), headers=headers) as found:
+        async with backend.client.open(request.method, target, headers=headers) as found:
             return await relay(request, found, (holder.filename, ref.filename))
     except Unreachable as error:
         if isinstance(error, Refused):

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.clients import Comfy
-from tests.lab import GatewayProcess, Lab
+from tests.lab import GatewayProcess, Lab, Simulator
 from tests.workflows import slow
 
 ANNA, BEN, BOSS = "key-of-anna-123456", "key-of-ben-1234567", "key-of-the-boss-12"
@@ -114,6 +114,26 @@ async def test_tenants_see_their_own(lab: Lab) -> None:
         assert answer.status == 404
     assert await anna.view(image) == await boss.view(image)
     assert prompt_id in await boss.get("/history")
+
+
+async def test_no_other_route_shows_a_foreign_file(lab: Lab) -> None:
+    """Custom nodes have viewers of their own, and the asset list shows what everybody made."""
+    gateway = await with_keys(lab)
+    anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BEN))
+    (image,) = anna.images(await anna.entry(await anna.prompt(slow())))
+    simulator = lab.servers[0]
+    assert isinstance(simulator, Simulator)
+    statuses = {}
+    for name, caller in (("anna", anna), ("ben", ben)):
+        for path in ("/vhs/viewvideo", "//view", "/api/assets", "/view/"):
+            async with lab.http.get(gateway.url + path, params=image, headers=caller.headers) as answer:
+                statuses[name, path] = answer.status
+                assert not answer.headers.get("Content-Type", "").startswith("image/")
+    assert statuses["ben", "/vhs/viewvideo"] == 404
+    assert statuses["ben", "/api/assets"] == 403
+    requests = await simulator.requests(lab.http)
+    asked = {key: count for key, count in requests.items() if "viewvideo" in key or "path" in key or "assets" in key}
+    assert sum(asked.values()) <= 3, asked
 
 
 async def test_the_same_prompt_id_of_two_tenants(lab: Lab) -> None:
