@@ -108,7 +108,7 @@ def _exit(message: str, code: int = EXIT_USAGE) -> NoReturn:
 def _run(settings: Settings) -> int:
     # Thousands of jobs live long: fewer, later collections; what was imported by now is never garbage.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(100_000, 50, 100)
     if sys.platform != "win32":
         import uvloop
 

@@ -71,6 +71,7 @@ class ComfyClient:
         self._session = session
         self._connect_timeout = connect_timeout
         self._timeout = timeout
+        self._prompt_url = self.url("/prompt")
 
     def url(self, path_qs: str) -> URL:
         """The address of a path, which is taken as encoded."""
@@ -100,7 +101,7 @@ class ComfyClient:
         try:
             async with self._session.request(
                 method,
-                self.url(path),
+                self._prompt_url if path == "/prompt" else self.url(path),
                 data=body,
                 headers=sent_headers,
                 timeout=self.limit(total),

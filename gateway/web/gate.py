@@ -34,7 +34,7 @@ class Gate:
         self._keyring = keyring
         self._metrics = metrics
         self._metrics_open = settings.auth.metrics == "open"
-        self._log_requests = settings.log.requests
+        self._log_requests = settings.log.requests and settings.log.level in ("debug", "info")
         self._counters: dict[tuple[str, str, int], Counter] = {}
 
     def guard(self, handler: Handler, route: str) -> Handler:
