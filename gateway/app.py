@@ -6,13 +6,11 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
-from gateway.comfy import graph
-from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.admission import Submission
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
+from gateway.store.blobs import BlobStore
 from gateway.store.local_bus import LocalBus
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry.metrics import Metrics
@@ -51,21 +49,17 @@ class Gateway:
         client_id = await store.identity()
         bus = LocalBus()
         fleet = Fleet(settings, metrics, client_id)
-        catalogue = Catalogue(fleet, settings.catalogue)
-        engine = Engine(
-            settings, store, bus, fleet, metrics, client_id, lambda s: _outputs_of(catalogue, s), catalogue.introduce
-        )
+        keyring = Keyring(settings.auth)
+        blobs = BlobStore(settings.data_dir / "uploads")
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.is_isolated)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
-        self.parts = Parts(
-            settings, Keyring(settings.auth), engine, fleet, catalogue, hub, store, metrics, lambda: self._ready
-        )
+        self.parts = Parts(settings, keyring, engine, fleet, engine.catalogue, hub, metrics, lambda: self._ready)
         fleet.start(engine)
         stack.push_async_callback(fleet.close)
         stack.push_async_callback(engine.close)
         stack.push_async_callback(fleet.stop)
-        catalogue.start()
-        stack.push_async_callback(catalogue.close)
+        engine.start()
         hub.start()
         stack.push_async_callback(hub.close)
         await self._listen(stack)
@@ -98,9 +92,3 @@ class Gateway:
         """Stop accepting, let answers finish, close sockets, write the journal. Jobs on the backends run on."""
         self._ready = False
         await self._stack.aclose()
-
-
-def _outputs_of(catalogue: Catalogue, submission: Submission) -> list[str]:
-    if catalogue.edition is None:
-        return []
-    return graph.output_nodes(submission.nodes, catalogue.edition.classes, submission.targets)

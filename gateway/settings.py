@@ -143,6 +143,14 @@ class StoreSettings(_Model):
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
 
 
+class UploadSettings(_Model):
+    """What clients bring, kept in the data directory and put on the backends."""
+
+    max_size: Bytes = 4 * 1024**3
+    quota: Bytes = 20 * 1024**3
+    keep: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+
+
 class CatalogueSettings(_Model):
     """How often /object_info and the model lists of the backends are read again."""
 
@@ -184,6 +192,7 @@ class Settings(_Model):
     history: HistorySettings = HistorySettings()
     sessions: SessionSettings = SessionSettings()
     store: StoreSettings = StoreSettings()
+    uploads: UploadSettings = UploadSettings()
     catalogue: CatalogueSettings = CatalogueSettings()
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()

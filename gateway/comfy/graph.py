@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# An input value such as "pic.png [output]" names the folder it is in (folder_paths.py, annotated_filepath).
-_ANNOTATED = re.compile(r"^(?P<path>.*?) ?\[(?P<kind>input|output|temp)\]$", re.DOTALL)
+from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref
+
 _FILE_NAME = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 MAX_NAME = 1024
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
@@ -17,62 +17,77 @@ MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf
 
 @dataclass(frozen=True, slots=True)
 class FileInput:
-    """An input that may name a file: where in the graph, and what it names."""
+    """An input that may name a file: where in the graph, what it says, and the file that this means.
+
+    `ref` is None where the path leads out of its folder. `declared`: its node class says that this input is a file.
+    """
 
     node_id: str
     input_name: str
-    kind: str
-    subfolder: str
-    filename: str
+    value: str
+    ref: FileRef | None
     annotated: bool
+    declared: bool
 
-    def renamed(self, filename: str) -> str:
-        """The value that names `filename` in the same folder."""
-        path = f"{self.subfolder}/{filename}" if self.subfolder else filename
-        return f"{path} [{self.kind}]" if self.annotated else path
+    def renamed(self, ref: FileRef) -> str:
+        """The value that names another file of the same kind."""
+        path = f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
+        return f"{path} [{ref.kind}]" if self.annotated else path
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a prompt is about: its (node_id, class_type), the models it loads, the files it may name."""
+    """What a prompt is about: its (node_id, class_type), the models it loads, the files it may name.
+
+    `separated` are the inputs, as (node_id, name, value), whose value is a model in a subfolder: a backend on another
+    platform may list it with the other separator.
+    """
 
     nodes: tuple[tuple[str, str], ...]
     models: frozenset[str]
     files: tuple[FileInput, ...]
+    separated: tuple[tuple[str, str, str], ...] = ()
 
 
-def survey(prompt: Mapping[str, Any]) -> Survey:
-    """Look once through a prompt. Nodes that are not well-formed are passed over."""
+def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = ()) -> Survey:
+    """Look once through a prompt. Nodes that are not well-formed are passed over.
+
+    `file_inputs` are the (class_type, input name) that are known to take a file's name, suffix or none.
+    """
     nodes: list[tuple[str, str]] = []
     models: set[str] = set()
     files: list[FileInput] = []
+    separated: list[tuple[str, str, str]] = []
     for node_id, node in prompt.items():
         class_type = node.get("class_type") if isinstance(node, dict) else None
         if not isinstance(class_type, str):
             continue
         # Interned: ten thousand waiting prompts name the same few hundred classes.
-        nodes.append((node_id, sys.intern(class_type)))
+        class_type = sys.intern(class_type)
+        nodes.append((node_id, class_type))
         inputs = node.get("inputs")
         if not isinstance(inputs, dict):
             continue
         for name, value in inputs.items():
-            if not isinstance(value, str) or len(value) > MAX_NAME or not ("." in value[-13:] or value.endswith("]")):
+            if not isinstance(value, str) or not value or len(value) > MAX_NAME:
                 continue
-            if value.lower().endswith(MODEL_SUFFIXES):
+            if (class_type, name) in file_inputs and value != "none":
+                files.append(_file_input(node_id, name, value, declared=True))
+            elif not ("." in value[-13:] or value.endswith("]")):
+                continue
+            elif value.lower().endswith(MODEL_SUFFIXES):
                 models.add(value)
-            elif (file := _file_input(node_id, name, value)) is not None:
-                files.append(file)
-    return Survey(tuple(nodes), frozenset(models), tuple(files))
+                if "/" in value or "\\" in value:
+                    separated.append((node_id, name, value))
+            elif ANNOTATED.match(value) or _FILE_NAME.search(value):
+                files.append(_file_input(node_id, name, value, declared=False))
+    return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
 
 
-def _file_input(node_id: str, name: str, value: str) -> FileInput | None:
-    """An input that names a file: annotated with a folder, or with a suffix that no model has."""
-    match = _ANNOTATED.match(value)
-    if match is None and not _FILE_NAME.search(value):
-        return None
+def _file_input(node_id: str, name: str, value: str, *, declared: bool) -> FileInput:
+    match = ANNOTATED.match(value)
     path, kind = (match["path"], match["kind"]) if match else (value, "input")
-    subfolder, _, filename = path.replace("\\", "/").rpartition("/")
-    return FileInput(node_id, name, kind, subfolder, filename, match is not None) if filename else None
+    return FileInput(node_id, name, value, file_ref(kind, "", path), match is not None, declared)
 
 
 def output_nodes(

@@ -1,12 +1,27 @@
-"""The files in a node's output: any object with a ``filename``, however deep, whatever the key above it is called."""
+"""Files as ComfyUI names them, and those in a node's output.
+
+In an output, a file is any object with a ``filename``, however deep and whatever the key above it is called; the name
+of another media file in such an object (VHS_VideoCombine's ``workflow``); or the bare name of a 3D model.
+"""
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 32
+MAX_PATH = 1024
+KINDS = ("input", "output", "temp")
+MODELS_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat", ".spz", ".ksplat")
+# "pic.png [output]" names the folder too; one character before the bracket goes with it (folder_paths.py,
+# annotated_filepath).
+ANNOTATED = re.compile(r"^(?P<path>.*).\[(?P<kind>input|output|temp)\]$", re.DOTALL)
+_SIBLING = re.compile(
+    r"^[^/\\]+\.(png|jpe?g|webp|gif|mp4|webm|mkv|mov|avi|wav|mp3|flac|ogg|opus|m4a|glb|latent)$", re.I
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +33,18 @@ class FileRef:
     filename: str
 
 
+def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
+    """The file at a path below a folder, in the one spelling by which it is known; None if the path leads out of it.
+
+    ``\\`` separates as ``/`` does: a backend may run on Windows.
+    """
+    whole = posixpath.normpath(posixpath.join(subfolder or ".", path).replace("\\", "/"))
+    folder, _, filename = whole.rpartition("/")
+    if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or "\0" in whole:
+        return None
+    return FileRef(kind, folder, filename)
+
+
 def ref_of(value: dict[str, Any]) -> FileRef | None:
     """The file that an object of an output names, if it names one."""
     filename = value.get("filename")
@@ -26,21 +53,51 @@ def ref_of(value: dict[str, Any]) -> FileRef | None:
     kind, subfolder = value.get("type", "output"), value.get("subfolder", "")
     if not isinstance(kind, str) or not isinstance(subfolder, str):
         return None
-    return FileRef(kind, subfolder, filename)
+    return FileRef(kind, folder_of(subfolder), filename)
 
 
-def rename(value: Any, new_name: Callable[[FileRef], str], depth: int = 0) -> Any:
-    """A copy of an output in which each file has the name that `new_name` gives it. Untouched parts are shared."""
+def folder_of(subfolder: str) -> str:
+    """A subfolder in the one spelling by which it is known: empty, or parts joined by ``/``."""
+    folder = posixpath.normpath(subfolder.replace("\\", "/")) if subfolder else "."
+    return "" if folder == "." else folder
+
+
+def rename(value: Any, new_name: Callable[[FileRef], str], depth: int = 0, bare: bool = True) -> Any:
+    """A copy of an output in which each file has the name that `new_name` gives it. Untouched parts are shared.
+
+    With `bare` a list's string may be a file's name.
+    """
     if depth > MAX_DEPTH:
         return value
     if isinstance(value, list):
-        items = [rename(item, new_name, depth + 1) for item in value]
+        items = [
+            _rename_bare(item, new_name) if bare and isinstance(item, str) else rename(item, new_name, depth + 1, bare)
+            for item in value
+        ]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     if not isinstance(value, dict):
         return value
-    copy = {key: rename(item, new_name, depth + 1) for key, item in value.items()}
-    changed = any(copy[key] is not item for key, item in value.items())
-    if (ref := ref_of(value)) is not None and (name := new_name(ref)) != ref.filename:
-        copy["filename"] = name
-        changed = True
-    return copy if changed else value
+    copy = {key: rename(item, new_name, depth + 1, key != "text") for key, item in value.items()}
+    if (ref := ref_of(value)) is not None:
+        for key, item in value.items():
+            if key == "filename" or (isinstance(item, str) and _SIBLING.match(item)):
+                name = new_name(FileRef(ref.kind, ref.subfolder, item))
+                copy[key] = item if name == item else name
+    return copy if any(copy[key] is not item for key, item in value.items()) else value
+
+
+def _rename_bare(item: str, new_name: Callable[[FileRef], str]) -> str:
+    """A 3D model is told by its name alone, its background by ``temp/NAME`` (comfy_api/latest/_ui.py, PreviewUI3D)."""
+    if len(item) > MAX_PATH:
+        return item
+    match = ANNOTATED.match(item)
+    path, kind = (match["path"], match["kind"]) if match else (item, "output")
+    folder, slash, filename = path.rpartition("/")
+    if path.startswith("temp/") and _SIBLING.match(filename):
+        kind, subfolder = "temp", folder[5:]
+    elif path.lower().endswith(MODELS_3D):
+        subfolder = folder
+    else:
+        return item
+    renamed = new_name(FileRef(kind, subfolder, filename))
+    return item if renamed == filename else folder + slash + renamed + item[len(path) :]

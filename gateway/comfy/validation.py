@@ -6,12 +6,14 @@ matching that of comfy_execution/validation.py. Values are converted in place, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.comfy.errors import error_body
 
+# Inputs that become others, by what is in them: only the backend knows which (comfy_api/latest/_io.py).
+_DYNAMIC = ("COMFY_AUTOGROW", "COMFY_DYNAMIC")
 _ANY_TYPES = ("*", "COMFY_MATCHTYPE_V3")
 _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _MANY_CHOICES = 20
@@ -52,8 +54,11 @@ def validate_prompt(
     *,
     partial_execution_targets: list[str] | None = None,
     custom: Mapping[str, CustomCheck] | None = None,
+    open_lists: Collection[str] = (),
 ) -> Validation:
     """Validate a prompt.
+
+    `open_lists` are the node classes whose lists are not checked: a custom node may accept what it does not list.
 
     Raises:
         AttributeError, TypeError: a node is not an object; ComfyUI answers that with a bare 500.
@@ -69,7 +74,7 @@ def validate_prompt(
             outputs.append(node_id)
     if not outputs:
         return Validation(False, _NO_OUTPUTS, [], {})
-    return _Validator(prompt, object_info, custom or {}).run(outputs)
+    return _Validator(prompt, object_info, custom or {}, open_lists).run(outputs)
 
 
 def _missing_class(node_id: str, node: Any, object_info: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -89,11 +94,16 @@ def _missing_class(node_id: str, node: Any, object_info: Mapping[str, Any]) -> d
 
 class _Validator:
     def __init__(
-        self, prompt: dict[str, Any], object_info: Mapping[str, Any], custom: Mapping[str, CustomCheck]
+        self,
+        prompt: dict[str, Any],
+        object_info: Mapping[str, Any],
+        custom: Mapping[str, CustomCheck],
+        open_lists: Collection[str],
     ) -> None:
         self._prompt = prompt
         self._object_info = object_info
         self._custom = custom
+        self._open_lists = open_lists
         self._validated: dict[str, _Result] = {}
         self._visiting: list[str] = []
 
@@ -176,10 +186,13 @@ class _Validator:
         node = self._prompt[node_id]
         inputs, info = node["inputs"], self._object_info[node["class_type"]]
         exempt, check = self._custom.get(node["class_type"], (frozenset[str](), None))
+        is_open = node["class_type"] in self._open_lists
         errors: list[dict[str, Any]] = []
         valid = True
         for category in ("required", "optional"):
             for name, spec in (info["input"].get(category) or {}).items():
+                if isinstance(spec[0], str) and spec[0].startswith(_DYNAMIC):
+                    continue
                 if name not in inputs:
                     if category == "required":
                         extra = {"input_name": name}
@@ -193,7 +206,7 @@ class _Validator:
                         errors.append(error)
                         continue
                     valid = (yield from self._follow(name, value, type_, options)) and valid
-                elif (error := _check_value(inputs, name, type_, options, name in exempt)) is not None:
+                elif (error := _check_value(inputs, name, type_, options, name in exempt, is_open)) is not None:
                     errors.append(error)
         if check is not None:
             for name, details in check(inputs):
@@ -261,7 +274,9 @@ def _types_match(received: Any, wanted: Any) -> bool:
     return "*" in mine or "*" in theirs or bool(mine & theirs)
 
 
-def _check_value(inputs: Any, name: str, type_: Any, options: Any, exempt: bool) -> dict[str, Any] | None:
+def _check_value(
+    inputs: Any, name: str, type_: Any, options: Any, exempt: bool, is_open: bool
+) -> dict[str, Any] | None:
     value = inputs[name]
     try:
         if isinstance(value, dict) and "__value__" in value:
@@ -284,7 +299,7 @@ def _check_value(inputs: Any, name: str, type_: Any, options: Any, exempt: bool)
         return _error("value_smaller_than_min", f"Value {value} smaller than min of {options['min']}", name, extra)
     if "max" in options and value > options["max"]:
         return _error("value_bigger_than_max", f"Value {value} bigger than max of {options['max']}", name, extra)
-    if isinstance(type_, list) or type_ == "COMBO":
+    if not is_open and (isinstance(type_, list) or type_ == "COMBO"):
         return _check_choice(name, value, type_, options, extra)
     return None
 

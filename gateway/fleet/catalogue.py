@@ -7,9 +7,8 @@ custom nodes describes itself in 100 MB.
 from __future__ import annotations
 
 import asyncio
-import gzip
-import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,13 @@ from typing import Any
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet import merging
+from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
+from gateway.fleet.editions import Body, Edition, make_edition
+from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.health import Health
+from gateway.fleet.placements import Placements
 from gateway.settings import CatalogueSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -26,17 +30,11 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("catalogue")
 
 MAX_LISTS = 512
+MAX_BODIES = 16
 INTRODUCTION_LIMIT = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Edition:
-    """One merged /object_info: parsed, encoded, compressed, and its ETag."""
-
-    classes: Mapping[str, Any]
-    body: bytes
-    compressed: bytes
-    etag: str
+_NOTHING_KNOWN = Abilities()
 
 
 @dataclass(slots=True)
@@ -51,9 +49,12 @@ class Catalogue:
 
     fleet: Fleet
     settings: CatalogueSettings
+    files: FileIndex
+    placements: Placements
     edition: Edition | None = None
     _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _lists: dict[str, _Listing] = field(default_factory=dict)
+    _bodies: OrderedDict[str, tuple[Edition, int, Body]] = field(default_factory=OrderedDict)
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -75,10 +76,9 @@ class Catalogue:
             task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
 
     async def introduce(self, backend: Backend) -> None:
-        """A backend was connected. The first one is read before it takes work, if that is quickly done."""
+        """A backend was connected. It is read before it takes work, if that is quickly done."""
         self.changed(backend)
-        if self.edition is None:
-            await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
+        await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
     async def first_edition(self) -> Edition | None:
         """The newest edition; right after the start, the first one when it is there."""
@@ -106,8 +106,44 @@ class Catalogue:
         async with self._merging:
             # In the file's order, the primary first: which description stands must not depend on who answers first.
             order = sorted(self.fleet.backends.values(), key=lambda b: not b.primary)
-            infos = [self._infos[b.name] for b in order if b.name in self._infos]
-            self.edition = await asyncio.to_thread(_edition, infos)
+            infos = {b.name: self._infos[b.name] for b in order if b.name in self._infos}
+            self.edition = await asyncio.to_thread(make_edition, infos, self.placements.is_name)
+
+    async def body(self, edition: Edition, tenant: str) -> Body:
+        """An edition as a tenant sees it: with its own uploads in the lists that offer files."""
+        version = self.files.version(tenant)
+        tenant = tenant if version else ""
+        known = self._bodies.get(tenant)
+        if known is not None and known[:2] == (edition, version):
+            self._bodies.move_to_end(tenant)
+            return known[2]
+        body = await asyncio.to_thread(edition.body, list(self.files.uploads(tenant)))
+        self._bodies[tenant] = (edition, version, body)
+        while len(self._bodies) > MAX_BODIES:
+            self._bodies.popitem(last=False)
+        return body
+
+    @property
+    def abilities(self) -> Abilities:
+        """What differs between backends, as far as they are known."""
+        return self.edition.abilities if self.edition is not None else _NOTHING_KNOWN
+
+    def unknown(self) -> frozenset[str]:
+        """The backends that may still turn out to be able to do more than those that are known."""
+        return frozenset(
+            backend.name
+            for backend in self.fleet.backends.values()
+            if backend.name not in self.abilities.backends
+            and (backend.pulse.alive or backend.health is Health.STARTING)
+        )
+
+    def info(self, backend: str) -> Mapping[str, Any]:
+        """What a backend itself says of its node classes; empty while unknown."""
+        return self._infos.get(backend, {})
+
+    def spelled(self, backend: str, node_class: str, input_name: str, value: str) -> str:
+        """A choice as this backend spells it: a model in a subfolder with its own platform's separator."""
+        return spelled(self.info(backend).get(node_class), input_name, value)
 
     async def listing(self, path: str) -> list[Any] | None:
         """The union of a route that lists names (/models/…, /embeddings); None if no backend has it."""
@@ -130,10 +166,3 @@ async def _list(backend: Backend, path: str) -> list[Any] | None:
     except BackendError:
         return None
     return value if isinstance(value, list) else None
-
-
-def _edition(infos: list[Mapping[str, Any]]) -> Edition:
-    classes = merging.object_info(infos)
-    body = wire.dumps(classes)
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    return Edition(classes, body, gzip.compress(body, 6, mtime=0), etag)

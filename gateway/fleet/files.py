@@ -1,12 +1,15 @@
 """Which file is where, and what each tenant calls it.
 
 Two backends both write ComfyUI_00001_.png. The first one that a tenant sees keeps its name; one that collides gets
-``~<backend>`` before its suffix, for that tenant, everywhere.
+``~<backend>`` before its suffix, for that tenant, everywhere. Uploads live in the same names: those of one tenant.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
+from os.path import splitext
 
 from gateway.comfy.outputs import FileRef
 
@@ -19,16 +22,29 @@ class Holder:
     filename: str
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that a client brought: its bytes are in the gateway's own store, under their SHA-256."""
+
+    digest: str
+    size: int
+
+
+_NONE: Mapping[FileRef, Upload] = {}
+
+
 class FileIndex:
     """The files that each tenant may see. Pure bookkeeping: what to remember for ever is returned, not written."""
 
     def __init__(self) -> None:
-        self._holders: dict[tuple[str, FileRef], Holder] = {}
+        self._files: dict[tuple[str, FileRef], Holder | Upload] = {}
         self._names: dict[tuple[str, str, FileRef], str] = {}
-        self._first: dict[FileRef, Holder] = {}
+        self._first: dict[FileRef, Holder | Upload] = {}
+        self._uploads: dict[str, dict[FileRef, Upload]] = {}
+        self._versions: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._holders)
+        return len(self._files)
 
     def claim(self, tenant: str, backend: str, ref: FileRef) -> tuple[str, bool]:
         """The tenant's name for a file that `backend` calls `ref`, and whether that is news."""
@@ -37,7 +53,7 @@ class FileIndex:
             return known, False
         name = ref.filename
         attempt = 0
-        while (tenant, visible := FileRef(ref.kind, ref.subfolder, name)) in self._holders:
+        while (tenant, visible := FileRef(ref.kind, ref.subfolder, name)) in self._files:
             attempt += 1
             name = marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}")
         self._put(tenant, visible, Holder(backend, ref.filename))
@@ -48,17 +64,62 @@ class FileIndex:
         self._put(tenant, visible, holder)
 
     def _put(self, tenant: str, visible: FileRef, holder: Holder) -> None:
-        self._holders[tenant, visible] = holder
+        self._files[tenant, visible] = holder
         self._first.setdefault(visible, holder)
         self._names[tenant, holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)] = (
             visible.filename
         )
 
-    def find(self, tenant: str, visible: FileRef) -> Holder | None:
-        """Where a tenant's file is; None for one it never saw."""
-        return self._holders.get((tenant, visible))
+    def allot(self, tenant: str, wanted: FileRef, digest: str, overwrite: bool) -> FileRef:
+        """The name that an upload gets (server.py, image_upload): the one wanted, unless other bytes have it.
 
-    def find_any(self, visible: FileRef) -> Holder | None:
+        The same bytes again have the name that they have; others get ``name (1).png``, save with `overwrite`.
+        """
+        if overwrite:
+            return wanted
+        stem, suffix = splitext(wanted.filename)
+        ref = wanted
+        for attempt in count(1):
+            known = self._files.get((tenant, ref))
+            if known is None or (isinstance(known, Upload) and known.digest == digest):
+                break
+            ref = FileRef(wanted.kind, wanted.subfolder, f"{stem} ({attempt}){suffix}")
+        return ref
+
+    def put_upload(self, tenant: str, ref: FileRef, upload: Upload) -> None:
+        """From now on the name means these bytes."""
+        before = self._files.get((tenant, ref))
+        if isinstance(before, Holder):
+            self._names.pop((tenant, before.backend, FileRef(ref.kind, ref.subfolder, before.filename)), None)
+        self._files[tenant, ref] = upload
+        if self._first.get(ref) in (None, before):
+            self._first[ref] = upload
+        self._uploads.setdefault(tenant, {})[ref] = upload
+        self._versions[tenant] = self.version(tenant) + 1
+
+    def drop_upload(self, tenant: str, ref: FileRef) -> None:
+        """The name means nothing any more."""
+        upload = self._uploads.get(tenant, {}).pop(ref, None)
+        if upload is None:
+            return
+        self._versions[tenant] = self.version(tenant) + 1
+        del self._files[tenant, ref]
+        if self._first.get(ref) is upload:
+            del self._first[ref]
+
+    def uploads(self, tenant: str) -> Mapping[FileRef, Upload]:
+        """A tenant's uploads by name. Not to be changed, nor kept over an await."""
+        return self._uploads.get(tenant, _NONE)
+
+    def version(self, tenant: str) -> int:
+        """A number that grows whenever a tenant's uploads change; 0 for one that never had any."""
+        return self._versions.get(tenant, 0)
+
+    def find(self, tenant: str, visible: FileRef) -> Holder | Upload | None:
+        """Where a tenant's file is; None for one it never saw."""
+        return self._files.get((tenant, visible))
+
+    def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""
         return self._first.get(visible)
 

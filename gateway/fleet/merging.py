@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -39,24 +39,29 @@ def _merge_input(known: Any, other: Any) -> Any:
     if not (isinstance(known, list) and isinstance(other, list) and known and other):
         return known
     if isinstance(known[0], list) and isinstance(other[0], list):
-        return [union([known[0], other[0]]), *known[1:]]
+        return [union([known[0], other[0]], spelling), *known[1:]]
     if known[0] == other[0] == "COMBO" and len(known) > 1 and len(other) > 1:
         mine, theirs = known[1].get("options"), other[1].get("options")
         if isinstance(mine, list) and isinstance(theirs, list):
-            return [known[0], {**known[1], "options": union([mine, theirs])}, *known[2:]]
+            return [known[0], {**known[1], "options": union([mine, theirs], spelling)}, *known[2:]]
     return known
 
 
-def union(lists: Iterable[Sequence[Any]]) -> list[Any]:
-    """All items, each once, in the order in which they are first seen."""
+def spelling(choice: Any) -> Any:
+    """What a choice is the same by: a model in a subfolder is listed with ``\\`` on Windows, with ``/`` elsewhere."""
+    return choice.replace("\\", "/") if isinstance(choice, str) else choice
+
+
+def union(lists: Iterable[Sequence[Any]], key: Callable[[Any], Any] = lambda item: item) -> list[Any]:
+    """All items, each once (by `key`), in the order in which they are first seen."""
     seen: list[Any] = []
     known: set[Any] = set()
     for items in lists:
         for item in items:
             try:
-                if item in known:
+                if key(item) in known:
                     continue
-                known.add(item)
+                known.add(key(item))
             except TypeError:
                 if item in seen:
                     continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class Submission:
     nodes: tuple[tuple[str, str], ...]
     models: frozenset[str]
     files: tuple[graph.FileInput, ...]
+    separated: tuple[tuple[str, str, str], ...]
     digest: bytes | None
     secrets: Mapping[str, Any] = field(default_factory=dict)
     needs_secrets: bool = False
@@ -55,8 +56,8 @@ class Submission:
         return self.client_id if isinstance(self.client_id, str) and self.client_id else None
 
 
-def read(body: bytes) -> Submission:
-    """Read a POST /prompt body.
+def read(body: bytes, file_inputs: Collection[tuple[str, str]] = ()) -> Submission:
+    """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
 
     Raises:
         Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
@@ -74,12 +75,10 @@ def read(body: bytes) -> Submission:
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     _check_graph(prompt)
-    return _submission(value, prompt, prompt_id, wire.encoder_for(body))
+    return _submission(value, graph.survey(prompt, file_inputs), wire.encoder_for(body))
 
 
-def _submission(
-    value: dict[str, Any], prompt: dict[str, Any], prompt_id: str | None, dumps: Callable[[Any], bytes]
-) -> Submission:
+def _submission(value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any], bytes]) -> Submission:
     extra = value.get("extra_data")
     if extra is None:
         extra = {}
@@ -89,9 +88,9 @@ def _submission(
     client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
     secrets = {key: extra[key] for key in SECRET_KEYS if key in extra}
     shown = {key: item for key, item in extra.items() if key not in SECRET_KEYS and key != "client_id"}
-    targets, found = value.get("partial_execution_targets"), graph.survey(prompt)
+    targets, prompt_id = value.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(
-        prompt=wire.packed(dumps(prompt)),
+        prompt=wire.packed(dumps(value["prompt"])),
         extra_data=wire.packed(dumps(shown)) if shown else b"{}",
         rest=_rest(value, dumps),
         client_id=client_id,
@@ -103,6 +102,7 @@ def _submission(
         nodes=found.nodes,
         models=found.models,
         files=found.files,
+        separated=found.separated,
         digest=_digest(value) if prompt_id is not None else None,
         secrets=secrets,
         needs_secrets=bool(secrets),
@@ -180,6 +180,7 @@ def encode_for_journal(submission: Submission) -> bytes:
                     "number": submission.number,
                     "front": submission.front,
                     "needs_secrets": submission.needs_secrets,
+                    "file_inputs": _declared(submission),
                 }
             ),
             b"}",
@@ -187,11 +188,20 @@ def encode_for_journal(submission: Submission) -> bytes:
     )
 
 
+def _declared(submission: Submission) -> list[tuple[str, str]]:
+    if not submission.files:
+        return []
+    classes = dict(submission.nodes)
+    return sorted({(classes[file.node_id], file.input_name) for file in submission.files if file.declared})
+
+
 def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     """A submission as an earlier run of the gateway accepted it, without the partner keys."""
+    # The catalogue is not known yet; which inputs name files is kept with the prompt.
     value = wire.loads(data)
     head, dumps = value["head"], wire.encoder_for(data)
-    targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"])
+    file_inputs = frozenset((class_type, name) for class_type, name in head.get("file_inputs", ()))
+    targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"], file_inputs)
     return Submission(
         prompt=wire.packed(dumps(value["prompt"])),
         extra_data=wire.packed(dumps(value["extra_data"])),
@@ -205,6 +215,7 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         nodes=found.nodes,
         models=found.models,
         files=found.files,
+        separated=found.separated,
         digest=digest,
         needs_secrets=head["needs_secrets"],
     )

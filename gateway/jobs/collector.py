@@ -151,7 +151,8 @@ class Collector:
         """Put back what the client sent, and give the files the names that its tenant knows."""
         prompt = entry.get("prompt")
         outputs = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
-        graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and not job.submission.files else None
+        is_as_sent = not job.submission.files and not job.submission.separated
+        graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
         entry["prompt"] = self._prompt_item(job, graph, outputs)
         entry["outputs"] = self.renamed(job, backend.name, entry.get("outputs"))
         status = entry.get("status")

@@ -1,33 +1,32 @@
 """What happens to a prompt, from its acceptance until a backend has it. Read it top to bottom.
 
-submit    accept → journal → send (or wait) → answer
+submit    check → accept → journal → send (or wait) → answer
 wake      send out what waits, as far as there is room
 _send     offer to the shortest queue, to the next best where that fails
-_offer    one POST /prompt and what its outcome means
+_offer    its files, then one POST /prompt, and what its outcome means
 _ask      an offer without an answer: does the backend have it?
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, Refused, Unanswered, Unreachable
 from gateway.comfy.errors import error_body
-from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
-from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.health import Health
+from gateway.fleet.placer import SourceDown
 from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.checks import Checks
+from gateway.jobs.chooser import Chooser
+from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
-from gateway.jobs.routing import Candidate, shortest_queue
 from gateway.jobs.upstream import drop_copies, upstream_body
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
@@ -37,7 +36,6 @@ from gateway.telemetry.tasks import Tasks
 
 _log = logs.get("dispatcher")
 
-MAX_REMEMBERED_SESSIONS = 10_000
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
 
@@ -69,7 +67,6 @@ class Dispatcher:
 
     Args:
         patience: seconds to wait for a backend's answer to a prompt, until it is asked whether it has it.
-        outputs_of: the nodes a prompt will execute, as far as the catalogue tells.
         fail: ends a job that no backend can run, with a reason.
     """
 
@@ -77,28 +74,27 @@ class Dispatcher:
         self,
         ledger: Ledger,
         fleet: Fleet,
-        files: FileIndex,
+        inputs: Inputs,
+        checks: Checks,
         settings: DispatchSettings,
         metrics: Metrics,
         client_id: str,
         patience: float,
-        outputs_of: Callable[[Submission], list[str]],
         fail: Callable[[Job, str, str], None],
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
-        self._files = files
+        self._inputs = inputs
+        self._checks = checks
+        self._chooser = Chooser(ledger, fleet, inputs)
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
         self._patience = patience
-        self._outputs_of = outputs_of
         self._fail = fail
         self._tasks = Tasks("dispatcher")
         self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
         self._turns: dict[Job, object] = {}
-        self._last_backend: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._uses = 0
 
     async def close(self) -> None:
         """Stop sending. What was not sent waits in the journal."""
@@ -106,30 +102,57 @@ class Dispatcher:
 
     # -- accept, journal, send, answer ---------------------------------------------------------------------------
 
-    async def submit(self, tenant: str, submission: Submission, answer_early: Callable[[Reply], None]) -> Reply:
+    async def submit(
+        self,
+        tenant: str,
+        submission: Submission,
+        answer_early: Callable[[Reply], None],
+        *,
+        may_name_all: bool = False,
+    ) -> Reply:
         """Accept a prompt.
 
         Args:
             answer_early: called if the backend lets the client wait too long: the answer that it may have now.
+            may_name_all: whether it may name files that are not its tenant's.
 
         Raises:
             Overloaded: nothing can take it, and enough are waiting.
-            Rejection: its id is in use for another prompt.
+            Rejection: it can't run, or its id is in use for another prompt.
             StoreError: the journal can't be written; nothing was accepted.
         """
         earlier = self._earlier(tenant, submission)
         if earlier is not None:
             return await earlier
-        pinned = self._pinned(tenant, submission)
-        backend = self._choose(tenant, submission, pinned)
-        if backend is None and self._ledger.waiting_count >= self._settings.max_waiting:
+        if submission.files and not may_name_all:
+            self._checks.refuse_foreign(tenant, submission)
+        able, checked = self._checks.able(submission), None
+        if able is not None and not able:
+            self._checks.refuse_impossible(submission)
+        if self._must_wait(tenant, submission, able):
+            checked = await self._checks.check(tenant, submission)
+            earlier = self._earlier(tenant, submission)
+            if earlier is not None:
+                return await earlier
+        outputs = checked.outputs if checked is not None else self._checks.outputs_of(submission)
+        job = self._ledger.admit(tenant, submission, outputs)
+        if checked is not None and checked.node_errors:
+            job.node_errors = wire.dumps(checked.node_errors)
+        return await self._take(job, answer_early)
+
+    def _must_wait(self, tenant: str, submission: Submission, able: frozenset[str] | None) -> bool:
+        if self._chooser.find(tenant, submission, able) is not None:
+            return False
+        if self._ledger.waiting_count >= self._settings.max_waiting:
             raise Overloaded(f"{self._ledger.waiting_count} prompts are waiting already, and no backend has room")
-        job = self._ledger.admit(tenant, submission, self._outputs_of(submission))
-        job.pinned = pinned
+        return True
+
+    async def _take(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
+        """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
         reply = self._replies[job.key] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            self._place(job, backend)
+            self._place(job, self._choose(job))
             answer = await self._reply_to(job, answer_early)
             reply.set_result(answer)
         except BaseException as error:
@@ -207,15 +230,25 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Send out what waits, as far as there is room: a job ended, or a backend came."""
-        if not self._ledger.waiting_count or not any(c.free > 0 for c in self._candidates()):
+        if not self._ledger.waiting_count or not self._chooser.has_room():
             return
+        # Jobs that may go to the same backends find the same room: none, once one of them found none.
+        full: set[tuple[frozenset[str] | None, frozenset[str] | None]] = set()
         for job in self._ledger.waiting():
-            backend = self._choose(job.tenant, job.submission, job.pinned)
+            if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
+                # The owner of its files is back, so they can be fetched.
+                job.pinned = None
+            places = (self._checks.able_for(job), job.pinned)
+            if places in full:
+                continue
+            backend = self._choose(job)
             if backend is not None:
                 self._place(job, backend)
                 self._tasks.start(self._deliver(job), job.prompt_id)
-            elif job.pinned is None:
+            elif places == (None, None):
                 return
+            else:
+                full.add(places)
 
     async def _deliver(self, job: Job) -> None:
         """Send a job whose client has its answer long since."""
@@ -242,53 +275,12 @@ class Dispatcher:
         if backend is None:
             self._ledger.hold(job)
             return
-        self._uses += 1
-        backend.used_at = self._uses
-        backend.models = job.submission.models or backend.models
-        if (session_id := job.submission.session_id) is not None:
-            self._last_backend[job.tenant, session_id] = backend.name
-            self._last_backend.move_to_end((job.tenant, session_id))
-            while len(self._last_backend) > MAX_REMEMBERED_SESSIONS:
-                self._last_backend.popitem(last=False)
+        self._chooser.used(job, backend)
         self._ledger.send(job, backend.name)
 
-    def _choose(
-        self, tenant: str, submission: Submission, pinned: frozenset[str] | None, tried: Collection[str] = ()
-    ) -> Backend | None:
-        last = self._last_backend.get((tenant, submission.session_id)) if submission.session_id else None
-        choice = shortest_queue(
-            candidate
-            for candidate in self._candidates(last, submission.models)
-            if candidate.name not in tried and (pinned is None or candidate.name in pinned)
-        )
-        return self._fleet.backends[choice.name] if choice else None
-
-    def _candidates(self, last: str | None = None, models: frozenset[str] = frozenset()) -> list[Candidate]:
-        found = []
-        for backend in self._fleet.backends.values():
-            if not backend.eligible:
-                continue
-            queued, running = self._ledger.load(backend.name)
-            found.append(
-                Candidate(
-                    backend.name,
-                    backend.foreign_pending + queued,
-                    backend.foreign_running + running,
-                    backend.max_queue - queued - running,
-                    backend.health is Health.SLOW,
-                    2 * (backend.name == last) + (bool(models) and models <= backend.models),
-                    backend.used_at,
-                )
-            )
-        return found
-
-    def _pinned(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """The backends a prompt must go to because the files that it names are there; None if anywhere will do."""
-        for file in submission.files:
-            holder = self._files.find(tenant, FileRef(file.kind, file.subfolder, file.filename))
-            if holder is not None and holder.backend in self._fleet.backends:
-                return frozenset({holder.backend})
-        return None
+    def _choose(self, job: Job, *tried: str) -> Backend | None:
+        able, submission = self._checks.able_for(job), job.submission
+        return self._chooser.find(job.tenant, submission, able, job.pinned, tried)
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -307,13 +299,13 @@ class Dispatcher:
             while job.state is State.SENDING and job.backend is not None:
                 backend = self._fleet.backends[job.backend]
                 tried.add(backend.name)
-                outcome = await self._offer(job, backend)
+                outcome = await self._offer(job, backend, turn)
                 if self._turns.get(job) is not turn or outcome in (_Offer.TAKEN, _Offer.UNKNOWN):
                     return None
                 if isinstance(outcome, Reply):
                     return outcome
                 if self._is_at(job, backend):
-                    self._place(job, self._choose(job.tenant, job.submission, job.pinned, tried))
+                    self._place(job, self._choose(job, *tried))
                 if outcome is _Offer.REFUSED:
                     # Told only now: the fleet gives up all that the backend has, and this job it does not have.
                     self._fleet.refused(backend)
@@ -326,11 +318,24 @@ class Dispatcher:
         """Whether the job is still being sent there: it may have been cancelled or given up meanwhile."""
         return job.state is State.SENDING and job.backend == backend.name
 
-    async def _offer(self, job: Job, backend: Backend) -> _Offer | Reply:
+    async def _offer(self, job: Job, backend: Backend, turn: object) -> _Offer | Reply:
         upstream_id, outcome = job.upstream_id, "taken"
-        body = upstream_body(job, backend.name, self._client_id, self._files)
         try:
+            changed = await self._inputs.prepare(job, backend)
+            if self._turns.get(job) is not turn or not self._is_at(job, backend):
+                outcome = "withdrawn"
+                return _Offer.UNKNOWN
+            body = upstream_body(job, self._client_id, changed)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
+        except InputMissing as error:
+            outcome = "input missing"
+            body_of = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
+            return Reply(400, wire.dumps(body_of))
+        except SourceDown as error:
+            outcome = "input unreachable"
+            _log.warning("a file's owner is down", backend=error.backend, prompt_id=job.prompt_id)
+            job.pinned = frozenset({error.backend})
+            return _Offer.NOT_SENT
         except Refused:
             outcome = "refused"
             return _Offer.REFUSED
@@ -391,7 +396,7 @@ class Dispatcher:
 
     def _give_up(self, job: Job, backend: Backend, answer: Answer) -> _Offer | Reply:
         """A backend answered 5xx and does not have it: the next best, or the failure if there is none."""
-        if self._choose(job.tenant, job.submission, job.pinned, {backend.name}) is not None and job.attempts == 0:
+        if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return _Offer.NOT_SENT
         text = answer.body[:200].decode("utf-8", "replace")

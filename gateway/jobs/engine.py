@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from itertools import chain
 
 from gateway.comfy.client import Queue
 from gateway.comfy.events import Event
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
+from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.files import FileIndex, Holder
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.admission import Submission
+from gateway.fleet.placements import Placement, Placements
+from gateway.fleet.placer import Placer
+from gateway.fleet.uploads import Uploads
+from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.history import History
+from gateway.jobs.inputs import Inputs, digests_in_use
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
 from gateway.settings import Settings
+from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, Store
 from gateway.telemetry.metrics import Metrics
 
@@ -30,8 +35,7 @@ class Engine:
     """The life of all jobs. `restore`, then let the fleet start with this as its listener; `close` at the end.
 
     Args:
-        introduce: told when a backend was (re)connected, so that its node classes are read again.
-        outputs_of: the nodes a prompt will execute.
+        isolated: whether a tenant may name no files but its own.
     """
 
     def __init__(
@@ -42,27 +46,34 @@ class Engine:
         fleet: Fleet,
         metrics: Metrics,
         client_id: str,
-        outputs_of: Callable[[Submission], list[str]],
-        introduce: Callable[[Backend], Awaitable[None]],
+        blobs: BlobStore,
+        isolated: bool,
     ) -> None:
         self._store = store
         self._fleet = fleet
-        self._introduce = introduce
         self.files = FileIndex()
+        self.placements = Placements()
+        self.catalogue = Catalogue(fleet, settings.catalogue, self.files, self.placements)
+        self.placer = Placer(fleet, blobs, self.placements, store, metrics)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
         self.collector = Collector(
             self.ledger, fleet, self.files, store, bus, metrics, self._missing, lambda: self.dispatcher.wake()
         )
+        self.uploads = Uploads(
+            settings.uploads, self.files, blobs, store, lambda: digests_in_use(self.ledger, self.files)
+        )
+        inputs = Inputs(fleet, self.files, self.placements, self.placer, self.uploads, self.catalogue, isolated)
+        self.checks = Checks(self.catalogue, inputs)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
-            self.files,
+            inputs,
+            self.checks,
             settings.dispatch,
             metrics,
             client_id,
             settings.probe.lost_after,
-            outputs_of,
             self.collector.fail,
         )
         self.relay = Relay(self.ledger, self.collector, bus, metrics)
@@ -72,10 +83,17 @@ class Engine:
         self.control = Control(self.ledger, fleet, self.collector)
         metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
         metrics.jobs_open.set_function(lambda: len(self.ledger))
+        metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
+
+    def start(self) -> None:
+        """Begin with what is done again and again; the fleet has started."""
+        self.catalogue.start()
+        self.uploads.start()
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
-        for part in (self.control, self.dispatcher, self.recovery, self.relay, self.collector):
+        parts = (self.control, self.dispatcher, self.recovery, self.relay, self.collector)
+        for part in (*parts, self.catalogue, self.uploads, self.placer):
             await part.close()
 
     async def restore(self) -> None:
@@ -83,6 +101,11 @@ class Engine:
         for file in await self._store.files():
             visible = FileRef(file.kind, file.subfolder, file.filename)
             self.files.restore(file.tenant, visible, Holder(file.backend, file.upstream))
+        for placed in await self._store.placements():
+            ref = FileRef(placed.kind, placed.subfolder, placed.filename)
+            wanted = FileRef(placed.kind, placed.subfolder, placed.wanted)
+            self.placements.put(placed.backend, wanted, placed.digest, Placement(ref, placed.etag))
+        await self.uploads.restore()
         for record in await self._store.history():
             self.history.restore(record)
             self.ledger.restore_number(record.number)
@@ -113,8 +136,9 @@ class Engine:
 
     async def connected(self, backend: Backend) -> None:
         """A backend's socket is up."""
+        self.placer.reconnected(backend)
         await self.recovery.reconcile(backend)
-        await self._introduce(backend)
+        await self.catalogue.introduce(backend)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """A probe brought a backend's queue."""

@@ -50,7 +50,9 @@ class Job:
     """One job. The ledger alone changes `state`, `backend` and the times.
 
     `create_time` and `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of
-    the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias.
+    the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias. `able` are
+    the backends that can run it (None: all), as `judged_by`, an edition of the catalogue, tells; to those that are
+    `pinned` it is tied by its files, while their owner is down.
     """
 
     tenant: str
@@ -70,6 +72,8 @@ class Job:
     node_errors: bytes = b"{}"
     outputs: list[str] = field(default_factory=list)
     pinned: frozenset[str] | None = None
+    able: frozenset[str] | None = None
+    judged_by: object = None
     live: Live = field(default_factory=Live)
     item: bytes | None = None
 

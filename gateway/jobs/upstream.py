@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from gateway.comfy import graph, wire
+from gateway.comfy import wire
 from gateway.comfy.client import BackendError
-from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
-from gateway.fleet.files import FileIndex
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.telemetry import logs
@@ -17,8 +15,11 @@ from gateway.telemetry import logs
 _log = logs.get("upstream")
 
 
-def upstream_body(job: Job, backend: str, client_id: str, files: FileIndex) -> bytes:
-    """The body that sends a job to a backend: its graph, the gateway's client_id, its own id, its tag as number."""
+def upstream_body(job: Job, client_id: str, changed: Mapping[tuple[str, str], str]) -> bytes:
+    """The body that sends a job to a backend: its graph, the gateway's client_id, its own id, its tag as number.
+
+    `changed` are the inputs, by (node_id, name), that must say something else there.
+    """
     submission = job.submission
     extra = submission.extra_data[1:-1]
     if submission.secrets:
@@ -26,7 +27,7 @@ def upstream_body(job: Job, backend: str, client_id: str, files: FileIndex) -> b
         extra = extra + b"," + secrets if extra else secrets
     rest = submission.rest[1:-1]
     return b'{"prompt":%b,"client_id":"%b","prompt_id":"%b","number":%b,"extra_data":{%b}%b%b}' % (
-        _prompt_for(job, backend, files),
+        _prompt_for(job, changed),
         client_id.encode(),
         job.upstream_id.encode(),
         repr(job.tag).encode(),
@@ -36,18 +37,12 @@ def upstream_body(job: Job, backend: str, client_id: str, files: FileIndex) -> b
     )
 
 
-def _prompt_for(job: Job, backend: str, files: FileIndex) -> bytes:
-    """The graph with the names that its files have on that backend."""
-    renamed: list[tuple[graph.FileInput, str]] = []
-    for file in job.submission.files:
-        holder = files.find(job.tenant, FileRef(file.kind, file.subfolder, file.filename))
-        if holder is not None and holder.backend == backend and holder.filename != file.filename:
-            renamed.append((file, holder.filename))
-    if not renamed:
+def _prompt_for(job: Job, changed: Mapping[tuple[str, str], str]) -> bytes:
+    if not changed:
         return job.submission.prompt
     prompt: dict[str, Any] = wire.loads(job.submission.prompt)
-    for file, filename in renamed:
-        prompt[file.node_id]["inputs"][file.input_name] = file.renamed(filename)
+    for (node_id, name), value in changed.items():
+        prompt[node_id]["inputs"][name] = value
     return wire.encoder_for(job.submission.prompt)(prompt)
 
 

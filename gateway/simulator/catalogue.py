@@ -16,7 +16,6 @@ from aiohttp import web
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import reply
-from gateway.simulator.sockets import FEATURES
 
 VERSION = "0.33.0"
 GIB = 1024**3
@@ -43,7 +42,15 @@ def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
 class Catalogue:
     """The routes that describe this ComfyUI."""
 
-    def __init__(self, options: SimulatorOptions, files: Files, object_info: dict[str, Any], loaded: Any) -> None:
+    def __init__(
+        self,
+        options: SimulatorOptions,
+        files: Files,
+        object_info: dict[str, Any],
+        features: dict[str, Any],
+        loaded: Any,
+    ) -> None:
+        self._features = features
         self._options = options
         self._files = files
         self._object_info = object_info
@@ -52,7 +59,7 @@ class Catalogue:
     def routes(self) -> list[web.RouteDef]:
         """The routes, without /api."""
         fixed: dict[str, Any] = {
-            "/features": FEATURES,
+            "/features": self._features,
             "/embeddings": [],
             "/models": FOLDERS,
             "/extensions": [],

@@ -24,6 +24,9 @@ from gateway.simulator.options import SimulatorOptions, model_names
 @click.option("--cache", is_flag=True, help="Reuse the results of the last run, as ComfyUI does.")
 @click.option("--fail", "failures", multiple=True, metavar="SPEC", help=f"A fault: {', '.join(sorted(faults.KNOWN))}.")
 @click.option("--vram-gb", type=click.FloatRange(min=1), default=24.0, show_default=True)
+@click.option(
+    "--max-upload-size", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True, help="MB."
+)
 @click.option("--base-dir", type=click.Path(path_type=Path), default=None, help="Keep files here, over a restart.")
 @click.option("--front-end-root", type=click.Path(path_type=Path, exists=True), default=None)
 def simulate(
@@ -39,6 +42,7 @@ def simulate(
     cache: bool,
     failures: tuple[str, ...],
     vram_gb: float,
+    max_upload_size: float,
     base_dir: Path | None,
     front_end_root: Path | None,
 ) -> None:
@@ -60,6 +64,7 @@ def simulate(
         seed=seed,
         cache=cache,
         vram_gb=vram_gb,
+        max_upload_mb=max_upload_size,
         base_dir=base_dir,
         front_end_root=front_end_root,
         faults=failures,

@@ -27,6 +27,7 @@ class SimulatorOptions:
     seed: int | None = None
     cache: bool = False
     vram_gb: float = 24.0
+    max_upload_mb: float = 100.0
     base_dir: Path | None = None
     front_end_root: Path | None = None
     faults: tuple[str, ...] = field(default_factory=tuple)

@@ -56,7 +56,7 @@ class Simulator:
         base = options.base_dir or Path(self._scratch.name if self._scratch else ".")
         self.files = Files(base, temp_mark(random.Random(options.seed)))
         self.faults = Faults(options.faults)
-        self.sockets = Sockets()
+        self.sockets = Sockets(options.max_upload_mb)
         self.queue = PromptQueue(self._queue_updated)
         object_info = load_object_info(options)
         self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
@@ -84,12 +84,14 @@ class Simulator:
         self.sockets.send("status", {"status": {"exec_info": {"queue_remaining": self.queue.remaining}}}, None)
 
     def _app(self, object_info: dict[str, Any]) -> web.Application:
-        app = web.Application(client_max_size=100 * 1024 * 1024, middlewares=[self._middleware])
+        app = web.Application(
+            client_max_size=round(self.options.max_upload_mb * 1024 * 1024), middlewares=[self._middleware]
+        )
         rooms = (
             Prompts(self.executor),
             Media(self.files),
             UserData(self.files),
-            Catalogue(self.options, self.files, object_info, lambda: self.executor.loaded),
+            Catalogue(self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded),
         )
         for room in rooms:
             for route in room.routes():

@@ -15,7 +15,6 @@ from gateway.comfy.previews import Preview
 FEATURES: dict[str, Any] = {
     "supports_preview_metadata": True,
     "supports_model_type_tags": True,
-    "max_upload_size": 104857600,
     "extension": {"manager": {"supports_v4": True}},
     "node_replacements": True,
     "assets": False,
@@ -27,7 +26,9 @@ _Message = tuple[str | bytes, str | None]
 class Sockets:
     """All sockets. Messages are sent in the order of `send`, by one task (server.py, publish_loop)."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_upload_mb: float) -> None:
+        # As comfy_api/feature_flags.py: a float where the option is one.
+        self.features = {**FEATURES, "max_upload_size": int(max_upload_mb * 1024 * 1024)}
         self._sockets: dict[str, web.WebSocketResponse] = {}
         self._flags: dict[str, dict[str, Any]] = {}
         self._messages: asyncio.Queue[_Message] = asyncio.Queue()
@@ -93,7 +94,7 @@ class Sockets:
         if isinstance(value, dict) and value.get("type") == "feature_flags":
             flags = value.get("data")
             self._flags[sid] = flags if isinstance(flags, dict) else {}
-            self.send("feature_flags", FEATURES, sid)
+            self.send("feature_flags", self.features, sid)
 
     async def close(self) -> None:
         """Close all sockets."""

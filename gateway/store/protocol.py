@@ -93,7 +93,53 @@ class FileRecord:
     upstream: str
 
 
-Change = JobRecord | JobUpdate | JobRemoval | HistoryRecord | HistoryRemoval | FileRecord
+@dataclass(frozen=True, slots=True)
+class UploadRecord:
+    """An upload: what its tenant calls it, its bytes (`digest`, `size`), its last use (milliseconds since 1970)."""
+
+    tenant: str
+    kind: str
+    subfolder: str
+    filename: str
+    digest: str
+    size: int
+    used_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRemoval:
+    """An upload whose time is over."""
+
+    tenant: str
+    kind: str
+    subfolder: str
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementRecord:
+    """Bytes of ours on a backend: `filename` there, where `wanted` was asked for; `etag` as its /view says it."""
+
+    backend: str
+    kind: str
+    subfolder: str
+    filename: str
+    wanted: str
+    digest: str
+    etag: str
+
+
+Change = (
+    JobRecord
+    | JobUpdate
+    | JobRemoval
+    | HistoryRecord
+    | HistoryRemoval
+    | FileRecord
+    | UploadRecord
+    | UploadRemoval
+    | PlacementRecord
+)
 
 
 class Store(Protocol):
@@ -126,6 +172,12 @@ class Store(Protocol):
 
     async def files(self) -> list[FileRecord]:
         """All known files."""
+
+    async def uploads(self) -> list[UploadRecord]:
+        """All uploads."""
+
+    async def placements(self) -> list[PlacementRecord]:
+        """What was put on which backend."""
 
 
 class Bus(Protocol):

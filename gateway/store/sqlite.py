@@ -30,7 +30,10 @@ from gateway.store.protocol import (
     JobRecord,
     JobRemoval,
     JobUpdate,
+    PlacementRecord,
     StoreError,
+    UploadRecord,
+    UploadRemoval,
 )
 
 _T = TypeVar("_T")
@@ -48,12 +51,18 @@ _PUT_HISTORY = """INSERT OR REPLACE INTO history
 VALUES (?,?,?,?,?,?,?,?,?,?)"""
 _DROP_HISTORY = "DELETE FROM history WHERE tenant=? AND prompt_id=?"
 _PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?)"
+_PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
+_DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
+_PUT_PLACEMENT = "INSERT OR REPLACE INTO placements VALUES (?,?,?,?,?,?,?)"
 _HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary
 FROM history ORDER BY position"""
 
 # Getters rather than dataclasses.astuple, which copies deeply and would hold the interpreter from the event loop.
 _job = attrgetter(*(field.name for field in fields(JobRecord)))
 _file = attrgetter(*(field.name for field in fields(FileRecord)))
+_upload = attrgetter(*(field.name for field in fields(UploadRecord)))
+_upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
+_placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
 _ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
 _job_update = attrgetter(
     "state", "backend", "upstream_id", "start_time", "attempts", "node_errors", "tenant", "prompt_id"
@@ -245,6 +254,15 @@ class SqliteStore:
         """All known files."""
         return [FileRecord(*row) for row in await self._rows("SELECT * FROM files")]  # type: ignore[arg-type]
 
+    async def uploads(self) -> list[UploadRecord]:
+        """All uploads."""
+        return [UploadRecord(*row) for row in await self._rows("SELECT * FROM uploads")]  # type: ignore[arg-type]
+
+    async def placements(self) -> list[PlacementRecord]:
+        """What was put on which backend."""
+        rows = await self._rows("SELECT * FROM placements")
+        return [PlacementRecord(*row) for row in rows]  # type: ignore[arg-type]
+
 
 def _apply(connection: sqlite3.Connection, change: Change) -> None:
     match change:
@@ -261,6 +279,12 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_DROP_HISTORY, (tenant, prompt_id))
         case FileRecord():
             connection.execute(_PUT_FILE, _file(change))
+        case UploadRecord():
+            connection.execute(_PUT_UPLOAD, _upload(change))
+        case UploadRemoval():
+            connection.execute(_DROP_UPLOAD, _upload_key(change))
+        case PlacementRecord():
+            connection.execute(_PUT_PLACEMENT, _placement(change))
 
 
 def _retrieve(done: asyncio.Future[None]) -> None:

@@ -43,6 +43,9 @@ class Metrics:
         self.run_seconds = histogram("job_run_seconds", "From start to end", _RUN_BUCKETS, "backend")
         self.dispatches = counter("dispatch_attempts_total", "Prompts sent, by outcome", "backend", "outcome")
 
+        self.files_placed = counter("files_placed_total", "Files put on backends, by outcome", "backend", "outcome")
+        self.uploads_bytes = gauge("uploads_bytes", "Bytes of uploads kept")
+
         self.requests = counter("http_requests_total", "HTTP requests", "method", "route", "status")
         self.request_seconds = histogram("http_request_seconds", "Time of HTTP requests", _HTTP_BUCKETS, "route")
         self.sockets = gauge("sockets_open", "Open WebSockets of clients")

@@ -53,12 +53,13 @@ class Keyring:
     """All keys, by their SHA-256. The keys themselves are not kept."""
 
     def __init__(self, settings: AuthSettings) -> None:
+        self.is_open = settings.disabled or not settings.keys
+        self.is_isolated = not self.is_open and settings.isolation == "isolated"
         self._identities: dict[str, Identity] = {}
         for key in settings.keys:
             isolated = settings.isolation == "isolated"
             tenant = (key.tenant or key.name) if isolated else (key.tenant or LOCAL_TENANT)
             self._identities[key.digest] = Identity(key.name, tenant, Role(key.role), isolated)
-        self.is_open = settings.disabled or not settings.keys
 
     def identify(self, key: str | None) -> Identity | None:
         """Whose key it is; None for a wrong one. Without any keys everybody is the local user."""

@@ -9,7 +9,8 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.fleet import merging
 from gateway.web.answers import JSON, empty, json, json_bytes, problem
-from gateway.web.parts import Parts, parts
+from gateway.web.parts import Parts, caller, parts
+from gateway.web.streaming import send_whole
 
 
 def _none_yet() -> web.Response:
@@ -22,12 +23,13 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
     edition = await parts(request).catalogue.first_edition()
     if edition is None:
         return _none_yet()
-    headers = {"Content-Type": JSON, "ETag": edition.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
-    if edition.etag in request.headers.get("If-None-Match", ""):
+    body = await parts(request).catalogue.body(edition, caller(request).tenant)
+    headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if body.etag in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
     if "gzip" in request.headers.get("Accept-Encoding", ""):
-        return web.Response(body=edition.compressed, headers={**headers, "Content-Encoding": "gzip"})
-    return web.Response(body=edition.body, headers=headers)
+        return await send_whole(request, body.compressed, {**headers, "Content-Encoding": "gzip"})
+    return await send_whole(request, body.plain, headers)
 
 
 async def get_node_class(request: web.Request) -> web.Response:
@@ -36,7 +38,8 @@ async def get_node_class(request: web.Request) -> web.Response:
     if edition is None:
         return _none_yet()
     name = request.match_info["node_class"]
-    found = edition.classes.get(name)
+    own = list(parts(request).engine.files.uploads(caller(request).tenant))
+    found = edition.node_class(name, own)
     return json_bytes(wire.dumps({} if found is None else {name: found}))
 
 

@@ -12,7 +12,6 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
-from gateway.store.protocol import Store
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring
 
@@ -27,7 +26,6 @@ class Parts:
     fleet: Fleet
     catalogue: Catalogue
     hub: Hub
-    store: Store
     metrics: Metrics
     is_ready: Callable[[], bool]
 

@@ -43,8 +43,9 @@ async def post_prompt(request: web.Request) -> web.Response:
     """Accept a prompt."""
     early = _EarlyAnswer(request)
     try:
-        submission = read(await request.read())
-        reply = await parts(request).engine.dispatcher.submit(caller(request).tenant, submission, early.write)
+        engine, identity = parts(request).engine, caller(request)
+        submission = read(await request.read(), engine.checks.file_inputs)
+        reply = await engine.dispatcher.submit(identity.tenant, submission, early.write, may_name_all=identity.is_admin)
     except Rejection as rejection:
         return json_bytes(wire.dumps(rejection.body), rejection.status)
     except Overloaded as error:

@@ -6,7 +6,7 @@ import aiohttp_cors
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, view
+from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, uploads, view
 from gateway.web.gate import Gate
 from gateway.web.parts import PARTS, Parts, caller, parts
 
@@ -28,8 +28,8 @@ COMFYUI: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/history/{prompt_id}", history.get_history_entry),
     ("POST", "/history", history.post_history),
     ("GET", "/view", view.get_view),
-    ("POST", "/upload/image", passthrough.upload),
-    ("POST", "/upload/mask", passthrough.upload),
+    ("POST", "/upload/image", uploads.post_image),
+    ("POST", "/upload/mask", uploads.post_mask),
     ("GET", "/object_info", catalogue.get_object_info),
     ("GET", "/object_info/{node_class}", catalogue.get_node_class),
     ("GET", "/models", catalogue.get_listing),

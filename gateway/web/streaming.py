@@ -35,7 +35,6 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "host",
     "origin",
     "referer",
-    "sec-fetch-dest",
     "sec-fetch-mode",
     "sec-fetch-site",
     "sec-fetch-user",
@@ -74,7 +73,7 @@ async def relay(
     """Stream a backend's answer to the client; with `rename` (old, new) the file in it is called otherwise."""
     headers = downstream_headers(upstream.headers)
     if rename is not None and "Content-Disposition" in headers:
-        old, new = (_quoted(name) for name in rename)
+        old, new = (quoted(name) for name in rename)
         headers["Content-Disposition"] = headers["Content-Disposition"].replace(old, new)
     response = web.StreamResponse(status=upstream.status, headers=headers)
     request["streaming"] = True
@@ -86,7 +85,21 @@ async def relay(
     return response
 
 
-def _quoted(filename: str) -> str:
+async def send_whole(request: web.Request, body: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+    """Answer with bytes that are shared between answers; large ones piecewise, so that no reader gets a copy whole."""
+    if len(body) <= CHUNK:
+        return web.Response(body=body, headers=headers)
+    response = web.StreamResponse(headers={**headers, "Content-Length": str(len(body))})
+    request["streaming"] = True
+    await response.prepare(request)
+    if request.method != "HEAD":
+        for start in range(0, len(body), CHUNK):
+            await response.write(memoryview(body)[start : start + CHUNK])
+    await response.write_eof()
+    return response
+
+
+def quoted(filename: str) -> str:
     """A file name inside a quoted-string (RFC 9110, section 5.6.4)."""
     return filename.replace("\\", "\\\\").replace('"', '\\"')
 

@@ -1,35 +1,53 @@
-"""/view: a file, from the backend that has it. Never "ask all, first 200 wins" for what the ledger knows."""
+"""/view: a file, from whoever has it. Never "ask all, first 200 wins" for what the ledger knows."""
 
 from __future__ import annotations
 
+import mimetypes
 import posixpath
-import re
+from collections.abc import Mapping
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from gateway.comfy.client import BackendError, Refused, Unreachable
-from gateway.comfy.outputs import FileRef
-from gateway.fleet.files import Holder
+from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of
+from gateway.fleet.backend import Backend
+from gateway.fleet.files import Holder, Upload
+from gateway.fleet.placer import FileMissing
+from gateway.tenants.keys import Identity
 from gateway.web.answers import empty, problem
-from gateway.web.parts import caller, parts
-from gateway.web.streaming import relay, upstream_headers
+from gateway.web.parts import Parts, caller, parts
+from gateway.web.streaming import quoted, relay, upstream_headers
 
-KINDS = ("input", "output", "temp")
-_ANNOTATION = re.compile(r"^(?P<path>.*?) ?\[(?P<kind>input|output|temp)\]$", re.DOTALL)
+# A browser may run these; they are given as downloads (folder_paths.py, DANGEROUS_CONTENT_TYPES).
+_ACTIVE = frozenset(
+    """text/html text/html-sandboxed application/xhtml+xml text/javascript application/javascript
+    application/x-javascript application/ecmascript text/css image/svg+xml application/xml text/xml
+    message/rfc822""".split()
+)
 
 
 def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef | int:
     """The file that a query names, or the status that ComfyUI refuses it with (server.py, view_image)."""
-    match = _ANNOTATION.match(filename)
+    match = ANNOTATED.match(filename)
     if match:
         filename, kind = match["path"], match["kind"]
     if not filename or filename[0] == "/" or ".." in filename or kind not in KINDS:
         return 400
-    folder = posixpath.normpath(subfolder) if subfolder else ""
+    folder = folder_of(subfolder or "")
     if folder.startswith(("/", "..")) or "\0" in folder + filename:
         return 403
-    return FileRef(kind, "" if folder == "." else folder, posixpath.basename(filename))
+    return FileRef(kind, folder, posixpath.basename(filename))
+
+
+def _find(gateway: Parts, identity: Identity, ref: FileRef) -> Holder | Upload | None:
+    found = gateway.engine.files.find(identity.tenant, ref)
+    return gateway.engine.files.find_any(ref) if found is None and identity.is_admin else found
+
+
+def _may_look_around(identity: Identity) -> bool:
+    """Whether a file that the ledger does not know may be looked for: it may be anybody's."""
+    return identity.is_admin or not identity.isolated
 
 
 async def get_view(request: web.Request) -> web.StreamResponse:
@@ -40,14 +58,7 @@ async def get_view(request: web.Request) -> web.StreamResponse:
     ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
     if isinstance(ref, int):
         return empty(ref)
-    identity, files = caller(request), parts(request).engine.files
-    holder = files.find(identity.tenant, ref)
-    if holder is None and identity.is_admin:
-        holder = files.find_any(ref)
-    if holder is not None:
-        return await _from_holder(request, ref, holder)
-    # Unknown to the ledger: another run's, or put there by hand. A tenant that is isolated must not go looking.
-    return empty(404) if identity.isolated and not identity.is_admin else await _from_anywhere(request, ref)
+    return await _from_known(request, ref, "/view") or await _from_anywhere(request, ref)
 
 
 async def get_named(request: web.Request) -> web.StreamResponse | None:
@@ -55,32 +66,71 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
 
     It comes from its owner, too, and an isolated tenant gets its own files alone. None if the route may go on as it is.
     """
-    query, identity = request.rel_url.query, caller(request)
+    query = request.rel_url.query
     ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
-    holder = parts(request).engine.files.find(identity.tenant, ref) if isinstance(ref, FileRef) else None
-    if isinstance(ref, FileRef) and holder is not None:
-        return await _from_holder(request, ref, holder, request.rel_url.raw_path)
-    return empty(404) if identity.isolated and not identity.is_admin else None
+    found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
+    if found is not None:
+        return found
+    return None if _may_look_around(caller(request)) else empty(404)
 
 
-def _path(request: web.Request, ref: FileRef, filename: str, path: str = "/view") -> str:
-    rest = [(k, v) for k, v in request.rel_url.query.items() if k not in ("filename", "subfolder", "type", "token")]
-    return f"{path}?" + urlencode(
-        [("filename", filename), ("subfolder", ref.subfolder), ("type", ref.kind), *rest]
-        if ref.subfolder
-        else [("filename", filename), ("type", ref.kind), *rest]
-    )
+async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
+    """A file that the ledger knows for the caller's; None for any other."""
+    gateway = parts(request)
+    match _find(gateway, caller(request), ref):
+        case Holder(name, filename):
+            backend = gateway.fleet.backends.get(name)
+            if backend is None:
+                return _unavailable(name, "not configured any more")
+            return await _from_backend(request, ref, backend, FileRef(ref.kind, ref.subfolder, filename), path)
+        case Upload() as upload:
+            return await _from_uploads(request, ref, upload, path)
+    return None
 
 
-async def _from_holder(request: web.Request, ref: FileRef, holder: Holder, path: str = "/view") -> web.StreamResponse:
-    backend = parts(request).fleet.backends.get(holder.backend)
-    if backend is None:
-        return _unavailable(holder.backend, "not configured any more")
-    headers = upstream_headers(request.headers)
-    target = _path(request, ref, holder.filename, path)
+async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path: str) -> web.StreamResponse:
+    """An upload: the gateway's own copy, unless a backend has to make something of it."""
+    gateway, query = parts(request), request.rel_url.query
+    kept = gateway.engine.uploads.blobs.path(upload.digest)
+    is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
+    if is_plain and kept.is_file():
+        gateway.engine.uploads.use(upload.digest)
+        return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
     try:
-        async with backend.client.open(request.method, target, headers=headers) as found:
-            return await relay(request, found, (holder.filename, ref.filename))
+        backend, there = await gateway.engine.placer.somewhere(ref, upload)
+    except BackendError as error:
+        return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
+    except FileMissing:
+        return empty(404)
+    return await _from_backend(request, ref, backend, there, path)
+
+
+def _file_headers(filename: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that ComfyUI sends a file with (server.py, view_image)."""
+    content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
+    sent = {"X-Content-Type-Options": "nosniff", "Content-Disposition": f'filename="{quoted(filename)}"'}
+    if content_type in _ACTIVE or content_type.endswith(("+xml", "/xml")):
+        sent |= {"Vary": "Sec-Fetch-Dest", "Cache-Control": "no-store"}
+        # In an <img>, an SVG runs no scripts; only a browser itself can say that it is for one.
+        if not (content_type == "image/svg+xml" and headers.get("Sec-Fetch-Dest") == "image"):
+            content_type = "application/octet-stream"
+            sent["Content-Disposition"] = f'attachment; filename="{quoted(filename)}"'
+    return {**sent, "Content-Type": content_type}
+
+
+def _path(request: web.Request, ref: FileRef, path: str) -> str:
+    rest = [(k, v) for k, v in request.rel_url.query.items() if k not in ("filename", "subfolder", "type", "token")]
+    named = [("filename", ref.filename), *([("subfolder", ref.subfolder)] if ref.subfolder else []), ("type", ref.kind)]
+    return f"{path}?" + urlencode([*named, *rest])
+
+
+async def _from_backend(
+    request: web.Request, ref: FileRef, backend: Backend, there: FileRef, path: str
+) -> web.StreamResponse:
+    headers = upstream_headers(request.headers)
+    try:
+        async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
+            return await relay(request, found, (there.filename, ref.filename))
     except Unreachable as error:
         if isinstance(error, Refused):
             parts(request).fleet.refused(backend)
@@ -104,15 +154,39 @@ def _unavailable(backend: str, state: str) -> web.Response:
 
 
 async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamResponse:
+    """A file unknown to the ledger: another run's, or put there by hand."""
+    if not _may_look_around(caller(request)):
+        return empty(404)
     headers = upstream_headers(request.headers)
     for backend in parts(request).fleet.by_preference:
         if not backend.pulse.alive:
             continue
         try:
-            async with backend.client.open(request.method, _path(request, ref, ref.filename), headers=headers) as found:
+            async with backend.client.open(request.method, _path(request, ref, "/view"), headers=headers) as found:
                 if found.status != 404:
                     return await relay(request, found)
         except BackendError:
             if request.get("streaming"):
                 raise
     return empty(404)
+
+
+async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Backend, FileRef] | None:
+    """A backend that has a file of the caller's, and what it calls it; None if there is no such file.
+
+    Raises:
+        BackendError: none that has it can be reached.
+        FileMissing: the gateway's own copy is gone.
+    """
+    match _find(gateway, identity, ref):
+        case Upload() as upload:
+            return await gateway.engine.placer.somewhere(ref, upload)
+        case Holder(name, filename):
+            backend = gateway.fleet.backends.get(name)
+            if backend is None or not backend.pulse.alive:
+                raise Unreachable(f"backend '{name}' that has it is down")
+            return backend, FileRef(ref.kind, ref.subfolder, filename)
+    if not _may_look_around(identity):
+        return None
+    backend = await gateway.engine.placer.holder_of(ref)
+    return None if backend is None else (backend, ref)

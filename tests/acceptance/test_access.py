@@ -173,7 +173,7 @@ async def test_keys_go_nowhere(lab: Lab) -> None:
     for secret in (ANNA, BEN, BOSS, "partner-secret"):
         assert secret not in gateway.log.read_text()
         assert secret not in metrics
-        for file in (lab.directory / "data").iterdir():
+        for file in (f for f in (lab.directory / "data").rglob("*") if f.is_file()):
             assert secret.encode() not in file.read_bytes(), file
     server = await asyncio.start_server(record, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.comfy.outputs import FileRef
 from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
 from tests.workflows import slow, text_to_image
 
@@ -63,22 +64,39 @@ def test_files_that_a_prompt_names() -> None:
     values = {
         "plain": "pic.png",
         "sub": "a/b/pic.png",
+        "dots": "./a/../pic.png",
+        "windows": "a\\pic.png",
+        "out": "../pic.png",
         "output": "x~b2.png [output]",
         "temp": "y [temp]",
-        "model": "sd.safetensors",
+        "tight": "pic.pngX[input]",
+        "model": "sub/sd.safetensors",
         "text": "no file here",
         "number": "3.5",
+        "bare": "upload",
     }
     prompt = {"1": {"class_type": "LoadImage", "inputs": values}}
-    files = {
-        f.input_name: (f.kind, f.subfolder, f.filename) for f in read(json.dumps({"prompt": prompt}).encode()).files
+    submission = read(json.dumps({"prompt": prompt}).encode(), {("LoadImage", "bare")})
+    files = {file.input_name: file for file in submission.files}
+    assert {name: file.ref for name, file in files.items()} == {
+        "plain": FileRef("input", "", "pic.png"),
+        "sub": FileRef("input", "a/b", "pic.png"),
+        "dots": FileRef("input", "", "pic.png"),
+        "windows": FileRef("input", "a", "pic.png"),
+        "out": None,
+        "output": FileRef("output", "", "x~b2.png"),
+        "temp": FileRef("temp", "", "y"),
+        # One character before the bracket goes with it, whatever it is.
+        "tight": FileRef("input", "", "pic.png"),
+        "number": FileRef("input", "", "3.5"),
+        "bare": FileRef("input", "", "upload"),
     }
-    assert files["plain"] == ("input", "", "pic.png")
-    assert files["sub"] == ("input", "a/b", "pic.png")
-    assert files["output"] == ("output", "", "x~b2.png")
-    assert files["temp"] == ("temp", "", "y")
-    assert "model" not in files
-    assert "text" not in files
+    assert files["output"].renamed(FileRef("output", "s", "z.png")) == "s/z.png [output]"
+    assert files["sub"].renamed(FileRef("input", "a/b", "pic (1).png")) == "a/b/pic (1).png"
+    assert [name for name, file in files.items() if file.declared] == ["bare"]
+    assert submission.separated == (("1", "model", "sub/sd.safetensors"),)
+    again = decode_from_journal(encode_for_journal(submission), submission.digest)
+    assert again.files == submission.files
 
 
 @pytest.mark.parametrize("body", [b"", b"nul", b"\xff\xfe", b"[]", b'"x"', b'{"prompt": 5}', b'{"prompt": {"1": []}}'])

@@ -1,0 +1,150 @@
+"""What a backend can run that another can't: node classes, and choices of lists (models, LoRAs). Pure.
+
+Only what differs is kept: in a fleet of equal backends nothing does, and a prompt costs no look at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.fleet.merging import spelling
+
+# An input with one of these options takes the name of a file that was uploaded (comfy_api/latest/_io.py, UploadType).
+UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload")
+
+# Theirs are files too, though they do not say so (nodes.py).
+_FILE_INPUTS = {"LoadLatent": "latent"}
+
+Need = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What differs between the backends whose /object_info is known.
+
+    `classes`: for a node class that some lack, those that have it. `choices`: for (class, input) whose lists differ,
+    for each choice, in its common spelling, those that have it. `file_inputs`: the (class, input) that name a file.
+    """
+
+    backends: frozenset[str] = frozenset()
+    classes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    choices: Mapping[tuple[str, str], Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    file_inputs: frozenset[tuple[str, str]] = frozenset()
+
+
+def compare(infos: Mapping[str, Mapping[str, Any]]) -> Abilities:
+    """What differs between backends, from the /object_info of each."""
+    everybody = frozenset(infos)
+    holders: dict[str, list[str]] = {}
+    for backend, info in infos.items():
+        for name in info:
+            holders.setdefault(name, []).append(backend)
+    classes = {name: frozenset(have) for name, have in holders.items() if len(have) < len(everybody)}
+    choices: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
+    file_inputs: set[tuple[str, str]] = set()
+    for name, have in holders.items():
+        descriptions = [(backend, infos[backend][name]) for backend in have]
+        file_inputs.update((name, input_name) for input_name in _file_inputs(descriptions[0][1]))
+        if name in _FILE_INPUTS:
+            file_inputs.add((name, _FILE_INPUTS[name]))
+        if all(description == descriptions[0][1] for _, description in descriptions):
+            continue
+        for input_name, by_choice in _differing(descriptions):
+            if (name, input_name) not in file_inputs:
+                choices[name, input_name] = by_choice
+    return Abilities(everybody, classes, choices, frozenset(file_inputs))
+
+
+def _differing(descriptions: list[tuple[str, Any]]) -> Iterator[tuple[str, Mapping[str, frozenset[str]]]]:
+    lists: dict[str, dict[str, set[str]]] = {}
+    for backend, description in descriptions:
+        for input_name, _, listed in choice_lists(description):
+            by_choice = lists.setdefault(input_name, {})
+            for choice in listed:
+                if isinstance(choice, str):
+                    by_choice.setdefault(spelling(choice), set()).add(backend)
+    everybody = {backend for backend, _ in descriptions}
+    for input_name, by_choice in lists.items():
+        if any(have != everybody for have in by_choice.values()):
+            yield input_name, {choice: frozenset(have) for choice, have in by_choice.items()}
+
+
+def choice_lists(description: Any) -> Iterator[tuple[str, Any, list[Any]]]:
+    """The lists of a node class: (input name, its options, the choices)."""
+    for input_name, spec in _inputs(description):
+        options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
+        if isinstance(spec[0], list):
+            yield input_name, options, spec[0]
+        elif spec[0] == "COMBO" and isinstance(options.get("options"), list):
+            yield input_name, options, options["options"]
+
+
+def _inputs(description: Any) -> Iterator[tuple[str, list[Any]]]:
+    parts = description.get("input") if isinstance(description, dict) else None
+    for part in ("required", "optional"):
+        named = parts.get(part) if isinstance(parts, dict) else None
+        for input_name, spec in (named or {}).items() if isinstance(named, dict) else ():
+            if isinstance(spec, (list, tuple)) and spec:
+                yield input_name, list(spec)
+
+
+def _file_inputs(description: Any) -> Iterator[str]:
+    for input_name, spec in _inputs(description):
+        if len(spec) > 1 and isinstance(spec[1], dict) and any(spec[1].get(flag) for flag in UPLOAD_FLAGS):
+            yield input_name
+
+
+def spelled(description: Any, input_name: str, value: str) -> str:
+    """A choice as a description of its node class lists it, whatever its separators."""
+    for name, _, choices in choice_lists(description):
+        if name == input_name and value not in choices:
+            wanted = spelling(value)
+            return next((str(choice) for choice in choices if spelling(choice) == wanted), value)
+    return value
+
+
+def needs_of(prompt: Mapping[str, Any], abilities: Abilities) -> frozenset[Need]:
+    """The choices of a prompt that not every backend has, as (class, input, choice)."""
+    if not abilities.choices:
+        return frozenset()
+    by_class: dict[str, list[str]] = {}
+    for name, input_name in abilities.choices:
+        by_class.setdefault(name, []).append(input_name)
+    found = set()
+    for node in prompt.values():
+        class_type, inputs = node.get("class_type"), node.get("inputs")
+        for input_name in by_class.get(class_type, ()) if isinstance(inputs, dict) else ():
+            value = inputs.get(input_name)
+            if isinstance(value, str) and spelling(value) in abilities.choices[class_type, input_name]:
+                found.add((class_type, input_name, spelling(value)))
+    return frozenset(found)
+
+
+def able(abilities: Abilities, classes: Iterable[str], needs: Iterable[Need]) -> frozenset[str] | None:
+    """The backends that have all of it; None if it makes no difference.
+
+    What no backend has makes none either: the answer to that is a backend's own.
+    """
+    names = abilities.backends
+    if abilities.classes:
+        for name in classes:
+            names = names & abilities.classes.get(name, names)
+    for class_type, input_name, choice in needs:
+        names = names & abilities.choices.get((class_type, input_name), {}).get(choice, names)
+    return None if names == abilities.backends else names
+
+
+def lacks(abilities: Abilities, backend: str, classes: Iterable[str], needs: Iterable[Need]) -> list[str]:
+    """What a backend lacks, as sentences."""
+    missing = [
+        f"has no node class '{name}'"
+        for name in dict.fromkeys(classes)
+        if backend not in abilities.classes.get(name, abilities.backends)
+    ]
+    return missing + [
+        f"has no '{choice}' for {class_type}.{input_name}"
+        for class_type, input_name, choice in sorted(needs)
+        if backend not in abilities.choices.get((class_type, input_name), {}).get(choice, abilities.backends)
+    ]

@@ -1,0 +1,139 @@
+"""The merged /object_info, encoded once, with each tenant's own uploads in the lists that offer files. Pure."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import mimetypes
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.outputs import MODELS_3D, FileRef
+from gateway.fleet import merging
+from gateway.fleet.abilities import UPLOAD_FLAGS, Abilities, choice_lists, compare
+
+_MEDIA = {"image_upload": ("image",), "video_upload": ("video",), "audio_upload": ("audio", "video")}
+
+
+@dataclass(frozen=True, slots=True)
+class FileList:
+    """A list that offers files: of a node class's input, with the option that says which kind of file."""
+
+    node_class: str
+    input_name: str
+    flag: str
+    choices: tuple[Any, ...]
+
+    def offered(self, uploads: Iterable[FileRef]) -> list[Any]:
+        """The choices with a tenant's uploads, sorted as ComfyUI lists a folder (nodes.py, LoadImage)."""
+        own = {name for ref in uploads if (name := _offer(self.flag, ref)) is not None}
+        if not own:
+            return list(self.choices)
+        return sorted(own.union(choice for choice in self.choices if isinstance(choice, str)))
+
+
+def _offer(flag: str, ref: FileRef) -> str | None:
+    """What an upload is called in a list, if the list offers it."""
+    if ref.kind != "input":
+        return None
+    if flag == "file_upload":
+        is_model = ref.subfolder == "3d" and ref.filename.lower().endswith(MODELS_3D)
+        return f"3d/{ref.filename}" if is_model else None
+    media = (mimetypes.guess_type(ref.filename)[0] or "").partition("/")[0]
+    return ref.filename if not ref.subfolder and media in _MEDIA[flag] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """An encoded /object_info: plain, compressed, and its ETag."""
+
+    plain: bytes
+    compressed: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """One merged /object_info: parsed, what differs between backends, and its encoded parts between the file lists."""
+
+    classes: Mapping[str, Any]
+    abilities: Abilities
+    file_lists: tuple[FileList, ...]
+    parts: tuple[bytes, ...]
+
+    def body(self, uploads: Sequence[FileRef]) -> Body:
+        """The encoded whole, as it is for a tenant with these uploads."""
+        lists = [wire.dumps(file_list.offered(uploads)) for file_list in self.file_lists]
+        pieces = [self.parts[0]]
+        for listed, part in zip(lists, self.parts[1:], strict=True):
+            pieces += (listed, part)
+        plain = b"".join(pieces)
+        etag = f'"{hashlib.sha256(plain).hexdigest()[:32]}"'
+        return Body(plain, gzip.compress(plain, 6, mtime=0), etag)
+
+    def node_class(self, name: str, uploads: Sequence[FileRef]) -> Any:
+        """One class as it is for a tenant with these uploads; None if there is none of that name."""
+        description = self.classes.get(name)
+        for file_list in self.file_lists:
+            if file_list.node_class == name:
+                description = _with_list(description, file_list.input_name, file_list.offered(uploads))
+        return description
+
+
+def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]) -> Edition:
+    """Merge what backends say, the first one's words first.
+
+    `is_upload` tells the files that the gateway put on a backend: they are shown to those whose they are, under the
+    names that those know.
+    """
+    merged = merging.object_info(list(infos.values()))
+    file_lists: list[FileList] = []
+    marked = dict(merged)
+    for name, description in merged.items():
+        for input_name, options, choices in choice_lists(description):
+            flag = next((flag for flag in UPLOAD_FLAGS if options.get(flag)), None)
+            if flag is None:
+                continue
+            shown = tuple(choice for choice in choices if not _is_placed(choice, is_upload))
+            file_lists.append(FileList(name, input_name, flag, shown))
+            merged[name] = _with_list(merged[name], input_name, list(shown))
+            marked[name] = _with_list(marked[name], input_name, [_mark(len(file_lists) - 1)])
+    parts = _split(wire.dumps(marked), len(file_lists))
+    return Edition(merged, compare(infos), tuple(file_lists), parts)
+
+
+def _is_placed(choice: Any, is_upload: Callable[[FileRef], bool]) -> bool:
+    if not isinstance(choice, str):
+        return False
+    folder, _, filename = choice.replace("\\", "/").rpartition("/")
+    return is_upload(FileRef("input", folder, filename))
+
+
+def _mark(place: int) -> str:
+    return f"\x00file-list-{place}\x00"
+
+
+def _split(encoded: bytes, count: int) -> tuple[bytes, ...]:
+    parts = []
+    for place in range(count):
+        before, _, encoded = encoded.partition(wire.dumps([_mark(place)]))
+        parts.append(before)
+    return (*parts, encoded)
+
+
+def _with_list(description: Any, input_name: str, choices: list[Any]) -> Any:
+    """A copy of a class's description with other choices for an input."""
+    inputs = {}
+    for part, named in description["input"].items():
+        spec = named.get(input_name) if isinstance(named, dict) else None
+        if spec:
+            replaced = (
+                [choices, *spec[1:]]
+                if isinstance(spec[0], list)
+                else [spec[0], {**spec[1], "options": choices}, *spec[2:]]
+            )
+            named = {**named, input_name: replaced}
+        inputs[part] = named
+    return {**description, "input": inputs}

@@ -1,0 +1,85 @@
+"""Which of the gateway's uploads lies under which name on which backend. Pure bookkeeping.
+
+A name here is never given up: a ComfyUI has no route that deletes an input file, so what was put there may be read
+there, and no other tenant may name it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from gateway.comfy.outputs import FileRef
+
+# What ComfyUI puts before the suffix of an upload whose name is taken (server.py, image_upload).
+_NUMBER = re.compile(r" \(\d+\)(?=\.[^.]*$|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Bytes on a backend: under `ref` there, with the ETag that its /view gave them (empty if it gave none)."""
+
+    ref: FileRef
+    etag: str
+
+
+class Placements:
+    """All placements."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, FileRef], Placement] = {}
+        self._digests: dict[tuple[str, FileRef], str] = {}
+        self._names: set[FileRef] = set()
+        self._trusted: dict[str, set[FileRef]] = {}
+        self._arriving: Counter[FileRef] = Counter()
+
+    def put(self, backend: str, wanted: FileRef, digest: str, placement: Placement) -> None:
+        """Bytes that were to be called `wanted` are on a backend now."""
+        self._known[backend, digest, wanted] = placement
+        self._digests[backend, placement.ref] = digest
+        self._names.add(_key(placement.ref))
+
+    @contextmanager
+    def arriving(self, asked: FileRef) -> Iterator[None]:
+        """A file is being sent. Until it is `put`, whatever name a backend may give it counts as somebody's."""
+        key = _key(asked)
+        self._arriving[key] += 1
+        try:
+            yield
+        finally:
+            self._arriving[key] -= 1
+            if not self._arriving[key]:
+                del self._arriving[key]
+
+    def trust(self, backend: str, placement: Placement) -> None:
+        """It was seen there since the backend was last connected."""
+        self._trusted.setdefault(backend, set()).add(placement.ref)
+
+    def is_trusted(self, backend: str, placement: Placement) -> bool:
+        """Whether it was seen there since the backend was last connected."""
+        return placement.ref in self._trusted.get(backend, ())
+
+    def doubt(self, backend: str) -> None:
+        """The backend may have come back empty: each placement there is looked at before it is used again."""
+        self._trusted.pop(backend, None)
+
+    def find(self, backend: str, wanted: FileRef, digest: str) -> Placement | None:
+        """Where these bytes are on a backend; what has been overwritten since does not count."""
+        placement = self._known.get((backend, digest, wanted))
+        return placement if placement and self._digests.get((backend, placement.ref)) == digest else None
+
+    def is_name(self, ref: FileRef) -> bool:
+        """Whether any backend has an upload of somebody's under this name."""
+        key = _key(ref)
+        return key in self._names or bool(
+            self._arriving
+            and (key in self._arriving or replace(key, filename=_NUMBER.sub("", key.filename)) in self._arriving)
+        )
+
+
+def _key(ref: FileRef) -> FileRef:
+    """What a file system may take for the same name: Windows and macOS ignore case, Windows a dot at the end."""
+    return FileRef(ref.kind, ref.subfolder.casefold(), ref.filename.casefold().rstrip(" ."))

@@ -1,0 +1,274 @@
+"""Puts files on backends: uploads from the gateway's store, and outputs of other backends.
+
+A ComfyUI is asked to store a file as any client asks it, without ``overwrite``: it answers with the name that the
+bytes have from now on, the old one if it had them already, another one if other bytes have the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+
+from gateway.comfy import wire
+from gateway.comfy.client import BackendError, BadAnswer, Unreachable
+from gateway.comfy.outputs import FileRef, folder_of
+from gateway.fleet.backend import Backend
+from gateway.fleet.files import Upload, marked
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.placements import Placement, Placements
+from gateway.store.blobs import BlobStore
+from gateway.store.protocol import PlacementRecord, Store, StoreError
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("files")
+
+MAX_SPREADING = 1_000
+MAX_COPIES = 10_000
+# A file may take a minute, and a second more for each megabyte.
+PATIENCE_SECONDS = 60.0
+BYTES_A_SECOND = 1_000_000
+
+
+class FileMissing(Exception):
+    """A file is not where it was said to be."""
+
+
+class SourceDown(Exception):
+    """The backend that has a file can't be reached."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend)
+        self.backend = backend
+
+
+class Placer:
+    """Puts files on backends, each once, however many ask for it at a time."""
+
+    def __init__(self, fleet: Fleet, blobs: BlobStore, placements: Placements, store: Store, metrics: Metrics) -> None:
+        self._fleet = fleet
+        self._blobs = blobs
+        self._placements = placements
+        self._store = store
+        self._metrics = metrics
+        self._tasks = Tasks("placer")
+        self._under_way: dict[Hashable, asyncio.Task[FileRef | Exception]] = {}
+        self._spreading: dict[str, deque[tuple[FileRef, Upload]]] = {}
+        self._copies: OrderedDict[tuple[str, str, FileRef], FileRef] = OrderedDict()
+
+    async def close(self) -> None:
+        """Stop. What is not on a backend is put there when a prompt needs it."""
+        await self._tasks.close()
+
+    def reconnected(self, backend: Backend) -> None:
+        """The backend may have come back empty, or as another one."""
+        self._placements.doubt(backend.name)
+        for key in [key for key in self._copies if backend.name in key[:2]]:
+            del self._copies[key]
+
+    async def ensure(self, backend: Backend, wanted: FileRef, upload: Upload) -> FileRef:
+        """Make sure that an upload is on a backend; returns what it is called there.
+
+        Raises:
+            BackendError: the backend can't be reached, or does not take it.
+            FileMissing, StoreError: the gateway's own copy can't be read.
+        """
+        known = self._placements.find(backend.name, wanted, upload.digest)
+        if known is not None and self._placements.is_trusted(backend.name, known):
+            return known.ref
+        key = (backend.name, wanted, upload.digest)
+        return await self._once(key, lambda: self._ensure(backend, wanted, upload, known))
+
+    async def copy(self, source: Backend, ref: FileRef, target: Backend) -> FileRef:
+        """Bring a file of one backend to another; returns what it is called there.
+
+        Raises:
+            BackendError: the target can't be reached, or does not take it.
+            FileMissing: the source does not have it.
+            SourceDown: it can't be reached.
+            StoreError: there is no room to hold it meanwhile.
+        """
+        key = (target.name, source.name, ref)
+        known = self._copies.get(key)
+        if known is not None:
+            self._copies.move_to_end(key)
+            return known
+        return await self._once(key, lambda: self._copy(source, ref, target))
+
+    def spread(self, wanted: FileRef, upload: Upload) -> None:
+        """Put an upload on every backend in the background, one file a backend at a time."""
+        for backend in self._fleet.backends.values():
+            if not backend.pulse.alive:
+                continue
+            waiting = self._spreading.get(backend.name)
+            if waiting is None:
+                waiting = self._spreading[backend.name] = deque(maxlen=MAX_SPREADING)
+                self._tasks.start(self._spread(backend, waiting), f"spread:{backend.name}")
+            waiting.append((wanted, upload))
+
+    async def somewhere(self, wanted: FileRef, upload: Upload) -> tuple[Backend, FileRef]:
+        """A backend that has an upload, which it may just have got, and what it is called there.
+
+        Raises:
+            BackendError: none can be reached.
+            FileMissing, StoreError: the gateway's own copy can't be read.
+        """
+        alive = [backend for backend in self._fleet.by_preference if backend.pulse.alive]
+        alive.sort(key=lambda backend: self._placements.find(backend.name, wanted, upload.digest) is None)
+        failure: BackendError = Unreachable("no backend can be reached")
+        for backend in alive:
+            try:
+                return backend, await self.ensure(backend, wanted, upload)
+            except BackendError as error:
+                failure = error
+        raise failure
+
+    async def holder_of(self, ref: FileRef, *besides: Backend) -> Backend | None:
+        """A backend that has a file which the ledger never saw; `besides` are not asked."""
+        for backend in self._fleet.by_preference:
+            if backend in besides or not backend.pulse.alive:
+                continue
+            try:
+                if await self.has(backend, ref):
+                    return backend
+            except BackendError as error:
+                _log.info("looking for a file", backend=backend.name, error=str(error))
+        return None
+
+    async def has(self, backend: Backend, ref: FileRef) -> bool:
+        """Whether a backend has a file of this name, whosever it is.
+
+        Raises:
+            BackendError: it does not say.
+        """
+        return await self._look(backend, ref) is not None
+
+    async def _spread(self, backend: Backend, waiting: deque[tuple[FileRef, Upload]]) -> None:
+        try:
+            while waiting:
+                wanted, upload = waiting.popleft()
+                try:
+                    await self.ensure(backend, wanted, upload)
+                except (BackendError, FileMissing, StoreError) as error:
+                    _log.info("spreading", backend=backend.name, error=str(error))
+        finally:
+            del self._spreading[backend.name]
+
+    async def _once(self, key: Hashable, work: Callable[[], Awaitable[FileRef]]) -> FileRef:
+        """Do a piece of work, or wait for the one that is at it. It goes on when those who wait give up."""
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = self._tasks.start(_caught(work), "file")
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _ensure(self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None) -> FileRef:
+        if known is not None and await self._look(backend, known.ref) == known.etag:
+            self._placements.trust(backend.name, known)
+            return known.ref
+        path = self._blobs.path(upload.digest)
+        if not await self._blobs.has(upload.digest):
+            raise FileMissing(f"the gateway's copy of '{wanted.filename}' is gone")
+        asked = wanted
+        if wanted.kind != "input":
+            # A node that is saving at this moment may be about to take the very name: an output must not replace it.
+            asked = FileRef(wanted.kind, wanted.subfolder, marked(wanted.filename, upload.digest[:8]))
+        # Its name must be known for somebody's before a prompt of anybody's can read it.
+        with self._placements.arriving(asked):
+            ref = await self._send(backend, asked, path, upload.size)
+            placement = Placement(ref, await self._look(backend, ref) or "")
+            self._placements.put(backend.name, wanted, upload.digest, placement)
+            record = PlacementRecord(
+                backend.name, ref.kind, ref.subfolder, ref.filename, wanted.filename, upload.digest, placement.etag
+            )
+            await self._store.write([record])
+        self._placements.trust(backend.name, placement)
+        return ref
+
+    async def _copy(self, source: Backend, ref: FileRef, target: Backend) -> FileRef:
+        async with self._blobs.writer() as writer:
+            try:
+                async with source.client.open("GET", view_path(ref)) as answer:
+                    if answer.status != 200:
+                        raise FileMissing(f"backend '{source.name}' does not have '{ref.filename}' any more")
+                    async for chunk in answer.content.iter_any():
+                        await writer.write(chunk)
+            except BackendError as error:
+                raise SourceDown(source.name) from error
+            # Marked, so that no node on the target is about to save under the same name.
+            asked = FileRef(ref.kind, ref.subfolder, marked(ref.filename, source.name))
+            there = await self._send(target, asked, await writer.spool(), writer.size)
+        key = (target.name, source.name, ref)
+        self._copies[key] = there
+        while len(self._copies) > MAX_COPIES:
+            self._copies.popitem(last=False)
+        return there
+
+    async def _send(self, backend: Backend, asked: FileRef, path: Path, size: int) -> FileRef:
+        form = {"type": asked.kind, "subfolder": asked.subfolder}
+        status, answer = await post_file(backend, "/upload/image", path, size, asked.filename, form)
+        self._metrics.files_placed.labels(backend.name, "ok" if status == 200 else "refused").inc()
+        if status != 200:
+            raise BadAnswer(f"backend '{backend.name}' answered {status} to the file '{asked.filename}'", status)
+        try:
+            value: Any = wire.loads(answer)
+            return FileRef(asked.kind, folder_of(value.get("subfolder") or ""), str(value["name"]))
+        except (wire.MalformedJson, KeyError, TypeError, AttributeError) as error:
+            raise BadAnswer("POST /upload/image did not answer as ComfyUI does", status) from error
+
+    async def _look(self, backend: Backend, ref: FileRef) -> str | None:
+        """The ETag of a file on a backend; None if there is none of that name."""
+        answer = await backend.client.call("HEAD", view_path(ref))
+        return answer.headers.get("ETag", "") if answer.status == 200 else None
+
+
+async def post_file(
+    backend: Backend, path: str, file: Path, size: int, filename: str, fields: dict[str, str]
+) -> tuple[int, bytes]:
+    """POST a file as a form, streamed; (status, body).
+
+    Raises:
+        BackendError: the backend can't be reached.
+        FileMissing: the file is not there.
+    """
+    form = aiohttp.FormData(quote_fields=False)
+    for name, value in fields.items():
+        form.add_field(name, value)
+    try:
+        source = await asyncio.to_thread(file.open, "rb")
+    except OSError as error:
+        raise FileMissing(f"'{filename}' can't be read: {error.strerror}") from error
+    try:
+        form.add_field("image", source, filename=filename, content_type="application/octet-stream")
+        async with (
+            asyncio.timeout(PATIENCE_SECONDS + size / BYTES_A_SECOND),
+            backend.client.open("POST", path, data=form) as answer,
+        ):
+            return answer.status, await answer.read()
+    except TimeoutError as error:
+        raise BackendError(f"backend '{backend.name}' did not take '{filename}' in time") from error
+    finally:
+        await asyncio.to_thread(source.close)
+
+
+def view_path(ref: FileRef) -> str:
+    """The path and query that a backend gives a file for."""
+    folder = {"subfolder": ref.subfolder} if ref.subfolder else {}
+    return "/view?" + urlencode({"filename": ref.filename, **folder, "type": ref.kind})
+
+
+async def _caught(work: Callable[[], Awaitable[FileRef]]) -> FileRef | Exception:
+    try:
+        return await work()
+    except (BackendError, FileMissing, SourceDown, StoreError) as error:
+        return error

@@ -1,0 +1,198 @@
+"""The upload store: what clients brought, kept once whatever it is called, within a quota and for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from gateway.comfy.outputs import FileRef
+from gateway.fleet.files import FileIndex, Upload
+from gateway.settings import UploadSettings
+from gateway.store.blobs import Blob, BlobStore, BlobWriter
+from gateway.store.protocol import Store, StoreError, UploadRecord, UploadRemoval
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("uploads")
+
+SWEEP_SECONDS = 300.0
+# A use is journalled if the one journalled last is so much older.
+USE_RESOLUTION_MS = 600_000
+
+
+class QuotaExceeded(Exception):
+    """There is no room for an upload, even without all that is not in use."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Bytes in the store, whatever they are called."""
+
+    size: int
+    used_at: int
+    journalled_at: int
+    names: set[tuple[str, FileRef]] = field(default_factory=set)
+
+
+class Uploads:
+    """Uploads and their names.
+
+    Args:
+        in_use: the digests that open jobs need: those never go.
+    """
+
+    def __init__(
+        self,
+        settings: UploadSettings,
+        files: FileIndex,
+        blobs: BlobStore,
+        store: Store,
+        in_use: Callable[[], Collection[str]],
+    ) -> None:
+        self._settings = settings
+        self._files = files
+        self._store = store
+        self._in_use = in_use
+        self._kept: dict[str, _Kept] = {}
+        # Held while bytes come into the store or leave it: the same bytes may do both at a time.
+        self._moving = asyncio.Lock()
+        self._tasks = Tasks("uploads")
+        self.blobs = blobs
+        self.bytes = 0
+
+    async def restore(self) -> None:
+        """Read what an earlier run kept.
+
+        Raises:
+            StoreError: the directory can't be used.
+        """
+        await self.blobs.open()
+        for record in await self._store.uploads():
+            ref = FileRef(record.kind, record.subfolder, record.filename)
+            self._name(record.tenant, ref, Upload(record.digest, record.size), record.used_at)
+        await self.blobs.remove_all_but(self._kept)
+
+    def start(self) -> None:
+        """Begin to let go of what nobody has used for long."""
+        self._tasks.start(self._sweep_for_ever(), "sweep")
+
+    async def close(self) -> None:
+        """Stop."""
+        await self._tasks.close()
+
+    async def add(
+        self, tenant: str, wanted: FileRef, writer: BlobWriter, *, overwrite: bool, compare: str = ""
+    ) -> FileRef:
+        """Keep an upload whose bytes have all been written; returns its name.
+
+        `compare` is the digest that tells the same file from another, if it is not the bytes' own: ComfyUI compares a
+        mask before it is put into its picture (server.py, upload_mask).
+
+        Raises:
+            QuotaExceeded: there is no room for it.
+            StoreError: it could not be written.
+        """
+        blob = await writer.seal()
+        async with self._moving:
+            ref = self._files.allot(tenant, wanted, compare or blob.digest, overwrite)
+            known = self._files.find(tenant, ref)
+            if isinstance(known, Upload) and known.digest == (compare or blob.digest):
+                self.use(known.digest)
+                return ref
+            await self._make_room(blob)
+            await writer.keep(blob)
+            # Asked again: while there was an await, another upload may have taken the name.
+            ref = self._files.allot(tenant, wanted, compare or blob.digest, overwrite)
+            before, now = self._files.find(tenant, ref), _now()
+            self._name(tenant, ref, Upload(blob.digest, blob.size), now)
+            if isinstance(before, Upload) and before.digest != blob.digest:
+                await self._unname(tenant, ref, before.digest)
+        await self._store.write(
+            [UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, blob.digest, blob.size, now)]
+        )
+        return ref
+
+    def use(self, digest: str) -> None:
+        """An upload is used now."""
+        kept, now = self._kept.get(digest), _now()
+        if kept is None:
+            return
+        kept.used_at = now
+        if now - kept.journalled_at > USE_RESOLUTION_MS:
+            kept.journalled_at = now
+            self._store.write(
+                [
+                    UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, digest, kept.size, now)
+                    for tenant, ref in kept.names
+                ]
+            )
+
+    def _name(self, tenant: str, ref: FileRef, upload: Upload, used_at: int) -> None:
+        kept = self._kept.get(upload.digest)
+        if kept is None:
+            kept = self._kept[upload.digest] = _Kept(upload.size, used_at, used_at)
+            self.bytes += upload.size
+        kept.used_at = max(kept.used_at, used_at)
+        kept.names.add((tenant, ref))
+        self._files.put_upload(tenant, ref, upload)
+
+    async def _unname(self, tenant: str, ref: FileRef, digest: str) -> None:
+        """A name means other bytes now; the old ones go if nothing else is called so."""
+        kept = self._kept.get(digest)
+        if kept is None:
+            return
+        kept.names.discard((tenant, ref))
+        if not kept.names and digest not in self._in_use():
+            await self._let_go(digest)
+
+    async def _make_room(self, blob: Blob) -> None:
+        if blob.digest in self._kept:
+            return
+        excess = self.bytes + blob.size - self._settings.quota
+        if excess > 0 and blob.size <= self._settings.quota:
+            await self._evict(excess)
+        if self.bytes + blob.size > self._settings.quota:
+            raise QuotaExceeded(
+                f"{self.bytes} of {self._settings.quota} bytes are kept and in use; this file has {blob.size}"
+            )
+
+    async def _evict(self, wanted: int) -> None:
+        """Let go of what was used least recently, until so many bytes are free."""
+        in_use = self._in_use()
+        candidates = [d for d in sorted(self._kept, key=lambda d: self._kept[d].used_at) if d not in in_use]
+        for digest in candidates:
+            if wanted <= 0:
+                return
+            wanted -= self._kept[digest].size
+            await self._let_go(digest)
+
+    async def _let_go(self, digest: str) -> None:
+        kept = self._kept.pop(digest)
+        self.bytes -= kept.size
+        for tenant, ref in kept.names:
+            found = self._files.find(tenant, ref)
+            if isinstance(found, Upload) and found.digest == digest:
+                self._files.drop_upload(tenant, ref)
+        self._store.write([UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in kept.names])
+        await self.blobs.remove(digest)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_SECONDS, self._settings.keep))
+            try:
+                await self.sweep(_now())
+            except StoreError as error:
+                _log.error("sweeping", error=str(error))
+
+    async def sweep(self, now: int) -> None:
+        """Let go of what nobody has used for `uploads.keep` before `now` (milliseconds since 1970)."""
+        oldest, in_use = now - self._settings.keep * 1000, self._in_use()
+        async with self._moving:
+            for digest in [d for d, kept in self._kept.items() if kept.used_at < oldest and d not in in_use]:
+                await self._let_go(digest)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,154 @@
+"""The files that a prompt names: may its tenant, and are they on the backend that it is sent to?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
+from gateway.comfy.graph import FileInput
+from gateway.comfy.outputs import FileRef
+from gateway.fleet.backend import Backend
+from gateway.fleet.catalogue import Catalogue
+from gateway.fleet.files import FileIndex, Holder, Upload
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.placements import Placements
+from gateway.fleet.placer import FileMissing, Placer, SourceDown
+from gateway.fleet.uploads import Uploads
+from gateway.jobs.job import Job
+from gateway.jobs.ledger import Ledger
+from gateway.store.protocol import StoreError
+
+
+class InputMissing(Exception):
+    """A file that a prompt needs is nowhere any more; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What prompts read.
+
+    Args:
+        isolated: whether a tenant may name nothing but what is its own, or what the gateway knows nothing of.
+    """
+
+    fleet: Fleet
+    files: FileIndex
+    placements: Placements
+    placer: Placer
+    uploads: Uploads
+    catalogue: Catalogue
+    isolated: bool
+
+    def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
+        """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
+        return [file for file in files if self._is_foreign(tenant, file)] if self.isolated else []
+
+    def _is_foreign(self, tenant: str, file: FileInput) -> bool:
+        ref = file.ref
+        if ref is None:
+            # ComfyUI's own loaders take a path that leads out of its folder for a file that is not there.
+            return file.declared or file.annotated
+        if self.files.find(tenant, ref) is not None:
+            return False
+        return ref.kind != "input" or self.placements.is_name(ref)
+
+    async def prepare(self, job: Job, backend: Backend) -> Mapping[tuple[str, str], str]:
+        """Make sure of a job's files on a backend.
+
+        Returns the inputs, by (node_id, name), that must say something else there, and what.
+
+        Raises:
+            Refused, Unreachable: the backend does not take files now.
+            SourceDown, InputMissing: see there.
+        """
+        submission = job.submission
+        changed: dict[tuple[str, str], str] = {}
+        try:
+            for file in submission.files:
+                there = await self._there(job.tenant, file, backend)
+                if there is not None and there != file.ref:
+                    changed[file.node_id, file.input_name] = file.renamed(there)
+        except (Refused, Unreachable):
+            raise
+        except BadAnswer as error:
+            if error.status >= 500:
+                raise Unreachable(str(error)) from error
+            raise InputMissing(str(error)) from error
+        except BackendError as error:
+            # Nothing of the prompt was sent yet, whatever became of the file.
+            raise Unreachable(str(error)) from error
+        except (FileMissing, StoreError) as error:
+            raise InputMissing(str(error)) from error
+        classes = dict(submission.nodes)
+        for node_id, name, value in submission.separated:
+            spelled = self.catalogue.spelled(backend.name, classes[node_id], name, value)
+            if spelled != value:
+                changed[node_id, name] = spelled
+        return changed
+
+    async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
+        """What the backend calls a file; None where that is not the gateway's to say."""
+        ref = file.ref
+        if self.isolated and self._is_foreign(tenant, file):
+            raise FileMissing(f"Invalid file: {file.value}")
+        found = self.files.find(tenant, ref) if ref is not None else None
+        match found:
+            case Upload():
+                assert ref is not None
+                self.uploads.use(found.digest)
+                return await self.placer.ensure(backend, ref, found)
+            case Holder(owner, filename):
+                assert ref is not None
+                return await self._from_owner(owner, FileRef(ref.kind, ref.subfolder, filename), backend)
+        # A text that ends like a file's name is most likely a text.
+        is_file = ref is not None and (file.declared or file.annotated)
+        return await self._unknown(ref, backend) if is_file and ref is not None else None
+
+    async def _from_owner(self, owner: str, ref: FileRef, backend: Backend) -> FileRef:
+        if owner == backend.name:
+            return ref
+        source = self.fleet.backends.get(owner)
+        if source is None:
+            raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
+        if not source.pulse.alive:
+            raise SourceDown(owner)
+        return await self.placer.copy(source, ref, backend)
+
+    async def _unknown(self, ref: FileRef, backend: Backend) -> FileRef | None:
+        """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
+        if self.isolated or await self.placer.has(backend, ref):
+            return None
+        other = await self.placer.holder_of(ref, backend)
+        return await self.placer.copy(other, ref, backend) if other is not None else None
+
+    async def absent(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
+        """Of the inputs that are declared as files, those that name one that is nowhere."""
+        return [file for file in files if file.declared and not await self._exists(tenant, file.ref)]
+
+    async def _exists(self, tenant: str, ref: FileRef | None) -> bool:
+        if ref is None:
+            return False
+        if self.files.find(tenant, ref) is not None:
+            return True
+        alive = [backend for backend in self.fleet.by_preference if backend.pulse.alive]
+        for backend in alive:
+            try:
+                if await self.placer.has(backend, ref):
+                    return True
+            except BackendError:
+                # It can't say; so the backend that is to run it will.
+                return True
+        return not alive
+
+    def holders(self, tenant: str, files: Collection[FileInput]) -> frozenset[str]:
+        """The backends that have a file of these already."""
+        found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
+        return frozenset(holder.backend for holder in found if isinstance(holder, Holder))
+
+
+def digests_in_use(ledger: Ledger, files: FileIndex) -> frozenset[str]:
+    """The uploads that open jobs name."""
+    named = ((job.tenant, file.ref) for job in ledger.jobs() for file in job.submission.files)
+    found = (files.find(tenant, ref) for tenant, ref in named if ref is not None)
+    return frozenset(file.digest for file in found if isinstance(file, Upload))

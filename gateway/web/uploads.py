@@ -1,0 +1,193 @@
+"""POST /upload/image and /upload/mask: into the gateway's own store, as a stream, and from there to the backends."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from os.path import splitext
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.comfy import wire
+from gateway.comfy.client import BackendError
+from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
+from gateway.fleet.files import Upload
+from gateway.fleet.masks import compose
+from gateway.fleet.placer import FileMissing
+from gateway.fleet.uploads import QuotaExceeded
+from gateway.store.blobs import BlobWriter
+from gateway.web.answers import JSON, empty, problem
+from gateway.web.parts import Parts, caller, parts
+from gateway.web.streaming import CHUNK
+from gateway.web.view import locate
+
+MAX_FIELD = 64 * 1024
+MAX_PARTS = 64
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class _TooLarge(Exception):
+    """The form is larger than what is taken; the text says by which limit."""
+
+
+@dataclass(slots=True)
+class _Form:
+    """What was sent: the fields, and the file as its bytes are being kept."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str | None = None
+    writer: BlobWriter | None = None
+
+    @property
+    def kind(self) -> str:
+        """The folder; ComfyUI's default is input."""
+        return self.fields.get("type", "input")
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether the name is wanted in any case."""
+        return self.fields.get("overwrite") in ("true", "1")
+
+    def wanted(self) -> FileRef | None:
+        """The name asked for; None if it is none, or leads out of its folder."""
+        subfolder = self.fields.get("subfolder", "")
+        if not self.filename or self.kind not in KINDS or _CONTROL.search(subfolder + self.filename):
+            return None
+        ref = file_ref(self.kind, subfolder, self.filename)
+        # File systems hold names of 255 bytes; the rest is for what ComfyUI or the gateway may put in.
+        return ref if ref is not None and len(ref.filename.encode()) <= 200 else None
+
+
+async def post_image(request: web.Request) -> web.StreamResponse:
+    """Keep a file; answered as ComfyUI answers (server.py, image_upload)."""
+    return await _upload(request, is_mask=False)
+
+
+async def post_mask(request: web.Request) -> web.StreamResponse:
+    """Keep a picture with the mask that was sent; it is put together where the picture is."""
+    return await _upload(request, is_mask=True)
+
+
+async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
+    gateway = parts(request)
+    async with AsyncExitStack() as stack:
+        try:
+            form = await _receive(request, stack)
+            wanted = form.wanted()
+            if form.writer is None or wanted is None:
+                return empty(400)
+            if is_mask:
+                return await _keep_mask(request, form, form.writer, wanted, stack)
+            ref = await gateway.engine.uploads.add(
+                caller(request).tenant, wanted, form.writer, overwrite=form.overwrite
+            )
+        except _TooLarge as error:
+            return problem(413, "upload_too_large", "The file is too large", str(error))
+        except QuotaExceeded as error:
+            return problem(507, "uploads_full", "There is no room for the file", str(error))
+    return _answer(gateway, caller(request).tenant, form, wanted, ref)
+
+
+def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: FileRef) -> web.Response:
+    upload = gateway.engine.files.find(tenant, ref)
+    if isinstance(upload, Upload):
+        gateway.engine.placer.spread(ref, upload)
+    # A renamed file keeps whatever path was part of its name.
+    assert form.filename is not None
+    name = form.filename if ref == wanted else form.filename[: -len(wanted.filename)] + ref.filename
+    body = {"name": name, "subfolder": form.fields.get("subfolder", ""), "type": form.kind}
+    return web.Response(body=wire.dumps_exact(body), headers={"Content-Type": JSON})
+
+
+def _limit(gateway: Parts) -> int:
+    """What is taken: no more than every backend takes (ComfyUI's --max-upload-size)."""
+    told = (backend.features.get("max_upload_size") for backend in gateway.fleet.backends.values())
+    return min([gateway.settings.uploads.max_size, *(limit for limit in told if isinstance(limit, int))])
+
+
+async def _receive(request: web.Request, stack: AsyncExitStack) -> _Form:
+    form, limit = _Form(), _limit(parts(request))
+    if (request.content_length or 0) > limit:
+        raise _TooLarge(f"at most {limit} bytes are taken")
+    if not request.content_type.startswith("multipart/"):
+        return form
+    try:
+        reader = await request.multipart()
+        for _ in range(MAX_PARTS):
+            part = await reader.next()
+            if part is None:
+                break
+            if not isinstance(part, BodyPartReader):
+                return _Form()
+            if part.name == "image" and part.filename is not None and form.writer is None:
+                form.filename = part.filename
+                form.writer = await stack.enter_async_context(parts(request).engine.uploads.blobs.writer())
+                await _write(part, form.writer, limit)
+            elif part.name and part.filename is None:
+                form.fields.setdefault(part.name, await _text(part))
+    except (HttpProcessingError, ValueError, AssertionError, LookupError):
+        # Not a form, or a broken one: ComfyUI finds no file in it.
+        return _Form()
+    return form
+
+
+async def _write(part: BodyPartReader, writer: BlobWriter, limit: int) -> None:
+    while chunk := await part.read_chunk(CHUNK):
+        await writer.write(part.decode(chunk))
+        if writer.size > limit:
+            raise _TooLarge(f"at most {limit} bytes are taken")
+
+
+async def _text(part: BodyPartReader) -> str:
+    data = bytearray()
+    while chunk := await part.read_chunk(MAX_FIELD):
+        data += chunk
+        if len(data) > MAX_FIELD:
+            raise _TooLarge(f"a field has at most {MAX_FIELD} bytes")
+    return part.decode(bytes(data)).decode("utf-8", "replace")
+
+
+async def _keep_mask(
+    request: web.Request, form: _Form, mask: BlobWriter, wanted: FileRef, stack: AsyncExitStack
+) -> web.StreamResponse:
+    gateway, identity = parts(request), caller(request)
+    original = _original(form.fields.get("original_ref", ""))
+    if original is None:
+        return empty(400)
+    raw = await mask.seal()
+    try:
+        found = await locate(gateway, identity, original)
+        composed = await stack.enter_async_context(gateway.engine.uploads.blobs.writer())
+        suffix = splitext(wanted.filename)[1]
+        is_there = found is not None and await compose(*found, await mask.spool(), raw.size, suffix, composed)
+    except BackendError as error:
+        details = f"{error}; try again later"
+        return problem(503, "owner_unavailable", "The picture can't be reached", details, {"Retry-After": "5"})
+    except FileMissing:
+        is_there = False
+    if not is_there:
+        # As ComfyUI: it answers with the name, and there is no such file.
+        return _answer(gateway, identity.tenant, form, wanted, wanted)
+    ref = await gateway.engine.uploads.add(
+        identity.tenant, wanted, composed, overwrite=form.overwrite, compare=raw.digest
+    )
+    return _answer(gateway, identity.tenant, form, wanted, ref)
+
+
+def _original(text: str) -> FileRef | None:
+    try:
+        value: Any = wire.loads(text)
+        filename, kind, subfolder = value["filename"], value.get("type", "output"), value.get("subfolder", "")
+    except (wire.MalformedJson, KeyError, TypeError, AttributeError):
+        return None
+    if not (isinstance(filename, str) and isinstance(kind, str) and isinstance(subfolder, str)):
+        return None
+    match = ANNOTATED.match(filename)
+    if match:
+        filename, kind = match["path"], match["kind"]
+    if not filename or filename[0] == "/" or ".." in filename or kind not in KINDS:
+        return None
+    return file_ref(kind, subfolder, filename)

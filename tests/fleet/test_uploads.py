@@ -1,0 +1,112 @@
+"""Uploads' names, placements, and what the lists offer."""
+
+from __future__ import annotations
+
+from gateway.comfy import wire
+from gateway.comfy.outputs import FileRef, rename
+from gateway.fleet.editions import make_edition
+from gateway.fleet.files import FileIndex, Holder, Upload
+from gateway.fleet.placements import Placement, Placements
+
+PIC = FileRef("input", "", "pic.png")
+A, B = Upload("a" * 64, 1), Upload("b" * 64, 2)
+
+
+def put(files: FileIndex, tenant: str, upload: Upload, overwrite: bool = False) -> str:
+    """Upload a pic.png."""
+    ref = files.allot(tenant, PIC, upload.digest, overwrite)
+    files.put_upload(tenant, ref, upload)
+    return ref.filename
+
+
+def test_names_are_comfyuis_and_a_tenants_own() -> None:
+    files = FileIndex()
+    assert put(files, "t", A) == "pic.png"
+    assert put(files, "t", A) == "pic.png"
+    assert put(files, "t", B) == "pic (1).png"
+    assert put(files, "t", B) == "pic (1).png"
+    assert put(files, "t", B, overwrite=True) == "pic.png"
+    assert put(files, "other", B) == "pic.png"
+    assert files.find("t", PIC) == B
+    files.drop_upload("t", PIC)
+    assert files.find("t", PIC) is None
+    assert files.find("other", PIC) == B
+
+
+def test_an_upload_and_an_output_never_share_a_name() -> None:
+    files = FileIndex()
+    output = FileRef("output", "", "x.png")
+    files.claim("t", "b1", output)
+    ref = files.allot("t", output, A.digest, overwrite=False)
+    assert ref.filename == "x (1).png"
+    files.put_upload("t", ref, A)
+    assert files.claim("t", "b1", ref) == ("x (1)~b1.png", True)
+    assert files.find("t", output) == Holder("b1", "x.png")
+
+
+def test_a_placed_name_is_somebodys_in_every_spelling() -> None:
+    placements = Placements()
+    assert not placements.is_name(PIC)
+    with placements.arriving(PIC):
+        assert placements.is_name(PIC)
+        assert placements.is_name(FileRef("input", "", "pic (3).png"))
+    assert not placements.is_name(PIC)
+    placements.put("b1", PIC, A.digest, Placement(FileRef("input", "", "pic (1).png"), "etag"))
+    assert placements.is_name(FileRef("input", "", "PIC (1).png"))
+    assert placements.is_name(FileRef("input", "", "pic (1).png."))
+    assert not placements.is_name(PIC)
+
+
+def test_overwritten_placements_do_not_count() -> None:
+    placements = Placements()
+    there = Placement(PIC, "etag")
+    placements.put("b1", PIC, A.digest, there)
+    assert placements.find("b1", PIC, A.digest) == there
+    placements.put("b1", PIC, B.digest, there)
+    assert placements.find("b1", PIC, A.digest) is None
+    placements.trust("b1", there)
+    placements.doubt("b1")
+    assert not placements.is_trusted("b1", there)
+
+
+def test_each_tenants_lists_offer_its_own() -> None:
+    info = {
+        "LoadImage": {"input": {"required": {"image": [["hand.png", "placed.png"], {"image_upload": True}]}}},
+        "LoadVideo": {"input": {"required": {"file": ["COMBO", {"options": [], "video_upload": True}]}}},
+        "Other": {"input": {"required": {"x": [["placed.png"], {}]}}},
+    }
+    edition = make_edition({"b1": info}, lambda ref: ref.filename == "placed.png")
+    own = [PIC, FileRef("input", "", "film.mp4"), FileRef("input", "sub", "y.png"), FileRef("output", "", "z.png")]
+    for uploads, images, films in (([], ["hand.png"], []), (own, ["hand.png", "pic.png"], ["film.mp4"])):
+        body = edition.body(uploads)
+        shown = wire.loads(body.plain)
+        assert shown["LoadImage"]["input"]["required"]["image"] == [images, {"image_upload": True}]
+        assert shown["LoadVideo"]["input"]["required"]["file"][1]["options"] == films
+        assert shown["Other"] == info["Other"]
+        assert edition.node_class("LoadImage", uploads) == shown["LoadImage"]
+    assert edition.body([]).etag != edition.body(own).etag
+
+
+def test_files_in_outputs_of_all_kinds() -> None:
+    seen: list[FileRef] = []
+
+    def name(ref: FileRef) -> str:
+        seen.append(ref)
+        return f"new-{ref.filename}"
+
+    output = {
+        "gifs": [{"filename": "a.mp4", "subfolder": "v", "type": "temp", "workflow": "a.png", "format": "video/h264"}],
+        "custom": {"deep": [[{"filename": "b.latent"}]]},
+        "result": ["mesh.glb", "3d/other.obj [output]", "temp/bg_1.png", {"position": 1}, None],
+        "text": ["a model.glb in a text", {"filename": "t.txt", "type": "output"}],
+        "animated": [True],
+    }
+    renamed = rename(output, name)
+    assert renamed["gifs"][0] == {**output["gifs"][0], "filename": "new-a.mp4", "workflow": "new-a.png"}
+    assert renamed["custom"] == {"deep": [[{"filename": "new-b.latent"}]]}
+    assert renamed["result"][:3] == ["new-mesh.glb", "3d/new-other.obj [output]", "temp/new-bg_1.png"]
+    assert renamed["text"] == ["a model.glb in a text", {"filename": "new-t.txt", "type": "output"}]
+    assert FileRef("temp", "v", "a.png") in seen
+    assert FileRef("temp", "", "bg_1.png") in seen
+    assert FileRef("output", "3d", "other.obj") in seen
+    assert rename(output, lambda ref: ref.filename) is output
