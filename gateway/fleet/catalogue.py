@@ -7,14 +7,17 @@ custom nodes describes itself in 100 MB.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
+import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import BackendError
+from gateway.comfy.client import Answer, BackendError, BadAnswer
 from gateway.fleet import merging
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
@@ -31,10 +34,15 @@ _log = logs.get("catalogue")
 
 MAX_LISTS = 512
 MAX_BODIES = 16
+MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
 
 
 _NOTHING_KNOWN = Abilities()
+
+
+class NobodyKnows(Exception):
+    """No backend can be asked, and nothing is known from before."""
 
 
 @dataclass(slots=True)
@@ -51,13 +59,22 @@ class Catalogue:
     settings: CatalogueSettings
     files: FileIndex
     placements: Placements
+    directory: Path
     edition: Edition | None = None
     _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _lists: dict[str, _Listing] = field(default_factory=dict)
+    _answers: OrderedDict[str, tuple[float, Answer]] = field(default_factory=OrderedDict)
     _bodies: OrderedDict[str, tuple[Edition, int, Body]] = field(default_factory=OrderedDict)
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def restore(self) -> None:
+        """Read what an earlier run kept of the backends: it serves until they say otherwise."""
+        names = [backend.name for backend in self.fleet.configured]
+        self._infos = await asyncio.to_thread(_read_kept, self.directory, names)
+        if self._infos:
+            self.edition = await asyncio.to_thread(make_edition, dict(self._infos), self.placements.is_name)
 
     def start(self) -> None:
         """Begin to read the backends again and again."""
@@ -69,7 +86,8 @@ class Catalogue:
 
     def changed(self, backend: Backend) -> None:
         """A backend came, or something that it lists may have changed: read it soon."""
-        self._lists.clear()
+        for listing in self._lists.values():
+            listing.read_at = float("-inf")
         if backend.name not in self._reading:
             task = self._tasks.start(self._read(backend), backend.name)
             self._reading[backend.name] = task
@@ -108,6 +126,7 @@ class Catalogue:
             order = sorted(self.fleet.backends.values(), key=lambda b: not b.primary)
             infos = {b.name: self._infos[b.name] for b in order if b.name in self._infos}
             self.edition = await asyncio.to_thread(make_edition, infos, self.placements.is_name)
+            await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
 
     async def body(self, edition: Edition, tenant: str) -> Body:
         """An edition as a tenant sees it: with its own uploads in the lists that offer files."""
@@ -145,24 +164,104 @@ class Catalogue:
         """A choice as this backend spells it: a model in a subfolder with its own platform's separator."""
         return spelled(self.info(backend).get(node_class), input_name, value)
 
-    async def listing(self, path: str) -> list[Any] | None:
-        """The union of a route that lists names (/models/…, /embeddings); None if no backend has it."""
+    async def listing(self, path: str) -> list[Any]:
+        """The union of a route that lists names (/models/…, /embeddings), or the last one that could be made.
+
+        Raises:
+            BadAnswer: no backend has such a list; its status is theirs.
+            NobodyKnows: no backend can be asked, and none was before.
+        """
         known = self._lists.get(path)
         if known is not None and time.monotonic() - known.read_at < self.settings.refresh:
             return known.value
-        answers = await asyncio.gather(*(_list(b, path) for b in self.fleet.by_preference if b.pulse.alive))
-        lists = [answer for answer in answers if answer is not None]
+        answers = await asyncio.gather(*(_ask(b, path) for b in self.fleet.by_preference if b.pulse.alive))
+        lists = [listed for answer in answers if answer is not None and (listed := _list_of(answer)) is not None]
         if not lists:
-            return known.value if known is not None else None
+            if known is not None:
+                return known.value
+            statuses = [answer.status for answer in answers if answer is not None]
+            if not statuses:
+                raise NobodyKnows
+            raise BadAnswer(f"no backend has {path}", statuses[0] if statuses[0] != 200 else 502)
         if len(self._lists) >= MAX_LISTS:
             self._lists.clear()
-        listing = self._lists[path] = _Listing(time.monotonic(), merging.union(lists))
+        listing = self._lists[path] = _Listing(time.monotonic(), merging.union(lists, _identity))
         return listing.value
 
+    async def from_any(self, path: str) -> Answer:
+        """The answer of the first backend that has something to say (a model's metadata, its preview), or the last one.
 
-async def _list(backend: Backend, path: str) -> list[Any] | None:
+        Raises:
+            NobodyKnows: no backend can be asked, and none was before.
+        """
+        known = self._answers.get(path)
+        if known is not None and time.monotonic() - known[0] < self.settings.refresh:
+            return known[1]
+        found: Answer | None = None
+        for backend in self.fleet.by_preference:
+            answer = await _ask(backend, path) if backend.pulse.alive else None
+            if answer is not None and answer.status < 500:
+                found = answer
+                if answer.status < 400:
+                    break
+        if found is None:
+            if known is None:
+                raise NobodyKnows
+            return known[1]
+        if found.status == 200 and len(found.body) <= MAX_KEPT_ANSWER:
+            self._answers[path] = (time.monotonic(), found)
+            while len(self._answers) > MAX_LISTS:
+                self._answers.popitem(last=False)
+        return found
+
+
+def _kept(directory: Path, backend: str) -> Path:
+    return directory / f"{backend}.json.gz"
+
+
+def _keep(directory: Path, backend: str, body: bytes) -> None:
+    """Keep what a backend said, for a start at which it is down. Done without, it is only read again."""
+    path = _kept(directory, backend)
     try:
-        value = await backend.client.json(path)
-    except BackendError:
+        directory.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_bytes(gzip.compress(body, 3, mtime=0))
+        unfinished.replace(path)
+    except OSError as error:
+        _log.warning("object_info could not be kept", backend=backend, error=str(error))
+
+
+def _read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for backend in backends:
+        try:
+            info = wire.loads(gzip.decompress(_kept(directory, backend).read_bytes()))
+        except FileNotFoundError:
+            continue
+        except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
+            _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
+            continue
+        if isinstance(info, dict):
+            found[backend] = info
+    return found
+
+
+async def _ask(backend: Backend, path: str) -> Answer | None:
+    try:
+        return await backend.client.call("GET", path)
+    except BackendError as error:
+        _log.info("asking", backend=backend.name, path=path, error=str(error))
+        return None
+
+
+def _list_of(answer: Answer) -> list[Any] | None:
+    try:
+        value = wire.loads(answer.body) if answer.status == 200 else None
+    except wire.MalformedJson:
         return None
     return value if isinstance(value, list) else None
+
+
+def _identity(item: Any) -> Any:
+    """What makes two backends' items the same: the name, where they tell more (sizes, times, their own folders)."""
+    return item.get("name") if isinstance(item, dict) else item

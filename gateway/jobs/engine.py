@@ -53,7 +53,9 @@ class Engine:
         self._fleet = fleet
         self.files = FileIndex()
         self.placements = Placements()
-        self.catalogue = Catalogue(fleet, settings.catalogue, self.files, self.placements)
+        self.catalogue = Catalogue(
+            fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue"
+        )
         self.placer = Placer(fleet, blobs, self.placements, store, metrics)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
@@ -106,6 +108,7 @@ class Engine:
             wanted = FileRef(placed.kind, placed.subfolder, placed.wanted)
             self.placements.put(placed.backend, wanted, placed.digest, Placement(ref, placed.etag))
         await self.uploads.restore()
+        await self.catalogue.restore()
         for record in await self._store.history():
             self.history.restore(record)
             self.ledger.restore_number(record.number)

@@ -36,7 +36,7 @@ def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
     info: dict[str, Any] = json.loads(text)
     info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = list(options.models)
     info["LoraLoader"]["input"]["required"]["lora_name"][0] = list(options.loras)
-    return info
+    return {name: description for name, description in info.items() if name not in options.without}
 
 
 class Catalogue:

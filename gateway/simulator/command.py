@@ -17,6 +17,7 @@ from gateway.simulator.options import SimulatorOptions, model_names
 @click.option("--steps-per-second", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True)
 @click.option("--models", default="sd_xl_base_1.0", show_default=True, help="Checkpoints, separated by commas.")
 @click.option("--loras", default="", help="LoRAs, separated by commas.")
+@click.option("--without", multiple=True, metavar="CLASS", help="A node class that it does not have.")
 @click.option("--load-seconds", type=click.FloatRange(min=0), default=0.0, help="Time to load a checkpoint.")
 @click.option("--block-loop", is_flag=True, help="Loading blocks the event loop, as it does for real.")
 @click.option("--hold-loop", type=click.FloatRange(0, 0.99), default=0.0, help="Share of time a job holds the loop.")
@@ -35,6 +36,7 @@ def simulate(
     steps_per_second: float,
     models: str,
     loras: str,
+    without: tuple[str, ...],
     load_seconds: float,
     block_loop: bool,
     hold_loop: float,
@@ -58,6 +60,7 @@ def simulate(
         steps_per_second=steps_per_second,
         models=model_names(models),
         loras=model_names(loras),
+        without=without,
         load_seconds=load_seconds,
         block_loop=block_loop,
         hold_loop=hold_loop,

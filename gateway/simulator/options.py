@@ -21,6 +21,7 @@ class SimulatorOptions:
     steps_per_second: float = 20.0
     models: tuple[str, ...] = ("sd_xl_base_1.0.safetensors",)
     loras: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     load_seconds: float = 0.0
     block_loop: bool = False
     hold_loop: float = 0.0

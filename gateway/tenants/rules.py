@@ -23,6 +23,8 @@ ADMIN_PREFIXES = (
 # These list what everybody made (app/assets); an isolated tenant must not see it. /assets alone is the web UI's own.
 SHOWS_ALL = ("/api/assets",)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+# Open too, but not to pages of other origins.
+SIGN_IN_PATHS = frozenset({"/gateway/signin", "/gateway/signout"})
 
 
 def without_api(path: str) -> str:

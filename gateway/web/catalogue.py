@@ -7,10 +7,12 @@ from urllib.parse import quote
 from aiohttp import web
 
 from gateway.comfy import wire
+from gateway.comfy.client import BadAnswer
 from gateway.fleet import merging
+from gateway.fleet.catalogue import NobodyKnows
 from gateway.web.answers import JSON, empty, json, json_bytes, problem
 from gateway.web.parts import Parts, caller, parts
-from gateway.web.streaming import send_whole
+from gateway.web.streaming import downstream_headers, send_whole, upstream_query
 
 
 def _none_yet() -> web.Response:
@@ -46,8 +48,26 @@ async def get_node_class(request: web.Request) -> web.Response:
 async def get_listing(request: web.Request) -> web.Response:
     """A list of names that every backend has: the union."""
     path = request.path.removeprefix("/api")
-    listing = await parts(request).catalogue.listing(quote(path))
-    return empty(404) if listing is None else json(listing)
+    try:
+        return json(await parts(request).catalogue.listing(quote(path)))
+    except NobodyKnows:
+        return _none_yet()
+    except BadAnswer as error:
+        return empty(error.status)
+
+
+async def get_from_any(request: web.Request) -> web.Response:
+    """What one backend may have and another not: a model's metadata, its preview."""
+    query = upstream_query(request)
+    path = request.rel_url.raw_path.removeprefix("/api")
+    try:
+        answer = await parts(request).catalogue.from_any(path + query)
+    except NobodyKnows:
+        return _none_yet()
+    headers = downstream_headers(answer.headers)
+    for name in ("Content-Encoding", "Content-Length"):
+        headers.popall(name, None)
+    return web.Response(body=answer.body, status=answer.status, headers=headers)
 
 
 async def get_system_stats(request: web.Request) -> web.Response:

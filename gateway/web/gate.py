@@ -16,9 +16,10 @@ from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import COOKIE, Identity, Keyring, Role, presented_key
-from gateway.tenants.rules import OPEN_PATHS, may_call, without_api
+from gateway.tenants.rules import OPEN_PATHS, SIGN_IN_PATHS, may_call, without_api
 from gateway.web.answers import problem
 from gateway.web.parts import IDENTITY
+from gateway.web.sign_in import is_navigation, to_sign_in
 
 _log = logs.get("http")
 
@@ -91,8 +92,12 @@ def _admit(
         return None, None
     if _is_foreign(request, settings):
         return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
+    if path in SIGN_IN_PATHS:
+        return None, None
     identity = keyring.identify(None if keyring.is_open else _key_of(request))
     if identity is None:
+        if is_navigation(request):
+            return to_sign_in(request), None
         details = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
         return problem(401, "unauthorized", "A valid API key is needed", details, _CHALLENGE), None
     if not may_call(identity, path):

@@ -6,7 +6,7 @@ import aiohttp_cors
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, uploads, view
+from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, sign_in, uploads, view
 from gateway.web.gate import Gate
 from gateway.web.parts import PARTS, Parts, caller, parts
 
@@ -35,6 +35,11 @@ COMFYUI: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/models", catalogue.get_listing),
     ("GET", "/models/{folder}", catalogue.get_listing),
     ("GET", "/embeddings", catalogue.get_listing),
+    ("GET", "/experiment/models", catalogue.get_listing),
+    ("GET", "/experiment/models/{folder}", catalogue.get_listing),
+    ("GET", "/experiment/models/preview/{path:.*}", catalogue.get_from_any),
+    ("GET", "/view_metadata/{folder}", catalogue.get_from_any),
+    ("GET", "/internal/files/{kind}", catalogue.get_listing),
     ("GET", "/system_stats", catalogue.get_system_stats),
     ("GET", "/features", catalogue.get_features),
     ("GET", "/ws", socket),
@@ -50,6 +55,9 @@ OWN: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/healthz", operations.healthz),
     ("GET", "/readyz", operations.readyz),
     ("GET", "/metrics", operations.metrics),
+    ("GET", "/gateway/signin", sign_in.get_sign_in),
+    ("POST", "/gateway/signin", sign_in.post_sign_in),
+    ("POST", "/gateway/signout", sign_in.post_sign_out),
     ("GET", "/gateway/backends", operations.get_backends),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
 )
