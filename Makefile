@@ -10,7 +10,7 @@ WORKERS ?= 2
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.browser
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.dev
@@ -41,3 +41,8 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+# The browser of tests/browser: the distribution's own, with the libraries that it needs.
+$(VENV)/.browser: $(VENV)/bin/python
+	@test -x /usr/bin/chromium || sh packaging/install-debian.sh chromium
+	@touch $@

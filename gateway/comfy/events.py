@@ -15,6 +15,8 @@ from gateway.comfy import wire
 
 TERMINAL = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "executed"}
+# The slot of a frame that tells how its prompt ended.
+TERMINAL_SLOT = "terminal"
 PROGRESS = frozenset({"progress", "progress_state"})
 
 

@@ -20,8 +20,9 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import SHOWN_RUNNING, Job, State
-from gateway.jobs.ledger import Ledger, session_topic, status_topic
+from gateway.jobs.ledger import Ledger, status_topic
 from gateway.jobs.phases import log_phase
+from gateway.jobs.telling import Telling
 from gateway.store.protocol import Bus, FileRecord, Store, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
@@ -52,6 +53,7 @@ class Collector:
         files: FileIndex,
         store: Store,
         bus: Bus,
+        telling: Telling,
         metrics: Metrics,
         missing: Callable[[Job], None],
         freed: Callable[[], None],
@@ -61,6 +63,7 @@ class Collector:
         self._files = files
         self._store = store
         self._bus = bus
+        self._telling = telling
         self._metrics = metrics
         self._missing = missing
         self._freed = freed
@@ -99,6 +102,7 @@ class Collector:
                 self._missing(job)
         finally:
             self._ends.pop(key, None)
+            self._telling.over(job)
 
     def _is_at(self, job: Job, backend: Backend) -> bool:
         return job.state is State.COLLECTING and job.backend == backend.name
@@ -195,33 +199,28 @@ class Collector:
 
     def _tell(self, job: Job, entry: dict[str, Any], was_started: bool) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
-        session_id = job.submission.session_id
-        frames = [self._terminal_frame(job, entry), events.end_frame(job.prompt_id)]
-        if session_id is not None and not job.live.start_told and not was_started:
+        if not job.live.start_told and not was_started:
             start = {"prompt_id": job.prompt_id, "timestamp": int(time.time() * 1000)}
-            frames.insert(0, Frame(Kind.LIFECYCLE, events.encode("execution_start", start), job.prompt_id))
-        for frame in frames[:-1]:
-            if session_id is not None:
-                self._bus.publish(session_topic(job.tenant, session_id), frame)
+            self._telling.tell(job, Frame(Kind.LIFECYCLE, events.encode("execution_start", start), job.prompt_id))
+        for frame in job.live.before_end:
+            self._telling.tell(job, frame)
+        self._telling.tell(job, self._terminal_frame(job, entry))
         self._bus.publish(status_topic(job.tenant), None)
-        if session_id is not None:
-            self._bus.publish(session_topic(job.tenant, session_id), frames[-1])
+        self._telling.tell(job, events.end_frame(job.prompt_id))
 
     def tell_cancelled(self, job: Job) -> None:
         """A job that had run, was lost, and was then cancelled while it waited: its client is told that it is over."""
-        session_id = job.submission.session_id
-        if session_id is None or not job.live.start_told:
+        if not job.live.start_told:
             return
         data = {"prompt_id": job.prompt_id, "node_id": "", "node_type": "", "executed": []}
         payload = events.encode("execution_interrupted", {**data, "timestamp": int(time.time() * 1000)})
-        topic = session_topic(job.tenant, session_id)
-        self._bus.publish(topic, Frame(Kind.LIFECYCLE, payload, job.prompt_id))
-        self._bus.publish(topic, events.end_frame(job.prompt_id))
+        self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id))
+        self._telling.tell(job, events.end_frame(job.prompt_id))
 
     def _terminal_frame(self, job: Job, entry: dict[str, Any]) -> Frame:
         type_, data = job.live.terminal or _last_message(entry)
         data = {**data, "prompt_id": job.prompt_id}
-        return Frame(Kind.LIFECYCLE, events.encode(type_, data), job.prompt_id)
+        return Frame(Kind.LIFECYCLE, events.encode(type_, data), job.prompt_id, events.TERMINAL_SLOT)
 
     def _count(self, job: Job, place: str | None, outcome: history.Outcome, entry: dict[str, Any]) -> None:
         now = time.monotonic()

@@ -27,6 +27,7 @@ from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
+from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies, upstream_body
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
@@ -81,6 +82,7 @@ class Dispatcher:
         client_id: str,
         patience: float,
         fail: Callable[[Job, str, str], None],
+        telling: Telling,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
@@ -92,6 +94,7 @@ class Dispatcher:
         self._client_id = client_id
         self._patience = patience
         self._fail = fail
+        self._telling = telling
         self._tasks = Tasks("dispatcher")
         self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
         self._turns: dict[Job, object] = {}
@@ -151,6 +154,7 @@ class Dispatcher:
         """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
         reply = self._replies[job.key] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._telling.hold_until_answered(job)
         try:
             self._place(job, self._choose(job))
             answer = await self._reply_to(job, answer_early)
@@ -163,6 +167,8 @@ class Dispatcher:
             raise
         finally:
             self._replies.pop(job.key, None)
+            # The answer is written when this turn of the loop ends.
+            asyncio.get_running_loop().call_soon(self._telling.answered, job)
         return answer
 
     async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
@@ -181,6 +187,7 @@ class Dispatcher:
             nonlocal answered
             answered = True
             answer_early(Reply(200, job.answer()))
+            asyncio.get_running_loop().call_soon(self._telling.answered, job)
 
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
         timer = asyncio.get_running_loop().call_later(self._settings.send_timeout, answer)

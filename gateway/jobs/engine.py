@@ -25,6 +25,7 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.telling import Telling
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, Store
@@ -59,8 +60,9 @@ class Engine:
         self.placer = Placer(fleet, blobs, self.placements, store, metrics)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
+        telling = Telling(bus)
         self.collector = Collector(
-            self.ledger, fleet, self.files, store, bus, metrics, self._missing, lambda: self.dispatcher.wake()
+            self.ledger, fleet, self.files, store, bus, telling, metrics, self._missing, lambda: self.dispatcher.wake()
         )
         self.uploads = Uploads(
             settings.uploads, self.files, blobs, store, lambda: digests_in_use(self.ledger, self.files)
@@ -77,8 +79,9 @@ class Engine:
             client_id,
             settings.probe.lost_after,
             self.collector.fail,
+            telling,
         )
-        self.relay = Relay(self.ledger, self.collector, bus, metrics)
+        self.relay = Relay(self.ledger, self.collector, telling, metrics)
         self.recovery = Recovery(
             self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch.attempts
         )

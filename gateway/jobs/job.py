@@ -36,13 +36,17 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 @dataclass(slots=True)
 class Live:
-    """What its events said last: for sockets that connect late, and for its end."""
+    """What its events said last: for sockets that connect late, and for its end.
+
+    `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end.
+    """
 
     executing: Frame | None = None
     progress_state: Frame | None = None
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
     cached_told: bool = False
+    before_end: list[Frame] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)

@@ -14,24 +14,25 @@ from gateway.comfy.events import Event, Frame, Kind
 from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
 from gateway.jobs.job import Job, State
-from gateway.jobs.ledger import Ledger, session_topic
+from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
+from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
-from gateway.store.protocol import Bus
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 
 BINARY_WITH_METADATA = 4
+MAX_BEFORE_END = 8
 _BEFORE_START = (State.SENDING, State.PENDING)
 
 
 class Relay:
     """Turns a backend's messages into ledger moves and frames on the bus."""
 
-    def __init__(self, ledger: Ledger, collector: Collector, bus: Bus, metrics: Metrics) -> None:
+    def __init__(self, ledger: Ledger, collector: Collector, telling: Telling, metrics: Metrics) -> None:
         self._ledger = ledger
         self._collector = collector
-        self._bus = bus
+        self._telling = telling
         self._metrics = metrics
         self._tasks = Tasks("relay")
         self._current: dict[str, Job] = {}
@@ -75,7 +76,7 @@ class Relay:
         if job.upstream_id != job.prompt_id:
             data = data.replace(job.upstream_id.encode(), job.prompt_id.encode(), 2)
         kind = Kind.PREVIEW if is_preview else Kind.OTHER
-        self._publish(job, Frame(kind, data, job.prompt_id, str(kind), binary=True))
+        self._tell(job, str(kind), Frame(kind, data, job.prompt_id, str(kind), binary=True))
 
     def _job_of(self, backend: Backend, prompt_id: str | None) -> Job | None:
         """The job that a message is about; without an id, the one that runs there."""
@@ -96,6 +97,9 @@ class Relay:
 
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
         """The job runs there."""
+        before = self._current.get(backend.name)
+        if before is not None and before.state is State.COLLECTING and before.backend == backend.name:
+            self._telling.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
         waited = (job.started_at or job.accepted_at) - job.accepted_at
@@ -128,8 +132,24 @@ class Relay:
             job.live.executing = frame
         elif event.type == "progress_state":
             job.live.progress_state = frame
-        self._publish(job, frame)
+        self._tell(job, event.type, frame)
 
-    def _publish(self, job: Job, frame: Frame) -> None:
-        if (session_id := job.submission.session_id) is not None:
-            self._bus.publish(session_topic(job.tenant, session_id), frame)
+    def _tell(self, job: Job, type_: str, frame: Frame) -> None:
+        """Tell it, unless it may be the last ``executed``: clients look for the history entry as soon as they hear it.
+
+        What ComfyUI says after that one is ``progress_state`` and the terminal event; anything else shows that it was
+        not the last.
+        """
+        waiting = job.live.before_end
+        if type_ == "executed" or (waiting and type_ == "progress_state" and len(waiting) < MAX_BEFORE_END):
+            if type_ == "executed":
+                self._tell_waiting(job)
+            job.live.before_end.append(frame)
+            return
+        self._tell_waiting(job)
+        self._telling.tell(job, frame)
+
+    def _tell_waiting(self, job: Job) -> None:
+        waiting, job.live.before_end = job.live.before_end, []
+        for frame in waiting:
+            self._telling.tell(job, frame)

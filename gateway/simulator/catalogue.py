@@ -7,12 +7,14 @@ import importlib.util
 import json
 import platform
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from gateway.comfy import wire
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import reply
@@ -26,6 +28,8 @@ FOLDERS = (
     "classifiers model_patches audio_encoders background_removal frame_interpolation geometry_estimation optical_flow "
     "detection"
 ).split()
+_MODEL_SUFFIXES = ".bin .ckpt .pkl .pt .pt2 .pth .safetensors .sft".split()
+_NO_MODELS = ("configs", "custom_nodes")
 _PLACEHOLDER = "<!doctype html><title>Simulated ComfyUI</title><p>A simulated ComfyUI. No front end is installed.</p>"
 _IMAGE_LISTS = (("LoadImage", "image"), ("LoadImageMask", "image"))
 
@@ -55,6 +59,7 @@ class Catalogue:
         self._files = files
         self._object_info = object_info
         self._loaded = loaded
+        self._born = time.time()
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, without /api."""
@@ -62,12 +67,20 @@ class Catalogue:
             "/features": self._features,
             "/embeddings": [],
             "/models": FOLDERS,
-            "/extensions": [],
+            "/extensions": _extensions(front_end(self._options)),
             "/i18n": {},
             "/workflow_templates": {},
             "/global_subgraphs": {},
+            "/global_subgraphs/{id}": None,
             "/node_replacements": {},
-            "/experiment/models": [{"name": name, "folders": []} for name in FOLDERS],
+            "/experiment/models": [
+                {"name": name, "folders": [f"/models/{name}"], "extensions": _MODEL_SUFFIXES}
+                for name in FOLDERS
+                if name not in _NO_MODELS
+            ],
+            "/internal/logs": "",
+            "/internal/logs/raw": {"entries": [], "size": {"cols": 80, "rows": 24}},
+            "/internal/folder_paths": {name: [f"/models/{name}"] for name in FOLDERS},
         }
         disabled = {
             "error": {
@@ -78,14 +91,14 @@ class Catalogue:
         }
         return [
             *(web.get(path, _fixed(value)) for path, value in fixed.items()),
-            web.get("/assets", _fixed(disabled, 503)),
+            *(web.get(path, _fixed(disabled, 503)) for path in ("/api/assets", "/api/assets/seed/status", "/api/tags")),
             web.get("/object_info", self.get_object_info),
             web.get("/object_info/{node_class}", self.get_class),
             web.get("/models/{folder}", self.get_models),
             web.get("/view_metadata/{folder}", self.get_metadata),
             web.get("/system_stats", self.get_system_stats),
-            web.get("/internal/logs", _fixed("")),
-            web.get("/internal/folder_paths", _fixed({name: [] for name in FOLDERS})),
+            web.get("/experiment/models/{folder}", self.get_model_files),
+            web.patch("/internal/logs/subscribe", self.subscribe_logs),
             web.get("/internal/files/{kind}", self.get_folder),
         ]
 
@@ -107,11 +120,25 @@ class Catalogue:
 
     async def get_models(self, request: web.Request) -> web.Response:
         """GET /models/{folder}."""
-        folder = request.match_info["folder"]
-        if folder not in FOLDERS:
+        names = self._model_names(request.match_info["folder"])
+        return web.Response(status=404) if names is None else reply(names)
+
+    async def get_model_files(self, request: web.Request) -> web.Response:
+        """GET /experiment/models/{folder}."""
+        names = self._model_names(request.match_info["folder"])
+        if names is None:
             return web.Response(status=404)
+        about = {"pathIndex": 0, "modified": self._born, "created": self._born, "size": 6 * GIB}
+        return reply([{"name": name, **about} for name in names])
+
+    def _model_names(self, folder: str) -> list[str] | None:
         own = {"checkpoints": self._options.models, "loras": self._options.loras}
-        return reply(list(own.get(folder, ())))
+        return list(own.get(folder, ())) if folder in FOLDERS else None
+
+    async def subscribe_logs(self, request: web.Request) -> web.Response:
+        """PATCH /internal/logs/subscribe: there is nothing to be told of."""
+        body = wire.loads(await request.read())
+        return web.Response(status=200 if {"clientId", "enabled"} <= body.keys() else 500)
 
     async def get_metadata(self, _: web.Request) -> web.Response:
         """GET /view_metadata/{folder}: no model here has any."""
@@ -163,10 +190,21 @@ def _fixed(value: Any, status: int = 200) -> Any:
     return answer
 
 
-def add_front_end(app: web.Application, root: Path | None) -> None:
-    """Serve the web UI: from `root`, else from the installed front-end package, else a placeholder."""
+def front_end(options: SimulatorOptions) -> Path | None:
+    """Where the web UI's files are: the folder asked for, else the installed front-end package's, if there is one."""
+    root = options.front_end_root
     if root is None and (spec := importlib.util.find_spec("comfyui_frontend_package")) and spec.origin:
         root = Path(spec.origin).parent / "static"
+    return root
+
+
+def _extensions(root: Path | None) -> list[str]:
+    scripts = () if root is None else (root / "extensions").rglob("*.js")
+    return [f"/{path.relative_to(root).as_posix()}" for path in scripts if root is not None]
+
+
+def add_front_end(app: web.Application, root: Path | None) -> None:
+    """Serve the web UI from `root`, or a placeholder."""
 
     async def index(_: web.Request) -> web.StreamResponse:
         headers = {"Cache-Control": "no-store, must-revalidate", "Pragma": "no-cache", "Expires": "0"}

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.simulator import catalogue
-from gateway.simulator.catalogue import Catalogue, add_front_end, load_object_info
+from gateway.simulator.catalogue import Catalogue, add_front_end, front_end, load_object_info
 from gateway.simulator.executor import Executor
 from gateway.simulator.faults import Faults, UnknownFault
 from gateway.simulator.files import Files, temp_mark
@@ -101,7 +101,7 @@ class Simulator:
         app.router.add_get("/api/ws", self._serve_socket)
         app.router.add_get(f"{_OWN}/requests", self._get_requests)
         app.router.add_route("*", f"{_OWN}/faults", self._set_faults)
-        add_front_end(app, self.options.front_end_root)
+        add_front_end(app, front_end(self.options))
         return app
 
     async def _serve_socket(self, request: web.Request) -> web.StreamResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from gateway.tenants.keys import Identity, Role
 
 # ComfyUI's own that touch everybody, and what ComfyUI-Manager adds. Without the /api that may come before each.
@@ -25,6 +27,15 @@ SHOWS_ALL = ("/api/assets",)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 # Open too, but not to pages of other origins.
 SIGN_IN_PATHS = frozenset({"/gateway/signin", "/gateway/signout"})
+
+
+# A browser asks for a page's manifest without its cookies (W3C, Web Application Manifest); nothing in it is anybody's.
+_MANIFEST = re.compile(r"^/(assets/)?manifest[\w.-]*\.(json|webmanifest)$")
+
+
+def is_manifest(path: str) -> bool:
+    """Whether it is the web UI's manifest, which needs no key."""
+    return _MANIFEST.match(path) is not None
 
 
 def without_api(path: str) -> str:

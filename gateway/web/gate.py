@@ -16,7 +16,7 @@ from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import COOKIE, Identity, Keyring, Role, presented_key
-from gateway.tenants.rules import OPEN_PATHS, SIGN_IN_PATHS, may_call, without_api
+from gateway.tenants.rules import OPEN_PATHS, SIGN_IN_PATHS, is_manifest, may_call, without_api
 from gateway.web.answers import problem
 from gateway.web.parts import IDENTITY
 from gateway.web.sign_in import is_navigation, to_sign_in
@@ -86,6 +86,8 @@ def _admit(
 ) -> tuple[web.Response | None, Identity | None]:
     path = request.path
     if path in OPEN_PATHS or (path == "/metrics" and metrics_open):
+        return None, None
+    if request.method in ("GET", "HEAD") and is_manifest(path) and not request.query_string:
         return None, None
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         # A preflight carries no key (Fetch standard); it is answered from the origins that are listed.

@@ -22,8 +22,8 @@ _PAGE = (resources.files("gateway.web") / "pages" / "sign_in.html").read_text("u
 _STYLE = re.search(r"<style>(.*?)</style>", _PAGE, re.DOTALL)
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE[1].encode()).digest()).decode() if _STYLE else ""
 _HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_HASH}'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",

@@ -10,7 +10,7 @@ import sys
 import aiohttp
 import pytest
 
-from tests.clients import Comfy
+from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator
 from tests.workflows import slow
 

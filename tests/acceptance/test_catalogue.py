@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_uploads import busy, load, png, upload
-from tests.clients import Comfy
+from tests.comfy_client import Comfy
 from tests.conformance.replay import exchange, expected_body, normal, recording
 from tests.lab import Lab, until
 from tests.workflows import slow, text_to_image

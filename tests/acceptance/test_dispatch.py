@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from typing import Any
 
-from tests.clients import Comfy
+from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.workflows import failing, slow, text_to_image
 

@@ -14,7 +14,7 @@ import websocket
 from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
-from tests.clients import Comfy
+from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.workflows import text_to_image
 

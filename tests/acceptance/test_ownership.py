@@ -9,7 +9,7 @@ from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
-from tests.clients import Comfy
+from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.workflows import slow
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Comfy, Listener
+from tests.comfy_client import Comfy, Listener
 from tests.lab import Lab, until
 from tests.workflows import failing, slow
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance.test_guide_clients import colour
-from tests.clients import Comfy
+from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.workflows import slow
 

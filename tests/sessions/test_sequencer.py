@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.events import Frame, Kind
+from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
 from gateway.sessions.sequencer import Sequencer
 
 
@@ -15,7 +15,8 @@ def f(text: str) -> Frame:
         return Frame(Kind.STATUS, text.encode(), None, "status")
     prompt_id, what = text.split(":")
     kind = next((k for k in (Kind.PROGRESS, Kind.PREVIEW, Kind.END) if what.startswith(k)), Kind.LIFECYCLE)
-    return Frame(kind, text.encode(), prompt_id, kind if kind in (Kind.PROGRESS, Kind.PREVIEW) else "")
+    slot = str(kind) if kind in (Kind.PROGRESS, Kind.PREVIEW) else TERMINAL_SLOT if what == "success" else ""
+    return Frame(kind, text.encode(), prompt_id, slot)
 
 
 def play(sequencer: Sequencer, *incoming: str) -> str:
@@ -48,9 +49,21 @@ def test_only_the_newest_progress_and_preview_wait() -> None:
     assert s.waiting_bytes == 0
 
 
-def test_status_never_waits() -> None:
+def test_status_waits_while_a_prompt_that_has_ended_is_untold() -> None:
     s = Sequencer()
     assert play(s, "A:start", "B:start", "status") == "A:start status"
+    assert play(s, "C:start", "C:end", "status1", "A:progress1", "status2") == "A:progress1"
+    assert play(s, "A:end") == "A:end C:start C:end status2 B:start"
+    assert play(s, "status3") == "status3"
+    # ComfyUI's order at an end: the terminal event, status, executing with node null.
+    assert play(s, "D:start", "D:success", "status4", "D:end") == ""
+    assert play(s, "B:end") == "B:end D:start D:success D:end status4"
+
+
+def test_those_that_have_ended_come_first() -> None:
+    s = Sequencer()
+    play(s, "A:start", "B:start", "C:start", "C:end")
+    assert play(s, "A:end") == "A:end C:start C:end B:start"
 
 
 def test_a_straggler_does_not_open_its_prompt_again() -> None:

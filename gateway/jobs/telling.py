@@ -1,0 +1,82 @@
+"""Tells a job's session what happens to it, in an order that a single ComfyUI would give.
+
+Nothing is told of a job before the answer to its POST /prompt is written: clients listen for an id once they know it.
+What a backend says of its next job waits until the end of the one before is told, which waits for the history entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.comfy.backlog import Backlog
+from gateway.comfy.events import Frame
+from gateway.jobs.job import Job
+from gateway.jobs.ledger import session_topic
+from gateway.store.protocol import Bus
+
+# Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
+MAX_WHOLE = 256
+
+
+@dataclass(slots=True)
+class _Held:
+    """Why a job's frames wait, and what waits."""
+
+    unanswered: bool = False
+    after: set[Job] = field(default_factory=set)
+    backlog: Backlog = field(default_factory=lambda: Backlog(MAX_WHOLE))
+
+
+class Telling:
+    """Publishes frames for jobs' sessions."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._held: dict[Job, _Held] = {}
+        self._followers: dict[Job, list[Job]] = {}
+
+    def tell(self, job: Job, frame: Frame) -> None:
+        """Tell a job's session, if it has one, when its turn comes."""
+        if job.submission.session_id is None:
+            return
+        held = self._held.get(job) if self._held else None
+        if held is not None:
+            held.backlog.add(frame)
+        else:
+            self._publish(job, frame)
+
+    def _publish(self, job: Job, frame: Frame) -> None:
+        self._bus.publish(session_topic(job.tenant, job.submission.session_id or ""), frame)
+
+    def hold_until_answered(self, job: Job) -> None:
+        """Its client does not know of it yet. `answered` ends that."""
+        if job.submission.session_id is not None:
+            self._held.setdefault(job, _Held()).unanswered = True
+
+    def answered(self, job: Job) -> None:
+        """The answer to its POST /prompt is written, or never will be."""
+        held = self._held.get(job)
+        if held is not None:
+            held.unanswered = False
+            self._release(job, held)
+
+    def follow(self, job: Job, before: Job) -> None:
+        """The job began where another one has come to its end, which is still to be told. `over` ends that."""
+        if job.submission.session_id is not None and before is not job:
+            self._held.setdefault(job, _Held()).after.add(before)
+            self._followers.setdefault(before, []).append(job)
+
+    def over(self, job: Job) -> None:
+        """All is told of a job's run that there is to tell."""
+        for follower in self._followers.pop(job, ()):
+            held = self._held.get(follower)
+            if held is not None:
+                held.after.discard(job)
+                self._release(follower, held)
+
+    def _release(self, job: Job, held: _Held) -> None:
+        if held.unanswered or held.after:
+            return
+        del self._held[job]
+        for frame in held.backlog.frames:
+            self._publish(job, frame)

@@ -1,0 +1,86 @@
+"""With API keys, a person signs in with a key once and then has the web UI, and nobody else's jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from playwright.async_api import Browser, Page, expect
+
+from tests.acceptance.test_access import ANNA, BEN, with_keys
+from tests.browser.conftest import walk_as_new_user
+from tests.browser.ui import BLUE, Ui
+from tests.lab import Lab
+from tests.workflows import slow
+
+COOKIE = "comfyui_gateway_key"
+
+
+async def sign_in(page: Page, key: str) -> None:
+    """Type a key into the page that asks for it, and send it."""
+    await page.locator("input[name=key]").fill(key)
+    await page.locator("button[type=submit]").click()
+
+
+async def test_sign_in(lab: Lab, chromium: Browser, shots: Path, tmp_path: Path) -> None:
+    workflow = tmp_path / "fleet.json"
+    workflow.write_text(json.dumps(slow(seed=BLUE, steps=3, prefix="fleet")))
+
+    async def use(ui: Ui) -> None:
+        await ui.first_visit()
+        await ui.open_file(workflow, 2)
+        await ui.run()
+        await ui.sees(2, BLUE)
+        await ui.open_panel()
+        await ui.sees_results(BLUE)
+        await ui.shot("result")
+        await ui.reload()
+        await ui.sees_results(BLUE)
+
+    async def without_keys(ui: Ui) -> None:
+        await ui.page.goto(ui.url)
+        await use(ui)
+
+    async def with_a_key(ui: Ui) -> None:
+        await ui.page.goto(ui.url)
+        await expect(ui.page).to_have_url(f"{ui.url}/gateway/signin")
+        await ui.shot("asked")
+        await sign_in(ui.page, ANNA)
+        await expect(ui.page).to_have_url(f"{ui.url}/")
+        cookies = {cookie["name"]: cookie for cookie in await ui.page.context.cookies()}
+        assert cookies[COOKIE]["httpOnly"]
+        assert cookies[COOKIE]["sameSite"] == "Lax"
+        assert COOKIE not in await ui.page.evaluate("document.cookie")
+        await use(ui)
+
+    alone = await lab.simulator()
+    gateway = await with_keys(lab, 3)
+    usual = await walk_as_new_user(chromium, without_keys, alone.url, shots, "alone")
+    found = await walk_as_new_user(chromium, with_a_key, gateway.url, shots, "gateway")
+    assert sorted(found - usual) == []
+
+    async def as_another(ui: Ui) -> None:
+        await ui.page.goto(ui.url)
+        await sign_in(ui.page, BEN)
+        await expect(ui.page).to_have_url(f"{ui.url}/")
+        jobs = await ui.page.evaluate("fetch('/api/jobs').then(answer => answer.json())")
+        assert jobs["jobs"] == []
+
+    await walk_as_new_user(chromium, as_another, gateway.url, shots, "another")
+
+
+async def test_a_wrong_key_does_not_sign_in(lab: Lab, chromium: Browser, shots: Path) -> None:
+    gateway = await with_keys(lab)
+
+    async def walk(ui: Ui) -> None:
+        await ui.page.goto(ui.url)
+        async with ui.page.expect_response(lambda answer: answer.request.method == "POST"):
+            await sign_in(ui.page, "a-wrong-key-123456")
+        await ui.page.wait_for_load_state()
+        await expect(ui.page.locator("input[name=key]")).to_be_visible()
+        await ui.shot("refused")
+        assert COOKIE not in [cookie["name"] for cookie in await ui.page.context.cookies()]
+        await ui.page.goto(ui.url)
+        await expect(ui.page).to_have_url(f"{ui.url}/gateway/signin")
+
+    await walk_as_new_user(chromium, walk, gateway.url, shots, "gateway")
