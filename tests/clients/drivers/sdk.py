@@ -94,12 +94,18 @@ def events(url: str, prompt: Prompt) -> dict[str, Any]:
 
 
 def upload(url: str, path: str, prompt: Prompt) -> dict[str, Any]:
-    """Upload an image as an asset and run a prompt that loads it."""
+    """Upload an image as an asset and run a prompt that loads it.
+
+    The proxy asks for the history entry first, and for the queue after: of a prompt that ends in between it says for
+    once that it expired, at which its run() gives up.
+    """
     with _proxy(url), Comfy() as client:
         asset = client.assets.from_file(path)
         workflow = client.workflows.from_json(prompt)
         workflow.set_input("1", "image", asset)
-        result = _images(client.run(workflow, timeout=LIMIT))
+        job = client.submit(workflow)
+        until(lambda: job.refresh().status == "succeeded")
+        result = _images(job.result())
         part = client.jobs.get(next(iter(client.list_jobs())).id).outputs[0].to_bytes(range=(0, 7))
         return {"created": asset.created_new, "results": [result], "part": encode(part)}
 
