@@ -25,7 +25,8 @@ _HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_HASH}'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": the form's own Origin would then be "null", as a foreign page's may be.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
@@ -37,14 +38,13 @@ def is_navigation(request: web.Request) -> bool:
 
 def to_sign_in(request: web.Request) -> web.Response:
     """Send a browser to the sign-in page, and back here afterwards."""
-    return web.Response(
-        status=303, headers={"Location": f"{PATH}?next={quote(request.path)}", "Cache-Control": "no-store"}
-    )
+    location = PATH if request.path == "/" else f"{PATH}?next={quote(request.path)}"
+    return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
 
 
 def _own_path(path: str) -> str:
     """Where to go afterwards: a path of this gateway, never another host (``//host`` and ``/\\host`` are hosts)."""
-    return path if re.match(r"^/(?![/\\])[^\x00-\x20]*$", path) else "/"
+    return quote(path) if re.match(r"^/(?![/\\])[^\x00-\x1f]*$", path) else "/"
 
 
 def _page(next_path: str, message: str = "", status: int = 200) -> web.Response:

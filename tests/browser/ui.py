@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import ConsoleMessage, Locator, Page, Response, expect
+from playwright.async_api import ConsoleMessage, FileChooser, Locator, Page, Response, TimeoutError, expect
 
 from tests.lab import until
 
@@ -109,10 +109,20 @@ class Ui:
 
     async def upload(self, node: int, path: Path) -> None:
         """Press a node's upload button and choose a file."""
-        async with self.page.expect_file_chooser() as chooser:
-            await self._click_widget(node, "upload")
+        chooser = await self._choose_file(node)
         async with self.page.expect_response(re.compile("/api/upload/image")):
-            await (await chooser.value).set_files(path)
+            await chooser.set_files(path)
+
+    async def _choose_file(self, node: int) -> FileChooser:
+        """A node that is still being laid out moves away under the pointer: then press again."""
+        for _ in range(9):
+            try:
+                async with self.page.expect_file_chooser(timeout=2_000) as chooser:
+                    await self._click_widget(node, "upload")
+                return await chooser.value
+            except TimeoutError:
+                continue
+        raise AssertionError("no file chooser opens")
 
     async def close_workflow(self, name: str) -> None:
         """Close a workflow's tab."""
