@@ -49,7 +49,7 @@ class Gateway:
         client_id = await store.identity()
         bus = LocalBus()
         fleet = Fleet(settings, metrics, client_id)
-        keyring = Keyring(settings.auth)
+        keyring = Keyring(settings.auth, settings.tenants.anonymous)
         blobs = BlobStore(settings.data_dir / "uploads")
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.is_isolated)
         await engine.restore()

@@ -105,6 +105,29 @@ class AuthSettings(_Model):
     isolation: Literal["isolated", "shared"] = "isolated"
 
 
+class AnonymousSettings(_Model):
+    """Callers without a key: those from `networks` (CIDR) are one tenant of their own, all others are refused."""
+
+    networks: tuple[str, ...] = ()
+    tenant: str = Field(default="anonymous", min_length=1, max_length=64)
+
+    @field_validator("networks")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8: {error}") from error
+        return networks
+
+
+class TenantSettings(_Model):
+    """Tenants that no key stands for."""
+
+    anonymous: AnonymousSettings = AnonymousSettings()
+
+
 class ProbeSettings(_Model):
     """How backends are watched."""
 
@@ -187,6 +210,7 @@ class Settings(_Model):
     data_dir: Path = Path("data")
     backends: tuple[BackendSettings, ...] = ()
     auth: AuthSettings = AuthSettings()
+    tenants: TenantSettings = TenantSettings()
     probe: ProbeSettings = ProbeSettings()
     dispatch: DispatchSettings = DispatchSettings()
     history: HistorySettings = HistorySettings()
@@ -226,7 +250,8 @@ class Settings(_Model):
     @property
     def open_to_strangers(self) -> bool:
         """Whether it would listen beyond loopback without a key and without being told that this is meant."""
-        return not (self.auth.keys or self.auth.disabled or is_loopback(self.server.host))
+        known = self.auth.keys or self.tenants.anonymous.networks
+        return not (known or self.auth.disabled or is_loopback(self.server.host))
 
 
 def is_loopback(host: str) -> bool:

@@ -6,11 +6,12 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.settings import AuthSettings
+from gateway.settings import AnonymousSettings, AuthSettings
 
 COOKIE = "comfyui_gateway_key"
 QUERY_PARAMETER = "token"
@@ -52,8 +53,11 @@ LOCAL = Identity("local", LOCAL_TENANT, Role.ADMIN, isolated=False)
 class Keyring:
     """All keys, by their SHA-256. The keys themselves are not kept."""
 
-    def __init__(self, settings: AuthSettings) -> None:
-        self.is_open = settings.disabled or not settings.keys
+    def __init__(self, settings: AuthSettings, anonymous: AnonymousSettings | None = None) -> None:
+        anonymous = anonymous or AnonymousSettings()
+        self._networks = [ipaddress.ip_network(network) for network in anonymous.networks]
+        self.is_open = settings.disabled or not (settings.keys or self._networks)
+        self._anonymous = Identity("anonymous", anonymous.tenant, Role.USER, isolated=settings.isolation == "isolated")
         self.is_isolated = not self.is_open and settings.isolation == "isolated"
         self._identities: dict[str, Identity] = {}
         for key in settings.keys:
@@ -73,6 +77,19 @@ class Keyring:
         found = self._identities.get(digest)
         known = digest if found is not None else "0" * 64
         return found if hmac.compare_digest(known, digest) else None
+
+    def identify_by_address(self, address: str | None) -> Identity | None:
+        """Who calls without a key: the anonymous tenant, from its networks."""
+        if not self._networks or address is None:
+            return None
+        try:
+            caller = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return None
+        # A socket that listens on both families shows an IPv4 caller as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2).
+        mapped = caller.ipv4_mapped if isinstance(caller, ipaddress.IPv6Address) else None
+        is_known = any((mapped or caller) in network for network in self._networks)
+        return self._anonymous if is_known else None
 
 
 def presented_key(headers: Mapping[str, str], query: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:

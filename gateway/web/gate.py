@@ -96,7 +96,7 @@ def _admit(
         return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
     if path in SIGN_IN_PATHS:
         return None, None
-    identity = keyring.identify(None if keyring.is_open else _key_of(request))
+    identity = _identify(request, keyring)
     if identity is None:
         if is_navigation(request):
             return to_sign_in(request), None
@@ -109,6 +109,12 @@ def _admit(
         ), identity
     request[IDENTITY] = identity
     return None, identity
+
+
+def _identify(request: web.Request, keyring: Keyring) -> Identity | None:
+    key = None if keyring.is_open else _key_of(request)
+    identity = keyring.identify(key)
+    return keyring.identify_by_address(request.remote) if identity is None and key is None else identity
 
 
 def _key_of(request: web.Request) -> str | None:

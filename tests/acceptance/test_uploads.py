@@ -328,6 +328,20 @@ async def test_two_tenants_with_the_same_names(lab: Lab) -> None:
         assert answer.status == 404
 
 
+async def test_callers_without_a_key_are_a_tenant_of_their_own(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator(), tenants__anonymous__networks="127.0.0.0/8")
+    anna, guest = Comfy(lab.http, gateway.url, X_API_Key=ANNA), Comfy(lab.http, gateway.url)
+    await upload(anna, png((1, 2, 3)), "pic.png")
+    assert (await guest.post("/prompt", {"prompt": load("pic.png")}))[0] == 400
+    await upload(guest, png((7, 8, 9)), "pic.png")
+    assert await result(guest, load("pic.png")) == (7, 8, 9)
+    assert await anna.get("/history") == {}
+    async with lab.http.get(f"{gateway.url}/queue", headers={"X-API-Key": "wrong-key-123"}) as answer:
+        assert answer.status == 401
+    async with lab.http.post(f"{gateway.url}/free", json={}) as answer:
+        assert answer.status == 403
+
+
 async def _first_is(simulator: Simulator, lab: Lab, data: bytes) -> bool:
     """Which of two uploads of one name came first to the backend is a matter of chance."""
     async with lab.http.get(f"{simulator.url}/view?filename=pic.png&type=input") as answer:

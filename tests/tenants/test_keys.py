@@ -7,8 +7,8 @@ import hashlib
 
 import pytest
 
-from gateway.settings import AuthSettings, KeySettings
-from gateway.tenants.keys import LOCAL, Keyring, presented_key
+from gateway.settings import AnonymousSettings, AuthSettings, KeySettings
+from gateway.tenants.keys import LOCAL, Keyring, Role, presented_key
 from gateway.tenants.rules import is_admin_path
 
 
@@ -74,3 +74,22 @@ def test_without_keys_everybody_is_the_local_user() -> None:
 )
 def test_admin_paths(path: str, admin: bool) -> None:
     assert is_admin_path(path) is admin
+
+
+def test_callers_without_a_key() -> None:
+    settings = AuthSettings(keys=(KeySettings(name="a", key="key-a-123456"),))
+    keyring = Keyring(settings, AnonymousSettings(networks=("10.1.0.0/16", "fd00::/8"), tenant="guests"))
+    for address, known in (
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("fd00::1", True),
+        ("10.2.0.1", False),
+        ("::1", False),
+        ("no address", False),
+        (None, False),
+    ):
+        identity = keyring.identify_by_address(address)
+        assert (identity is not None) == known, address
+        assert identity is None or (identity.tenant, identity.role) == ("guests", Role.USER)
+    assert Keyring(settings).identify_by_address("10.1.2.3") is None
+    assert not Keyring(AuthSettings(), AnonymousSettings(networks=("10.0.0.0/8",))).is_open
