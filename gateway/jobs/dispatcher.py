@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from gateway.comfy import wire
@@ -27,6 +26,7 @@ from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
+from gateway.jobs.reply import Overloaded, Reply
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies, upstream_body
 from gateway.settings import DispatchSettings
@@ -39,19 +39,6 @@ _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
-
-
-class Overloaded(Exception):
-    """A prompt can't be accepted now; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to a POST /prompt."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json; charset=utf-8"
 
 
 class _Offer(Enum):

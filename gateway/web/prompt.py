@@ -8,7 +8,8 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.jobs.admission import Rejection, read
-from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS, Overloaded, Reply
+from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
+from gateway.jobs.reply import Overloaded, Reply
 from gateway.web.answers import json, json_bytes, problem
 from gateway.web.parts import caller, parts
 

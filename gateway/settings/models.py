@@ -1,38 +1,20 @@
-"""The configuration: a YAML file, the environment and flags, as typed models.
-
-Later sources win: built-in defaults, the file, ``COMFYUI_GATEWAY_…`` variables, flags. Every error names the
-place in the file, as in ``backends[1].url: …``; `SettingsError` holds all of them, not just the first.
-"""
+"""Everything that can be configured, as typed models with their defaults."""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-ENVIRONMENT_PREFIX = "COMFYUI_GATEWAY_"
-
-_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1)]
-
-
-class SettingsError(Exception):
-    """The configuration can't be used. `problems` holds one ``path: sentence`` line each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
 
 
 class _Model(BaseModel):
@@ -262,158 +244,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def load(
-    path: Path | None = None,
-    *,
-    environment: Mapping[str, str] | None = None,
-    flags: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Read the configuration.
-
-    `flags` is a nested mapping as in the file, of what was given on the command line.
-
-    Raises:
-        SettingsError: the file can't be read, or something in it, the environment or the flags is wrong.
-    """
-    environment = os.environ if environment is None else environment
-    raw = _read_file(path, environment) if path else {}
-    problems: list[str] = []
-    for layer in (_from_environment(environment, problems), flags or {}):
-        raw = _merge(raw, layer)
-    if problems:
-        raise SettingsError(problems)
-    try:
-        return Settings.model_validate(raw)
-    except ValidationError as error:
-        raise SettingsError([_sentence(detail) for detail in error.errors()]) from error
-
-
-def _read_file(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError([f"{path}: can't be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError([f"{path}: is not UTF-8 text"]) from error
-    except yaml.YAMLError as error:
-        raise SettingsError([f"{path}: is not YAML: {' '.join(str(error).split())}"]) from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise SettingsError([f"{path}: must be a mapping of settings, such as 'backends: […]'"])
-    problems: list[str] = []
-    expanded = _expand(document, environment, "", problems)
-    if problems:
-        raise SettingsError(problems)
-    assert isinstance(expanded, dict)
-    return expanded
-
-
-def _expand(value: Any, environment: Mapping[str, str], path: str, problems: list[str]) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _expand(item, environment, f"{path}.{key}" if path else str(key), problems)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_expand(item, environment, f"{path}[{n}]", problems) for n, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        name, default = match.group(1), match.group(2)
-        if name is None:
-            return "$"
-        if name in environment:
-            return environment[name]
-        if default is None:
-            problems.append(f"{path}: the environment variable {name} is not set")
-        return default or ""
-
-    return _VARIABLE.sub(replace, value)
-
-
-# The variables that mirror a flag; any other setting is SECTION__NAME, as in COMFYUI_GATEWAY_PROBE__INTERVAL.
-_SHORT = {
-    "HOST": ("server", "host"),
-    "PORT": ("server", "port"),
-    "DATA_DIR": ("data_dir",),
-    "NO_AUTH": ("auth", "disabled"),
-}
-
-
-def _from_environment(environment: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for variable, value in environment.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or not value:
-            continue
-        name = variable.removeprefix(ENVIRONMENT_PREFIX)
-        if name == "CONFIG":
-            continue
-        if name == "BACKENDS":
-            found["backends"] = backends_of(value.split(","))
-        elif name == "API_KEYS":
-            found.setdefault("auth", {})["keys"] = keys_of(value.split(","))
-        else:
-            parts = _SHORT.get(name) or tuple(name.lower().split("__"))
-            annotation = _annotation(parts)
-            if annotation is None:
-                problems.append(f"{variable}: there is no such setting")
-                continue
-            is_list = get_origin(annotation) is tuple
-            found = _merge(found, _nest(parts, value.split(",") if is_list else value))
-    return found
-
-
-def _annotation(parts: tuple[str, ...]) -> Any:
-    """The type of the setting at a path; None if there is no such setting."""
-    model: type[BaseModel] = Settings
-    for place, part in enumerate(parts):
-        field = model.model_fields.get(part)
-        if field is None:
-            return None
-        if place == len(parts) - 1:
-            return field.annotation
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return None
-        model = field.annotation
-    return None
-
-
-def _nest(parts: tuple[str, ...], value: Any) -> dict[str, Any]:
-    for part in reversed(parts):
-        value = {part: value}
-    assert isinstance(value, dict)
-    return value
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        merged[key] = _merge(under, value) if isinstance(value, Mapping) and isinstance(under, Mapping) else value
-    return merged
-
-
-def backends_of(urls: Sequence[str]) -> list[dict[str, str]]:
-    """Backend entries for bare URLs; ``host:port`` alone means http."""
-    stripped = [url.strip() for url in urls if url.strip()]
-    return [{"url": url if "://" in url else f"http://{url}"} for url in stripped]
-
-
-def keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
-    """Key entries for bare keys. The name comes from the key's digest, so that what it owns stays its own."""
-    stripped = [key.strip() for key in keys if key.strip()]
-    return [{"name": f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}", "key": key} for key in stripped]
-
-
-def _sentence(detail: Any) -> str:
-    path = ""
-    for part in detail["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        message = "there is no such setting"
-    return f"{path}: {message}" if path else message

@@ -1,0 +1,53 @@
+"""The configuration: typed models, and where they are read from."""
+
+from gateway.settings.models import (
+    AnonymousSettings,
+    AuthSettings,
+    BackendSettings,
+    CatalogueSettings,
+    CorsSettings,
+    DispatchSettings,
+    HistorySettings,
+    KeySettings,
+    LogSettings,
+    ProbeSettings,
+    ServerSettings,
+    SessionSettings,
+    Settings,
+    StoreSettings,
+    TenantSettings,
+    UploadSettings,
+    is_loopback,
+)
+from gateway.settings.reading import (
+    ENVIRONMENT_PREFIX,
+    SettingsError,
+    backends_of,
+    keys_of,
+    load,
+)
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "AnonymousSettings",
+    "AuthSettings",
+    "BackendSettings",
+    "CatalogueSettings",
+    "CorsSettings",
+    "DispatchSettings",
+    "HistorySettings",
+    "KeySettings",
+    "LogSettings",
+    "ProbeSettings",
+    "ServerSettings",
+    "SessionSettings",
+    "Settings",
+    "SettingsError",
+    "StoreSettings",
+    "TenantSettings",
+    "UploadSettings",
+    "backends_of",
+    "is_loopback",
+    "keys_of",
+    "load",
+]
