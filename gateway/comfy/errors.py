@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from gateway.comfy import wire
+
 _PROMPT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -41,3 +43,21 @@ def invalid_prompt_id() -> dict[str, Any]:
 def is_prompt_id(value: object) -> bool:
     """Whether it is a UUID in canonical lowercase hyphenated form."""
     return isinstance(value, str) and _PROMPT_ID.fullmatch(value) is not None
+
+
+def told_as_text(body: bytes) -> str | None:
+    """What a refusal says, as one text: the error, then what is wrong at which node. None if it is no such body."""
+    try:
+        value = wire.loads(body)
+        error, by_node = value["error"], value.get("node_errors") or {}
+        lines = [_line(error)]
+        for node_id, node in by_node.items():
+            lines += [f"node {node_id}, {node.get('class_type', '')}: {_line(each)}" for each in node["errors"]]
+    except (wire.MalformedJson, KeyError, TypeError, AttributeError):
+        return None
+    return "; ".join(lines)
+
+
+def _line(error: dict[str, Any]) -> str:
+    details = error.get("details")
+    return f"{error['message']}: {details}" if details else str(error["message"])

@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, Refused, Unanswered, Unreachable
-from gateway.comfy.errors import error_body
+from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
@@ -256,11 +256,7 @@ class Dispatcher:
             self._fail_refused(job, refusal)
 
     def _fail_refused(self, job: Job, refusal: Reply) -> None:
-        try:
-            error = wire.loads(refusal.body)["error"]
-            reason = f"{error['message']}: {error['details']}" if error.get("details") else str(error["message"])
-        except (wire.MalformedJson, KeyError, TypeError):
-            reason = f"the backend answered {refusal.status}"
+        reason = told_as_text(refusal.body) or f"the backend answered {refusal.status}"
         self._fail(job, reason, "PromptValidationError")
 
     # -- where to ------------------------------------------------------------------------------------------------
