@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.comfy import wire
+from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import reply
@@ -53,12 +54,14 @@ class Catalogue:
         object_info: dict[str, Any],
         features: dict[str, Any],
         loaded: Any,
+        faults: Faults,
     ) -> None:
         self._features = features
         self._options = options
         self._files = files
         self._object_info = object_info
         self._loaded = loaded
+        self._faults = faults
         self._born = time.time()
 
     def routes(self) -> list[web.RouteDef]:
@@ -180,6 +183,8 @@ class Catalogue:
             "deploy_environment": "local-git",
             "argv": ["main.py"],
         }
+        if self._faults.get("no-version"):
+            del system["comfyui_version"]
         return reply({"system": system, "devices": [device]})
 
 

@@ -10,13 +10,20 @@
 | `block-loop:S` | the next job that starts blocks the event loop for S seconds |
 | `die-in-job`, `die-in-job:N` | the process ends in the middle of the (N-th) job |
 | `drop-answer` | POST /prompt queues the prompt and drops the connection without an answer |
+| `hold-prompt` | POST /prompt is read, and queued and answered only when this is switched off |
+| `hold-answer` | POST /prompt queues the prompt, and is answered only when this is switched off |
 | `no-prompt-id` | an older ComfyUI: mints ids itself |
 | `no-metadata` | an older ComfyUI: sends previews of type 1 alone |
+| `no-jobs` | an older ComfyUI: has no /api/jobs |
+| `no-features` | an older ComfyUI: has no /features, and says nothing of them on its sockets |
+| `no-version` | an older ComfyUI: does not tell its version |
+| `interrupt-any` | an older ComfyUI: POST /interrupt stops whatever runs, whichever prompt it names |
 | `oom` | jobs fail as they do when the GPU's memory is full |
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 KNOWN = frozenset(
@@ -29,8 +36,14 @@ KNOWN = frozenset(
         "block-loop",
         "die-in-job",
         "drop-answer",
+        "hold-prompt",
+        "hold-answer",
         "no-prompt-id",
         "no-metadata",
+        "no-jobs",
+        "no-features",
+        "no-version",
+        "interrupt-any",
         "oom",
     }
 )
@@ -76,6 +89,7 @@ class Faults:
 
     def __init__(self, specifications: tuple[str, ...] = ()) -> None:
         self._on: dict[str, Fault] = {}
+        self._switched_off = asyncio.Event()
         for specification in specifications:
             self.switch_on(specification)
 
@@ -90,6 +104,13 @@ class Faults:
             self._on.clear()
         else:
             self._on.pop(name, None)
+        self._switched_off.set()
+
+    async def until_off(self, name: str) -> None:
+        """Wait while a fault is on."""
+        while name in self._on:
+            self._switched_off.clear()
+            await self._switched_off.wait()
 
     def get(self, name: str) -> Fault | None:
         """A fault, if it is on."""

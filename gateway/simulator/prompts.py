@@ -52,6 +52,7 @@ class Prompts:
     async def post_prompt(self, request: web.Request) -> web.Response:
         """POST /prompt. What a ComfyUI answers with a bare 500 raises here, and becomes one."""
         body = wire.loads(await request.read())
+        await self._executor.faults.until_off("hold-prompt")
         number = self._take_number(body)
         if "prompt" not in body:
             return reply(no_prompt(), 400)
@@ -78,6 +79,7 @@ class Prompts:
         self._queue.put(Item(number, prompt_id, prompt, extra, checked.outputs))
         if self._executor.faults.take("drop-answer") and request.transport is not None:
             request.transport.abort()
+        await self._executor.faults.until_off("hold-answer")
         return reply({"prompt_id": prompt_id, "number": number, "node_errors": checked.node_errors})
 
     def _take_number(self, body: Any) -> float:
@@ -123,7 +125,8 @@ class Prompts:
         """POST /interrupt."""
         raw = await request.read()
         body = wire.loads(raw) if raw else {}
-        self._queue.interrupt(body.get("prompt_id") or None)
+        prompt_id = None if self._executor.faults.get("interrupt-any") else body.get("prompt_id")
+        self._queue.interrupt(prompt_id or None)
         return web.Response()
 
     async def post_free(self, request: web.Request) -> web.Response:

@@ -56,7 +56,7 @@ class Simulator:
         base = options.base_dir or Path(self._scratch.name if self._scratch else ".")
         self.files = Files(base, temp_mark(random.Random(options.seed)))
         self.faults = Faults(options.faults)
-        self.sockets = Sockets(options.max_upload_mb)
+        self.sockets = Sockets(options.max_upload_mb, self.faults)
         self.queue = PromptQueue(self._queue_updated)
         object_info = load_object_info(options)
         self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
@@ -91,7 +91,14 @@ class Simulator:
             Prompts(self.executor),
             Media(self.files),
             UserData(self.files),
-            Catalogue(self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded),
+            Catalogue(
+                self.options,
+                self.files,
+                object_info,
+                self.sockets.features,
+                lambda: self.executor.loaded,
+                self.faults,
+            ),
         )
         for room in rooms:
             for route in room.routes():
@@ -136,9 +143,16 @@ class Simulator:
             await asyncio.sleep(slow.number)
         failing = self.faults.get("500")
         path = request.path.removeprefix("/api") or "/"
+        if self._is_too_old_for(path):
+            # ComfyUI's static files answer for every path, but only to GET.
+            return web.Response(status=404 if request.method == "GET" else 405)
         if failing is not None and failing.argument in ("", path):
             return _bare_500()
         return None
+
+    def _is_too_old_for(self, path: str) -> bool:
+        without = {"/jobs": "no-jobs", "/features": "no-features"}
+        return any(path.startswith(start) and self.faults.get(fault) for start, fault in without.items())
 
     async def _get_requests(self, _: web.Request) -> web.Response:
         """How often each route was asked since the start: a test proves by it what did not reach a backend."""

@@ -11,6 +11,7 @@ from aiohttp import WSMsgType, web
 
 from gateway.comfy import previews, wire
 from gateway.comfy.previews import Preview
+from gateway.simulator.faults import Faults
 
 FEATURES: dict[str, Any] = {
     "supports_preview_metadata": True,
@@ -26,7 +27,8 @@ _Message = tuple[str | bytes, str | None]
 class Sockets:
     """All sockets. Messages are sent in the order of `send`, by one task (server.py, publish_loop)."""
 
-    def __init__(self, max_upload_mb: float) -> None:
+    def __init__(self, max_upload_mb: float, faults: Faults) -> None:
+        self._faults = faults
         # As comfy_api/feature_flags.py: a float where the option is one.
         self.features = {**FEATURES, "max_upload_size": int(max_upload_mb * 1024 * 1024)}
         self._sockets: dict[str, web.WebSocketResponse] = {}
@@ -76,7 +78,7 @@ class Sockets:
             first = True
             async for message in socket:
                 if message.type is WSMsgType.TEXT:
-                    if first:
+                    if first and not self._faults.get("no-features"):
                         self._greet(sid, message.data)
                     first = False
         finally:
