@@ -153,7 +153,8 @@ class Dispatcher:
                 reply.set_exception(error)
             raise
         finally:
-            self._replies.pop(job.key, None)
+            if self._replies.get(job.key) is reply:
+                del self._replies[job.key]
             # The answer is written when this turn of the loop ends.
             asyncio.get_running_loop().call_soon(self._telling.answered, job)
         return answer
@@ -162,8 +163,7 @@ class Dispatcher:
         try:
             await self._ledger.journal(job)
         except StoreError:
-            if self._ledger.find(*job.key) is job:
-                self._ledger.withdraw(job)
+            self._ledger.withdraw(job)
             raise
         log_phase(job, "queued", 0, backend=job.backend)
         if job.state is not State.SENDING:
@@ -188,6 +188,7 @@ class Dispatcher:
             self._fail_refused(job, refusal)
         else:
             self._ledger.withdraw(job)
+            self.wake()
         return refusal
 
     def _earlier(self, tenant: str, submission: Submission) -> Awaitable[Reply] | None:

@@ -278,6 +278,8 @@ class Ledger:
 
     def withdraw(self, job: Job) -> None:
         """It was refused by its backend before it was answered: it leaves nothing behind."""
+        if self._jobs.get(job.key) is not job:
+            return
         self._remove(job)
         self._store.write([JobRemoval(*job.key)])
         self._announce(job)
@@ -301,10 +303,15 @@ class Ledger:
         Raises:
             StoreError: the entry could not be written; the job is as it was.
         """
+        if self._jobs.get(job.key) is not job:
+            return False
         place = job.backend
         record = history_record(job, outcome, entry, summary)
         await self._store.write([record])
         if self._jobs.get(job.key) is not job or job.backend != place or job.state in ENDED:
+            if self.history.find(*job.key) is None:
+                # Cancelled meanwhile, so it has no entry.
+                self._store.write([HistoryRemoval(*job.key)])
             return False
         self._move(job, _OUTCOME_MOVES[outcome], job.backend)
         self._remove(job)
