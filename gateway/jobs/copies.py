@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 MOST = 100_000
 
 
 class Copies:
-    """(backend, upstream_id) of every copy, the oldest forgotten past a limit."""
+    """(backend, upstream_id) of every copy, the oldest forgotten past a limit.
+
+    One may still be on its way: its POST /prompt has no outcome yet, so that it is not there proves nothing.
+    """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._on_its_way: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._ids: dict[str, int] = {}
 
-    def add(self, backend: str, upstream_id: str) -> None:
+    def add(self, backend: str, upstream_id: str, *, on_its_way: bool = False) -> None:
         """A copy on this backend must not run, should it turn up."""
-        if (backend, upstream_id) in self._known:
+        if (backend, upstream_id) in self._on_its_way:
             return
-        self._known[backend, upstream_id] = None
+        self._on_its_way[backend, upstream_id] = on_its_way
         self._ids[upstream_id] = self._ids.get(upstream_id, 0) + 1
-        if len(self._known) > MOST:
-            self.remove(*next(iter(self._known)))
+        if len(self._on_its_way) > MOST:
+            self.remove(*next(iter(self._on_its_way)))
 
     def remove(self, backend: str, upstream_id: str) -> None:
         """It is dealt with, or wanted again."""
-        if (backend, upstream_id) not in self._known:
+        if (backend, upstream_id) not in self._on_its_way:
             return
-        del self._known[backend, upstream_id]
+        del self._on_its_way[backend, upstream_id]
         self._ids[upstream_id] -= 1
         if not self._ids[upstream_id]:
             del self._ids[upstream_id]
 
-    def remove_all(self, backend: str, upstream_ids: Iterable[str]) -> None:
-        """These are dealt with."""
+    def arrived(self, backend: str, upstream_id: str) -> None:
+        """Its POST /prompt has an outcome."""
+        if (backend, upstream_id) in self._on_its_way:
+            self._on_its_way[backend, upstream_id] = False
+
+    def absent(self, backend: str, upstream_ids: Iterable[str]) -> None:
+        """These are not there, and will not be unless they are still on their way."""
         for upstream_id in upstream_ids:
-            self.remove(backend, upstream_id)
+            if not self._on_its_way.get((backend, upstream_id)):
+                self.remove(backend, upstream_id)
 
     def has(self, backend: str, upstream_id: str) -> bool:
         """Whether this backend may hold a copy of that name."""
-        return (backend, upstream_id) in self._known
+        return (backend, upstream_id) in self._on_its_way
 
     def has_id(self, upstream_id: str) -> bool:
         """Whether any backend may."""
@@ -48,4 +57,8 @@ class Copies:
 
     def on(self, backend: str) -> list[str]:
         """The copies on a backend."""
-        return [upstream_id for place, upstream_id in self._known if place == backend]
+        return [upstream_id for place, upstream_id in self._on_its_way if place == backend]
+
+    def among(self, backend: str, upstream_ids: Collection[str]) -> list[str]:
+        """Those of these that are copies on this backend."""
+        return [upstream_id for upstream_id in upstream_ids if (backend, upstream_id) in self._on_its_way]

@@ -345,6 +345,8 @@ class Dispatcher:
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, upstream_id, answer)
         finally:
+            if outcome != "unanswered":
+                self._ledger.copies.arrived(backend.name, upstream_id)
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
     def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> _Offer:
@@ -355,7 +357,8 @@ class Dispatcher:
             actual, node_errors = upstream_id, {}
         if job.backend == backend.name and job.upstream_id == upstream_id:
             self._ledger.taken(job, actual, wire.dumps(node_errors))
-        elif self._ledger.is_copy(backend.name, upstream_id):
+        else:
+            # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, actual)
             self._tasks.start(drop_copies(self._ledger, backend, [actual]), f"drop:{actual}")
         return _Offer.TAKEN

@@ -286,11 +286,11 @@ class Ledger:
 
     def cancel(self, job: Job) -> str | None:
         """Cancelled before it ran: no history entry, as in ComfyUI. Returns the backend that may hold a copy."""
-        place = job.backend if job.state in PLACED else None
+        place, on_its_way = job.backend if job.state in PLACED else None, job.state is State.SENDING
         self._move(job, Move.CANCEL, None)
         self._remove(job)
         if place is not None:
-            self.copies.add(place, job.upstream_id)
+            self.copies.add(place, job.upstream_id, on_its_way=on_its_way)
         self._store.write([JobRemoval(*job.key)])
         self._announce(job)
         return place

@@ -90,6 +90,9 @@ class Recovery:
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Look for jobs that a probe should have shown: their end, or their loss, went by unheard."""
         there = queue.running_ids | queue.pending_ids
+        copies = self._ledger.copies.among(backend.name, there)
+        if copies:
+            self._tasks.start(drop_copies(self._ledger, backend, copies), f"drop:{backend.name}")
         for job in self._ledger.jobs_on(backend.name):
             is_settled = job.state in (State.PENDING, State.RUNNING) and 0 < job.placed_at < asked_at
             if is_settled and job.upstream_id not in there and job not in self._checking:
@@ -131,7 +134,8 @@ class Recovery:
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
         for job in self._ledger.jobs_on(backend.name):
-            self._ledger.copies.add(backend.name, job.upstream_id)
+            on_its_way = job.state is State.SENDING
+            self._ledger.copies.add(backend.name, job.upstream_id, on_its_way=on_its_way)
             self.lose(job, f"is {backend.health}")
         self._dispatcher.wake()
 

@@ -36,6 +36,7 @@ class Relay:
         self._metrics = metrics
         self._tasks = Tasks("relay")
         self._current: dict[str, Job] = {}
+        self._strays: dict[str, list[Event]] = {}
 
     async def close(self) -> None:
         """End what is under way."""
@@ -49,6 +50,12 @@ class Relay:
         if job is None:
             self._heard_stray(backend, event)
             return
+        if self._strays and (strays := self._strays.pop(backend.name, None)) and strays[0].prompt_id == event.prompt_id:
+            for earlier in strays:
+                self._heard(backend, job, earlier)
+        self._heard(backend, job, event)
+
+    def _heard(self, backend: Backend, job: Job, event: Event) -> None:
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
         if event.type in events.TERMINAL:
@@ -86,10 +93,34 @@ class Relay:
         return job if job is not None and job.backend == backend.name and job.state is State.RUNNING else None
 
     def _heard_stray(self, backend: Backend, event: Event) -> None:
-        """Not a job of ours there; if it is a copy of one that must not run, it is stopped."""
+        """Not a job of ours there, as far as we know.
+
+        ComfyUI tells of a start only whoever sent the prompt, so this is a copy that must not run: it was cancelled
+        or given up on its way, and may have an id of the backend's own. Unless it is the prompt whose answer, with
+        that id, is still awaited: then what it says is kept until it is known.
+        """
         upstream_id = event.prompt_id
-        if event.type == "execution_start" and upstream_id and self._ledger.is_copy(backend.name, upstream_id):
+        if upstream_id is None:
+            return
+        if event.ends_prompt:
+            self._ledger.copies.remove(backend.name, upstream_id)
+        if event.type == "execution_start":
+            self._strays[backend.name] = []
+        strays = self._strays.get(backend.name)
+        if strays is None or (strays and strays[0].prompt_id != upstream_id):
+            return
+        if self._awaits_answer(backend) and not self._ledger.is_copy(backend.name, upstream_id):
+            if event.type in events.LIFECYCLE:
+                strays.append(event)
+            return
+        del self._strays[backend.name]
+        if not event.ends_prompt:
+            self._ledger.copies.add(backend.name, upstream_id)
             self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
+
+    def _awaits_answer(self, backend: Backend) -> bool:
+        """Whether a prompt was sent there whose id there is not known yet."""
+        return any(job.state is State.SENDING for job in self._ledger.jobs_on(backend.name))
 
     def _start(self, backend: Backend, job: Job, event: Event) -> None:
         timestamp = event.data.get("timestamp")

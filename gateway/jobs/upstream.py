@@ -8,7 +8,7 @@ from typing import Any
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
-from gateway.jobs.job import Job
+from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.telemetry import logs
 
@@ -47,13 +47,29 @@ def _prompt_for(job: Job, changed: Mapping[tuple[str, str], str]) -> bytes:
 
 
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
-    """Take prompts off a backend, pending or running. What can't be done now is done when it is next reconciled."""
+    """Take copies off a backend, pending or running. What can't be done now is done at its next probe."""
+    upstream_ids = ledger.copies.among(backend.name, upstream_ids)
+    if not upstream_ids:
+        return
     try:
-        await backend.client.delete_pending(list(upstream_ids))
+        await backend.client.delete_pending(upstream_ids)
         queue = await backend.client.queue()
-        for upstream_id in queue.running_ids & frozenset(upstream_ids):
+        # One may be wanted there again by now.
+        for upstream_id in ledger.copies.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
             await backend.client.interrupt(upstream_id)
     except BackendError as error:
         _log.warning("a copy could not be removed yet", backend=backend.name, error=str(error))
         return
-    ledger.copies.remove_all(backend.name, upstream_ids)
+    # ComfyUI forgets an interrupt that comes before the prompt has begun, so one that runs is forgotten at its end.
+    ledger.copies.absent(backend.name, frozenset(upstream_ids) - queue.running_ids)
+
+
+async def interrupt(backend: Backend, job: Job) -> None:
+    """Interrupt a job if it is what runs there.
+
+    An older ComfyUI stops whatever runs, so it is looked at first, and the ledger again: what is left to chance on
+    such a one is that the job ends, and another begins, within the moment that one request takes.
+    """
+    queue = await backend.client.queue()
+    if job.upstream_id in queue.running_ids and job.state is State.RUNNING and job.backend == backend.name:
+        await backend.client.interrupt(job.upstream_id)

@@ -1,0 +1,32 @@
+"""What is remembered of copies that must not run."""
+
+from __future__ import annotations
+
+from gateway.jobs.copies import Copies
+
+
+def test_one_on_its_way_is_remembered_though_it_is_not_there() -> None:
+    copies = Copies()
+    copies.add("b1", "x", on_its_way=True)
+    copies.add("b1", "y")
+    copies.absent("b1", ["x", "y"])
+    assert copies.on("b1") == ["x"]
+    assert copies.has_id("x")
+    assert not copies.has_id("y")
+    copies.arrived("b1", "x")
+    copies.absent("b1", ["x"])
+    assert copies.on("b1") == []
+    assert not copies.has_id("x")
+
+
+def test_each_backend_has_its_own() -> None:
+    copies = Copies()
+    for backend in ("b1", "b2"):
+        copies.add(backend, "x")
+        copies.add(backend, "x", on_its_way=True)
+    copies.remove("b1", "x")
+    assert copies.has_id("x")
+    assert copies.among("b2", ["w", "x"]) == ["x"]
+    assert copies.among("b1", ["w", "x"]) == []
+    copies.absent("b2", ["x"])
+    assert not copies.has_id("x")
