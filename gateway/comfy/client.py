@@ -147,15 +147,23 @@ class ComfyClient:
 
     async def delete_pending(self, prompt_ids: Sequence[str]) -> None:
         """POST /queue: take prompts out of the queue. One that runs is left alone (execution.py)."""
-        await self.call("POST", "/queue", wire.dumps({"delete": list(prompt_ids)}))
+        await self._order("/queue", {"delete": list(prompt_ids)})
 
     async def interrupt(self, prompt_id: str) -> None:
-        """POST /interrupt: stop this prompt if it is the one that runs."""
-        await self.call("POST", "/interrupt", wire.dumps({"prompt_id": prompt_id}))
+        """POST /interrupt: stop this prompt if it is the one that runs.
+
+        An older ComfyUI does not read the id and stops whatever runs.
+        """
+        await self._order("/interrupt", {"prompt_id": prompt_id})
 
     async def delete_history(self, prompt_ids: Sequence[str]) -> None:
         """POST /history: forget entries."""
-        await self.call("POST", "/history", wire.dumps({"delete": list(prompt_ids)}))
+        await self._order("/history", {"delete": list(prompt_ids)})
+
+    async def _order(self, path: str, body: dict[str, Any]) -> None:
+        answer = await self.call("POST", path, wire.dumps(body))
+        if answer.status != 200:
+            raise BadAnswer(f"POST {path} answered {answer.status}", answer.status)
 
     @asynccontextmanager
     async def open(

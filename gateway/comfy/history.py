@@ -45,10 +45,16 @@ def failure_event(prompt_id: str, reason: str, type_: str, timestamp: int | None
     }
 
 
-def failure_entry(prompt: list[Any], event: dict[str, Any]) -> dict[str, Any]:
-    """The history entry of a job that no backend could run."""
+def interruption_event(prompt_id: str) -> dict[str, Any]:
+    """The data of an ``execution_interrupted`` for a job that no backend can say it of."""
+    timestamp = int(time.time() * 1000)
+    return {"prompt_id": prompt_id, "node_id": "", "node_type": "", "executed": [], "timestamp": timestamp}
+
+
+def entry_without_run(prompt: list[Any], type_: str, event: dict[str, Any]) -> dict[str, Any]:
+    """The history entry of a job whose end no backend knows: `type_` and `event` say what it was."""
     start = {"prompt_id": event["prompt_id"], "timestamp": event["timestamp"]}
-    messages = [["execution_start", start], ["execution_error", event]]
+    messages = [["execution_start", start], [type_, event]]
     return {
         "prompt": prompt,
         "outputs": {},

@@ -187,15 +187,20 @@ class Collector:
 
     def fail(self, job: Job, reason: str, type_: str) -> None:
         """End a job that no backend can run: ``execution_error``, and a history entry that says why."""
+        event = history.failure_event(job.prompt_id, reason, type_)
+        self._end_without_run(job, "execution_error", event, history.Outcome.ERROR)
+
+    def interrupt(self, job: Job) -> None:
+        """End a job that was to be interrupted, and whose backend is gone: it is not run again."""
+        event = history.interruption_event(job.prompt_id)
+        self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
+
+    def _end_without_run(self, job: Job, type_: str, event: dict[str, Any], outcome: history.Outcome) -> None:
         # Until that is journalled no backend is eligible for it.
         job.pinned = frozenset()
-        self._tasks.start(self._fail(job, reason, type_), job.prompt_id)
-
-    async def _fail(self, job: Job, reason: str, type_: str) -> None:
-        event = history.failure_event(job.prompt_id, reason, type_)
-        job.live.terminal = ("execution_error", event)
-        entry = history.failure_entry(self._prompt_item(job, None, job.outputs), event)
-        await self._end(job, entry, history.Outcome.ERROR)
+        job.live.terminal = (type_, event)
+        entry = history.entry_without_run(self._prompt_item(job, None, job.outputs), type_, event)
+        self._tasks.start(self._end(job, entry, outcome), job.prompt_id)
 
     def _tell(self, job: Job, entry: dict[str, Any], was_started: bool) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
@@ -212,8 +217,7 @@ class Collector:
         """A job that had run, was lost, and was then cancelled while it waited: its client is told that it is over."""
         if not job.live.start_told:
             return
-        data = {"prompt_id": job.prompt_id, "node_id": "", "node_type": "", "executed": []}
-        payload = events.encode("execution_interrupted", {**data, "timestamp": int(time.time() * 1000)})
+        payload = events.encode("execution_interrupted", history.interruption_event(job.prompt_id))
         self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id))
         self._telling.tell(job, events.end_frame(job.prompt_id))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 
 from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
@@ -16,23 +16,32 @@ from gateway.jobs.collector import Collector
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
-from gateway.jobs.upstream import drop_copies
+from gateway.jobs.upstream import drop_copies, interrupt
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 
 _log = logs.get("jobs")
 
 _NOT_STARTED = (State.ACCEPTED, State.WAITING, State.SENDING, State.PENDING)
+# Seconds for which a caller waits for backends: its order is carried out all the same.
+ANSWER_WITHIN = 1.0
+AGAIN_AFTER = 0.5
 
 
 class Control:
-    """Callers' orders. A `tenant` of None is an admin, who may touch every job."""
+    """Callers' orders. A `tenant` of None is an admin, who may touch every job.
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, collector: Collector) -> None:
+    Args:
+        freed: told when places on backends are free.
+    """
+
+    def __init__(self, ledger: Ledger, fleet: Fleet, collector: Collector, freed: Callable[[], None]) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._collector = collector
+        self._freed = freed
         self._tasks = Tasks("control")
+        self._interrupting: set[Job] = set()
 
     async def close(self) -> None:
         """End what is under way."""
@@ -42,55 +51,74 @@ class Control:
         """An open job that the caller may touch."""
         return self._ledger.find_any(prompt_id) if tenant is None else self._ledger.find(tenant, prompt_id)
 
+    def _named(self, tenant: str | None, prompt_ids: Iterable[str]) -> list[Job]:
+        return [job for prompt_id in prompt_ids if (job := self.find(tenant, prompt_id))]
+
     async def delete(self, tenant: str | None, prompt_ids: Iterable[str]) -> None:
         """Take jobs that have not started out of the queue."""
-        await self._cancel([job for prompt_id in prompt_ids if (job := self.find(tenant, prompt_id))])
+        await self._stop(self._named(tenant, prompt_ids), _NOT_STARTED)
 
     async def clear(self, tenant: str | None) -> None:
         """Take all jobs that have not started out of the queue."""
-        await self._cancel(self._ledger.jobs(tenant))
+        await self._stop(self._ledger.jobs(tenant), _NOT_STARTED)
 
-    async def _cancel(self, jobs: Iterable[Job]) -> bool:
+    async def interrupt(self, tenant: str | None, prompt_id: str | None) -> None:
+        """Interrupt a running job, or all that the caller runs."""
+        jobs = self._ledger.jobs(tenant) if prompt_id is None else self._named(tenant, [prompt_id])
+        await self._stop(jobs, (State.RUNNING,))
+
+    async def cancel(self, tenant: str | None, prompt_ids: Iterable[str]) -> bool:
+        """Cancel jobs, whatever their state. Returns whether there was anything to cancel."""
+        return await self._stop(self._named(tenant, prompt_ids), (*_NOT_STARTED, State.RUNNING))
+
+    async def _stop(self, jobs: Iterable[Job], states: tuple[State, ...]) -> bool:
+        """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
+
+        A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
+        stopped as it starts.
+        """
         copies: dict[str, list[str]] = {}
-        cancelled = False
+        orders: list[Coroutine[None, None, None]] = []
+        found = False
         for job in jobs:
-            if job.state not in _NOT_STARTED:
+            if job.state not in states:
                 continue
-            upstream_id = job.upstream_id
-            place = self._ledger.cancel(job)
-            cancelled = True
-            self._collector.tell_cancelled(job)
-            log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
-            if place is not None:
-                copies.setdefault(place, []).append(upstream_id)
-        # It is out of the ledger by now. Should it have started over there meanwhile, it is stopped as it starts.
-        await asyncio.gather(
-            *(drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items())
-        )
-        return cancelled
+            found = True
+            if job.state is State.RUNNING:
+                job.interrupted = True
+                orders.append(self._interrupt(job))
+            elif (place := self._withdraw(job)) is not None:
+                copies.setdefault(place, []).append(job.upstream_id)
+        orders += [drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items()]
+        if orders:
+            await asyncio.wait([self._tasks.start(order, "order") for order in orders], timeout=ANSWER_WITHIN)
+        if copies:
+            self._freed()
+        return found
 
-    async def interrupt(self, tenant: str | None, prompt_id: str | None) -> bool:
-        """Interrupt a running job, or all that the caller runs. Returns whether there was one."""
-        jobs = self._ledger.jobs(tenant) if prompt_id is None else [self.find(tenant, prompt_id)]
-        running = [job for job in jobs if job is not None and job.state is State.RUNNING]
-        await asyncio.gather(*(self._interrupt(job) for job in running))
-        return bool(running)
+    def _withdraw(self, job: Job) -> str | None:
+        """End a job that has not started. Returns the backend that may have it."""
+        place = self._ledger.cancel(job)
+        self._collector.tell_cancelled(job)
+        log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
+        return place
 
     async def _interrupt(self, job: Job) -> None:
-        backend = self._fleet.backends[job.backend or ""]
+        """Interrupt a job; as long as its backend does not answer, again."""
+        attempt = job.attempts
+        if job in self._interrupting:
+            return
+        self._interrupting.add(job)
         try:
-            await backend.client.interrupt(job.upstream_id)
-        except BackendError as error:
-            _log.warning("interrupt", prompt_id=job.prompt_id, backend=backend.name, error=str(error))
-
-    async def cancel(self, tenant: str | None, prompt_id: str) -> bool:
-        """Cancel a job whatever its state. Returns whether there was anything to cancel."""
-        job = self.find(tenant, prompt_id)
-        if job is None:
-            return False
-        if job.state in _NOT_STARTED:
-            return await self._cancel([job])
-        return await self.interrupt(tenant, prompt_id)
+            while job.state is State.RUNNING and job.attempts == attempt:
+                try:
+                    await interrupt(self._fleet.backends[job.backend or ""], job)
+                    return
+                except BackendError as error:
+                    _log.warning("interrupt", prompt_id=job.prompt_id, backend=job.backend, error=str(error))
+                await asyncio.sleep(AGAIN_AFTER)
+        finally:
+            self._interrupting.discard(job)
 
     async def forget(self, tenant: str | None, prompt_ids: Iterable[str] | None) -> None:
         """Delete history entries, all that the caller sees if no ids are given; later also on the backends.

@@ -85,7 +85,7 @@ class Engine:
         self.recovery = Recovery(
             self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch.attempts
         )
-        self.control = Control(self.ledger, fleet, self.collector)
+        self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
         metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
         metrics.jobs_open.set_function(lambda: len(self.ledger))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)

@@ -140,11 +140,13 @@ class Recovery:
         self._dispatcher.wake()
 
     def lose(self, job: Job, what: str) -> None:
-        """Send a job again that its backend does not have, unless it was tried often enough."""
+        """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""
         place = job.backend
         _log.warning("job lost", prompt_id=job.prompt_id, backend=place, attempt=job.attempts + 1, reason=what)
         self._ledger.lose(job)
-        if job.attempts >= self._attempts:
+        if job.interrupted:
+            self._collector.interrupt(job)
+        elif job.attempts >= self._attempts:
             reason = f"given up after {job.attempts} attempts; the last backend, {place}, {what}"
             self._collector.fail(job, reason, "BackendLost")
         elif job.submission.needs_secrets and not job.submission.secrets:

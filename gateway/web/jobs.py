@@ -54,7 +54,7 @@ async def _find(engine: Engine, identity: Identity, prompt_id: str) -> dict[str,
 
 async def cancel_job(request: web.Request) -> web.Response:
     """Cancel one job, whatever its state."""
-    cancelled = await parts(request).engine.control.cancel(caller(request).sees, request.match_info["job_id"])
+    cancelled = await parts(request).engine.control.cancel(caller(request).sees, [request.match_info["job_id"]])
     return json({"cancelled": cancelled})
 
 
@@ -71,5 +71,4 @@ async def cancel_jobs(request: web.Request) -> web.Response:
     if invalid:
         return json({"error": "job_ids contains invalid id(s)", "invalid_ids": invalid}, 400)
     control, identity = parts(request).engine.control, caller(request)
-    results = [await control.cancel(identity.sees, prompt_id) for prompt_id in ids]
-    return json({"cancelled": any(results)})
+    return json({"cancelled": await control.cancel(identity.sees, ids)})
