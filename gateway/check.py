@@ -1,19 +1,28 @@
-"""The command ``check``: what is wrong with a configuration, and how each backend is."""
+"""The command ``check``: what is wrong with a configuration, how each backend is, and whether one still fits."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import aiohttp
 import click
+from yarl import URL
 
 from gateway.comfy.client import BackendError, ComfyClient
-from gateway.settings import BackendSettings, Settings, SettingsError, load
+from gateway.conformance import suite
+from gateway.conformance.asking import CannotAsk, Examination
+from gateway.settings import ENVIRONMENT_PREFIX, BackendSettings, Settings, SettingsError, load
 
 GIB = 1024**3
+EXIT_USAGE = 2
+_ADDRESS = re.compile(r"https?://[^/\s?#@]+(/[^?#\s]*)?")
+_KEYS = f"{ENVIRONMENT_PREFIX}API_KEYS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +41,86 @@ class Row:
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), default=None, help="YAML file with the settings.")
 @click.option("--backend", "backends", multiple=True, metavar="URL", help="A ComfyUI to look at as well.")
-def check(config: Path | None, backends: tuple[str, ...]) -> None:
+@click.option("--conformance", "address", metavar="URL", default=None, help="A ComfyUI or gateway to compare, instead.")
+@click.option("--api-key", metavar="KEY", default=None, help="With --conformance: the key that it needs.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="With --conformance: seconds for one request.",
+)
+def check(
+    config: Path | None, backends: tuple[str, ...], address: str | None, api_key: str | None, timeout: float
+) -> None:
     """Say what is wrong with the configuration, and how each backend is.
 
-    Exit code: 0 all is well, 1 a backend can't be reached, 2 the configuration is wrong.
+    Or, with --conformance, what a ComfyUI answers otherwise than the one that this gateway was made for.
+
+    Exit code: 0 all is well, 1 a backend can't be reached, or answers otherwise, 2 the configuration is wrong, or the
+    address can't be asked.
     """
+    if address is None:
+        if api_key is not None:
+            raise click.UsageError("--api-key goes with --conformance")
+        _check_configuration(config, backends)
+    if config or backends:
+        raise click.UsageError("--conformance asks one address; it goes without --config and --backend")
+    assert address is not None
+    sys.exit(asyncio.run(_check_conformance(_address(address), _key(api_key), timeout)))
+
+
+def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoReturn:
     try:
         settings = load(config, flags={"backends": [{"url": url} for url in backends]} if backends else None)
     except SettingsError as error:
         for problem in error.problems:
             click.echo(problem, err=True)
-        sys.exit(2)
+        sys.exit(EXIT_USAGE)
     if settings.open_to_strangers:
         click.echo("auth: listens beyond loopback without a key; add auth.keys, or set auth.disabled", err=True)
-        sys.exit(2)
+        sys.exit(EXIT_USAGE)
     rows = asyncio.run(_rows(settings))
     _print(rows)
     sys.exit(0 if rows and all(row.reachable == "yes" for row in rows) else 1)
+
+
+async def _check_conformance(url: str, key: str | None, timeout: float) -> int:
+    """Print a line for each question, and a last one. Returns the exit code."""
+    expected = suite.load()
+    examination, verdicts = Examination(expected, url, key, timeout), []
+    try:
+        async for verdict in examination.verdicts():
+            click.echo(str(verdict))
+            verdicts.append(verdict)
+    except CannotAsk as error:
+        click.echo(f"comfyui-gateway: {suite.plain(str(error))}", err=True)
+        return EXIT_USAGE
+    click.echo(suite.summary(expected, examination.version, verdicts))
+    return 0 if suite.fits(verdicts) else 1
+
+
+def _address(given: str) -> str:
+    """The address without a slash at its end; HOST:PORT alone means http. It is not shown: it may hold a key."""
+    address = given.strip()
+    address = address if "://" in address else f"http://{address}"
+    try:
+        fits = _ADDRESS.fullmatch(address) is not None and bool(URL(address).host and URL(address).port)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise click.UsageError(
+            "--conformance must be http://HOST:PORT or https://HOST:PORT, without query or credentials"
+        )
+    return address.rstrip("/")
+
+
+def _key(given: str | None) -> str | None:
+    """The key to send: the flag's, else the first of the variable's. It goes into a header as it is."""
+    key = (given if given is not None else os.environ.get(_KEYS, "").partition(",")[0]).strip()
+    if not key.isprintable():
+        raise click.UsageError("the key holds characters that can't be sent in a header")
+    return key or None
 
 
 async def _rows(settings: Settings) -> list[Row]:

@@ -12,7 +12,9 @@ from PIL import Image
 from tests.lab import Lab
 
 
-async def command(*arguments: str, cwd: Path, limit: float = 60) -> tuple[int | None, str, str]:
+async def command(
+    *arguments: str, cwd: Path, limit: float = 60, environment: dict[str, str] | None = None
+) -> tuple[int | None, str, str]:
     """Run one; (exit code, standard output, standard error)."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -20,7 +22,12 @@ async def command(*arguments: str, cwd: Path, limit: float = 60) -> tuple[int | 
         "gateway",
         *arguments,
         cwd=cwd,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "PYTHONUTF8": "1"},
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PATH": "/usr/bin:/bin",
+            "PYTHONUTF8": "1",
+            **(environment or {}),
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
