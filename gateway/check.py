@@ -17,12 +17,13 @@ from yarl import URL
 from gateway.comfy.client import BackendError, ComfyClient
 from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
-from gateway.settings import ENVIRONMENT_PREFIX, BackendSettings, Settings, SettingsError, load
+from gateway.settings import BackendSettings, Settings, SettingsError, load
 
 GIB = 1024**3
 EXIT_USAGE = 2
 _ADDRESS = re.compile(r"https?://[^/\s?#@]+(/[^?#\s]*)?")
-_KEYS = f"{ENVIRONMENT_PREFIX}API_KEYS"
+# Not the gateway's own variable: what is asked may be a ComfyUI, and that is told no keys of the gateway.
+_KEY = "COMFYUI_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ def _address(given: str) -> str:
 
 
 def _key(given: str | None) -> str | None:
-    """The key to send: the flag's, else the first of the variable's. It goes into a header as it is."""
-    key = (given if given is not None else os.environ.get(_KEYS, "").partition(",")[0]).strip()
+    """The key to send: the flag's, else the variable's. It goes into a header as it is."""
+    key = (given if given is not None else os.environ.get(_KEY, "")).strip()
     if not key.isprintable():
         raise click.UsageError("the key holds characters that can't be sent in a header")
     return key or None

@@ -167,7 +167,7 @@ async def test_a_gateway_fits_with_its_key_and_cannot_be_asked_without(lab: Lab)
     gateway = await lab.gateway(simulator, options=("--api-key", KEY))
     code, lines, _ = await check(gateway.url, "--api-key", KEY, cwd=lab.directory)
     assert code == 0, lines
-    code, lines, _ = await check(gateway.url, cwd=lab.directory, COMFYUI_GATEWAY_API_KEYS=f"{KEY},another-key-12")
+    code, lines, _ = await check(gateway.url, cwd=lab.directory, COMFYUI_KEY=KEY)
     assert code == 0, lines
     code, lines, error = await check(gateway.url, cwd=lab.directory)
     assert (code, lines) == (2, [])
