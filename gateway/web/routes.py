@@ -69,9 +69,9 @@ def make_app(gateway: Parts) -> web.Application:
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[PARTS] = gateway
     gate = Gate(gateway.settings, gateway.keyring, gateway.metrics)
-    for method, path, handler in OWN + JOBS:
+    for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, path))
-    for method, path, handler in COMFYUI:
+    for method, path, handler in JOBS + COMFYUI:
         for full_path in (path, "/api" + path):
             _add(app, method, full_path, gate.guard(handler, full_path))
     for method in _METHODS:
