@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref
 
 _FILE_NAME = re.compile(r"\.[A-Za-z0-9]{1,8}$")
-MAX_NAME = 1024
+# The longest path that Windows takes; Linux takes 4096 bytes. ComfyUI opens "./././x.png" as it stands.
+MAX_NAME = 32_767
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
 
 
@@ -20,6 +21,7 @@ class FileInput:
     """An input that may name a file: where in the graph, what it says, and the file that this means.
 
     `ref` is None where the path leads out of its folder. `declared`: its node class says that this input is a file.
+    `path` are the keys and places that lead to it inside the input, where that is no plain text.
     """
 
     node_id: str
@@ -28,6 +30,7 @@ class FileInput:
     ref: FileRef | None
     annotated: bool
     declared: bool
+    path: tuple[str | int, ...] = ()
 
     def renamed(self, ref: FileRef) -> str:
         """The value that names another file of the same kind."""
@@ -69,9 +72,14 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
         if not isinstance(inputs, dict):
             continue
         for name, value in inputs.items():
-            if not isinstance(value, str) or not value or len(value) > MAX_NAME:
+            declared = (class_type, name) in file_inputs
+            if not isinstance(value, str):
+                if isinstance(value, dict):
+                    files += _wrapped_files(node_id, name, value, declared=declared)
                 continue
-            if (class_type, name) in file_inputs and value != "none":
+            if not value or len(value) > MAX_NAME:
+                continue
+            if declared and value != "none":
                 files.append(_file_input(node_id, name, value, declared=True))
             elif not ("." in value[-13:] or value.endswith("]")):
                 continue
@@ -84,10 +92,30 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
     return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
 
 
-def _file_input(node_id: str, name: str, value: str, *, declared: bool) -> FileInput:
+def _wrapped_files(node_id: str, name: str, wrapped: Any, *, declared: bool) -> Iterator[FileInput]:
+    """The files in an input that is an object: ``{"__value__": …}``, as execution.py unwraps it, or a widget's own."""
+    for path, value in texts(wrapped):
+        if 0 < len(value) <= MAX_NAME and (declared or ANNOTATED.match(value) or _FILE_NAME.search(value)):
+            yield _file_input(node_id, name, value, declared=declared, path=path)
+
+
+def texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every text in a value, with the keys and places that lead to it."""
+    left: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while left:
+        path, item = left.pop()
+        if isinstance(item, str):
+            yield path, item
+        elif isinstance(item, dict):
+            left.extend(((*path, key), inner) for key, inner in item.items())
+        elif isinstance(item, list):
+            left.extend(((*path, place), inner) for place, inner in enumerate(item))
+
+
+def _file_input(node_id: str, name: str, value: str, *, declared: bool, path: tuple[str | int, ...] = ()) -> FileInput:
     match = ANNOTATED.match(value)
-    path, kind = (match["path"], match["kind"]) if match else (value, "input")
-    return FileInput(node_id, name, value, file_ref(kind, "", path), match is not None, declared)
+    file, kind = (match["path"], match["kind"]) if match else (value, "input")
+    return FileInput(node_id, name, value, file_ref(kind, "", file), match is not None, declared, path)
 
 
 def output_nodes(

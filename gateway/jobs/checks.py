@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
-from gateway.comfy.graph import FileInput, output_nodes
+from gateway.comfy.graph import FileInput, output_nodes, texts
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.catalogue import Catalogue
@@ -161,9 +161,10 @@ class Checks:
 def _check_of(wrong: frozenset[tuple[str, str]]) -> Any:
     def check(inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [
-            (name, f"{name} - {_invalid(name, value)}")
+            (name, f"{name} - {_invalid(name, text)}")
             for name, value in inputs.items()
-            if isinstance(value, str) and (name, value) in wrong
+            for _, text in texts(value)
+            if (name, text) in wrong
         ]
 
     return check

@@ -19,6 +19,9 @@ from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.store.protocol import StoreError
 
+# Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
+Place = tuple[str | int, ...]
+
 
 class InputMissing(Exception):
     """A file that a prompt needs is nowhere any more; the text says which and why."""
@@ -53,22 +56,22 @@ class Inputs:
             return False
         return ref.kind != "input" or self.placements.is_name(ref)
 
-    async def prepare(self, job: Job, backend: Backend) -> Mapping[tuple[str, str], str]:
+    async def prepare(self, job: Job, backend: Backend) -> Mapping[Place, str]:
         """Make sure of a job's files on a backend.
 
-        Returns the inputs, by (node_id, name), that must say something else there, and what.
+        Returns the places in the graph that must say something else there, and what.
 
         Raises:
             Refused, Unreachable: the backend does not take files now.
             SourceDown, InputMissing: see there.
         """
         submission = job.submission
-        changed: dict[tuple[str, str], str] = {}
+        changed: dict[Place, str] = {}
         try:
             for file in submission.files:
                 there = await self._there(job.tenant, file, backend)
                 if there is not None and there != file.ref:
-                    changed[file.node_id, file.input_name] = file.renamed(there)
+                    changed[file.node_id, file.input_name, *file.path] = file.renamed(there)
         except (Refused, Unreachable):
             raise
         except BadAnswer as error:

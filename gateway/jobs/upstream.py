@@ -8,6 +8,7 @@ from typing import Any
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
+from gateway.jobs.inputs import Place
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.telemetry import logs
@@ -15,10 +16,10 @@ from gateway.telemetry import logs
 _log = logs.get("upstream")
 
 
-def upstream_body(job: Job, client_id: str, changed: Mapping[tuple[str, str], str]) -> bytes:
+def upstream_body(job: Job, client_id: str, changed: Mapping[Place, str]) -> bytes:
     """The body that sends a job to a backend: its graph, the gateway's client_id, its own id, its tag as number.
 
-    `changed` are the inputs, by (node_id, name), that must say something else there.
+    `changed` are the places in the graph that must say something else there.
     """
     submission = job.submission
     extra = submission.extra_data[1:-1]
@@ -37,12 +38,15 @@ def upstream_body(job: Job, client_id: str, changed: Mapping[tuple[str, str], st
     )
 
 
-def _prompt_for(job: Job, changed: Mapping[tuple[str, str], str]) -> bytes:
+def _prompt_for(job: Job, changed: Mapping[Place, str]) -> bytes:
     if not changed:
         return job.submission.prompt
     prompt: dict[str, Any] = wire.loads(job.submission.prompt)
-    for (node_id, name), value in changed.items():
-        prompt[node_id]["inputs"][name] = value
+    for (node_id, *path, last), value in changed.items():
+        inside: Any = prompt[str(node_id)]["inputs"]
+        for key in path:
+            inside = inside[key]
+        inside[last] = value
     return wire.encoder_for(job.submission.prompt)(prompt)
 
 

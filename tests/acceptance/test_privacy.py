@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.test_uploads import ANNA, BEN, with_keys
+from tests.acceptance.test_uploads import ANNA, BEN, load, png, result, upload, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.workflows import slow
@@ -23,3 +23,28 @@ async def test_jobs_under_api_twice(lab: Lab) -> None:
     assert await ben.post(f"/api/api/jobs/{running}/cancel") == (200, {"cancelled": False})
     assert await ben.post("/api/api/jobs/cancel", {"job_ids": [running]}) == (200, {"cancelled": False})
     assert await anna.post(f"/api/api/jobs/{running}/cancel") == (200, {"cancelled": True})
+
+
+async def test_no_way_of_writing_a_file_names_anothers(lab: Lab) -> None:
+    """As ComfyUI unwraps an input, in a widget's own object, and longer than any name that is typed."""
+    simulator = await lab.simulator()
+    gateway = await with_keys(lab, simulator)
+    anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BEN))
+    await upload(anna, png((1, 2, 3)), "secret.png")
+    await upload(ben, png((7, 8, 9)), "own.png")
+    (output,) = anna.images(await anna.entry(await anna.prompt(slow(5, prefix="anna"))))
+    for name in ("secret.png", f"{output['filename']} [output]", "./" * 600 + "secret.png"):
+        for value in (name, {"__value__": name}, {"__value__": [name]}, {"image": {"image": name}}):
+            status, answer = await ben.post("/prompt", {"prompt": load(value)})
+            assert status == 400, value
+            error = answer["node_errors"]["1"]["errors"][0]
+            assert error["details"] == f"image - Invalid image file: {name}"
+    assert await result(ben, load({"__value__": "own.png"})) == (7, 8, 9)
+
+
+async def test_a_wrapped_name_is_rewritten_where_it_means_other_bytes(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator())
+    anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BEN))
+    for comfy, wanted in ((anna, (1, 2, 3)), (ben, (7, 8, 9))):
+        await upload(comfy, png(wanted), "pic.png")
+        assert await result(comfy, load({"__value__": "pic.png"})) == wanted

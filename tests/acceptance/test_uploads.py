@@ -39,7 +39,7 @@ async def upload(comfy: Comfy, data: Any, name: str, route: str = "image", **fie
         return answer.status, await answer.json() if is_json else await answer.text()
 
 
-def load(image: str, prefix: str = "loaded") -> dict[str, Any]:
+def load(image: Any, prefix: str = "loaded") -> dict[str, Any]:
     """Load an image and save it."""
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": image}},
