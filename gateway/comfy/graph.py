@@ -8,12 +8,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref
+from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref, folder_of
 
 _FILE_NAME = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 # The longest path that Windows takes; Linux takes 4096 bytes. ComfyUI opens "./././x.png" as it stands.
 MAX_NAME = 32_767
+# What stands for a file's name that is another node's to say.
+LINKED = "(linked)"
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
+# These load all that is in a folder below input (comfy_extras/nodes_dataset.py).
+FOLDER_INPUTS = frozenset(
+    (f"Load{what}DataSetFromFolder", "folder") for what in ("Image", "ImageText", "Video", "VideoText")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +27,8 @@ class FileInput:
     """An input that may name a file: where in the graph, what it says, and the file that this means.
 
     `ref` is None where the path leads out of its folder. `declared`: its node class says that this input is a file.
-    `path` are the keys and places that lead to it inside the input, where that is no plain text.
+    `path` are the keys and places that lead to it inside the input, where that is no plain text. `linked`: the name is
+    what another node will say, so nobody knows it yet. `folder`: it means all files in there; `ref` has no filename.
     """
 
     node_id: str
@@ -31,6 +38,8 @@ class FileInput:
     annotated: bool
     declared: bool
     path: tuple[str | int, ...] = ()
+    linked: bool = False
+    folder: bool = False
 
     def renamed(self, ref: FileRef) -> str:
         """The value that names another file of the same kind."""
@@ -73,13 +82,11 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
             continue
         for name, value in inputs.items():
             declared = (class_type, name) in file_inputs
-            if not isinstance(value, str):
-                if isinstance(value, dict):
-                    files += _wrapped_files(node_id, name, value, declared=declared)
+            if not isinstance(value, str) or (class_type, name) in FOLDER_INPUTS:
+                files += _other_files(node_id, class_type, name, value, declared=declared)
+            elif not value or len(value) > MAX_NAME:
                 continue
-            if not value or len(value) > MAX_NAME:
-                continue
-            if declared and value != "none":
+            elif declared and value != "none":
                 files.append(_file_input(node_id, name, value, declared=True))
             elif not ("." in value[-13:] or value.endswith("]")):
                 continue
@@ -92,11 +99,21 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
     return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
 
 
-def _wrapped_files(node_id: str, name: str, wrapped: Any, *, declared: bool) -> Iterator[FileInput]:
-    """The files in an input that is an object: ``{"__value__": …}``, as execution.py unwraps it, or a widget's own."""
-    for path, value in texts(wrapped):
-        if 0 < len(value) <= MAX_NAME and (declared or ANNOTATED.match(value) or _FILE_NAME.search(value)):
-            yield _file_input(node_id, name, value, declared=declared, path=path)
+def _other_files(node_id: str, class_type: str, name: str, value: Any, *, declared: bool) -> Iterator[FileInput]:
+    """The files in an input that is a folder, a link, or an object.
+
+    An object is ``{"__value__": …}``, as execution.py unwraps it, or a widget's own.
+    """
+    if (class_type, name) in FOLDER_INPUTS:
+        for _, text in texts(value):
+            ref = FileRef("input", folder_of(text), "")
+            yield FileInput(node_id, name, text, ref, annotated=False, declared=False, folder=True)
+    elif isinstance(value, dict):
+        for path, text in texts(value):
+            if 0 < len(text) <= MAX_NAME and (declared or ANNOTATED.match(text) or _FILE_NAME.search(text)):
+                yield _file_input(node_id, name, text, declared=declared, path=path)
+    elif isinstance(value, list) and declared:
+        yield FileInput(node_id, name, LINKED, None, annotated=False, declared=True, linked=True)
 
 
 def texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:

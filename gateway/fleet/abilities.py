@@ -15,7 +15,7 @@ from gateway.fleet.merging import spelling
 UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload")
 
 # Theirs are files too, though they do not say so (nodes.py).
-_FILE_INPUTS = {"LoadLatent": "latent"}
+FILE_INPUTS = {"LoadLatent": "latent"}
 
 Need = tuple[str, str, str]
 
@@ -47,8 +47,8 @@ def compare(infos: Mapping[str, Mapping[str, Any]]) -> Abilities:
     for name, have in holders.items():
         descriptions = [(backend, infos[backend][name]) for backend in have]
         file_inputs.update((name, input_name) for input_name in _file_inputs(descriptions[0][1]))
-        if name in _FILE_INPUTS:
-            file_inputs.add((name, _FILE_INPUTS[name]))
+        if name in FILE_INPUTS:
+            file_inputs.add((name, FILE_INPUTS[name]))
         if all(description == descriptions[0][1] for _, description in descriptions):
             continue
         for input_name, by_choice in _differing(descriptions):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy import wire
+from gateway.comfy.graph import FOLDER_INPUTS
 from gateway.comfy.outputs import MODELS_3D, FileRef
 from gateway.fleet import merging
-from gateway.fleet.abilities import UPLOAD_FLAGS, Abilities, choice_lists, compare
+from gateway.fleet.abilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
 
 _MEDIA = {"image_upload": ("image",), "video_upload": ("video",), "audio_upload": ("audio", "video")}
 
@@ -38,6 +39,10 @@ def _offer(flag: str, ref: FileRef) -> str | None:
     """What an upload is called in a list, if the list offers it."""
     if ref.kind != "input":
         return None
+    if flag == "folder":
+        return ref.subfolder or None
+    if flag == "latent":
+        return ref.filename if not ref.subfolder and ref.filename.endswith(".latent") else None
     if flag == "file_upload":
         is_model = ref.subfolder == "3d" and ref.filename.lower().endswith(MODELS_3D)
         return f"3d/{ref.filename}" if is_model else None
@@ -93,10 +98,10 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
     marked = dict(merged)
     for name, description in merged.items():
         for input_name, options, choices in choice_lists(description):
-            flag = next((flag for flag in UPLOAD_FLAGS if options.get(flag)), None)
+            flag = _flag_of(name, input_name, options)
             if flag is None:
                 continue
-            shown = tuple(choice for choice in choices if not _is_placed(choice, is_upload))
+            shown = tuple(choice for choice in choices if not _is_placed(choice, flag, is_upload))
             file_lists.append(FileList(name, input_name, flag, shown))
             merged[name] = _with_list(merged[name], input_name, list(shown))
             marked[name] = _with_list(marked[name], input_name, [_mark(len(file_lists) - 1)])
@@ -104,9 +109,20 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
     return Edition(merged, compare(infos), tuple(file_lists), parts)
 
 
-def _is_placed(choice: Any, is_upload: Callable[[FileRef], bool]) -> bool:
+def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> str | None:
+    """Which kind of file a list offers; some do not say so."""
+    if (node_class, input_name) in FOLDER_INPUTS:
+        return "folder"
+    if FILE_INPUTS.get(node_class) == input_name:
+        return "latent"
+    return next((flag for flag in UPLOAD_FLAGS if options.get(flag)), None)
+
+
+def _is_placed(choice: Any, flag: str, is_upload: Callable[[FileRef], bool]) -> bool:
     if not isinstance(choice, str):
         return False
+    if flag == "folder":
+        return is_upload(FileRef("input", choice, ""))
     folder, _, filename = choice.replace("\\", "/").rpartition("/")
     return is_upload(FileRef("input", folder, filename))
 

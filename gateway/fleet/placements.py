@@ -40,7 +40,12 @@ class Placements:
         """Bytes that were to be called `wanted` are on a backend now."""
         self._known[backend, digest, wanted] = placement
         self._digests[backend, placement.ref] = digest
-        self._names.add(_key(placement.ref))
+        key = _key(placement.ref)
+        self._names.add(key)
+        folder = key.subfolder
+        while folder:
+            self._names.add(FileRef(key.kind, folder, ""))
+            folder = folder.rpartition("/")[0]
 
     @contextmanager
     def arriving(self, asked: FileRef) -> Iterator[None]:
@@ -71,8 +76,16 @@ class Placements:
         placement = self._known.get((backend, digest, wanted))
         return placement if placement and self._digests.get((backend, placement.ref)) == digest else None
 
+    def below(self, folder: FileRef) -> Iterator[FileRef]:
+        """The uploads of anybody's that lie in a folder, or below it, on any backend."""
+        top = _key(folder).subfolder
+        for _, ref in self._digests:
+            under = _key(ref).subfolder
+            if ref.kind == folder.kind and (not top or under == top or under.startswith(f"{top}/")):
+                yield ref
+
     def is_name(self, ref: FileRef) -> bool:
-        """Whether any backend has an upload of somebody's under this name."""
+        """Whether any backend has an upload of somebody's under this name; without a filename, in this folder."""
         key = _key(ref)
         return key in self._names or bool(
             self._arriving

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
-from gateway.comfy.graph import FileInput, output_nodes, texts
+from gateway.comfy.graph import LINKED, FileInput, output_nodes, texts
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.catalogue import Catalogue
@@ -163,7 +163,7 @@ def _check_of(wrong: frozenset[tuple[str, str]]) -> Any:
         return [
             (name, f"{name} - {_invalid(name, text)}")
             for name, value in inputs.items()
-            for _, text in texts(value)
+            for text in (LINKED, *(text for _, text in texts(value)))
             if (name, text) in wrong
         ]
 

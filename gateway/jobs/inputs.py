@@ -49,6 +49,8 @@ class Inputs:
 
     def _is_foreign(self, tenant: str, file: FileInput) -> bool:
         ref = file.ref
+        if ref is not None and file.folder:
+            return any(self.files.find(tenant, below) is None for below in self.placements.below(ref))
         if ref is None:
             # ComfyUI's own loaders take a path that leads out of its folder for a file that is not there.
             return file.declared or file.annotated
@@ -127,7 +129,8 @@ class Inputs:
 
     async def absent(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Of the inputs that are declared as files, those that name one that is nowhere."""
-        return [file for file in files if file.declared and not await self._exists(tenant, file.ref)]
+        named = [file for file in files if file.declared and not file.linked]
+        return [file for file in named if not await self._exists(tenant, file.ref)]
 
     async def _exists(self, tenant: str, ref: FileRef | None) -> bool:
         if ref is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gateway.comfy import wire
 from gateway.comfy.outputs import FileRef, rename
 from gateway.fleet.editions import make_edition
@@ -110,3 +112,24 @@ def test_files_in_outputs_of_all_kinds() -> None:
     assert FileRef("temp", "", "bg_1.png") in seen
     assert FileRef("output", "3d", "other.obj") in seen
     assert rename(output, lambda ref: ref.filename) is output
+
+
+def test_lists_of_folders_and_latents_show_a_tenant_its_own() -> None:
+    """They have no upload flag (nodes.py, LoadLatent; comfy_extras/nodes_dataset.py)."""
+    placements = Placements()
+    for name in (FileRef("input", "annas/x", "a.png"), FileRef("input", "", "anna.latent")):
+        placements.put("b1", name, "digest", Placement(name, ""))
+    folders = ["COMBO", {"options": ["3d", "annas", "annas/x"]}]
+    info = {
+        "LoadImageDataSetFromFolder": {"input": {"required": {"folder": folders}}},
+        "LoadLatent": {"input": {"required": {"latent": [["anna.latent", "old.latent"]]}}},
+    }
+    edition = make_edition({"b1": info}, placements.is_name)
+    own = [FileRef("input", "bens", "b.png"), FileRef("input", "", "ben.latent")]
+
+    def offered(node_class: str) -> object:
+        description: Any = edition.node_class(node_class, own)
+        return next(iter(description["input"]["required"].values()))
+
+    assert offered("LoadImageDataSetFromFolder") == ["COMBO", {"options": ["3d", "bens"]}]
+    assert offered("LoadLatent") == [["ben.latent", "old.latent"]]
