@@ -33,6 +33,10 @@ class FileRef:
     filename: str
 
 
+# For a file in an output, and whether the prompt made it: the name that it gets.
+NewName = Callable[[FileRef, bool], str]
+
+
 def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
     """The file at a path below a folder, in the one spelling by which it is known; None if the path leads out of it.
 
@@ -62,31 +66,40 @@ def folder_of(subfolder: str) -> str:
     return "" if folder == "." else folder
 
 
-def rename(value: Any, new_name: Callable[[FileRef], str], depth: int = 0, bare: bool = True) -> Any:
+# Under this key a node repeats what its inputs say (comfy_api/latest/_ui.py, PreviewUI3D): any file may be named there.
+_REPEATED = "result"
+
+
+def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, made: bool = True) -> Any:
     """A copy of an output in which each file has the name that `new_name` gives it. Untouched parts are shared.
 
-    With `bare` a list's string may be a file's name.
+    With `bare` a list's string may be a file's name. `made` goes to `new_name`: whether the prompt made the file,
+    or may only have named it.
     """
     if depth > MAX_DEPTH:
         return value
     if isinstance(value, list):
         items = [
-            _rename_bare(item, new_name) if bare and isinstance(item, str) else rename(item, new_name, depth + 1, bare)
+            _rename_bare(item, new_name)
+            if bare and isinstance(item, str)
+            else rename(item, new_name, depth + 1, bare, made)
             for item in value
         ]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     if not isinstance(value, dict):
         return value
-    copy = {key: rename(item, new_name, depth + 1, key != "text") for key, item in value.items()}
+    copy = {
+        key: rename(item, new_name, depth + 1, key != "text", made and key != _REPEATED) for key, item in value.items()
+    }
     if (ref := ref_of(value)) is not None:
         for key, item in value.items():
             if key == "filename" or (isinstance(item, str) and _SIBLING.match(item)):
-                name = new_name(FileRef(ref.kind, ref.subfolder, item))
+                name = new_name(FileRef(ref.kind, ref.subfolder, item), made)
                 copy[key] = item if name == item else name
     return copy if any(copy[key] is not item for key, item in value.items()) else value
 
 
-def _rename_bare(item: str, new_name: Callable[[FileRef], str]) -> str:
+def _rename_bare(item: str, new_name: NewName) -> str:
     """A 3D model is told by its name alone, its background by ``temp/NAME`` (comfy_api/latest/_ui.py, PreviewUI3D)."""
     if len(item) > MAX_PATH:
         return item
@@ -99,5 +112,5 @@ def _rename_bare(item: str, new_name: Callable[[FileRef], str]) -> str:
         subfolder = folder
     else:
         return item
-    renamed = new_name(FileRef(kind, subfolder, filename))
+    renamed = new_name(FileRef(kind, subfolder, filename), False)
     return item if renamed == filename else folder + slash + renamed + item[len(path) :]

@@ -39,6 +39,7 @@ class FileIndex:
     def __init__(self) -> None:
         self._files: dict[tuple[str, FileRef], Holder | Upload] = {}
         self._names: dict[tuple[str, str, FileRef], str] = {}
+        self._tenants: dict[tuple[str, FileRef], tuple[str, ...]] = {}
         self._first: dict[FileRef, Holder | Upload] = {}
         self._uploads: dict[str, dict[FileRef, Upload]] = {}
         self._versions: dict[str, int] = {}
@@ -46,11 +47,14 @@ class FileIndex:
     def __len__(self) -> int:
         return len(self._files)
 
-    def claim(self, tenant: str, backend: str, ref: FileRef) -> tuple[str, bool]:
-        """The tenant's name for a file that `backend` calls `ref`, and whether that is news."""
+    def claim(self, tenant: str, backend: str, ref: FileRef, *, made: bool = True) -> tuple[str, bool]:
+        """The tenant's name for a file that `backend` calls `ref`, and whether that is news.
+
+        A file that its prompt has not `made`, but names, does not become the tenant's if it is another's.
+        """
         known = self._names.get((tenant, backend, ref))
-        if known is not None:
-            return known, False
+        if known is not None or (not made and (backend, ref) in self._tenants):
+            return known or ref.filename, False
         name = ref.filename
         attempt = 0
         while (tenant, visible := FileRef(ref.kind, ref.subfolder, name)) in self._files:
@@ -66,9 +70,33 @@ class FileIndex:
     def _put(self, tenant: str, visible: FileRef, holder: Holder) -> None:
         self._files[tenant, visible] = holder
         self._first.setdefault(visible, holder)
-        self._names[tenant, holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)] = (
-            visible.filename
-        )
+        there = FileRef(visible.kind, visible.subfolder, holder.filename)
+        self._names[tenant, holder.backend, there] = visible.filename
+        self._tenants[holder.backend, there] = (*self._tenants.get((holder.backend, there), ()), tenant)
+
+    def _forget(self, tenant: str, backend: str, there: FileRef) -> str | None:
+        """A file is not the tenant's any more; returns what the tenant called it."""
+        left = tuple(other for other in self._tenants.get((backend, there), ()) if other != tenant)
+        if left:
+            self._tenants[backend, there] = left
+        else:
+            self._tenants.pop((backend, there), None)
+        return self._names.pop((tenant, backend, there), None)
+
+    def replaced(self, tenant: str, backend: str, ref: FileRef) -> list[tuple[str, FileRef]]:
+        """A prompt of the tenant's wrote this file: what others know by that name is gone, and it is not theirs.
+
+        A backend that came back empty counts its files from 1 again. Returns the (tenant, name) that mean nothing now.
+        """
+        gone = []
+        for other in self._tenants.get((backend, ref), ()):
+            if other == tenant or (name := self._forget(other, backend, ref)) is None:
+                continue
+            visible = FileRef(ref.kind, ref.subfolder, name)
+            if (holder := self._files.pop((other, visible), None)) is not None and self._first.get(visible) is holder:
+                del self._first[visible]
+            gone.append((other, visible))
+        return gone
 
     def allot(self, tenant: str, wanted: FileRef, digest: str, overwrite: bool) -> FileRef:
         """The name that an upload gets (server.py, image_upload): the one wanted, unless other bytes have it.
@@ -90,7 +118,7 @@ class FileIndex:
         """From now on the name means these bytes."""
         before = self._files.get((tenant, ref))
         if isinstance(before, Holder):
-            self._names.pop((tenant, before.backend, FileRef(ref.kind, ref.subfolder, before.filename)), None)
+            self._forget(tenant, before.backend, FileRef(ref.kind, ref.subfolder, before.filename))
         self._files[tenant, ref] = upload
         if self._first.get(ref) in (None, before):
             self._first[ref] = upload

@@ -76,6 +76,10 @@ class Placements:
         placement = self._known.get((backend, digest, wanted))
         return placement if placement and self._digests.get((backend, placement.ref)) == digest else None
 
+    def digest_at(self, backend: str, ref: FileRef) -> str | None:
+        """The bytes of ours that a backend has under a name; None if there are none."""
+        return self._digests.get((backend, ref))
+
     def below(self, folder: FileRef) -> Iterator[FileRef]:
         """The uploads of anybody's that lie in a folder, or below it, on any backend."""
         top = _key(folder).subfolder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from gateway.comfy import events, history, wire
@@ -19,11 +19,12 @@ from gateway.comfy.outputs import FileRef, rename
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.placements import Placements
 from gateway.jobs.job import SHOWN_RUNNING, Job, State
 from gateway.jobs.ledger import Ledger, status_topic
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
-from gateway.store.protocol import Bus, FileRecord, Store, StoreError
+from gateway.store.protocol import Bus, FileRecord, FileRemoval, Store, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -51,6 +52,7 @@ class Collector:
         ledger: Ledger,
         fleet: Fleet,
         files: FileIndex,
+        placements: Placements,
         store: Store,
         bus: Bus,
         telling: Telling,
@@ -67,6 +69,7 @@ class Collector:
         self._metrics = metrics
         self._missing = missing
         self._freed = freed
+        self._placements = placements
         self._tasks = Tasks("collector")
         self._ends: dict[tuple[Job, int], asyncio.Event] = {}
 
@@ -158,8 +161,10 @@ class Collector:
         is_as_sent = not job.submission.files and not job.submission.separated
         graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
         entry["prompt"] = self._prompt_item(job, graph, outputs)
-        entry["outputs"] = self.renamed(job, backend.name, entry.get("outputs"))
         status = entry.get("status")
+        written = _written(entry.get("outputs"), status)
+        entry["outputs"] = self.renamed(job, backend.name, entry.get("outputs"))
+        self._take_over(job, backend.name, written)
         if isinstance(status, dict) and job.upstream_id != job.prompt_id:
             status["messages"] = [
                 [name, {**data, "prompt_id": job.prompt_id}] for name, data in status.get("messages") or ()
@@ -174,8 +179,11 @@ class Collector:
         """A node's output with the names that the job's tenant knows; new ones are remembered."""
         fresh: list[FileRecord] = []
 
-        def name(ref: FileRef) -> str:
-            visible, is_news = self._files.claim(job.tenant, backend, ref)
+        def name(ref: FileRef, made: bool) -> str:
+            if ref.kind == "input" and self._placements.is_name(ref):
+                # An upload is not made one's own by a node that shows it.
+                return self._uploaded_as(job.tenant, backend, ref)
+            visible, is_news = self._files.claim(job.tenant, backend, ref, made=made)
             if is_news:
                 fresh.append(FileRecord(job.tenant, ref.kind, ref.subfolder, visible, backend, ref.filename))
             return visible
@@ -184,6 +192,20 @@ class Collector:
         if fresh:
             self._store.write(fresh)
         return renamed
+
+    def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> str:
+        """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
+        digest = self._placements.digest_at(backend, ref)
+        for own, upload in self._files.uploads(tenant).items():
+            if upload.digest == digest and (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
+                return own.filename
+        return ref.filename
+
+    def _take_over(self, job: Job, backend: str, written: Collection[FileRef]) -> None:
+        """What others knew by the name of a file that the job wrote is not there any more."""
+        gone = [each for ref in written for each in self._files.replaced(job.tenant, backend, ref)]
+        if gone:
+            self._store.write([FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone])
 
     def fail(self, job: Job, reason: str, type_: str) -> None:
         """End a job that no backend can run: ``execution_error``, and a history entry that says why."""
@@ -234,6 +256,23 @@ class Collector:
             self._metrics.run_seconds.labels(backend).observe(now - job.started_at)
         seconds = now - (job.started_at or job.accepted_at)
         log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), error=_error_of(entry))
+
+
+def _written(outputs: Any, status: Any) -> set[FileRef]:
+    """The files of an entry's outputs that its nodes wrote, rather than had from an earlier prompt or an input."""
+    messages = status.get("messages") if isinstance(status, dict) else None
+    if not isinstance(outputs, dict):
+        return set()
+    cached = {node for name, data in messages or () if name == "execution_cached" for node in data.get("nodes") or ()}
+    found: set[FileRef] = set()
+
+    def note(ref: FileRef, made: bool) -> str:
+        if made and ref.kind != "input":
+            found.add(ref)
+        return ref.filename
+
+    rename({node_id: output for node_id, output in outputs.items() if node_id not in cached}, note)
+    return found
 
 
 def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:

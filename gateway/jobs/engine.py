@@ -62,7 +62,16 @@ class Engine:
         self.ledger = Ledger(store, bus, self.history, client_id)
         telling = Telling(bus)
         self.collector = Collector(
-            self.ledger, fleet, self.files, store, bus, telling, metrics, self._missing, lambda: self.dispatcher.wake()
+            self.ledger,
+            fleet,
+            self.files,
+            self.placements,
+            store,
+            bus,
+            telling,
+            metrics,
+            self._missing,
+            lambda: self.dispatcher.wake(),
         )
         self.uploads = Uploads(
             settings.uploads, self.files, blobs, store, lambda: digests_in_use(self.ledger, self.files)

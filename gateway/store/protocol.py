@@ -94,6 +94,16 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRemoval:
+    """A name that means nothing any more: another file took its file's place."""
+
+    tenant: str
+    kind: str
+    subfolder: str
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
 class UploadRecord:
     """An upload: what its tenant calls it, its bytes (`digest`, `size`), its last use (milliseconds since 1970)."""
 
@@ -136,6 +146,7 @@ Change = (
     | HistoryRecord
     | HistoryRemoval
     | FileRecord
+    | FileRemoval
     | UploadRecord
     | UploadRemoval
     | PlacementRecord

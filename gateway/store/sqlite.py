@@ -25,6 +25,7 @@ from typing import IO, TypeVar
 from gateway.store.protocol import (
     Change,
     FileRecord,
+    FileRemoval,
     HistoryRecord,
     HistoryRemoval,
     JobRecord,
@@ -51,6 +52,7 @@ _PUT_HISTORY = """INSERT OR REPLACE INTO history
 VALUES (?,?,?,?,?,?,?,?,?,?)"""
 _DROP_HISTORY = "DELETE FROM history WHERE tenant=? AND prompt_id=?"
 _PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?)"
+_DROP_FILE = "DELETE FROM files WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
 _PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
 _DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
 _PUT_PLACEMENT = "INSERT OR REPLACE INTO placements VALUES (?,?,?,?,?,?,?)"
@@ -60,6 +62,7 @@ FROM history ORDER BY position"""
 # Getters rather than dataclasses.astuple, which copies deeply and would hold the interpreter from the event loop.
 _job = attrgetter(*(field.name for field in fields(JobRecord)))
 _file = attrgetter(*(field.name for field in fields(FileRecord)))
+_file_key = attrgetter(*(field.name for field in fields(FileRemoval)))
 _upload = attrgetter(*(field.name for field in fields(UploadRecord)))
 _upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
 _placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
@@ -279,6 +282,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_DROP_HISTORY, (tenant, prompt_id))
         case FileRecord():
             connection.execute(_PUT_FILE, _file(change))
+        case FileRemoval():
+            connection.execute(_DROP_FILE, _file_key(change))
         case UploadRecord():
             connection.execute(_PUT_UPLOAD, _upload(change))
         case UploadRemoval():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import ANNA, BEN, load, png, result, upload, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import Lab
@@ -48,3 +49,31 @@ async def test_a_wrapped_name_is_rewritten_where_it_means_other_bytes(lab: Lab) 
     for comfy, wanted in ((anna, (1, 2, 3)), (ben, (7, 8, 9))):
         await upload(comfy, png(wanted), "pic.png")
         assert await result(comfy, load({"__value__": "pic.png"})) == wanted
+
+
+async def test_a_name_that_a_backend_gives_again_is_not_the_first_ones(lab: Lab) -> None:
+    """A backend that comes back empty counts its files from 1 again: the same name, another tenant's picture."""
+    simulator = await lab.simulator("--cache")
+    gateway = await with_keys(lab, simulator)
+    anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BEN))
+    (image,) = anna.images(await anna.entry(await anna.prompt(slow(0x010203))))
+    # Of the same prompt ComfyUI has the result in its cache: that picture is both tenants'.
+    (same,) = ben.images(await ben.entry(await ben.prompt(slow(0x010203))))
+    assert same == image
+    for comfy in (anna, ben):
+        assert colour(await comfy.view(image)) == (1, 2, 3)
+    await simulator.kill()
+    await lab.backends_up(gateway, 0)
+    await lab.simulator(port=simulator.port)
+    await lab.backends_up(gateway, 1)
+    (other,) = ben.images(await ben.entry(await ben.prompt(slow(0x070809))))
+    assert other == image
+    for _ in range(2):
+        assert colour(await ben.view(image)) == (7, 8, 9)
+        async with lab.http.get(f"{gateway.url}/view", params=image, headers=anna.headers) as answer:
+            assert answer.status == 404
+        name = f"{image['filename']} [output]"
+        assert (await anna.post("/prompt", {"prompt": load(name)}))[0] == 400
+        await gateway.stop()
+        gateway = await with_keys(lab, f"http://127.0.0.1:{simulator.port}")
+        anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BEN))

@@ -275,7 +275,7 @@ async def test_a_mask_is_composed_where_its_picture_is(lab: Lab) -> None:
     assert (await upload(comfy, mask.getvalue(), "m.png", "mask", original_ref="not json"))[0] == 400
 
 
-async def with_keys(lab: Lab, *simulators: Simulator, **settings: Any) -> GatewayProcess:
+async def with_keys(lab: Lab, *simulators: Simulator | str, **settings: Any) -> GatewayProcess:
     """A gateway with two tenants and an admin."""
     config = lab.directory / "gateway.yaml"
     roles = ((ANNA, "user"), (BEN, "user"), (BOSS, "admin"))

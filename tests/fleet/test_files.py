@@ -30,6 +30,24 @@ def test_a_file_that_is_really_called_so() -> None:
     assert files.claim("t", "b2", FileRef("output", "", "x.png"))[0] == "x~b2-2.png"
 
 
+def test_a_file_that_is_only_named_stays_its_owners() -> None:
+    files = FileIndex()
+    assert files.claim("t", "b1", REF, made=False) == (REF.filename, True)
+    assert files.claim("thief", "b1", REF, made=False) == (REF.filename, False)
+    assert files.find("thief", REF) is None
+    assert files.claim("twin", "b1", REF) == (REF.filename, True)
+
+
+def test_a_file_that_was_written_anew_is_its_writers_alone() -> None:
+    files = FileIndex()
+    for tenant in ("t", "u"):
+        files.claim(tenant, "b1", REF)
+    assert files.replaced("u", "b1", REF) == [("t", REF)]
+    assert files.replaced("u", "b1", REF) == []
+    assert (files.find("t", REF), files.find("u", REF)) == (None, Holder("b1", REF.filename))
+    assert files.claim("t", "b2", REF) == (REF.filename, True)
+
+
 def test_suffixes() -> None:
     assert marked("a.tar.gz", "b") == "a.tar~b.gz"
     assert marked("noext", "b") == "noext~b"
@@ -65,8 +83,8 @@ def test_outputs_are_renamed_however_deep() -> None:
         "text": ["a.png"],
         "animated": [True],
     }
-    renamed = rename(output, lambda ref: "new-" + ref.filename)
+    renamed = rename(output, lambda ref, _: "new-" + ref.filename)
     assert renamed["images"][0]["filename"] == "new-a.png"
     assert renamed["gifs"][0]["nested"]["list"][0] == {"filename": "new-b.mp4", "format": "video/mp4"}
     assert renamed["text"] == ["a.png"]
-    assert rename(output, lambda ref: ref.filename) is output
+    assert rename(output, lambda ref, _: ref.filename) is output

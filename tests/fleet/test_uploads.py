@@ -92,14 +92,15 @@ def test_each_tenants_lists_offer_its_own() -> None:
 def test_files_in_outputs_of_all_kinds() -> None:
     seen: list[FileRef] = []
 
-    def name(ref: FileRef) -> str:
+    def name(ref: FileRef, made: bool) -> str:
         seen.append(ref)
+        assert made is not (ref.filename in ("mesh.glb", "other.obj", "bg_1.png", "told.png"))
         return f"new-{ref.filename}"
 
     output = {
         "gifs": [{"filename": "a.mp4", "subfolder": "v", "type": "temp", "workflow": "a.png", "format": "video/h264"}],
         "custom": {"deep": [[{"filename": "b.latent"}]]},
-        "result": ["mesh.glb", "3d/other.obj [output]", "temp/bg_1.png", {"position": 1}, None],
+        "result": ["mesh.glb", "3d/other.obj [output]", "temp/bg_1.png", {"filename": "told.png"}, None],
         "text": ["a model.glb in a text", {"filename": "t.txt", "type": "output"}],
         "animated": [True],
     }
@@ -111,7 +112,7 @@ def test_files_in_outputs_of_all_kinds() -> None:
     assert FileRef("temp", "v", "a.png") in seen
     assert FileRef("temp", "", "bg_1.png") in seen
     assert FileRef("output", "3d", "other.obj") in seen
-    assert rename(output, lambda ref: ref.filename) is output
+    assert rename(output, lambda ref, _: ref.filename) is output
 
 
 def test_lists_of_folders_and_latents_show_a_tenant_its_own() -> None:
