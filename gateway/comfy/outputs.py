@@ -40,13 +40,21 @@ NewName = Callable[[FileRef, bool], str]
 def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
     """The file at a path below a folder, in the one spelling by which it is known; None if the path leads out of it.
 
-    ``\\`` separates as ``/`` does: a backend may run on Windows.
+    None, too, for what no query can carry: a NUL, half a surrogate pair. ``\\`` separates as ``/`` does: a backend may
+    run on Windows.
     """
     whole = posixpath.normpath(posixpath.join(subfolder or ".", path).replace("\\", "/"))
     folder, _, filename = whole.rpartition("/")
-    if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or "\0" in whole:
+    if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or not _can_be_asked_for(whole):
         return None
     return FileRef(kind, folder, filename)
+
+
+def _can_be_asked_for(path: str) -> bool:
+    try:
+        return b"\0" not in path.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def ref_of(value: dict[str, Any]) -> FileRef | None:

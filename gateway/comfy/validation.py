@@ -81,7 +81,9 @@ def _missing_class(node_id: str, node: Any, object_info: Mapping[str, Any]) -> d
     class_type = node.get("class_type")
     if class_type is not None and class_type in object_info:
         return None
-    title = (node.get("_meta") or {}).get("title", class_type)
+    meta = node.get("_meta")
+    # What is no object there makes ComfyUI fail with a bare 500; the answer is the same without it.
+    title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
     if class_type is None:
         shown = title or f"ID #{node_id}"
         message = f"Node '{shown}' has no class_type. The workflow may be corrupted or a custom node is missing."

@@ -171,12 +171,28 @@ async def test_names_that_lead_out_are_refused(lab: Lab, name: str, fields: dict
     assert blobs == []
 
 
+@pytest.mark.parametrize("drained", [False, True])
+async def test_a_name_that_is_no_text_is_a_file_that_is_not_there(lab: Lab, drained: bool) -> None:
+    gateway = await lab.gateway(await lab.simulator())
+    comfy = Comfy(lab.http, gateway.url)
+    if drained:
+        await _drain(lab, gateway, "b1", "drain")
+    for name in ("\ud800.png", "x/\udcff.png [output]", "\0.png"):
+        status, answer = await comfy.post("/prompt", {"prompt": load(name)})
+        assert status == 400, name
+        assert answer["node_errors"]["1"]["errors"][0]["details"] == f"image - Invalid image file: {name}"
+
+
 async def test_a_body_that_is_no_upload(lab: Lab) -> None:
     gateway = await lab.gateway(await lab.simulator())
     for body, kind in ((b"", ""), (b"{}", "application/json"), (b"--x\r\nbroken", "multipart/form-data; boundary=x")):
         headers = {"Content-Type": kind} if kind else {}
         async with lab.http.post(f"{gateway.url}/upload/image", data=body, headers=headers) as answer:
             assert answer.status == 400
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="\xff.png"\r\n\r\ndata\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    async with lab.http.post(f"{gateway.url}/upload/image", data=part, headers=headers) as answer:
+        assert answer.status == 400
     form = aiohttp.FormData({"overwrite": "true"})
     form.add_field("other", b"x", filename="x.png")
     async with lab.http.post(f"{gateway.url}/api/upload/image", data=form) as answer:

@@ -6,6 +6,7 @@ import json
 from importlib import resources
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,13 @@ def test_many_choices_are_not_repeated() -> None:
     (error,) = found.node_errors["1"]["errors"]
     assert error["details"] == "vae_name: 'nope' not in (list of length 30)"
     assert error["extra_info"]["input_config"] is None
+
+
+@pytest.mark.parametrize("meta", [5, "title", ["title"], None, {}])
+def test_a_missing_class_whatever_its_meta(meta: object) -> None:
+    error = validate_prompt({"1": {"class_type": "Nope", "_meta": meta}}, INFO).error
+    assert error is not None
+    assert error["message"] == "Node 'Nope' not found. The custom node may not be installed."
 
 
 def test_a_long_chain_is_a_legal_graph() -> None:
