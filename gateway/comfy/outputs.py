@@ -45,12 +45,13 @@ def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
     """
     whole = posixpath.normpath(posixpath.join(subfolder or ".", path).replace("\\", "/"))
     folder, _, filename = whole.rpartition("/")
-    if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or not _can_be_asked_for(whole):
+    if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or not can_be_asked_for(whole):
         return None
     return FileRef(kind, folder, filename)
 
 
-def _can_be_asked_for(path: str) -> bool:
+def can_be_asked_for(path: str) -> bool:
+    """Whether a query can carry a path. On Linux a file may be called what is no text: no client can ask for it."""
     try:
         return b"\0" not in path.encode()
     except UnicodeEncodeError:

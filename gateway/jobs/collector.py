@@ -15,7 +15,7 @@ from gateway.comfy import events, history, wire
 from gateway.comfy.client import BackendError, HistoryEntry
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history
-from gateway.comfy.outputs import FileRef, rename
+from gateway.comfy.outputs import FileRef, can_be_asked_for, rename
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
@@ -180,6 +180,8 @@ class Collector:
         fresh: list[FileRecord] = []
 
         def name(ref: FileRef, made: bool) -> str:
+            if not can_be_asked_for(ref.kind + ref.subfolder + ref.filename):
+                return ref.filename
             if ref.kind == "input" and self._placements.is_name(ref):
                 # An upload is not made one's own by a node that shows it.
                 return self._uploaded_as(job.tenant, backend, ref)

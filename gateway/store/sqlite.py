@@ -205,10 +205,15 @@ class SqliteStore:
                 for change in batch.changes:
                     _apply(connection, change)
             connection.execute("COMMIT")
-        except sqlite3.Error as failure:
-            error = StoreError(f"the journal can't be written: {failure}; free disk space or mend the disk")
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the thread must live, or nothing is ever written again
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            if len(batches) > 1 and not isinstance(failure, sqlite3.Error):
+                # One of them can't be written at all (a text that is none, a number too large); the others can.
+                for batch in batches:
+                    self._commit(connection, [batch])
+                return
+            error = StoreError(f"the journal can't be written: {failure}; free disk space or mend the disk")
         self._observe(time.perf_counter() - began)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._settle, batches, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any, TextIO
@@ -51,4 +52,8 @@ def get(name: str) -> Any:
 
 
 def _encode(value: Any, **_: Any) -> str:
-    return orjson.dumps(value, default=str).decode()
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError:
+        # What clients and nodes say may hold half a surrogate pair, which orjson does not take.
+        return json.dumps(value, default=str)

@@ -10,7 +10,7 @@ from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
-from tests.workflows import slow, text_to_image
+from tests.workflows import failing, slow, text_to_image
 
 
 async def test_a_killed_backends_jobs_end_elsewhere(lab: Lab) -> None:
@@ -263,3 +263,14 @@ async def test_dropped_sockets_lose_nothing(lab: Lab) -> None:
         while prompt_id not in _ended(listener):
             await listener.receive()
     assert (await simulator.requests(lab.http))["POST /prompt"] == 4
+
+
+async def test_texts_that_are_none_end_nothing_but_themselves(lab: Lab) -> None:
+    """Half a surrogate pair is legal in JSON, and on Linux in a file's name; SQLite and the log take neither."""
+    gateway = await lab.gateway(await lab.simulator())
+    comfy = Comfy(lab.http, gateway.url)
+    outcomes = []
+    for prompt in (slow(prefix="\udcff"), failing("\ud800"), slow(2)):
+        entry = await comfy.entry(await comfy.prompt(prompt, "\ud800"))
+        outcomes.append(entry["status"]["status_str"])
+    assert outcomes == ["success", "error", "success"]

@@ -113,3 +113,18 @@ async def test_a_failed_commit_fails_its_writers_alone(tmp_path: Path) -> None:
     await store.write([FileRecord("t", "output", "", "x", "b", "x")])
     assert len(await store.files()) == 1
     await store.close()
+
+
+async def test_what_cannot_be_written_takes_nothing_with_it(tmp_path: Path) -> None:
+    """A file name that is no text, in one commit with others: they are written, and so is what comes after."""
+    store = SqliteStore(tmp_path)
+    await store.open()
+    good = [FileRecord("t", "output", "", f"{n}.png", "b1", f"{n}.png") for n in range(3)]
+    bad = FileRecord("t", "output", "", "\udcff.png", "b1", "\udcff.png")
+    first, refused, second = store.write([good[0]]), store.write([bad]), store.write([good[1]])
+    await asyncio.gather(first, second)
+    with pytest.raises(StoreError):
+        await refused
+    await store.write([good[2]])
+    assert await store.files() == good
+    await store.close()
