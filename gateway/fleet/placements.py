@@ -7,6 +7,7 @@ there, and no other tenant may name it.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,5 +99,13 @@ class Placements:
 
 
 def _key(ref: FileRef) -> FileRef:
-    """What a file system may take for the same name: Windows and macOS ignore case, Windows a dot at the end."""
-    return FileRef(ref.kind, ref.subfolder.casefold(), ref.filename.casefold().rstrip(" ."))
+    """What a file system may take for the same name.
+
+    Windows and macOS ignore case, macOS how an accent is composed, Windows dots and blanks at the end of each part.
+    """
+    folder = "/".join(_part(part) for part in ref.subfolder.split("/"))
+    return FileRef(ref.kind, folder, _part(ref.filename))
+
+
+def _part(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold()).rstrip(" .")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gateway.comfy import wire
 from gateway.comfy.outputs import FileRef, rename
 from gateway.fleet.editions import make_edition
@@ -134,3 +136,14 @@ def test_lists_of_folders_and_latents_show_a_tenant_its_own() -> None:
 
     assert offered("LoadImageDataSetFromFolder") == ["COMBO", {"options": ["3d", "bens"]}]
     assert offered("LoadLatent") == [["ben.latent", "old.latent"]]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("a", "SECRE\u0301T.PNG"), ("A. ", "secr\u00e9t.png"), ("a", "secr\u00e9t.png. ")]
+)
+def test_names_that_some_file_system_takes_for_the_same(folder: str, name: str) -> None:
+    placements = Placements()
+    placed = FileRef("input", "a", "secr\u00e9t.png")
+    placements.put("b1", placed, "digest", Placement(placed, ""))
+    assert placements.is_name(FileRef("input", folder, name))
+    assert not placements.is_name(FileRef("input", folder, f"x{name}"))
