@@ -10,7 +10,8 @@ from typing import Any
 
 from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref, folder_of
 
-_FILE_NAME = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+# "v1.5" is a text: no kind of file is all digits.
+_FILE_NAME = re.compile(r"\.(?![0-9]+$)[A-Za-z0-9]{1,8}$")
 # The longest path that Windows takes; Linux takes 4096 bytes. ComfyUI opens "./././x.png" as it stands.
 MAX_NAME = 32_767
 # What stands for a file's name that is another node's to say.
