@@ -88,7 +88,6 @@ def test_files_that_a_prompt_names() -> None:
         "temp": FileRef("temp", "", "y"),
         # One character before the bracket goes with it, whatever it is.
         "tight": FileRef("input", "", "pic.png"),
-        "number": FileRef("input", "", "3.5"),
         "bare": FileRef("input", "", "upload"),
     }
     assert files["output"].renamed(FileRef("output", "s", "z.png")) == "s/z.png [output]"
