@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -127,3 +128,17 @@ class Job:
 def number_json(number: float, is_float: bool) -> bytes:
     """A number as ComfyUI shows it."""
     return repr(float(number)).encode() if is_float else str(int(number)).encode()
+
+
+def queue_json(jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = ()) -> bytes:
+    """The body of /queue: running jobs, then those pending in the order in which they will go.
+
+    `running` and `pending` are encoded items of others, which an admin sees too.
+    """
+    jobs = list(jobs)
+    runs = [job.queue_item() for job in jobs if job.state in SHOWN_RUNNING]
+    waits = sorted((job for job in jobs if job.state not in SHOWN_RUNNING), key=lambda job: (job.tag, job.number))
+    return b'{"queue_running": [%b], "queue_pending": [%b]}' % (
+        b", ".join([*runs, *running]),
+        b", ".join([*(job.queue_item() for job in waits), *pending]),
+    )

@@ -16,7 +16,7 @@ from gateway.jobs.admission import Submission
 from gateway.jobs.copies import Copies
 from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import History
-from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State
+from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State, queue_json
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.waiting import WaitingList
 from gateway.store.protocol import (
@@ -392,17 +392,3 @@ class Ledger:
     def _announce(self, job: Job) -> None:
         """Let the tenant's sessions know that its counts may have changed."""
         self._bus.publish(status_topic(job.tenant), None)
-
-
-def queue_json(jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = ()) -> bytes:
-    """The body of /queue: running jobs, then those pending in the order in which they will go.
-
-    `running` and `pending` are encoded items of others, which an admin sees too.
-    """
-    jobs = list(jobs)
-    runs = [job.queue_item() for job in jobs if job.state in SHOWN_RUNNING]
-    waits = sorted((job for job in jobs if job.state not in SHOWN_RUNNING), key=lambda job: (job.tag, job.number))
-    return b'{"queue_running": [%b], "queue_pending": [%b]}' % (
-        b", ".join([*runs, *running]),
-        b", ".join([*(job.queue_item() for job in waits), *pending]),
-    )

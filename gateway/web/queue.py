@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
-from gateway.jobs.ledger import queue_json
+from gateway.jobs.job import queue_json
 from gateway.web.answers import empty, json_bytes, problem
 from gateway.web.parts import caller, parts
 
