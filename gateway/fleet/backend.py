@@ -31,6 +31,11 @@ class Backend:
     features: Mapping[str, Any] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     used_at: float = 0.0
+    run_seconds: float | None = None
+
+    def ran(self, seconds: float) -> None:
+        """A job ran here for so long: the newest counts for a third of `run_seconds`."""
+        self.run_seconds = seconds if self.run_seconds is None else self.run_seconds + (seconds - self.run_seconds) / 3
 
     @property
     def health(self) -> Health:

@@ -256,6 +256,8 @@ class Collector:
         self._metrics.jobs.labels(str(outcome), backend).inc()
         if job.started_at is not None:
             self._metrics.run_seconds.labels(backend).observe(now - job.started_at)
+            if outcome is history.Outcome.SUCCESS and backend in self._fleet.backends:
+                self._fleet.backends[backend].ran(now - job.started_at)
         seconds = now - (job.started_at or job.accepted_at)
         log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), error=_error_of(entry))
 

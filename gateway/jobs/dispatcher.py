@@ -1,7 +1,7 @@
 """What happens to a prompt, from its acceptance until a backend has it. Read it top to bottom.
 
 submit    check → accept → journal → send (or wait) → answer
-wake      send out what waits, as far as there is room
+wake      send out what waits, as far as there is room; who is idle then takes over (takeover.py)
 _send     offer to the shortest queue, to the next best where that fails
 _offer    its files, then one POST /prompt, and what its outcome means
 _ask      an offer without an answer: does the backend have it?
@@ -26,7 +26,8 @@ from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
-from gateway.jobs.reply import Overloaded, Reply
+from gateway.jobs.reply import Overloaded, Reply, accepted, failed_there
+from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies, upstream_body
 from gateway.settings import DispatchSettings
@@ -85,9 +86,11 @@ class Dispatcher:
         self._tasks = Tasks("dispatcher")
         self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
         self._turns: dict[Job, object] = {}
+        self._takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
 
     async def close(self) -> None:
         """Stop sending. What was not sent waits in the journal."""
+        await self._takeover.close()
         await self._tasks.close()
 
     # -- accept, journal, send, answer ---------------------------------------------------------------------------
@@ -216,15 +219,18 @@ class Dispatcher:
         if job is not None:
             done.set_result(Reply(200, job.answer()))
         elif ended is not None:
-            number = repr(ended.number) if submission.number is not None else str(int(ended.number))
-            body = f'{{"prompt_id": "{ended.prompt_id}", "number": {number}, "node_errors": '.encode()
-            done.set_result(Reply(200, body + (ended.node_errors or b"{}") + b"}"))
+            done.set_result(Reply(200, accepted(ended, submission.number is not None)))
         return done
 
     # -- what waits ----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Send out what waits, as far as there is room: a job ended, or a backend came."""
+        """Send out what waits, as far as there is room: a job ended, or a backend came. Who is idle then takes over."""
+        self._send_waiting()
+        if self._settings.take_over:
+            self._takeover.look()
+
+    def _send_waiting(self) -> None:
         if not self._ledger.waiting_count or not self._chooser.has_room():
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
@@ -244,6 +250,15 @@ class Dispatcher:
                 return
             else:
                 full.add(places)
+
+    def _resend(self, job: Job, source: str) -> None:
+        """Send a job that was taken back from a backend to another; if there is none now, it waits."""
+        backend = self._choose(job, source)
+        if backend is None:
+            self.wake()
+            return
+        self._place(job, backend)
+        self._tasks.start(self._deliver(job), job.prompt_id)
 
     async def _deliver(self, job: Job) -> None:
         """Send a job whose client has its answer long since."""
@@ -270,8 +285,7 @@ class Dispatcher:
         self._ledger.send(job, backend.name)
 
     def _choose(self, job: Job, *tried: str) -> Backend | None:
-        able, submission = self._checks.able_for(job), job.submission
-        return self._chooser.find(job.tenant, submission, able, job.pinned, tried)
+        return self._chooser.find(job.tenant, job.submission, self._checks.able_for(job), job.pinned, tried)
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -393,6 +407,4 @@ class Dispatcher:
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return _Offer.NOT_SENT
-        text = answer.body[:200].decode("utf-8", "replace")
-        body = error_body("backend_error", f"The backend answered {answer.status} to this prompt", text)
-        return Reply(500, wire.dumps(body))
+        return failed_there(answer)

@@ -38,6 +38,7 @@ class Move(StrEnum):
     START = "start"
     COLLECT = "collect"
     LOSE = "lose"
+    RECALL = "recall"
     SUCCEED = "succeed"
     FAIL = "fail"
     CANCEL = "cancel"
@@ -59,6 +60,7 @@ LIFE: Mapping[tuple[State, Move], State] = {
     (State.PENDING, Move.LOSE): State.WAITING,
     (State.RUNNING, Move.LOSE): State.WAITING,
     (State.COLLECTING, Move.LOSE): State.WAITING,
+    (State.PENDING, Move.RECALL): State.WAITING,
     (State.COLLECTING, Move.SUCCEED): State.SUCCEEDED,
     (State.COLLECTING, Move.FAIL): State.FAILED,
     (State.COLLECTING, Move.CANCEL): State.CANCELLED,
@@ -274,6 +276,12 @@ class Ledger:
         live = job.live
         job.live = Live(start_told=live.start_told, cached_told=live.cached_told)
         self._move(job, Move.LOSE, None)
+        self._journal(job)
+
+    def recall(self, job: Job) -> None:
+        """It was taken back from a backend on which it had not started; it goes to another, and is not moved again."""
+        job.moved, job.placed_at = True, 0.0
+        self._move(job, Move.RECALL, None)
         self._journal(job)
 
     def withdraw(self, job: Job) -> None:

@@ -94,7 +94,9 @@ class Recovery:
         if copies:
             self._tasks.start(drop_copies(self._ledger, backend, copies), f"drop:{backend.name}")
         for job in self._ledger.jobs_on(backend.name):
-            is_settled = job.state in (State.PENDING, State.RUNNING) and 0 < job.placed_at < asked_at
+            is_settled = (
+                job.state in (State.PENDING, State.RUNNING) and 0 < job.placed_at < asked_at and not job.recalled
+            )
             if is_settled and job.upstream_id not in there and job not in self._checking:
                 self._checking.add(job)
                 self._tasks.start(self._check(backend, job), job.prompt_id)
@@ -112,7 +114,7 @@ class Recovery:
     async def _settle(self, backend: Backend, job: Job, queue: Queue) -> None:
         there = queue.running_ids | queue.pending_ids
         in_history = job.upstream_id not in there and await backend.client.history_entry(job.upstream_id) is not None
-        if job.backend != backend.name or job.state not in PLACED or self._dispatcher.is_sending(job):
+        if job.backend != backend.name or job.state not in PLACED or self._dispatcher.is_sending(job) or job.recalled:
             return
         verdict = judge(job.upstream_id, queue.running_ids, queue.pending_ids, in_history)
         if job.state is State.COLLECTING and verdict is not Verdict.LOST:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.comfy import wire
+from gateway.comfy.client import Answer
+from gateway.comfy.errors import error_body
+from gateway.jobs.job import number_json
+from gateway.store.protocol import HistoryRecord
+
 
 class Overloaded(Exception):
     """A prompt can't be accepted now; the text says why."""
@@ -16,3 +22,19 @@ class Reply:
     status: int
     body: bytes
     content_type: str = "application/json; charset=utf-8"
+
+
+def accepted(ended: HistoryRecord, gave_number: bool) -> bytes:
+    """The answer to a prompt that has ended since, as it was when it was accepted."""
+    return b'{"prompt_id": "%b", "number": %b, "node_errors": %b}' % (
+        ended.prompt_id.encode(),
+        number_json(ended.number, gave_number),
+        ended.node_errors or b"{}",
+    )
+
+
+def failed_there(answer: Answer) -> Reply:
+    """A backend failed over a prompt, and no other can be asked."""
+    text = answer.body[:200].decode("utf-8", "replace")
+    body = error_body("backend_error", f"The backend answered {answer.status} to this prompt", text)
+    return Reply(500, wire.dumps(body))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -38,3 +38,39 @@ def shortest_queue(candidates: Iterable[Candidate]) -> Candidate | None:
         if best_key is None or key < best_key:
             best, best_key = candidate, key
     return best
+
+
+# A job is moved only if it ends sooner by this factor: moving costs a few requests, and maybe a model to load.
+GAIN = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A job that has not started on the backend that has it. `ends_in`: seconds until it would end there, estimated.
+
+    `able` are the backends that can run it; None for all.
+    """
+
+    tag: float
+    backend: str
+    upstream_id: str
+    ends_in: float
+    able: frozenset[str] | None = None
+
+
+def take_over(idle: Mapping[str, float], stuck: Iterable[Stuck]) -> tuple[Stuck, str] | None:
+    """Which job goes to which idle backend; None if none would end sooner there.
+
+    The first in the fair order that gains by it, to where it ends soonest.
+
+    Args:
+        idle: the seconds that a job takes on each idle backend.
+    """
+    for each in sorted(stuck, key=lambda each: each.tag):
+        fitting = {name: seconds for name, seconds in idle.items() if each.able is None or name in each.able}
+        fitting.pop(each.backend, None)
+        if fitting:
+            target = min(fitting, key=lambda name: (fitting[name], name))
+            if fitting[target] < each.ends_in * GAIN:
+                return each, target
+    return None

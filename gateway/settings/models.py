@@ -126,6 +126,7 @@ class DispatchSettings(_Model):
     connect_timeout: Seconds = 3.0
     send_timeout: Seconds = 20.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    take_over: bool = True
 
 
 class HistorySettings(_Model):

@@ -42,6 +42,7 @@ class Metrics:
         self.wait_seconds = histogram("job_wait_seconds", "From acceptance to start", _RUN_BUCKETS, "backend")
         self.run_seconds = histogram("job_run_seconds", "From start to end", _RUN_BUCKETS, "backend")
         self.dispatches = counter("dispatch_attempts_total", "Prompts sent, by outcome", "backend", "outcome")
+        self.takeovers = counter("takeovers_total", "Pending jobs moved to an idle backend", "backend", "target")
 
         self.files_placed = counter("files_placed_total", "Files put on backends, by outcome", "backend", "outcome")
         self.uploads_bytes = gauge("uploads_bytes", "Bytes of uploads kept")

@@ -155,6 +155,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.collect(job)
             case Move.LOSE:
                 self.ledger.lose(job)
+            case Move.RECALL:
+                self.ledger.recall(job)
             case Move.CANCEL if job.state is not State.COLLECTING:
                 self.ledger.cancel(job)
             case _:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.jobs.routing import Candidate, shortest_queue
+from gateway.jobs.routing import GAIN, Candidate, Stuck, shortest_queue, take_over
 
 
 def c(name: str, pending: int = 0, running: int = 0, free: int = 16, **more: object) -> Candidate:
@@ -56,3 +56,48 @@ def test_a_burst_is_spread_by_reservations() -> None:
         assert found is not None
         pending[found.name] += 1
     assert set(pending.values()) == {20}
+
+
+def stuck(tag: float, backend: str = "busy", ends_in: float = 10.0, able: frozenset[str] | None = None) -> Stuck:
+    """A job that waits its turn on a backend."""
+    return Stuck(tag, backend, f"id{tag}", ends_in, able)
+
+
+def test_the_first_in_the_fair_order_that_gains_is_taken_over() -> None:
+    jobs = [stuck(2.0, ends_in=30.0), stuck(1.0, ends_in=20.0)]
+    assert take_over({"slow": 15.0, "quick": 5.0}, jobs) == (jobs[1], "quick")
+    # The next one would end sooner where it is; the one after it would not.
+    assert take_over({"slow": 25.0}, jobs) == (jobs[0], "slow")
+    assert take_over({"slow": 40.0}, jobs) is None
+    assert take_over({}, jobs) is None
+
+
+def test_a_gain_that_is_not_worth_the_move() -> None:
+    assert take_over({"idle": 9.5}, [stuck(1.0, ends_in=10.0)]) is None
+    assert take_over({"idle": 8.5}, [stuck(1.0, ends_in=10.0)]) is not None
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.floats(0.1, 100), max_size=3),
+    st.lists(
+        st.builds(
+            stuck,
+            st.floats(0, 100),
+            st.sampled_from("abcd"),
+            st.floats(0.1, 100),
+            st.none() | st.frozensets(st.sampled_from("abcd")),
+        )
+    ),
+)
+def test_whoever_is_moved_can_run_there_and_ends_sooner(idle: dict[str, float], jobs: list[Stuck]) -> None:
+    found = take_over(idle, jobs)
+    gaining = [
+        (job, name)
+        for job in jobs
+        for name, seconds in idle.items()
+        if name != job.backend and (job.able is None or name in job.able) and seconds < job.ends_in * GAIN
+    ]
+    assert (found is None) == (gaining == [])
+    if found is not None:
+        assert found in gaining
+        assert found[0].tag == min(job.tag for job, _ in gaining)
