@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 
 from aiohttp import web
@@ -29,9 +30,12 @@ class Gateway:
         self.port = settings.server.port
         self._stack = AsyncExitStack()
         self._ready = False
+        self._started = asyncio.Event()
 
     async def start(self) -> None:
-        """Read the journal, begin to watch the backends, listen.
+        """Read the journal, begin to watch the backends, listen; then find out what became of open jobs.
+
+        Requests that come meanwhile are answered when that is known, or when a backend does not say it in time.
 
         Raises:
             StoreError: the data directory can't be used.
@@ -54,7 +58,9 @@ class Gateway:
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.is_isolated)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
-        self.parts = Parts(settings, keyring, engine, fleet, engine.catalogue, hub, metrics, lambda: self._ready)
+        self.parts = Parts(
+            settings, keyring, engine, fleet, engine.catalogue, hub, metrics, lambda: self._ready, self._started
+        )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)
         stack.push_async_callback(engine.close)
@@ -63,6 +69,8 @@ class Gateway:
         hub.start()
         stack.push_async_callback(hub.close)
         await self._listen(stack)
+        await fleet.settled({job.backend for job in engine.ledger.jobs() if job.backend is not None})
+        self._started.set()
         self._ready = True
 
     async def _listen(self, stack: AsyncExitStack) -> None:

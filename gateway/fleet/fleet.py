@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import aiohttp
@@ -63,6 +63,7 @@ class Fleet:
         self._sockets: dict[str, asyncio.Timeout] = {}
         self.backends: dict[str, Backend] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._news = asyncio.Event()
 
     def start(self, listener: FleetListener) -> None:
         """Connect to every backend; `listener` hears of it from now on."""
@@ -100,6 +101,20 @@ class Fleet:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+
+    async def settled(self, names: Collection[str]) -> None:
+        """Wait until each of these backends is reconciled or known to be down; not longer than two probes may take."""
+
+        def is_unknown(backend: Backend) -> bool:
+            return not backend.connected and backend.health not in (Health.GONE, Health.LOST)
+
+        try:
+            async with asyncio.timeout(2 * self._settings.probe.timeout):
+                while any(is_unknown(self.backends[name]) for name in names):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            _log.warning("a backend does not say what became of its jobs", backends=sorted(names))
 
     @property
     def configured(self) -> Sequence[BackendSettings]:
@@ -175,6 +190,7 @@ class Fleet:
     def _changed(self, backend: Backend, was: Health) -> None:
         now = backend.health
         self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._news.set()
         if now is was:
             return
         _log.info("backend", backend=backend.name, state=str(now), was=str(was))

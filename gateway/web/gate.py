@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from urllib.parse import urlsplit
 
@@ -30,7 +31,8 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
 class Gate:
     """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
 
-    def __init__(self, settings: Settings, keyring: Keyring, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, keyring: Keyring, metrics: Metrics, started: asyncio.Event) -> None:
+        self._started = started
         self._settings = settings
         self._keyring = keyring
         self._metrics = metrics
@@ -47,6 +49,9 @@ class Gate:
             status, identity = 500, None
             try:
                 refusal, identity = _admit(request, self._settings, self._keyring, self._metrics_open)
+                if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
+                    # What became of the jobs of an earlier run is being found out: late rather than wrong.
+                    await self._started.wait()
                 response = refusal or await _answer(request, handler)
                 status = response.status
                 return response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from gateway.tenants.keys import Identity, Keyring
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The rooms below, as the handlers see them."""
+    """The rooms below, as the handlers see them. Until it has `started` nobody but monitoring is answered."""
 
     settings: Settings
     keyring: Keyring
@@ -28,6 +29,7 @@ class Parts:
     hub: Hub
     metrics: Metrics
     is_ready: Callable[[], bool]
+    started: asyncio.Event
 
 
 PARTS = web.AppKey("parts", Parts)

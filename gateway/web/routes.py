@@ -68,7 +68,7 @@ def make_app(gateway: Parts) -> web.Application:
     """The application that serves a gateway."""
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[PARTS] = gateway
-    gate = Gate(gateway.settings, gateway.keyring, gateway.metrics)
+    gate = Gate(gateway.settings, gateway.keyring, gateway.metrics, gateway.started)
     for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, path))
     for method, path, handler in JOBS + COMFYUI:

@@ -6,6 +6,8 @@ import asyncio
 import signal
 from pathlib import Path
 
+import aiohttp
+
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
@@ -274,3 +276,38 @@ async def test_texts_that_are_none_end_nothing_but_themselves(lab: Lab) -> None:
         entry = await comfy.entry(await comfy.prompt(prompt, "\ud800"))
         outcomes.append(entry["status"]["status_str"])
     assert outcomes == ["success", "error", "success"]
+
+
+async def test_after_a_restart_requests_wait_until_open_jobs_are_accounted_for(lab: Lab) -> None:
+    """Late rather than refused or wrong: /readyz says `starting` until the backends have said what they have."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, server__port=0)
+    comfy, port = Comfy(lab.http, gateway.url), gateway.port
+    ended, running = await comfy.prompt(slow(1, steps=5)), await comfy.prompt(slow(2, steps=1000, step_seconds=0.1))
+    await comfy.running(ended)
+    await gateway.kill()
+    there = Comfy(lab.http, simulator.url)
+    await there.running(running)
+    await simulator.fault(lab.http, "slow:1")
+    starting = asyncio.create_task(lab.gateway(simulator, options=("--no-auth", "--port", str(port))))
+
+    async def is_starting() -> bool:
+        try:
+            async with lab.http.get(f"{gateway.url}/readyz") as answer:
+                return answer.status == 503 and (await answer.json())["status"] == "starting"
+        except aiohttp.ClientConnectionError:
+            return False
+
+    await until(is_starting, what="listening and not ready")
+    asked = asyncio.create_task(comfy.get("/queue"))
+    sent = asyncio.create_task(comfy.prompt(slow(3)))
+    assert await is_starting()
+    assert not asked.done()
+    # The journal knew it as pending.
+    assert running in [item[1] for item in (await asked)["queue_running"]]
+    await starting
+    await simulator.no_faults(lab.http)
+    await comfy.post("/interrupt")
+    assert (await comfy.entry(await sent))["status"]["status_str"] == "success"
+    assert (await comfy.entry(ended))["status"]["status_str"] == "success"
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 3
