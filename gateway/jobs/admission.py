@@ -51,6 +51,11 @@ class Submission:
     needs_secrets: bool = False
 
     @property
+    def kind(self) -> frozenset[str]:
+        """What tells one kind of work from another: the node classes and the models."""
+        return frozenset(class_type for _, class_type in self.nodes) | self.models
+
+    @property
     def session_id(self) -> str | None:
         """The clientId whose sockets hear of it, if any."""
         return self.client_id if isinstance(self.client_id, str) and self.client_id else None

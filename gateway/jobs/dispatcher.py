@@ -228,19 +228,19 @@ class Dispatcher:
         if not self._ledger.waiting_count or not self._chooser.has_room():
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
-        full: set[tuple[frozenset[str] | None, frozenset[str] | None]] = set()
+        full: set[tuple[frozenset[str] | None, ...]] = set()
         for job in self._ledger.waiting():
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
-            places = (self._checks.able_for(job), job.pinned)
+            places = (self._checks.able_for(job), job.pinned, job.avoid)
             if places in full:
                 continue
             backend = self._choose(job)
             if backend is not None:
                 self._place(job, backend)
                 self._tasks.start(self._deliver(job), job.prompt_id)
-            elif places == (None, None):
+            elif places == (None, None, frozenset()):
                 return
             else:
                 full.add(places)
@@ -271,7 +271,7 @@ class Dispatcher:
 
     def _choose(self, job: Job, *tried: str) -> Backend | None:
         able, submission = self._checks.able_for(job), job.submission
-        return self._chooser.find(job.tenant, submission, able, job.pinned, tried)
+        return self._chooser.find(job.tenant, submission, able, job.pinned, tried, job.avoid)
 
     # -- offering ------------------------------------------------------------------------------------------------
 

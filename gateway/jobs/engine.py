@@ -18,6 +18,7 @@ from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
+from gateway.jobs.failures import Failures
 from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs, digests_in_use
 from gateway.jobs.job import Job
@@ -71,6 +72,7 @@ class Engine:
             telling,
             metrics,
             self._missing,
+            lambda job, backend, entry: self.failures.ended(job, backend, entry),
             lambda: self.dispatcher.wake(),
         )
         self.uploads = Uploads(
@@ -89,6 +91,9 @@ class Engine:
             settings.probe.lost_after,
             self.collector.fail,
             telling,
+        )
+        self.failures = Failures(
+            self.ledger, fleet, metrics, settings.dispatch.attempts, lambda: self.dispatcher.wake()
         )
         self.relay = Relay(self.ledger, self.collector, telling, metrics)
         self.recovery = Recovery(

@@ -57,7 +57,8 @@ class Job:
     the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias. One that
     was `interrupted` is not sent again, should its backend be lost before it ends. `able` are the backends that can
     run it (None: all), as `judged_by`, an edition of the catalogue, tells; to those that are `pinned` it is tied by
-    its files, while their owner is down.
+    its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for` says for
+    which failures it had its second chance.
     """
 
     tenant: str
@@ -80,6 +81,8 @@ class Job:
     pinned: frozenset[str] | None = None
     able: frozenset[str] | None = None
     judged_by: object = None
+    avoid: frozenset[str] = frozenset()
+    retried_for: frozenset[str] = frozenset()
     live: Live = field(default_factory=Live)
     item: bytes | None = None
 

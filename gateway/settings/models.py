@@ -128,6 +128,15 @@ class DispatchSettings(_Model):
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
 
 
+class EjectionSettings(_Model):
+    """When a backend that fails what others can do gets no work for a while."""
+
+    after: Count = 3
+    first: Seconds = 10.0
+    most: Seconds = 300.0
+    max_ejected: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class HistorySettings(_Model):
     """What is kept of finished jobs."""
 
@@ -195,6 +204,7 @@ class Settings(_Model):
     tenants: TenantSettings = TenantSettings()
     probe: ProbeSettings = ProbeSettings()
     dispatch: DispatchSettings = DispatchSettings()
+    ejection: EjectionSettings = EjectionSettings()
     history: HistorySettings = HistorySettings()
     sessions: SessionSettings = SessionSettings()
     store: StoreSettings = StoreSettings()

@@ -1,0 +1,220 @@
+"""What a machine does to a job is not the job's end, and what is the job's own is told as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.comfy_client import Comfy, Listener
+from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.workflows import failing, slow
+
+ONCE = ("execution_start", "execution_cached")
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
+
+
+def check_story(listener: Listener, prompt_id: str, end: str) -> None:
+    """One start, one end, the end last but for ``executing`` null; and nothing of another prompt's id."""
+    told = [e for e in listener.heard if e["data"].get("prompt_id") == prompt_id]
+    types = [event["type"] for event in told]
+    assert [type_ for type_ in types if type_ in ENDS] == [end]
+    assert types[0] == "execution_start"
+    assert all(types.count(type_) <= 1 for type_ in ONCE)
+    assert types[-2:] == [end, "executing"]
+    assert told[-1]["data"]["node"] is None
+    assert {e["data"]["prompt_id"] for e in listener.heard if "prompt_id" in e["data"]} == {prompt_id}
+
+
+async def check_entry(comfy: Comfy, prompt_id: str, end: str) -> dict[str, Any]:
+    """One entry, which tells of one run under the client's id; nothing is open any more."""
+    entry = await comfy.entry(prompt_id)
+    assert list(await comfy.get("/history")) == [prompt_id]
+    messages = entry["status"]["messages"]
+    assert [name for name, _ in messages if name in ENDS] == [end]
+    assert {data["prompt_id"] for _, data in messages} == {prompt_id}
+    assert await comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
+    last: dict[str, Any] = messages[-1][1]
+    return last
+
+
+async def described(comfy: Comfy, name: str) -> dict[str, Any]:
+    """What the gateway knows of a backend."""
+    found: dict[str, Any] = next(b for b in (await comfy.get("/gateway/backends"))["backends"] if b["name"] == name)
+    return found
+
+
+async def metric(lab: Lab, gateway: GatewayProcess, line: str) -> float:
+    """A metric, by its name and labels as shown; 0 while it is not."""
+    async with lab.http.get(f"{gateway.url}/metrics") as answer:
+        text = await answer.text()
+    return next((float(each.rsplit(" ", 1)[1]) for each in text.splitlines() if each.startswith(f"{line} ")), 0.0)
+
+
+async def posts(lab: Lab, *simulators: Simulator) -> list[int]:
+    """How many prompts each was sent."""
+    return [(await simulator.requests(lab.http)).get("POST /prompt", 0) for simulator in simulators]
+
+
+async def test_out_of_memory_runs_once_more_elsewhere(lab: Lab) -> None:
+    """The one that was full is asked to free its memory; the client hears of one run."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "oom")
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_success")
+    await check_entry(comfy, prompt_id, "execution_success")
+    assert await posts(lab, *simulators) == [1, 1]
+    asked = [(await simulator.requests(lab.http)).get("POST /free", 0) for simulator in simulators]
+    assert asked == [1, 0]
+    retried = 'comfyui_gateway_jobs_retried_total{backend="b1",reason="memory"}'
+    assert await metric(lab, gateway, retried) == 1
+
+
+async def test_out_of_memory_with_nobody_else_runs_there_again(lab: Lab) -> None:
+    """Its memory free, it can do it; the entry of the first run is not taken for that of the second."""
+    simulator = await lab.simulator("--fail", "oom-until-free")
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(steps=30), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_success")
+    await check_entry(comfy, prompt_id, "execution_success")
+
+
+async def test_out_of_memory_everywhere_is_the_answer(lab: Lab) -> None:
+    """Once more, and not a third time."""
+    simulators = await lab.simulators(3, "--fail", "oom")
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_error")
+    error = await check_entry(comfy, prompt_id, "execution_error")
+    assert error["exception_type"] == "torch.OutOfMemoryError"
+    assert sum(await posts(lab, *simulators)) == 2
+
+
+async def test_a_failure_is_found_out_without_its_event(lab: Lab) -> None:
+    """The gateway's socket was down as the job failed: its entry tells the same."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "oom")
+    await simulators[0].fault(lab.http, "drop-socket")
+    await simulators[1].fault(lab.http, "drop-socket")
+    prompt_id = await comfy.prompt(slow(), "c")
+    for simulator in simulators:
+        async with lab.http.delete(f"{simulator.url}/simulator/faults?fault=drop-socket") as answer:
+            assert answer.status == 200
+    await comfy.entry(prompt_id)
+    await check_entry(comfy, prompt_id, "execution_success")
+
+
+async def test_a_poisoned_process_gets_no_work_until_it_is_restarted(lab: Lab) -> None:
+    """A broken connection is no restart, and a process that answers all else is not healed."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "poisoned")
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_success")
+    await check_entry(comfy, prompt_id, "execution_success")
+    assert (await described(comfy, "b1"))["poisoned"]
+    assert await metric(lab, gateway, 'comfyui_gateway_backend_poisoned{backend="b1"}') == 1
+    await simulators[0].fault(lab.http, "refuse:1")
+
+    async def state(name: str) -> bool:
+        return bool((await described(comfy, "b1"))["state"] == name)
+
+    await until(lambda: state("gone"), what="its connections broke")
+    await until(lambda: state("up"), what="it is back")
+    for n in range(3):
+        await comfy.entry(await comfy.prompt(slow(n)))
+    assert await posts(lab, *simulators) == [1, 4]
+    await simulators[0].kill()
+    again = await lab.simulator(port=simulators[0].port)
+    await lab.backends_up(gateway, 2)
+    assert not (await described(comfy, "b1"))["poisoned"]
+    await comfy.post("/gateway/backends/b2/drain")
+    await comfy.entry(await comfy.prompt(slow(9)))
+    assert await posts(lab, again) == [1]
+
+
+async def test_a_workflow_that_poisons_gets_no_third_process(lab: Lab) -> None:
+    simulators = await lab.simulators(3)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(failing("CUDA error: device-side assert triggered"), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_error")
+    await check_entry(comfy, prompt_id, "execution_error")
+    await lab.backends_up(gateway, 1)
+
+
+async def test_a_workflows_own_error_is_the_answer(lab: Lab) -> None:
+    """Told at once, tried once; and a text that quotes a machine's failure is not one."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(failing("bad text: 'CUDA error: device-side assert triggered'"), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_error")
+    error = await check_entry(comfy, prompt_id, "execution_error")
+    assert error["exception_type"] == "RuntimeError"
+    assert sum(await posts(lab, *simulators)) == 1
+    await lab.backends_up(gateway, 2)
+
+
+async def test_a_backend_that_fails_what_others_can_do_is_ejected_and_comes_back(lab: Lab) -> None:
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, ejection__after=2, ejection__first=2)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b1/drain")
+    await comfy.entry(await comfy.prompt(slow(1)))
+    await comfy.post("/gateway/backends/b1/resume")
+    await simulators[0].fault(lab.http, "broken")
+    line = 'comfyui_gateway_backend_ejected{backend="b1"}'
+
+    async def ejected() -> bool:
+        await comfy.entry(await comfy.prompt(slow(2)))
+        return await metric(lab, gateway, line) == 1
+
+    await until(ejected, what="ejected")
+    assert (await described(comfy, "b1"))["ejected"]
+    await simulators[0].no_faults(lab.http)
+
+    async def back() -> bool:
+        return await metric(lab, gateway, line) == 0
+
+    await until(back, what="back")
+    before = (await posts(lab, *simulators))[0]
+
+    async def used() -> bool:
+        await comfy.entry(await comfy.prompt(slow(3)))
+        return (await posts(lab, *simulators))[0] > before
+
+    await until(used, what="it gets work again")
+
+
+async def test_an_ejected_backend_is_used_if_no_other_is_left(lab: Lab) -> None:
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, ejection__after=1, ejection__first=3600)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b1/drain")
+    await comfy.entry(await comfy.prompt(slow(1)))
+    await comfy.post("/gateway/backends/b1/resume")
+    await simulators[0].fault(lab.http, "broken")
+    await comfy.entry(await comfy.prompt(slow(2)))
+    await simulators[0].no_faults(lab.http)
+    await until(lambda: metric(lab, gateway, 'comfyui_gateway_backend_ejected{backend="b1"}'), what="ejected")
+    await simulators[1].kill()
+    entry = await comfy.entry(await comfy.prompt(slow(3)))
+    assert entry["status"]["status_str"] == "success"
