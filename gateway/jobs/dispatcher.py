@@ -10,6 +10,7 @@ _ask      an offer without an answer: does the backend have it?
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 
@@ -229,7 +230,10 @@ class Dispatcher:
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[frozenset[str] | None, ...]] = set()
+        now = time.monotonic()
         for job in self._ledger.waiting():
+            if job.not_before > now:
+                continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None

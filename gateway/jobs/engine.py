@@ -26,6 +26,7 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
@@ -92,12 +93,11 @@ class Engine:
             self.collector.fail,
             telling,
         )
-        self.failures = Failures(
-            self.ledger, fleet, metrics, settings.dispatch.attempts, lambda: self.dispatcher.wake()
-        )
+        self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
+        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
         self.relay = Relay(self.ledger, self.collector, telling, metrics)
         self.recovery = Recovery(
-            self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch.attempts
+            self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch, self.retries
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
         metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
@@ -111,7 +111,7 @@ class Engine:
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
-        parts = (self.control, self.dispatcher, self.recovery, self.relay, self.collector)
+        parts = (self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
         for part in (*parts, self.catalogue, self.uploads, self.placer):
             await part.close()
 

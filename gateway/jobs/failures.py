@@ -6,7 +6,6 @@ Its client hears nothing of the failure, and no second start: for it the job run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from gateway.comfy.client import BackendError
@@ -16,8 +15,9 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.retries import Retries
+from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
-from gateway.telemetry.metrics import Metrics
 
 _log = logs.get("failures")
 
@@ -26,16 +26,14 @@ class Failures:
     """Looks at how jobs end, for the job's sake and for the backend's.
 
     Args:
-        attempts: how often a job is tried at all.
-        wake: told that a job waits to be sent again.
+        retries: says when a job is sent again.
     """
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, metrics: Metrics, attempts: int, wake: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, fleet: Fleet, settings: DispatchSettings, retries: Retries) -> None:
         self._ledger = ledger
         self._fleet = fleet
-        self._metrics = metrics
-        self._attempts = attempts
-        self._wake = wake
+        self._settings = settings
+        self._retries = retries
 
     async def ended(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
         """A job ran to its end, and this is its entry. Returns whether it is not over, since it is sent again."""
@@ -77,13 +75,12 @@ class Failures:
         if cause is Cause.WORKFLOW or cause in job.retried_for or job.interrupted:
             return False
         is_complete = bool(job.submission.secrets) or not job.submission.needs_secrets
-        return is_complete and job.attempts + 1 < self._attempts
+        return self._settings.rerun_started and is_complete and job.attempts + 1 < self._settings.attempts
 
     def _send_again(self, job: Job, backend: Backend, cause: Cause) -> None:
         _log.warning("job failed by the machine", prompt_id=job.prompt_id, backend=backend.name, reason=str(cause))
-        self._metrics.retries.labels(backend.name, str(cause)).inc()
         job.retried_for |= {cause}
         job.avoid |= {backend.name}
         # Under a new name there: should it go to the same backend, the old entry would be taken for the new one's.
         self._ledger.lose(job, renamed=True)
-        self._wake()
+        self._retries.later([job], backend.name, str(cause))

@@ -58,7 +58,7 @@ class Job:
     was `interrupted` is not sent again, should its backend be lost before it ends. `able` are the backends that can
     run it (None: all), as `judged_by`, an edition of the catalogue, tells; to those that are `pinned` it is tied by
     its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for` says for
-    which failures it had its second chance.
+    which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock.
     """
 
     tenant: str
@@ -83,6 +83,7 @@ class Job:
     judged_by: object = None
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
+    not_before: float = 0.0
     live: Live = field(default_factory=Live)
     item: bytes | None = None
 

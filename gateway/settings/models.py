@@ -126,6 +126,9 @@ class DispatchSettings(_Model):
     connect_timeout: Seconds = 3.0
     send_timeout: Seconds = 20.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    backoff: Seconds = 0.5
+    backoff_most: Seconds = 30.0
+    rerun_started: bool = True
 
 
 class EjectionSettings(_Model):

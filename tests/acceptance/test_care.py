@@ -82,6 +82,7 @@ async def test_out_of_memory_with_nobody_else_runs_there_again(lab: Lab) -> None
     await listener.end_of(prompt_id)
     check_story(listener, prompt_id, "execution_success")
     await check_entry(comfy, prompt_id, "execution_success")
+    assert len(await Comfy(lab.http, simulator.url).get("/history")) == 2
 
 
 async def test_out_of_memory_everywhere_is_the_answer(lab: Lab) -> None:
@@ -103,13 +104,15 @@ async def test_a_failure_is_found_out_without_its_event(lab: Lab) -> None:
     simulators = await lab.simulators(2)
     gateway = await lab.gateway(*simulators)
     comfy = Comfy(lab.http, gateway.url)
-    await simulators[0].fault(lab.http, "oom")
+    prompt_id = await comfy.prompt(slow(steps=20), "c")
+    await comfy.running(prompt_id)
     await simulators[0].fault(lab.http, "drop-socket")
-    await simulators[1].fault(lab.http, "drop-socket")
-    prompt_id = await comfy.prompt(slow(), "c")
-    for simulator in simulators:
-        async with lab.http.delete(f"{simulator.url}/simulator/faults?fault=drop-socket") as answer:
-            assert answer.status == 200
+    await simulators[0].fault(lab.http, "oom")
+    there = await Comfy(lab.http, simulators[0].url).entry(prompt_id)
+    assert there["status"]["messages"][-1][0] == "execution_error"
+    assert prompt_id not in await comfy.get("/history")
+    async with lab.http.delete(f"{simulators[0].url}/simulator/faults?fault=drop-socket") as answer:
+        assert answer.status == 200
     await comfy.entry(prompt_id)
     await check_entry(comfy, prompt_id, "execution_success")
 
@@ -218,3 +221,68 @@ async def test_an_ejected_backend_is_used_if_no_other_is_left(lab: Lab) -> None:
     await simulators[1].kill()
     entry = await comfy.entry(await comfy.prompt(slow(3)))
     assert entry["status"]["status_str"] == "success"
+
+
+async def test_what_had_begun_fails_if_it_must_not_run_again(lab: Lab) -> None:
+    """Its entry says why; what had not begun there goes elsewhere."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__rerun_started="false")
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b2/drain")
+    listener = await comfy.listen("c")
+    begun = await comfy.prompt(slow(1, steps=1000), "c")
+    pending = await comfy.prompt(slow(2))
+    await comfy.running(begun)
+    await comfy.post("/gateway/backends/b2/resume")
+    await simulators[0].kill()
+    await listener.end_of(begun)
+    check_story(listener, begun, "execution_error")
+    assert (await comfy.entry(pending))["status"]["status_str"] == "success"
+    error = (await comfy.entry(begun))["status"]["messages"][-1][1]
+    assert error["exception_type"] == "BackendLost"
+    assert "rerun_started" in error["exception_message"]
+    assert await posts(lab, simulators[1]) == [1]
+
+
+async def lost_twice(comfy: Comfy) -> None:
+    """Wait until two backends have died of the one job, and let the third one take work again."""
+
+    async def waits() -> bool:
+        known = await comfy.get("/gateway/backends")
+        gone = [backend for backend in known["backends"] if backend["state"] == "gone"]
+        return len(gone) == 2 and known["jobs_waiting"] == 1
+
+    await until(waits, what="it waits in the gateway")
+    await comfy.post("/gateway/backends/b3/resume")
+
+
+async def test_a_job_lost_again_waits_before_it_is_sent(lab: Lab) -> None:
+    """Two processes die of it; though a backend is up then, it has to wait, and others need not."""
+    simulators = await lab.simulators(2, "--fail", "die-in-job")
+    third = await lab.simulator()
+    gateway = await lab.gateway(
+        *simulators, third, dispatch__attempts=9, dispatch__backoff=3600, dispatch__backoff_most=3600
+    )
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b3/drain")
+    prompt_id = await comfy.prompt(slow())
+    await lost_twice(comfy)
+    for n in range(3):
+        assert (await comfy.entry(await comfy.prompt(slow(n))))["status"]["status_str"] == "success"
+    assert [item[1] for item in (await comfy.get("/queue"))["queue_pending"]] == [prompt_id]
+    assert await posts(lab, third) == [3]
+
+
+async def test_after_the_wait_it_goes(lab: Lab) -> None:
+    simulators = await lab.simulators(2, "--fail", "die-in-job")
+    third = await lab.simulator()
+    gateway = await lab.gateway(*simulators, third, dispatch__attempts=9, dispatch__backoff=1, probe__interval=3600)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    await comfy.post("/gateway/backends/b3/drain")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await lost_twice(comfy)
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_success")
+    await check_entry(comfy, prompt_id, "execution_success")
+    assert await metric(lab, gateway, 'comfyui_gateway_jobs_retried_total{backend="b1",reason="lost"}') == 1
