@@ -224,6 +224,12 @@ class Collector:
         event = history.interruption_event(job.prompt_id)
         self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
 
+    def expire(self, job: Job, reason: str) -> None:
+        """End a job that nobody wants any more: ``execution_interrupted``, which says why as an error would."""
+        event = history.interruption_event(job.prompt_id)
+        event |= {"exception_message": reason, "exception_type": "DeadlinePassed"}
+        self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
+
     def _end_without_run(self, job: Job, type_: str, event: dict[str, Any], outcome: history.Outcome) -> None:
         # Until that is journalled no backend is eligible for it.
         job.pinned = frozenset()

@@ -380,7 +380,8 @@ class Dispatcher:
                 if upstream_id in queue.running_ids | queue.pending_ids or await backend.client.history_entry(
                     upstream_id
                 ):
-                    self._ledger.taken(job, upstream_id, b"{}")
+                    if job.backend == backend.name and job.upstream_id == upstream_id:
+                        self._ledger.taken(job, upstream_id, b"{}")
                     return _Offer.TAKEN
                 asked += 1
                 if asked == 2 or answer is not None:

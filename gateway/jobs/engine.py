@@ -28,6 +28,7 @@ from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
+from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, Store
@@ -95,6 +96,7 @@ class Engine:
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
+        self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, metrics)
         self.relay = Relay(self.ledger, self.collector, telling, metrics)
         self.recovery = Recovery(
             self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch, self.retries
@@ -106,12 +108,13 @@ class Engine:
 
     def start(self) -> None:
         """Begin with what is done again and again; the fleet has started."""
+        self.watch.start()
         self.catalogue.start()
         self.uploads.start()
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
-        parts = (self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
+        parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
         for part in (*parts, self.catalogue, self.uploads, self.placer):
             await part.close()
 

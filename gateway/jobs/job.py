@@ -39,6 +39,7 @@ class Live:
     """What its events said last: for sockets that connect late, and for its end.
 
     `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end.
+    `heard_at` is when the last one came, in seconds of the monotonic clock.
     """
 
     executing: Frame | None = None
@@ -47,6 +48,8 @@ class Live:
     start_told: bool = False
     cached_told: bool = False
     before_end: list[Frame] = field(default_factory=list)
+    heard_at: float = 0.0
+    stall_said: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +94,11 @@ class Job:
     def key(self) -> tuple[str, str]:
         """What it is known by: an id belongs to its tenant."""
         return self.tenant, self.prompt_id
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is being ended without a run: no backend is eligible for it."""
+        return self.pinned is not None and not self.pinned
 
     @property
     def shown_number(self) -> bytes:

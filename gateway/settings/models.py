@@ -129,6 +129,10 @@ class DispatchSettings(_Model):
     backoff: Seconds = 0.5
     backoff_most: Seconds = 30.0
     rerun_started: bool = True
+    stall_after: Seconds = 300.0
+    job_timeout: Seconds | None = None
+    on_timeout: Literal["fail", "retry"] = "fail"
+    deadline: Seconds | None = None
 
 
 class EjectionSettings(_Model):

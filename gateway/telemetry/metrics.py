@@ -42,6 +42,7 @@ class Metrics:
         self.retries = counter("jobs_retried_total", "Jobs sent again, by reason", "backend", "reason")
         self.jobs_waiting = gauge("jobs_waiting", "Jobs accepted and waiting in the gateway")
         self.jobs_open = gauge("jobs_open", "Jobs accepted and not ended")
+        self.jobs_stalled = gauge("jobs_stalled", "Running jobs that have said nothing for long", "backend")
         self.wait_seconds = histogram("job_wait_seconds", "From acceptance to start", _RUN_BUCKETS, "backend")
         self.run_seconds = histogram("job_run_seconds", "From start to end", _RUN_BUCKETS, "backend")
         self.dispatches = counter("dispatch_attempts_total", "Prompts sent, by outcome", "backend", "outcome")

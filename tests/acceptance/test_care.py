@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+import pytest
 
 from tests.comfy_client import Comfy, Listener
 from tests.lab import GatewayProcess, Lab, Simulator, until
@@ -57,7 +60,7 @@ async def posts(lab: Lab, *simulators: Simulator) -> list[int]:
 async def test_out_of_memory_runs_once_more_elsewhere(lab: Lab) -> None:
     """The one that was full is asked to free its memory; the client hears of one run."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators)
+    gateway = await lab.gateway(*simulators, dispatch__backoff=3600, dispatch__backoff_most=3600)
     comfy = Comfy(lab.http, gateway.url)
     await simulators[0].fault(lab.http, "oom")
     listener = await comfy.listen("c")
@@ -286,3 +289,151 @@ async def test_after_the_wait_it_goes(lab: Lab) -> None:
     check_story(listener, prompt_id, "execution_success")
     await check_entry(comfy, prompt_id, "execution_success")
     assert await metric(lab, gateway, 'comfyui_gateway_jobs_retried_total{backend="b1",reason="lost"}') == 1
+
+
+async def idle(lab: Lab, *simulators: Simulator) -> None:
+    """Wait until nothing of ours is left on them."""
+
+    async def look() -> bool:
+        queues = [await Comfy(lab.http, simulator.url).get("/queue") for simulator in simulators]
+        return not any(queue["queue_running"] or queue["queue_pending"] for queue in queues)
+
+    await until(look, what="nothing is left on the backends")
+
+
+async def test_a_job_that_says_nothing_is_said(lab: Lab) -> None:
+    """While it is silent by the metric, in the log once; when it goes on it is no longer."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, dispatch__stall_after=0.5)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulator.fault(lab.http, "silent")
+    prompt_id = await comfy.prompt(slow(steps=100))
+    line = 'comfyui_gateway_jobs_stalled{backend="b1"}'
+    await until(lambda: metric(lab, gateway, line), what="stalled")
+    assert (await comfy.get("/queue"))["queue_running"][0][1] == prompt_id
+    await simulator.no_faults(lab.http)
+    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+    async def over() -> bool:
+        return await metric(lab, gateway, line) == 0
+
+    await until(over, what="no longer stalled")
+    said = [line for line in gateway.log_lines() if line["event"] == "job stalled"]
+    assert [each["prompt_id"] for each in said] == [prompt_id]
+
+
+async def test_a_silent_job_fails(lab: Lab) -> None:
+    """It is interrupted there, and told as an error once; one that tells of its progress may take its time."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__job_timeout=1)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "silent")
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(steps=1000), "c")
+    lively = await comfy.prompt(slow(steps=40, step_seconds=0.05))
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_error")
+    assert (await comfy.entry(lively))["status"]["status_str"] == "success"
+    error = (await comfy.entry(prompt_id))["status"]["messages"][-1][1]
+    assert error["exception_type"] == "JobTimeout"
+    assert "no event for 1 s on b1" in error["exception_message"]
+    await idle(lab, *simulators)
+    assert await posts(lab, *simulators) == [1, 1]
+
+
+async def test_a_silent_job_runs_elsewhere(lab: Lab) -> None:
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__job_timeout=1, dispatch__on_timeout="retry")
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "silent")
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_success")
+    await idle(lab, *simulators)
+    await check_entry(comfy, prompt_id, "execution_success")
+    assert await posts(lab, *simulators) == [1, 1]
+
+
+async def test_a_job_that_is_silent_everywhere_is_given_up(lab: Lab) -> None:
+    """Also where there is one backend alone: its first run there is not taken for its second."""
+    simulator = await lab.simulator("--fail", "silent")
+    gateway = await lab.gateway(
+        simulator, dispatch__job_timeout=0.5, dispatch__on_timeout="retry", dispatch__attempts=2
+    )
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(), "c")
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_error")
+    error = await check_entry(comfy, prompt_id, "execution_error")
+    assert "2 attempts" in error["exception_message"]
+    await idle(lab, simulator)
+    there = await Comfy(lab.http, simulator.url).get("/history")
+    assert [entry["status"]["messages"][-1][0] for entry in there.values()] == ["execution_interrupted"] * 2
+
+
+@pytest.mark.parametrize("state", ["waiting", "sending", "pending", "running"])
+async def test_a_deadline_that_passes(lab: Lab, state: str) -> None:
+    """Wherever the job is: one entry that says why, a socket that hears of its end, and nothing left on the backend."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, dispatch__send_timeout=0.3, dispatch__max_queue=2)
+    comfy = Comfy(lab.http, gateway.url)
+    if state == "sending":
+        await simulator.fault(lab.http, "hold-prompt")
+    before = [await comfy.prompt(slow(steps=1000)) for _ in range({"waiting": 2, "pending": 1}.get(state, 0))]
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 1})
+    await listener.end_of(prompt_id)
+    check_story(listener, prompt_id, "execution_interrupted")
+    await comfy.post("/api/jobs/cancel", {"job_ids": before})
+    await simulator.no_faults(lab.http)
+    await idle(lab, simulator)
+    entry = await comfy.entry(prompt_id)
+    assert [name for name, _ in entry["status"]["messages"]] == ["execution_start", "execution_interrupted"]
+    assert entry["status"]["messages"][-1][1]["exception_message"] == "deadline of 1 s passed"
+    assert entry["prompt"][3]["deadline_seconds"] == 1
+    assert (await comfy.get(f"/api/jobs/{prompt_id}"))["status"] == "cancelled"
+    logged = next(line for line in gateway.log_lines() if line["event"] == "deadline")
+    assert logged["state"] == state
+    done = await Comfy(lab.http, simulator.url).get("/history")
+    assert not [e for e in done.values() if e["status"]["completed"]]
+
+
+async def test_a_deadline_for_all(lab: Lab) -> None:
+    """A prompt's own goes before it, and one that ends in time is as any."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__deadline=1)
+    comfy = Comfy(lab.http, gateway.url)
+    prompt_id = await comfy.prompt(slow(steps=1000))
+    longer = await comfy.prompt(slow(steps=75), extra_data={"deadline_seconds": 60})
+    entry = await comfy.entry(prompt_id)
+    assert entry["status"]["messages"][-1][1]["exception_message"] == "deadline of 1 s passed"
+    assert (await comfy.entry(longer))["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("state", ["waiting", "running"])
+async def test_a_deadline_passes_while_the_gateway_is_down(lab: Lab, state: str) -> None:
+    """It counts from the acceptance, so the job is not begun again, and what runs is interrupted."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    if state == "waiting":
+        await comfy.post("/gateway/backends/b1/drain")
+    accepted = time.time()
+    prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 2})
+    if state == "running":
+        await comfy.running(prompt_id)
+    await gateway.kill()
+
+    async def passed() -> bool:
+        return time.time() > accepted + 3
+
+    await until(passed, what="the deadline has passed")
+    again = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, again.url)
+    interrupted = await check_entry(comfy, prompt_id, "execution_interrupted")
+    assert interrupted["exception_message"] == "deadline of 2 s passed"
+    await idle(lab, simulator)
+    assert await posts(lab, simulator) == [1 if state == "running" else 0]
+    assert len([line for line in again.log_lines() if line["event"] == "deadline"]) == 1
