@@ -160,6 +160,10 @@ class ComfyClient:
         """POST /history: forget entries."""
         await self._order("/history", {"delete": list(prompt_ids)})
 
+    async def free(self) -> None:
+        """POST /free: unload all models, and let go of memory and cached results, when what runs is over (main.py)."""
+        await self._order("/free", {"unload_models": True, "free_memory": True})
+
     async def _order(self, path: str, body: dict[str, Any]) -> None:
         answer = await self.call("POST", path, wire.dumps(body))
         if answer.status != 200:

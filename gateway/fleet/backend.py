@@ -14,7 +14,10 @@ _EMPTY_QUEUE = Queue((), ())
 
 @dataclass(slots=True, eq=False)
 class Backend:
-    """A ComfyUI process and the newest of what it said. The fleet alone changes it, save `drained` and `used_at`."""
+    """A ComfyUI process and the newest of what it said. The fleet alone changes it, save `drained` and `used_at`.
+
+    `poisoned` is the id there of the prompt that showed that its process can't use the GPU any more.
+    """
 
     name: str
     url: str
@@ -31,6 +34,7 @@ class Backend:
     features: Mapping[str, Any] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     used_at: float = 0.0
+    poisoned: str | None = None
     run_seconds: float | None = None
 
     def ran(self, seconds: float) -> None:
@@ -44,8 +48,8 @@ class Backend:
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be given work: alive, heard, reconciled, and not being drained."""
-        return self.pulse.alive and self.connected and not self.drained
+        """Whether it may be given work: alive, heard, reconciled, able to use its GPU, and not being drained."""
+        return self.pulse.alive and self.connected and not self.drained and self.poisoned is None
 
     @property
     def version(self) -> str:
@@ -61,6 +65,7 @@ class Backend:
             "state": str(self.health),
             "connected": self.connected,
             "drained": self.drained,
+            "poisoned": self.poisoned is not None,
             "primary": self.primary,
             "version": self.version,
             "max_queue": self.max_queue,

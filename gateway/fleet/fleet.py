@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Protocol
 
 import aiohttp
@@ -13,6 +14,7 @@ import aiohttp
 from gateway.comfy import events
 from gateway.comfy.client import BackendError, ComfyClient, Queue, Refused, TimedOut, Unreachable
 from gateway.fleet.backend import Backend
+from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
 from gateway.settings import BackendSettings, Settings
 from gateway.telemetry import logs
@@ -62,6 +64,8 @@ class Fleet:
         self._wake: dict[str, asyncio.Event] = {}
         self._sockets: dict[str, asyncio.Timeout] = {}
         self.backends: dict[str, Backend] = {}
+        names, eject = [entry.name for entry in settings.backends], settings.ejection
+        self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
         self._session: aiohttp.ClientSession | None = None
         self._news = asyncio.Event()
 
@@ -89,6 +93,8 @@ class Fleet:
             self.backends[backend.name] = backend
             self._wake[backend.name] = asyncio.Event()
             self._metrics.backend_up.labels(backend.name).set(0)
+            self._metrics.backend_poisoned.labels(backend.name).set(0)
+            self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
         for backend in self.backends.values():
             self._tasks.start(self._probe_for_ever(backend), f"probe:{backend.name}")
             self._tasks.start(self._listen_for_ever(backend), f"socket:{backend.name}")
@@ -136,6 +142,27 @@ class Fleet:
         was = backend.health
         backend.pulse.refused()
         self._changed(backend, was)
+
+    def poisoned(self, backend: Backend, upstream_id: str) -> None:
+        """A prompt there ended with an error that only a restart of its process heals."""
+        if backend.poisoned is None:
+            _log.error("it can't use its GPU any more until it is restarted", backend=backend.name)
+        backend.poisoned = upstream_id
+        self._metrics.backend_poisoned.labels(backend.name).set(1)
+        self._metrics.backend_up.labels(backend.name).set(0)
+
+    async def _see_if_restarted(self, backend: Backend) -> None:
+        """A process keeps its history in memory alone (execution.py, PromptQueue): a new one does not know the prompt.
+
+        Its socket broke, whatever the reason; nothing else that it says tells one process from the next.
+        """
+        if backend.poisoned is not None and await backend.client.history_entry(backend.poisoned) is None:
+            _log.info("restarted", backend=backend.name)
+            backend.poisoned = None
+            self._metrics.backend_poisoned.labels(backend.name).set(0)
+
+    def _is_ejected(self, name: str) -> int:
+        return int(name in self.ejections.ejected(time.monotonic()))
 
     async def _probe_for_ever(self, backend: Backend) -> None:
         interval = self._settings.probe.interval
@@ -243,6 +270,7 @@ class Fleet:
         async with asyncio.timeout(None) as scope, backend.client.socket(self._client_id, heartbeat) as socket:
             await socket.send_str(events.encode("feature_flags", {"supports_preview_metadata": True}).decode())
             backend.pulse.heard(time.monotonic())
+            await self._see_if_restarted(backend)
             await self._listener.connected(backend)
             self._sockets[backend.name] = scope
             self._connected(backend)
@@ -258,7 +286,7 @@ class Fleet:
         backend.pulse.answered(time.monotonic())
         backend.connected = True
         self._changed(backend, was)
-        self._metrics.backend_up.labels(backend.name).set(1)
+        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
         self._listener.available()
 
     def _heard_text(self, backend: Backend, text: str) -> None:

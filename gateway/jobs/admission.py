@@ -14,6 +14,8 @@ from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no
 # Never shown and never on disk in the clear (execution.py, SENSITIVE_EXTRA_DATA_KEYS).
 SECRET_KEYS = ("api_key_comfy_org", "auth_token_comfy_org")
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
+# A year, in seconds.
+MOST_DEADLINE = 31_536_000
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -30,7 +32,8 @@ class Rejection(Exception):
 class Submission:
     """An accepted body. Graph and extra_data are kept encoded: a tenth of the memory of the parsed form.
 
-    `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone.
+    `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
+    seconds from its acceptance.
     """
 
     prompt: bytes
@@ -49,6 +52,12 @@ class Submission:
     digest: bytes | None
     secrets: Mapping[str, Any] = field(default_factory=dict)
     needs_secrets: bool = False
+    deadline: float | None = None
+
+    @property
+    def kind(self) -> frozenset[str]:
+        """What tells one kind of work from another: the node classes and the models."""
+        return frozenset(class_type for _, class_type in self.nodes) | self.models
 
     @property
     def session_id(self) -> str | None:
@@ -106,6 +115,7 @@ def _submission(value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any
         digest=_digest(value) if prompt_id is not None else None,
         secrets=secrets,
         needs_secrets=bool(secrets),
+        deadline=_deadline(extra),
     )
 
 
@@ -142,6 +152,20 @@ def _number(value: Mapping[str, Any]) -> float | None:
     if not math.isfinite(number):
         raise _rejection("invalid_number", "number must be finite", repr(value["number"]))
     return number
+
+
+def _deadline(extra: Mapping[str, Any]) -> float | None:
+    seconds = extra.get("deadline_seconds")
+    if seconds is None:
+        return None
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= MOST_DEADLINE:
+        raise _rejection(
+            "invalid_deadline",
+            f"extra_data.deadline_seconds must be a number greater than 0 and at most {MOST_DEADLINE}",
+            f"got {repr(seconds)[:100]}; give the seconds after which the job is to be cancelled, or leave it out",
+        )
+    return float(seconds)
 
 
 def _digest(value: Mapping[str, Any]) -> bytes:
@@ -201,6 +225,11 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     value = wire.loads(data)
     head, dumps = value["head"], wire.encoder_for(data)
     file_inputs = frozenset((class_type, name) for class_type, name in head.get("file_inputs", ()))
+    try:
+        deadline = _deadline(value["extra_data"])
+    except Rejection:
+        # Accepted by a version that knew no deadlines.
+        deadline = None
     targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"], file_inputs)
     return Submission(
         prompt=wire.packed(dumps(value["prompt"])),
@@ -218,4 +247,5 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         separated=found.separated,
         digest=digest,
         needs_secrets=head["needs_secrets"],
+        deadline=deadline,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Collection
 
@@ -34,6 +35,7 @@ class Chooser:
         able: frozenset[str] | None,
         pinned: frozenset[str] | None = None,
         tried: Collection[str] = (),
+        avoid: frozenset[str] = frozenset(),
     ) -> Backend | None:
         """The backend for a prompt; None if each that may take it is full.
 
@@ -41,17 +43,22 @@ class Chooser:
             able: those that can run it; None for all.
             pinned: those it is tied to; None if to none.
             tried: those that did not take it.
+            avoid: those that get it only if no other may, be it later.
         """
         session_id = submission.session_id
         last = self._last_backend.get((tenant, session_id)) if session_id else None
         holders = self._inputs.holders(tenant, submission.files) if submission.files else frozenset()
-        choice = shortest_queue(
+        possible = [
             candidate
             for candidate in self._candidates(last, submission.models, holders)
             if candidate.name not in tried
             and (able is None or candidate.name in able)
             and (pinned is None or candidate.name in pinned)
-        )
+        ]
+        names = {candidate.name for candidate in possible}
+        names -= self._fleet.ejections.out(names, time.monotonic())
+        names = names - avoid or names
+        choice = shortest_queue(candidate for candidate in possible if candidate.name in names)
         return self._fleet.backends[choice.name] if choice else None
 
     def has_room(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from gateway.comfy import events, history, wire
@@ -44,6 +44,7 @@ class Collector:
 
     Args:
         missing: told of a job whose backend has no entry for it.
+        goes_again: told of each job that ran, with its entry; whether it is not over, but runs again.
         freed: told when a place on a backend is free.
     """
 
@@ -58,6 +59,7 @@ class Collector:
         telling: Telling,
         metrics: Metrics,
         missing: Callable[[Job], None],
+        goes_again: Callable[[Job, Backend, dict[str, Any]], Awaitable[bool]],
         freed: Callable[[], None],
     ) -> None:
         self._ledger = ledger
@@ -68,6 +70,7 @@ class Collector:
         self._telling = telling
         self._metrics = metrics
         self._missing = missing
+        self._goes_again = goes_again
         self._freed = freed
         self._placements = placements
         self._tasks = Tasks("collector")
@@ -128,6 +131,8 @@ class Collector:
         return None
 
     async def _finish(self, job: Job, backend: Backend, found: HistoryEntry) -> None:
+        if await self._goes_again(job, backend, found.entry):
+            return
         self._make_ours(job, backend, found.entry)
         await self._end(job, found.entry, history.outcome_of(found.entry), found.encode)
 
@@ -217,6 +222,12 @@ class Collector:
     def interrupt(self, job: Job) -> None:
         """End a job that was to be interrupted, and whose backend is gone: it is not run again."""
         event = history.interruption_event(job.prompt_id)
+        self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
+
+    def expire(self, job: Job, reason: str) -> None:
+        """End a job that nobody wants any more: ``execution_interrupted``, which says why as an error would."""
+        event = history.interruption_event(job.prompt_id)
+        event |= {"exception_message": reason, "exception_type": "DeadlinePassed"}
         self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
 
     def _end_without_run(self, job: Job, type_: str, event: dict[str, Any], outcome: history.Outcome) -> None:

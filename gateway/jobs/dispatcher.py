@@ -10,7 +10,8 @@ _ask      an offer without an answer: does the backend have it?
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from enum import Enum, auto
 
 from gateway.comfy import wire
@@ -19,14 +20,15 @@ from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
-from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.admission import Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
-from gateway.jobs.reply import Overloaded, Reply, accepted, failed_there
+from gateway.jobs.replies import Replies
+from gateway.jobs.reply import Overloaded, Reply, failed_there
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies, upstream_body
@@ -84,7 +86,7 @@ class Dispatcher:
         self._fail = fail
         self._telling = telling
         self._tasks = Tasks("dispatcher")
-        self._replies: dict[tuple[str, str], asyncio.Future[Reply]] = {}
+        self._replies = Replies(ledger)
         self._turns: dict[Job, object] = {}
         self._takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
 
@@ -114,7 +116,7 @@ class Dispatcher:
             Rejection: it can't run, or its id is in use for another prompt.
             StoreError: the journal can't be written; nothing was accepted.
         """
-        earlier = self._earlier(tenant, submission)
+        earlier = self._replies.earlier(tenant, submission)
         if earlier is not None:
             return await earlier
         if submission.files and not may_name_all:
@@ -124,7 +126,7 @@ class Dispatcher:
             self._checks.refuse_impossible(submission)
         if self._must_wait(tenant, submission, able):
             checked = await self._checks.check(tenant, submission)
-            earlier = self._earlier(tenant, submission)
+            earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
                 return await earlier
         outputs = checked.outputs if checked is not None else self._checks.outputs_of(submission)
@@ -142,24 +144,15 @@ class Dispatcher:
 
     async def _take(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
         """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
-        reply = self._replies[job.key] = asyncio.get_running_loop().create_future()
-        reply.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._telling.hold_until_answered(job)
-        try:
-            self._place(job, self._choose(job))
-            answer = await self._reply_to(job, answer_early)
-            reply.set_result(answer)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                reply.cancel()
-            else:
-                reply.set_exception(error)
-            raise
-        finally:
-            if self._replies.get(job.key) is reply:
-                del self._replies[job.key]
-            # The answer is written when this turn of the loop ends.
-            asyncio.get_running_loop().call_soon(self._telling.answered, job)
+        with self._replies.to(job) as reply:
+            self._telling.hold_until_answered(job)
+            try:
+                self._place(job, self._choose(job))
+                answer = await self._reply_to(job, answer_early)
+                reply.set_result(answer)
+            finally:
+                # The answer is written when this turn of the loop ends.
+                asyncio.get_running_loop().call_soon(self._telling.answered, job)
         return answer
 
     async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
@@ -194,34 +187,6 @@ class Dispatcher:
             self.wake()
         return refusal
 
-    def _earlier(self, tenant: str, submission: Submission) -> Awaitable[Reply] | None:
-        """The answer to the same prompt sent before under the same id, so that a client may safely send again."""
-        if submission.prompt_id is None:
-            return None
-        job = self._ledger.find(tenant, submission.prompt_id)
-        ended = self._ledger.history.find(tenant, submission.prompt_id)
-        known = job.submission.digest if job else ended.digest if ended else None
-        if job is None and ended is None:
-            return None
-        if known != submission.digest:
-            raise Rejection(
-                409,
-                error_body(
-                    "prompt_id_in_use",
-                    "prompt_id is in use for another prompt",
-                    "send each prompt with an id of its own, or without one to let the server generate it",
-                ),
-            )
-        future = self._replies.get((tenant, submission.prompt_id))
-        if future is not None:
-            return asyncio.shield(future)
-        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if job is not None:
-            done.set_result(Reply(200, job.answer()))
-        elif ended is not None:
-            done.set_result(Reply(200, accepted(ended, submission.number is not None)))
-        return done
-
     # -- what waits ----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -234,19 +199,22 @@ class Dispatcher:
         if not self._ledger.waiting_count or not self._chooser.has_room():
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
-        full: set[tuple[frozenset[str] | None, frozenset[str] | None]] = set()
+        full: set[tuple[frozenset[str] | None, ...]] = set()
+        now = time.monotonic()
         for job in self._ledger.waiting():
+            if job.not_before > now:
+                continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
-            places = (self._checks.able_for(job), job.pinned)
+            places = (self._checks.able_for(job), job.pinned, job.avoid)
             if places in full:
                 continue
             backend = self._choose(job)
             if backend is not None:
                 self._place(job, backend)
                 self._tasks.start(self._deliver(job), job.prompt_id)
-            elif places == (None, None):
+            elif places == (None, None, frozenset()):
                 return
             else:
                 full.add(places)
@@ -285,7 +253,8 @@ class Dispatcher:
         self._ledger.send(job, backend.name)
 
     def _choose(self, job: Job, *tried: str) -> Backend | None:
-        return self._chooser.find(job.tenant, job.submission, self._checks.able_for(job), job.pinned, tried)
+        able = self._checks.able_for(job)
+        return self._chooser.find(job.tenant, job.submission, able, job.pinned, tried, job.avoid)
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -390,7 +359,8 @@ class Dispatcher:
                 if upstream_id in queue.running_ids | queue.pending_ids or await backend.client.history_entry(
                     upstream_id
                 ):
-                    self._ledger.taken(job, upstream_id, b"{}")
+                    if job.backend == backend.name and job.upstream_id == upstream_id:
+                        self._ledger.taken(job, upstream_id, b"{}")
                     return _Offer.TAKEN
                 asked += 1
                 if asked == 2 or answer is not None:

@@ -18,6 +18,7 @@ from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
+from gateway.jobs.failures import Failures
 from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs, digests_in_use
 from gateway.jobs.job import Job
@@ -25,7 +26,9 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
+from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, Store
@@ -71,6 +74,7 @@ class Engine:
             telling,
             metrics,
             self._missing,
+            lambda job, backend, entry: self.failures.ended(job, backend, entry),
             lambda: self.dispatcher.wake(),
         )
         self.uploads = Uploads(
@@ -90,9 +94,12 @@ class Engine:
             self.collector.fail,
             telling,
         )
+        self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
+        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
+        self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, metrics)
         self.relay = Relay(self.ledger, self.collector, telling, metrics)
         self.recovery = Recovery(
-            self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch.attempts
+            self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch, self.retries
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
         metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
@@ -101,12 +108,13 @@ class Engine:
 
     def start(self) -> None:
         """Begin with what is done again and again; the fleet has started."""
+        self.watch.start()
         self.catalogue.start()
         self.uploads.start()
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
-        parts = (self.control, self.dispatcher, self.recovery, self.relay, self.collector)
+        parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
         for part in (*parts, self.catalogue, self.uploads, self.placer):
             await part.close()
 

@@ -40,6 +40,7 @@ class Live:
     """What its events said last: for sockets that connect late, and for its end.
 
     `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end.
+    `heard_at` is when the last one came, in seconds of the monotonic clock.
     """
 
     executing: Frame | None = None
@@ -48,6 +49,8 @@ class Live:
     start_told: bool = False
     cached_told: bool = False
     before_end: list[Frame] = field(default_factory=list)
+    heard_at: float = 0.0
+    stall_said: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +62,9 @@ class Job:
     was `interrupted` is not sent again, should its backend be lost before it ends. While it is `recalled` its backend
     is asked to give it back, so that its absence there is no loss; one that was `moved` stays where it is. `able` are
     the backends that can run it (None: all), as `judged_by`, an edition of the catalogue, tells; to those that are
-    `pinned` it is tied by its files, while their owner is down.
+    `pinned` it is tied by its files, while their owner is down. Those it should `avoid` get it only if no other may;
+    `retried_for` says for which failures it had its second chance. It is not sent `not_before` that time of the
+    monotonic clock.
     """
 
     tenant: str
@@ -84,6 +89,9 @@ class Job:
     pinned: frozenset[str] | None = None
     able: frozenset[str] | None = None
     judged_by: object = None
+    avoid: frozenset[str] = frozenset()
+    retried_for: frozenset[str] = frozenset()
+    not_before: float = 0.0
     live: Live = field(default_factory=Live)
     item: bytes | None = None
 
@@ -91,6 +99,11 @@ class Job:
     def key(self) -> tuple[str, str]:
         """What it is known by: an id belongs to its tenant."""
         return self.tenant, self.prompt_id
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is being ended without a run: no backend is eligible for it."""
+        return self.pinned is not None and not self.pinned
 
     @property
     def shown_number(self) -> bytes:

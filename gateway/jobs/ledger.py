@@ -269,8 +269,10 @@ class Ledger:
         """It ran to its end; its history entry is being fetched."""
         self._move(job, Move.COLLECT, job.backend)
 
-    def lose(self, job: Job) -> None:
-        """Its backend does not have it any more: it waits to be sent again, under the same id."""
+    def lose(self, job: Job, *, renamed: bool = False) -> None:
+        """Its backend does not have it any more, or must not: it waits to be sent again, under the same id or a new."""
+        if renamed:
+            self._rename_upstream(job, new_prompt_id())
         job.attempts += 1
         job.start_time = job.started_at = None
         live = job.live

@@ -75,7 +75,7 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
         record.tag,
         decode_from_journal(record.submission, record.digest),
         record.create_time,
-        now,
+        now - max(0.0, time.time() - record.create_time / 1000),
         state=state if is_placed else State.WAITING,
         backend=record.backend if is_placed else None,
         start_time=record.start_time,

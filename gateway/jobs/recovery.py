@@ -17,7 +17,9 @@ from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.job import PLACED, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.relay import Relay
+from gateway.jobs.retries import Retries
 from gateway.jobs.upstream import drop_copies
+from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 
@@ -56,14 +58,16 @@ class Recovery:
         dispatcher: Dispatcher,
         collector: Collector,
         relay: Relay,
-        attempts: int,
+        settings: DispatchSettings,
+        retries: Retries,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._collector = collector
         self._relay = relay
-        self._attempts = attempts
+        self._settings = settings
+        self._retries = retries
         self._tasks = Tasks("recovery")
         self._checking: set[Job] = set()
 
@@ -135,22 +139,39 @@ class Recovery:
 
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
-        for job in self._ledger.jobs_on(backend.name):
+        jobs = self._ledger.jobs_on(backend.name)
+        for job in jobs:
             on_its_way = job.state is State.SENDING
             self._ledger.copies.add(backend.name, job.upstream_id, on_its_way=on_its_way)
-            self.lose(job, f"is {backend.health}")
+        self._lose(jobs, backend.name, f"is {backend.health}")
         self._dispatcher.wake()
 
     def lose(self, job: Job, what: str) -> None:
         """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""
-        place = job.backend
-        _log.warning("job lost", prompt_id=job.prompt_id, backend=place, attempt=job.attempts + 1, reason=what)
-        self._ledger.lose(job)
-        if job.interrupted:
-            self._collector.interrupt(job)
-        elif job.attempts >= self._attempts:
-            reason = f"given up after {job.attempts} attempts; the last backend, {place}, {what}"
-            self._collector.fail(job, reason, "BackendLost")
-        elif job.submission.needs_secrets and not job.submission.secrets:
+        self._lose([job], job.backend or "", what)
+
+    def _lose(self, jobs: Collection[Job], place: str, what: str) -> None:
+        again = []
+        for job in jobs:
+            _log.warning("job lost", prompt_id=job.prompt_id, backend=place, attempt=job.attempts + 1, reason=what)
+            had_begun = job.start_time is not None
+            self._ledger.lose(job)
+            if job.interrupted:
+                self._collector.interrupt(job)
+            elif (reason := self._reason_to_end(job, place, what, had_begun=had_begun)) is not None:
+                self._collector.fail(job, *reason)
+            else:
+                again.append(job)
+        self._retries.later(again, place, "lost")
+
+    def _reason_to_end(self, job: Job, place: str, what: str, *, had_begun: bool) -> tuple[str, str] | None:
+        """Why a lost job is not sent again, and the error's type; None if it is."""
+        if job.attempts >= self._settings.attempts:
+            return f"given up after {job.attempts} attempts; the last backend, {place}, {what}", "BackendLost"
+        if had_begun and not self._settings.rerun_started:
+            reason = f"it had begun on {place}, which {what}, and what has begun is not run again"
+            return f"{reason} (dispatch.rerun_started is false)", "BackendLost"
+        if job.submission.needs_secrets and not job.submission.secrets:
             reason = "it needs the partner keys that came with it, which are not kept over a restart; send it again"
-            self._collector.fail(job, reason, "SecretsLost")
+            return reason, "SecretsLost"
+        return None

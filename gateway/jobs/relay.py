@@ -56,6 +56,7 @@ class Relay:
         self._heard(backend, job, event)
 
     def _heard(self, backend: Backend, job: Job, event: Event) -> None:
+        job.live.heard_at = time.monotonic()
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
         if event.type in events.TERMINAL:
@@ -78,7 +79,10 @@ class Relay:
                 return
             prompt_id = preview.metadata.get("prompt_id")
         job = self._job_of(backend, prompt_id if isinstance(prompt_id, str) else None)
-        if job is None or job.submission.session_id is None:
+        if job is None:
+            return
+        job.live.heard_at = time.monotonic()
+        if job.submission.session_id is None:
             return
         if job.upstream_id != job.prompt_id:
             data = data.replace(job.upstream_id.encode(), job.prompt_id.encode(), 2)

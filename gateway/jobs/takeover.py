@@ -68,13 +68,14 @@ class Takeover:
 
     def _idle(self) -> dict[str, float]:
         """The backends with nothing to do, and the seconds of a usual run there."""
+        taken = self._taking | self._fleet.ejections.ejected(time.monotonic())
         return {
             backend.name: self._seconds(backend)
             for backend in self._fleet.backends.values()
             if backend.eligible
             and backend.health is Health.UP
             and self._ledger.load(backend.name) == (0, 0)
-            and not (backend.foreign_running or backend.foreign_pending or backend.name in self._taking)
+            and not (backend.foreign_running or backend.foreign_pending or backend.name in taken)
         }
 
     def _stuck(self) -> list[Stuck]:
@@ -99,6 +100,8 @@ class Takeover:
             # One that is about to leave still counts for those behind it: that it leaves is not certain yet.
             if not (job.recalled or job.moved or job.pinned):
                 able = self._checks.able_for(job)
+                if job.avoid:
+                    able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid
                 found.append(Stuck(job.tag, backend.name, job.upstream_id, ahead + usual, able))
             ahead += usual
         return found

@@ -127,6 +127,22 @@ class DispatchSettings(_Model):
     send_timeout: Seconds = 20.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
     take_over: bool = True
+    backoff: Seconds = 0.5
+    backoff_most: Seconds = 30.0
+    rerun_started: bool = True
+    stall_after: Seconds = 300.0
+    job_timeout: Seconds | None = None
+    on_timeout: Literal["fail", "retry"] = "fail"
+    deadline: Seconds | None = None
+
+
+class EjectionSettings(_Model):
+    """When a backend that fails what others can do gets no work for a while."""
+
+    after: Count = 3
+    first: Seconds = 10.0
+    most: Seconds = 300.0
+    max_ejected: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 class HistorySettings(_Model):
@@ -196,6 +212,7 @@ class Settings(_Model):
     tenants: TenantSettings = TenantSettings()
     probe: ProbeSettings = ProbeSettings()
     dispatch: DispatchSettings = DispatchSettings()
+    ejection: EjectionSettings = EjectionSettings()
     history: HistorySettings = HistorySettings()
     sessions: SessionSettings = SessionSettings()
     store: StoreSettings = StoreSettings()

@@ -17,10 +17,12 @@ from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files
 from gateway.simulator.nodes import (
     FUNCTIONS,
+    AcceleratorError,
     Colour,
     NodeInterrupted,
-    OutOfMemory,
+    OutOfMemoryError,
     Result,
+    TorchError,
     preview_image,
 )
 from gateway.simulator.options import SimulatorOptions
@@ -78,6 +80,7 @@ class Executor:
         """Forget models and cache (POST /free)."""
         self.loaded = None
         self.cache.clear()
+        self.faults.switch_off("oom-until-free")
 
 
 class Execution:
@@ -170,8 +173,7 @@ class Execution:
             self._sockets.executing = (self.sid, node_id)
             data = {"node": node_id, "display_node": node_id, "prompt_id": self._item.prompt_id}
             self._sockets.send("executing", data, self.sid)
-        if self._executor.faults.get("oom"):
-            raise OutOfMemory("Allocation on device 0 would exceed allowed memory. (out of memory)")
+        self._fail_if_told()
         self._check_interrupt()
         inputs = {
             name: self._results[value[0]].outputs[value[1]] if _is_link(value) else value
@@ -199,6 +201,7 @@ class Execution:
         """Take steps, with progress and a preview each."""
         for step in range(1, count + 1):
             await self._wait(seconds_each)
+            await self._stay_silent()
             self._check_interrupt()
             self._die_if_told(step, count)
             self._set_progress(self._node, step, count, "running")
@@ -211,6 +214,10 @@ class Execution:
             self._check_interrupt()
             await asyncio.sleep(min(left, 0.05))
 
+    async def _stay_silent(self) -> None:
+        while self._executor.faults.get("silent"):
+            await self._wait(0.05)
+
     def _check_interrupt(self) -> None:
         if self._executor.queue.interrupted:
             raise NodeInterrupted
@@ -219,6 +226,16 @@ class Execution:
         fault = self._executor.faults.get("die-in-job")
         if fault is not None and self._executor.jobs_started >= fault.number and step >= count / 2:
             os._exit(1)
+
+    def _fail_if_told(self) -> None:
+        """The failures of a machine. AcceleratorError is torch 2.8's name for what was a RuntimeError before."""
+        faults = self._executor.faults
+        if faults.get("oom") or faults.get("oom-until-free"):
+            raise OutOfMemoryError("Allocation on device 0 would exceed allowed memory. (out of memory)")
+        if faults.get("poisoned"):
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+        if faults.get("broken"):
+            raise RuntimeError("operator torchvision::nms does not exist")
 
     def _tell_step(self, step: int, count: int, colour: Colour) -> None:
         sid = self.sid
@@ -278,7 +295,8 @@ class Execution:
 
     def _error(self, error: Exception) -> dict[str, Any]:
         inputs = self.prompt[self._node]["inputs"]
-        type_ = "torch.OutOfMemoryError" if isinstance(error, OutOfMemory) else type(error).__qualname__
+        # As execution.py's full_type_name: the module's name too, save for builtins.
+        type_ = f"torch.{type(error).__qualname__}" if isinstance(error, TorchError) else type(error).__qualname__
         return {
             **self._where(),
             "executed": list(self._executed),

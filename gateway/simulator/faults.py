@@ -19,6 +19,10 @@
 | `no-version` | an older ComfyUI: does not tell its version |
 | `interrupt-any` | an older ComfyUI: POST /interrupt stops whatever runs, whichever prompt it names |
 | `oom` | jobs fail as they do when the GPU's memory is full |
+| `oom-until-free` | the same, until POST /free is asked |
+| `poisoned` | jobs fail with a CUDA error that only a restart heals |
+| `broken` | jobs fail with an error of the installation, whatever they are |
+| `silent` | what runs goes no further and says nothing, while requests are answered; an interrupt ends it |
 """
 
 from __future__ import annotations
@@ -45,6 +49,10 @@ KNOWN = frozenset(
         "no-version",
         "interrupt-any",
         "oom",
+        "oom-until-free",
+        "poisoned",
+        "broken",
+        "silent",
     }
 )
 

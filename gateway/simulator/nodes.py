@@ -18,8 +18,16 @@ class NodeInterrupted(Exception):
     """The prompt was interrupted."""
 
 
-class OutOfMemory(RuntimeError):
+class TorchError(RuntimeError):
+    """An error that is torch's own."""
+
+
+class OutOfMemoryError(TorchError):
     """As torch.OutOfMemoryError."""
+
+
+class AcceleratorError(TorchError):
+    """As torch.AcceleratorError: what a CUDA call answered."""
 
 
 class Run(Protocol):

@@ -28,6 +28,8 @@ class Metrics:
             return Histogram(prefix + name, text, labels, registry=registry, buckets=buckets)
 
         self.backend_up = gauge("backend_up", "1 while the backend takes work", "backend")
+        self.backend_poisoned = gauge("backend_poisoned", "1 while it can't use its GPU until a restart", "backend")
+        self.backend_ejected = gauge("backend_ejected", "1 while it gets no work for its failures", "backend")
         self.backend_pending = gauge("backend_queue_pending", "Prompts pending on the backend", "backend")
         self.backend_running = gauge("backend_queue_running", "Prompts running on the backend", "backend")
         self.vram_free = gauge("backend_vram_free_bytes", "Free VRAM", "backend", "device")
@@ -37,8 +39,10 @@ class Metrics:
         self.probe_seconds = histogram("probe_seconds", "Time of a probe", _HTTP_BUCKETS, "backend", "outcome")
 
         self.jobs = counter("jobs_total", "Jobs ended, by outcome", "outcome", "backend")
+        self.retries = counter("jobs_retried_total", "Jobs sent again, by reason", "backend", "reason")
         self.jobs_waiting = gauge("jobs_waiting", "Jobs accepted and waiting in the gateway")
         self.jobs_open = gauge("jobs_open", "Jobs accepted and not ended")
+        self.jobs_stalled = gauge("jobs_stalled", "Running jobs that have said nothing for long", "backend")
         self.wait_seconds = histogram("job_wait_seconds", "From acceptance to start", _RUN_BUCKETS, "backend")
         self.run_seconds = histogram("job_run_seconds", "From start to end", _RUN_BUCKETS, "backend")
         self.dispatches = counter("dispatch_attempts_total", "Prompts sent, by outcome", "backend", "outcome")

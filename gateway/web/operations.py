@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import web
 
 from gateway.telemetry.metrics import CONTENT_TYPE
@@ -31,10 +33,13 @@ async def metrics(request: web.Request) -> web.Response:
 async def get_backends(request: web.Request) -> web.Response:
     """Every backend and what is known of it (admins)."""
     gateway = parts(request)
+    ejected = gateway.fleet.ejections.ejected(time.monotonic())
     described = []
     for backend in gateway.fleet.backends.values():
         queued, running = gateway.engine.ledger.load(backend.name)
-        described.append({**backend.describe(), "jobs_queued": queued, "jobs_running": running})
+        described.append(
+            {**backend.describe(), "ejected": backend.name in ejected, "jobs_queued": queued, "jobs_running": running}
+        )
     return json({"backends": described, "jobs_waiting": gateway.engine.ledger.waiting_count})
 
 

@@ -146,7 +146,7 @@ async def test_the_gateway_is_restarted_in_mid_job(lab: Lab) -> None:
     comfy = Comfy(lab.http, gateway.url)
     done = await comfy.prompt(slow(0x0A0B0C), "c")
     before = await comfy.entry(done)
-    ids = [await comfy.prompt(slow(n, steps=60), "c") for n in range(6)]
+    ids = [await comfy.prompt(slow(n, steps=100), "c") for n in range(6)]
     await comfy.running(ids[0])
     queue = await comfy.get("/queue")
     await gateway.kill()
@@ -155,10 +155,13 @@ async def test_the_gateway_is_restarted_in_mid_job(lab: Lab) -> None:
     assert await comfy.entry(done) == before
     assert colour(await comfy.view(comfy.images(before)[0])) == seed_colour(0x0A0B0C)
     listener = await comfy.listen("c")
-    assert _items(await comfy.get("/queue")) <= _items(queue)
+    # What ended while nobody listened is in /history alone, as with a ComfyUI.
+    still = _items(await comfy.get("/queue"))
+    assert still
+    assert still <= _items(queue)
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
-        while prompt_id not in _ended(listener):
+        while prompt_id in still and prompt_id not in _ended(listener):
             await listener.receive()
     posts = [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators]
     assert sum(posts) == 7

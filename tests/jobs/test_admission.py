@@ -50,6 +50,32 @@ def test_the_journal_gives_back_all_but_the_secrets() -> None:
         assert getattr(again, name) == getattr(found, name), name
 
 
+@pytest.mark.parametrize("deadline", ["-1", "0", '"5"', "NaN", "Infinity", "true", "[1]", "1e99", "1" + "0" * 400])
+def test_a_deadline_that_is_none(deadline: str) -> None:
+    """400 in ComfyUI's form, which says what to do."""
+    with pytest.raises(Rejection) as caught:
+        read(b'{"prompt": {}, "extra_data": {"deadline_seconds": %b}}' % deadline.encode())
+    assert caught.value.status == 400
+    error = caught.value.body["error"]
+    assert error["type"] == "invalid_deadline"
+    assert "deadline_seconds must be a number" in error["message"]
+    assert "leave it out" in error["details"]
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("5", 5.0), ("0.5", 0.5), ("null", None)])
+def test_a_deadline_is_read_and_kept(written: str, seconds: float | None) -> None:
+    found = read(b'{"prompt": {}, "extra_data": {"deadline_seconds": %b}}' % written.encode())
+    assert found.deadline == seconds
+    assert decode_from_journal(encode_for_journal(found), None).deadline == seconds
+
+
+def test_what_an_older_version_accepted_as_a_deadline_is_none() -> None:
+    kept = encode_for_journal(read(b'{"prompt": {}, "extra_data": {"deadline_seconds": 5}}'))
+    assert (
+        decode_from_journal(kept.replace(b'"deadline_seconds":5', b'"deadline_seconds":"soon"'), None).deadline is None
+    )
+
+
 def test_what_json_has_no_word_for_stays_as_it_is() -> None:
     """Older frontends save NaN; seeds may be beyond 64 bits."""
     raw = b'{"prompt": {"1": {"class_type": "A", "inputs": {"x": NaN, "seed": 123456789012345678901234567890}}}}'

@@ -1,0 +1,88 @@
+"""Which backends get no work because they fail what others can do: a pure state machine with no clock of its own.
+
+A failure counts against a backend if another one has ended work of the same kind well: a workflow that fails everywhere
+is nobody's fault but its own. `after` such failures in a row eject it, for a time that doubles with each ejection until
+it ends something well. The last backend is never ejected, nor more than `share` of all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field
+
+MAX_KINDS = 1000
+
+
+@dataclass(slots=True)
+class _Record:
+    """A backend's failures in a row, by kind of work, and its ejections in a row."""
+
+    failures: list[Hashable] = field(default_factory=list)
+    times: int = 0
+    until: float = float("-inf")
+
+
+class Ejections:
+    """The ejections of a fleet. All times are seconds on one monotonic clock, passed in.
+
+    Args:
+        names: all backends.
+        after: failures in a row until one is ejected.
+        first: seconds for which it is ejected the first time.
+        most: seconds that no ejection exceeds.
+        share: the share of `names` that may be ejected at a time, from 0 to 1.
+    """
+
+    def __init__(self, names: Collection[str], after: int, first: float, most: float, share: float) -> None:
+        self._records = {name: _Record() for name in names}
+        self._after = after
+        self._first = first
+        self._most = most
+        self._limit = min(int(len(names) * share + 1e-9), len(names) - 1)
+        self._able: OrderedDict[Hashable, set[str]] = OrderedDict()
+
+    def succeeded(self, name: str, kind: Hashable, now: float) -> None:
+        """A backend ended work of a kind well. What it had begun before it was ejected proves nothing."""
+        able = self._able.setdefault(kind, set())
+        able.add(name)
+        self._able.move_to_end(kind)
+        if len(self._able) > MAX_KINDS:
+            self._able.popitem(last=False)
+        record = self._records[name]
+        if now >= record.until:
+            record.failures.clear()
+            record.times = 0
+
+    def failed(self, name: str, kind: Hashable, now: float, others: Collection[str]) -> float | None:
+        """A backend failed at work of a kind. `others` are those that could take work instead of it.
+
+        Returns the seconds for which it is ejected, None if it is not.
+        """
+        record = self._records[name]
+        if now < record.until:
+            return None
+        self._able.get(kind, set()).discard(name)
+        record.failures = [*record.failures, kind][-self._after :]
+        if len(record.failures) < self._after or not all(self._able.get(each) for each in record.failures):
+            return None
+        out = self.ejected(now)
+        if len(out) >= self._limit or not set(others) - out - {name}:
+            return None
+        seconds = min(self._first * 2.0 ** min(record.times, 60), self._most)
+        record.times += 1
+        record.until = now + seconds
+        # After its time one more failure suffices.
+        record.failures = record.failures[1:]
+        return seconds
+
+    def ejected(self, now: float) -> set[str]:
+        """All that are ejected."""
+        return {name for name, record in self._records.items() if now < record.until}
+
+    def out(self, names: Collection[str], now: float) -> set[str]:
+        """Those of these, the eligible ones, that get no work: all but the soonest back, if that would leave none."""
+        out = self.ejected(now) & set(names)
+        if out and len(out) == len(set(names)):
+            out.remove(min(out, key=lambda name: (self._records[name].until, name)))
+        return out

@@ -1,0 +1,86 @@
+"""A job's run failed: is that the answer, or did the machine fail it? Then it runs once more, elsewhere if it can.
+
+Its client hears nothing of the failure, and no second start: for it the job runs on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gateway.comfy.client import BackendError
+from gateway.comfy.failures import Cause, cause_of_entry
+from gateway.comfy.history import Outcome, outcome_of
+from gateway.fleet.backend import Backend
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.job import Job, State
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.retries import Retries
+from gateway.settings import DispatchSettings
+from gateway.telemetry import logs
+
+_log = logs.get("failures")
+
+
+class Failures:
+    """Looks at how jobs end, for the job's sake and for the backend's.
+
+    Args:
+        retries: says when a job is sent again.
+    """
+
+    def __init__(self, ledger: Ledger, fleet: Fleet, settings: DispatchSettings, retries: Retries) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._settings = settings
+        self._retries = retries
+
+    async def ended(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
+        """A job ran to its end, and this is its entry. Returns whether it is not over, since it is sent again."""
+        outcome, kind = outcome_of(entry), job.submission.kind
+        if outcome is Outcome.SUCCESS:
+            self._fleet.ejections.succeeded(backend.name, kind, time.monotonic())
+        if outcome is not Outcome.ERROR:
+            return False
+        self._blame(backend, kind)
+        cause = cause_of_entry(entry)
+        if cause is Cause.POISONED:
+            self._fleet.poisoned(backend, job.upstream_id)
+        elif cause is Cause.MEMORY:
+            await self._free(backend)
+        if job.state is not State.COLLECTING or job.backend != backend.name:
+            # Its backend was given up meanwhile, and the job with it.
+            return True
+        # Whatever a poisoned process says is due to that.
+        cause = Cause.POISONED if backend.poisoned is not None else cause
+        if not self._has_another_chance(job, cause):
+            return False
+        self._send_again(job, backend, cause)
+        return True
+
+    def _blame(self, backend: Backend, kind: frozenset[str]) -> None:
+        others = [other.name for other in self._fleet.backends.values() if other.eligible and other is not backend]
+        seconds = self._fleet.ejections.failed(backend.name, kind, time.monotonic(), others)
+        if seconds is not None:
+            _log.warning("ejected: it fails what others can do", backend=backend.name, seconds=seconds)
+
+    async def _free(self, backend: Backend) -> None:
+        try:
+            await backend.client.free()
+        except BackendError as error:
+            _log.warning("free", backend=backend.name, error=str(error))
+
+    def _has_another_chance(self, job: Job, cause: Cause) -> bool:
+        """One for each cause: a workflow that poisons two GPUs would do so to a third."""
+        if cause is Cause.WORKFLOW or cause in job.retried_for or job.interrupted:
+            return False
+        is_complete = bool(job.submission.secrets) or not job.submission.needs_secrets
+        return self._settings.rerun_started and is_complete and job.attempts + 1 < self._settings.attempts
+
+    def _send_again(self, job: Job, backend: Backend, cause: Cause) -> None:
+        _log.warning("job failed by the machine", prompt_id=job.prompt_id, backend=backend.name, reason=str(cause))
+        job.retried_for |= {cause}
+        job.avoid |= {backend.name}
+        # Under a new name there: should it go to the same backend, the old entry would be taken for the new one's.
+        self._ledger.lose(job, renamed=True)
+        self._retries.later([job], backend.name, str(cause))

@@ -1,0 +1,73 @@
+"""The answers to POST /prompt: those under way, and those given before.
+
+A client that got no answer may safely send the same prompt again under the same id: it gets the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+
+from gateway.comfy.errors import error_body
+from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.job import Job
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.reply import Reply, accepted
+
+
+class Replies:
+    """Finds the answer to a prompt that was sent before."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._awaited: dict[tuple[str, str], asyncio.Future[Reply]] = {}
+
+    @contextmanager
+    def to(self, job: Job) -> Iterator[asyncio.Future[Reply]]:
+        """The answer to a job that is being accepted: to be set, else it fails as this block does."""
+        reply = self._awaited[job.key] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            yield reply
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                reply.cancel()
+            else:
+                reply.set_exception(error)
+            raise
+        finally:
+            if self._awaited.get(job.key) is reply:
+                del self._awaited[job.key]
+
+    def earlier(self, tenant: str, submission: Submission) -> Awaitable[Reply] | None:
+        """The answer to the same prompt sent before under the same id; None if there was none.
+
+        Raises:
+            Rejection: the id is in use for another prompt.
+        """
+        if submission.prompt_id is None:
+            return None
+        job = self._ledger.find(tenant, submission.prompt_id)
+        ended = self._ledger.history.find(tenant, submission.prompt_id)
+        known = job.submission.digest if job else ended.digest if ended else None
+        if job is None and ended is None:
+            return None
+        if known != submission.digest:
+            raise Rejection(
+                409,
+                error_body(
+                    "prompt_id_in_use",
+                    "prompt_id is in use for another prompt",
+                    "send each prompt with an id of its own, or without one to let the server generate it",
+                ),
+            )
+        future = self._awaited.get((tenant, submission.prompt_id))
+        if future is not None:
+            return asyncio.shield(future)
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if job is not None:
+            done.set_result(Reply(200, job.answer()))
+        elif ended is not None:
+            done.set_result(Reply(200, accepted(ended, submission.number is not None)))
+        return done

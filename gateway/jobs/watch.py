@@ -1,0 +1,120 @@
+"""Looks after jobs that take too long: those that run and say nothing, and those whose deadline has passed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway.fleet.backend import Backend
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.health import Health
+from gateway.jobs.collector import Collector
+from gateway.jobs.job import Job, State
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.retries import Retries
+from gateway.jobs.upstream import drop_copies
+from gateway.settings import DispatchSettings
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("watch")
+
+LOOK_SECONDS = 0.5
+
+
+class Watch:
+    """Looks at all open jobs again and again. `start` once the fleet knows its backends."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        collector: Collector,
+        retries: Retries,
+        settings: DispatchSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._collector = collector
+        self._retries = retries
+        self._settings = settings
+        self._metrics = metrics
+        self._tasks = Tasks("watch")
+
+    def start(self) -> None:
+        """Look, before any backend gets work: a deadline may have passed while the gateway was down. Then keep on."""
+        self._look(time.monotonic())
+        self._tasks.start(self._look_for_ever(), "look")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        await self._tasks.close()
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        for job in self._ledger.jobs():
+            seconds = job.submission.deadline or self._settings.deadline
+            # One that is being collected has come to its end in time.
+            if seconds is not None and now - job.accepted_at >= seconds and job.state is not State.COLLECTING:
+                self._expire(job, seconds)
+        for backend in self._fleet.backends.values():
+            self._look_at(backend, now)
+
+    def _expire(self, job: Job, seconds: float) -> None:
+        if job.is_ending:
+            return
+        _log.info("deadline", prompt_id=job.prompt_id, seconds=seconds, state=str(job.state), backend=job.backend)
+        self._take_away(job)
+        self._collector.expire(job, f"deadline of {seconds:g} s passed")
+
+    def _look_at(self, backend: Backend, now: float) -> None:
+        stalled = 0
+        for job in self._ledger.jobs_on(backend.name):
+            silent = now - max(job.live.heard_at, job.started_at or 0.0)
+            # A backend that does not answer is another matter: slow, then lost.
+            is_there = backend.health is Health.UP and job.upstream_id in backend.queue.running_ids
+            if job.state is not State.RUNNING or not is_there:
+                continue
+            if silent >= self._settings.stall_after:
+                stalled += 1
+                self._say_stalled(job, silent)
+            if self._settings.job_timeout is not None and silent >= self._settings.job_timeout:
+                self._time_out(job, backend, self._settings.job_timeout)
+        self._metrics.jobs_stalled.labels(backend.name).set(stalled)
+
+    def _say_stalled(self, job: Job, silent: float) -> None:
+        if not job.live.stall_said:
+            job.live.stall_said = True
+            _log.warning("job stalled", prompt_id=job.prompt_id, backend=job.backend, silent_seconds=round(silent))
+
+    def _time_out(self, job: Job, backend: Backend, seconds: float) -> None:
+        _log.warning("job timed out", prompt_id=job.prompt_id, backend=backend.name, then=self._settings.on_timeout)
+        self._take_away(job)
+        reason = f"no event for {seconds:g} s on {backend.name}, so it was interrupted there (dispatch.job_timeout)"
+        is_complete = bool(job.submission.secrets) or not job.submission.needs_secrets
+        may_retry = self._settings.on_timeout == "retry" and is_complete and not job.interrupted
+        if not may_retry:
+            self._collector.fail(job, reason, "JobTimeout")
+        elif job.attempts >= self._settings.attempts:
+            self._collector.fail(job, f"{reason}; given up after {job.attempts} attempts", "JobTimeout")
+        else:
+            job.avoid |= {backend.name}
+            self._retries.later([job], backend.name, "timeout")
+
+    def _take_away(self, job: Job) -> None:
+        """Take a job off the backend that has it, which is told as soon as it can be reached; it waits now.
+
+        It is called otherwise from here on, so that what runs there till its interrupt is not taken for it.
+        """
+        if job.backend is None:
+            return
+        backend, upstream_id = self._fleet.backends[job.backend], job.upstream_id
+        self._ledger.copies.add(backend.name, upstream_id, on_its_way=job.state is State.SENDING)
+        self._ledger.lose(job, renamed=True)
+        self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")

@@ -1,0 +1,52 @@
+"""Whose fault an error is."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.comfy.failures import Cause, cause_of, cause_of_entry
+
+ACCELERATOR = "torch.AcceleratorError"
+
+
+@pytest.mark.parametrize(
+    ("type_", "message", "cause"),
+    [
+        ("torch.OutOfMemoryError", "Allocation on device \n", Cause.MEMORY),
+        (
+            "torch.cuda.OutOfMemoryError",
+            "Allocation on device 0 would exceed allowed memory. (out of memory)",
+            "memory",
+        ),
+        ("RuntimeError", "CUDA out of memory. Tried to allocate 2.00 GiB", Cause.MEMORY),
+        ("RuntimeError", "HIP out of memory. Tried to allocate 2.00 GiB", Cause.MEMORY),
+        (ACCELERATOR, "CUDA error: out of memory\nCUDA kernel errors might be …", Cause.MEMORY),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", Cause.MEMORY),
+        ("RuntimeError", "CUDA error: an illegal memory access was encountered\nCUDA kernel errors …", Cause.POISONED),
+        (ACCELERATOR, "CUDA error: device-side assert triggered", Cause.POISONED),
+        (ACCELERATOR, "CUDA error: unspecified launch failure", Cause.POISONED),
+        ("RuntimeError", "CUDA driver error: unknown error", Cause.POISONED),
+        ("RuntimeError", "HIP error: an illegal memory access was encountered", Cause.POISONED),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(…)`", Cause.POISONED),
+        ("RuntimeError", "CUDA error: HIPBLAS_STATUS_INTERNAL_ERROR when calling …", Cause.POISONED),
+        ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", Cause.POISONED),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling …", Cause.WORKFLOW),
+        ("RuntimeError", "CUDA error: no kernel image is available for execution on the device", Cause.WORKFLOW),
+        ("RuntimeError", "CUDA error: invalid argument", Cause.WORKFLOW),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (77x2048 and 768x320)", Cause.WORKFLOW),
+        ("ValueError", "CUDA error: an illegal memory access was encountered", Cause.WORKFLOW),
+        ("RuntimeError", "bad prompt: 'CUDA error: an illegal memory access was encountered'", Cause.WORKFLOW),
+        ("ValueError", "out of memory", Cause.WORKFLOW),
+        ("None", "None", Cause.WORKFLOW),
+    ],
+)
+def test_the_table(type_: str, message: str, cause: Cause) -> None:
+    assert cause_of(type_, message) is Cause(cause)
+
+
+def test_of_a_history_entry() -> None:
+    error = {"exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation on device"}
+    status = {"status_str": "error", "messages": [["execution_start", {}], ["execution_error", error]]}
+    assert cause_of_entry({"status": status}) is Cause.MEMORY
+    for odd in ({}, {"status": None}, {"status": {"messages": [None, ["execution_error", None], "x"]}}):
+        assert cause_of_entry(odd) is Cause.WORKFLOW
