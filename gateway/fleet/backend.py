@@ -14,9 +14,11 @@ _EMPTY_QUEUE = Queue((), ())
 
 @dataclass(slots=True, eq=False)
 class Backend:
-    """A ComfyUI process and the newest of what it said. The fleet alone changes it, save `drained` and `used_at`.
+    """A ComfyUI process and the newest of what it said.
 
-    `poisoned` is the id there of the prompt that showed that its process can't use the GPU any more.
+    The fleet alone changes it, save `drained`, `used_at` and `stopping`. `poisoned` is the id there of the prompt that
+    showed that its process can't use the GPU any more; `stopping` that of a prompt which was given up while it ran:
+    until it ends, nothing else can run there.
     """
 
     name: str
@@ -35,11 +37,15 @@ class Backend:
     models: frozenset[str] = frozenset()
     used_at: float = 0.0
     poisoned: str | None = None
+<<<<<<< ours
     run_seconds: float | None = None
 
     def ran(self, seconds: float) -> None:
         """A job ran here for so long: the newest counts for a third of `run_seconds`."""
         self.run_seconds = seconds if self.run_seconds is None else self.run_seconds + (seconds - self.run_seconds) / 3
+=======
+    stopping: str | None = None
+>>>>>>> theirs
 
     @property
     def health(self) -> Health:
@@ -48,8 +54,9 @@ class Backend:
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be given work: alive, heard, reconciled, able to use its GPU, and not being drained."""
-        return self.pulse.alive and self.connected and not self.drained and self.poisoned is None
+        """Whether it may be given work: alive, heard, reconciled, not being drained, and able to run it."""
+        is_able = self.poisoned is None and self.stopping is None
+        return self.pulse.alive and self.connected and not self.drained and is_able
 
     @property
     def version(self) -> str:

@@ -193,6 +193,8 @@ class Fleet:
 
     def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         backend.queue = queue
+        if backend.stopping not in queue.running_ids:
+            backend.stopping = None
         backend.foreign_running = sum(not self._listener.is_ours(backend, item[1]) for item in queue.running)
         backend.foreign_pending = sum(not self._listener.is_ours(backend, item[1]) for item in queue.pending)
         self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))

@@ -21,6 +21,8 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("watch")
 
 LOOK_SECONDS = 0.5
+# Seconds that what was interrupted gets to stop: ComfyUI heeds an interrupt between two steps of a node.
+STOP_SECONDS = 10.0
 
 
 class Watch:
@@ -42,6 +44,7 @@ class Watch:
         self._settings = settings
         self._metrics = metrics
         self._tasks = Tasks("watch")
+        self._stopping_since: dict[str, float] = {}
 
     def start(self) -> None:
         """Look, before any backend gets work: a deadline may have passed while the gateway was down. Then keep on."""
@@ -65,6 +68,10 @@ class Watch:
                 self._expire(job, seconds)
         for backend in self._fleet.backends.values():
             self._look_at(backend, now)
+            if backend.stopping is None:
+                self._stopping_since.pop(backend.name, None)
+            elif now - self._stopping_since.get(backend.name, now) >= STOP_SECONDS:
+                self._clear(backend)
 
     def _expire(self, job: Job, seconds: float) -> None:
         if job.is_ending:
@@ -98,14 +105,25 @@ class Watch:
         self._take_away(job)
         reason = f"no event for {seconds:g} s on {backend.name}, so it was interrupted there (dispatch.job_timeout)"
         is_complete = bool(job.submission.secrets) or not job.submission.needs_secrets
-        may_retry = self._settings.on_timeout == "retry" and is_complete and not job.interrupted
-        if not may_retry:
+        may_retry = self._settings.on_timeout == "retry" and is_complete
+        if job.interrupted:
+            self._collector.interrupt(job)
+        elif not may_retry:
             self._collector.fail(job, reason, "JobTimeout")
         elif job.attempts >= self._settings.attempts:
             self._collector.fail(job, f"{reason}; given up after {job.attempts} attempts", "JobTimeout")
         else:
             job.avoid |= {backend.name}
             self._retries.later([job], backend.name, "timeout")
+
+    def _clear(self, backend: Backend) -> None:
+        """What was interrupted there does not stop: what is pending behind it goes elsewhere."""
+        jobs = [job for job in self._ledger.jobs_on(backend.name) if job.state is State.PENDING]
+        if jobs:
+            _log.warning("it heeds no interrupt", backend=backend.name, jobs_moved=len(jobs))
+        for job in jobs:
+            self._take_away(job)
+        self._retries.later(jobs, backend.name, "timeout")
 
     def _take_away(self, job: Job) -> None:
         """Take a job off the backend that has it, which is told as soon as it can be reached; it waits now.
@@ -115,6 +133,9 @@ class Watch:
         if job.backend is None:
             return
         backend, upstream_id = self._fleet.backends[job.backend], job.upstream_id
+        if job.state is State.RUNNING:
+            backend.stopping = upstream_id
+            self._stopping_since[backend.name] = time.monotonic()
         self._ledger.copies.add(backend.name, upstream_id, on_its_way=job.state is State.SENDING)
         self._ledger.lose(job, renamed=True)
         self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")

@@ -215,6 +215,7 @@ class Execution:
             await asyncio.sleep(min(left, 0.05))
 
     async def _stay_silent(self) -> None:
+        await self._executor.faults.until_off("deaf")
         while self._executor.faults.get("silent"):
             await self._wait(0.05)
 

@@ -22,6 +22,7 @@
 | `oom-until-free` | the same, until POST /free is asked |
 | `poisoned` | jobs fail with a CUDA error that only a restart heals |
 | `broken` | jobs fail with an error of the installation, whatever they are |
+| `deaf` | what runs goes no further, says nothing and heeds no interrupt, while requests are answered |
 | `silent` | what runs goes no further and says nothing, while requests are answered; an interrupt ends it |
 """
 
@@ -53,6 +54,7 @@ KNOWN = frozenset(
         "poisoned",
         "broken",
         "silent",
+        "deaf",
     }
 )
 

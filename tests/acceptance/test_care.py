@@ -311,6 +311,13 @@ async def test_a_job_that_says_nothing_is_said(lab: Lab) -> None:
     line = 'comfyui_gateway_jobs_stalled{backend="b1"}'
     await until(lambda: metric(lab, gateway, line), what="stalled")
     assert (await comfy.get("/queue"))["queue_running"][0][1] == prompt_id
+    probes = 'comfyui_gateway_probe_seconds_count{backend="b1",outcome="ok"}'
+    so_far = await metric(lab, gateway, probes)
+
+    async def a_while() -> bool:
+        return await metric(lab, gateway, probes) > so_far + 8
+
+    await until(a_while, what="it stays so for some looks more")
     await simulator.no_faults(lab.http)
     assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
 
@@ -373,11 +380,32 @@ async def test_a_job_that_is_silent_everywhere_is_given_up(lab: Lab) -> None:
     assert [entry["status"]["messages"][-1][0] for entry in there.values()] == ["execution_interrupted"] * 2
 
 
+async def test_a_backend_that_heeds_no_interrupt(lab: Lab) -> None:
+    """While its job goes on there it gets no other, and those behind it go elsewhere; then it gets work again."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__job_timeout=0.5)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "deaf")
+    await comfy.post("/gateway/backends/b2/drain")
+    stuck, behind = await comfy.prompt(slow(1, steps=1000)), await comfy.prompt(slow(2))
+    assert (await comfy.entry(stuck))["status"]["status_str"] == "error"
+    await comfy.post("/gateway/backends/b2/resume")
+    for n in range(3):
+        await comfy.entry(await comfy.prompt(slow(n)))
+    assert (await comfy.entry(behind))["status"]["status_str"] == "success"
+    assert await posts(lab, *simulators) == [2, 4]
+    assert await Comfy(lab.http, simulators[0].url).get("/history") == {}
+    await simulators[0].no_faults(lab.http)
+    await lab.backends_up(gateway, 2)
+    await idle(lab, *simulators)
+    assert list(await Comfy(lab.http, simulators[0].url).get("/history")) == [stuck]
+
+
 @pytest.mark.parametrize("state", ["waiting", "sending", "pending", "running"])
 async def test_a_deadline_that_passes(lab: Lab, state: str) -> None:
     """Wherever the job is: one entry that says why, a socket that hears of its end, and nothing left on the backend."""
     simulator = await lab.simulator()
-    gateway = await lab.gateway(simulator, dispatch__send_timeout=0.3, dispatch__max_queue=2)
+    gateway = await lab.gateway(simulator, dispatch__send_timeout=0.3, dispatch__max_queue=2, probe__interval=3600)
     comfy = Comfy(lab.http, gateway.url)
     if state == "sending":
         await simulator.fault(lab.http, "hold-prompt")
@@ -437,3 +465,44 @@ async def test_a_deadline_passes_while_the_gateway_is_down(lab: Lab, state: str)
     await idle(lab, simulator)
     assert await posts(lab, simulator) == [1 if state == "running" else 0]
     assert len([line for line in again.log_lines() if line["event"] == "deadline"]) == 1
+
+
+async def test_a_restart_of_the_gateway_between_two_tries(lab: Lab) -> None:
+    """What waited for its second try is in the journal, and goes when the gateway is back; there is one end of it."""
+    simulator = await lab.simulator("--fail", "oom-until-free")
+    gateway = await lab.gateway(simulator, dispatch__backoff=3600, dispatch__backoff_most=3600)
+    comfy = Comfy(lab.http, gateway.url)
+    prompt_id = await comfy.prompt(slow(), "c")
+
+    async def waits() -> bool:
+        return (await comfy.get("/gateway/backends"))["jobs_waiting"] == 1
+
+    await until(waits, what="it waits for its second try")
+    await gateway.kill()
+    comfy = Comfy(lab.http, (await lab.gateway(simulator)).url)
+    await comfy.entry(prompt_id)
+    await check_entry(comfy, prompt_id, "execution_success")
+    assert await posts(lab, simulator) == [2]
+
+
+async def test_lost_jobs_go_again_in_their_order(lab: Lab) -> None:
+    """Twice lost, each after its pause, they are still in the order in which they were accepted."""
+    simulators = await lab.simulators(3)
+    gateway = await lab.gateway(*simulators, dispatch__backoff=0.2)
+    comfy = Comfy(lab.http, gateway.url)
+    for name in ("b2", "b3"):
+        await comfy.post(f"/gateway/backends/{name}/drain")
+    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(6)]
+    for died, next_name in ((simulators[0], "b2"), (simulators[1], "b3")):
+        await comfy.running(ids[0])
+        await died.kill()
+        await comfy.post(f"/gateway/backends/{next_name}/resume")
+
+        async def lost(count: int = simulators.index(died) + 1) -> bool:
+            states = [backend["state"] for backend in (await comfy.get("/gateway/backends"))["backends"]]
+            return states.count("gone") == count
+
+        await until(lost, what="its loss was noticed")
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert list(await comfy.get("/history")) == ids
