@@ -55,9 +55,9 @@ class Job:
 
     `create_time` and `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of
     the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias. One that
-    was `interrupted` is not sent again, should its backend be lost before it ends. `able` are the backends that can
-    run it (None: all), as `judged_by`, an edition of the catalogue, tells; to those that are `pinned` it is tied by
-    its files, while their owner is down.
+    was `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `is_ending`: its
+    entry is here, and only has to be written. `able` are the backends that can run it (None: all), as `judged_by`, an
+    edition of the catalogue, tells; to those that are `pinned` it is tied by its files, while their owner is down.
     """
 
     tenant: str
@@ -75,6 +75,7 @@ class Job:
     placed_at: float = 0.0
     attempts: int = 0
     interrupted: bool = False
+    is_ending: bool = False
     node_errors: bytes = b"{}"
     outputs: list[str] = field(default_factory=list)
     pinned: frozenset[str] | None = None

@@ -134,6 +134,8 @@ class Recovery:
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
         for job in self._ledger.jobs_on(backend.name):
+            if job.is_ending:
+                continue
             on_its_way = job.state is State.SENDING
             self._ledger.copies.add(backend.name, job.upstream_id, on_its_way=on_its_way)
             self.lose(job, f"is {backend.health}")
@@ -142,6 +144,8 @@ class Recovery:
     def lose(self, job: Job, what: str) -> None:
         """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""
         place = job.backend
+        if job.is_ending:
+            return
         _log.warning("job lost", prompt_id=job.prompt_id, backend=place, attempt=job.attempts + 1, reason=what)
         self._ledger.lose(job)
         if job.interrupted:

@@ -12,6 +12,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
+from gateway.store.protocol import Store
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring
 
@@ -28,6 +29,7 @@ class Parts:
     hub: Hub
     metrics: Metrics
     is_ready: Callable[[], bool]
+    store: Store
 
 
 PARTS = web.AppKey("parts", Parts)
