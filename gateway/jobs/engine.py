@@ -25,6 +25,7 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.retention import Retention
 from gateway.jobs.telling import Telling
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
@@ -95,6 +96,7 @@ class Engine:
             self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch.attempts
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
+        self.retention = Retention(settings.store.retention, self.history, store)
         metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
         metrics.jobs_open.set_function(lambda: len(self.ledger))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
@@ -103,11 +105,12 @@ class Engine:
         """Begin with what is done again and again; the fleet has started."""
         self.catalogue.start()
         self.uploads.start()
+        self.retention.start()
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
         parts = (self.control, self.dispatcher, self.recovery, self.relay, self.collector)
-        for part in (*parts, self.catalogue, self.uploads, self.placer):
+        for part in (*parts, self.retention, self.catalogue, self.uploads, self.placer):
             await part.close()
 
     async def restore(self) -> None:

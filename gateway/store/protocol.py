@@ -87,10 +87,7 @@ class HistoryRemoval:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend.
-
-    `used_at` is when a job last named it, to a day: milliseconds since 1970.
-    """
+    """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend."""
 
     tenant: str
     kind: str
@@ -98,7 +95,6 @@ class FileRecord:
     filename: str
     backend: str
     upstream: str
-    used_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

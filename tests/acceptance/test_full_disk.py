@@ -16,7 +16,12 @@ from tests.workflows import slow
 
 def fill(lab: Lab, gateway: GatewayProcess) -> None:
     """No file of the gateway's can grow beyond what its write-ahead log has now."""
-    disk.fill(gateway.pid, (lab.directory / "data" / "gateway.sqlite3-wal").stat().st_size)
+    disk.fill(gateway.pid, room(lab))
+
+
+def room(lab: Lab) -> int:
+    """Bytes of the write-ahead log."""
+    return (lab.directory / "data" / "gateway.sqlite3-wal").stat().st_size
 
 
 async def refused(comfy: Comfy, path: str, **sent: Any) -> dict[str, Any]:
@@ -102,13 +107,12 @@ async def test_what_waits_is_sent_when_there_is_space_again(lab: Lab) -> None:
     ids = [await comfy.prompt(slow(n, steps=10)) for n in range(4)]
     await comfy.running(ids[0])
     fill(lab, gateway)
-    there = Comfy(lab.http, simulator.url)
 
-    async def first_ended_there() -> bool:
-        queue = await there.get("/queue")
-        return not queue["queue_running"] and not queue["queue_pending"]
+    async def put_off() -> bool:
+        return sum(line["event"] == "journal" and line["prompt_id"] in ids[1:] for line in gateway.log_lines()) >= 3
 
-    await until(first_ended_there, what="its backend has nothing left")
+    await until(put_off, what="there was room on the backend, and none on the disk")
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 1
     await gateway.kill()
     again = await lab.gateway(simulator, dispatch__max_queue=1)
     comfy = Comfy(lab.http, again.url)
@@ -124,8 +128,10 @@ async def test_an_upload_is_refused_whole_and_taken_later(lab: Lab) -> None:
     comfy = Comfy(lab.http, gateway.url)
     await comfy.entry(await comfy.prompt(slow()))
     uploads = lab.directory / "data" / "uploads"
+    # Larger than what fits, by more and by less than what Python's own buffer holds; and small enough to fit.
+    sizes = (room(lab) + 500_000, room(lab) + 100, 10)
     fill(lab, gateway)
-    for size in (600_000, 10):
+    for size in sizes:
         form = aiohttp.FormData()
         form.add_field("image", b"x" * size, filename=f"{size}.png")
         await refused(comfy, "/upload/image", data=form)
@@ -136,7 +142,7 @@ async def test_an_upload_is_refused_whole_and_taken_later(lab: Lab) -> None:
         return bool((await comfy.get("/readyz"))["journal"] == "ok")
 
     await until(well, what="the journal is well")
-    for size in (600_000, 10):
+    for size in sizes:
         form = aiohttp.FormData()
         form.add_field("image", b"x" * size, filename=f"{size}.png")
         async with lab.http.post(f"{gateway.url}/upload/image", data=form) as answer:
