@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import chain
 
+from gateway.comfy import wire
 from gateway.comfy.client import Queue
 from gateway.comfy.events import Event
 from gateway.comfy.outputs import FileRef
@@ -29,7 +31,8 @@ from gateway.jobs.retention import Retention
 from gateway.jobs.telling import Telling
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
-from gateway.store.protocol import Bus, Store
+from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
+from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
 
 
@@ -129,7 +132,7 @@ class Engine:
             self.ledger.restore_number(record.number)
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
-            self.ledger.restore(job_of(job_record, names))
+            self.ledger.restore(_restored(job_record, names))
             self.ledger.restore_number(job_record.number)
 
     def _missing(self, job: Job) -> None:
@@ -185,3 +188,10 @@ class Engine:
 
     def _was_ours(self, backend: Backend, prompt_id: str) -> bool:
         return self.is_ours(backend, prompt_id) or self.history.find_any(prompt_id) is not None
+
+
+def _restored(record: JobRecord, backends: Collection[str]) -> Job:
+    try:
+        return job_of(record, backends)
+    except (wire.MalformedJson, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise StoreDamaged(f"the journal's open job {record.prompt_id} is damaged; {RECOVER}") from error
