@@ -30,25 +30,26 @@ async def run(rounds: int, seconds: float) -> list[Row]:
     return [await _post(rounds, seconds), _decision(), await _waiting()]
 
 
-async def _post(rounds: int, seconds: float) -> Row:
+async def _rate(url: str, seconds: float) -> float:
     script = f"wrk.method='POST'\nwrk.body=[==[{_body()}]==]\nwrk.headers['Content-Type']='application/json'\n"
+    return (await servers.wrk(f"{url}/prompt", seconds, script=script))["rate"]
 
-    async def rate(url: str) -> float:
-        return (await servers.wrk(f"{url}/prompt", seconds, script=script))["rate"]
 
+async def accepted(backend: str, seconds: float, **settings: str) -> float:
+    """Prompts that a gateway accepts in a second. A fresh one each time: it keeps what it accepted."""
+    async with servers.gateway(backend, **settings) as gateway, aiohttp.ClientSession() as http:
+        await _up(http, gateway.url)
+        return await _rate(gateway.url, seconds)
+
+
+async def _post(rounds: int, seconds: float) -> Row:
     async with servers.python("-m", "benchmarks.bare", "backend", core=servers.LOAD_CORE) as backend:
-
-        async def ours() -> float:
-            # A fresh gateway each time: it keeps what it accepted.
-            async with servers.gateway(backend.url) as gateway, aiohttp.ClientSession() as http:
-                await _up(http, gateway.url)
-                return await rate(gateway.url)
 
         async def theirs() -> float:
             async with servers.python("-m", "benchmarks.bare", "proxy", backend.url) as proxy:
-                return await rate(proxy.url)
+                return await _rate(proxy.url, seconds)
 
-        mine, other, ratios = await in_turns(rounds, ours, theirs)
+        mine, other, ratios = await in_turns(rounds, lambda: accepted(backend.url, seconds), theirs)
     bare = f"bare aiohttp proxy, no journal {other:,.0f}/s"
     return Row("POST /prompt, 3 KB, journal FULL", f"{mine:,.0f}/s", bare, ratio(ratios), "0.5")
 

@@ -50,6 +50,8 @@ class Gateway:
         store = SqliteStore(settings.data_dir, settings.store.synchronous, metrics.journal_seconds.observe)
         await store.open()
         stack.push_async_callback(store.close)
+        metrics.journal_writable.set_function(lambda: not store.trouble)
+        metrics.journal_owed.set_function(lambda: store.owed)
         client_id = await store.identity()
         bus = LocalBus()
         fleet = Fleet(settings, metrics, client_id)
@@ -59,7 +61,7 @@ class Gateway:
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
         self.parts = Parts(
-            settings, keyring, engine, fleet, engine.catalogue, hub, metrics, lambda: self._ready, self._started
+            settings, keyring, engine, fleet, engine.catalogue, hub, metrics, lambda: self._ready, self._started, store
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)

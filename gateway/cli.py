@@ -1,4 +1,4 @@
-"""The commands: serve, simulate, demo, check."""
+"""The commands: serve, simulate, demo, check, journal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 from gateway.app import Gateway
 from gateway.check import check
 from gateway.demo import demo
+from gateway.journal import journal
 from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, backends_of, keys_of, load
 from gateway.simulator.command import simulate
 from gateway.store.protocol import StoreError
@@ -62,6 +63,7 @@ def serve(
 main.add_command(simulate)
 main.add_command(demo)
 main.add_command(check)
+main.add_command(journal)
 
 
 def _flags(

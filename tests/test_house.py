@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from click import Command
 from click.testing import CliRunner
@@ -36,10 +37,15 @@ def test_no_file_is_too_long() -> None:
 
 def test_every_setting_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
-    for section, field in Settings.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", None)
-        for name in [f"{section}.{key}" for key in inner] if inner else [section]:
-            assert f"`{name}`" in text, name
+
+    def look(model: Any, within: str) -> None:
+        for key, field in model.model_fields.items():
+            name = f"{within}{key}"
+            if f"`{name}`" not in text:
+                assert hasattr(field.annotation, "model_fields"), name
+                look(field.annotation, f"{name}.")
+
+    look(Settings, "")
 
 
 def test_every_metric_is_documented() -> None:

@@ -37,15 +37,12 @@ class Backend:
     models: frozenset[str] = frozenset()
     used_at: float = 0.0
     poisoned: str | None = None
-<<<<<<< ours
+    stopping: str | None = None
     run_seconds: float | None = None
 
     def ran(self, seconds: float) -> None:
         """A job ran here for so long: the newest counts for a third of `run_seconds`."""
         self.run_seconds = seconds if self.run_seconds is None else self.run_seconds + (seconds - self.run_seconds) / 3
-=======
-    stopping: str | None = None
->>>>>>> theirs
 
     @property
     def health(self) -> Health:

@@ -7,6 +7,7 @@ custom nodes describes itself in 100 MB.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import time
 import zlib
@@ -222,13 +223,15 @@ def _kept(directory: Path, backend: str) -> Path:
 def _keep(directory: Path, backend: str, body: bytes) -> None:
     """Keep what a backend said, for a start at which it is down. Done without, it is only read again."""
     path = _kept(directory, backend)
+    unfinished = path.with_suffix(".unfinished")
     try:
         directory.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
         unfinished.write_bytes(gzip.compress(body, 3, mtime=0))
         unfinished.replace(path)
     except OSError as error:
         _log.warning("object_info could not be kept", backend=backend, error=str(error))
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -244,6 +244,9 @@ class Fleet:
             except BackendError as error:
                 _log.warning("socket failed", backend=backend.name, error=str(error))
             finally:
+                if backend.connected:
+                    # Is its process gone? A refused connection tells at once, and its jobs need not wait for the pause.
+                    self._tasks.start(self._probe(backend), f"look:{backend.name}")
                 backend.connected = False
                 self._sockets.pop(backend.name, None)
             # A socket that held for a while earns a quick reconnect; one that fails at once must not spin.

@@ -191,7 +191,12 @@ class Placer:
             record = PlacementRecord(
                 backend.name, ref.kind, ref.subfolder, ref.filename, wanted.filename, upload.digest, placement.etag
             )
-            await self._store.write([record])
+            try:
+                await self._store.try_write([record])
+            except StoreError as error:
+                # The file is there, and a prompt waits for it; a crash before this is written has it put there again.
+                self._store.write([record])
+                _log.warning("a file's place could not be kept", backend=backend.name, error=str(error))
         self._placements.trust(backend.name, placement)
         return ref
 

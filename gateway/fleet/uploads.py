@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from gateway.comfy.outputs import FileRef
-from gateway.fleet.files import FileIndex, Upload
+from gateway.fleet.files import FileIndex, Holder, Upload
 from gateway.settings import UploadSettings
 from gateway.store.blobs import Blob, BlobStore, BlobWriter
 from gateway.store.protocol import Store, StoreError, UploadRecord, UploadRemoval
@@ -107,12 +107,29 @@ class Uploads:
             ref = self._files.allot(tenant, wanted, compare or blob.digest, overwrite)
             before, now = self._files.find(tenant, ref), _now()
             self._name(tenant, ref, Upload(blob.digest, blob.size), now)
-            if isinstance(before, Upload) and before.digest != blob.digest:
+        record = UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, blob.digest, blob.size, now)
+        try:
+            await self._store.try_write([record])
+        except StoreError:
+            await self._take_back(tenant, ref, blob.digest, before)
+            raise
+        if isinstance(before, Upload) and before.digest != blob.digest:
+            async with self._moving:
                 await self._unname(tenant, ref, before.digest)
-        await self._store.write(
-            [UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, blob.digest, blob.size, now)]
-        )
         return ref
+
+    async def _take_back(self, tenant: str, ref: FileRef, digest: str, before: Holder | Upload | None) -> None:
+        """The journal refused a name: it means what it meant before."""
+        async with self._moving:
+            found = self._files.find(tenant, ref)
+            if not isinstance(found, Upload) or found.digest != digest or before == found:
+                return
+            self._files.drop_upload(tenant, ref)
+            if isinstance(before, Upload):
+                self._files.put_upload(tenant, ref, before)
+            elif before is not None:
+                self._files.restore(tenant, ref, before)
+            await self._unname(tenant, ref, digest)
 
     def use(self, digest: str) -> None:
         """An upload is used now."""

@@ -159,7 +159,7 @@ class Dispatcher:
         try:
             await self._ledger.journal(job)
         except StoreError:
-            self._ledger.withdraw(job)
+            self._ledger.withdraw(job, journalled=False)
             raise
         log_phase(job, "queued", 0, backend=job.backend)
         if job.state is not State.SENDING:
@@ -233,8 +233,11 @@ class Dispatcher:
         try:
             await self._ledger.placed(job)
         except StoreError as error:
-            # It is journalled as waiting, so it is safe; where it went is found out by asking after a restart.
+            # A restart must know which backend to ask for it: it is journalled as waiting, and so it waits.
             _log.error("journal", prompt_id=job.prompt_id, error=str(error))
+            if job.state is State.SENDING and not self.is_sending(job):
+                self._ledger.hold(job)
+            return
         refusal = await self._send(job)
         if refusal is not None:
             self._fail_refused(job, refusal)
@@ -309,6 +312,10 @@ class Dispatcher:
             outcome = "input unreachable"
             _log.warning("a file's owner is down", backend=error.backend, prompt_id=job.prompt_id)
             job.pinned = frozenset({error.backend})
+            return _Offer.NOT_SENT
+        except StoreError as error:
+            outcome = "no room for its files"
+            _log.error("journal", prompt_id=job.prompt_id, error=str(error))
             return _Offer.NOT_SENT
         except Refused:
             outcome = "refused"

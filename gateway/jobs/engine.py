@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import chain
 
+from gateway.comfy import wire
 from gateway.comfy.client import Queue
 from gateway.comfy.events import Event
 from gateway.comfy.outputs import FileRef
@@ -26,12 +28,14 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
-from gateway.store.protocol import Bus, Store
+from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
+from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
 
 
@@ -102,6 +106,7 @@ class Engine:
             self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch, self.retries
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
+        self.retention = Retention(settings.store.retention, self.history, store)
         metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
         metrics.jobs_open.set_function(lambda: len(self.ledger))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
@@ -111,11 +116,12 @@ class Engine:
         self.watch.start()
         self.catalogue.start()
         self.uploads.start()
+        self.retention.start()
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
         parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
-        for part in (*parts, self.catalogue, self.uploads, self.placer):
+        for part in (*parts, self.retention, self.catalogue, self.uploads, self.placer):
             await part.close()
 
     async def restore(self) -> None:
@@ -134,7 +140,7 @@ class Engine:
             self.ledger.restore_number(record.number)
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
-            self.ledger.restore(job_of(job_record, names))
+            self.ledger.restore(_restored(job_record, names))
             self.ledger.restore_number(job_record.number)
 
     def _missing(self, job: Job) -> None:
@@ -190,3 +196,10 @@ class Engine:
 
     def _was_ours(self, backend: Backend, prompt_id: str) -> bool:
         return self.is_ours(backend, prompt_id) or self.history.find_any(prompt_id) is not None
+
+
+def _restored(record: JobRecord, backends: Collection[str]) -> Job:
+    try:
+        return job_of(record, backends)
+    except (wire.MalformedJson, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise StoreDamaged(f"the journal's open job {record.prompt_id} is damaged; {RECOVER}") from error

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store
 
+DROPPED_AT_ONCE = 10
+
 
 class History:
     """All ended jobs.
@@ -39,8 +41,9 @@ class History:
         own = self._ended.setdefault(ended.tenant, OrderedDict())
         own[ended.prompt_id] = ended
         self._keep((ended.tenant, ended.prompt_id), record.entry)
-        dropped = []
-        while len(own) > self._max_items:
+        dropped: list[HistoryRemoval] = []
+        # A few at a time: one commit must not be long because the number kept was made smaller.
+        while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
             prompt_id, _ = own.popitem(last=False)
             self._drop_entry((ended.tenant, prompt_id))
             dropped.append(HistoryRemoval(ended.tenant, prompt_id))
@@ -66,6 +69,9 @@ class History:
     def find_any(self, prompt_id: str) -> HistoryRecord | None:
         """An ended job of whichever tenant, for an admin."""
         return next((own[prompt_id] for own in self._ended.values() if prompt_id in own), None)
+
+    def __len__(self) -> int:
+        return sum(len(own) for own in self._ended.values())
 
     def cached_entry(self, tenant: str, prompt_id: str) -> bytes | None:
         """An entry if memory holds it."""

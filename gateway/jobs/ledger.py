@@ -19,14 +19,7 @@ from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State, queue_json
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.waiting import WaitingList
-from gateway.store.protocol import (
-    Bus,
-    Change,
-    HistoryRecord,
-    HistoryRemoval,
-    JobRemoval,
-    Store,
-)
+from gateway.store.protocol import Bus, Change, HistoryRecord, HistoryRemoval, JobRemoval, Store
 
 
 class Move(StrEnum):
@@ -286,12 +279,13 @@ class Ledger:
         self._move(job, Move.RECALL, None)
         self._journal(job)
 
-    def withdraw(self, job: Job) -> None:
-        """It was refused by its backend before it was answered: it leaves nothing behind."""
+    def withdraw(self, job: Job, *, journalled: bool = True) -> None:
+        """It was refused, by its backend or by the journal, before it was answered: it leaves nothing behind."""
         if self._jobs.get(job.key) is not job:
             return
         self._remove(job)
-        self._store.write([JobRemoval(*job.key)])
+        if journalled:
+            self._store.write([JobRemoval(*job.key)])
         self._announce(job)
 
     def cancel(self, job: Job) -> str | None:
@@ -308,16 +302,20 @@ class Ledger:
     async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
         """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
 
-        Returns whether it was still this job's turn to end; a copy's late end is not.
+        Returns whether it was still this job's turn to end; a copy's late end is not. Waits while the disk is full.
 
         Raises:
-            StoreError: the entry could not be written; the job is as it was.
+            StoreError: the entry can't be written; the job is as it was.
         """
         if self._jobs.get(job.key) is not job:
             return False
         place = job.backend
         record = history_record(job, outcome, entry, summary)
-        await self._store.write([record])
+        job.is_written = True
+        try:
+            await self._store.write([record])
+        finally:
+            job.is_written = False
         if self._jobs.get(job.key) is not job or job.backend != place or job.state in ENDED:
             if self.history.find(*job.key) is None:
                 # Cancelled meanwhile, so it has no entry.
@@ -341,15 +339,15 @@ class Ledger:
     # -- journal -------------------------------------------------------------------------------------------------
 
     def journal(self, job: Job) -> asyncio.Future[None]:
-        """Write an accepted job. Until the future is done nobody outside may hear of it."""
-        return self._store.write([job_record(job, self._gateway_id)])
+        """Write an accepted job, or refuse it. Until the future is done nobody outside may hear of it."""
+        return self._store.try_write([job_record(job, self._gateway_id)])
 
     def _journal(self, job: Job) -> asyncio.Future[None]:
         return self._store.write([job_update(job)])
 
     def placed(self, job: Job) -> asyncio.Future[None]:
-        """Write where a job that had waited is being sent, before the backend hears of it."""
-        return self._journal(job)
+        """Write where a job that had waited is being sent, before the backend hears of it; or refuse that."""
+        return self._store.try_write([job_update(job)])
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class Recovery:
 
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
-        jobs = self._ledger.jobs_on(backend.name)
+        jobs = [job for job in self._ledger.jobs_on(backend.name) if not job.is_ending]
         for job in jobs:
             on_its_way = job.state is State.SENDING
             self._ledger.copies.add(backend.name, job.upstream_id, on_its_way=on_its_way)
@@ -153,6 +153,8 @@ class Recovery:
     def _lose(self, jobs: Collection[Job], place: str, what: str) -> None:
         again = []
         for job in jobs:
+            if job.is_ending:
+                continue
             _log.warning("job lost", prompt_id=job.prompt_id, backend=place, attempt=job.attempts + 1, reason=what)
             had_begun = job.start_time is not None
             self._ledger.lose(job)

@@ -159,10 +159,18 @@ class SessionSettings(_Model):
     stalled_after: Seconds = 30.0
 
 
+class RetentionSettings(_Model):
+    """What the journal keeps of finished jobs, of all tenants together."""
+
+    max_age: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+    max_items: Count = 100_000
+
+
 class StoreSettings(_Model):
     """The journal."""
 
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    retention: RetentionSettings = RetentionSettings()
 
 
 class UploadSettings(_Model):

@@ -155,8 +155,13 @@ class BlobWriter:
 
     async def __aexit__(self, *_: object) -> None:
         def close() -> None:
-            self._file.close()
-            self._path.unlink(missing_ok=True)
+            try:
+                self._file.close()
+            except OSError:
+                # What the disk did not take is not wanted: had it been, `seal` or `spool` had said so.
+                pass
+            finally:
+                self._path.unlink(missing_ok=True)
 
         await _in_thread(close)
 
@@ -165,5 +170,6 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     try:
         return await asyncio.to_thread(work)
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror)
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "the disk is full" if error.errno in full else str(error.strerror)
         raise StoreError(f"uploads can't be kept: {reason}") from error

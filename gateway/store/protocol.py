@@ -15,6 +15,10 @@ class StoreError(Exception):
     """The journal can't be read or written; the text says what is wrong and what to do."""
 
 
+class StoreDamaged(StoreError):
+    """What is in the journal is not what was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """An open job. Times are milliseconds since 1970; `submission` is the compressed prompt as it was accepted."""
@@ -139,6 +143,13 @@ class PlacementRecord:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class TimeMark:
+    """All that is in the history ended by then (milliseconds since 1970). From such marks the store tells ages."""
+
+    time: int
+
+
 Change = (
     JobRecord
     | JobUpdate
@@ -150,6 +161,7 @@ Change = (
     | UploadRecord
     | UploadRemoval
     | PlacementRecord
+    | TimeMark
 )
 
 
@@ -167,7 +179,26 @@ class Store(Protocol):
         """Write what is queued and let go."""
 
     def write(self, changes: Sequence[Change]) -> Future[None]:
-        """Queue changes, in order. The future is done when they are durable, or fails with `StoreError`."""
+        """Queue changes, in order: what has happened already, and must be known after a restart.
+
+        While the disk takes nothing they are kept, and written in order as soon as it does: the future is done when
+        they are durable. It fails with `StoreError` if they can't be written at all.
+        """
+
+    def try_write(self, changes: Sequence[Change]) -> Future[None]:
+        """Queue changes that can be refused still, such as a new prompt, in order with the others.
+
+        The future is done when they are durable. It fails with `StoreError` while the disk takes nothing, and then
+        they never are.
+        """
+
+    @property
+    def trouble(self) -> str:
+        """Why the journal can't be written now; empty while it can."""
+
+    @property
+    def owed(self) -> int:
+        """How many writes are kept until the disk takes them."""
 
     async def identity(self) -> str:
         """The client_id that this gateway uses towards its backends; the same after a restart."""
@@ -180,6 +211,12 @@ class Store(Protocol):
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
         """One history entry's JSON."""
+
+    async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
+        """The (tenant, prompt_id) of what ended first, at most `limit`.
+
+        With `ended_before` (milliseconds since 1970), of what had ended by then, as the marks tell.
+        """
 
     async def files(self) -> list[FileRecord]:
         """All known files."""

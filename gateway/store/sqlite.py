@@ -2,11 +2,15 @@
 
 Group commit: while one commit waits for the disk, the changes of all other requests gather, and the next commit takes
 them all, so that the number of fsyncs does not grow with the number of prompts.
+
+While the disk takes nothing (full, read-only) what can be refused is refused at once, and what has happened already is
+owed: the writer keeps it, and tries again every `RETRY_SECONDS`, in order, until it is written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import queue
 import sqlite3
@@ -16,66 +20,47 @@ import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from importlib import resources
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+from gateway.store import trouble
 from gateway.store.protocol import (
     Change,
     FileRecord,
-    FileRemoval,
     HistoryRecord,
-    HistoryRemoval,
     JobRecord,
-    JobRemoval,
-    JobUpdate,
     PlacementRecord,
+    StoreDamaged,
     StoreError,
     UploadRecord,
-    UploadRemoval,
 )
+from gateway.store.statements import apply, migrate
 
 _T = TypeVar("_T")
 
 FILE_NAME = "gateway.sqlite3"
 LOCK_NAME = "gateway.lock"
 MAX_GATHERED = 100_000
+RETRY_SECONDS = 0.5
 
-_PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_UPDATE_JOB = """UPDATE jobs SET state=?, backend=?, upstream_id=?, start_time=?, attempts=?, node_errors=?
-WHERE tenant=? AND prompt_id=?"""
-_DROP_JOB = "DELETE FROM jobs WHERE tenant=? AND prompt_id=?"
-_PUT_HISTORY = """INSERT OR REPLACE INTO history
-(tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary, entry)
-VALUES (?,?,?,?,?,?,?,?,?,?)"""
-_DROP_HISTORY = "DELETE FROM history WHERE tenant=? AND prompt_id=?"
-_PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?)"
-_DROP_FILE = "DELETE FROM files WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
-_PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
-_DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
-_PUT_PLACEMENT = "INSERT OR REPLACE INTO placements VALUES (?,?,?,?,?,?,?)"
+_OPEN_JOBS = "SELECT * FROM jobs ORDER BY number, create_time"
+# Without the entries: they are the last column, so that SQLite need not read the pages which they fill.
 _HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary
 FROM history ORDER BY position"""
-
-# Getters rather than dataclasses.astuple, which copies deeply and would hold the interpreter from the event loop.
-_job = attrgetter(*(field.name for field in fields(JobRecord)))
-_file = attrgetter(*(field.name for field in fields(FileRecord)))
-_file_key = attrgetter(*(field.name for field in fields(FileRemoval)))
-_upload = attrgetter(*(field.name for field in fields(UploadRecord)))
-_upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
-_placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
-_ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
-_job_update = attrgetter(
-    "state", "backend", "upstream_id", "start_time", "attempts", "node_errors", "tenant", "prompt_id"
-)
+_ENTRY = "SELECT entry FROM history WHERE tenant=? AND prompt_id=?"
+_OLDEST = "SELECT tenant, prompt_id FROM history ORDER BY position LIMIT ?"
+_ENDED_BEFORE = """SELECT tenant, prompt_id FROM history
+WHERE position <= (SELECT max(position) FROM marks WHERE time <= ?) ORDER BY position LIMIT ?"""
+# Writes one page, whatever is in it: whether the disk takes anything again.
+_PROBE = "UPDATE meta SET value=value WHERE key='client_id'"
 
 
 @dataclass(slots=True)
 class _Batch:
     changes: Sequence[Change]
     done: asyncio.Future[None]
+    can_be_refused: bool
 
 
 class SqliteStore:
@@ -101,12 +86,25 @@ class SqliteStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock: IO[str] | None = None
         self._connection: sqlite3.Connection | None = None
+        self._writing: sqlite3.Connection | None = None
+        self._trouble = ""
+        self._owed = 0
+
+    @property
+    def trouble(self) -> str:
+        """Why it can't be written now; empty while it can."""
+        return self._trouble
+
+    @property
+    def owed(self) -> int:
+        """How many writes are kept until the disk takes them."""
+        return self._owed
 
     async def open(self) -> None:
         """Take the directory, bring the schema up to date, start the writer."""
         self._loop = asyncio.get_running_loop()
         try:
-            await self._read(self._open)
+            await self._read(self._open, f"{self._directory / FILE_NAME} can't be opened")
         except StoreError:
             await self.close()
             raise
@@ -114,58 +112,63 @@ class SqliteStore:
         self._thread.start()
 
     def _open(self) -> None:
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._directory / LOCK_NAME).open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"{self._directory} is in use by another gateway; give each gateway a data directory of its own"
-            ) from error
-        except OSError as error:
-            raise StoreError(f"{self._directory} can't be used as data directory: {error.strerror}") from error
-        try:
-            self._connection = self._connect()
-            _migrate(self._connection)
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{self._directory / FILE_NAME} can't be opened: {error}") from error
+        self._lock = take(self._directory)
+        self._connection = self._connect()
+        migrate(self._connection)
+        self._writing = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._directory / FILE_NAME, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={self._synchronous}")
         connection.execute("PRAGMA busy_timeout=5000")
+        # A log that one large commit made long is cut again.
+        connection.execute("PRAGMA journal_size_limit=67108864")
         return connection
 
     async def close(self) -> None:
         """Write what is queued, close the file, give the directory back."""
         if self._thread is not None:
-            if self._gathered or self._committing:
-                await asyncio.wait([self.write([])])
+            if self._gathered:
+                self._queue.put(self._gathered)
+                self._gathered = []
             self._queue.put(None)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
             self._thread = None
-        await self._read(self._close)
+        await self._read(self._close, "the journal can't be closed")
         self._reader.shutdown()
 
     def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for connection in (self._writing, self._connection):
+            if connection is not None:
+                connection.close()
+        self._connection = self._writing = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
+    # -- writing -------------------------------------------------------------------------------------------------
+
     def write(self, changes: Sequence[Change]) -> asyncio.Future[None]:
-        """Queue changes for the next commit."""
+        """Queue changes for the next commit that the disk takes."""
+        return self._gather(changes, can_be_refused=False)
+
+    def try_write(self, changes: Sequence[Change]) -> asyncio.Future[None]:
+        """Queue changes for the next commit, or refuse them."""
+        return self._gather(changes, can_be_refused=True)
+
+    def _gather(self, changes: Sequence[Change], *, can_be_refused: bool) -> asyncio.Future[None]:
         assert self._loop is not None
         done = self._loop.create_future()
         # Not every writer waits; what nobody waits for must not end as "exception was never retrieved".
         done.add_done_callback(_retrieve)
-        if len(self._gathered) >= MAX_GATHERED:
-            done.set_exception(StoreError("the journal can't keep up: the disk is too slow"))
+        if can_be_refused and self._trouble:
+            done.set_exception(StoreError(self._trouble))
             return done
-        self._gathered.append(_Batch(changes, done))
+        if len(self._gathered) + self._owed >= MAX_GATHERED:
+            done.set_exception(StoreError(self._trouble or "the journal can't keep up: the disk is too slow"))
+            return done
+        self._gathered.append(_Batch(changes, done, can_be_refused))
         if not self._committing:
             # At the end of this turn of the loop, so that all requests of the turn share a commit.
             self._committing = True
@@ -180,57 +183,102 @@ class SqliteStore:
         batches, self._gathered = self._gathered, []
         self._queue.put(batches)
 
-    def _settle(self, batches: list[_Batch], error: StoreError | None) -> None:
-        for batch in batches:
+    def _settle(self, settled: list[_Batch], error: StoreError | None, owed: int, trouble_: str) -> None:
+        self._owed, self._trouble = owed, trouble_
+        for batch in settled:
             if batch.done.done():
                 continue
             if error is None:
                 batch.done.set_result(None)
             else:
                 batch.done.set_exception(error)
-        self._hand_over()
 
     def _write_loop(self) -> None:
-        connection = self._connect()
-        while (batches := self._queue.get()) is not None:
-            self._commit(connection, batches)
-        connection.close()
+        """The writer: what it is given is committed, or refused, or owed and tried again. None ends it."""
+        assert self._loop is not None
+        owed: list[_Batch] = []
+        is_in_trouble = is_last = False
+        while not is_last:
+            try:
+                given = self._queue.get(timeout=RETRY_SECONDS if is_in_trouble else None)
+            except queue.Empty:
+                owed, is_in_trouble = self._commit(owed)
+                continue
+            is_last = given is None
+            owed, is_in_trouble = self._commit(owed + (given or []))
+            self._loop.call_soon_threadsafe(self._hand_over)
+        if owed:
+            error = StoreError("the journal was closed before the disk took this")
+            self._loop.call_soon_threadsafe(self._settle, owed, error, 0, "")
 
-    def _commit(self, connection: sqlite3.Connection, batches: list[_Batch]) -> None:
+    def _commit(self, batches: list[_Batch]) -> tuple[list[_Batch], bool]:
+        """Write them in one commit. Returns those that are owed, and whether the disk takes nothing."""
+        assert self._loop is not None
         began = time.perf_counter()
-        error: StoreError | None = None
+        try:
+            self._execute([change for batch in batches for change in batch.changes])
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the thread must live, or nothing is ever written again
+            if trouble.may_pass(failure):
+                return self._put_off(batches, trouble.sentence("the journal can't be written", failure))
+            if len(batches) > 1:
+                return self._commit_one_by_one(batches)
+            error = StoreError(trouble.sentence("the journal can't be written", failure))
+            self._loop.call_soon_threadsafe(self._settle, batches, error, 0, "")
+        else:
+            self._loop.call_soon_threadsafe(self._settle, batches, None, 0, "")
+        self._observe(time.perf_counter() - began)
+        return [], False
+
+    def _execute(self, changes: Sequence[Change]) -> None:
+        connection = self._writing
+        assert connection is not None
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for batch in batches:
-                for change in batch.changes:
-                    _apply(connection, change)
+            if not changes:
+                connection.execute(_PROBE)
+            for change in changes:
+                apply(connection, change)
             connection.execute("COMMIT")
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the thread must live, or nothing is ever written again
+        except Exception:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if len(batches) > 1 and not isinstance(failure, sqlite3.Error):
-                # One of them can't be written at all (a text that is none, a number too large); the others can.
-                for batch in batches:
-                    self._commit(connection, [batch])
-                return
-            error = StoreError(f"the journal can't be written: {failure}; free disk space or mend the disk")
-        self._observe(time.perf_counter() - began)
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._settle, batches, error)
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            raise
 
-    async def _read(self, read: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+    def _put_off(self, batches: list[_Batch], reason: str) -> tuple[list[_Batch], bool]:
+        assert self._loop is not None
+        owed = [batch for batch in batches if not batch.can_be_refused]
+        refused = [batch for batch in batches if batch.can_be_refused]
+        self._loop.call_soon_threadsafe(self._settle, refused, StoreError(reason), len(owed), reason)
+        return owed, True
+
+    def _commit_one_by_one(self, batches: list[_Batch]) -> tuple[list[_Batch], bool]:
+        """One of them can't be written at all (a text that is none, a number too large); the others can."""
+        for place, batch in enumerate(batches):
+            owed, is_in_trouble = self._commit([batch])
+            if is_in_trouble:
+                return self._commit(owed + batches[place + 1 :])
+        return [], False
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def _read(self, read: Callable[[], _T], what: str) -> _T:
+        def guarded() -> _T:
+            try:
+                return read()
+            except (sqlite3.Error, zlib.error) as error:
+                is_damaged = isinstance(error, zlib.error) or trouble.is_damage(error)
+                raise (StoreDamaged if is_damaged else StoreError)(trouble.sentence(what, error)) from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader, guarded)
 
     async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         def read() -> list[tuple[object, ...]]:
             if self._connection is None:
                 raise StoreError("the journal is closed")
-            try:
-                return self._connection.execute(sql, parameters).fetchall()
-            except sqlite3.Error as error:
-                raise StoreError(f"the journal can't be read: {error}") from error
+            return self._connection.execute(sql, parameters).fetchall()
 
-        return await self._read(read)
+        return await self._read(read, "the journal can't be read")
 
     async def identity(self) -> str:
         """The stored client_id, made at the first start."""
@@ -242,12 +290,11 @@ class SqliteStore:
             row = self._connection.execute("SELECT value FROM meta WHERE key='client_id'").fetchone()
             return str(row[0])
 
-        return await self._read(read)
+        return await self._read(read, "the journal can't be read")
 
     async def open_jobs(self) -> list[JobRecord]:
         """All open jobs, oldest first."""
-        rows = await self._rows("SELECT * FROM jobs ORDER BY number, create_time")
-        return [JobRecord(*row) for row in rows]  # type: ignore[arg-type]
+        return [JobRecord(*row) for row in await self._rows(_OPEN_JOBS)]  # type: ignore[arg-type]
 
     async def history(self) -> list[HistoryRecord]:
         """All ended jobs without their entries, in the order in which they ended."""
@@ -255,8 +302,22 @@ class SqliteStore:
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
         """One history entry, decompressed."""
-        rows = await self._rows("SELECT entry FROM history WHERE tenant=? AND prompt_id=?", (tenant, prompt_id))
-        return zlib.decompress(rows[0][0]) if rows else None  # type: ignore[arg-type]
+
+        def read() -> bytes | None:
+            if self._connection is None:
+                raise StoreError("the journal is closed")
+            row = self._connection.execute(_ENTRY, (tenant, prompt_id)).fetchone()
+            return zlib.decompress(row[0]) if row else None
+
+        return await self._read(read, f"the history entry of {prompt_id} can't be read")
+
+    async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
+        """What ended first; with `ended_before`, of what had ended by then."""
+        if ended_before is None:
+            rows = await self._rows(_OLDEST, (limit,))
+        else:
+            rows = await self._rows(_ENDED_BEFORE, (ended_before, limit))
+        return [(str(tenant), str(prompt_id)) for tenant, prompt_id in rows]
 
     async def files(self) -> list[FileRecord]:
         """All known files."""
@@ -272,51 +333,29 @@ class SqliteStore:
         return [PlacementRecord(*row) for row in rows]  # type: ignore[arg-type]
 
 
-def _apply(connection: sqlite3.Connection, change: Change) -> None:
-    match change:
-        case JobRecord():
-            connection.execute(_PUT_JOB, _job(change))
-        case JobUpdate():
-            connection.execute(_UPDATE_JOB, _job_update(change))
-        case JobRemoval(tenant, prompt_id):
-            connection.execute(_DROP_JOB, (tenant, prompt_id))
-        case HistoryRecord():
-            connection.execute(_PUT_HISTORY, (*_ended(change), zlib.compress(change.entry, 3)))
-            connection.execute(_DROP_JOB, (change.tenant, change.prompt_id))
-        case HistoryRemoval(tenant, prompt_id):
-            connection.execute(_DROP_HISTORY, (tenant, prompt_id))
-        case FileRecord():
-            connection.execute(_PUT_FILE, _file(change))
-        case FileRemoval():
-            connection.execute(_DROP_FILE, _file_key(change))
-        case UploadRecord():
-            connection.execute(_PUT_UPLOAD, _upload(change))
-        case UploadRemoval():
-            connection.execute(_DROP_UPLOAD, _upload_key(change))
-        case PlacementRecord():
-            connection.execute(_PUT_PLACEMENT, _placement(change))
+def take(directory: Path) -> IO[str]:
+    """Make the directory if need be, and take it for this process until what is returned is closed.
+
+    Raises:
+        StoreError: another process has it, or it can't be used.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK_NAME).open("w")
+    except OSError as error:
+        raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if not isinstance(error, BlockingIOError):
+            raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+        raise StoreError(
+            f"{directory} is in use by another gateway; give each gateway a data directory of its own"
+        ) from error
+    return lock
 
 
 def _retrieve(done: asyncio.Future[None]) -> None:
     if not done.cancelled():
         done.exception()
-
-
-def migrations() -> list[tuple[int, str]]:
-    """The numbered scripts in ``store/sql``, as (version, SQL), in order."""
-    folder = resources.files("gateway.store") / "sql"
-    scripts = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
-    return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in scripts]
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    scripts = migrations()
-    if version > scripts[-1][0]:
-        raise StoreError(
-            f"the journal has schema version {version}, this gateway knows up to {scripts[-1][0]}; "
-            "start the newer gateway again, or use another data directory"
-        )
-    for number, script in scripts:
-        if number > version:
-            connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")

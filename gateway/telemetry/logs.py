@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -21,7 +22,7 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
         style: ``json`` (a line an event) or ``console`` (for people).
         stream: where to; standard error if not given.
     """
-    stream = stream or sys.stderr
+    lines = cast(TextIO, _Lossy(stream or sys.stderr))
     shared: list[Any] = [structlog.processors.add_log_level]
     if style == "json":
         processors = [
@@ -34,16 +35,41 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
         processors = [
             *shared,
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+            structlog.dev.ConsoleRenderer(colors=lines.isatty()),
         ]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=True,
     )
     # Libraries below (aiohttp, asyncio) speak through the standard logging; the same stream, warnings and worse.
-    logging.basicConfig(stream=stream, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(stream=lines, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+class _Lossy(io.TextIOBase):
+    """A stream that takes what it can: on a disk that is full a line is lost, and not the work that logged it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or do without."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do without."""
+        try:
+            self._stream.flush()
+        except OSError:
+            pass
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._stream.isatty()
 
 
 def get(name: str) -> Any:

@@ -57,6 +57,8 @@ class Metrics:
         self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
+        self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
+        self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)
 
     def render(self) -> bytes:

@@ -17,11 +17,19 @@ async def healthz(_: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Whether it takes prompts, and how many backends are up. Prompts are taken while none is: they wait."""
+    """Whether it serves, and how many backends are up. Prompts are taken while none is: they wait.
+
+    It is ready also while the journal can't be written: new prompts get 503, but what runs is to be heard and read.
+    """
     gateway = parts(request)
     up = sum(backend.eligible for backend in gateway.fleet.backends.values())
     ready = gateway.is_ready()
-    body = {"status": "ready" if ready else "starting", "backends_up": up, "backends": len(gateway.fleet.backends)}
+    body = {
+        "status": "ready" if ready else "starting",
+        "backends_up": up,
+        "backends": len(gateway.fleet.backends),
+        "journal": gateway.store.trouble or "ok",
+    }
     return json(body, 200 if ready else 503)
 
 

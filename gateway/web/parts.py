@@ -13,6 +13,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
+from gateway.store.protocol import Store
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring
 
@@ -30,6 +31,7 @@ class Parts:
     metrics: Metrics
     is_ready: Callable[[], bool]
     started: asyncio.Event
+    store: Store
 
 
 PARTS = web.AppKey("parts", Parts)

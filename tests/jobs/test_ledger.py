@@ -34,6 +34,8 @@ class Paper:
         done.set_result(None)
         return done
 
+    try_write = write
+
 
 _LOOP = asyncio.new_event_loop()
 

@@ -1,0 +1,78 @@
+"""The commands ``journal check`` and ``journal recover``: a journal whose gateway says that it is damaged."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from gateway.settings import SettingsError, load
+from gateway.store import salvage
+from gateway.store.protocol import StoreError
+
+EXIT_USAGE = 2
+
+
+@click.group()
+def journal() -> None:
+    """Look at a journal, or save what can be read of a damaged one."""
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="The journal's place.")(
+        command
+    )
+    return click.option("--config", type=click.Path(path_type=Path), default=None, help="YAML file that names it.")(
+        command
+    )
+
+
+@journal.command("check")
+@_options
+def check_journal(config: Path | None, data_dir: Path | None) -> None:
+    """Read through the journal and say what is wrong with it; a gateway may be running.
+
+    Exit code: 0 it is whole, 1 it is damaged or can't be read, 2 the configuration is wrong.
+    """
+    directory = _directory(config, data_dir)
+    try:
+        problems = salvage.examine(directory)
+    except StoreError as error:
+        _exit(str(error))
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        _exit(f"{directory}: the journal is damaged; stop the gateway and run 'comfyui-gateway journal recover'")
+    click.echo(f"{directory}: the journal is whole")
+
+
+@journal.command("recover")
+@_options
+def recover_journal(config: Path | None, data_dir: Path | None) -> None:
+    """Save each entry that can be read into a new file; the damaged one is kept beside it. The gateway must be stopped.
+
+    Exit code: 0 there is a new file, 1 nothing can be read or written, 2 the configuration is wrong.
+    """
+    directory = _directory(config, data_dir)
+    try:
+        saved, aside = salvage.recover(directory)
+    except StoreError as error:
+        _exit(str(error))
+    for table in saved:
+        click.echo(str(table))
+    click.echo(f"{directory}: start the gateway again; the old file is kept as {aside.name}")
+
+
+def _directory(config: Path | None, data_dir: Path | None) -> Path:
+    try:
+        return load(config, flags={"data_dir": str(data_dir)} if data_dir is not None else None).data_dir
+    except SettingsError as error:
+        _exit("\n".join(error.problems), EXIT_USAGE)
+
+
+def _exit(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"comfyui-gateway: {message}", err=True)
+    sys.exit(code)

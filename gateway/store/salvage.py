@@ -1,0 +1,199 @@
+"""A journal that is damaged: what is wrong with it, and what of it can still be read, row by row."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.comfy import wire
+from gateway.store import trouble
+from gateway.store.protocol import StoreDamaged, StoreError
+from gateway.store.sqlite import FILE_NAME, take
+from gateway.store.statements import migrate
+
+# Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
+_WITH_ROWID = ("jobs", "history", "marks")
+_WITHOUT = ("meta", "files", "uploads", "placements")
+TABLES = _WITH_ROWID + _WITHOUT
+# How far to look behind the last row that can be read, where the end of a table can't be.
+_FURTHER = 100_000
+
+_Row = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Saved:
+    """What became of a table: rows written, rows that are damaged in themselves, and whether all could be read."""
+
+    table: str
+    rows: int = 0
+    spoilt: int = 0
+    is_whole: bool = True
+
+    def __str__(self) -> str:
+        what = f"{self.table}: {self.rows} saved"
+        if self.spoilt:
+            what += f", {self.spoilt} damaged in themselves and left out"
+        return what if self.is_whole else f"{what}, others can't be read"
+
+
+def examine(directory: Path) -> list[str]:
+    """Read through the whole file; one sentence for each thing that is wrong with it. A gateway may be using it.
+
+    Raises:
+        StoreError: there is none, or it can't be read at all.
+    """
+    problems: list[str] = []
+    with closing(_open(directory)) as connection:
+        try:
+            there = {str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        except sqlite3.Error as error:
+            raise _unreadable(directory, error) from error
+        if "history" not in there:
+            return ["it is no journal of this gateway"]
+        try:
+            problems += [str(row[0]) for row in connection.execute("PRAGMA quick_check(20)")]
+        except sqlite3.Error as error:
+            problems.append(str(error))
+    return [problem for problem in problems if problem != "ok"]
+
+
+def recover(directory: Path) -> tuple[list[Saved], Path]:
+    """Write what can be read to a new file, and put that in the damaged one's place.
+
+    Returns what was saved, and where the damaged file is now.
+
+    Raises:
+        StoreError: a gateway is using it, there is none, nothing in it can be read, or the disk takes nothing.
+    """
+    lock = take(directory)
+    try:
+        with closing(_open(directory)) as source:
+            try:
+                columns = {table: _columns(source, table) for table in TABLES}
+            except sqlite3.Error as error:
+                raise _unreadable(directory, error) from error
+            if not columns["history"]:
+                raise StoreDamaged(f"{directory / FILE_NAME}: there are no tables of a journal in it")
+            fresh = directory / f"{FILE_NAME}.recovered"
+            fresh.unlink(missing_ok=True)
+            try:
+                saved = _copy(source, fresh, columns)
+            except (sqlite3.Error, OSError) as error:
+                fresh.unlink(missing_ok=True)
+                raise StoreError(trouble.sentence(f"{fresh} can't be written", error)) from error
+        return saved, _put_in_place(directory, fresh)
+    finally:
+        lock.close()
+
+
+def _open(directory: Path) -> sqlite3.Connection:
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise StoreError(f"there is no journal in {directory}")
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    # Nothing is written; but so SQLite reads what is left of a file that was cut (btree.c, lockBtree).
+    connection.execute("PRAGMA writable_schema=ON")
+    return connection
+
+
+def _unreadable(directory: Path, error: sqlite3.Error) -> StoreError:
+    if not trouble.is_damage(error):
+        return StoreError(trouble.sentence(f"{directory / FILE_NAME} can't be read", error))
+    return StoreDamaged(
+        f"{directory / FILE_NAME}: nothing in it can be read ({error}); put back a copy of it, or move it away: the "
+        "gateway then starts with an empty journal, and runs on what clients send again"
+    )
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [str(row[1]) for row in connection.execute(f"PRAGMA table_info({table})")]
+
+
+def _copy(source: sqlite3.Connection, fresh: Path, columns: dict[str, list[str]]) -> list[Saved]:
+    saved = []
+    with closing(sqlite3.connect(fresh, isolation_level=None)) as target:
+        migrate(target)
+        for table in TABLES:
+            # One of an older version has fewer columns, or not the table.
+            names = [name for name in _columns(target, table) if name in columns[table]]
+            if names:
+                target.execute("BEGIN")
+                saved.append(_copy_table(source, target, table, names))
+                target.execute("COMMIT")
+    return saved
+
+
+def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str, names: list[str]) -> Saved:
+    saved, listed = Saved(table), ", ".join(names)
+    rows = _by_rowid(source, table, listed, saved) if table in _WITH_ROWID else _by_key(source, table, listed, saved)
+    put = f"INSERT OR IGNORE INTO {table} ({listed}) VALUES ({', '.join('?' * len(names))})"
+    for row in rows:
+        if _is_sound(dict(zip(names, row, strict=True))):
+            saved.rows += target.execute(put, row).rowcount
+        else:
+            saved.spoilt += 1
+    return saved
+
+
+def _is_sound(row: dict[str, object]) -> bool:
+    """Whether what is packed in a row is what it should be; a page can be readable, and its bytes be others'."""
+    try:
+        if "entry" in row:
+            wire.loads(zlib.decompress(row["entry"]))  # type: ignore[arg-type]
+            wire.loads(row["summary"])  # type: ignore[arg-type]
+        if "submission" in row:
+            wire.loads(row["submission"])  # type: ignore[arg-type]
+    except (zlib.error, wire.MalformedJson, TypeError):
+        return False
+    return True
+
+
+def _by_rowid(source: sqlite3.Connection, table: str, listed: str, saved: Saved) -> Iterator[_Row]:
+    select = f"SELECT rowid, {listed} FROM {table}"
+    low, high = 0, None
+    for row in _until_damage(source, f"{select} ORDER BY rowid", saved):
+        low = int(str(row[0]))
+        yield row[1:]
+    if saved.is_whole:
+        return
+    for row in _until_damage(source, f"{select} WHERE rowid > {low} ORDER BY rowid DESC", saved):
+        high = int(str(row[0]))
+        yield row[1:]
+    for rowid in range(low + 1, high if high is not None else low + _FURTHER):
+        for row in _until_damage(source, f"{select} WHERE rowid = {rowid}", saved):
+            yield row[1:]
+
+
+def _by_key(source: sqlite3.Connection, table: str, listed: str, saved: Saved) -> Iterator[_Row]:
+    yield from _until_damage(source, f"SELECT {listed} FROM {table}", saved)
+    if not saved.is_whole:
+        key = [row for row in source.execute(f"PRAGMA table_info({table})") if row[5]]
+        order = ", ".join(f"{row[1]} DESC" for row in sorted(key, key=lambda row: int(row[5])))
+        yield from _until_damage(source, f"SELECT {listed} FROM {table} ORDER BY {order}", saved)
+
+
+def _until_damage(source: sqlite3.Connection, sql: str, saved: Saved) -> Iterator[_Row]:
+    try:
+        yield from source.execute(sql)
+    except sqlite3.Error:
+        saved.is_whole = False
+
+
+def _put_in_place(directory: Path, fresh: Path) -> Path:
+    """The damaged file is kept beside, with its log; the log goes first, it must never meet the new file."""
+    path = directory / FILE_NAME
+    aside = directory / f"{FILE_NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("-wal", "-shm"):
+        log = Path(f"{path}{suffix}")
+        if log.exists():
+            log.rename(f"{aside}{suffix}")
+    os.link(path, aside)
+    fresh.replace(path)
+    return aside

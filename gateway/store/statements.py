@@ -1,0 +1,109 @@
+"""What each change is in SQL, and the schema's versions."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from dataclasses import fields
+from importlib import resources
+from operator import attrgetter
+
+from gateway.store.protocol import (
+    Change,
+    FileRecord,
+    FileRemoval,
+    HistoryRecord,
+    HistoryRemoval,
+    JobRecord,
+    JobRemoval,
+    JobUpdate,
+    PlacementRecord,
+    StoreError,
+    TimeMark,
+    UploadRecord,
+    UploadRemoval,
+)
+
+_PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_UPDATE_JOB = """UPDATE jobs SET state=?, backend=?, upstream_id=?, start_time=?, attempts=?, node_errors=?
+WHERE tenant=? AND prompt_id=?"""
+_DROP_JOB = "DELETE FROM jobs WHERE tenant=? AND prompt_id=?"
+_PUT_HISTORY = """INSERT OR REPLACE INTO history
+(tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary, entry)
+VALUES (?,?,?,?,?,?,?,?,?,?)"""
+_DROP_HISTORY = "DELETE FROM history WHERE tenant=? AND prompt_id=?"
+_PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?)"
+_DROP_FILE = "DELETE FROM files WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
+_PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
+_DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
+_PUT_PLACEMENT = "INSERT OR REPLACE INTO placements VALUES (?,?,?,?,?,?,?)"
+_PUT_MARK = "INSERT OR REPLACE INTO marks SELECT ?, coalesce(max(position), 0) FROM history"
+# A mark is of use until all that it tells of is gone, and the next one then tells as much.
+_DROP_MARKS = "DELETE FROM marks WHERE position < (SELECT min(position) FROM history)"
+
+# Getters rather than dataclasses.astuple, which copies deeply and would hold the interpreter from the event loop.
+_job = attrgetter(*(field.name for field in fields(JobRecord)))
+_file = attrgetter(*(field.name for field in fields(FileRecord)))
+_file_key = attrgetter(*(field.name for field in fields(FileRemoval)))
+_upload = attrgetter(*(field.name for field in fields(UploadRecord)))
+_upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
+_placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
+_ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
+_job_update = attrgetter(
+    "state", "backend", "upstream_id", "start_time", "attempts", "node_errors", "tenant", "prompt_id"
+)
+
+
+def apply(connection: sqlite3.Connection, change: Change) -> None:
+    """Make a change, within the transaction that is open."""
+    match change:
+        case JobRecord():
+            connection.execute(_PUT_JOB, _job(change))
+        case JobUpdate():
+            connection.execute(_UPDATE_JOB, _job_update(change))
+        case JobRemoval(tenant, prompt_id):
+            connection.execute(_DROP_JOB, (tenant, prompt_id))
+        case HistoryRecord():
+            connection.execute(_PUT_HISTORY, (*_ended(change), zlib.compress(change.entry, 3)))
+            connection.execute(_DROP_JOB, (change.tenant, change.prompt_id))
+        case HistoryRemoval(tenant, prompt_id):
+            connection.execute(_DROP_HISTORY, (tenant, prompt_id))
+        case FileRecord():
+            connection.execute(_PUT_FILE, _file(change))
+        case FileRemoval():
+            connection.execute(_DROP_FILE, _file_key(change))
+        case UploadRecord():
+            connection.execute(_PUT_UPLOAD, _upload(change))
+        case UploadRemoval():
+            connection.execute(_DROP_UPLOAD, _upload_key(change))
+        case PlacementRecord():
+            connection.execute(_PUT_PLACEMENT, _placement(change))
+        case TimeMark(time):
+            connection.execute(_DROP_MARKS)
+            connection.execute(_PUT_MARK, (time,))
+
+
+def migrations() -> list[tuple[int, str]]:
+    """The numbered scripts in ``store/sql``, as (version, SQL), in order."""
+    folder = resources.files("gateway.store") / "sql"
+    scripts = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
+    return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in scripts]
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date, each version in a transaction of its own.
+
+    Raises:
+        StoreError: a newer gateway wrote it.
+        sqlite3.Error: the file can't be read or written.
+    """
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    scripts = migrations()
+    if version > scripts[-1][0]:
+        raise StoreError(
+            f"the journal has schema version {version}, this gateway knows up to {scripts[-1][0]}; "
+            "start the newer gateway again, or use another data directory"
+        )
+    for number, script in scripts:
+        if number > version:
+            connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")

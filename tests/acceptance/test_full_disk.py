@@ -1,0 +1,169 @@
+"""The gateway's disk is full for a while: what runs goes on, what is new is refused, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import aiohttp
+
+from tests import disk
+from tests.comfy_client import Comfy
+from tests.lab import GatewayProcess, Lab, until
+from tests.workflows import slow
+
+
+def fill(lab: Lab, gateway: GatewayProcess) -> None:
+    """No file of the gateway's can grow beyond what its write-ahead log has now."""
+    disk.fill(gateway.pid, room(lab))
+
+
+def room(lab: Lab) -> int:
+    """Bytes of the write-ahead log."""
+    return (lab.directory / "data" / "gateway.sqlite3-wal").stat().st_size
+
+
+async def refused(comfy: Comfy, path: str, **sent: Any) -> dict[str, Any]:
+    """Send what must be refused for want of space; what is said."""
+    async with comfy.http.post(comfy.url + path, **sent) as answer:
+        assert answer.status == 503, await answer.text()
+        assert answer.headers["Retry-After"]
+        error: dict[str, Any] = (await answer.json())["error"]
+        return error
+
+
+async def metric(comfy: Comfy, name: str) -> float:
+    """A metric without labels."""
+    async with comfy.http.get(f"{comfy.url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return float(next(line for line in lines if line.startswith(f"comfyui_gateway_{name} ")).split()[1])
+
+
+async def test_running_jobs_go_on_and_new_ones_are_refused(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy, there = Comfy(lab.http, gateway.url), Comfy(lab.http, simulator.url)
+    listener = await comfy.listen("c", "&events=interleave")
+    ids = [await comfy.prompt(slow(n, steps=25), "c") for n in range(3)]
+    await listener.next("progress", prompt_id=ids[0])
+    fill(lab, gateway)
+    error = await refused(comfy, "/prompt", json={"prompt": slow(9)})
+    assert "free some space" in error["details"]
+    assert "can't be written" in (await comfy.get("/readyz"))["journal"]
+    assert await metric(comfy, "journal_writable") == 0
+    await listener.next("progress", prompt_id=ids[0], value=25)
+    for prompt_id in ids:
+        await there.entry(prompt_id)
+
+    async def all_owed() -> bool:
+        return await metric(comfy, "journal_owed") >= 3
+
+    await until(all_owed, what="three ends wait for the disk")
+    # What a crash could undo is not told: not as an event, not in /history, not as a count.
+    assert await comfy.get("/history") == {}
+    assert not {"execution_success"} & {event["type"] for event in listener.heard}
+    assert (await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 3
+    disk.free(gateway.pid)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    await listener.next("execution_success", prompt_id=ids[2])
+    assert (await comfy.get("/readyz"))["journal"] == "ok"
+    assert await metric(comfy, "journal_writable") == 1
+    await comfy.entry(await comfy.prompt(slow(10)))
+    assert list(await comfy.get("/history"))[:3] == ids
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 4
+
+
+async def test_an_end_that_waits_for_the_disk_outlives_its_backend(lab: Lab) -> None:
+    """It is here and only has to be written: that its backend dies meanwhile sends it nowhere again."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    prompt_id = await comfy.prompt(slow(steps=25))
+    await comfy.running(prompt_id)
+    fill(lab, gateway)
+    posts = [(await simulator.requests(lab.http)).get("POST /prompt", 0) for simulator in simulators]
+    place = simulators[posts.index(1)]
+    await Comfy(lab.http, place.url).entry(prompt_id)
+
+    async def is_owed() -> bool:
+        return await metric(comfy, "journal_owed") >= 2
+
+    await until(is_owed, what="its image's name and its end wait for the disk")
+    await place.kill()
+    await lab.backends_up(gateway, 1)
+    disk.free(gateway.pid)
+    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    other = simulators[posts.index(0)]
+    assert (await other.requests(lab.http)).get("POST /prompt", 0) == 0
+
+
+async def test_what_waits_is_sent_when_there_is_space_again(lab: Lab) -> None:
+    """A backend must not have what the journal does not know to be there: a killed gateway would send it twice."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, dispatch__max_queue=1)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=10)) for n in range(4)]
+    await comfy.running(ids[0])
+    fill(lab, gateway)
+
+    async def put_off() -> bool:
+        return sum(line["event"] == "journal" and line["prompt_id"] in ids[1:] for line in gateway.log_lines()) >= 3
+
+    await until(put_off, what="there was room on the backend, and none on the disk")
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 1
+    await gateway.kill()
+    again = await lab.gateway(simulator, dispatch__max_queue=1)
+    comfy = Comfy(lab.http, again.url)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 4
+
+
+async def test_an_upload_is_refused_whole_and_taken_later(lab: Lab) -> None:
+    """Also the one whose bytes find room, and whose name does not: sent again it is not taken for one that is kept."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.entry(await comfy.prompt(slow()))
+    uploads = lab.directory / "data" / "uploads"
+    # Larger than what fits, by more and by less than what Python's own buffer holds; and small enough to fit.
+    sizes = (room(lab) + 500_000, room(lab) + 100, 10)
+    fill(lab, gateway)
+    for size in sizes:
+        form = aiohttp.FormData()
+        form.add_field("image", b"x" * size, filename=f"{size}.png")
+        await refused(comfy, "/upload/image", data=form)
+        assert [path for path in uploads.rglob("*") if path.is_file()] == []
+    disk.free(gateway.pid)
+
+    async def well() -> bool:
+        return bool((await comfy.get("/readyz"))["journal"] == "ok")
+
+    await until(well, what="the journal is well")
+    for size in sizes:
+        form = aiohttp.FormData()
+        form.add_field("image", b"x" * size, filename=f"{size}.png")
+        async with lab.http.post(f"{gateway.url}/upload/image", data=form) as answer:
+            assert (await answer.json())["name"] == f"{size}.png"
+    await gateway.kill()
+    again = await lab.gateway(simulator)
+    view = {"filename": "10.png", "type": "input"}
+    assert await Comfy(lab.http, again.url).view(view) == b"x" * 10
+
+
+async def test_it_ends_politely_on_a_full_disk(lab: Lab) -> None:
+    """With an end that is owed; the next start finds it where it ran."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    prompt_id = await comfy.prompt(slow(steps=20))
+    await comfy.running(prompt_id)
+    fill(lab, gateway)
+    await Comfy(lab.http, simulator.url).entry(prompt_id)
+    gateway.signal(signal.SIGTERM)
+    assert await asyncio.wait_for(gateway.wait(), 30) == 0
+    again = await lab.gateway(simulator)
+    assert (await Comfy(lab.http, again.url).entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 1

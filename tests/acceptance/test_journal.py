@@ -1,0 +1,146 @@
+"""The journal of a gateway as a process: what it keeps, and what it says of a file that is not as it should be."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+
+from tests import disk
+from tests.comfy_client import Comfy
+from tests.lab import Lab, until
+from tests.workflows import slow
+
+
+async def test_old_history_goes(lab: Lab) -> None:
+    """From what clients read and from the file; what such a job made can still be viewed."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, store__retention__max_age=2)
+    comfy = Comfy(lab.http, gateway.url)
+    prompt_id = await comfy.prompt(slow(steps=1))
+    image = comfy.images(await comfy.entry(prompt_id))[0]
+
+    async def gone() -> bool:
+        return await comfy.get("/history") == {}
+
+    await until(gone, what="the entry is too old")
+    await comfy.view(image)
+    journal = sqlite3.connect(lab.directory / "data" / "gateway.sqlite3")
+
+    async def gone_there() -> bool:
+        return bool(journal.execute("SELECT count(*) FROM history").fetchone() == (0,))
+
+    await until(gone_there, what="the journal's, too")
+    journal.close()
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """A command to its end: exit code, standard output, standard error."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, error = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), error.decode()
+
+
+async def serve(lab: Lab) -> str:
+    """Start a gateway that must refuse to; the one sentence that it says."""
+    data = str(lab.directory / "data")
+    code, out, error = await run("serve", "--backend", "http://127.0.0.1:1", "--port", "0", "--data-dir", data)
+    assert (code, out) == (1, "")
+    (sentence,) = error.splitlines()
+    return sentence
+
+
+async def test_a_damaged_journal_is_said_so_and_recovered(lab: Lab) -> None:
+    """At the start, in a sentence; afterwards the gateway goes on with what could be saved."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=1)) for n in range(30)]
+    for prompt_id in ids:
+        await comfy.entry(prompt_id)
+    await gateway.stop()
+    path = lab.directory / "data" / "gateway.sqlite3"
+    pages = path.read_bytes()
+    page = max(n for n in range(len(pages) // 4096) if pages[n * 4096] == 13 and b"success" in pages[n * 4096 :][:4096])
+    with path.open("r+b") as file:
+        file.seek(page * 4096)
+        file.write(b"\xff" * 4096)
+    sentence = await serve(lab)
+    assert "damaged" in sentence
+    assert "journal recover" in sentence
+    data = str(path.parent)
+    assert (await run("journal", "check", "--data-dir", data))[0] == 1
+    code, out, _ = await run("journal", "recover", "--data-dir", data)
+    assert code == 0
+    assert "others can't be read" in out
+    assert (await run("journal", "check", "--data-dir", data))[0] == 0
+    again = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, again.url)
+    history = await comfy.get("/history")
+    assert 0 < len(history) < 30
+    assert set(history) < set(ids)
+    await comfy.entry(await comfy.prompt(slow(40)))
+
+
+async def test_a_journal_that_is_none_is_said_so(lab: Lab) -> None:
+    path = lab.directory / "data" / "gateway.sqlite3"
+    path.parent.mkdir()
+    path.write_bytes(b"these are not the bytes of a database" * 1000)
+    assert "damaged" in await serve(lab)
+    code, _, error = await run("journal", "recover", "--data-dir", str(path.parent))
+    assert (code, len(error.splitlines())) == (1, 1)
+    assert "nothing in it can be read" in error
+
+
+async def test_an_open_job_that_is_damaged_is_said_so(lab: Lab) -> None:
+    """It is not passed over in silence: it was accepted."""
+    gateway = await lab.gateway("http://127.0.0.1:1", up=0)
+    await Comfy(lab.http, gateway.url).prompt(slow())
+    await gateway.stop()
+    connection = sqlite3.connect(lab.directory / "data" / "gateway.sqlite3")
+    connection.execute("UPDATE jobs SET submission = x'00ff'")
+    connection.commit()
+    connection.close()
+    assert "open job" in await serve(lab)
+
+
+async def test_a_journal_of_a_newer_gateway_is_refused(lab: Lab) -> None:
+    (lab.directory / "data").mkdir()
+    connection = sqlite3.connect(lab.directory / "data" / "gateway.sqlite3")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    assert "schema version 99" in await serve(lab)
+
+
+async def test_two_gateways_at_once_one_is_refused(lab: Lab) -> None:
+    """Started together on one directory: whichever comes first has it, and is not disturbed."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    for sentence in await asyncio.gather(*(serve(lab) for _ in range(3))):
+        assert "in use by another gateway" in sentence
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.entry(await comfy.prompt(slow(steps=1)))
+    await gateway.kill()
+    again = await lab.gateway(simulator)
+    assert len(await Comfy(lab.http, again.url).get("/history")) == 1
+
+
+async def test_a_directory_that_takes_no_file_is_said_so(lab: Lab) -> None:
+    """The start on a disk that is full or read-only: a sentence, and no traceback."""
+    (lab.directory / "data").mkdir()
+    data = str(lab.directory / "data")
+    command = [sys.executable, "-m", "gateway", "serve", "--backend", "http://127.0.0.1:1", "--port", "0"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--data-dir",
+        data,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: disk.fill(0, 100),
+    )
+    _, error = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    (sentence,) = error.decode().splitlines()
+    assert "can't be opened" in sentence

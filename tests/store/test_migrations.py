@@ -1,0 +1,81 @@
+"""Journals of earlier versions come up with all that is in them."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from pathlib import Path
+
+import pytest
+
+from gateway.store.protocol import FileRecord, PlacementRecord, StoreError, UploadRecord
+from gateway.store.sqlite import FILE_NAME, SqliteStore
+from gateway.store.statements import migrations
+
+LATEST = migrations()[-1][0]
+
+
+def journal_of(version: int, directory: Path) -> None:
+    """A journal as the gateway of that version left it: three jobs, two ended ones, a file, and what else it knew."""
+    directory.mkdir()
+    connection = sqlite3.connect(directory / FILE_NAME, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    for number, script in migrations():
+        if number <= version:
+            connection.executescript(script)
+    connection.execute(f"PRAGMA user_version={version}")
+    connection.execute("INSERT INTO meta VALUES ('client_id', 'mine')")
+    for n in range(3):
+        job = ("t", f"open{n}", "mine", n, 1.5, "pending", "b1", f"open{n}", 5, None, 1, b"d", b"{}", b"prompt")
+        connection.execute("INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", job)
+    for n in range(2):
+        entry = (None, "t", f"ended{n}", "b1", f"ended{n}", n, "success", None, None, b"{}", zlib.compress(b"entry"))
+        connection.execute("INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,?,?)", entry)
+    connection.execute("INSERT INTO files VALUES ('t', 'output', '', 'x.png', 'b1', 'x.png')")
+    if version >= 2:
+        connection.execute("INSERT INTO uploads VALUES ('t', 'input', '', 'u.png', 'aa', 3, 7)")
+        connection.execute("INSERT INTO placements VALUES ('b1', 'input', '', 'u.png', 'u.png', 'aa', 'etag')")
+    if version >= 3:
+        connection.execute("INSERT INTO marks VALUES (7, 2)")
+    connection.close()
+
+
+@pytest.mark.parametrize("version", range(1, LATEST + 1))
+async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version: int) -> None:
+    journal_of(version, tmp_path / "data")
+    for _ in range(2):
+        store = SqliteStore(tmp_path / "data")
+        await store.open()
+        assert await store.identity() == "mine"
+        jobs = await store.open_jobs()
+        assert [(job.prompt_id, job.tag, job.submission) for job in jobs] == [
+            (f"open{n}", 1.5, b"prompt") for n in range(3)
+        ]
+        assert [ended.prompt_id for ended in await store.history()] == ["ended0", "ended1"]
+        assert await store.history_entry("t", "ended1") == b"entry"
+        assert await store.files() == [FileRecord("t", "output", "", "x.png", "b1", "x.png")]
+        known = version >= 2
+        assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7)] * known
+        placed = PlacementRecord("b1", "input", "", "u.png", "u.png", "aa", "etag")
+        assert await store.placements() == [placed] * known
+        await store.close()
+    connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
+    assert connection.execute("PRAGMA user_version").fetchone() == (LATEST,)
+    connection.close()
+
+
+async def test_a_migration_that_stops_half_way_is_done_again(tmp_path: Path) -> None:
+    """Each version is a transaction: the file is of one version or of the next."""
+    journal_of(LATEST - 1, tmp_path / "data")
+    connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
+    connection.execute("CREATE TABLE marks (in_the_way)")
+    connection.commit()
+    with pytest.raises(StoreError, match="can't be opened"):
+        await SqliteStore(tmp_path / "data").open()
+    assert connection.execute("PRAGMA user_version").fetchone() == (LATEST - 1,)
+    connection.execute("DROP TABLE marks")
+    connection.close()
+    store = SqliteStore(tmp_path / "data")
+    await store.open()
+    assert len(await store.open_jobs()) == 3
+    await store.close()
