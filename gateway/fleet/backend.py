@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,10 @@ _EMPTY_QUEUE = Queue((), ())
 class Backend:
     """A ComfyUI process and the newest of what it said.
 
-    The fleet alone changes it, save `drained`, `used_at` and `stopping`. `poisoned` is the id there of the prompt that
-    showed that its process can't use the GPU any more; `stopping` that of a prompt which was given up while it ran:
-    until it ends, nothing else can run there.
+    The fleet alone changes it, save `drained`, `used_at`, `stopping` and `interrupted`: which prompt was told to
+    stop, and when (monotonic seconds). Orders to stop are given one at a time, under `ordering`. `poisoned` is the
+    id there of the prompt that showed that its process can't use the GPU any more; `stopping` that of a prompt
+    which was given up while it ran: until it ends, nothing else can run there.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Backend:
     poisoned: str | None = None
     stopping: str | None = None
     run_seconds: float | None = None
+    interrupted: tuple[str, float] = ("", 0.0)
+    ordering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def ran(self, seconds: float) -> None:
         """A job ran here for so long: the newest counts for a third of `run_seconds`."""

@@ -75,6 +75,7 @@ class Collector:
         self._placements = placements
         self._tasks = Tasks("collector")
         self._ends: dict[tuple[Job, int], asyncio.Event] = {}
+        self._last: dict[str, asyncio.Event] = {}
 
     async def close(self) -> None:
         """Stop collecting. What was not collected is running in the journal, and is found again."""
@@ -89,11 +90,13 @@ class Collector:
         end = self._ends.get(key)
         if end is None:
             end = self._ends[key] = asyncio.Event()
-            self._tasks.start(self._collect(job, end), job.prompt_id)
+            place, over = job.backend or "", asyncio.Event()
+            before, self._last[place] = self._last.get(place), over
+            self._tasks.start(self._collect(job, end, before, over), job.prompt_id)
         if at_once:
             end.set()
 
-    async def _collect(self, job: Job, end: asyncio.Event) -> None:
+    async def _collect(self, job: Job, end: asyncio.Event, before: asyncio.Event | None, over: asyncio.Event) -> None:
         backend, upstream_id, key = self._fleet.backends[job.backend or ""], job.upstream_id, (job, job.attempts)
         try:
             try:
@@ -102,12 +105,16 @@ class Collector:
             except TimeoutError:
                 pass
             entry = await self._fetch(job, backend, upstream_id)
+            if before is not None:
+                # What a backend ran first is first in /history, too, however long its entry took to come.
+                await before.wait()
             if entry is not None:
                 await self._finish(job, backend, entry)
             elif self._is_at(job, backend):
                 self._missing(job)
         finally:
             self._ends.pop(key, None)
+            over.set()
             self._telling.over(job)
 
     def _is_at(self, job: Job, backend: Backend) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from gateway.jobs.ledger import Ledger
 from gateway.telemetry import logs
 
 _log = logs.get("upstream")
+
+AGAIN_AFTER_SECONDS = 2.0
 
 
 def upstream_body(job: Job, client_id: str, changed: Mapping[Place, str]) -> bytes:
@@ -56,11 +59,12 @@ async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection
     if not upstream_ids:
         return
     try:
-        await backend.client.delete_pending(upstream_ids)
-        queue = await backend.client.queue()
-        # One may be wanted there again by now.
-        for upstream_id in ledger.copies.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
-            await backend.client.interrupt(upstream_id)
+        async with backend.ordering:
+            await backend.client.delete_pending(upstream_ids)
+            queue = await backend.client.queue()
+            # One may be wanted there again by now.
+            for upstream_id in ledger.copies.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
+                await _interrupt(backend, upstream_id)
     except BackendError as error:
         _log.warning("a copy could not be removed yet", backend=backend.name, error=str(error))
         return
@@ -74,6 +78,19 @@ async def interrupt(backend: Backend, job: Job) -> None:
     An older ComfyUI stops whatever runs, so it is looked at first, and the ledger again: what is left to chance on
     such a one is that the job ends, and another begins, within the moment that one request takes.
     """
-    queue = await backend.client.queue()
-    if job.upstream_id in queue.running_ids and job.state is State.RUNNING and job.backend == backend.name:
-        await backend.client.interrupt(job.upstream_id)
+    async with backend.ordering:
+        queue = await backend.client.queue()
+        if job.upstream_id in queue.running_ids and job.state is State.RUNNING and job.backend == backend.name:
+            await _interrupt(backend, job.upstream_id)
+
+
+async def _interrupt(backend: Backend, upstream_id: str) -> None:
+    """Interrupt what runs; a second time only if it has not heeded the first for a while.
+
+    It runs on until its node looks whether it is interrupted, and the second might then hit the next prompt.
+    """
+    now = time.monotonic()
+    told, at = backend.interrupted
+    if told != upstream_id or now - at >= AGAIN_AFTER_SECONDS:
+        await backend.client.interrupt(upstream_id)
+        backend.interrupted = (upstream_id, now)
