@@ -274,7 +274,7 @@ class Ledger:
         job.attempts += 1
         job.start_time = job.started_at = None
         live = job.live
-        job.live = Live(start_told=live.start_told, cached_told=live.cached_told)
+        job.live = Live(start_told=live.start_told, cached_told=live.cached_told, held=live.held)
         self._move(job, Move.LOSE, None)
         self._journal(job)
 
