@@ -10,8 +10,8 @@ _ask      an offer without an answer: does the backend have it?
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from enum import Enum, auto
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, Refused, Unanswered, Unreachable
@@ -19,17 +19,18 @@ from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
-from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.admission import Submission, id_in_use
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
-from gateway.jobs.reply import Overloaded, Reply, accepted, failed_there
+from gateway.jobs.reply import Overloaded, Reply, accepted_before, failed_there
+from gateway.jobs.resting import rest
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
-from gateway.jobs.upstream import drop_copies, upstream_body
+from gateway.jobs.upstream import Offer, drop_copies, taken_as, upstream_body
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
@@ -40,15 +41,6 @@ _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
-
-
-class _Offer(Enum):
-    """What became of an offer."""
-
-    TAKEN = auto()
-    REFUSED = auto()
-    NOT_SENT = auto()
-    UNKNOWN = auto()
 
 
 class Dispatcher:
@@ -188,7 +180,7 @@ class Dispatcher:
         if refusal is None:
             return Reply(200, job.answer())
         if answered:
-            self._fail_refused(job, refusal)
+            self._refused(job, refusal)
         else:
             self._ledger.withdraw(job)
             self.wake()
@@ -200,27 +192,16 @@ class Dispatcher:
             return None
         job = self._ledger.find(tenant, submission.prompt_id)
         ended = self._ledger.history.find(tenant, submission.prompt_id)
-        known = job.submission.digest if job else ended.digest if ended else None
-        if job is None and ended is None:
+        known = accepted_before(job, ended, submission.number is not None)
+        if known is None:
             return None
-        if known != submission.digest:
-            raise Rejection(
-                409,
-                error_body(
-                    "prompt_id_in_use",
-                    "prompt_id is in use for another prompt",
-                    "send each prompt with an id of its own, or without one to let the server generate it",
-                ),
-            )
-        future = self._replies.get((tenant, submission.prompt_id))
-        if future is not None:
-            return asyncio.shield(future)
-        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if job is not None:
-            done.set_result(Reply(200, job.answer()))
-        elif ended is not None:
-            done.set_result(Reply(200, accepted(ended, submission.number is not None)))
-        return done
+        if known.digest != submission.digest:
+            raise id_in_use()
+        reply = self._replies.get((tenant, submission.prompt_id))
+        if reply is None:
+            reply = asyncio.get_running_loop().create_future()
+            reply.set_result(known.reply)
+        return asyncio.shield(reply)
 
     # -- what waits ----------------------------------------------------------------------------------------------
 
@@ -235,7 +216,10 @@ class Dispatcher:
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[frozenset[str] | None, frozenset[str] | None]] = set()
+        now = time.monotonic()
         for job in self._ledger.waiting():
+            if job.rests_until > now:
+                continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
@@ -262,16 +246,28 @@ class Dispatcher:
 
     async def _deliver(self, job: Job) -> None:
         """Send a job whose client has its answer long since."""
+        if not await self._is_placed(job):
+            return
+        refusal = await self._send(job)
+        if refusal is not None:
+            self._refused(job, refusal)
+
+    async def _is_placed(self, job: Job) -> bool:
+        """Journal where it is being sent. Whether it still is: given up meanwhile, it is somebody else's to send."""
+        place = State.SENDING, job.backend, job.attempts
         try:
             await self._ledger.placed(job)
         except StoreError as error:
-            # It is journalled as waiting, so it is safe; where it went is found out by asking after a restart.
+            # What is journalled of it is safe; where it went is found out by asking after a restart.
             _log.error("journal", prompt_id=job.prompt_id, error=str(error))
-        refusal = await self._send(job)
-        if refusal is not None:
-            self._fail_refused(job, refusal)
+        return place == (job.state, job.backend, job.attempts)
 
-    def _fail_refused(self, job: Job, refusal: Reply) -> None:
+    def _refused(self, job: Job, refusal: Reply) -> None:
+        """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
+        if refusal.status >= 500 and job.attempts + 1 < self._settings.attempts and job.state is State.SENDING:
+            self._ledger.lose(job)
+            asyncio.get_running_loop().call_later(rest(job), self.wake)
+            return
         reason = told_as_text(refusal.body) or f"the backend answered {refusal.status}"
         self._fail(job, reason, "PromptValidationError")
 
@@ -305,15 +301,18 @@ class Dispatcher:
                 backend = self._fleet.backends[job.backend]
                 tried.add(backend.name)
                 outcome = await self._offer(job, backend, turn)
-                if self._turns.get(job) is not turn or outcome in (_Offer.TAKEN, _Offer.UNKNOWN):
+                if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.UNKNOWN):
                     return None
                 if isinstance(outcome, Reply):
                     return outcome
-                if self._is_at(job, backend):
+                is_here = self._is_at(job, backend)
+                if is_here:
                     self._place(job, self._choose(job, *tried))
-                if outcome is _Offer.REFUSED:
+                if outcome is Offer.REFUSED:
                     # Told only now: the fleet gives up all that the backend has, and this job it does not have.
                     self._fleet.refused(backend)
+                if not is_here or not await self._is_placed(job):
+                    return None
         finally:
             if self._turns.get(job) is turn:
                 del self._turns[job]
@@ -323,13 +322,13 @@ class Dispatcher:
         """Whether the job is still being sent there: it may have been cancelled or given up meanwhile."""
         return job.state is State.SENDING and job.backend == backend.name
 
-    async def _offer(self, job: Job, backend: Backend, turn: object) -> _Offer | Reply:
+    async def _offer(self, job: Job, backend: Backend, turn: object) -> Offer | Reply:
         upstream_id, outcome = job.upstream_id, "taken"
         try:
             changed = await self._inputs.prepare(job, backend)
             if self._turns.get(job) is not turn or not self._is_at(job, backend):
                 outcome = "withdrawn"
-                return _Offer.UNKNOWN
+                return Offer.UNKNOWN
             body = upstream_body(job, self._client_id, changed)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
         except InputMissing as error:
@@ -340,13 +339,13 @@ class Dispatcher:
             outcome = "input unreachable"
             _log.warning("a file's owner is down", backend=error.backend, prompt_id=job.prompt_id)
             job.pinned = frozenset({error.backend})
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         except Refused:
             outcome = "refused"
-            return _Offer.REFUSED
+            return Offer.REFUSED
         except Unreachable:
             outcome = "unreachable"
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         except Unanswered:
             outcome = "unanswered"
             return await self._ask(job, backend, upstream_id)
@@ -363,21 +362,17 @@ class Dispatcher:
                 self._ledger.copies.arrived(backend.name, upstream_id)
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
-    def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> _Offer:
-        try:
-            value = wire.loads(answer.body)
-            actual, node_errors = str(value["prompt_id"]), value.get("node_errors") or {}
-        except (wire.MalformedJson, KeyError, TypeError):
-            actual, node_errors = upstream_id, {}
+    def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> Offer:
+        actual, node_errors = taken_as(answer, upstream_id)
         if job.backend == backend.name and job.upstream_id == upstream_id:
             self._ledger.taken(job, actual, wire.dumps(node_errors))
         else:
             # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, actual)
             self._tasks.start(drop_copies(self._ledger, backend, [actual]), f"drop:{actual}")
-        return _Offer.TAKEN
+        return Offer.TAKEN
 
-    async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> _Offer | Reply:
+    async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> Offer | Reply:
         """The body was sent and no clear answer came: find out whether the backend has the prompt.
 
         Asked twice with a pause: what the first request left behind may still be on its way through a busy loop. While
@@ -391,20 +386,20 @@ class Dispatcher:
                     upstream_id
                 ):
                     self._ledger.taken(job, upstream_id, b"{}")
-                    return _Offer.TAKEN
+                    return Offer.TAKEN
                 asked += 1
                 if asked == 2 or answer is not None:
-                    return _Offer.NOT_SENT if answer is None else self._give_up(job, backend, answer)
+                    return Offer.NOT_SENT if answer is None else self._give_up(job, backend, answer)
             except Refused:
-                return _Offer.REFUSED
+                return Offer.REFUSED
             except BackendError as error:
                 _log.info("asking", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
             await asyncio.sleep(ASK_PAUSE_SECONDS)
-        return _Offer.UNKNOWN
+        return Offer.UNKNOWN
 
-    def _give_up(self, job: Job, backend: Backend, answer: Answer) -> _Offer | Reply:
+    def _give_up(self, job: Job, backend: Backend, answer: Answer) -> Offer | Reply:
         """A backend answered 5xx and does not have it: the next best, or the failure if there is none."""
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         return failed_there(answer)

@@ -78,6 +78,7 @@ class Job:
     started_at: float | None = None
     placed_at: float = 0.0
     attempts: int = 0
+    rests_until: float = 0.0
     interrupted: bool = False
     recalled: bool = False
     moved: bool = False

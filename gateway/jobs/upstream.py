@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from enum import Enum, auto
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import BackendError
+from gateway.comfy.client import Answer, BackendError
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
 from gateway.jobs.job import Job, State
@@ -14,6 +15,15 @@ from gateway.jobs.ledger import Ledger
 from gateway.telemetry import logs
 
 _log = logs.get("upstream")
+
+
+class Offer(Enum):
+    """What became of an offer."""
+
+    TAKEN = auto()
+    REFUSED = auto()
+    NOT_SENT = auto()
+    UNKNOWN = auto()
 
 
 def upstream_body(job: Job, client_id: str, changed: Mapping[Place, str]) -> bytes:
@@ -48,6 +58,15 @@ def _prompt_for(job: Job, changed: Mapping[Place, str]) -> bytes:
             inside = inside[key]
         inside[last] = value
     return wire.encoder_for(job.submission.prompt)(prompt)
+
+
+def taken_as(answer: Answer, upstream_id: str) -> tuple[str, Any]:
+    """A backend's 200: its own id for the prompt, and the node_errors of those outputs that it leaves out."""
+    try:
+        value = wire.loads(answer.body)
+        return str(value["prompt_id"]), value.get("node_errors") or {}
+    except (wire.MalformedJson, KeyError, TypeError):
+        return upstream_id, {}
 
 
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
