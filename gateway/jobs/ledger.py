@@ -226,9 +226,13 @@ class Ledger:
         self._enter(job)
         self._queue_bytes.pop(job.tenant, None)
 
-    def send(self, job: Job, backend: str) -> None:
-        """Reserve a place on a backend: counted there at once, so that a burst spreads."""
-        self.copies.remove(backend, job.upstream_id)
+    def send(self, job: Job, backend: str, *, is_there: bool = False) -> None:
+        """Reserve a place on a backend: counted there at once, so that a burst spreads. It may be there already."""
+        if is_there:
+            self.copies.remove(backend, job.upstream_id)
+        elif self.copies.has(backend, job.upstream_id):
+            # What is said there of the copy that is being stopped must not be taken for what is said of this job.
+            self._rename_upstream(job, new_prompt_id())
         self._move(job, Move.SEND, backend)
         self.share.left(job.tag)
 

@@ -74,6 +74,7 @@ async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection
     upstream_ids = ledger.copies.among(backend.name, upstream_ids)
     if not upstream_ids:
         return
+    ledger.copies.told(backend.name, upstream_ids)
     try:
         await backend.client.delete_pending(upstream_ids)
         queue = await backend.client.queue()

@@ -105,6 +105,30 @@ def test_a_cancelled_jobs_id_is_not_used_again_upstream_until_its_copy_is_gone()
     assert again.upstream_id != prompt_id
 
 
+def test_a_backend_that_stops_a_copy_gets_the_job_under_another_name() -> None:
+    """What it says of the copy's end would else end the job."""
+    ledger = new_ledger()
+    job = admit(ledger)
+    ledger.send(job, "b1")
+    ledger.copies.add("b1", job.upstream_id)
+    ledger.lose(job)
+    ledger.send(job, "b1")
+    assert job.upstream_id != job.prompt_id
+    assert ledger.find_upstream("b1", job.prompt_id) is None
+    assert ledger.is_copy("b1", job.prompt_id)
+
+
+def test_a_copy_that_is_wanted_again_is_none() -> None:
+    ledger = new_ledger()
+    job = admit(ledger)
+    ledger.send(job, "b1")
+    ledger.copies.add("b1", job.upstream_id)
+    ledger.lose(job)
+    ledger.send(job, "b1", is_there=True)
+    assert ledger.find_upstream("b1", job.prompt_id) is job
+    assert not ledger.is_copy("b1", job.prompt_id)
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Random lives: whatever happens, the ledger's counts and indexes are those of its jobs."""
 
