@@ -353,6 +353,10 @@ class Ledger:
         """Write where a job that had waited is being sent, before the backend hears of it."""
         return self._journal(job)
 
+    def written(self) -> asyncio.Future[None]:
+        """Done once all is journalled that happened so far."""
+        return self._store.write([])
+
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
     def _move(self, job: Job, move: Move, backend: str | None) -> None:
