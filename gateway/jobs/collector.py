@@ -117,7 +117,7 @@ class Collector:
             try:
                 entry = await backend.client.history_entry(upstream_id, timeout=FETCH_TIMEOUT)
                 if entry is not None:
-                    return entry
+                    return entry if self._is_at(job, backend) else None
                 absent += 1
                 if absent == 3:
                     return None
@@ -140,8 +140,8 @@ class Collector:
     ) -> None:
         summary = wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False))
         place = job.backend
-        pause = FETCH_PAUSE
-        while True:
+        pause, attempt = FETCH_PAUSE, job.attempts
+        while job.attempts == attempt:
             try:
                 if not await self._ledger.finish(job, outcome, wire.packed(encode(entry)), wire.packed(summary)):
                     return
@@ -150,6 +150,9 @@ class Collector:
                 _log.error("journal", prompt_id=job.prompt_id, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, FETCH_PAUSE_MOST)
+        else:
+            # Lost while the journal could not be written: it runs again.
+            return
         self._tell(job, entry)
         self._count(job, place, outcome, entry)
         self._freed()

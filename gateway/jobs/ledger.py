@@ -226,11 +226,9 @@ class Ledger:
         self._enter(job)
         self._queue_bytes.pop(job.tenant, None)
 
-    def send(self, job: Job, backend: str, *, is_there: bool = False) -> None:
-        """Reserve a place on a backend: counted there at once, so that a burst spreads. It may be there already."""
-        if is_there:
-            self.copies.remove(backend, job.upstream_id)
-        elif self.copies.has(backend, job.upstream_id):
+    def send(self, job: Job, backend: str) -> None:
+        """Reserve a place on a backend: counted there at once, so that a burst spreads."""
+        if self.copies.has(backend, job.upstream_id):
             # What is said there of the copy that is being stopped must not be taken for what is said of this job.
             self._rename_upstream(job, new_prompt_id())
         self._move(job, Move.SEND, backend)
@@ -317,13 +315,15 @@ class Ledger:
         """
         if self._jobs.get(job.key) is not job:
             return False
-        place = job.backend
+        place = job.backend, job.state, job.attempts
         record = history_record(job, outcome, entry, summary)
         await self._store.write([record])
-        if self._jobs.get(job.key) is not job or job.backend != place or job.state in ENDED:
+        open_now = self._jobs.get(job.key)
+        if open_now is not job or place != (job.backend, job.state, job.attempts):
             if self.history.find(*job.key) is None:
-                # Cancelled meanwhile, so it has no entry.
-                self._store.write([HistoryRemoval(*job.key)])
+                # Cancelled meanwhile, so it has no entry; or lost, and then the journal must have it again.
+                again = [job_record(open_now, self._gateway_id)] if open_now is not None else []
+                self._store.write([HistoryRemoval(*job.key), *again])
             return False
         self._move(job, _OUTCOME_MOVES[outcome], job.backend)
         self._remove(job)

@@ -95,7 +95,8 @@ class Recovery:
         for job in self._ledger.waiting():
             is_free = job.pinned is None and not self._ledger.copies.is_told(backend.name, job.upstream_id)
             if job.upstream_id in there and is_free:
-                self._ledger.send(job, backend.name, is_there=True)
+                self._ledger.copies.remove(backend.name, job.upstream_id)
+                self._ledger.send(job, backend.name)
                 self._ledger.placed(job)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
