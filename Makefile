@@ -22,6 +22,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# SEED=17 runs that one, SEEDS=20 the first twenty.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20))
+
 image:
 	docker build -t comfyui-gateway .
 

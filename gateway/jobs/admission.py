@@ -28,6 +28,18 @@ class Rejection(Exception):
         self.body = body
 
 
+def id_in_use() -> Rejection:
+    """The id that a client gave means another prompt already."""
+    return Rejection(
+        409,
+        error_body(
+            "prompt_id_in_use",
+            "prompt_id is in use for another prompt",
+            "send each prompt with an id of its own, or without one to let the server generate it",
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """An accepted body. Graph and extra_data are kept encoded: a tenth of the memory of the parsed form.

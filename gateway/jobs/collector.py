@@ -20,7 +20,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placements import Placements
-from gateway.jobs.job import SHOWN_RUNNING, Job, State
+from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger, status_topic
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
@@ -127,7 +127,7 @@ class Collector:
             try:
                 entry = await backend.client.history_entry(upstream_id, timeout=FETCH_TIMEOUT)
                 if entry is not None:
-                    return entry
+                    return entry if self._is_at(job, backend) else None
                 absent += 1
                 if absent == 3:
                     return None
@@ -151,9 +151,9 @@ class Collector:
         encode: Callable[[Any], bytes] = wire.dumps,
     ) -> None:
         summary = wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False))
-        place, was_shown_running = job.backend, job.state in SHOWN_RUNNING
-        pause = FETCH_PAUSE
-        while True:
+        place = job.backend
+        pause, attempt = FETCH_PAUSE, job.attempts
+        while job.attempts == attempt:
             try:
                 if not await self._ledger.finish(job, outcome, wire.packed(encode(entry)), wire.packed(summary)):
                     return
@@ -162,7 +162,10 @@ class Collector:
                 _log.error("journal", prompt_id=job.prompt_id, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, FETCH_PAUSE_MOST)
-        self._tell(job, entry, was_shown_running)
+        else:
+            # Lost while the journal could not be written: it runs again.
+            return
+        self._tell(job, entry)
         self._count(job, place, outcome, entry)
         self._freed()
 
@@ -244,11 +247,9 @@ class Collector:
         entry = history.entry_without_run(self._prompt_item(job, None, job.outputs), type_, event)
         self._tasks.start(self._end(job, entry, outcome), job.prompt_id)
 
-    def _tell(self, job: Job, entry: dict[str, Any], was_started: bool) -> None:
+    def _tell(self, job: Job, entry: dict[str, Any]) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
-        if not job.live.start_told and not was_started:
-            start = {"prompt_id": job.prompt_id, "timestamp": int(time.time() * 1000)}
-            self._telling.tell(job, Frame(Kind.LIFECYCLE, events.encode("execution_start", start), job.prompt_id))
+        self._telling.start(job, int(time.time() * 1000))
         for frame in job.live.before_end:
             self._telling.tell(job, frame)
         self._telling.tell(job, self._terminal_frame(job, entry))

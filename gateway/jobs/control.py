@@ -17,6 +17,7 @@ from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.upstream import drop_copies, interrupt
+from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 
@@ -79,7 +80,7 @@ class Control:
         """
         copies: dict[str, list[str]] = {}
         orders: list[Coroutine[None, None, None]] = []
-        found = False
+        found = withdrawn = False
         for job in jobs:
             if job.state not in states:
                 continue
@@ -87,14 +88,25 @@ class Control:
             if job.state is State.RUNNING:
                 job.interrupted = True
                 orders.append(self._interrupt(job))
-            elif (place := self._withdraw(job)) is not None:
+                continue
+            withdrawn = True
+            if (place := self._withdraw(job)) is not None:
                 copies.setdefault(place, []).append(job.upstream_id)
+        if withdrawn:
+            orders.append(self._written())
         orders += [drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items()]
         if orders:
             await asyncio.wait([self._tasks.start(order, "order") for order in orders], timeout=ANSWER_WITHIN)
         if copies:
             self._freed()
         return found
+
+    async def _written(self) -> None:
+        """Wait for the journal: what a caller was told is gone must not come back with the next start."""
+        try:
+            await self._ledger.written()
+        except StoreError as error:
+            _log.error("journal", error=str(error))
 
     def _withdraw(self, job: Job) -> str | None:
         """End a job that has not started. Returns the backend that may have it."""

@@ -17,6 +17,7 @@ class Copies:
     def __init__(self) -> None:
         self._on_its_way: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._ids: dict[str, int] = {}
+        self._told: set[tuple[str, str]] = set()
 
     def add(self, backend: str, upstream_id: str, *, on_its_way: bool = False) -> None:
         """A copy on this backend must not run, should it turn up."""
@@ -32,9 +33,18 @@ class Copies:
         if (backend, upstream_id) not in self._on_its_way:
             return
         del self._on_its_way[backend, upstream_id]
+        self._told.discard((backend, upstream_id))
         self._ids[upstream_id] -= 1
         if not self._ids[upstream_id]:
             del self._ids[upstream_id]
+
+    def told(self, backend: str, upstream_ids: Iterable[str]) -> None:
+        """These are being stopped."""
+        self._told.update((backend, upstream_id) for upstream_id in upstream_ids if self.has(backend, upstream_id))
+
+    def is_told(self, backend: str, upstream_id: str) -> bool:
+        """Whether it is being stopped, so that it can't be wanted again."""
+        return (backend, upstream_id) in self._told
 
     def arrived(self, backend: str, upstream_id: str) -> None:
         """Its POST /prompt has an outcome."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from enum import Enum, auto
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, Refused, Unanswered, Unreachable
@@ -29,9 +28,10 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.replies import Replies
 from gateway.jobs.reply import Overloaded, Reply, failed_there
+from gateway.jobs.resting import rest
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
-from gateway.jobs.upstream import drop_copies, upstream_body
+from gateway.jobs.upstream import Offer, drop_copies, taken_as, upstream_body
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
@@ -42,15 +42,6 @@ _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
-
-
-class _Offer(Enum):
-    """What became of an offer."""
-
-    TAKEN = auto()
-    REFUSED = auto()
-    NOT_SENT = auto()
-    UNKNOWN = auto()
 
 
 class Dispatcher:
@@ -181,7 +172,7 @@ class Dispatcher:
         if refusal is None:
             return Reply(200, job.answer())
         if answered:
-            self._fail_refused(job, refusal)
+            self._refused(job, refusal)
         else:
             self._ledger.withdraw(job)
             self.wake()
@@ -230,19 +221,31 @@ class Dispatcher:
 
     async def _deliver(self, job: Job) -> None:
         """Send a job whose client has its answer long since."""
+        if not await self._is_placed(job):
+            return
+        refusal = await self._send(job)
+        if refusal is not None:
+            self._refused(job, refusal)
+
+    async def _is_placed(self, job: Job) -> bool:
+        """Journal where it is being sent. Whether it still is: given up meanwhile, it is somebody else's to send."""
+        place = State.SENDING, job.backend, job.attempts
         try:
             await self._ledger.placed(job)
         except StoreError as error:
             # A restart must know which backend to ask for it: it is journalled as waiting, and so it waits.
             _log.error("journal", prompt_id=job.prompt_id, error=str(error))
-            if job.state is State.SENDING and not self.is_sending(job):
+            if place == (job.state, job.backend, job.attempts) and not self.is_sending(job):
                 self._ledger.hold(job)
-            return
-        refusal = await self._send(job)
-        if refusal is not None:
-            self._fail_refused(job, refusal)
+            return False
+        return place == (job.state, job.backend, job.attempts)
 
-    def _fail_refused(self, job: Job, refusal: Reply) -> None:
+    def _refused(self, job: Job, refusal: Reply) -> None:
+        """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
+        if refusal.status >= 500 and job.attempts + 1 < self._settings.attempts and job.state is State.SENDING:
+            self._ledger.lose(job)
+            asyncio.get_running_loop().call_later(rest(job), self.wake)
+            return
         reason = told_as_text(refusal.body) or f"the backend answered {refusal.status}"
         self._fail(job, reason, "PromptValidationError")
 
@@ -277,15 +280,18 @@ class Dispatcher:
                 backend = self._fleet.backends[job.backend]
                 tried.add(backend.name)
                 outcome = await self._offer(job, backend, turn)
-                if self._turns.get(job) is not turn or outcome in (_Offer.TAKEN, _Offer.UNKNOWN):
+                if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.UNKNOWN):
                     return None
                 if isinstance(outcome, Reply):
                     return outcome
-                if self._is_at(job, backend):
+                is_here = self._is_at(job, backend)
+                if is_here:
                     self._place(job, self._choose(job, *tried))
-                if outcome is _Offer.REFUSED:
+                if outcome is Offer.REFUSED:
                     # Told only now: the fleet gives up all that the backend has, and this job it does not have.
                     self._fleet.refused(backend)
+                if not is_here or not await self._is_placed(job):
+                    return None
         finally:
             if self._turns.get(job) is turn:
                 del self._turns[job]
@@ -295,13 +301,13 @@ class Dispatcher:
         """Whether the job is still being sent there: it may have been cancelled or given up meanwhile."""
         return job.state is State.SENDING and job.backend == backend.name
 
-    async def _offer(self, job: Job, backend: Backend, turn: object) -> _Offer | Reply:
+    async def _offer(self, job: Job, backend: Backend, turn: object) -> Offer | Reply:
         upstream_id, outcome = job.upstream_id, "taken"
         try:
             changed = await self._inputs.prepare(job, backend)
             if self._turns.get(job) is not turn or not self._is_at(job, backend):
                 outcome = "withdrawn"
-                return _Offer.UNKNOWN
+                return Offer.UNKNOWN
             body = upstream_body(job, self._client_id, changed)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
         except InputMissing as error:
@@ -312,17 +318,17 @@ class Dispatcher:
             outcome = "input unreachable"
             _log.warning("a file's owner is down", backend=error.backend, prompt_id=job.prompt_id)
             job.pinned = frozenset({error.backend})
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         except StoreError as error:
             outcome = "no room for its files"
             _log.error("journal", prompt_id=job.prompt_id, error=str(error))
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         except Refused:
             outcome = "refused"
-            return _Offer.REFUSED
+            return Offer.REFUSED
         except Unreachable:
             outcome = "unreachable"
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         except Unanswered:
             outcome = "unanswered"
             return await self._ask(job, backend, upstream_id)
@@ -339,21 +345,17 @@ class Dispatcher:
                 self._ledger.copies.arrived(backend.name, upstream_id)
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
-    def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> _Offer:
-        try:
-            value = wire.loads(answer.body)
-            actual, node_errors = str(value["prompt_id"]), value.get("node_errors") or {}
-        except (wire.MalformedJson, KeyError, TypeError):
-            actual, node_errors = upstream_id, {}
+    def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> Offer:
+        actual, node_errors = taken_as(answer, upstream_id)
         if job.backend == backend.name and job.upstream_id == upstream_id:
             self._ledger.taken(job, actual, wire.dumps(node_errors))
         else:
             # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, actual)
             self._tasks.start(drop_copies(self._ledger, backend, [actual]), f"drop:{actual}")
-        return _Offer.TAKEN
+        return Offer.TAKEN
 
-    async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> _Offer | Reply:
+    async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> Offer | Reply:
         """The body was sent and no clear answer came: find out whether the backend has the prompt.
 
         Asked twice with a pause: what the first request left behind may still be on its way through a busy loop. While
@@ -368,20 +370,20 @@ class Dispatcher:
                 ):
                     if job.backend == backend.name and job.upstream_id == upstream_id:
                         self._ledger.taken(job, upstream_id, b"{}")
-                    return _Offer.TAKEN
+                    return Offer.TAKEN
                 asked += 1
                 if asked == 2 or answer is not None:
-                    return _Offer.NOT_SENT if answer is None else self._give_up(job, backend, answer)
+                    return Offer.NOT_SENT if answer is None else self._give_up(job, backend, answer)
             except Refused:
-                return _Offer.REFUSED
+                return Offer.REFUSED
             except BackendError as error:
                 _log.info("asking", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
             await asyncio.sleep(ASK_PAUSE_SECONDS)
-        return _Offer.UNKNOWN
+        return Offer.UNKNOWN
 
-    def _give_up(self, job: Job, backend: Backend, answer: Answer) -> _Offer | Reply:
+    def _give_up(self, job: Job, backend: Backend, answer: Answer) -> Offer | Reply:
         """A backend answered 5xx and does not have it: the next best, or the failure if there is none."""
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
-            return _Offer.NOT_SENT
+            return Offer.NOT_SENT
         return failed_there(answer)

@@ -39,8 +39,8 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 class Live:
     """What its events said last: for sockets that connect late, and for its end.
 
-    `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end.
-    `heard_at` is when the last one came, in seconds of the monotonic clock.
+    `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end. While
+    it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
     """
 
     executing: Frame | None = None
@@ -48,6 +48,7 @@ class Live:
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
     cached_told: bool = False
+    held: bool = False
     before_end: list[Frame] = field(default_factory=list)
     heard_at: float = 0.0
     stall_said: bool = False

@@ -221,7 +221,9 @@ class Ledger:
 
     def send(self, job: Job, backend: str) -> None:
         """Reserve a place on a backend: counted there at once, so that a burst spreads."""
-        self.copies.remove(backend, job.upstream_id)
+        if self.copies.has(backend, job.upstream_id):
+            # What is said there of the copy that is being stopped must not be taken for what is said of this job.
+            self._rename_upstream(job, new_prompt_id())
         self._move(job, Move.SEND, backend)
         self.share.left(job.tag)
 
@@ -269,7 +271,7 @@ class Ledger:
         job.attempts += 1
         job.start_time = job.started_at = None
         live = job.live
-        job.live = Live(start_told=live.start_told, cached_told=live.cached_told)
+        job.live = Live(start_told=live.start_told, cached_told=live.cached_told, held=live.held)
         self._move(job, Move.LOSE, None)
         self._journal(job)
 
@@ -309,17 +311,19 @@ class Ledger:
         """
         if self._jobs.get(job.key) is not job:
             return False
-        place = job.backend
+        place = job.backend, job.state, job.attempts
         record = history_record(job, outcome, entry, summary)
         job.is_written = True
         try:
             await self._store.write([record])
         finally:
             job.is_written = False
-        if self._jobs.get(job.key) is not job or job.backend != place or job.state in ENDED:
+        open_now = self._jobs.get(job.key)
+        if open_now is not job or place != (job.backend, job.state, job.attempts):
             if self.history.find(*job.key) is None:
-                # Cancelled meanwhile, so it has no entry.
-                self._store.write([HistoryRemoval(*job.key)])
+                # Cancelled meanwhile, so it has no entry; or lost, and then the journal must have it again.
+                again = [job_record(open_now, self._gateway_id)] if open_now is not None else []
+                self._store.write([HistoryRemoval(*job.key), *again])
             return False
         self._move(job, _OUTCOME_MOVES[outcome], job.backend)
         self._remove(job)
@@ -348,6 +352,10 @@ class Ledger:
     def placed(self, job: Job) -> asyncio.Future[None]:
         """Write where a job that had waited is being sent, before the backend hears of it; or refuse that."""
         return self._store.try_write([job_update(job)])
+
+    def written(self) -> asyncio.Future[None]:
+        """Done once all is journalled that happened so far."""
+        return self._store.write([])
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 

@@ -81,6 +81,8 @@ class Recovery:
         Raises:
             BackendError: it did not answer; it must not be given work yet.
         """
+        if self._ledger.waiting_count:
+            self._adopt(backend, await backend.client.queue())
         unwanted = self._ledger.copies.on(backend.name)
         if unwanted:
             await drop_copies(self._ledger, backend, unwanted)
@@ -90,6 +92,16 @@ class Recovery:
         queue = await backend.client.queue()
         for job in jobs:
             await self._settle(backend, job, queue)
+
+    def _adopt(self, backend: Backend, queue: Queue) -> None:
+        """What was taken for lost there, and is there, need not go elsewhere, unless it went already."""
+        there = queue.running_ids | queue.pending_ids
+        for job in self._ledger.waiting():
+            is_free = job.pinned is None and not self._ledger.copies.is_told(backend.name, job.upstream_id)
+            if job.upstream_id in there and is_free:
+                self._ledger.copies.remove(backend.name, job.upstream_id)
+                self._ledger.send(job, backend.name)
+                self._ledger.placed(job)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Look for jobs that a probe should have shown: their end, or their loss, went by unheard."""

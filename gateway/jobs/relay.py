@@ -67,6 +67,8 @@ class Relay:
             if job.state in (State.RUNNING, State.COLLECTING):
                 self._collector.collect(job, at_once=True)
         elif not self._told_before(job, event.type):
+            if event.type != "execution_start":
+                self._telling.start(job, int(time.time() * 1000))
             self._pass_on(backend, job, event)
 
     def heard_binary(self, backend: Backend, data: bytes) -> None:
@@ -84,6 +86,9 @@ class Relay:
         job.live.heard_at = time.monotonic()
         if job.submission.session_id is None:
             return
+        if job.state in _BEFORE_START:
+            self.start(backend, job, int(time.time() * 1000))
+        self._telling.start(job, int(time.time() * 1000))
         if job.upstream_id != job.prompt_id:
             data = data.replace(job.upstream_id.encode(), job.prompt_id.encode(), 2)
         kind = Kind.PREVIEW if is_preview else Kind.OTHER
@@ -128,7 +133,8 @@ class Relay:
 
     def _start(self, backend: Backend, job: Job, event: Event) -> None:
         timestamp = event.data.get("timestamp")
-        self.start(backend, job, timestamp if isinstance(timestamp, int) else int(time.time() * 1000))
+        start_time = timestamp if isinstance(timestamp, int) else int(time.time() * 1000)
+        self.start(backend, job, start_time)
 
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
         """The job runs there."""

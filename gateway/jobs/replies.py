@@ -9,11 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 
-from gateway.comfy.errors import error_body
-from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.admission import Submission, id_in_use
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
-from gateway.jobs.reply import Reply, accepted
+from gateway.jobs.reply import Reply, accepted_before
 
 
 class Replies:
@@ -50,24 +49,13 @@ class Replies:
             return None
         job = self._ledger.find(tenant, submission.prompt_id)
         ended = self._ledger.history.find(tenant, submission.prompt_id)
-        known = job.submission.digest if job else ended.digest if ended else None
-        if job is None and ended is None:
+        known = accepted_before(job, ended, submission.number is not None)
+        if known is None:
             return None
-        if known != submission.digest:
-            raise Rejection(
-                409,
-                error_body(
-                    "prompt_id_in_use",
-                    "prompt_id is in use for another prompt",
-                    "send each prompt with an id of its own, or without one to let the server generate it",
-                ),
-            )
-        future = self._awaited.get((tenant, submission.prompt_id))
-        if future is not None:
-            return asyncio.shield(future)
-        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if job is not None:
-            done.set_result(Reply(200, job.answer()))
-        elif ended is not None:
-            done.set_result(Reply(200, accepted(ended, submission.number is not None)))
-        return done
+        if known.digest != submission.digest:
+            raise id_in_use()
+        reply = self._awaited.get((tenant, submission.prompt_id))
+        if reply is None:
+            reply = asyncio.get_running_loop().create_future()
+            reply.set_result(known.reply)
+        return asyncio.shield(reply)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gateway.comfy import wire
 from gateway.comfy.client import Answer
 from gateway.comfy.errors import error_body
-from gateway.jobs.job import number_json
+from gateway.jobs.job import Job, number_json
 from gateway.store.protocol import HistoryRecord
 
 
@@ -24,8 +24,22 @@ class Reply:
     content_type: str = "application/json; charset=utf-8"
 
 
-def accepted(ended: HistoryRecord, gave_number: bool) -> bytes:
-    """The answer to a prompt that has ended since, as it was when it was accepted."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A prompt that was accepted before, and the answer that it had."""
+
+    digest: bytes | None
+    reply: Reply
+
+
+def accepted_before(job: Job | None, ended: HistoryRecord | None, gave_number: bool) -> Known | None:
+    """What is known of a prompt that is open, or has ended; None if neither."""
+    if job is not None:
+        return Known(job.submission.digest, Reply(200, job.answer()))
+    return None if ended is None else Known(ended.digest, Reply(200, _accepted(ended, gave_number)))
+
+
+def _accepted(ended: HistoryRecord, gave_number: bool) -> bytes:
     return b'{"prompt_id": "%b", "number": %b, "node_errors": %b}' % (
         ended.prompt_id.encode(),
         number_json(ended.number, gave_number),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gateway.comfy import events
 from gateway.comfy.backlog import Backlog
-from gateway.comfy.events import Frame
+from gateway.comfy.events import Frame, Kind
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import session_topic
 from gateway.store.protocol import Bus
@@ -45,13 +46,20 @@ class Telling:
         else:
             self._publish(job, frame)
 
+    def start(self, job: Job, timestamp: int) -> None:
+        """Tell that it started, unless that was told: the backend's own word of it went by unheard."""
+        if not job.live.start_told:
+            job.live.start_told = True
+            data = {"prompt_id": job.prompt_id, "timestamp": timestamp}
+            self.tell(job, Frame(Kind.LIFECYCLE, events.encode("execution_start", data), job.prompt_id))
+
     def _publish(self, job: Job, frame: Frame) -> None:
         self._bus.publish(session_topic(job.tenant, job.submission.session_id or ""), frame)
 
     def hold_until_answered(self, job: Job) -> None:
         """Its client does not know of it yet. `answered` ends that."""
         if job.submission.session_id is not None:
-            self._held.setdefault(job, _Held()).unanswered = True
+            self._hold(job).unanswered = True
 
     def answered(self, job: Job) -> None:
         """The answer to its POST /prompt is written, or never will be."""
@@ -63,8 +71,12 @@ class Telling:
     def follow(self, job: Job, before: Job) -> None:
         """The job began where another one has come to its end, which is still to be told. `over` ends that."""
         if job.submission.session_id is not None and before is not job:
-            self._held.setdefault(job, _Held()).after.add(before)
+            self._hold(job).after.add(before)
             self._followers.setdefault(before, []).append(job)
+
+    def _hold(self, job: Job) -> _Held:
+        job.live.held = True
+        return self._held.setdefault(job, _Held())
 
     def over(self, job: Job) -> None:
         """All is told of a job's run that there is to tell."""
@@ -78,5 +90,6 @@ class Telling:
         if held.unanswered or held.after:
             return
         del self._held[job]
+        job.live.held = False
         for frame in held.backlog.frames:
             self._publish(job, frame)

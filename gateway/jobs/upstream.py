@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from enum import Enum, auto
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import BackendError
+from gateway.comfy.client import Answer, BackendError
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
 from gateway.jobs.job import Job, State
@@ -17,6 +18,15 @@ from gateway.telemetry import logs
 _log = logs.get("upstream")
 
 AGAIN_AFTER_SECONDS = 2.0
+
+
+class Offer(Enum):
+    """What became of an offer."""
+
+    TAKEN = auto()
+    REFUSED = auto()
+    NOT_SENT = auto()
+    UNKNOWN = auto()
 
 
 def upstream_body(job: Job, client_id: str, changed: Mapping[Place, str]) -> bytes:
@@ -53,11 +63,21 @@ def _prompt_for(job: Job, changed: Mapping[Place, str]) -> bytes:
     return wire.encoder_for(job.submission.prompt)(prompt)
 
 
+def taken_as(answer: Answer, upstream_id: str) -> tuple[str, Any]:
+    """A backend's 200: its own id for the prompt, and the node_errors of those outputs that it leaves out."""
+    try:
+        value = wire.loads(answer.body)
+        return str(value["prompt_id"]), value.get("node_errors") or {}
+    except (wire.MalformedJson, KeyError, TypeError):
+        return upstream_id, {}
+
+
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
     """Take copies off a backend, pending or running. What can't be done now is done at its next probe."""
     upstream_ids = ledger.copies.among(backend.name, upstream_ids)
     if not upstream_ids:
         return
+    ledger.copies.told(backend.name, upstream_ids)
     try:
         async with backend.ordering:
             await backend.client.delete_pending(upstream_ids)

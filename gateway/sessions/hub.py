@@ -96,7 +96,7 @@ class Hub:
         mine = [
             job
             for job in self._ledger.jobs(tenant)
-            if job.submission.session_id == socket.session_id and job.state in SHOWN_RUNNING
+            if job.submission.session_id == socket.session_id and job.state in SHOWN_RUNNING and not job.live.held
         ]
         for job in sorted(mine, key=lambda job: job.start_time or 0):
             for frame in (job.live.executing, job.live.progress_state):

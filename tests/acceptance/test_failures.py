@@ -270,6 +270,110 @@ async def test_dropped_sockets_lose_nothing(lab: Lab) -> None:
     assert (await simulator.requests(lab.http))["POST /prompt"] == 4
 
 
+async def test_what_started_while_nobody_listened_is_told_from_its_start(lab: Lab) -> None:
+    """The gateway's socket is down while jobs start and end: their clients hear whole stories all the same."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    ids = [await comfy.prompt(slow(n, steps=steps), "c") for n, steps in enumerate((20, 3, 3))]
+    await listener.next("progress")
+    await simulator.fault(lab.http, "drop-socket")
+    await idle(lab, simulator.url)
+    await simulator.no_faults(lab.http)
+    while not set(ids) <= set(_ended(listener)):
+        await listener.receive()
+    for prompt_id in ids:
+        types = listener.of(prompt_id)
+        assert types[0] == "execution_start"
+        assert types.count("execution_start") == 1
+
+
+async def idle(lab: Lab, url: str) -> None:
+    """Wait until nothing is left there."""
+
+    async def look() -> bool:
+        remaining = (await Comfy(lab.http, url).get("/prompt"))["exec_info"]["queue_remaining"]
+        return bool(remaining == 0)
+
+    await until(look, what=f"{url} is idle")
+
+
+async def test_a_socket_that_comes_before_the_answer_hears_from_the_start(lab: Lab) -> None:
+    """The job runs while its POST is not answered yet: a new socket must not be told of what is not told to anybody."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulator.fault(lab.http, "hold-answer")
+    sending = asyncio.create_task(comfy.post("/prompt", {"prompt": slow(steps=60), "client_id": "c"}))
+
+    async def running() -> bool:
+        return bool((await comfy.get("/queue"))["queue_running"])
+
+    await until(running, what="it runs")
+    listener = await comfy.listen("c")
+    await asyncio.sleep(0.2)
+    await simulator.no_faults(lab.http)
+    prompt_id = (await sending)[1]["prompt_id"]
+    await listener.end_of(prompt_id)
+    types = listener.of(prompt_id)
+    assert types[:2] == ["execution_start", "execution_cached"]
+    assert types.count("execution_start") == 1
+
+
+async def test_a_backend_that_is_back_keeps_what_waits(lab: Lab) -> None:
+    """It refused for a moment, and nobody else could take its jobs: it has them still, and they are not sent again."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    ids = [await comfy.prompt(slow(n, steps=steps), "c") for n, steps in enumerate((200, 3))]
+    await listener.next("progress")
+    await simulator.fault(lab.http, "refuse:0.3")
+    await lab.backends_up(gateway, 0)
+    await lab.backends_up(gateway, 1)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+        while prompt_id not in _ended(listener):
+            await listener.receive()
+        assert listener.of(prompt_id).count("execution_start") == 1
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 2
+
+
+async def test_a_backend_that_fails_at_prompts_for_a_while(lab: Lab) -> None:
+    """A prompt that was accepted rests and is tried again; one that was not is refused."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, dispatch__max_queue=1, dispatch__attempts=100)
+    comfy = Comfy(lab.http, gateway.url)
+    first = await comfy.prompt(slow(1, steps=1000))
+    waiting = [await comfy.prompt(slow(seed)) for seed in (2, 3)]
+    await comfy.running(first)
+    await simulator.fault(lab.http, "500:/prompt")
+    await comfy.post("/interrupt", {"prompt_id": first})
+
+    async def failed() -> bool:
+        return (await simulator.requests(lab.http))["POST /prompt"] >= 3
+
+    await until(failed, what="the next is offered and fails")
+    await simulator.no_faults(lab.http)
+    for prompt_id in waiting:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+
+async def test_what_was_cancelled_stays_so_though_the_gateway_is_killed(lab: Lab) -> None:
+    """The answer to a cancel is the caller's: no start of the gateway may bring the job back."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, dispatch__max_queue=1)
+    comfy = Comfy(lab.http, gateway.url)
+    running = await comfy.prompt(slow(1, steps=1000))
+    waiting = [await comfy.prompt(slow(seed)) for seed in range(2, 12)]
+    await comfy.running(running)
+    await comfy.post("/queue", {"delete": waiting})
+    await gateway.kill()
+    again = await lab.gateway(simulator)
+    assert _items(await Comfy(lab.http, again.url).get("/queue")) == {running}
+
+
 async def test_texts_that_are_none_end_nothing_but_themselves(lab: Lab) -> None:
     """Half a surrogate pair is legal in JSON, and on Linux in a file's name; SQLite and the log take neither."""
     gateway = await lab.gateway(await lab.simulator())

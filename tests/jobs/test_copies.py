@@ -30,3 +30,14 @@ def test_each_backend_has_its_own() -> None:
     assert copies.among("b1", ["w", "x"]) == []
     copies.absent("b2", ["x"])
     assert not copies.has_id("x")
+
+
+def test_what_is_being_stopped_is_known_until_it_is_gone() -> None:
+    copies = Copies()
+    copies.add("b1", "x")
+    copies.told("b1", ["x", "y"])
+    assert copies.is_told("b1", "x")
+    assert not copies.is_told("b1", "y")
+    copies.remove("b1", "x")
+    copies.add("b1", "x")
+    assert not copies.is_told("b1", "x")

@@ -17,7 +17,7 @@ from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, Job, State
 from gateway.jobs.ledger import LIFE, IllegalMove, Ledger, Move
 from gateway.store.local_bus import LocalBus
-from gateway.store.protocol import Change
+from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.workflows import slow
 
 
@@ -105,6 +105,57 @@ def test_a_cancelled_jobs_id_is_not_used_again_upstream_until_its_copy_is_gone()
     assert ledger.is_copy("b1", prompt_id)
     again = admit(ledger, prompt_id=prompt_id)
     assert again.upstream_id != prompt_id
+
+
+def test_a_backend_that_stops_a_copy_gets_the_job_under_another_name() -> None:
+    """What it says of the copy's end would else end the job."""
+    ledger = new_ledger()
+    job = admit(ledger)
+    ledger.send(job, "b1")
+    ledger.copies.add("b1", job.upstream_id)
+    ledger.lose(job)
+    ledger.send(job, "b1")
+    assert job.upstream_id != job.prompt_id
+    assert ledger.find_upstream("b1", job.prompt_id) is None
+    assert ledger.is_copy("b1", job.prompt_id)
+
+
+def test_a_copy_that_is_wanted_again_is_none() -> None:
+    ledger = new_ledger()
+    job = admit(ledger)
+    ledger.send(job, "b1")
+    ledger.copies.add("b1", job.upstream_id)
+    ledger.lose(job)
+    ledger.copies.remove("b1", job.upstream_id)
+    ledger.send(job, "b1")
+    assert ledger.find_upstream("b1", job.prompt_id) is job
+    assert not ledger.is_copy("b1", job.prompt_id)
+
+
+def test_a_job_that_is_lost_while_its_end_is_written_stays_in_the_journal() -> None:
+    """The entry that was written took it out of the open jobs: a restart would else know of neither."""
+    paper: Any = Paper()
+    ledger = Ledger(paper, LocalBus(), History(paper, 100, 10_000_000), "gateway")
+    job = admit(ledger)
+    ledger.send(job, "b1")
+    ledger.collect(job)
+    ending = ledger.finish(job, "success", b"{}", b"{}")
+    ending_task = _LOOP.create_task(ending)
+    _LOOP.call_soon(ledger.lose, job)
+    written = paper.write
+
+    def write(changes: Sequence[Change]) -> Any:
+        done = written(changes)
+        if not isinstance(changes[0], HistoryRecord):
+            return done
+        late: asyncio.Future[None] = _LOOP.create_future()
+        _LOOP.call_later(0.01, late.set_result, None)
+        return late
+
+    paper.write = write
+    assert _LOOP.run_until_complete(ending_task) is False
+    assert job.state is State.WAITING
+    assert [type(change) for change in paper.changes[-2:]] == [HistoryRemoval, JobRecord]
 
 
 class LedgerMachine(RuleBasedStateMachine):

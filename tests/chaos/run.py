@@ -1,0 +1,112 @@
+"""One seed: everything is started, goes wrong, settles, and is looked at from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos import verdict
+from tests.chaos.clients import Client
+from tests.chaos.plan import Plan, plan
+from tests.chaos.world import World
+from tests.comfy_client import Comfy
+from tests.lab import Lab, until
+
+MOST_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run was like."""
+
+    seed: int
+    seconds: float
+    jobs: int
+    outcomes: Counter[str]
+    reruns: int
+    faults: int
+    kills: int
+
+    def __str__(self) -> str:
+        ends = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        return (
+            f"seed {self.seed}: {self.jobs} jobs ({ends}), {self.reruns} run again, "
+            f"{self.faults} faults, gateway killed {self.kills} times, {self.seconds:.1f} s"
+        )
+
+
+async def run(seed: int, directory: Path) -> Figures:
+    """Run a seed.
+
+    Raises:
+        AssertionError: what is not as it must be, and how to see it again.
+    """
+    began, planned, lab = time.monotonic(), plan(seed), Lab(directory)
+    world = World(lab, directory, seed)
+    clients: list[Client] = []
+    try:
+        figures = await _run(planned, lab, world, clients, began)
+    except BaseException as error:
+        for place, server in enumerate(lab.servers):
+            (directory / f"process-{place}.log").write_text(f"{server.arguments}\n{server.log.read_text()}")
+        lab.expect_trouble = True
+        if isinstance(error, Exception):
+            (directory / "plan.txt").write_text("\n".join(map(str, (*planned.lanes, planned.kills, *planned.clients))))
+            raise AssertionError(f"make chaos SEED={seed}: {error}\nplan and logs: {directory}") from error
+        raise
+    finally:
+        for client in clients:
+            await client.leave()
+        await world.close()
+        await lab.close()
+    return figures
+
+
+async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], began: float) -> Figures:
+    await world.start()
+    before = verdict.level(world.gateways[-1].pid)
+    clients += [Client(each, world.url) for each in planned.clients]
+    listening = [asyncio.create_task(client.listen()) for client in clients]
+    async with asyncio.TaskGroup() as group:
+        for number, faults in enumerate(planned.lanes):
+            group.create_task(world.suffer(number, faults))
+        group.create_task(world.die_now_and_then(planned.kills))
+        for client in clients:
+            group.create_task(client.work())
+            group.create_task(client.reconnect_now_and_then())
+    comfy = Comfy(lab.http, world.url)
+    await world.all_up()
+    await _settle(comfy, clients)
+    await world.backends_idle()
+    history, found = await verdict.look(comfy, world, clients)
+    for client in clients:
+        await client.leave()
+    await asyncio.gather(*listening)
+    found.problems += await verdict.leaks(comfy, world, before)
+    shown = [*found.problems[:MOST_SHOWN], *(["…"] if len(found.problems) > MOST_SHOWN else [])]
+    assert not shown, "\n  ".join([f"{len(found.problems)} problems", *shown])
+    outcomes = Counter(entry["status"]["status_str"] for entry in history.values())
+    faults = sum(map(len, planned.lanes))
+    seconds = time.monotonic() - began
+    return Figures(planned.seed, seconds, len(history), outcomes, found.reruns, faults, len(planned.kills))
+
+
+async def _settle(comfy: Comfy, clients: list[Client]) -> None:
+    """Wait until nothing is open, and every client was told so."""
+
+    async def nothing_open() -> bool:
+        return bool((await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 0)
+
+    await until(nothing_open, 60, "no job is open")
+
+    async def all_told() -> bool:
+        return all(client.is_content() for client in clients)
+
+    try:
+        await until(all_told, 20)
+    except AssertionError:
+        # What is missing is said with the rest.
+        return

@@ -1,0 +1,160 @@
+"""Four simulated backends, a proxy before each, and a gateway: all that goes wrong, goes wrong here."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.plan import BACKENDS, LOST_AFTER, Fault
+from tests.chaos.proxy import Proxy, reserved
+from tests.lab import GatewayProcess, Lab, Simulator, until
+
+SETTINGS = {
+    "probe__interval": 0.3,
+    "probe__timeout": 1.0,
+    "probe__lost_after": LOST_AFTER,
+    "dispatch__max_queue": 6,
+    "dispatch__send_timeout": 1.0,
+    # What is shown is that no job is lost, not that one is given up in time.
+    "dispatch__attempts": 100,
+    "log__requests": False,
+}
+# Seconds after a fault's end in which what follows from it may still happen.
+AFTERMATH = 1.5
+
+
+@dataclass(frozen=True)
+class Happened:
+    """A fault that was carried out, in seconds since 1970."""
+
+    backend: int
+    kind: str
+    began: float
+    ended: float
+
+
+class World:
+    """`start`, then `suffer`, then `heal`. Its processes are ended by the lab."""
+
+    def __init__(self, lab: Lab, directory: Path, seed: int) -> None:
+        self.happened: list[Happened] = []
+        self.gateways: list[GatewayProcess] = []
+        self.simulators: list[Simulator] = []
+        self._lab = lab
+        self._directory = directory
+        self._holder, self._port = reserved()
+        self._proxies = [Proxy(random.Random(f"{seed}/{number}")) for number in range(BACKENDS)]
+
+    @property
+    def url(self) -> str:
+        """Where the gateway listens, whichever it is."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def outputs(self, number: int) -> Path:
+        """Where a backend's images are: its disk outlives its process."""
+        return self._directory / f"b{number}" / "output"
+
+    async def start(self) -> None:
+        """Start everything, and wait until all backends take work."""
+        self.simulators = list(await asyncio.gather(*(self._simulator(number) for number in range(BACKENDS))))
+        for number in range(BACKENDS):
+            await self._open_way(number)
+        await self._gateway()
+        await self.all_up()
+
+    async def all_up(self) -> None:
+        """Wait until all backends take work."""
+        await self._lab.backends_up(self.gateways[-1], BACKENDS, 60)
+
+    async def _simulator(self, number: int) -> Simulator:
+        return await self._lab.simulator("--base-dir", str(self._directory / f"b{number}"))
+
+    async def _open_way(self, number: int) -> None:
+        self._proxies[number].target = self.simulators[number].port
+        await self._proxies[number].heal()
+
+    async def _gateway(self) -> None:
+        options = ("--no-auth", "--port", str(self._port))
+        urls = [proxy.url for proxy in self._proxies]
+        gateway = GatewayProcess(self._directory / "data", urls, options, SETTINGS)
+        self._lab.servers.append(gateway)
+        await gateway.start()
+        self.gateways.append(gateway)
+
+    async def suffer(self, lane: int, faults: tuple[Fault, ...]) -> None:
+        """Let a backend's faults happen, one after the other."""
+        for fault in faults:
+            await asyncio.sleep(fault.wait)
+            began = time.time()
+            await self._happen(lane, fault)
+            self.happened.append(Happened(lane, fault.kind, began, time.time()))
+
+    async def die_now_and_then(self, kills: tuple[Fault, ...]) -> None:
+        """Kill the gateway, and start it again on the same data."""
+        for kill in kills:
+            await asyncio.sleep(kill.wait)
+            await self.gateways[-1].kill()
+            await asyncio.sleep(kill.seconds)
+            await self._gateway()
+
+    async def _happen(self, number: int, fault: Fault) -> None:
+        simulator, proxy = self.simulators[number], self._proxies[number]
+        match fault.kind:
+            case "kill":
+                await simulator.kill()
+                proxy.refuse()
+                await asyncio.sleep(fault.seconds)
+                self.simulators[number] = await self._simulator(number)
+            case "freeze" | "pause":
+                simulator.signal(signal.SIGSTOP)
+                await asyncio.sleep(fault.seconds)
+                simulator.signal(signal.SIGCONT)
+            case "refuse" | "silence" | "drop" | "delay" | "cut-answer" | "cut-question":
+                self._disturb(proxy, fault.kind)
+                await asyncio.sleep(fault.seconds)
+            case of_the_simulator:
+                await simulator.fault(self._lab.http, of_the_simulator)
+                await asyncio.sleep(fault.seconds)
+                await simulator.no_faults(self._lab.http)
+                if of_the_simulator == "hang":
+                    # What it swallowed it never answers; a process that hangs is ended, and its connections with it.
+                    proxy.drop()
+        await self._open_way(number)
+
+    def _disturb(self, proxy: Proxy, kind: str) -> None:
+        match kind:
+            case "refuse":
+                proxy.refuse()
+            case "silence":
+                proxy.fall_silent()
+            case "drop":
+                proxy.drop()
+            case "delay":
+                proxy.delay(0.1)
+            case _:
+                proxy.cut(kind.removeprefix("cut-"))
+
+    def drop_connections(self) -> None:
+        """Break all connections to the backends, so that none is open but those that are in use."""
+        for proxy in self._proxies:
+            proxy.drop()
+
+    async def backends_idle(self) -> None:
+        """Wait until no backend has anything left."""
+        for simulator in self.simulators:
+
+            async def look(url: str = simulator.url) -> bool:
+                async with self._lab.http.get(f"{url}/prompt") as answer:
+                    return bool((await answer.json())["exec_info"]["queue_remaining"] == 0)
+
+            await until(look, 60, "the backend is idle")
+
+    async def close(self) -> None:
+        """Close the proxies; the processes are the lab's."""
+        for proxy in self._proxies:
+            await proxy.close()
+        self._holder.close()
