@@ -42,6 +42,8 @@ _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
+# A timer may fire a moment before its time; nothing else might wake the job that it was for.
+EARLY_SECONDS = 0.02
 
 
 class Dispatcher:
@@ -193,7 +195,7 @@ class Dispatcher:
         full: set[tuple[frozenset[str] | None, ...]] = set()
         now = time.monotonic()
         for job in self._ledger.waiting():
-            if job.not_before > now:
+            if job.not_before > now + EARLY_SECONDS:
                 continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.

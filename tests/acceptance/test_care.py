@@ -133,7 +133,7 @@ async def test_a_poisoned_process_gets_no_work_until_it_is_restarted(lab: Lab) -
     await check_entry(comfy, prompt_id, "execution_success")
     assert (await described(comfy, "b1"))["poisoned"]
     assert await metric(lab, gateway, 'comfyui_gateway_backend_poisoned{backend="b1"}') == 1
-    await simulators[0].fault(lab.http, "refuse:1")
+    await simulators[0].fault(lab.http, "refuse:3")
 
     async def state(name: str) -> bool:
         return bool((await described(comfy, "b1"))["state"] == name)
@@ -181,7 +181,7 @@ async def test_a_workflows_own_error_is_the_answer(lab: Lab) -> None:
 
 async def test_a_backend_that_fails_what_others_can_do_is_ejected_and_comes_back(lab: Lab) -> None:
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, ejection__after=2, ejection__first=2)
+    gateway = await lab.gateway(*simulators, ejection__after=2, ejection__first=4)
     comfy = Comfy(lab.http, gateway.url)
     await comfy.post("/gateway/backends/b1/drain")
     await comfy.entry(await comfy.prompt(slow(1)))
@@ -332,25 +332,25 @@ async def test_a_job_that_says_nothing_is_said(lab: Lab) -> None:
 async def test_a_silent_job_fails(lab: Lab) -> None:
     """It is interrupted there, and told as an error once; one that tells of its progress may take its time."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, dispatch__job_timeout=1)
+    gateway = await lab.gateway(*simulators, dispatch__job_timeout=2)
     comfy = Comfy(lab.http, gateway.url)
     await simulators[0].fault(lab.http, "silent")
     listener = await comfy.listen("c")
     prompt_id = await comfy.prompt(slow(steps=1000), "c")
-    lively = await comfy.prompt(slow(steps=40, step_seconds=0.05))
+    lively = await comfy.prompt(slow(steps=60, step_seconds=0.05))
     await listener.end_of(prompt_id)
     check_story(listener, prompt_id, "execution_error")
     assert (await comfy.entry(lively))["status"]["status_str"] == "success"
     error = (await comfy.entry(prompt_id))["status"]["messages"][-1][1]
     assert error["exception_type"] == "JobTimeout"
-    assert "no event for 1 s on b1" in error["exception_message"]
+    assert "no event for 2 s on b1" in error["exception_message"]
     await idle(lab, *simulators)
     assert await posts(lab, *simulators) == [1, 1]
 
 
 async def test_a_silent_job_runs_elsewhere(lab: Lab) -> None:
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, dispatch__job_timeout=1, dispatch__on_timeout="retry")
+    gateway = await lab.gateway(*simulators, dispatch__job_timeout=2, dispatch__on_timeout="retry")
     comfy = Comfy(lab.http, gateway.url)
     await simulators[0].fault(lab.http, "silent")
     listener = await comfy.listen("c")
@@ -383,7 +383,7 @@ async def test_a_job_that_is_silent_everywhere_is_given_up(lab: Lab) -> None:
 async def test_a_backend_that_heeds_no_interrupt(lab: Lab) -> None:
     """While its job goes on there it gets no other, and those behind it go elsewhere; then it gets work again."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, dispatch__job_timeout=0.5)
+    gateway = await lab.gateway(*simulators, dispatch__job_timeout=2)
     comfy = Comfy(lab.http, gateway.url)
     await simulators[0].fault(lab.http, "deaf")
     await comfy.post("/gateway/backends/b2/drain")
@@ -411,7 +411,7 @@ async def test_a_deadline_that_passes(lab: Lab, state: str) -> None:
         await simulator.fault(lab.http, "hold-prompt")
     before = [await comfy.prompt(slow(steps=1000)) for _ in range({"waiting": 2, "pending": 1}.get(state, 0))]
     listener = await comfy.listen("c")
-    prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 1})
+    prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 3})
     await listener.end_of(prompt_id)
     check_story(listener, prompt_id, "execution_interrupted")
     await comfy.post("/api/jobs/cancel", {"job_ids": before})
@@ -419,8 +419,8 @@ async def test_a_deadline_that_passes(lab: Lab, state: str) -> None:
     await idle(lab, simulator)
     entry = await comfy.entry(prompt_id)
     assert [name for name, _ in entry["status"]["messages"]] == ["execution_start", "execution_interrupted"]
-    assert entry["status"]["messages"][-1][1]["exception_message"] == "deadline of 1 s passed"
-    assert entry["prompt"][3]["deadline_seconds"] == 1
+    assert entry["status"]["messages"][-1][1]["exception_message"] == "deadline of 3 s passed"
+    assert entry["prompt"][3]["deadline_seconds"] == 3
     assert (await comfy.get(f"/api/jobs/{prompt_id}"))["status"] == "cancelled"
     logged = next(line for line in gateway.log_lines() if line["event"] == "deadline")
     assert logged["state"] == state
@@ -449,19 +449,19 @@ async def test_a_deadline_passes_while_the_gateway_is_down(lab: Lab, state: str)
     if state == "waiting":
         await comfy.post("/gateway/backends/b1/drain")
     accepted = time.time()
-    prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 2})
+    prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 4})
     if state == "running":
         await comfy.running(prompt_id)
     await gateway.kill()
 
     async def passed() -> bool:
-        return time.time() > accepted + 3
+        return time.time() > accepted + 5
 
     await until(passed, what="the deadline has passed")
     again = await lab.gateway(simulator)
     comfy = Comfy(lab.http, again.url)
     interrupted = await check_entry(comfy, prompt_id, "execution_interrupted")
-    assert interrupted["exception_message"] == "deadline of 2 s passed"
+    assert interrupted["exception_message"] == "deadline of 4 s passed"
     await idle(lab, simulator)
     assert await posts(lab, simulator) == [1 if state == "running" else 0]
     assert len([line for line in again.log_lines() if line["event"] == "deadline"]) == 1
@@ -483,26 +483,3 @@ async def test_a_restart_of_the_gateway_between_two_tries(lab: Lab) -> None:
     await comfy.entry(prompt_id)
     await check_entry(comfy, prompt_id, "execution_success")
     assert await posts(lab, simulator) == [2]
-
-
-async def test_lost_jobs_go_again_in_their_order(lab: Lab) -> None:
-    """Twice lost, each after its pause, they are still in the order in which they were accepted."""
-    simulators = await lab.simulators(3)
-    gateway = await lab.gateway(*simulators, dispatch__backoff=0.2)
-    comfy = Comfy(lab.http, gateway.url)
-    for name in ("b2", "b3"):
-        await comfy.post(f"/gateway/backends/{name}/drain")
-    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(6)]
-    for died, next_name in ((simulators[0], "b2"), (simulators[1], "b3")):
-        await comfy.running(ids[0])
-        await died.kill()
-        await comfy.post(f"/gateway/backends/{next_name}/resume")
-
-        async def lost(count: int = simulators.index(died) + 1) -> bool:
-            states = [backend["state"] for backend in (await comfy.get("/gateway/backends"))["backends"]]
-            return states.count("gone") == count
-
-        await until(lost, what="its loss was noticed")
-    for prompt_id in ids:
-        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
-    assert list(await comfy.get("/history")) == ids

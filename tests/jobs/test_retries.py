@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.jobs.retries import backoff
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.retries import Retries, backoff
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from tests.jobs.test_ledger import admit, new_ledger
 
 
 def test_it_doubles_up_to_a_limit() -> None:
@@ -19,3 +25,21 @@ def test_it_is_bounded_and_never_gets_shorter(losses: int, luck: float, first: f
     assert min(first, most) / 2 <= pause <= most
     assert pause <= backoff(losses + 1, luck, first, most)
     assert backoff(losses, 0.0, first, most) <= pause <= backoff(losses, 1.0, first, most)
+
+
+async def test_what_was_lost_together_goes_together() -> None:
+    """So that the dispatcher, which goes by age, sends the oldest first; no backend is up, so none goes at once."""
+    settings, metrics, ledger, woken = Settings(), Metrics(), new_ledger(), []
+    retries = Retries(Fleet(settings, metrics, "id"), settings.dispatch, metrics, lambda: woken.append(1))
+    jobs = [admit(ledger) for _ in range(5)]
+    for job in jobs:
+        ledger.send(job, "b1")
+        ledger.lose(job)
+    before = time.monotonic()
+    retries.later(jobs[:4], "b1", "lost")
+    assert len({job.not_before for job in jobs[:4]}) == 1
+    assert settings.dispatch.backoff / 2 <= jobs[0].not_before - before
+    assert jobs[4].not_before == 0
+    assert woken == [1]
+    assert ledger.waiting() == jobs
+    await retries.close()
