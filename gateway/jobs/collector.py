@@ -21,9 +21,10 @@ from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placements import Placements
 from gateway.jobs.job import Job, State
-from gateway.jobs.ledger import Ledger, status_topic
+from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
+from gateway.jobs.topics import status_topic
 from gateway.store.protocol import Bus, FileRecord, FileRemoval, Store, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics

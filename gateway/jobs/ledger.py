@@ -18,6 +18,7 @@ from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State, queue_json
 from gateway.jobs.records import history_record, job_record, job_update
+from gateway.jobs.topics import status_topic
 from gateway.jobs.waiting import WaitingList
 from gateway.store.protocol import Bus, Change, HistoryRecord, HistoryRemoval, JobRemoval, Store
 
@@ -72,16 +73,6 @@ _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move
 
 class IllegalMove(Exception):
     """A transition that is not in `LIFE`: an error of ours."""
-
-
-def status_topic(tenant: str) -> str:
-    """The bus topic on which a tenant's sessions hear that its counts changed."""
-    return f"status:{tenant}"
-
-
-def session_topic(tenant: str, session_id: str) -> str:
-    """The bus topic of one session's frames."""
-    return f"session:{tenant}:{session_id}"
 
 
 class Ledger:
@@ -287,7 +278,7 @@ class Ledger:
             return
         self._remove(job)
         if journalled:
-            self._store.write([JobRemoval(*job.key)])
+            pass
         self._announce(job)
 
     def cancel(self, job: Job) -> str | None:
@@ -311,6 +302,7 @@ class Ledger:
         """
         if self._jobs.get(job.key) is not job:
             return False
+        _after(job, _OUTCOME_MOVES[outcome])
         place = job.backend, job.state, job.attempts
         record = history_record(job, outcome, entry, summary)
         job.is_written = True
@@ -360,9 +352,7 @@ class Ledger:
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
     def _move(self, job: Job, move: Move, backend: str | None) -> None:
-        state = LIFE.get((job.state, move))
-        if state is None:
-            raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
+        state = _after(job, move)
         self._leave(job)
         shown = job.state in SHOWN_RUNNING
         job.state, job.backend = state, backend
@@ -408,3 +398,10 @@ class Ledger:
     def _announce(self, job: Job) -> None:
         """Let the tenant's sessions know that its counts may have changed."""
         self._bus.publish(status_topic(job.tenant), None)
+
+
+def _after(job: Job, move: Move) -> State:
+    state = LIFE.get((job.state, move))
+    if state is None:
+        raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
+    return state

@@ -12,7 +12,7 @@ from gateway.comfy import events
 from gateway.comfy.backlog import Backlog
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.job import Job
-from gateway.jobs.ledger import session_topic
+from gateway.jobs.topics import session_topic
 from gateway.store.protocol import Bus
 
 # Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.

@@ -13,7 +13,8 @@ from aiohttp import WSCloseCode, web
 from gateway.comfy import events
 from gateway.comfy.events import Frame
 from gateway.jobs.job import SHOWN_RUNNING
-from gateway.jobs.ledger import Ledger, session_topic, status_topic
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.topics import session_topic, status_topic
 from gateway.sessions.client_socket import MAX_CLIENT_MESSAGE, ClientSocket
 from gateway.settings import SessionSettings
 from gateway.store.protocol import Bus

@@ -174,7 +174,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from("ab"), front=st.booleans())
     def accept(self, tenant: str, front: bool) -> None:
         """A prompt comes."""
-        self.all.append(admit(self.ledger, tenant, front=front))
+        self.all.append(self.admitted(tenant, front))
+
+    def admitted(self, tenant: str, front: bool) -> Job:
+        """Accept one."""
+        return admit(self.ledger, tenant, front=front)
 
     @precondition(lambda self: self.all)
     @rule(index=st.integers(0, 99), move=st.sampled_from(list(Move)), backend=st.sampled_from(["b1", "b2"]))
