@@ -69,6 +69,11 @@ class JournalMachine(LedgerMachine):
                 elif isinstance(change, JobRemoval | HistoryRemoval):
                     removed.add((change.tenant, change.prompt_id))
             check(database, accepted - removed)
+        # Nothing that happened is missing.
+        rows = database.execute("SELECT tenant, prompt_id FROM jobs").fetchall()
+        assert sorted(rows) == sorted(job.key for job in self.ledger.jobs())
+        ended = set(database.execute("SELECT tenant, prompt_id FROM history"))
+        assert ended == {job.key for job in self.all if self.ledger.history.find(*job.key)}
         database.close()
 
 
