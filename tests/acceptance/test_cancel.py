@@ -92,7 +92,7 @@ class Jobs:
         """The states of a single ComfyUI."""
         self.named["ended"] = await self.post()
         await self.comfy.entry(self.named["ended"])
-        self.named["running"] = await self.post(1.5)
+        self.named["running"] = await self.post(2.5)
         self.named["pending"], self.others["pending"] = await self.post(), await self.post()
         await self.comfy.running(self.named["running"])
 
@@ -113,7 +113,9 @@ class Jobs:
         for state in order:
             prompt_id = self.named.get(state, str(uuid.uuid4()))
             if state in self.named or state in ("unknown", "all"):
-                answers[state] = await ask(self.comfy, way, prompt_id), await ask(self.comfy, way, prompt_id)
+                first = await ask(self.comfy, way, prompt_id)
+                # A second interrupt of all would rightly stop what runs next.
+                answers[state] = first, first if way == "interrupt all" else await ask(self.comfy, way, prompt_id)
         return answers
 
     async def check(self, way: str) -> None:
