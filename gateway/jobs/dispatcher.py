@@ -42,6 +42,8 @@ _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
+# Between an answer and the first event of its prompt.
+HEAD_START_SECONDS = 0.02
 # A timer may fire a moment before its time; nothing else might wake the job that it was for.
 EARLY_SECONDS = 0.02
 
@@ -144,8 +146,8 @@ class Dispatcher:
                 answer = await self._reply_to(job, answer_early)
                 reply.set_result(answer)
             finally:
-                # The answer is written when this turn of the loop ends.
-                asyncio.get_running_loop().call_soon(self._telling.answered, job)
+                # The answer is written when this turn of the loop ends; a client listens once it has read it.
+                asyncio.get_running_loop().call_later(HEAD_START_SECONDS, self._telling.answered, job)
         return answer
 
     async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
@@ -163,7 +165,7 @@ class Dispatcher:
             nonlocal answered
             answered = True
             answer_early(Reply(200, job.answer()))
-            asyncio.get_running_loop().call_soon(self._telling.answered, job)
+            asyncio.get_running_loop().call_later(HEAD_START_SECONDS, self._telling.answered, job)
 
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
         timer = asyncio.get_running_loop().call_later(self._settings.send_timeout, answer)
