@@ -278,7 +278,7 @@ class Ledger:
             return
         self._remove(job)
         if journalled:
-            pass
+            self._store.write([JobRemoval(*job.key)])
         self._announce(job)
 
     def cancel(self, job: Job) -> str | None:
