@@ -10,6 +10,7 @@ _ask      an offer without an answer: does the backend have it?
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.replies import Replies
 from gateway.jobs.reply import Overloaded, Reply, failed_there
-from gateway.jobs.resting import rest
+from gateway.jobs.retries import backoff
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import Offer, drop_copies, taken_as, upstream_body
@@ -42,6 +43,8 @@ _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
+# A full disk must not hold up a refusal.
+WRITTEN_WITHIN_SECONDS = 1.0
 # Between an answer and the first event of its prompt.
 HEAD_START_SECONDS = 0.02
 # A timer may fire a moment before its time; nothing else might wake the job that it was for.
@@ -180,6 +183,8 @@ class Dispatcher:
         else:
             self._ledger.withdraw(job)
             self.wake()
+            # A restart must not bring back what its client was told is refused.
+            await asyncio.wait([self._ledger.written()], timeout=WRITTEN_WITHIN_SECONDS)
         return refusal
 
     # -- what waits ----------------------------------------------------------------------------------------------
@@ -248,10 +253,16 @@ class Dispatcher:
         """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
         if refusal.status >= 500 and job.attempts + 1 < self._settings.attempts and job.state is State.SENDING:
             self._ledger.lose(job)
-            asyncio.get_running_loop().call_later(rest(job), self.wake)
+            pause = backoff(job.attempts, random.random(), self._settings.backoff, self._settings.backoff_most)
+            job.not_before = time.monotonic() + pause
+            self._tasks.start(self._wake_after(pause), job.prompt_id)
             return
         reason = told_as_text(refusal.body) or f"the backend answered {refusal.status}"
         self._fail(job, reason, "PromptValidationError")
+
+    async def _wake_after(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self.wake()
 
     # -- where to ------------------------------------------------------------------------------------------------
 

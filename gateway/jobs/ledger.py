@@ -16,7 +16,8 @@ from gateway.jobs.admission import Submission
 from gateway.jobs.copies import Copies
 from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import History
-from gateway.jobs.job import ENDED, PLACED, QUEUED_THERE, SHOWN_RUNNING, Job, Live, State, queue_json
+from gateway.jobs.job import ENDED, PLACED, SHOWN_RUNNING, Job, Live, State, queue_json
+from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.topics import status_topic
 from gateway.jobs.waiting import WaitingList
@@ -85,9 +86,7 @@ class Ledger:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._tenants: dict[str, dict[str, Job]] = {}
         self._upstream: dict[str, Job] = {}
-        self._places: dict[str, dict[str, Job]] = {}
-        self._queued_there: dict[str, int] = {}
-        self._running_there: dict[str, int] = {}
+        self._places = Places()
         self._waiting = WaitingList()
         self._queue_bytes: dict[str, bytes] = {}
         self._number = 0
@@ -123,7 +122,7 @@ class Ledger:
 
     def jobs_on(self, backend: str) -> list[Job]:
         """The open jobs that a backend has or may have, oldest first."""
-        return list(self._places.get(backend, {}).values())
+        return self._places.jobs(backend)
 
     def remaining(self, tenant: str) -> int:
         """A tenant's queue_remaining: its open jobs, as ComfyUI counts pending and running alike."""
@@ -131,7 +130,7 @@ class Ledger:
 
     def load(self, backend: str) -> tuple[int, int]:
         """How many of ours are queued and running on a backend, reservations included."""
-        return self._queued_there.get(backend, 0), self._running_there.get(backend, 0)
+        return self._places.load(backend)
 
     def waiting(self) -> list[Job]:
         """The jobs that wait in the gateway, the next to go first."""
@@ -364,24 +363,12 @@ class Ledger:
     def _enter(self, job: Job) -> None:
         if job.state is State.WAITING:
             self._waiting.add(job)
-        if job.backend is None:
-            return
-        self._places.setdefault(job.backend, {})[job.upstream_id] = job
-        if job.state in QUEUED_THERE:
-            self._queued_there[job.backend] = self._queued_there.get(job.backend, 0) + 1
-        elif job.state is State.RUNNING:
-            self._running_there[job.backend] = self._running_there.get(job.backend, 0) + 1
+        self._places.enter(job)
 
     def _leave(self, job: Job) -> None:
         if job.state is State.WAITING:
             self._waiting.remove(job)
-        if job.backend is None:
-            return
-        self._places[job.backend].pop(job.upstream_id, None)
-        if job.state in QUEUED_THERE:
-            self._queued_there[job.backend] -= 1
-        elif job.state is State.RUNNING:
-            self._running_there[job.backend] -= 1
+        self._places.leave(job)
 
     def _remove(self, job: Job) -> None:
         if job.state not in ENDED:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
 
 from gateway.jobs.history import History
 from gateway.jobs.job import Job, State
@@ -54,6 +56,15 @@ class JournalMachine(LedgerMachine):
             self.ledger.send(job, "b1")
         self.ledger.journal(job)
         return job
+
+    @precondition(lambda self: self.all)
+    @rule(index=st.integers(0, 99))
+    def refuse(self, index: int) -> None:
+        """A backend refuses it before its client has an answer."""
+        job = self.pick(index, State.SENDING)
+        if job is not None:
+            self.ledger.withdraw(job)
+            self.all.remove(job)
 
     def teardown(self) -> None:
         """Replay."""
