@@ -1,25 +1,16 @@
 """The configuration: typed models, and where they are read from."""
 
-from gateway.settings.models import (
-    AnonymousSettings,
-    AuthSettings,
-    BackendSettings,
+from gateway.settings.auth import AuthSettings, KeySettings
+from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
+from gateway.settings.jobs import (
     CatalogueSettings,
-    CorsSettings,
     DispatchSettings,
     HistorySettings,
-    KeySettings,
-    LogSettings,
-    ProbeSettings,
     RetentionSettings,
-    ServerSettings,
-    SessionSettings,
-    Settings,
     StoreSettings,
-    TenantSettings,
     UploadSettings,
-    is_loopback,
 )
+from gateway.settings.models import LogSettings, Settings, is_loopback
 from gateway.settings.reading import (
     ENVIRONMENT_PREFIX,
     SettingsError,
@@ -27,6 +18,8 @@ from gateway.settings.reading import (
     keys_of,
     load,
 )
+from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
+from gateway.settings.tenants import AnonymousSettings, TenantSettings
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -36,6 +29,7 @@ __all__ = [
     "CatalogueSettings",
     "CorsSettings",
     "DispatchSettings",
+    "EjectionSettings",
     "HistorySettings",
     "KeySettings",
     "LogSettings",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
@@ -16,16 +15,15 @@ from gateway.settings import Settings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import COOKIE, Identity, Keyring, Role, presented_key
-from gateway.tenants.rules import OPEN_PATHS, SIGN_IN_PATHS, is_manifest, may_call, without_api
+from gateway.tenants.keys import Identity, Keyring, Role
+from gateway.tenants.rules import OPEN_PATHS, SIGN_IN_PATHS, is_manifest, may_call
+from gateway.web.addresses import client_address
 from gateway.web.answers import problem
+from gateway.web.authentication import identify
+from gateway.web.origins import is_foreign, is_preflight
 from gateway.web.parts import IDENTITY
-from gateway.web.sign_in import is_navigation, to_sign_in
 
 _log = logs.get("http")
-
-_READS = frozenset({"GET", "HEAD", "OPTIONS"})
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
 
 
 class Gate:
@@ -82,7 +80,7 @@ class Gate:
             status=status,
             duration_ms=round(seconds * 1000, 2),
             tenant=identity.tenant if identity else None,
-            remote=request.remote,
+            remote=client_address(request),
         )
 
 
@@ -90,23 +88,17 @@ def _admit(
     request: web.Request, settings: Settings, keyring: Keyring, metrics_open: bool
 ) -> tuple[web.Response | None, Identity | None]:
     path = request.path
-    if path in OPEN_PATHS or (path == "/metrics" and metrics_open):
+    if path in OPEN_PATHS or (path == "/metrics" and metrics_open) or is_preflight(request):
         return None, None
     if request.method in ("GET", "HEAD") and is_manifest(path) and not request.query_string:
         return None, None
-    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-        # A preflight carries no key (Fetch standard); it is answered from the origins that are listed.
-        return None, None
-    if _is_foreign(request, settings):
+    if is_foreign(request, settings):
         return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
     if path in SIGN_IN_PATHS:
         return None, None
-    identity = _identify(request, keyring)
-    if identity is None:
-        if is_navigation(request):
-            return to_sign_in(request), None
-        details = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
-        return problem(401, "unauthorized", "A valid API key is needed", details, _CHALLENGE), None
+    identity = identify(request, keyring)
+    if isinstance(identity, web.Response):
+        return identity, None
     if not may_call(identity, path):
         what = "another role" if identity.role is Role.METRICS else "an admin key"
         return problem(
@@ -114,29 +106,6 @@ def _admit(
         ), identity
     request[IDENTITY] = identity
     return None, identity
-
-
-def _identify(request: web.Request, keyring: Keyring) -> Identity | None:
-    key = None if keyring.is_open else _key_of(request)
-    identity = keyring.identify(key)
-    return keyring.identify_by_address(request.remote) if identity is None and key is None else identity
-
-
-def _key_of(request: web.Request) -> str | None:
-    cookies = request.cookies if COOKIE in request.headers.get("Cookie", "") else {}
-    return presented_key(request.headers, request.rel_url.query, cookies)
-
-
-def _is_foreign(request: web.Request, settings: Settings) -> bool:
-    """Whether a page of another origin writes here, or opens a socket, in a visitor's name.
-
-    A gateway on loopback is open to every page that its user visits; ComfyUI refuses the same (server.py,
-    create_origin_only_middleware).
-    """
-    origin = request.headers.get("Origin")
-    if origin is None or (request.method in _READS and without_api(request.path) != "/ws"):
-        return False
-    return urlsplit(origin).netloc != request.host and origin not in settings.cors.origins
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

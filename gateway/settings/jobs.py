@@ -1,0 +1,63 @@
+"""A job's life: how it is sent, what is kept of it and for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gateway.settings.base import Bytes, Count, Model, Seconds
+
+
+class DispatchSettings(Model):
+    """How prompts are sent."""
+
+    max_queue: Count = 16
+    max_waiting: Count = 10_000
+    connect_timeout: Seconds = 3.0
+    send_timeout: Seconds = 20.0
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    take_over: bool = True
+    backoff: Seconds = 0.5
+    backoff_most: Seconds = 30.0
+    rerun_started: bool = True
+    stall_after: Seconds = 300.0
+    job_timeout: Seconds | None = None
+    on_timeout: Literal["fail", "retry"] = "fail"
+    deadline: Seconds | None = None
+
+
+class HistorySettings(Model):
+    """What is kept of finished jobs."""
+
+    max_items: Count = 10_000
+    memory: Bytes = 128 * 1024 * 1024
+
+
+class RetentionSettings(Model):
+    """What the journal keeps of finished jobs, of all tenants together."""
+
+    max_age: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+    max_items: Count = 100_000
+
+
+class StoreSettings(Model):
+    """The journal."""
+
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    retention: RetentionSettings = RetentionSettings()
+
+
+class UploadSettings(Model):
+    """What clients bring, kept in the data directory and put on the backends."""
+
+    max_size: Bytes = 4 * 1024**3
+    quota: Bytes = 20 * 1024**3
+    keep: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+
+
+class CatalogueSettings(Model):
+    """How often /object_info and the model lists of the backends are read again."""
+
+    refresh: Seconds = 300.0
+    timeout: Seconds = 60.0
