@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Two workers on two cores; more would only make the timing of real processes worse.
 WORKERS ?= 2
 
-.PHONY: demo test lint bench chaos image clean
+.PHONY: demo test lint bench chaos fuzz image clean
 
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
@@ -26,6 +26,10 @@ bench: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20))
 
+# SECONDS_OF_FUZZING=3600 for an hour, TARGET=graph for one reader alone, CORPUS=dir to go on from there the next time.
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_OF_FUZZING),300) $(if $(TARGET),--target $(TARGET)) $(if $(CORPUS),--corpus $(CORPUS))
+
 image:
 	docker build -t comfyui-gateway .
 
@@ -45,6 +49,10 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
+	@touch $@
 
 # The browser of tests/browser: the distribution's own, with the libraries that it needs.
 $(VENV)/.browser: $(VENV)/bin/python

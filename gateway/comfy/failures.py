@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from gateway.comfy.history import messages_of
+
 
 class Cause(StrEnum):
     """Why a prompt failed.
@@ -60,9 +62,7 @@ def cause_of(exception_type: str, message: str) -> Cause:
 
 def cause_of_entry(entry: Mapping[str, Any]) -> Cause:
     """Whose fault the failure is that a history entry tells of."""
-    status = entry.get("status")
-    for message in (status.get("messages") if isinstance(status, dict) else None) or ():
-        if isinstance(message, (list, tuple)) and len(message) == 2 and message[0] == "execution_error":
-            data = message[1] if isinstance(message[1], dict) else {}
+    for name, data in messages_of(entry.get("status")):
+        if name == "execution_error":
             return cause_of(str(data.get("exception_type")), str(data.get("exception_message")))
     return Cause.WORKFLOW

@@ -23,10 +23,22 @@ def outcome_of(entry: dict[str, Any]) -> Outcome:
     status = entry.get("status")
     if not isinstance(status, dict) or status.get("status_str") != "error":
         return Outcome.SUCCESS
-    for message in status.get("messages") or ():
-        if isinstance(message, (list, tuple)) and message and message[0] == "execution_interrupted":
-            return Outcome.CANCELLED
+    if any(name == "execution_interrupted" for name, _ in messages_of(status)):
+        return Outcome.CANCELLED
     return Outcome.ERROR
+
+
+def messages_of(status: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The messages of an entry's status; what is not of their form is passed over: a custom node may add to them."""
+    messages = status.get("messages") if isinstance(status, dict) else None
+    return [
+        (message[0], message[1])
+        for message in (messages if isinstance(messages, (list, tuple)) else ())
+        if isinstance(message, (list, tuple))
+        and len(message) == 2
+        and isinstance(message[0], str)
+        and isinstance(message[1], dict)
+    ]
 
 
 def failure_event(prompt_id: str, reason: str, type_: str, timestamp: int | None = None) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.comfy.history import messages_of
+
 STATUSES = ("pending", "in_progress", "completed", "failed", "cancelled")
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
@@ -37,9 +39,8 @@ def job_of_queue_item(item: Sequence[Any], status: str) -> dict[str, Any]:
 def job_of_history(prompt_id: str, entry: Mapping[str, Any], *, include_outputs: bool) -> dict[str, Any]:
     """The job of a history entry; with its outputs, status and workflow if asked for."""
     number, _, prompt, extra_data, _ = entry["prompt"]
-    status = entry.get("status") or {}
-    outputs = entry.get("outputs") or {}
-    times = _Times(status.get("messages") or ())
+    status, outputs = _object(entry.get("status")), _object(entry.get("outputs"))
+    times = _Times(messages_of(status))
     items = list(_items(outputs))
     job = _pruned(
         {
@@ -65,16 +66,17 @@ def job_of_history(prompt_id: str, entry: Mapping[str, Any], *, include_outputs:
     return job
 
 
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 class _Times:
-    def __init__(self, messages: Sequence[Any]) -> None:
+    def __init__(self, messages: Sequence[tuple[str, dict[str, Any]]]) -> None:
         self.start: Any = None
         self.end: Any = None
         self.error: Any = None
         self.interrupted = False
-        for message in messages:
-            if not (isinstance(message, (list, tuple)) and len(message) >= 2 and isinstance(message[1], dict)):
-                continue
-            name, data = message[0], message[1]
+        for name, data in messages:
             if name == "execution_start":
                 self.start = data.get("timestamp")
             elif name in _ENDS:
@@ -90,7 +92,8 @@ def _status(status: Mapping[str, Any], times: _Times) -> str:
 
 
 def _workflow_id(extra_data: Mapping[str, Any]) -> Any:
-    workflow = (extra_data.get("extra_pnginfo") or {}).get("workflow")
+    info = extra_data.get("extra_pnginfo")
+    workflow = info.get("workflow") if isinstance(info, dict) else None
     return workflow.get("id") if isinstance(workflow, dict) else None
 
 

@@ -183,7 +183,7 @@ class Collector:
         self._take_over(job, backend.name, written)
         if isinstance(status, dict) and job.upstream_id != job.prompt_id:
             status["messages"] = [
-                [name, {**data, "prompt_id": job.prompt_id}] for name, data in status.get("messages") or ()
+                [name, {**data, "prompt_id": job.prompt_id}] for name, data in history.messages_of(status)
             ]
 
     def _prompt_item(self, job: Job, graph: Any, outputs: Any) -> list[Any]:
@@ -284,10 +284,10 @@ class Collector:
 
 def _written(outputs: Any, status: Any) -> set[FileRef]:
     """The files of an entry's outputs that its nodes wrote, rather than had from an earlier prompt or an input."""
-    messages = status.get("messages") if isinstance(status, dict) else None
     if not isinstance(outputs, dict):
         return set()
-    cached = {node for name, data in messages or () if name == "execution_cached" for node in data.get("nodes") or ()}
+    told = [data.get("nodes") for name, data in history.messages_of(status) if name == "execution_cached"]
+    cached = {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
     found: set[FileRef] = set()
 
     def note(ref: FileRef, made: bool) -> str:
@@ -300,14 +300,14 @@ def _written(outputs: Any, status: Any) -> set[FileRef]:
 
 
 def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    for name, data in reversed((entry.get("status") or {}).get("messages") or ()):
+    for name, data in reversed(history.messages_of(entry.get("status"))):
         if name in events.TERMINAL:
             return name, data
     return "execution_success", {"timestamp": int(time.time() * 1000)}
 
 
 def _error_of(entry: dict[str, Any]) -> str | None:
-    for name, data in (entry.get("status") or {}).get("messages") or ():
+    for name, data in history.messages_of(entry.get("status")):
         if name == "execution_error":
             return f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"[:500]
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -106,9 +105,12 @@ def presented_key(headers: Mapping[str, str], query: Mapping[str, str], cookies:
 
 
 def _basic_password(credentials: str) -> str | None:
-    """The password of Basic credentials (RFC 7617); a client that has but one field may put the key in as user."""
+    """The password of Basic credentials (RFC 7617); a client that has but one field may put the key in as user.
+
+    None for what is not base64, not even ASCII, or not UTF-8 inside.
+    """
     try:
         user, _, password = base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return None
     return password or user or None

@@ -1,0 +1,266 @@
+"""What is fuzzed: functions of bytes that return, whatever the bytes are.
+
+Each holds one reader of what strangers, or backends, send. An exception that its caller does not expect is a finding,
+and so is an assertion about what came out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+from multidict import CIMultiDict, MultiDict
+
+from gateway.comfy import events, failures, history, previews, wire
+from gateway.comfy.errors import told_as_text
+from gateway.comfy.events import Frame, Kind
+from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.outputs import FileRef, file_ref, rename
+from gateway.comfy.validation import validate_prompt
+from gateway.fleet import abilities
+from gateway.fleet.editions import make_edition
+from gateway.jobs.admission import SECRET_KEYS, Rejection, decode_from_journal, encode_for_journal, read
+from gateway.jobs.collector import _error_of, _last_message, _written
+from gateway.jobs.job import Job
+from gateway.jobs.upstream import upstream_body
+from gateway.sessions.outbox import Outbox
+from gateway.sessions.sequencer import Sequencer
+from gateway.settings import AuthSettings, KeySettings
+from gateway.simulator.catalogue import load_object_info
+from gateway.simulator.options import SimulatorOptions
+from gateway.tenants.keys import COOKIE, Keyring, presented_key
+from gateway.web.uploads import _original
+from gateway.web.view import requested_file
+from tests.fuzz import seeds
+from tests.fuzz.grown import TEXTS, Grown
+
+Run = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something to fuzz, with examples to begin with."""
+
+    name: str
+    run: Run
+    seeds: tuple[bytes, ...]
+
+
+# Read, from then on, by the first byte: as it stands, grown into a value, or grown into a well-formed one.
+_RAW, _GROWN, _CHANGED = 0, 1, 2
+
+
+def _json_of(data: bytes, examples: list[Any]) -> bytes:
+    """The JSON that a fuzzer's bytes stand for."""
+    how = data[0] % 3 if data else _RAW
+    if how == _RAW:
+        return data[1:]
+    source = Grown(data[1:])
+    if how == _GROWN:
+        value = {source.text(): source.value() for _ in range(1 + source.byte() % 5)}
+    else:
+        value = source.put_into(examples[source.byte() % len(examples)])
+    try:
+        return json.dumps(value).encode()
+    except (ValueError, RecursionError):
+        return data[1:]
+
+
+def _raw(values: list[Any]) -> tuple[bytes, ...]:
+    return (*(b"\x00" + json.dumps(value).encode() for value in values), *(bytes([2, n] * 20) for n in range(8)))
+
+
+# -- a prompt's body ---------------------------------------------------------------------------------------------------
+
+_INFO = load_object_info(SimulatorOptions())
+_EDITION = make_edition({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
+
+
+def graph(data: bytes) -> None:
+    """POST /prompt's body, and all that is made of it before a backend sees it."""
+    body = _json_of(data, seeds.bodies())
+    try:
+        submission = read(body, _EDITION.abilities.file_inputs)
+    except Rejection as rejection:
+        _refused(rejection)
+        return
+    kept = encode_for_journal(submission)
+    again = decode_from_journal(kept, submission.digest)
+    # Of a client_id that is not even text only its shape is kept: a NaN becomes null.
+    assert again.client_id == wire.loads(wire.dumps(submission.client_id))
+    for name in ("prompt", "extra_data", "rest", "front", "targets", "nodes", "models", "deadline"):
+        assert _plain(getattr(again, name)) == _plain(getattr(submission, name)), name
+    prompt_id = submission.prompt_id or "11111111-2222-4333-8444-555555555555"
+    job = Job("tenant", prompt_id, prompt_id, 1.0, 1.0, submission, 1, 0.0)
+    shown = wire.loads(job.queue_item())
+    for text in (kept, job.queue_item(), wire.dumps_exact(shown)):
+        assert seeds.SECRET.encode() not in text
+    assert not any(key in shown[3] for key in SECRET_KEYS)
+    wire.loads(upstream_body(job, "gateway", {}))
+    wire.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
+    prompt = wire.loads(submission.prompt)
+    abilities.needs_of(prompt, _EDITION.abilities)
+    found = validate_prompt(prompt, _EDITION.classes, partial_execution_targets=submission.targets)
+    if not found.valid:
+        wire.dumps(found.body())
+    for file in submission.files:
+        assert file.ref is None or _is_inside(file.ref), file
+
+
+def _refused(rejection: Rejection) -> None:
+    assert 400 <= rejection.status < 500
+    wire.dumps(rejection.body)
+
+
+def _plain(value: Any) -> Any:
+    """JSON in one spelling: a NaN is equal to no other."""
+    return wire.dumps_exact(wire.loads(value) if isinstance(value, bytes) else repr(value))
+
+
+# -- what a backend says -----------------------------------------------------------------------------------------------
+
+
+def event(data: bytes) -> None:
+    """A text message of a backend, on its way to a client's socket."""
+    source = _json_of(data, seeds.messages())
+    for message in (source, source.decode("utf-8", "surrogateescape")):
+        try:
+            found = events.parse(message)
+        except UnicodeEncodeError:
+            # Half a surrogate pair from an invalid byte: aiohttp closes a socket that sends it (RFC 6455, section 8.1).
+            continue
+        if found is None:
+            continue
+        assert found.ends_prompt in (True, False)
+        frame = events.frame_of(found, "p")
+        rename(found.data.get("output"), lambda ref, made: ref.filename)
+        for interleave in (True, False):
+            sequencer, outbox = Sequencer(interleave=interleave), Outbox(1 << 12)
+            for each in (Frame(Kind.LIFECYCLE, b"{}", "other"), frame, events.end_frame("other"), frame):
+                for due in sequencer.feed(each):
+                    outbox.put(due)
+
+
+def preview(data: bytes) -> None:
+    """A binary message of a backend."""
+    kind, found = previews.event_type(data), previews.parse_with_metadata(data)
+    legacy = previews.to_legacy(data)
+    assert (found is None) == (legacy is None)
+    if found is None or legacy is None:
+        return
+    assert kind == previews.PREVIEW_WITH_METADATA
+    assert legacy == previews.encode_legacy(found)
+    assert legacy.endswith(found.image)
+    encoded = previews.parse_with_metadata(previews.encode_with_metadata(found))
+    assert encoded is not None
+    assert encoded.image == found.image
+    found.metadata.get("prompt_id")
+
+
+def entry(data: bytes) -> None:
+    """A history entry of a backend."""
+    source = _json_of(data, seeds.entries())
+    try:
+        value = wire.loads(source)
+    except wire.MalformedJson:
+        return
+    if not isinstance(value, dict):
+        return
+    outcome = history.outcome_of(value)
+    assert failures.cause_of_entry(value) in failures.Cause
+    written = _written(value.get("outputs"), value.get("status"))
+    assert all(isinstance(ref, FileRef) for ref in written)
+    renamed = rename(value.get("outputs"), lambda ref, made: f"x-{ref.filename}")
+    ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}
+    _last_message(ours)
+    _error_of(ours)
+    for whole in (False, True):
+        wire.dumps_exact(job_of_history("id", ours, include_outputs=whole))
+    wire.dumps_exact(list_jobs([job_of_history("id", ours, include_outputs=False)], JobsQuery()))
+    assert outcome in history.Outcome
+    told_as_text(source)
+
+
+# -- what a request carries --------------------------------------------------------------------------------------------
+
+_KEYRING = Keyring(AuthSettings(keys=(KeySettings(name="k", key="a-key-for-fuzzing"),)))
+
+
+def carrier(data: bytes) -> None:
+    """The key in a request's headers, query or cookies."""
+    parts = [part.decode("utf-8", "surrogateescape") for part in data.split(b"\n")]
+    headers, query, cookies = CIMultiDict[str](), MultiDict[str](), {}
+    for part in parts:
+        name, _, value = part.partition(":")
+        headers.add(name.strip(), value.strip())
+        query.extend(parse_qsl(value, errors="replace"))
+        cookies[name] = value
+    found = presented_key(headers, query, cookies)
+    assert found is None or isinstance(found, str)
+    identity = _KEYRING.identify(found)
+    assert (identity is not None) == (found == "a-key-for-fuzzing")
+
+
+def query(data: bytes) -> None:
+    """The queries of /view and /api/jobs, and the references in an upload's form."""
+    text = data.decode("utf-8", "surrogateescape")
+    values = MultiDict(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
+    grown = Grown(data)
+    for filename, subfolder, kind in (
+        (values.get("filename", ""), values.get("subfolder"), values.get("type", "output")),
+        (grown.text(), grown.text(), ("output", "temp", "input", "")[grown.byte() % 4]),
+        (TEXTS[grown.byte() % len(TEXTS)], text, "input"),
+        (text, None, "temp"),
+    ):
+        ref = requested_file(filename, subfolder, kind)
+        assert isinstance(ref, FileRef) or ref in (400, 403, 404)
+        known = file_ref(kind, subfolder or "", filename)
+        original = _original(json.dumps({"filename": filename, "subfolder": subfolder or "", "type": kind}))
+        for found in (ref, known, original):
+            assert not isinstance(found, FileRef) or _is_inside(found), found
+            if isinstance(found, FileRef) and not isinstance(ref, int):
+                quote(found.filename, errors="replace")
+    jobs = parse_jobs_query(values)
+    if not isinstance(jobs, str):
+        list_jobs([], jobs)
+    _original(text)
+
+
+def _is_inside(ref: FileRef) -> bool:
+    parts = [*ref.subfolder.split("/"), *ref.filename.split("/")]
+    return ".." not in parts and not ref.subfolder.startswith("/") and "\0" not in ref.subfolder + ref.filename
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("graph", graph, _raw(seeds.bodies())),
+        Target("event", event, _raw(seeds.messages())),
+        Target("preview", preview, tuple(seeds.previews())),
+        Target("entry", entry, _raw(seeds.entries())),
+        Target(
+            "carrier",
+            carrier,
+            (
+                b"X-API-Key: a-key-for-fuzzing",
+                b"Authorization: Bearer a-key-for-fuzzing\nCookie: a=b",
+                b"Authorization: Basic OmEta2V5LWZvci1mdXp6aW5n",
+                b"x: token=a-key-for-fuzzing",
+                COOKIE.encode() + b": a-key-for-fuzzing",
+            ),
+        ),
+        Target(
+            "query",
+            query,
+            (
+                b"filename=a.png&subfolder=x/y&type=temp&preview=webp;90",
+                b"filename=a.png [output]&channel=a",
+                b"filename=%2e%2e%5c%2e%2e%5csecret.png&subfolder=%2fetc",
+                b"status=pending,completed&sort_by=created_at&limit=5&offset=-1",
+            ),
+        ),
+    )
+}
