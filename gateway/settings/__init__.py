@@ -1,7 +1,7 @@
 """The configuration: typed models, and where they are read from."""
 
 from gateway.settings.auth import AuthSettings, KeySettings
-from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
+from gateway.settings.backends import BackendAuthSettings, BackendSettings, EjectionSettings, ProbeSettings
 from gateway.settings.jobs import (
     CatalogueSettings,
     DispatchSettings,
@@ -20,12 +20,15 @@ from gateway.settings.reading import (
 )
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
 from gateway.settings.tenants import AnonymousSettings, TenantSettings
+from gateway.settings.tls import BackendTlsSettings, ServerTlsSettings
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "AnonymousSettings",
     "AuthSettings",
+    "BackendAuthSettings",
     "BackendSettings",
+    "BackendTlsSettings",
     "CatalogueSettings",
     "CorsSettings",
     "DispatchSettings",
@@ -36,6 +39,7 @@ __all__ = [
     "ProbeSettings",
     "RetentionSettings",
     "ServerSettings",
+    "ServerTlsSettings",
     "SessionSettings",
     "Settings",
     "SettingsError",

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway.settings.base import Count, Model, Seconds
+from gateway.settings.tls import BackendTlsSettings
 
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
+
+
+class BackendAuthSettings(Model):
+    """What a backend, or a proxy before it, asks for: `user` and `password` (Basic), or a `bearer` token."""
+
+    user: str = ""
+    password: str = Field(default="", repr=False)
+    bearer: str = Field(default="", repr=False)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> BackendAuthSettings:
+        if bool(self.user) == bool(self.bearer) or (self.password and not self.user):
+            raise ValueError("give either user and password, or bearer")
+        if ":" in self.user:
+            raise ValueError("the user must not hold ':' (RFC 7617)")
+        if not (self.bearer.isascii() and self.bearer.isprintable()):
+            raise ValueError("the bearer token holds characters that can't be sent in a header")
+        return self
+
+    @property
+    def header(self) -> str:
+        """The value of Authorization (RFC 7617, RFC 6750)."""
+        if self.bearer:
+            return f"Bearer {self.bearer}"
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
 class BackendSettings(Model):
@@ -19,6 +46,8 @@ class BackendSettings(Model):
     name: str = ""
     primary: bool = False
     max_queue: Count | None = None
+    auth: BackendAuthSettings | None = None
+    tls: BackendTlsSettings | None = None
 
     @field_validator("url")
     @classmethod
@@ -33,6 +62,12 @@ class BackendSettings(Model):
         if name and not _BACKEND_NAME.match(name):
             raise ValueError("must be 1 to 32 letters, digits, '-' or '_'")
         return name
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> BackendSettings:
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls goes with a url that begins with https:")
+        return self
 
 
 class ProbeSettings(Model):

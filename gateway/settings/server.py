@@ -1,22 +1,65 @@
-"""Where clients connect, from which pages they may, and what one request may weigh."""
+"""Where clients connect, from which pages they may, and what one request or connection may take."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from gateway.settings.base import Bytes, Model, Seconds
+from gateway.settings.base import Bytes, Count, Model, Seconds
+from gateway.settings.tls import ServerTlsSettings
+
+_HOST = re.compile(r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 
 
 class ServerSettings(Model):
-    """Where clients connect, and what one request may weigh."""
+    """Where clients connect, and what one request or connection may take.
+
+    `body_rate` is bytes a second that a body must bring, over `body_timeout` seconds.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8288
+    tls: ServerTlsSettings = ServerTlsSettings()
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     max_body: Bytes = 100 * 1024 * 1024
+    header_timeout: Seconds = 10.0
+    body_timeout: Seconds = 30.0
+    body_rate: Annotated[int, Field(ge=1)] = 500
+    send_timeout: Seconds = 60.0
+    keepalive_timeout: Seconds = 75.0
+    max_connections: Count = 4096
+    max_connections_per_address: Count = 1024
     drain_timeout: Seconds = 20.0
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not (_HOST.match(host) or _is_address(host)):
+                raise ValueError(f"{host!r} must be a host name, *.a.domain or an address, without scheme and port")
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8: {error}") from error
+        return networks
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class CorsSettings(Model):

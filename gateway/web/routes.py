@@ -7,6 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, sign_in, uploads, view
+from gateway.web.addresses import PROXIES, TrustedProxies
 from gateway.web.gate import Gate
 from gateway.web.parts import PARTS, Parts, caller, parts
 
@@ -68,6 +69,7 @@ def make_app(gateway: Parts) -> web.Application:
     """The application that serves a gateway."""
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[PARTS] = gateway
+    app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
     gate = Gate(gateway.settings, gateway.keyring, gateway.metrics, gateway.started)
     for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, path))

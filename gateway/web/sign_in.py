@@ -12,6 +12,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from gateway.tenants.keys import COOKIE
+from gateway.web.addresses import client_scheme
 from gateway.web.parts import parts
 
 PATH = "/gateway/signin"
@@ -73,7 +74,13 @@ async def post_sign_in(request: web.Request) -> web.Response:
         return _page(next_path, "This key is not known here.", 401)
     response = web.Response(status=303, headers={"Location": _own_path(next_path), "Cache-Control": "no-store"})
     response.set_cookie(
-        COOKIE, key.strip(), max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="Lax", secure=request.secure
+        COOKIE,
+        key.strip(),
+        max_age=COOKIE_SECONDS,
+        path="/",
+        httponly=True,
+        samesite="Lax",
+        secure=client_scheme(request) == "https",
     )
     return response
 
@@ -81,5 +88,5 @@ async def post_sign_in(request: web.Request) -> web.Response:
 async def post_sign_out(request: web.Request) -> web.Response:
     """Forget the cookie."""
     response = web.Response(status=303, headers={"Location": PATH, "Cache-Control": "no-store"})
-    response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=request.secure)
+    response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=client_scheme(request) == "https")
     return response
