@@ -14,9 +14,10 @@ import aiohttp
 import click
 from yarl import URL
 
-from gateway.comfy.client import BackendError, ComfyClient
+from gateway.comfy.client import BackendError
 from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
+from gateway.fleet.backend import client_of
 from gateway.settings import BackendSettings, Settings, SettingsError, load
 
 GIB = 1024**3
@@ -130,7 +131,7 @@ async def _rows(settings: Settings) -> list[Row]:
 
 
 async def _row(session: aiohttp.ClientSession, settings: Settings, backend: BackendSettings) -> Row:
-    client = ComfyClient(backend.url, session, settings.dispatch.connect_timeout, settings.probe.timeout)
+    client = client_of(backend, settings, session)
     try:
         queue, stats = await client.queue(), await client.system_stats()
     except BackendError as error:

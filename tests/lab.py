@@ -18,7 +18,7 @@ import aiohttp
 
 T = TypeVar("T")
 START_LIMIT = 30.0
-_READY = re.compile(r"(http://\S+)")
+_READY = re.compile(r"(https?://\S+)")
 _TROUBLE = re.compile(r"Traceback|task failed|was never awaited|never retrieved|Unclosed")
 
 

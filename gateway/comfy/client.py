@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -14,7 +16,8 @@ from gateway.comfy import wire
 
 # A ComfyUI's own limit on what one message may weigh: none. Previews and custom events of some MB are seen.
 MAX_SOCKET_MESSAGE = 128 * 1024 * 1024
-MAX_ANSWER = 512 * 1024 * 1024
+# An answer that is read whole, decompressed. The /object_info of a large installation has some 10 MB.
+MAX_ANSWER = 256 * 1024 * 1024
 
 
 class BackendError(Exception):
@@ -46,6 +49,14 @@ class BadAnswer(BackendError):
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """What one backend wants of its callers: the value of Authorization, and how TLS to it is made."""
+
+    authorization: str = field(default="", repr=False)
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer."""
 
@@ -62,13 +73,21 @@ class ComfyClient:
         session: the HTTP session; its owner closes it.
         connect_timeout: limit for making a connection.
         timeout: limit for a whole call, where a call does not say otherwise.
+        access: what this ComfyUI, or a proxy before it, wants of its callers.
     """
 
     def __init__(
-        self, base: str, session: aiohttp.ClientSession, connect_timeout: float = 3.0, timeout: float = 5.0
+        self,
+        base: str,
+        session: aiohttp.ClientSession,
+        connect_timeout: float = 3.0,
+        timeout: float = 5.0,
+        access: Access = Access(),
     ) -> None:
         self.base = base
         self._session = session
+        self._authorization = {"Authorization": access.authorization} if access.authorization else {}
+        self._tls: ssl.SSLContext | bool = access.tls or True
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         self._prompt_url = self.url("/prompt")
@@ -98,6 +117,7 @@ class ComfyClient:
         total = self._timeout if timeout == -1 else timeout
         sent_headers = {"Content-Type": "application/json"} if body is not None else {}
         sent_headers.update(headers or {})
+        sent_headers.update(self._authorization)
         try:
             async with self._session.request(
                 method,
@@ -106,8 +126,9 @@ class ComfyClient:
                 headers=sent_headers,
                 timeout=self.limit(total),
                 allow_redirects=False,
+                ssl=self._tls,
             ) as response:
-                return Answer(response.status, response.headers, await response.read())
+                return Answer(response.status, response.headers, await _whole(response))
         except (aiohttp.ClientError, OSError) as error:
             raise translated(error) from error
 
@@ -188,11 +209,12 @@ class ComfyClient:
             self._session.request(
                 method,
                 self.url(path_qs),
-                headers=headers,
+                headers={**(headers or {}), **self._authorization} if self._authorization else headers,
                 data=data,
                 timeout=self.limit(None, sock_read),
                 allow_redirects=False,
                 auto_decompress=False,
+                ssl=self._tls,
             ) as response,
         ):
             yield response
@@ -202,14 +224,52 @@ class ComfyClient:
         """The /ws of this ComfyUI, as `client_id`. `heartbeat` is the seconds between pings."""
         async with (
             translated_errors(),
-            self._session.ws_connect(
+            # A session of its own: aiohttp follows redirects of a handshake, and only a session can be told not to.
+            aiohttp.ClientSession(
+                connector=self._session.connector,
+                connector_owner=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_refusing_redirects()],
+            ) as session,
+            session.ws_connect(
                 self.url(f"/ws?clientId={client_id}"),
+                headers={**self._session.headers, **self._authorization},
                 max_msg_size=MAX_SOCKET_MESSAGE,
                 heartbeat=heartbeat,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                ssl=self._tls,
             ) as socket,
         ):
             yield socket
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """All of an answer, unless it is more than any ComfyUI answers: that may have no end."""
+    if (response.content_length or 0) <= MAX_ANSWER:
+        pieces, size = [], 0
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_ANSWER:
+                break
+        else:
+            return b"".join(pieces)
+    response.close()
+    raise BadAnswer(f"an answer of more than {MAX_ANSWER} bytes", response.status)
+
+
+class _Redirected(aiohttp.ClientError):
+    """The handshake was answered with a redirect: what a caller knows of a backend is not for where that leads."""
+
+
+def _refusing_redirects() -> aiohttp.TraceConfig:
+    async def refuse(_: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams) -> None:
+        params.response.close()
+        raise _Redirected
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(refuse)
+    return config
 
 
 def _parsed(path: str, answer: Answer) -> Any:
@@ -257,14 +317,32 @@ async def translated_errors() -> AsyncIterator[None]:
 
 
 def translated(error: Exception) -> BackendError:
-    """What an error of aiohttp's says: was anything sent, and does anybody listen there? TimeoutError is an OSError."""
+    """What an error of aiohttp's says: was anything sent, and does anybody listen there? TimeoutError is an OSError.
+
+    Its own text is not repeated where it may hold the backend's address: what comes of it may be shown to users.
+    """
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "") or "it is not the host's"
+        return Unreachable(f"its certificate is not trusted: {reason}")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Unreachable("it does not speak TLS as it is expected to")
     if isinstance(error, aiohttp.ClientConnectorError):
         refused = isinstance(error.os_error, ConnectionRefusedError)
-        return Refused("connection refused") if refused else Unreachable(error.os_error.strerror or str(error))
+        return Refused("connection refused") if refused else Unreachable(error.os_error.strerror or "no connection")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return Unreachable("no connection within the time limit")
     if isinstance(error, TimeoutError):
         return TimedOut("no answer within the time limit")
     if isinstance(error, aiohttp.WSServerHandshakeError):
         return BadAnswer(f"/ws answered {error.status}", error.status)
-    return Unanswered(f"the connection broke: {error or type(error).__name__}")
+    if isinstance(error, OSError) and error.strerror:
+        return Unanswered(f"the connection broke: {error.strerror}")
+    return Unanswered(f"the connection broke: {_PLAIN.get(type(error), type(error).__name__)}")
+
+
+_PLAIN: dict[type[Exception], str] = {
+    aiohttp.ServerDisconnectedError: "it was closed",
+    aiohttp.ClientPayloadError: "the answer ended early",
+    aiohttp.ClientResponseError: "the answer is not HTTP",
+    _Redirected: "it redirects",
+}

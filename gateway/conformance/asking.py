@@ -62,9 +62,7 @@ class Examination:
             CannotAsk: see there. The first question finds it out.
         """
         headers = {"Accept-Encoding": "identity"} | ({"X-API-Key": self.key} if self.key else {})
-        async with aiohttp.ClientSession(
-            headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trace_configs=[_without_redirects()]
-        ) as session:
+        async with aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar()) as session:
             client = ComfyClient(self.url, session, min(CONNECT_TIMEOUT, self.timeout))
             first = await self._first(client)
             for exchange in self.suite.exchanges:
@@ -126,17 +124,6 @@ class Examination:
         except BackendError as error:
             return no_socket(error)
         return judge_greeting(self.suite, client_id, messages)
-
-
-def _without_redirects() -> aiohttp.TraceConfig:
-    """A handshake would follow a redirect, and take the key along."""
-
-    async def refuse(*_: object) -> None:
-        raise aiohttp.ClientError("it redirects")
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(refuse)
-    return trace
 
 
 @contextmanager

@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.comfy.client import ComfyClient, Queue
+import aiohttp
+
+from gateway.comfy.client import Access, ComfyClient, Queue
 from gateway.fleet.health import Health, Pulse
+from gateway.settings import BackendSettings, Settings
 
 _EMPTY_QUEUE = Queue((), ())
+
+
+def client_of(entry: BackendSettings, settings: Settings, session: aiohttp.ClientSession) -> ComfyClient:
+    """How a backend is spoken to, with what it asks for."""
+    access = Access(entry.auth.header if entry.auth else "", entry.tls.context() if entry.tls else None)
+    return ComfyClient(entry.url, session, settings.dispatch.connect_timeout, settings.probe.timeout, access)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,8 +12,8 @@ from typing import Protocol
 import aiohttp
 
 from gateway.comfy import events
-from gateway.comfy.client import BackendError, ComfyClient, Queue, Refused, TimedOut, Unreachable
-from gateway.fleet.backend import Backend
+from gateway.comfy.client import BackendError, Queue, Refused, TimedOut, Unreachable
+from gateway.fleet.backend import Backend, client_of
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
 from gateway.settings import BackendSettings, Settings
@@ -79,9 +79,7 @@ class Fleet:
         )
         now = time.monotonic()
         for entry in self._settings.backends:
-            client = ComfyClient(
-                entry.url, self._session, self._settings.dispatch.connect_timeout, self._settings.probe.timeout
-            )
+            client = client_of(entry, self._settings, self._session)
             backend = Backend(
                 entry.name,
                 entry.url,

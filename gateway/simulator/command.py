@@ -30,6 +30,9 @@ from gateway.simulator.options import SimulatorOptions, model_names
 )
 @click.option("--base-dir", type=click.Path(path_type=Path), default=None, help="Keep files here, over a restart.")
 @click.option("--front-end-root", type=click.Path(path_type=Path, exists=True), default=None)
+@click.option("--authorization", default="", metavar="VALUE", help="Refuse requests without this Authorization.")
+@click.option("--tls", nargs=2, type=click.Path(path_type=Path, exists=True), default=None, metavar="CERT KEY")
+@click.option("--client-ca", type=click.Path(path_type=Path, exists=True), default=None, help="Ask for certificates.")
 def simulate(
     host: str,
     port: int,
@@ -47,6 +50,9 @@ def simulate(
     max_upload_size: float,
     base_dir: Path | None,
     front_end_root: Path | None,
+    authorization: str,
+    tls: tuple[Path, Path] | None,
+    client_ca: Path | None,
 ) -> None:
     """Run one simulated ComfyUI, without a GPU."""
     try:
@@ -71,5 +77,8 @@ def simulate(
         base_dir=base_dir,
         front_end_root=front_end_root,
         faults=failures,
+        authorization=authorization,
+        tls=tls,
+        client_ca=client_ca,
     )
     sys.exit(server.run(options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import ssl
 import sys
 import tempfile
 from collections import Counter
@@ -46,7 +47,7 @@ class Simulator:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{self.options.host}:{self.port}"
+        return f"{'https' if self.options.tls else 'http'}://{self.options.host}:{self.port}"
 
     async def start(self) -> None:
         """Listen, and begin to run prompts."""
@@ -62,7 +63,8 @@ class Simulator:
         self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
         self._runner = web.AppRunner(self._app(object_info), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, options.host, options.port)
+        self._tls = _context(options)
+        self._site = web.TCPSite(self._runner, options.host, options.port, ssl_context=self._tls)
         await self._site.start()
         self.port = int(self._runner.addresses[0][1])
         self._tasks = [asyncio.create_task(self.sockets.publish()), asyncio.create_task(self.executor.run())]
@@ -77,7 +79,7 @@ class Simulator:
             if transport is not None:
                 transport.abort()
         await asyncio.sleep(seconds)
-        self._site = web.TCPSite(self._runner, self.options.host, self.port)
+        self._site = web.TCPSite(self._runner, self.options.host, self.port, ssl_context=self._tls)
         await self._site.start()
 
     def _queue_updated(self) -> None:
@@ -122,6 +124,8 @@ class Simulator:
         if not request.path.startswith(_OWN):
             resource = request.match_info.route.resource
             self.requests[f"{request.method} {resource.canonical if resource else request.path}"] += 1
+            if self.options.authorization not in ("", request.headers.get("Authorization")):
+                return web.Response(status=401, headers={"WWW-Authenticate": f'Basic realm="{self.url}"'})
             refusal = _foreign(request) or await self._fault(request)
             if refusal is not None:
                 return refusal
@@ -189,6 +193,16 @@ class Simulator:
             await self._runner.cleanup()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _context(options: SimulatorOptions) -> ssl.SSLContext | None:
+    if options.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=options.client_ca)
+    context.load_cert_chain(*options.tls)
+    if options.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _bare_500() -> web.Response:

@@ -62,7 +62,7 @@ class TrustedProxies:
 
 
 def parse_address(text: str) -> Address | None:
-    """An address, None if it is none. IPv4 in IPv6's form (``::ffff:a.b.c.d``, RFC 4291) is IPv4; zones are left out."""
+    """An address, None if it is none. IPv4 in IPv6's form (``::ffff:a.b.c.d``, RFC 4291) is IPv4; zones go."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
