@@ -18,6 +18,7 @@ from gateway.settings.reading import (
     keys_of,
     load,
 )
+from gateway.settings.routes import RouteSettings, UserDataSettings
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
 from gateway.settings.tenants import AnonymousSettings, TenantSettings
 from gateway.settings.tls import BackendTlsSettings, ServerTlsSettings
@@ -38,6 +39,7 @@ __all__ = [
     "LogSettings",
     "ProbeSettings",
     "RetentionSettings",
+    "RouteSettings",
     "ServerSettings",
     "ServerTlsSettings",
     "SessionSettings",
@@ -46,6 +48,7 @@ __all__ = [
     "StoreSettings",
     "TenantSettings",
     "UploadSettings",
+    "UserDataSettings",
     "backends_of",
     "is_loopback",
     "keys_of",

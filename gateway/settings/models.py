@@ -12,6 +12,7 @@ from gateway.settings.auth import AuthSettings
 from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
 from gateway.settings.base import Model
 from gateway.settings.jobs import CatalogueSettings, DispatchSettings, HistorySettings, StoreSettings, UploadSettings
+from gateway.settings.routes import RouteSettings, UserDataSettings
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
 from gateway.settings.tenants import TenantSettings
 
@@ -39,6 +40,8 @@ class Settings(Model):
     sessions: SessionSettings = SessionSettings()
     store: StoreSettings = StoreSettings()
     uploads: UploadSettings = UploadSettings()
+    userdata: UserDataSettings = UserDataSettings()
+    routes: RouteSettings = RouteSettings()
     catalogue: CatalogueSettings = CatalogueSettings()
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()

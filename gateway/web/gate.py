@@ -16,7 +16,7 @@ from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring, Role
-from gateway.tenants.rules import OPEN_PATHS, SIGN_IN_PATHS, is_manifest, may_call
+from gateway.tenants.roles import Access, Roles, is_manifest, may, operators_rows
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem
 from gateway.web.authentication import identify
@@ -34,19 +34,27 @@ class Gate:
         self._settings = settings
         self._keyring = keyring
         self._metrics = metrics
-        self._metrics_open = settings.auth.metrics == "open"
+        self._roles = Roles(operators_rows(settings.routes))
+        self._keyless = {Access.ANYBODY, *([Access.MONITORING] if settings.auth.metrics == "open" else [])}
         self._log_requests = settings.log.requests and settings.log.level in ("debug", "info")
         self._counters: dict[tuple[str, str, int], Counter] = {}
 
-    def guard(self, handler: Handler, route: str) -> Handler:
-        """The handler behind the gate. `route` is the template, never a raw path: paths hold names."""
+    def guard(self, handler: Handler, method: str, route: str, *, passes_on: bool = False) -> Handler:
+        """The handler behind the gate. `route` is the template, never a raw path: paths hold names.
+
+        Who may call is looked up once; for a handler that `passes_on` what it gets, by each request's path.
+
+        Raises:
+            LookupError: the table of roles says nothing of the route.
+        """
         histogram = self._metrics.request_seconds.labels(route)
+        access = None if passes_on else self._roles.of_route(method, route)
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
             status, identity = 500, None
             try:
-                refusal, identity = _admit(request, self._settings, self._keyring, self._metrics_open)
+                refusal, identity = self._admit(request, access)
                 if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
                     # What became of the jobs of an earlier run is being found out: late rather than wrong.
                     await self._started.wait()
@@ -64,6 +72,26 @@ class Gate:
                     self._log(request, route, status, seconds, identity)
 
         return guarded
+
+    def _admit(self, request: web.Request, access: Access | None) -> tuple[web.Response | None, Identity | None]:
+        """The refusal, if it is refused, and who calls, if that is known."""
+        if is_preflight(request):
+            return None, None
+        if is_foreign(request, self._settings):
+            return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
+        if access is None:
+            if request.method in ("GET", "HEAD") and is_manifest(request.path) and not request.query_string:
+                return None, None
+            access = self._roles.of_path(request.method, request.path)
+        if access in self._keyless:
+            return None, None
+        identity = identify(request, self._keyring)
+        if isinstance(identity, web.Response):
+            return identity, None
+        if not may(identity, access):
+            return _forbidden(identity, access), identity
+        request[IDENTITY] = identity
+        return None, identity
 
     def _count(self, method: str, route: str, status: int) -> None:
         key = (method, route, status)
@@ -84,28 +112,12 @@ class Gate:
         )
 
 
-def _admit(
-    request: web.Request, settings: Settings, keyring: Keyring, metrics_open: bool
-) -> tuple[web.Response | None, Identity | None]:
-    path = request.path
-    if path in OPEN_PATHS or (path == "/metrics" and metrics_open) or is_preflight(request):
-        return None, None
-    if request.method in ("GET", "HEAD") and is_manifest(path) and not request.query_string:
-        return None, None
-    if is_foreign(request, settings):
-        return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
-    if path in SIGN_IN_PATHS:
-        return None, None
-    identity = identify(request, keyring)
-    if isinstance(identity, web.Response):
-        return identity, None
-    if not may_call(identity, path):
-        what = "another role" if identity.role is Role.METRICS else "an admin key"
-        return problem(
-            403, "forbidden", f"This route needs {what}", f"the key '{identity.name}' has {identity.role}"
-        ), identity
-    request[IDENTITY] = identity
-    return None, identity
+def _forbidden(identity: Identity, access: Access) -> web.Response:
+    what = "another role" if identity.role is Role.METRICS else "an admin's key"
+    if access is Access.TEAM:
+        what = f"{what}, or tenants that are not isolated: it shows what everybody made"
+    details = f"the key '{identity.name}' has {identity.role}"
+    return problem(403, "forbidden", f"This route needs {what}", details)
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from gateway.settings import Settings
-from gateway.tenants.rules import without_api
+from gateway.tenants.roles import without_api
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 

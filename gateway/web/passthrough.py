@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 
 from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
 from gateway.jobs.job import State
-from gateway.web.answers import problem
+from gateway.tenants.roles import AnsweredHere, unquoted
+from gateway.web.answers import empty, problem
 from gateway.web.parts import caller, parts
 from gateway.web.streaming import forward
 from gateway.web.view import get_named
 
-_SAFE = ("GET", "HEAD", "OPTIONS")
+ANSWERED_HERE = web.AppKey("answered_here", AnsweredHere)
+_SAFE = ("GET", "HEAD")
+# A way out of where a path seems to lead, for a backend on Windows too; and what no path has.
+_ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 
 
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
-    if any(part == ".." for part in request.path.split("/")):
-        return problem(400, "invalid_path", "The path must not contain '..'")
+    path = unquoted(request.path)
+    if _ODD.search(path):
+        return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
+    if path in request.app[ANSWERED_HERE]:
+        # Another spelling of a route that is answered here with the caller's own. No ComfyUI knows it; a proxy before
+        # one may (nginx merges slashes), and the answer would be everybody's.
+        return empty(404)
     if request.method in _SAFE and "filename" in request.rel_url.query:
         named = await get_named(request)
         if named is not None:

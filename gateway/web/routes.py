@@ -6,6 +6,7 @@ import aiohttp_cors
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.tenants.roles import AnsweredHere
 from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, sign_in, uploads, view
 from gateway.web.addresses import PROXIES, TrustedProxies
 from gateway.web.gate import Gate
@@ -72,12 +73,13 @@ def make_app(gateway: Parts) -> web.Application:
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
     gate = Gate(gateway.settings, gateway.keyring, gateway.metrics, gateway.started)
     for method, path, handler in OWN:
-        _add(app, method, path, gate.guard(handler, path))
+        _add(app, method, path, gate.guard(handler, method, path))
     for method, path, handler in JOBS + COMFYUI:
         for full_path in (path, "/api" + path):
-            _add(app, method, full_path, gate.guard(handler, full_path))
+            _add(app, method, full_path, gate.guard(handler, method, full_path))
+    app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
     for method in _METHODS:
-        _add(app, method, "/{path:.*}", gate.guard(passthrough.pass_on, "/{path}"))
+        _add(app, method, "/{path:.*}", gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
     if gateway.settings.cors.origins:
         _allow_origins(app, gateway.settings.cors.origins)
     return app

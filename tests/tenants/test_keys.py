@@ -9,7 +9,6 @@ import pytest
 
 from gateway.settings import AnonymousSettings, AuthSettings, KeySettings
 from gateway.tenants.keys import LOCAL, Keyring, Role, presented_key
-from gateway.tenants.rules import is_admin_path
 
 
 def basic(text: str) -> dict[str, str]:
@@ -55,25 +54,6 @@ def test_keyring() -> None:
 
 def test_without_keys_everybody_is_the_local_user() -> None:
     assert Keyring(AuthSettings()).identify(None) is LOCAL
-
-
-@pytest.mark.parametrize(
-    ("path", "admin"),
-    [
-        ("/free", True),
-        ("/FREE", True),
-        ("//free", True),
-        ("/./internal/logs", True),
-        ("/internal", True),
-        ("/internals", False),
-        ("/manager/reboot", True),
-        ("/v2/manager/queue", True),
-        ("/queue", False),
-        ("/gateway/backends", True),
-    ],
-)
-def test_admin_paths(path: str, admin: bool) -> None:
-    assert is_admin_path(path) is admin
 
 
 def test_callers_without_a_key() -> None:
