@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from aiohttp import web
-
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
@@ -19,6 +17,7 @@ from gateway.tenants.keys import Keyring
 from gateway.web.catalogue import shared_features
 from gateway.web.parts import Parts
 from gateway.web.routes import make_app
+from gateway.web.serving import Serving
 
 
 class Gateway:
@@ -28,6 +27,7 @@ class Gateway:
         self.settings = settings
         self.parts: Parts
         self.port = settings.server.port
+        self._serving: Serving | None = None
         self._stack = AsyncExitStack()
         self._ready = False
         self._started = asyncio.Event()
@@ -76,27 +76,27 @@ class Gateway:
         self._ready = True
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        server = self.settings.server
-        runner = web.AppRunner(
-            make_app(self.parts),
-            access_log=None,
-            shutdown_timeout=server.drain_timeout,
-            max_line_size=32 * 1024,
-            max_field_size=32 * 1024,
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
+        try:
+            serving = Serving(make_app(self.parts), self.settings, self.parts.metrics)
+        except ValueError as error:
+            raise OSError(f"server.tls: {error}") from error
+        await serving.start()
+        stack.push_async_callback(serving.close)
         # Sockets are closed while the server drains: it would else wait for them until its time is over.
         stack.push_async_callback(self.parts.hub.close)
-        site = web.TCPSite(runner, server.host, server.port, backlog=1024)
-        await site.start()
-        self.port = int(runner.addresses[0][1])
+        self._serving, self.port = serving, serving.port
+
+    def reload(self) -> None:
+        """Read again what can be read anew while it serves: the certificate."""
+        if self._serving is not None:
+            self._serving.reload()
 
     @property
     def url(self) -> str:
         """Where it listens."""
         host = self.settings.server.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        scheme = "http" if self.settings.server.tls.certificate is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def close(self) -> None:
         """Stop accepting, let answers finish, close sockets, write the journal. Jobs on the backends run on."""

@@ -53,6 +53,9 @@ class Metrics:
 
         self.requests = counter("http_requests_total", "HTTP requests", "method", "route", "status")
         self.request_seconds = histogram("http_request_seconds", "Time of HTTP requests", _HTTP_BUCKETS, "route")
+        self.connections = gauge("connections_open", "Open connections of clients")
+        self.connections_refused = counter("connections_refused_total", "Connections refused, by limit", "limit")
+        self.connections_cut = counter("connections_cut_total", "Connections ended by the gateway, by reason", "reason")
         self.sockets = gauge("sockets_open", "Open WebSockets of clients")
         self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")

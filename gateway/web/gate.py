@@ -20,7 +20,8 @@ from gateway.tenants.roles import Access, Roles, is_manifest, may, operators_row
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem
 from gateway.web.authentication import identify
-from gateway.web.origins import is_foreign, is_preflight
+from gateway.web.connections import SlowBody
+from gateway.web.origins import Origins, is_preflight
 from gateway.web.parts import IDENTITY
 
 _log = logs.get("http")
@@ -31,7 +32,7 @@ class Gate:
 
     def __init__(self, settings: Settings, keyring: Keyring, metrics: Metrics, started: asyncio.Event) -> None:
         self._started = started
-        self._settings = settings
+        self._origins = Origins(settings)
         self._keyring = keyring
         self._metrics = metrics
         self._roles = Roles(operators_rows(settings.routes))
@@ -77,12 +78,13 @@ class Gate:
         """The refusal, if it is refused, and who calls, if that is known."""
         if is_preflight(request):
             return None, None
-        if is_foreign(request, self._settings):
-            return problem(403, "foreign_origin", "This origin may not call", "list it under cors.origins"), None
         if access is None:
-            if request.method in ("GET", "HEAD") and is_manifest(request.path) and not request.query_string:
-                return None, None
             access = self._roles.of_path(request.method, request.path)
+            if request.method in ("GET", "HEAD") and is_manifest(request.path) and not request.query_string:
+                access = Access.ANYBODY
+        foreign = self._origins.refusal(request, access, is_open=self._keyring.is_open)
+        if foreign is not None:
+            return foreign, None
         if access in self._keyless:
             return None, None
         identity = identify(request, self._keyring)
@@ -128,7 +130,12 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(413, "body_too_large", "The request body is too large", str(error.text))
     except StoreError as error:
         return problem(503, "journal_unavailable", "Nothing can be accepted now", str(error), {"Retry-After": "5"})
+    except SlowBody as error:
+        return problem(408, "body_too_slow", "The request body comes too slowly", str(error), {"Connection": "close"})
     except BackendError as error:
+        if isinstance(request.content.exception(), SlowBody):
+            details = str(request.content.exception())
+            return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})
         if request.transport is None or request.get("streaming"):
             raise web.HTTPBadGateway from error
         _log.warning("backend", path=request.path, error=str(error))

@@ -1,0 +1,88 @@
+"""The gateway's own certificate, and a new one without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+from gateway.settings import ServerTlsSettings
+from gateway.settings.tls import load_chain
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("tls")
+
+WATCH_SECONDS = 2.0
+
+
+class Certificates:
+    """What new connections are encrypted with. Connections that stand keep what they were made with.
+
+    Args:
+        settings: names the files, which were fit to be used when the settings were read.
+
+    Raises:
+        ValueError: they are not any more.
+    """
+
+    def __init__(self, settings: ServerTlsSettings) -> None:
+        assert settings.certificate is not None
+        assert settings.key is not None
+        self._certificate, self._key = settings.certificate, settings.key
+        self._seen = self._signature()
+        self.context = self._load()
+        self._tasks = Tasks("certificates")
+        self._look = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to look whether the files change."""
+        self._tasks.start(self._watch(), "watch")
+
+    async def close(self) -> None:
+        """Stop that."""
+        await self._tasks.close()
+
+    def reload(self) -> None:
+        """Look now, and read the files even if they seem to be the same."""
+        self._seen = ()
+        self._look.set()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            signature = await asyncio.to_thread(self._signature)
+            if signature == self._seen:
+                continue
+            self._seen = signature
+            try:
+                self.context = await asyncio.to_thread(self._load)
+            except ValueError as error:
+                # Half of a new pair, perhaps: the other half changes the files again.
+                _log.error("the new certificate can't be used, the old one stays", error=str(error))
+            else:
+                _log.info("a new certificate is in use", certificate=str(self._certificate))
+
+    def _signature(self) -> tuple[object, ...]:
+        return tuple(_identity(path) for path in (self._certificate, self._key))
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        load_chain(context, self._certificate, self._key)
+        return context
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes with a file's content, also where a link is turned to another file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,237 @@
+"""Clients' connections: how many there may be, and how long each may take over what it sends and reads.
+
+aiohttp limits none of this. Each connection's protocol stands before aiohttp's own and notes what happens, which costs
+a request next to nothing; a sweep over all of them finds those whose time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.http_parser import RawRequestMessage
+
+from gateway.settings import ServerSettings
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+from gateway.web.addresses import TrustedProxies, parse_address
+from gateway.web.pace import Pace, Phase
+
+_log = logs.get("connections")
+
+SWEEP_MOST = 1.0
+SWEEP_LEAST = 0.05
+# After the answer that refuses a slow body, or a close that waits for its reader.
+GRACE_SECONDS = 5.0
+# For so long nobody is looked for that could give way once nobody was found.
+FULL_SECONDS = 0.25
+
+
+class SlowBody(TimeoutError):
+    """The client sends the body of its request too slowly. Raised where the body is read."""
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, between its transport and aiohttp's protocol.
+
+    Args:
+        table: where it is counted.
+        inner: aiohttp's protocol.
+        address: the peer's.
+    """
+
+    __slots__ = ("_inner", "_table", "address", "handshake", "pace", "payload", "transport")
+
+    def __init__(self, table: Connections, inner: web.RequestHandler, address: str) -> None:
+        self._table = table
+        self._inner = inner
+        self.address = address
+        self.pace = Pace(time.monotonic())
+        self.payload: Any = None
+        self.transport: asyncio.Transport | None = None
+        self.handshake: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It stands, its TLS handshake included."""
+        # uvloop's has all that is asked of an asyncio.Transport, and is none.
+        self.transport = cast(asyncio.Transport, transport)
+        self.pace.made(time.monotonic())
+        self._table.made(self, self._inner)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        pace = self.pace
+        pace.received += len(data)
+        if pace.phase is Phase.IDLE:
+            pace.first_byte(time.monotonic())
+        self._inner.data_received(data)
+
+    def eof_received(self) -> None:
+        """The peer sends nothing more."""
+        self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """The peer does not read as fast as it is written to."""
+        self.pace.stalled_since = time.monotonic()
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.pace.stalled_since = None
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._table.closed(self, self._inner)
+        self._inner.connection_lost(exc)
+        self.transport = None
+
+    def cut(self) -> None:
+        """End it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.handshake is not None:
+            self.handshake.cancel()
+
+
+class Connections:
+    """All connections of clients. `start` begins to look after them, `close` ends that."""
+
+    def __init__(self, settings: ServerSettings, proxies: TrustedProxies, metrics: Metrics, most: int) -> None:
+        self._settings = settings
+        self._proxies = proxies
+        self._metrics = metrics
+        self._most = most
+        self._all: dict[Connection, None] = {}
+        self._inner: dict[web.RequestHandler, Connection] = {}
+        self._by_address: Counter[str] = Counter()
+        self._full_until = 0.0
+        self._tasks = Tasks("connections")
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def start(self) -> None:
+        """Begin to look after those whose time is up."""
+        self._tasks.start(self._sweep_for_ever(), "sweep")
+
+    async def close(self) -> None:
+        """Stop that. The connections are closed by the server that they belong to."""
+        await self._tasks.close()
+
+    def watch(self, server: web.Server) -> None:
+        """Have a server say when a request begins and ends. Before it serves its first."""
+        make, answer = server.request_factory, server.request_handler
+
+        def made(
+            message: RawRequestMessage, payload: Any, protocol: web.RequestHandler, writer: Any, task: Any
+        ) -> web.BaseRequest:
+            connection = self._inner.get(protocol)
+            if connection is not None:
+                connection.payload = payload
+                connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
+            return make(message, payload, protocol, writer, task)
+
+        async def answered(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await answer(request)
+            finally:
+                connection = self._inner.get(request.protocol)
+                if connection is not None:
+                    connection.pace.ended(time.monotonic())
+
+        server.request_factory, server.request_handler = made, answered
+
+    def admit(self, server: web.Server, address: str) -> Connection | str:
+        """A connection for one that was accepted; or the limit that refuses it: ``address`` or ``full``."""
+        parsed = parse_address(address)
+        key = str(parsed) if parsed is not None else address
+        most = self._settings.max_connections_per_address
+        if self._by_address[key] >= most and not self._proxies.knows(key):
+            self._metrics.connections_refused.labels("address").inc()
+            return "address"
+        if len(self._all) >= self._most and not self._make_room():
+            self._metrics.connections_refused.labels("full").inc()
+            return "full"
+        connection = Connection(self, server(), key)
+        self._all[connection] = None
+        self._by_address[key] += 1
+        self._metrics.connections.set(len(self._all))
+        return connection
+
+    def made(self, connection: Connection, inner: web.RequestHandler) -> None:
+        """A connection stands."""
+        self._inner[inner] = connection
+
+    def closed(self, connection: Connection, inner: web.RequestHandler | None = None) -> None:
+        """A connection is gone, or its handshake failed."""
+        if inner is not None:
+            self._inner.pop(inner, None)
+        if connection not in self._all:
+            return
+        del self._all[connection]
+        self._by_address[connection.address] -= 1
+        if self._by_address[connection.address] <= 0:
+            del self._by_address[connection.address]
+        self._metrics.connections.set(len(self._all))
+
+    def _make_room(self) -> bool:
+        """Have those go that have waited longest for a request. False if all are busy."""
+        now = time.monotonic()
+        if now < self._full_until:
+            return False
+        waiting = sorted((c for c in self._all if c.pace.is_waiting), key=lambda c: c.pace.since)
+        if not waiting:
+            self._full_until = now + FULL_SECONDS
+            _log.warning("all connections are busy; new ones are refused", connections=len(self._all))
+        for connection in waiting[: 1 + len(self._all) // 64]:
+            self._cut(connection, "room")
+        return bool(waiting)
+
+    def _cut(self, connection: Connection, reason: str) -> None:
+        self._metrics.connections_cut.labels(reason).inc()
+        connection.cut()
+        self.closed(connection)
+
+    async def _sweep_for_ever(self) -> None:
+        settings = self._settings
+        shortest = min(settings.header_timeout, settings.body_timeout, settings.send_timeout)
+        while True:
+            await asyncio.sleep(max(min(shortest / 4, SWEEP_MOST), SWEEP_LEAST))
+            now = time.monotonic()
+            for connection in list(self._all):
+                self._look(connection, now)
+
+    def _look(self, connection: Connection, now: float) -> None:
+        pace, transport, payload = connection.pace, connection.transport, connection.payload
+        if transport is None:
+            return
+        if transport.is_closing():
+            pace.leaving_since = pace.leaving_since or now
+        reads_body = payload is not None and not payload.is_eof() and payload.exception() is None
+        match pace.overdue(now, self._settings, reads_body=reads_body, is_read=transport.is_reading()):
+            case None:
+                return
+            case "body":
+                _log.info("a body comes too slowly", remote=connection.address)
+                self._metrics.connections_cut.labels("body").inc()
+                payload.set_exception(SlowBody("the body comes too slowly"))
+                pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
+            case "header":
+                self._metrics.connections_cut.labels("header").inc()
+                # Nobody else writes to it: no request has begun, nor is the rest of one being thrown away.
+                if pace.received and (payload is None or payload.is_eof()):
+                    transport.write(TIMED_OUT)
+                transport.close()
+                pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
+            case reason:
+                _log.info("a connection is cut", remote=connection.address, reason=reason)
+                self._cut(connection, reason)
+
+
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -1,0 +1,196 @@
+"""Listening: each connection is counted when it is accepted, before it costs a handshake or a byte of memory more."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+
+from aiohttp import web
+
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import Tasks
+from gateway.web.connections import Connection, Connections
+
+_log = logs.get("listener")
+
+BACKLOG = 1024
+# Accepted in one go before others have their turn.
+BATCH = 64
+REST_SECONDS = 0.5
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# No more than this of an answer waits in the kernel beyond what is under way: memory is bounded, and a pace shows.
+UNSENT = 256 * 1024
+
+
+def _refusal(status: str, type_: str, message: str) -> bytes:
+    body = b'{"error": {"type": "%b", "message": "%b", "details": "", "extra_info": {}}, "node_errors": {}}' % (
+        type_.encode(),
+        message.encode(),
+    )
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Retry-After: 5\r\nConnection: close\r\n\r\n".encode() + body
+
+
+_REFUSALS = {
+    "full": _refusal("503 Service Unavailable", "too_many_connections", "All connections are in use"),
+    "address": _refusal("429 Too Many Requests", "too_many_connections", "Too many connections from this address"),
+}
+
+
+class Listener:
+    """A host and a port on which a server is listened for.
+
+    Args:
+        server: aiohttp's server, which answers.
+        connections: where connections are counted.
+        context: gives what new connections are encrypted with; None for plain HTTP.
+        handshake_timeout: seconds that a TLS handshake may take.
+    """
+
+    def __init__(
+        self,
+        server: web.Server,
+        connections: Connections,
+        context: Callable[[], ssl.SSLContext] | None,
+        handshake_timeout: float,
+    ) -> None:
+        self._server = server
+        self._connections = connections
+        self._context = context
+        self._handshake_timeout = handshake_timeout
+        self._sockets: list[socket.socket] = []
+        self._tasks = Tasks("listener")
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen on every address of a host.
+
+        Raises:
+            OSError: one can't be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, _, _, _, address in dict.fromkeys(found):
+                self._sockets.append(_bound(family, address))
+        except OSError:
+            self._close_sockets()
+            raise
+        self.port = int(self._sockets[0].getsockname()[1])
+        for listening in self._sockets:
+            listening.listen(BACKLOG)
+            loop.add_reader(listening, self._accept, listening)
+
+    async def close(self) -> None:
+        """Accept no more. Connections that stand are their server's to close."""
+        self._close_sockets()
+        await self._tasks.close()
+
+    def _close_sockets(self) -> None:
+        for listening in self._sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
+        self._sockets.clear()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(BATCH):
+            try:
+                accepted, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                _log.error("no connection can be accepted", error=error.strerror)
+                self._rest(listening)
+                return
+            accepted.setblocking(False)
+            admitted = self._connections.admit(self._server, str(address[0]))
+            if isinstance(admitted, str):
+                self._refuse(accepted, admitted)
+            else:
+                admitted.handshake = self._tasks.start(self._connect(accepted, admitted), "handshake")
+
+    def _rest(self, listening: socket.socket) -> None:
+        """Out of files or memory: what ends meanwhile gives some back."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+
+        def resume() -> None:
+            if listening in self._sockets:
+                loop.add_reader(listening, self._accept, listening)
+
+        loop.call_later(REST_SECONDS, resume)
+
+    def _refuse(self, accepted: socket.socket, limit: str) -> None:
+        """Say so, if that costs nothing; without waiting, and without a handshake."""
+        with accepted:
+            if self._context is None:
+                try:
+                    accepted.send(_REFUSALS[limit])
+                    accepted.shutdown(socket.SHUT_WR)
+                except OSError:
+                    # It is gone already.
+                    return
+
+    async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
+        is_made = False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self._context() if self._context is not None else None,
+                ssl_handshake_timeout=self._handshake_timeout if self._context is not None else None,
+            )
+            is_made = True
+        except OSError:
+            # A handshake that failed, or took too long. Those that scan do nothing else.
+            pass
+        finally:
+            connection.handshake = None
+            if not is_made:
+                accepted.close()
+                self._connections.closed(connection)
+
+
+def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        listening.setblocking(False)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def files_for(connections: int, besides: int) -> int:
+    """How many connections there is room for: the process's limit of open files is raised as far as it goes.
+
+    Args:
+        connections: how many there should be.
+        besides: files that are needed beside them.
+    """
+    try:
+        import resource
+    except ImportError:
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + besides
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        _log.warning("fewer connections than server.max_connections: the limit of open files", files=allowed)
+    return max(allowed - besides, 16)

@@ -1,0 +1,110 @@
+"""How one connection gets on with what it sends and reads, and whether its time is up. Pure: the time is passed in."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+# What a client's WebSocket may send: bytes at once, and bytes a second. It has flags to declare, and pings.
+SOCKET_BURST = 4 * 1024 * 1024
+SOCKET_RATE = 64 * 1024
+
+
+class Phase(Enum):
+    """What a connection is at."""
+
+    NEW = auto()
+    IDLE = auto()
+    HEAD = auto()
+    BUSY = auto()
+
+
+class Limits(Protocol):
+    """The settings that matter here, in seconds and bytes a second (`gateway.settings.ServerSettings`)."""
+
+    @property
+    def header_timeout(self) -> float: ...
+    @property
+    def body_timeout(self) -> float: ...
+    @property
+    def body_rate(self) -> int: ...
+    @property
+    def send_timeout(self) -> float: ...
+
+
+class Pace:
+    """Times are monotonic seconds.
+
+    `since` is when the phase began, `stalled_since` when the peer ceased to read, `leaving_since` when the connection
+    was told to close, `received` the bytes that came.
+    """
+
+    __slots__ = ("_level", "_mark", "_mark_bytes", "is_upgrade", "leaving_since", "phase", "received", "since",
+                 "stalled_since")  # fmt: skip
+
+    def __init__(self, now: float) -> None:
+        self.phase = Phase.NEW
+        self.since = now
+        self.received = 0
+        self.stalled_since: float | None = None
+        self.leaving_since: float | None = None
+        self.is_upgrade = False
+        self._mark = now
+        self._mark_bytes = 0
+        self._level = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request of it is being answered."""
+        return self.phase is not Phase.BUSY and self.stalled_since is None
+
+    def made(self, now: float) -> None:
+        """The connection stands; the time for its first request begins."""
+        self.since = now
+
+    def first_byte(self, now: float) -> None:
+        """A further request begins to come."""
+        self.phase, self.since = Phase.HEAD, now
+
+    def began(self, now: float, *, is_upgrade: bool) -> None:
+        """A request's headers are read; it is answered from now on."""
+        self.phase, self.since, self.is_upgrade = Phase.BUSY, now, is_upgrade
+        self._mark, self._mark_bytes, self._level = now, self.received, 0.0
+
+    def ended(self, now: float) -> None:
+        """The request is answered."""
+        self.phase, self.since = Phase.IDLE, now
+
+    def overdue(self, now: float, limits: Limits, *, reads_body: bool, is_read: bool) -> str | None:
+        """What has taken too long, or is too much: ``header``, ``body``, ``send`` or ``flood``; None if nothing has.
+
+        Args:
+            now: the time.
+            limits: how long each may take.
+            reads_body: whether some of the request's body has still to come.
+            is_read: whether the gateway reads what comes; while it does not, a silence is not the client's.
+        """
+        if self.leaving_since is not None:
+            return "send" if now - self.leaving_since > limits.send_timeout else None
+        if self.stalled_since is not None:
+            return "send" if now - self.stalled_since > limits.send_timeout else None
+        if self.phase in (Phase.NEW, Phase.HEAD):
+            return "header" if now - self.since > limits.header_timeout else None
+        if self.phase is Phase.BUSY and self.is_upgrade:
+            return self._flood(now)
+        if self.phase is Phase.BUSY and reads_body:
+            return self._body(now, limits, is_read)
+        return None
+
+    def _body(self, now: float, limits: Limits, is_read: bool) -> str | None:
+        if is_read and now - self._mark < limits.body_timeout:
+            return None
+        brought, seconds = self.received - self._mark_bytes, now - self._mark
+        self._mark, self._mark_bytes = now, self.received
+        return "body" if is_read and brought < limits.body_rate * seconds else None
+
+    def _flood(self, now: float) -> str | None:
+        brought, seconds = self.received - self._mark_bytes, now - self._mark
+        self._mark, self._mark_bytes = now, self.received
+        self._level = max(0.0, self._level + brought - SOCKET_RATE * seconds)
+        return "flood" if self._level > SOCKET_BURST else None

@@ -1,0 +1,102 @@
+"""The front of the gateway: its listening sockets, and everything between them and the application."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import aiohttp.web_response
+from aiohttp import web
+
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from gateway.web.addresses import TrustedProxies
+from gateway.web.certificates import Certificates
+from gateway.web.connections import Connections
+from gateway.web.hosts import configured_hosts
+from gateway.web.listener import Listener, files_for
+from gateway.web.redirect import redirecting
+
+# Files beside those of clients: the journal, and connections to backends.
+FILES_BESIDES = 1024
+# Answers that never reach the application (a request that is no HTTP) name it, too; versions are nobody's business.
+aiohttp.web_response.SERVER_SOFTWARE = "comfyui-gateway"  # type: ignore[attr-defined]
+
+MAX_LINE = 32 * 1024
+
+
+class Serving:
+    """Serves an application. `start`, then `close`.
+
+    Args:
+        app: the application.
+        settings: the configuration.
+        metrics: counts connections.
+
+    Raises:
+        ValueError: the certificate can't be used any more.
+    """
+
+    def __init__(self, app: web.Application, settings: Settings, metrics: Metrics) -> None:
+        server = settings.server
+        self._settings = settings
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=server.drain_timeout,
+            keepalive_timeout=server.keepalive_timeout,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+        )
+        most = files_for(server.max_connections, FILES_BESIDES)
+        self._connections = Connections(server, TrustedProxies(server.trusted_proxies), metrics, most)
+        self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
+        self._stack = AsyncExitStack()
+        self.port = server.port
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: an address can't be listened on.
+        """
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        server, certificates = self._settings.server, self._certificates
+        await self._runner.setup()
+        stack.push_async_callback(self._runner.cleanup)
+        self._connections.start()
+        stack.push_async_callback(self._connections.close)
+        if certificates is None:
+            self.port = await self._listen(stack, self._runner.server, server.port)
+            return
+        certificates.start()
+        stack.push_async_callback(certificates.close)
+        self.port = await self._listen(stack, self._runner.server, server.port, certificates)
+        if server.tls.redirect_port is not None:
+            runner = web.ServerRunner(redirecting(configured_hosts(self._settings), self.port))
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await self._listen(stack, runner.server, server.tls.redirect_port)
+
+    async def _listen(
+        self, stack: AsyncExitStack, server: web.Server | None, port: int, certificates: Certificates | None = None
+    ) -> int:
+        assert server is not None
+        self._connections.watch(server)
+        context = None if certificates is None else lambda: certificates.context
+        listener = Listener(server, self._connections, context, self._settings.server.header_timeout)
+        await listener.start(self._settings.server.host, port)
+        stack.push_async_callback(listener.close)
+        return listener.port
+
+    def reload(self) -> None:
+        """Read the certificate anew."""
+        if self._certificates is not None:
+            self._certificates.reload()
+
+    async def close(self) -> None:
+        """Accept no more, let answers finish, close all connections."""
+        await self._stack.aclose()
