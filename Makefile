@@ -10,7 +10,7 @@ WORKERS ?= 2
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.browser
+test: $(VENV)/.dev $(VENV)/.browser $(VENV)/.clock
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.dev
@@ -23,7 +23,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # SEED=17 runs that one, SEEDS=20 the first twenty.
-chaos: $(VENV)/.dev
+chaos: $(VENV)/.dev $(VENV)/.clock
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20))
 
 # SECONDS_OF_FUZZING=3600 for an hour, TARGET=graph for one reader alone, CORPUS=dir to go on from there the next time.
@@ -57,4 +57,9 @@ $(VENV)/.fuzz: $(VENV)/.dev
 # The browser of tests/browser: the distribution's own, with the libraries that it needs.
 $(VENV)/.browser: $(VENV)/bin/python
 	@test -x /usr/bin/chromium || sh packaging/install-debian.sh chromium
+	@touch $@
+
+# A wall clock that jumps, for tests/chaos.
+$(VENV)/.clock: $(VENV)/bin/python
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || sh packaging/install-debian.sh libfaketime
 	@touch $@

@@ -35,33 +35,47 @@ async def until(look: Callable[[], Awaitable[T]], limit: float = 20.0, what: str
 
 
 class Server:
-    """A process that prints a line with its URL when it is ready."""
+    """A process that prints a line with its URL when it is ready.
+
+    `wrapper` is a command that starts it. With `pipes_log` what it logs is written by this process, not by itself.
+    """
 
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.arguments = arguments
         self.environment = environment or {}
+        self.wrapper: list[str] = []
+        self.pipes_log = False
         self.log = Path(tempfile.mkstemp(prefix="lab-", suffix=".log")[1])
         self.url = ""
         self._process: asyncio.subprocess.Process | None = None
+        self._logging: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *self.wrapper,
                 sys.executable,
                 "-X",
                 "dev" if os.environ.get("LAB_DEV") else "utf8",
                 *self.arguments,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=log,
+                stderr=asyncio.subprocess.PIPE if self.pipes_log else log,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
             )
         assert self._process.stdout is not None
+        if self._process.stderr is not None:
+            self._logging = asyncio.create_task(self._write_log(self._process.stderr))
         async with asyncio.timeout(START_LIMIT):
             line = (await self._process.stdout.readline()).decode()
         match = _READY.search(line)
         assert match, f"{self.arguments}: {line!r}\n{self.log.read_text()}"
         self.url = match[1]
+
+    async def _write_log(self, lines: asyncio.StreamReader) -> None:
+        while data := await lines.read(65536):
+            with self.log.open("ab") as log:
+                log.write(data)
 
     @property
     def port(self) -> int:
@@ -83,7 +97,10 @@ class Server:
         """Wait for its end."""
         assert self._process is not None
         async with asyncio.timeout(30):
-            return await self._process.wait()
+            code = await self._process.wait()
+            if self._logging is not None:
+                await self._logging
+        return code
 
     async def kill(self) -> None:
         """End it as a crash does."""
@@ -105,8 +122,8 @@ class Server:
 class Simulator(Server):
     """A simulated ComfyUI."""
 
-    def __init__(self, *options: str, port: int = 0) -> None:
-        super().__init__(["-m", "gateway.simulator", "--port", str(port), *options])
+    def __init__(self, *options: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
+        super().__init__(["-m", "gateway.simulator", "--port", str(port), *options], environment)
 
     async def fault(self, http: aiohttp.ClientSession, specification: str) -> None:
         """Switch a fault on."""
@@ -149,9 +166,9 @@ class Lab:
         self.servers: list[Server] = []
         self.expect_trouble = False
 
-    async def simulator(self, *options: str, port: int = 0) -> Simulator:
+    async def simulator(self, *options: str, port: int = 0, environment: dict[str, str] | None = None) -> Simulator:
         """Start a simulated ComfyUI."""
-        simulator = Simulator(*options, port=port)
+        simulator = Simulator(*options, port=port, environment=environment)
         self.servers.append(simulator)
         await simulator.start()
         return simulator
@@ -196,4 +213,5 @@ class Lab:
             text = server.log.read_text()
             server.log.unlink()
             if not self.expect_trouble:
-                assert not _TROUBLE.search(text), text[-6000:]
+                trouble = _TROUBLE.search(text)
+                assert not trouble, text[max(0, trouble.start() - 1000) : trouble.start() + 5000]

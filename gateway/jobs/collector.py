@@ -106,6 +106,9 @@ class Collector:
             except TimeoutError:
                 pass
             entry = await self._fetch(job, backend, upstream_id)
+            if entry is not None:
+                # That is its end, whatever becomes of the backend while it waits for its turn, or for the disk.
+                job.has_entry = True
             if before is not None:
                 # What a backend ran first is first in /history, too, however long its entry took to come.
                 await before.wait()

@@ -7,8 +7,9 @@ no error (server.py, post_queue, post_interrupt, cancel_job_by_id).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
@@ -56,12 +57,22 @@ class Control:
         return [job for prompt_id in prompt_ids if (job := self.find(tenant, prompt_id))]
 
     async def delete(self, tenant: str | None, prompt_ids: Iterable[str]) -> None:
-        """Take jobs that have not started out of the queue."""
+        """Take jobs that have not started out of the queue.
+
+        Raises:
+            StoreError: they are gone, but a restart might bring them back.
+        """
         await self._stop(self._named(tenant, prompt_ids), _NOT_STARTED)
+        self._confirm()
 
     async def clear(self, tenant: str | None) -> None:
-        """Take all jobs that have not started out of the queue."""
+        """Take all jobs that have not started out of the queue.
+
+        Raises:
+            StoreError: as `delete`.
+        """
         await self._stop(self._ledger.jobs(tenant), _NOT_STARTED)
+        self._confirm()
 
     async def interrupt(self, tenant: str | None, prompt_id: str | None) -> None:
         """Interrupt a running job, or all that the caller runs."""
@@ -69,8 +80,14 @@ class Control:
         await self._stop(jobs, (State.RUNNING,))
 
     async def cancel(self, tenant: str | None, prompt_ids: Iterable[str]) -> bool:
-        """Cancel jobs, whatever their state. Returns whether there was anything to cancel."""
-        return await self._stop(self._named(tenant, prompt_ids), (*_NOT_STARTED, State.RUNNING))
+        """Cancel jobs, whatever their state. Returns whether there was anything to cancel.
+
+        Raises:
+            StoreError: as `delete`.
+        """
+        found = await self._stop(self._named(tenant, prompt_ids), (*_NOT_STARTED, State.RUNNING))
+        self._confirm()
+        return found
 
     async def _stop(self, jobs: Iterable[Job], states: tuple[State, ...]) -> bool:
         """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
@@ -92,28 +109,42 @@ class Control:
             withdrawn = True
             if (place := self._withdraw(job)) is not None:
                 copies.setdefault(place, []).append(job.upstream_id)
-        if withdrawn:
-            orders.append(self._written())
+        written = self._tasks.start(self._written(), "written") if withdrawn else None
         orders += [drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items()]
         if orders:
             await asyncio.wait([self._tasks.start(order, "order") for order in orders], timeout=ANSWER_WITHIN)
         if copies:
             self._freed()
+        if written is not None:
+            await written
         return found
 
     async def _written(self) -> None:
-        """Wait for the journal: what a caller was told is gone must not come back with the next start."""
-        try:
-            await self._ledger.written()
-        except StoreError as error:
-            _log.error("journal", error=str(error))
+        """Wait for the journal, unless the disk is full."""
+        with contextlib.suppress(StoreError):
+            await self._ledger.confirmed()
+
+    def _confirm(self) -> None:
+        """While the journal can't be written nobody is told that what was taken out stays out."""
+        if self._ledger.trouble:
+            reason = "it is done, but a restart of the gateway would bring it back until it can be written"
+            raise StoreError(f"{reason}: {self._ledger.trouble}")
 
     def _withdraw(self, job: Job) -> str | None:
         """End a job that has not started. Returns the backend that may have it."""
-        place = self._ledger.cancel(job)
-        self._collector.tell_cancelled(job)
+        place, removed = self._ledger.cancel(job)
+        if job.live.start_told:
+            self._tasks.start(self._tell_cancelled(job, removed), job.prompt_id)
         log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
         return place
+
+    async def _tell_cancelled(self, job: Job, removed: Awaitable[None]) -> None:
+        """An end is told once it is written, as any other."""
+        try:
+            await removed
+        except StoreError as error:
+            _log.error("journal", prompt_id=job.prompt_id, error=str(error))
+        self._collector.tell_cancelled(job)
 
     async def _interrupt(self, job: Job) -> None:
         """Interrupt a job; as long as its backend does not answer, again."""
@@ -136,6 +167,9 @@ class Control:
         """Delete history entries, all that the caller sees if no ids are given; later also on the backends.
 
         What a backend still holds of them is seen by nobody, so its answer is not waited for.
+
+        Raises:
+            StoreError: as `delete`.
         """
         ids = None if prompt_ids is None else list(prompt_ids)
         tenants = {ended.tenant for ended in self._ledger.history.of(None)} if tenant is None else {tenant}
@@ -146,6 +180,8 @@ class Control:
                     there.setdefault(ended.backend, []).append(ended.upstream_id)
         for place, upstream_ids in there.items():
             self._tasks.start(self._forget_there(place, upstream_ids), f"forget:{place}")
+        await self._written()
+        self._confirm()
 
     async def _forget_there(self, place: str, upstream_ids: list[str]) -> None:
         try:

@@ -184,7 +184,7 @@ class Dispatcher:
             self._ledger.withdraw(job)
             self.wake()
             # A restart must not bring back what its client was told is refused.
-            await asyncio.wait([self._ledger.written()], timeout=WRITTEN_WITHIN_SECONDS)
+            await asyncio.wait([self._ledger.confirmed()], timeout=WRITTEN_WITHIN_SECONDS)
         return refusal
 
     # -- what waits ----------------------------------------------------------------------------------------------

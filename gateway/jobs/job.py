@@ -60,9 +60,9 @@ class Job:
 
     `create_time` and `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of
     the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias. One that
-    was `interrupted` is not sent again, should its backend be lost before it ends; nor is one whose entry
-    `is_written` now. While it is `recalled` its backend is asked to give it back, so that its absence there is no
-    loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
+    was `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
+    fetched, and waits to be written. While it is `recalled` its backend is asked to give it back, so that its absence
+    there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
     `judged_by`, an edition of the catalogue, tells; to those that are `pinned` it is tied by its files, while their
     owner is down. Those it should `avoid` get it only if no other may; `retried_for` says for which failures it had
     its second chance. It is not sent `not_before` that time of the monotonic clock.
@@ -85,7 +85,7 @@ class Job:
     interrupted: bool = False
     recalled: bool = False
     moved: bool = False
-    is_written: bool = False
+    has_entry: bool = False
     node_errors: bytes = b"{}"
     outputs: list[str] = field(default_factory=list)
     pinned: frozenset[str] | None = None
@@ -104,8 +104,8 @@ class Job:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is being ended: its entry is being written, or is about to be, without a run."""
-        return self.is_written or (self.pinned is not None and not self.pinned)
+        """Whether it is being ended: its entry is here and waits for its turn, or is written without a run."""
+        return self.has_entry or (self.pinned is not None and not self.pinned)
 
     @property
     def shown_number(self) -> bytes:

@@ -259,7 +259,7 @@ class Ledger:
         if renamed:
             self._rename_upstream(job, new_prompt_id())
         job.attempts += 1
-        job.start_time = job.started_at = None
+        job.has_entry, job.start_time, job.started_at = False, None, None
         live = job.live
         job.live = Live(start_told=live.start_told, cached_told=live.cached_told, held=live.held)
         self._move(job, Move.LOSE, None)
@@ -280,16 +280,19 @@ class Ledger:
             self._store.write([JobRemoval(*job.key)])
         self._announce(job)
 
-    def cancel(self, job: Job) -> str | None:
-        """Cancelled before it ran: no history entry, as in ComfyUI. Returns the backend that may hold a copy."""
+    def cancel(self, job: Job) -> tuple[str | None, asyncio.Future[None]]:
+        """Cancelled before it ran: no history entry, as in ComfyUI.
+
+        Returns the backend that may hold a copy, and what is done when the journal knows it.
+        """
         place, on_its_way = job.backend if job.state in PLACED else None, job.state is State.SENDING
         self._move(job, Move.CANCEL, None)
         self._remove(job)
         if place is not None:
             self.copies.add(place, job.upstream_id, on_its_way=on_its_way)
-        self._store.write([JobRemoval(*job.key)])
+        removed = self._store.write([JobRemoval(*job.key)])
         self._announce(job)
-        return place
+        return place, removed
 
     async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
         """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
@@ -304,11 +307,7 @@ class Ledger:
         _after(job, _OUTCOME_MOVES[outcome])
         place = job.backend, job.state, job.attempts
         record = history_record(job, outcome, entry, summary)
-        job.is_written = True
-        try:
-            await self._store.write([record])
-        finally:
-            job.is_written = False
+        await self._store.write([record])
         open_now = self._jobs.get(job.key)
         if open_now is not job or place != (job.backend, job.state, job.attempts):
             if self.history.find(*job.key) is None:
@@ -344,9 +343,14 @@ class Ledger:
         """Write where a job that had waited is being sent, before the backend hears of it; or refuse that."""
         return self._store.try_write([job_update(job)])
 
-    def written(self) -> asyncio.Future[None]:
-        """Done once all is journalled that happened so far."""
-        return self._store.write([])
+    def confirmed(self) -> asyncio.Future[None]:
+        """Done once all is journalled that happened so far; fails with `StoreError` while that can't be written."""
+        return self._store.try_write([])
+
+    @property
+    def trouble(self) -> str:
+        """Why the journal can't be written now; empty while it can."""
+        return self._store.trouble
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 

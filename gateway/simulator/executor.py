@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import select
 import time
 import traceback
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ class Executor:
         """Hold the event loop as a node that holds Python's interpreter does."""
         busy = HOLD_PERIOD * self.options.hold_loop
         while True:
-            time.sleep(busy)  # noqa: ASYNC251 - holding the loop is the purpose
+            _block(busy)
             await asyncio.sleep(HOLD_PERIOD - busy)
 
     def free(self) -> None:
@@ -143,7 +144,7 @@ class Execution:
         blocked = self._executor.faults.take("block-loop")
         if blocked is not None:
             await self._sockets.drained()
-            time.sleep(blocked.number)  # noqa: ASYNC251 - blocking the loop is the purpose
+            _block(blocked.number)
         if self._executor.faults.get("oom"):
             await asyncio.sleep(0)
 
@@ -261,7 +262,7 @@ class Execution:
         seconds = self._executor.options.load_seconds
         if self._executor.options.block_loop:
             await self._sockets.drained()
-            time.sleep(seconds)  # noqa: ASYNC251 - as a real load, which blocks the loop
+            _block(seconds)
         else:
             await self._wait(seconds)
         self._executor.loaded = name
@@ -321,6 +322,11 @@ class Execution:
                 n: {"node_id": n, "display_node": n, "parent_node": None, "real_node_id": n} for n in self._outputs
             },
         }
+
+
+def _block(seconds: float) -> None:
+    """Hold the event loop. time.sleep would do, but for a clock that jumps: it fails under libfaketime."""
+    select.select([], [], [], seconds)
 
 
 def _is_link(value: Any) -> bool:

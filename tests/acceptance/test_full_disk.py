@@ -75,28 +75,33 @@ async def test_running_jobs_go_on_and_new_ones_are_refused(lab: Lab) -> None:
     assert (await simulator.requests(lab.http))["POST /prompt"] == 4
 
 
-async def test_an_end_that_waits_for_the_disk_outlives_its_backend(lab: Lab) -> None:
-    """It is here and only has to be written: that its backend dies meanwhile sends it nowhere again."""
+async def test_ends_that_wait_for_the_disk_outlive_their_backend(lab: Lab) -> None:
+    """They are here and only have to be written, one after the other: that their backend dies sends none again."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators)
+    gateway = await lab.gateway(*simulators, dispatch__take_over=False)
     comfy = Comfy(lab.http, gateway.url)
-    prompt_id = await comfy.prompt(slow(steps=25))
-    await comfy.running(prompt_id)
+    ids = [await comfy.prompt(slow(n, steps=10)) for n in range(6)]
+    await comfy.running(ids[0])
     fill(lab, gateway)
-    posts = [(await simulator.requests(lab.http)).get("POST /prompt", 0) for simulator in simulators]
-    place = simulators[posts.index(1)]
-    await Comfy(lab.http, place.url).entry(prompt_id)
+    for simulator in simulators:
+        assert (await simulator.requests(lab.http))["POST /prompt"] == 3
 
-    async def is_owed() -> bool:
-        return await metric(comfy, "journal_owed") >= 2
+        async def all_ended(url: str = simulator.url) -> bool:
+            return len(await Comfy(lab.http, url).get("/history")) == 3
 
-    await until(is_owed, what="its image's name and its end wait for the disk")
-    await place.kill()
+        await until(all_ended, what="three jobs ran to their end there")
+
+    async def are_fetched() -> bool:
+        asked = [(await each.requests(lab.http)).get("GET /history/{prompt_id}", 0) for each in simulators]
+        return min(asked) >= 3
+
+    await until(are_fetched, what="all entries were asked for")
+    await simulators[0].kill()
     await lab.backends_up(gateway, 1)
     disk.free(gateway.pid)
-    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
-    other = simulators[posts.index(0)]
-    assert (await other.requests(lab.http)).get("POST /prompt", 0) == 0
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await simulators[1].requests(lab.http))["POST /prompt"] == 3
 
 
 async def test_what_waits_is_sent_when_there_is_space_again(lab: Lab) -> None:
@@ -119,6 +124,41 @@ async def test_what_waits_is_sent_when_there_is_space_again(lab: Lab) -> None:
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
     assert (await simulator.requests(lab.http))["POST /prompt"] == 4
+
+
+async def test_what_is_deleted_is_not_called_gone_before_that_is_written(lab: Lab) -> None:
+    """It is out of the queue at once, but killed now the gateway would have it again: so no 200 yet."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, dispatch__max_queue=1)
+    comfy = Comfy(lab.http, gateway.url)
+    ended = await comfy.prompt(slow())
+    await comfy.entry(ended)
+    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(3)]
+    await comfy.running(ids[0])
+    fill(lab, gateway)
+    orders: list[tuple[str, Any]] = [
+        ("/queue", {"delete": ids[1:2]}),
+        (f"/api/jobs/{ids[1]}/cancel", {}),
+        ("/queue", {"clear": True}),
+        ("/history", {"delete": [ended]}),
+    ]
+    for path, body in orders:
+        assert "a restart of the gateway would bring it back" in (await refused(comfy, path, json=body))["details"]
+    assert (await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 1
+    await comfy.post("/interrupt", {"prompt_id": ids[0]})
+    disk.free(gateway.pid)
+    for path, body in orders:
+
+        async def is_confirmed(path: str = path, body: Any = body) -> bool:
+            async with lab.http.post(gateway.url + path, json=body) as answer:
+                return answer.status == 200
+
+        await until(is_confirmed, what=path)
+    await gateway.kill()
+    again = await lab.gateway(simulator, dispatch__max_queue=1)
+    comfy = Comfy(lab.http, again.url)
+    assert await comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
+    assert list(await comfy.get("/history")) == ids[:1]
 
 
 async def test_an_upload_is_refused_whole_and_taken_later(lab: Lab) -> None:

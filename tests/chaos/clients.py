@@ -51,6 +51,7 @@ class Client:
         self.accepted: list[Accepted] = []
         self.unanswered: Counter[int] = Counter()
         self.refused: Counter[int] = Counter()
+        self.refused_for_space = 0
         self.listening = Listening(one_at_a_time=not plan.interleave)
         self.problems: list[str] = []
         self.is_connected = False
@@ -92,11 +93,21 @@ class Client:
                     if answer.status < 500:
                         raise AssertionError(f"{answer.status} to a prompt: {await answer.text()}")
                     self.refused[task.seed] += 1
+                    await self._look_at_refusal(answer)
             except NO_ANSWER:
                 self.unanswered[task.seed] += 1
             return None
 
         return await _again(send)
+
+    async def _look_at_refusal(self, answer: aiohttp.ClientResponse) -> None:
+        """A refusal for want of space says so, and when to come again."""
+        if answer.status != 503:
+            return
+        type_ = (await answer.json())["error"]["type"]
+        self.refused_for_space += type_ == "journal_unavailable"
+        if type_ not in ("journal_unavailable", "too_many_waiting") or "Retry-After" not in answer.headers:
+            self.problems.append(f"{self.plan.name}: refused with {type_}, {dict(answer.headers)}")
 
     async def _cancel(self, accepted: Accepted, how: str) -> None:
         accepted.cancel_asked = True

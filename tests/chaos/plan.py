@@ -37,7 +37,21 @@ BACKEND_FAULTS: dict[str, tuple[float, float]] = {
     "drop-socket": (0.1, 0.6),
     "hold-prompt": (0.2, 1.0),
     "hold-answer": (0.2, 1.0),
+    # The clock of its machine jumps, and back again after that time.
+    "clock:+40d": (0.2, 1.5),
+    "clock:-40d": (0.2, 1.5),
+    "clock:-2s": (0.2, 1.5),
 }
+# What can happen to the gateway's machine, beside its process being killed.
+GATEWAY_FAULTS: dict[str, tuple[float, float]] = {
+    "gateway:full-disk": (1.0, 2.0),
+    # It is killed and started again, and the disk is full all the while.
+    "gateway:killed-on-full-disk": (1.5, 2.5),
+    "gateway:clock:+40d": (0.5, 2.0),
+    "gateway:clock:-40d": (0.5, 2.0),
+    "gateway:clock:-2s": (0.5, 2.0),
+}
+KILLED = "gateway:killed"
 # With these a backend is gone, or can't be told from one that is: what it has may run again elsewhere.
 EXCUSES = frozenset({"kill", "freeze", "refuse", "silence"})
 # Each seed has these; the others come as they come.
@@ -81,16 +95,28 @@ class ClientPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of one run. `lanes` are the backends' faults, `kills` the gateway's; each lane goes on by itself."""
+    """All of one run; each lane goes on by itself.
+
+    `lanes` are the backends' faults, `kills` those of the gateway's process, `surroundings` those of its machine.
+    """
 
     seed: int
     lanes: tuple[tuple[Fault, ...], ...]
     kills: tuple[Fault, ...]
+    surroundings: tuple[Fault, ...]
     clients: tuple[ClientPlan, ...]
 
     def kinds(self) -> set[str]:
         """The kinds of faults that it has."""
-        return {fault.kind for lane in (*self.lanes, self.kills) for fault in lane}
+        return {fault.kind for fault in self.faults()}
+
+    def faults(self) -> list[Fault]:
+        """All faults that it has."""
+        return [fault for lane in (*self.lanes, self.kills, self.surroundings) for fault in lane]
+
+    def text(self) -> str:
+        """A line each for the lanes, then a line for each client."""
+        return "\n".join(map(str, (*self.lanes, self.kills, self.surroundings, *self.clients)))
 
 
 def plan(seed: int) -> Plan:
@@ -98,12 +124,13 @@ def plan(seed: int) -> Plan:
     rng = random.Random(seed)
     lanes = _lanes(rng)
     kills = tuple(
-        Fault(rng.uniform(1.5, 0.9 * SPAN / count), "gateway", rng.uniform(0.0, 0.8))
+        Fault(rng.uniform(1.5, 0.9 * SPAN / count), KILLED, rng.uniform(0.0, 0.8))
         for count in [rng.choice((1, 2, 2))]
         for _ in range(count)
     )
+    surroundings = _surroundings(rng)
     seeds = iter(rng.sample(range(1, 2**24), 2 * JOBS))
-    return Plan(seed, lanes, kills, tuple(_client(rng, number, seeds) for number in range(CLIENTS)))
+    return Plan(seed, lanes, kills, surroundings, tuple(_client(rng, number, seeds) for number in range(CLIENTS)))
 
 
 def _lanes(rng: random.Random) -> tuple[tuple[Fault, ...], ...]:
@@ -118,6 +145,15 @@ def _lanes(rng: random.Random) -> tuple[tuple[Fault, ...], ...]:
         ends[lane] += fault.wait + fault.seconds
     rng.shuffle(lanes)
     return tuple(map(tuple, lanes))
+
+
+def _surroundings(rng: random.Random) -> tuple[Fault, ...]:
+    """One full disk and one jump of the clock, or two, in any order."""
+    disks = [kind for kind in GATEWAY_FAULTS if "disk" in kind]
+    clocks = [kind for kind in GATEWAY_FAULTS if "clock" in kind]
+    kinds = [rng.choice(disks), *rng.sample(clocks, rng.randint(1, 2))]
+    rng.shuffle(kinds)
+    return tuple(Fault(rng.uniform(0.5, 1.5), kind, rng.uniform(*GATEWAY_FAULTS[kind])) for kind in kinds)
 
 
 def _client(rng: random.Random, number: int, seeds: Iterator[int]) -> ClientPlan:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.chaos import verdict
 from tests.chaos.clients import Client
 from tests.chaos.plan import Plan, plan
+from tests.chaos.witness import Witness
 from tests.chaos.world import World
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
@@ -29,12 +30,14 @@ class Figures:
     reruns: int
     faults: int
     kills: int
+    refused_for_space: int
 
     def __str__(self) -> str:
         ends = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
         return (
             f"seed {self.seed}: {self.jobs} jobs ({ends}), {self.reruns} run again, "
-            f"{self.faults} faults, gateway killed {self.kills} times, {self.seconds:.1f} s"
+            f"{self.faults} faults, gateway killed {self.kills} times, "
+            f"{self.refused_for_space} prompts refused for the full disk, {self.seconds:.1f} s"
         )
 
 
@@ -54,8 +57,11 @@ async def run(seed: int, directory: Path) -> Figures:
             (directory / f"process-{place}.log").write_text(f"{server.arguments}\n{server.log.read_text()}")
         lab.expect_trouble = True
         if isinstance(error, Exception):
-            (directory / "plan.txt").write_text("\n".join(map(str, (*planned.lanes, planned.kills, *planned.clients))))
-            raise AssertionError(f"make chaos SEED={seed}: {error}\nplan and logs: {directory}") from error
+            (directory / "plan.txt").write_text(
+                "\n".join(map(str, (*planned.lanes, planned.kills, planned.surroundings, *planned.clients)))
+            )
+            said = "\n  ".join(_sentences(error))
+            raise AssertionError(f"make chaos SEED={seed}: {said}\nplan and logs: {directory}") from error
         raise
     finally:
         for client in clients:
@@ -65,15 +71,25 @@ async def run(seed: int, directory: Path) -> Figures:
     return figures
 
 
+def _sentences(error: BaseException) -> list[str]:
+    """What went wrong; of several at a time, each."""
+    if isinstance(error, BaseExceptionGroup):
+        return sorted({sentence for each in error.exceptions for sentence in _sentences(each)})
+    return [f"{type(error).__name__}: {error}"]
+
+
 async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], began: float) -> Figures:
     await world.start()
     before = verdict.level(world.gateways[-1].pid)
     clients += [Client(each, world.url) for each in planned.clients]
     listening = [asyncio.create_task(client.listen()) for client in clients]
+    witness = Witness(clients, world.url)
+    witnessing = asyncio.create_task(witness.look_on())
     async with asyncio.TaskGroup() as group:
         for number, faults in enumerate(planned.lanes):
             group.create_task(world.suffer(number, faults))
         group.create_task(world.die_now_and_then(planned.kills))
+        group.create_task(world.be_disturbed(planned.surroundings))
         for client in clients:
             group.create_task(client.work())
             group.create_task(client.reconnect_now_and_then())
@@ -81,7 +97,10 @@ async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], beg
     await world.all_up()
     await _settle(comfy, clients)
     await world.backends_idle()
+    await witness.leave()
+    await witnessing
     history, found = await verdict.look(comfy, world, clients)
+    found.problems += [*witness.problems, *witness.contradictions(history)]
     for client in clients:
         await client.leave()
     await asyncio.gather(*listening)
@@ -89,9 +108,10 @@ async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], beg
     shown = [*found.problems[:MOST_SHOWN], *(["…"] if len(found.problems) > MOST_SHOWN else [])]
     assert not shown, "\n  ".join([f"{len(found.problems)} problems", *shown])
     outcomes = Counter(entry["status"]["status_str"] for entry in history.values())
-    faults = sum(map(len, planned.lanes))
+    faults, deaths = len(planned.faults()), len(world.gateways) - 1
     seconds = time.monotonic() - began
-    return Figures(planned.seed, seconds, len(history), outcomes, found.reruns, faults, len(planned.kills))
+    full = sum(client.refused_for_space for client in clients)
+    return Figures(planned.seed, seconds, len(history), outcomes, found.reruns, faults, deaths, full)
 
 
 async def _settle(comfy: Comfy, clients: list[Client]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.plan import BACKEND_FAULTS, JOBS, plan
+from tests.chaos.plan import BACKEND_FAULTS, GATEWAY_FAULTS, JOBS, KILLED, plan
 from tests.chaos.run import run
 
 SEEDS = (2, 4, 5)
@@ -19,7 +19,7 @@ def test_a_seed_is_a_plan() -> None:
 
 
 def test_the_seeds_have_every_fault() -> None:
-    assert set.union(*(plan(seed).kinds() for seed in SEEDS)) == {*BACKEND_FAULTS, "gateway"}
+    assert set.union(*(plan(seed).kinds() for seed in SEEDS)) == {*BACKEND_FAULTS, *GATEWAY_FAULTS, KILLED}
 
 
 # All waits inside are bounded; together they may be longer than what other tests have.

@@ -209,8 +209,9 @@ def _excuses(world: World) -> list[tuple[int, float, float]]:
     for gateway in world.gateways:
         for line in gateway.log_lines():
             if line.get("event") == "backend" and line.get("state") == "lost":
-                at = datetime.fromisoformat(line["ts"]).timestamp()
-                found.append((int(line["backend"].removeprefix("b")) - 1, at - AFTERMATH, at + AFTERMATH))
+                number = int(line["backend"].removeprefix("b")) - 1
+                for at in world.clock.true_times(datetime.fromisoformat(line["ts"]).timestamp()):
+                    found.append((number, at - AFTERMATH, at + AFTERMATH))
     return found
 
 

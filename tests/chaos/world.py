@@ -9,8 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import disk
 from tests.chaos.plan import BACKENDS, LOST_AFTER, Fault
 from tests.chaos.proxy import Proxy, reserved
+from tests.clock import Clock
 from tests.lab import GatewayProcess, Lab, Simulator, until
 
 SETTINGS = {
@@ -23,6 +25,8 @@ SETTINGS = {
     "dispatch__attempts": 100,
     "log__requests": False,
 }
+# Bytes that a file may have on a full disk: enough for SQLite to open a journal, and too few to write more to it.
+ROOM = 65536
 # Seconds after a fault's end in which what follows from it may still happen.
 AFTERMATH = 1.5
 
@@ -48,6 +52,10 @@ class World:
         self._directory = directory
         self._holder, self._port = reserved()
         self._proxies = [Proxy(random.Random(f"{seed}/{number}")) for number in range(BACKENDS)]
+        self.clock = Clock(directory / "gateway.clock")
+        self._clocks = [Clock(directory / f"b{number}.clock") for number in range(BACKENDS)]
+        self._is_full = False
+        self._changing = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -71,7 +79,10 @@ class World:
         await self._lab.backends_up(self.gateways[-1], BACKENDS, 60)
 
     async def _simulator(self, number: int) -> Simulator:
-        return await self._lab.simulator("--base-dir", str(self._directory / f"b{number}"))
+        base = str(self._directory / f"b{number}")
+        simulator = await self._lab.simulator("--base-dir", base, environment=self._clocks[number].environment)
+        Clock.tidy(simulator.pid)
+        return simulator
 
     async def _open_way(self, number: int) -> None:
         self._proxies[number].target = self.simulators[number].port
@@ -81,8 +92,14 @@ class World:
         options = ("--no-auth", "--port", str(self._port))
         urls = [proxy.url for proxy in self._proxies]
         gateway = GatewayProcess(self._directory / "data", urls, options, SETTINGS)
+        gateway.environment |= self.clock.environment
+        # On a full disk no log could be written either, and what is in it is needed.
+        gateway.pipes_log = True
+        if self._is_full:
+            gateway.wrapper = ["prlimit", f"--fsize={ROOM}:unlimited"]
         self._lab.servers.append(gateway)
         await gateway.start()
+        Clock.tidy(gateway.pid)
         self.gateways.append(gateway)
 
     async def suffer(self, lane: int, faults: tuple[Fault, ...]) -> None:
@@ -97,9 +114,41 @@ class World:
         """Kill the gateway, and start it again on the same data."""
         for kill in kills:
             await asyncio.sleep(kill.wait)
+            await self._die(kill.seconds)
+
+    async def _die(self, seconds: float) -> None:
+        async with self._changing:
             await self.gateways[-1].kill()
-            await asyncio.sleep(kill.seconds)
+            await asyncio.sleep(seconds)
             await self._gateway()
+
+    async def be_disturbed(self, faults: tuple[Fault, ...]) -> None:
+        """Let happen to the gateway's machine what is to happen, one after the other."""
+        for fault in faults:
+            await asyncio.sleep(fault.wait)
+            match fault.kind.split(":")[1:]:
+                case ["clock", by]:
+                    await _astray(self.clock, by, fault.seconds)
+                case ["full-disk"]:
+                    await self._fill()
+                    await asyncio.sleep(fault.seconds)
+                    await self._free()
+                case ["killed-on-full-disk"]:
+                    await self._fill()
+                    await asyncio.sleep(fault.seconds / 2)
+                    await self._die(0.0)
+                    await asyncio.sleep(fault.seconds / 2)
+                    await self._free()
+
+    async def _fill(self) -> None:
+        async with self._changing:
+            self._is_full = True
+            disk.fill(self.gateways[-1].pid, ROOM)
+
+    async def _free(self) -> None:
+        async with self._changing:
+            self._is_full = False
+            disk.free(self.gateways[-1].pid)
 
     async def _happen(self, number: int, fault: Fault) -> None:
         simulator, proxy = self.simulators[number], self._proxies[number]
@@ -116,6 +165,8 @@ class World:
             case "refuse" | "silence" | "drop" | "delay" | "cut-answer" | "cut-question":
                 self._disturb(proxy, fault.kind)
                 await asyncio.sleep(fault.seconds)
+            case jump if jump.startswith("clock:"):
+                await _astray(self._clocks[number], jump.removeprefix("clock:"), fault.seconds)
             case of_the_simulator:
                 await simulator.fault(self._lab.http, of_the_simulator)
                 await asyncio.sleep(fault.seconds)
@@ -158,3 +209,9 @@ class World:
         for proxy in self._proxies:
             await proxy.close()
         self._holder.close()
+
+
+async def _astray(clock: Clock, by: str, seconds: float) -> None:
+    clock.step(by)
+    await asyncio.sleep(seconds)
+    clock.step("+0s")

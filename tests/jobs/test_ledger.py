@@ -101,7 +101,7 @@ def test_a_cancelled_jobs_id_is_not_used_again_upstream_until_its_copy_is_gone()
     prompt_id = "11111111-2222-4333-8444-555555555555"
     job = admit(ledger, prompt_id=prompt_id)
     ledger.send(job, "b1")
-    assert ledger.cancel(job) == "b1"
+    assert ledger.cancel(job)[0] == "b1"
     assert ledger.is_copy("b1", prompt_id)
     again = admit(ledger, prompt_id=prompt_id)
     assert again.upstream_id != prompt_id

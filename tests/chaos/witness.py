@@ -1,0 +1,72 @@
+"""Somebody who reads the lists all the while: what is accepted is in one of them, and what was told stays so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+
+from tests.chaos.clients import NO_ANSWER, Client
+
+LOOK_EVERY = 0.25
+MOST_PROBLEMS = 5
+
+
+class Witness:
+    """Reads /queue and /history, over and over, until `leave`."""
+
+    def __init__(self, clients: list[Client], url: str) -> None:
+        self.problems: list[str] = []
+        self._clients = clients
+        self._url = url
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15))
+        self._ended: dict[str, tuple[str, Any]] = {}
+        self._leaving = False
+
+    async def look_on(self) -> None:
+        """Look, also while the gateway is down; and once more before it leaves."""
+        while not self._leaving:
+            try:
+                await self._look()
+            except NO_ANSWER:
+                pass
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def leave(self) -> None:
+        """End it."""
+        self._leaving = True
+        await self._http.close()
+
+    async def _look(self) -> None:
+        accepted = [a for client in self._clients for a in client.accepted if not a.cancel_asked]
+        async with self._http.get(f"{self._url}/queue") as answer:
+            queue = await answer.json()
+        # Read after the queue: whatever has left the one is in the other.
+        async with self._http.get(f"{self._url}/history") as answer:
+            history: dict[str, dict[str, Any]] = await answer.json()
+        open_ids = {item[1] for items in queue.values() for item in items}
+        missing = [
+            a.prompt_id
+            for a in accepted
+            if a.prompt_id not in open_ids and a.prompt_id not in history and not a.cancel_asked
+        ]
+        self._note([f"{prompt_id}: it was in neither list" for prompt_id in missing])
+        self._note(self.contradictions(history))
+        for prompt_id, entry in history.items():
+            self._ended.setdefault(prompt_id, _told(entry))
+
+    def _note(self, problems: list[str]) -> None:
+        self.problems += problems[: MOST_PROBLEMS - len(self.problems)]
+
+    def contradictions(self, history: dict[str, dict[str, Any]]) -> list[str]:
+        """What was in the history once and is not now, or tells another end or other images."""
+        return [
+            f"{prompt_id}: the history told {told}, and tells {_told(history.get(prompt_id))} now"
+            for prompt_id, told in self._ended.items()
+            if _told(history.get(prompt_id)) != told
+        ]
+
+
+def _told(entry: dict[str, Any] | None) -> tuple[str, Any]:
+    return ("nothing", None) if entry is None else (entry["status"]["messages"][-1][0], entry["outputs"])
