@@ -26,7 +26,7 @@ def client_of(entry: BackendSettings, settings: Settings, session: aiohttp.Clien
 class Backend:
     """A ComfyUI process and the newest of what it said.
 
-    The fleet alone changes it, save `drained`, `used_at`, `stopping` and `interrupted`: which prompt was told to
+    The fleet alone changes it, save `used_at`, `stopping` and `interrupted`: which prompt was told to
     stop, and when (monotonic seconds). Orders to stop are given one at a time, under `ordering`. `poisoned` is the
     id there of the prompt that showed that its process can't use the GPU any more; `stopping` that of a prompt
     which was given up while it ran: until it ends, nothing else can run there.

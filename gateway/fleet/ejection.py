@@ -8,17 +8,19 @@ it ends something well. The last backend is never ejected, nor more than `share`
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 MAX_KINDS = 1000
+# What tells one kind of work from another.
+Kind = str | frozenset[str]
 
 
 @dataclass(slots=True)
 class _Record:
     """A backend's failures in a row, by kind of work, and its ejections in a row."""
 
-    failures: list[Hashable] = field(default_factory=list)
+    failures: list[Kind] = field(default_factory=list)
     times: int = 0
     until: float = float("-inf")
 
@@ -40,21 +42,41 @@ class Ejections:
         self._first = first
         self._most = most
         self._limit = min(int(len(names) * share + 1e-9), len(names) - 1)
-        self._able: OrderedDict[Hashable, set[str]] = OrderedDict()
+        self._able: OrderedDict[Kind, set[str]] = OrderedDict()
 
-    def succeeded(self, name: str, kind: Hashable, now: float) -> None:
-        """A backend ended work of a kind well. What it had begun before it was ejected proves nothing."""
+    def standing(self, name: str) -> tuple[list[tuple[Kind, frozenset[str]]], int, float]:
+        """A backend's failures in a row with those who can do such work, its ejections in a row, and the last's end."""
+        record = self._records[name]
+        failures = [(kind, frozenset(self._able.get(kind, ()))) for kind in record.failures]
+        return failures, record.times, record.until
+
+    def restore(
+        self, name: str, failures: Collection[tuple[Kind, Collection[str]]], times: int, seconds: float, now: float
+    ) -> None:
+        """Put back what `standing` told in an earlier run; `seconds` are left of the ejection."""
+        for kind, able in failures:
+            self._able.setdefault(kind, set()).update(able)
+        until = now + min(seconds, self._most) if seconds > 0 else float("-inf")
+        self._records[name] = _Record([kind for kind, _ in failures][-self._after :], times, until)
+
+    def succeeded(self, name: str, kind: Kind, now: float) -> bool:
+        """A backend ended work of a kind well. What it had begun before it was ejected proves nothing.
+
+        Returns whether that ends a row of failures.
+        """
         able = self._able.setdefault(kind, set())
         able.add(name)
         self._able.move_to_end(kind)
         if len(self._able) > MAX_KINDS:
             self._able.popitem(last=False)
         record = self._records[name]
-        if now >= record.until:
-            record.failures.clear()
+        had_failed = bool(record.failures or record.times) and now >= record.until
+        if had_failed:
+            record.failures = []
             record.times = 0
+        return had_failed
 
-    def failed(self, name: str, kind: Hashable, now: float, others: Collection[str]) -> float | None:
+    def failed(self, name: str, kind: Kind, now: float, others: Collection[str]) -> float | None:
         """A backend failed at work of a kind. `others` are those that could take work instead of it.
 
         Returns the seconds for which it is ejected, None if it is not.

@@ -16,7 +16,10 @@ from gateway.comfy.client import BackendError, Queue, Refused, TimedOut, Unreach
 from gateway.fleet.backend import Backend, client_of
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
+from gateway.fleet.standing import record_of, restore
 from gateway.settings import BackendSettings, Settings
+from gateway.store.protocol import BackendRecord, Store, StoreDamaged
+from gateway.store.trouble import RECOVER
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -53,12 +56,14 @@ class FleetListener(Protocol):
 
 
 class Fleet:
-    """All backends. `start` begins to watch them, `stop` ends that, `close` closes what is left open."""
+    """All backends. `restore`, then `start` to watch them; `stop` ends that, `close` closes what is left open."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, client_id: str) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, client_id: str, store: Store) -> None:
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
+        self._store = store
+        self._held: list[BackendRecord] = []
         self._listener: FleetListener
         self._tasks = Tasks("fleet")
         self._wake: dict[str, asyncio.Event] = {}
@@ -68,6 +73,10 @@ class Fleet:
         self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
         self._session: aiohttp.ClientSession | None = None
         self._news = asyncio.Event()
+
+    async def restore(self) -> None:
+        """Read what was held against backends in earlier runs."""
+        self._held = await self._store.backends()
 
     def start(self, listener: FleetListener) -> None:
         """Connect to every backend; `listener` hears of it from now on."""
@@ -93,9 +102,24 @@ class Fleet:
             self._metrics.backend_up.labels(backend.name).set(0)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
             self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
+        self._restore_standings()
         for backend in self.backends.values():
             self._tasks.start(self._probe_for_ever(backend), f"probe:{backend.name}")
             self._tasks.start(self._listen_for_ever(backend), f"socket:{backend.name}")
+
+    def _restore_standings(self) -> None:
+        for record in self._held:
+            backend = self.backends.get(record.backend)
+            if backend is None:
+                continue
+            try:
+                restore(record, backend, self.ejections, time.monotonic(), time.time())
+            except (ValueError, TypeError) as error:
+                raise StoreDamaged(f"what the journal holds against {backend.name} is damaged; {RECOVER}") from error
+            self._metrics.backend_poisoned.labels(backend.name).set(backend.poisoned is not None)
+
+    def _remember(self, backend: Backend) -> None:
+        self._store.write([record_of(backend, self.ejections, time.monotonic(), time.time())])
 
     async def stop(self) -> None:
         """Stop watching. Jobs on the backends run on."""
@@ -146,6 +170,7 @@ class Fleet:
         if backend.poisoned is None:
             _log.error("it can't use its GPU any more until it is restarted", backend=backend.name)
         backend.poisoned = upstream_id
+        self._remember(backend)
         self._metrics.backend_poisoned.labels(backend.name).set(1)
         self._metrics.backend_up.labels(backend.name).set(0)
 
@@ -157,7 +182,26 @@ class Fleet:
         if backend.poisoned is not None and await backend.client.history_entry(backend.poisoned) is None:
             _log.info("restarted", backend=backend.name)
             backend.poisoned = None
+            self._remember(backend)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
+
+    def succeeded(self, backend: Backend, kind: frozenset[str]) -> None:
+        """It ended work of a kind well."""
+        if self.ejections.succeeded(backend.name, kind, time.monotonic()):
+            self._remember(backend)
+
+    def failed(self, backend: Backend, kind: frozenset[str]) -> None:
+        """It failed at work of a kind: too often in a row, and it gets none for a while."""
+        others = [other.name for other in self.backends.values() if other.eligible and other is not backend]
+        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), others)
+        if seconds is not None:
+            _log.warning("ejected: it fails what others can do", backend=backend.name, seconds=seconds)
+        self._remember(backend)
+
+    def drain(self, backend: Backend, *, drained: bool) -> None:
+        """An admin lets it have no work, or work again."""
+        backend.drained = drained
+        self._remember(backend)
 
     def _is_ejected(self, name: str) -> int:
         return int(name in self.ejections.ejected(time.monotonic()))

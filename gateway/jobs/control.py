@@ -179,6 +179,8 @@ class Control:
                 if ended.backend in self._fleet.backends:
                     there.setdefault(ended.backend, []).append(ended.upstream_id)
         for place, upstream_ids in there.items():
+            # By what showed that its process is broken the fleet tells that process from the next one.
+            upstream_ids = [each for each in upstream_ids if each != self._fleet.backends[place].poisoned]
             self._tasks.start(self._forget_there(place, upstream_ids), f"forget:{place}")
         await self._written()
         self._confirm()

@@ -140,7 +140,9 @@ class Engine:
             self.ledger.restore_number(record.number)
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
-            self.ledger.restore(_restored(job_record, names))
+            job = _restored(job_record, names)
+            self.ledger.restore(job)
+            self.retries.resume(job)
             self.ledger.restore_number(job_record.number)
 
     def _missing(self, job: Job) -> None:

@@ -5,7 +5,6 @@ Its client hears nothing of the failure, and no second start: for it the job run
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from gateway.comfy.client import BackendError
@@ -39,10 +38,10 @@ class Failures:
         """A job ran to its end, and this is its entry. Returns whether it is not over, since it is sent again."""
         outcome, kind = outcome_of(entry), job.submission.kind
         if outcome is Outcome.SUCCESS:
-            self._fleet.ejections.succeeded(backend.name, kind, time.monotonic())
+            self._fleet.succeeded(backend, kind)
         if outcome is not Outcome.ERROR:
             return False
-        self._blame(backend, kind)
+        self._fleet.failed(backend, kind)
         cause = cause_of_entry(entry)
         if cause is Cause.POISONED:
             self._fleet.poisoned(backend, job.upstream_id)
@@ -57,12 +56,6 @@ class Failures:
             return False
         self._send_again(job, backend, cause)
         return True
-
-    def _blame(self, backend: Backend, kind: frozenset[str]) -> None:
-        others = [other.name for other in self._fleet.backends.values() if other.eligible and other is not backend]
-        seconds = self._fleet.ejections.failed(backend.name, kind, time.monotonic(), others)
-        if seconds is not None:
-            _log.warning("ejected: it fails what others can do", backend=backend.name, seconds=seconds)
 
     async def _free(self, backend: Backend) -> None:
         try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.job import Job
+from gateway.jobs.job import Job, State
 from gateway.settings import DispatchSettings
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -59,6 +59,16 @@ class Retries:
             self._tasks.start(self._wake_after(pause), f"after {pause:.1f} s")
         if jobs:
             self._wake()
+
+    def resume(self, job: Job) -> None:
+        """A job of an earlier run that came to nothing more than once: its pause begins again.
+
+        How long it has paused is not known; it goes with the first probe after that.
+        """
+        if job.state is State.WAITING and job.attempts > 1:
+            luck = random.random()
+            pause = backoff(job.attempts, luck, self._settings.backoff, self._settings.backoff_most)
+            job.not_before = time.monotonic() + pause
 
     async def _wake_after(self, pause: float) -> None:
         await asyncio.sleep(pause)

@@ -144,6 +144,23 @@ class PlacementRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendRecord:
+    """What is held against a backend.
+
+    `poisoned` is the id there of the prompt that showed that its process can't use its GPU. `failures` are those in a
+    row, the kind of work and who else could do it, as JSON; `ejections` how often in a row it was ejected, the last
+    time until `ejected_until` (milliseconds since 1970). `drained` is 1 if an admin lets it have no work.
+    """
+
+    backend: str
+    poisoned: str | None
+    failures: bytes
+    ejections: int
+    ejected_until: int
+    drained: int
+
+
+@dataclass(frozen=True, slots=True)
 class TimeMark:
     """All that is in the history ended by then (milliseconds since 1970). From such marks the store tells ages."""
 
@@ -161,6 +178,7 @@ Change = (
     | UploadRecord
     | UploadRemoval
     | PlacementRecord
+    | BackendRecord
     | TimeMark
 )
 
@@ -226,6 +244,9 @@ class Store(Protocol):
 
     async def placements(self) -> list[PlacementRecord]:
         """What was put on which backend."""
+
+    async def backends(self) -> list[BackendRecord]:
+        """What is held against backends."""
 
 
 class Bus(Protocol):

@@ -19,7 +19,7 @@ from gateway.store.statements import migrate
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
 _WITH_ROWID = ("jobs", "history", "marks")
-_WITHOUT = ("meta", "files", "uploads", "placements")
+_WITHOUT = ("meta", "files", "uploads", "placements", "backends")
 TABLES = _WITH_ROWID + _WITHOUT
 # How far to look behind the last row that can be read, where the end of a table can't be.
 _FURTHER = 100_000

@@ -26,6 +26,7 @@ from typing import IO, TypeVar
 
 from gateway.store import trouble
 from gateway.store.protocol import (
+    BackendRecord,
     Change,
     FileRecord,
     HistoryRecord,
@@ -331,6 +332,10 @@ class SqliteStore:
         """What was put on which backend."""
         rows = await self._rows("SELECT * FROM placements")
         return [PlacementRecord(*row) for row in rows]  # type: ignore[arg-type]
+
+    async def backends(self) -> list[BackendRecord]:
+        """What is held against backends."""
+        return [BackendRecord(*row) for row in await self._rows("SELECT * FROM backends")]  # type: ignore[arg-type]
 
 
 def take(directory: Path) -> IO[str]:

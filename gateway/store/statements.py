@@ -9,6 +9,7 @@ from importlib import resources
 from operator import attrgetter
 
 from gateway.store.protocol import (
+    BackendRecord,
     Change,
     FileRecord,
     FileRemoval,
@@ -37,6 +38,7 @@ _DROP_FILE = "DELETE FROM files WHERE tenant=? AND kind=? AND subfolder=? AND fi
 _PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
 _DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
 _PUT_PLACEMENT = "INSERT OR REPLACE INTO placements VALUES (?,?,?,?,?,?,?)"
+_PUT_BACKEND = "INSERT OR REPLACE INTO backends VALUES (?,?,?,?,?,?)"
 _PUT_MARK = "INSERT OR REPLACE INTO marks SELECT ?, coalesce(max(position), 0) FROM history"
 # A mark is of use until all that it tells of is gone, and the next one then tells as much.
 _DROP_MARKS = "DELETE FROM marks WHERE position < (SELECT min(position) FROM history)"
@@ -48,6 +50,7 @@ _file_key = attrgetter(*(field.name for field in fields(FileRemoval)))
 _upload = attrgetter(*(field.name for field in fields(UploadRecord)))
 _upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
 _placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
+_backend = attrgetter(*(field.name for field in fields(BackendRecord)))
 _ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
 _job_update = attrgetter(
     "state", "backend", "upstream_id", "start_time", "attempts", "node_errors", "tenant", "prompt_id"
@@ -78,6 +81,8 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_DROP_UPLOAD, _upload_key(change))
         case PlacementRecord():
             connection.execute(_PUT_PLACEMENT, _placement(change))
+        case BackendRecord():
+            connection.execute(_PUT_BACKEND, _backend(change))
         case TimeMark(time):
             connection.execute(_DROP_MARKS)
             connection.execute(_PUT_MARK, (time,))

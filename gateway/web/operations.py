@@ -58,7 +58,7 @@ async def set_drain(request: web.Request) -> web.Response:
     if backend is None:
         names = ", ".join(gateway.fleet.backends)
         return problem(404, "unknown_backend", f"There is no backend '{name}'", f"there are: {names}")
-    backend.drained = request.match_info["action"] == "drain"
+    gateway.fleet.drain(backend, drained=request.match_info["action"] == "drain")
     if not backend.drained:
         gateway.engine.dispatcher.wake()
     return json(backend.describe())

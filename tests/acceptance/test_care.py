@@ -152,6 +152,43 @@ async def test_a_poisoned_process_gets_no_work_until_it_is_restarted(lab: Lab) -
     assert await posts(lab, again) == [1]
 
 
+async def test_what_is_held_against_a_backend_outlives_the_gateway(lab: Lab) -> None:
+    """A process that can't use its GPU, an ejection, an admin's drain; that its user deletes the history heals none."""
+    simulators = await lab.simulators(4)
+    settings = {"ejection__after": 1, "ejection__first": 3600, "ejection__most": 3600}
+    gateway = await lab.gateway(*simulators, **settings)
+    comfy = Comfy(lab.http, gateway.url)
+    for name in ("b3", "b4"):
+        await comfy.post(f"/gateway/backends/{name}/drain")
+    await simulators[0].fault(lab.http, "poisoned")
+    await comfy.entry(await comfy.prompt(slow(1)))
+    await comfy.post("/gateway/backends/b3/resume")
+    await simulators[2].fault(lab.http, "broken")
+    await comfy.entry(await comfy.prompt(slow(2)))
+    await simulators[2].no_faults(lab.http)
+    assert await posts(lab, *simulators) == [1, 1, 1, 0]
+    await comfy.post("/history", {"clear": True})
+    await gateway.kill()
+    again = await lab.gateway(*simulators, up=2, **settings)
+    comfy = Comfy(lab.http, again.url)
+
+    async def all_connected() -> bool:
+        return all(backend["connected"] for backend in (await comfy.get("/gateway/backends"))["backends"])
+
+    await until(all_connected, what="all backends are connected")
+    for name, what in (("b1", "poisoned"), ("b3", "ejected"), ("b4", "drained")):
+        held = await described(comfy, name)
+        assert [each for each in ("poisoned", "ejected", "drained") if held[each]] == [what]
+    assert await metric(lab, again, 'comfyui_gateway_backend_poisoned{backend="b1"}') == 1
+    for n in range(4):
+        await comfy.entry(await comfy.prompt(slow(n)))
+    assert await posts(lab, *simulators) == [1, 5, 1, 0]
+    await simulators[0].kill()
+    await lab.simulator(port=simulators[0].port)
+    await lab.backends_up(again, 3)
+    assert not (await described(comfy, "b1"))["poisoned"]
+
+
 async def test_a_workflow_that_poisons_gets_no_third_process(lab: Lab) -> None:
     simulators = await lab.simulators(3)
     gateway = await lab.gateway(*simulators)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.fleet.backend import Backend
 from gateway.fleet.ejection import Ejections
+from gateway.fleet.health import Pulse
+from gateway.fleet.standing import record_of, restore
 
 NAMES = ("a", "b", "c", "d")
 
@@ -101,3 +106,45 @@ def test_never_the_last_and_never_more_than_the_share(
         assert len(ejections.ejected(now)) < len(NAMES)
         assert eligible - ejections.out(eligible, now)
         assert ejections.out(eligible, now) <= ejections.ejected(now)
+
+
+def test_a_restart_forgives_nothing() -> None:
+    """Neither an ejection that lasts, nor how long the next one is, nor failures that are not enough yet."""
+    before = new()
+    before.succeeded("b", "k", 0)
+    assert fail(before, "a", 0) == 10
+    assert fail(before, "a", 10, 1) == 20
+    fail(before, "c", 10, 2)
+    after = new()
+    for name in NAMES:
+        failures, times, until = before.standing(name)
+        after.restore(name, failures, times, until - 15, 1000)
+    assert after.ejected(1000) == after.ejected(1014.9) == {"a"}
+    assert after.ejected(1015) == set()
+    assert fail(after, "c", 1015, 1) == 10
+    assert fail(after, "a", 1015, 1) == 40
+
+
+def test_no_clock_ejects_for_longer_than_an_ejection_lasts() -> None:
+    ejections = new()
+    ejections.restore("a", [], 1, 1e9, 0)
+    assert ejections.ejected(59.9) == {"a"}
+    assert ejections.ejected(60) == set()
+
+
+def test_the_journal_keeps_a_standing() -> None:
+    wall = 1_800_000_000.0
+    client: Any = None
+    for now in (0.0, 500.0):
+        ejections, again = new(), new()
+        ejections.succeeded("b", frozenset({"K", "L"}), now)
+        for _ in range(3):
+            ejections.failed("a", frozenset({"K", "L"}), now, NAMES)
+        backend = Backend("a", "http://a", 1, False, client, Pulse(30, 0), poisoned="bad", drained=True)
+        record = record_of(backend, ejections, now, wall)
+        fresh = Backend("a", "http://a", 1, False, client, Pulse(30, 0))
+        restore(record, fresh, again, 7000.0, wall + 4)
+        assert (fresh.poisoned, fresh.drained) == ("bad", True)
+        assert again.ejected(7005.9) == {"a"}
+        assert again.ejected(7006.1) == set()
+        assert again.standing("a")[:2] == ejections.standing("a")[:2]

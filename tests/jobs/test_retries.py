@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.retries import Retries, backoff
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
-from tests.jobs.test_ledger import admit, new_ledger
+from tests.jobs.test_ledger import Paper, admit, new_ledger
 
 
 def test_it_doubles_up_to_a_limit() -> None:
@@ -30,7 +31,8 @@ def test_it_is_bounded_and_never_gets_shorter(losses: int, luck: float, first: f
 async def test_what_was_lost_together_goes_together() -> None:
     """So that the dispatcher, which goes by age, sends the oldest first; no backend is up, so none goes at once."""
     settings, metrics, ledger, woken = Settings(), Metrics(), new_ledger(), []
-    retries = Retries(Fleet(settings, metrics, "id"), settings.dispatch, metrics, lambda: woken.append(1))
+    paper: Any = Paper()
+    retries = Retries(Fleet(settings, metrics, "id", paper), settings.dispatch, metrics, lambda: woken.append(1))
     jobs = [admit(ledger) for _ in range(5)]
     for job in jobs:
         ledger.send(job, "b1")
@@ -42,4 +44,18 @@ async def test_what_was_lost_together_goes_together() -> None:
     assert jobs[4].not_before == 0
     assert woken == [1]
     assert ledger.waiting() == jobs
+    await retries.close()
+
+
+async def test_after_a_restart_a_pause_begins_again() -> None:
+    settings, metrics, ledger = Settings(), Metrics(), new_ledger()
+    paper: Any = Paper()
+    retries = Retries(Fleet(settings, metrics, "id", paper), settings.dispatch, metrics, lambda: None)
+    for attempts, pauses in ((0, False), (1, False), (2, True), (9, True)):
+        job = admit(ledger)
+        ledger.hold(job)
+        job.attempts = attempts
+        retries.resume(job)
+        least = min(settings.dispatch.backoff * 2 ** (attempts - 1), settings.dispatch.backoff_most) / 2
+        assert (job.not_before - time.monotonic() > least - 1) if pauses else job.not_before == 0
     await retries.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import zlib
 from pathlib import Path
 
 import pytest
 
-from gateway.store.protocol import FileRecord, PlacementRecord, StoreError, UploadRecord
+from gateway.store.protocol import BackendRecord, FileRecord, PlacementRecord, StoreError, UploadRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from gateway.store.statements import migrations
 
@@ -37,6 +38,8 @@ def journal_of(version: int, directory: Path) -> None:
         connection.execute("INSERT INTO placements VALUES ('b1', 'input', '', 'u.png', 'u.png', 'aa', 'etag')")
     if version >= 3:
         connection.execute("INSERT INTO marks VALUES (7, 2)")
+    if version >= 4:
+        connection.execute("INSERT INTO backends VALUES ('b1', 'bad', x'5b5d', 2, 9, 1)")
     connection.close()
 
 
@@ -58,6 +61,7 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7)] * known
         placed = PlacementRecord("b1", "input", "", "u.png", "u.png", "aa", "etag")
         assert await store.placements() == [placed] * known
+        assert await store.backends() == [BackendRecord("b1", "bad", b"[]", 2, 9, 1)] * (version >= 4)
         await store.close()
     connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
     assert connection.execute("PRAGMA user_version").fetchone() == (LATEST,)
@@ -68,12 +72,14 @@ async def test_a_migration_that_stops_half_way_is_done_again(tmp_path: Path) -> 
     """Each version is a transaction: the file is of one version or of the next."""
     journal_of(LATEST - 1, tmp_path / "data")
     connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
-    connection.execute("CREATE TABLE marks (in_the_way)")
+    made = re.search(r"CREATE TABLE (\w+)", migrations()[-1][1])
+    assert made is not None
+    connection.execute(f"CREATE TABLE {made[1]} (in_the_way)")
     connection.commit()
     with pytest.raises(StoreError, match="can't be opened"):
         await SqliteStore(tmp_path / "data").open()
     assert connection.execute("PRAGMA user_version").fetchone() == (LATEST - 1,)
-    connection.execute("DROP TABLE marks")
+    connection.execute(f"DROP TABLE {made[1]}")
     connection.close()
     store = SqliteStore(tmp_path / "data")
     await store.open()

@@ -1,0 +1,33 @@
+"""What is held against a backend, as the journal keeps it: a restart of the gateway must not forgive it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.fleet.backend import Backend
+from gateway.fleet.ejection import Ejections
+from gateway.store.protocol import BackendRecord
+
+
+def record_of(backend: Backend, ejections: Ejections, now: float, wall: float) -> BackendRecord:
+    """A backend's standing. `now` is the monotonic clock, `wall` seconds since 1970."""
+    failures, times, until = ejections.standing(backend.name)
+    encoded = [[sorted(kind), sorted(able)] for kind, able in failures]
+    ejected_until = int((wall + until - now) * 1000) if until > now else 0
+    return BackendRecord(
+        backend.name, backend.poisoned, wire.dumps(encoded), times, ejected_until, int(backend.drained)
+    )
+
+
+def restore(record: BackendRecord, backend: Backend, ejections: Ejections, now: float, wall: float) -> None:
+    """Put it back. A clock that jumped ejects nobody for longer than any ejection lasts.
+
+    Raises:
+        ValueError, TypeError: what is in the journal was not written by `record_of`.
+    """
+    failures: Any = wire.loads(record.failures)
+    backend.poisoned, backend.drained = record.poisoned, bool(record.drained)
+    seconds = record.ejected_until / 1000 - wall
+    known = [(frozenset(kind), frozenset(able)) for kind, able in failures]
+    ejections.restore(backend.name, known, record.ejections, seconds, now)
