@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.plan import BACKEND_FAULTS, GATEWAY_FAULTS, JOBS, KILLED, plan
 from tests.chaos.run import run
 
-SEEDS = (2, 4, 5)
+SEEDS = (1, 2, 13)
 
 
 def test_a_seed_is_a_plan() -> None:
@@ -26,4 +26,5 @@ def test_the_seeds_have_every_fault() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_no_job_is_lost(seed: int, tmp_path: Path) -> None:
-    await run(seed, tmp_path)
+    figures = await run(seed, tmp_path)
+    assert figures.refused_for_space
