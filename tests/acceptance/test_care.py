@@ -484,7 +484,8 @@ async def test_a_deadline_passes_while_the_gateway_is_down(lab: Lab, state: str)
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
     if state == "waiting":
-        await comfy.post("/gateway/backends/b1/drain")
+        await simulator.fault(lab.http, "refuse:4")
+        await lab.backends_up(gateway, 0)
     accepted = time.time()
     prompt_id = await comfy.prompt(slow(steps=1000), "c", extra_data={"deadline_seconds": 4})
     if state == "running":
