@@ -12,6 +12,7 @@ from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.local_bus import LocalBus
 from gateway.store.sqlite import SqliteStore
+from gateway.store.userdata import UserData
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Keyring
 from gateway.web.catalogue import shared_features
@@ -58,11 +59,23 @@ class Gateway:
         await fleet.restore()
         keyring = Keyring(settings.auth, settings.tenants.anonymous)
         blobs = BlobStore(settings.data_dir / "uploads")
+        userdata = UserData(settings.data_dir / "userdata", settings.userdata.quota, settings.userdata.max_files)
+        await userdata.open()
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.is_isolated)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
         self.parts = Parts(
-            settings, keyring, engine, fleet, engine.catalogue, hub, metrics, lambda: self._ready, self._started, store
+            settings,
+            keyring,
+            engine,
+            fleet,
+            engine.catalogue,
+            hub,
+            metrics,
+            lambda: self._ready,
+            self._started,
+            store,
+            userdata,
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)

@@ -9,5 +9,5 @@ def status_topic(tenant: str) -> str:
 
 
 def session_topic(tenant: str, session_id: str) -> str:
-    """The bus topic of one session's frames."""
-    return f"session:{tenant}:{session_id}"
+    """The bus topic of one session's frames. With its length, so that no tenant's name runs into a clientId."""
+    return f"session:{len(tenant)}:{tenant}:{session_id}"

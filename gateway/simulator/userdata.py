@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -48,7 +49,7 @@ class UserData:
         return value if isinstance(value, dict) else {}
 
     def _save_settings(self, settings: dict[str, Any]) -> web.Response:
-        (self._root / SETTINGS).write_bytes(wire.dumps(settings))
+        (self._root / SETTINGS).write_text(json.dumps(settings, indent=4))
         return web.Response()
 
     async def get_settings(self, _: web.Request) -> web.Response:

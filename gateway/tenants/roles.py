@@ -69,6 +69,14 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/view", Access.USERS),
     Row("POST", "/upload/image", Access.USERS),
     Row("POST", "/upload/mask", Access.USERS),
+    # What the web UI saves.
+    Row("GET", "/users", Access.USERS),
+    Row("GET POST", "/settings", Access.USERS),
+    Row("GET POST", "/settings/{id}", Access.USERS),
+    Row("GET", "/userdata", Access.USERS),
+    Row("GET", "/v2/userdata", Access.USERS),
+    Row("GET POST DELETE", "/userdata/{file}", Access.USERS),
+    Row("POST", "/userdata/{file}/move/{dest}", Access.USERS),
     # What all backends have.
     Row("GET", "/object_info", Access.USERS),
     Row("GET", "/object_info/{node_class}", Access.USERS),
@@ -87,7 +95,6 @@ TABLE: tuple[Row, ...] = (
     Row("*", "/internal/**", Access.ADMINS),
     Row("GET", "/internal/files/{kind}", Access.ADMINS),
     Row("*", "/users/**", Access.ADMINS),
-    Row("GET", "/users", Access.USERS),
     # The asset library lists what everybody made (app/assets/api/routes.py). /assets alone is the web UI's own.
     Row("GET", "/api/assets/**", Access.TEAM),
     Row("*", "/api/assets/**", Access.ADMINS),
@@ -168,6 +175,12 @@ def plain(path: str) -> Path:
     parts = [part for part in unquoted(path).replace("\\", "/").casefold().split("/") if part not in ("", ".")]
     start = next((place for place, part in enumerate(parts) if part != "api"), len(parts))
     return Path(tuple(parts[start:]), start > 0)
+
+
+def is_plain(path: str) -> bool:
+    """Whether a path is spelled in the one way that a ComfyUI knows."""
+    found = plain(path)
+    return path.removeprefix("/api" if found.under_api else "").casefold() == "/" + "/".join(found.parts)
 
 
 class Roles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import re
 
 from aiohttp import web
 
@@ -10,9 +10,13 @@ from gateway.comfy import wire
 from gateway.comfy.client import BadAnswer
 from gateway.fleet import merging
 from gateway.fleet.catalogue import NobodyKnows
+from gateway.tenants.roles import unquoted
 from gateway.web.answers import JSON, empty, json, json_bytes, problem
 from gateway.web.parts import Parts, caller, parts
 from gateway.web.streaming import downstream_headers, send_whole, upstream_query
+
+# An absolute path, one of Windows' drives, a way up, or what no name has.
+_ELSEWHERE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.?([/\\]|$)|[\x00-\x1f\x7f]")
 
 
 def _none_yet() -> web.Response:
@@ -45,11 +49,25 @@ async def get_node_class(request: web.Request) -> web.Response:
     return json_bytes(wire.dumps({} if found is None else {name: found}))
 
 
+def _names(request: web.Request) -> str | None:
+    """The path of a request for what has names: None if one of these would lead elsewhere, on whichever platform.
+
+    Older ComfyUIs join a model's name to its folder unchecked, and a proxy before one may resolve what is in a path.
+    """
+    names = [unquoted(name) for name in request.match_info.values()]
+    fixed = request.match_info.get("path") is None and any("/" in name for name in names)
+    if fixed or any(_ELSEWHERE.search(name) for name in names):
+        return None
+    return request.rel_url.raw_path.removeprefix("/api")
+
+
 async def get_listing(request: web.Request) -> web.Response:
     """A list of names that every backend has: the union."""
-    path = request.path.removeprefix("/api")
+    path = _names(request)
+    if path is None:
+        return empty(404)
     try:
-        return json(await parts(request).catalogue.listing(quote(path)))
+        return json(await parts(request).catalogue.listing(path))
     except NobodyKnows:
         return _none_yet()
     except BadAnswer as error:
@@ -58,8 +76,9 @@ async def get_listing(request: web.Request) -> web.Response:
 
 async def get_from_any(request: web.Request) -> web.Response:
     """What one backend may have and another not: a model's metadata, its preview."""
-    query = upstream_query(request)
-    path = request.rel_url.raw_path.removeprefix("/api")
+    query, path = upstream_query(request), _names(request)
+    if path is None or _ELSEWHERE.search(unquoted(request.rel_url.query.get("filename", ""))):
+        return empty(404)
     try:
         answer = await parts(request).catalogue.from_any(path + query)
     except NobodyKnows:
@@ -81,7 +100,9 @@ async def get_system_stats(request: web.Request) -> web.Response:
 def shared_features(gateway: Parts) -> dict[str, object]:
     """The flags that clients are told."""
     flags = [b.features for b in gateway.fleet.by_preference if b.features]
-    return merging.features(flags, gateway.settings.server.max_body)
+    shared = merging.features(flags, gateway.settings.server.max_body)
+    # The asset library lists what everybody made, so it is no user's to read: the web UI does without.
+    return {**shared, "assets": False} if gateway.keyring.is_isolated and "assets" in shared else shared
 
 
 async def get_features(request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.protocol import Store
+from gateway.store.userdata import UserData
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring
 
@@ -32,6 +33,7 @@ class Parts:
     is_ready: Callable[[], bool]
     started: asyncio.Event
     store: Store
+    userdata: UserData
 
 
 PARTS = web.AppKey("parts", Parts)

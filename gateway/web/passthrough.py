@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
 from gateway.jobs.job import State
-from gateway.tenants.roles import AnsweredHere, unquoted
+from gateway.tenants.roles import AnsweredHere, is_plain, unquoted
 from gateway.web.answers import empty, problem
 from gateway.web.parts import caller, parts
 from gateway.web.streaming import forward
@@ -24,18 +24,22 @@ _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
     path = unquoted(request.path)
-    if _ODD.search(path):
-        return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
-    if path in request.app[ANSWERED_HERE]:
+    if path in request.app[ANSWERED_HERE] and not is_plain(request.path):
         # Another spelling of a route that is answered here with the caller's own. No ComfyUI knows it; a proxy before
         # one may (nginx merges slashes), and the answer would be everybody's.
         return empty(404)
-    if request.method in _SAFE and "filename" in request.rel_url.query:
+    if not _ODD.search(path) and request.method in _SAFE and "filename" in request.rel_url.query:
         named = await get_named(request)
         if named is not None:
             return named
-    tries = _readers(request) if request.method in _SAFE else [_writer(request)]
-    for backend in tries:
+    return await hand_on(request)
+
+
+async def hand_on(request: web.Request) -> web.StreamResponse:
+    """To a backend, whatever it is."""
+    if _ODD.search(unquoted(request.path)):
+        return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
+    for backend in _readers(request) if request.method in _SAFE else [_writer(request)]:
         if backend is None:
             break
         try:

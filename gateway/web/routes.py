@@ -7,7 +7,19 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.tenants.roles import AnsweredHere
-from gateway.web import catalogue, history, jobs, operations, passthrough, prompt, queue, sign_in, uploads, view
+from gateway.web import (
+    catalogue,
+    history,
+    jobs,
+    operations,
+    passthrough,
+    prompt,
+    queue,
+    sign_in,
+    uploads,
+    userdata,
+    view,
+)
 from gateway.web.addresses import PROXIES, TrustedProxies
 from gateway.web.gate import Gate
 from gateway.web.parts import PARTS, Parts, caller, parts
@@ -42,6 +54,17 @@ COMFYUI: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/experiment/models/preview/{path:.*}", catalogue.get_from_any),
     ("GET", "/view_metadata/{folder}", catalogue.get_from_any),
     ("GET", "/internal/files/{kind}", catalogue.get_listing),
+    ("GET", "/users", userdata.get_users),
+    ("GET", "/settings", userdata.get_settings),
+    ("POST", "/settings", userdata.post_settings),
+    ("GET", "/settings/{id}", userdata.get_setting),
+    ("POST", "/settings/{id}", userdata.post_setting),
+    ("GET", "/userdata", userdata.list_files),
+    ("GET", "/v2/userdata", userdata.list_tree),
+    ("GET", "/userdata/{file}", userdata.get_file),
+    ("POST", "/userdata/{file}", userdata.post_file),
+    ("DELETE", "/userdata/{file}", userdata.delete_file),
+    ("POST", "/userdata/{file}/move/{dest}", userdata.move_file),
     ("GET", "/system_stats", catalogue.get_system_stats),
     ("GET", "/features", catalogue.get_features),
     ("GET", "/ws", socket),

@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 
 from gateway.fleet.backend import Backend
 from gateway.tenants.keys import QUERY_PARAMETER
+from gateway.web.parts import IDENTITY
 
 # Between two neighbours alone (RFC 9110, section 7.6.1; Keep-Alive and Proxy-Connection by custom).
 HOP_BY_HOP = frozenset(
@@ -112,6 +113,10 @@ async def forward(request: web.Request, backend: Backend, path: str) -> web.Stre
     """
     data = request.content if request.can_read_body else None
     headers = upstream_headers(request.headers)
+    identity = request.get(IDENTITY)
+    if identity is None or (identity.isolated and not identity.is_admin):
+        # The user of a ComfyUI that has several (--multi-user) is for those to choose who may see all of them.
+        headers.popall("Comfy-User", None)
     async with backend.client.open(
         request.method, path + upstream_query(request), headers=headers, data=data
     ) as upstream:

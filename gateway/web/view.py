@@ -105,11 +105,16 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
     return await _from_backend(request, ref, backend, there, path)
 
 
+def is_active(content_type: str) -> bool:
+    """Whether a browser may run what is in a file."""
+    return content_type in _ACTIVE or content_type.endswith(("+xml", "/xml"))
+
+
 def _file_headers(filename: str, headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that ComfyUI sends a file with (server.py, view_image)."""
     content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
     sent = {"X-Content-Type-Options": "nosniff", "Content-Disposition": f'filename="{quoted(filename)}"'}
-    if content_type in _ACTIVE or content_type.endswith(("+xml", "/xml")):
+    if is_active(content_type):
         sent |= {"Vary": "Sec-Fetch-Dest", "Cache-Control": "no-store"}
         # In an <img>, an SVG runs no scripts; only a browser itself can say that it is for one.
         if not (content_type == "image/svg+xml" and headers.get("Sec-Fetch-Dest") == "image"):
