@@ -13,12 +13,21 @@ from gateway.store.blobs import BlobStore
 from gateway.store.local_bus import LocalBus
 from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
+from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Keyring
+from gateway.tenants.lockout import Lockout
+from gateway.tenants.sign_ins import SignIns
+from gateway.tenants.stored_keys import StoredKeys
+from gateway.web.authentication import Authentication
 from gateway.web.catalogue import shared_features
 from gateway.web.parts import Parts
 from gateway.web.routes import make_app
 from gateway.web.serving import Serving
+
+
+class OpenToStrangers(Exception):
+    """It would listen beyond loopback without a key, and was not told that this is meant."""
 
 
 class Gateway:
@@ -40,6 +49,7 @@ class Gateway:
 
         Raises:
             StoreError: the data directory can't be used.
+            OpenToStrangers: there are no keys, neither configured nor in the store, and it would listen to strangers.
             OSError: the address can't be listened on.
         """
         async with AsyncExitStack() as stack:
@@ -58,24 +68,40 @@ class Gateway:
         fleet = Fleet(settings, metrics, client_id, store)
         await fleet.restore()
         keyring = Keyring(settings.auth, settings.tenants.anonymous)
+        keys = StoredKeys(settings.auth, store, keyring)
+        await keys.restore()
+        if keyring.is_open and settings.open_to_strangers:
+            raise OpenToStrangers
+        keys.start()
+        stack.push_async_callback(keys.close)
+        sign_ins = SignIns(settings.auth.sign_in, store, keyring)
+        await sign_ins.restore()
+        audit = Audit(enabled=settings.log.audit)
+        audit.start()
+        stack.push_async_callback(audit.close)
+        authentication = Authentication(keyring, sign_ins, Lockout(settings.auth.lockout), audit, metrics)
         blobs = BlobStore(settings.data_dir / "uploads")
         userdata = UserData(settings.data_dir / "userdata", settings.userdata.quota, settings.userdata.max_files)
         await userdata.open()
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.is_isolated)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, lambda: keyring.is_isolated)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
         self.parts = Parts(
-            settings,
-            keyring,
-            engine,
-            fleet,
-            engine.catalogue,
-            hub,
-            metrics,
-            lambda: self._ready,
-            self._started,
-            store,
-            userdata,
+            settings=settings,
+            keyring=keyring,
+            keys=keys,
+            sign_ins=sign_ins,
+            authentication=authentication,
+            audit=audit,
+            engine=engine,
+            fleet=fleet,
+            catalogue=engine.catalogue,
+            hub=hub,
+            metrics=metrics,
+            is_ready=lambda: self._ready,
+            started=self._started,
+            store=store,
+            userdata=userdata,
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)

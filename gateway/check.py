@@ -19,6 +19,7 @@ from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.settings import BackendSettings, Settings, SettingsError, load
+from gateway.store.salvage import had_keys
 
 GIB = 1024**3
 EXIT_USAGE = 2
@@ -79,7 +80,7 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
         for problem in error.problems:
             click.echo(problem, err=True)
         sys.exit(EXIT_USAGE)
-    if settings.open_to_strangers:
+    if settings.open_to_strangers and not had_keys(settings.data_dir):
         click.echo("auth: listens beyond loopback without a key; add auth.keys, or set auth.disabled", err=True)
         sys.exit(EXIT_USAGE)
     rows = asyncio.run(_rows(settings))

@@ -1,4 +1,4 @@
-"""The commands: serve, simulate, demo, check, journal."""
+"""The commands: serve, keys, simulate, demo, check, journal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import Any, NoReturn
 
 import click
 
-from gateway.app import Gateway
+from gateway.app import Gateway, OpenToStrangers
 from gateway.check import check
 from gateway.demo import demo
 from gateway.journal import journal
-from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, backends_of, keys_of, load
+from gateway.keys import keys
+from gateway.settings import (
+    ADMIN_KEYS,
+    ENVIRONMENT_PREFIX,
+    Settings,
+    SettingsError,
+    admin_keys_of,
+    backends_of,
+    keys_of,
+    load,
+)
 from gateway.simulator.command import simulate
 from gateway.store.protocol import StoreError
+from gateway.store.salvage import had_keys
 from gateway.telemetry import logs
 
 EXIT_USAGE = 2
@@ -38,6 +49,7 @@ def main() -> None:
 @click.option("--host", default=None, help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port.  [default: 8288]")
 @click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key that may call; can be repeated.")
+@click.option("--admin-key", "admin_keys", multiple=True, metavar="KEY", help="An admin's key, beside all others.")
 @click.option("--no-auth", is_flag=True, help="No keys: everybody who reaches it may call.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="The journal's place.  [default: data]")
 def serve(
@@ -46,13 +58,16 @@ def serve(
     host: str | None,
     port: int | None,
     api_keys: tuple[str, ...],
+    admin_keys: tuple[str, ...],
     no_auth: bool,
     data_dir: Path | None,
 ) -> None:
     """Serve: one ComfyUI endpoint in front of all backends."""
     flags = _flags(backends, host, port, api_keys, no_auth, data_dir)
+    if admin_keys:
+        flags[ADMIN_KEYS] = admin_keys_of(admin_keys)
     settings = load_or_exit(config, flags)
-    if settings.open_to_strangers:
+    if settings.open_to_strangers and not had_keys(settings.data_dir):
         _exit(_OPEN.format(host=settings.server.host))
     if not settings.backends:
         _exit("no backend is given: add --backend http://HOST:8188 for each ComfyUI, or backends in the file")
@@ -60,6 +75,7 @@ def serve(
     sys.exit(_run(settings))
 
 
+main.add_command(keys)
 main.add_command(simulate)
 main.add_command(demo)
 main.add_command(check)
@@ -130,6 +146,9 @@ async def _serve(settings: Settings) -> int:
     except StoreError as error:
         click.echo(f"comfyui-gateway: {error}", err=True)
         return 1
+    except OpenToStrangers:
+        click.echo(f"comfyui-gateway: {_OPEN.format(host=settings.server.host)}", err=True)
+        return EXIT_USAGE
     except OSError as error:
         where = f"{settings.server.host}:{settings.server.port}"
         click.echo(f"comfyui-gateway: can't listen on {where}: {error.strerror or error}", err=True)

@@ -33,8 +33,7 @@ def test_the_example_shows_the_defaults() -> None:
     defaults = load(None, environment={}).model_dump()
     for name in defaults.keys() - {"backends"}:
         if name == "auth":
-            assert example[name].keys() == defaults[name].keys()
-            continue
+            example[name]["keys"] = ()
         assert example[name] == defaults[name], name
     text = (EXAMPLE / "gateway.example.yaml").read_text()
     for section, values in defaults.items():

@@ -30,6 +30,10 @@ ANSWER_WITHIN = 1.0
 AGAIN_AFTER = 0.5
 
 
+# What was done, as (tenant, prompt_id) each.
+Touched = list[tuple[str, str]] | None
+
+
 class Control:
     """Callers' orders. A `tenant` of None is an admin, who may touch every job.
 
@@ -56,13 +60,16 @@ class Control:
     def _named(self, tenant: str | None, prompt_ids: Iterable[str]) -> list[Job]:
         return [job for prompt_id in prompt_ids if (job := self.find(tenant, prompt_id))]
 
-    async def delete(self, tenant: str | None, prompt_ids: Iterable[str]) -> None:
+    async def delete(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> None:
         """Take jobs that have not started out of the queue.
+
+        Args:
+            touched: gets the jobs to which that was done, also where this raises.
 
         Raises:
             StoreError: they are gone, but a restart might bring them back.
         """
-        await self._stop(self._named(tenant, prompt_ids), _NOT_STARTED)
+        await self._stop(self._named(tenant, prompt_ids), _NOT_STARTED, touched)
         self._confirm()
 
     async def clear(self, tenant: str | None) -> None:
@@ -74,22 +81,22 @@ class Control:
         await self._stop(self._ledger.jobs(tenant), _NOT_STARTED)
         self._confirm()
 
-    async def interrupt(self, tenant: str | None, prompt_id: str | None) -> None:
+    async def interrupt(self, tenant: str | None, prompt_id: str | None, touched: Touched = None) -> None:
         """Interrupt a running job, or all that the caller runs."""
         jobs = self._ledger.jobs(tenant) if prompt_id is None else self._named(tenant, [prompt_id])
-        await self._stop(jobs, (State.RUNNING,))
+        await self._stop(jobs, (State.RUNNING,), touched)
 
-    async def cancel(self, tenant: str | None, prompt_ids: Iterable[str]) -> bool:
+    async def cancel(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> bool:
         """Cancel jobs, whatever their state. Returns whether there was anything to cancel.
 
         Raises:
             StoreError: as `delete`.
         """
-        found = await self._stop(self._named(tenant, prompt_ids), (*_NOT_STARTED, State.RUNNING))
+        found = await self._stop(self._named(tenant, prompt_ids), (*_NOT_STARTED, State.RUNNING), touched)
         self._confirm()
         return found
 
-    async def _stop(self, jobs: Iterable[Job], states: tuple[State, ...]) -> bool:
+    async def _stop(self, jobs: Iterable[Job], states: tuple[State, ...], touched: Touched = None) -> bool:
         """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
 
         A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
@@ -102,6 +109,8 @@ class Control:
             if job.state not in states:
                 continue
             found = True
+            if touched is not None:
+                touched.append((job.tenant, job.prompt_id))
             if job.state is State.RUNNING:
                 job.interrupted = True
                 orders.append(self._interrupt(job))
@@ -163,7 +172,7 @@ class Control:
         finally:
             self._interrupting.discard(job)
 
-    async def forget(self, tenant: str | None, prompt_ids: Iterable[str] | None) -> None:
+    async def forget(self, tenant: str | None, prompt_ids: Iterable[str] | None, touched: Touched = None) -> None:
         """Delete history entries, all that the caller sees if no ids are given; later also on the backends.
 
         What a backend still holds of them is seen by nobody, so its answer is not waited for.
@@ -176,6 +185,8 @@ class Control:
         there: dict[str, list[str]] = {}
         for own in tenants:
             for ended in self._ledger.forget(own, ids):
+                if touched is not None:
+                    touched.append((ended.tenant, ended.prompt_id))
                 if ended.backend in self._fleet.backends:
                     there.setdefault(ended.backend, []).append(ended.upstream_id)
         for place, upstream_ids in there.items():

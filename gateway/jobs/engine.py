@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import chain
 
 from gateway.comfy import wire
@@ -55,7 +55,7 @@ class Engine:
         metrics: Metrics,
         client_id: str,
         blobs: BlobStore,
-        isolated: bool,
+        isolated: Callable[[], bool],
     ) -> None:
         self._store = store
         self._fleet = fleet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
@@ -41,11 +41,11 @@ class Inputs:
     placer: Placer
     uploads: Uploads
     catalogue: Catalogue
-    isolated: bool
+    isolated: Callable[[], bool]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
-        return [file for file in files if self._is_foreign(tenant, file)] if self.isolated else []
+        return [file for file in files if self._is_foreign(tenant, file)] if self.isolated() else []
 
     def _is_foreign(self, tenant: str, file: FileInput) -> bool:
         ref = file.ref
@@ -95,7 +95,7 @@ class Inputs:
     async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""
         ref = file.ref
-        if self.isolated and self._is_foreign(tenant, file):
+        if self.isolated() and self._is_foreign(tenant, file):
             raise FileMissing(f"Invalid file: {file.value}")
         found = self.files.find(tenant, ref) if ref is not None else None
         match found:
@@ -122,7 +122,7 @@ class Inputs:
 
     async def _unknown(self, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
-        if self.isolated or await self.placer.has(backend, ref):
+        if self.isolated() or await self.placer.has(backend, ref):
             return None
         other = await self.placer.holder_of(ref, backend)
         return await self.placer.copy(other, ref, backend) if other is not None else None

@@ -20,6 +20,7 @@ from gateway.settings import SessionSettings
 from gateway.store.protocol import Bus
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
+from gateway.tenants.keys import Grant
 
 SWEEP_SECONDS = 5.0
 
@@ -44,7 +45,7 @@ class Hub:
         self._metrics = metrics
         self._settings = settings
         self._features = features
-        self._sockets: dict[ClientSocket, web.Request] = {}
+        self._sockets: dict[ClientSocket, tuple[web.Request, Grant | None]] = {}
         self._status: dict[str, tuple[int, Frame]] = {}
         self._tasks = Tasks("sessions")
         self._closing = False
@@ -63,8 +64,16 @@ class Hub:
     def __len__(self) -> int:
         return len(self._sockets)
 
-    async def serve(self, request: web.Request, tenant: str) -> web.StreamResponse:
-        """Serve GET /ws for a tenant until the socket closes."""
+    def close_ended(self, *sockets: ClientSocket) -> None:
+        """Close those of these sockets, or of all, whose key or sign-in holds no more, with 1008 (policy violation)."""
+        now = time.time()
+        for socket in sockets or list(self._sockets):
+            _, grant = self._sockets[socket]
+            if grant is not None and not grant.holds(now):
+                socket.close(WSCloseCode.POLICY_VIOLATION, "the key of this socket holds no more")
+
+    async def serve(self, request: web.Request, tenant: str, grant: Grant | None = None) -> web.StreamResponse:
+        """Serve GET /ws for a tenant until the socket closes, or what let it in holds no more."""
         response = web.WebSocketResponse(max_msg_size=MAX_CLIENT_MESSAGE, compress=False)
         await response.prepare(request)
         session_id = request.rel_url.query.get("clientId") or uuid.uuid4().hex
@@ -78,10 +87,12 @@ class Hub:
             self._bus.subscribe(session_topic(tenant, session_id), socket.send),
             self._bus.subscribe(status_topic(tenant), lambda _: socket.send(self._status_of(tenant))),
         ]
-        self._sockets[socket] = request
+        self._sockets[socket] = (request, grant)
         self._metrics.sockets.inc()
         if self._closing:
             socket.close(WSCloseCode.GOING_AWAY, "the gateway is shutting down")
+        # What let it in may have ended while it was being set up; nothing has been written yet.
+        self.close_ended(socket)
         try:
             await socket.run()
         finally:
@@ -117,7 +128,8 @@ class Hub:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            self.close_ended()
             now = time.monotonic()
-            for socket, request in list(self._sockets.items()):
+            for socket, (request, _) in list(self._sockets.items()):
                 if socket.is_stalled(now, self._settings.stalled_after):
                     socket.drop(request)

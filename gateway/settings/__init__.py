@@ -1,6 +1,6 @@
 """The configuration: typed models, and where they are read from."""
 
-from gateway.settings.auth import AuthSettings, KeySettings
+from gateway.settings.auth import AuthSettings, KeySettings, LockoutSettings
 from gateway.settings.backends import BackendAuthSettings, BackendSettings, EjectionSettings, ProbeSettings
 from gateway.settings.jobs import (
     CatalogueSettings,
@@ -12,8 +12,10 @@ from gateway.settings.jobs import (
 )
 from gateway.settings.models import LogSettings, Settings, is_loopback
 from gateway.settings.reading import (
+    ADMIN_KEYS,
     ENVIRONMENT_PREFIX,
     SettingsError,
+    admin_keys_of,
     backends_of,
     keys_of,
     load,
@@ -24,6 +26,7 @@ from gateway.settings.tenants import AnonymousSettings, TenantSettings
 from gateway.settings.tls import BackendTlsSettings, ServerTlsSettings
 
 __all__ = [
+    "ADMIN_KEYS",
     "ENVIRONMENT_PREFIX",
     "AnonymousSettings",
     "AuthSettings",
@@ -36,6 +39,7 @@ __all__ = [
     "EjectionSettings",
     "HistorySettings",
     "KeySettings",
+    "LockoutSettings",
     "LogSettings",
     "ProbeSettings",
     "RetentionSettings",
@@ -49,6 +53,7 @@ __all__ = [
     "TenantSettings",
     "UploadSettings",
     "UserDataSettings",
+    "admin_keys_of",
     "backends_of",
     "is_loopback",
     "keys_of",

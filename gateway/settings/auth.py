@@ -1,24 +1,45 @@
-"""Keys: who may call."""
+"""Keys: who may call, for how long, and how long one who guesses them has to wait."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from gateway.settings.base import Model
+from gateway.settings.base import Count, Model, Name, Seconds, checked_name
+
+MIN_KEY = 8
 
 
 class KeySettings(Model):
     """One API key: its SHA-256 (hex), or the key itself, best taken from the environment as ``${NAME}``."""
 
-    name: str = Field(min_length=1, max_length=64)
+    name: Name
     sha256: str = ""
     key: str = Field(default="", repr=False)
     role: Literal["user", "admin", "metrics"] = "user"
-    tenant: str = Field(default="", max_length=64)
+    tenant: str = ""
+    expires: datetime | None = None
+
+    @field_validator("tenant")
+    @classmethod
+    def _check_tenant(cls, tenant: str) -> str:
+        return checked_name(tenant) if tenant else tenant
+
+    @field_validator("expires", mode="before")
+    @classmethod
+    def _whole_day(cls, expires: Any) -> Any:
+        """YAML reads ``2026-12-24`` as a date: the key holds until that day begins."""
+        is_day = isinstance(expires, date) and not isinstance(expires, datetime)
+        return datetime.combine(expires, time(), UTC) if is_day else expires
+
+    @field_validator("expires")
+    @classmethod
+    def _in_utc(cls, expires: datetime | None) -> datetime | None:
+        return expires.replace(tzinfo=UTC) if expires is not None and expires.tzinfo is None else expires
 
     @model_validator(mode="after")
     def _one_of(self) -> KeySettings:
@@ -26,8 +47,8 @@ class KeySettings(Model):
             raise ValueError("give either sha256 or key, not both and not neither")
         if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 lowercase hexadecimal digits")
-        if self.key and len(self.key) < 8:
-            raise ValueError("key must have at least 8 characters")
+        if self.key and len(self.key) < MIN_KEY:
+            raise ValueError(f"key must have at least {MIN_KEY} characters")
         return self
 
     @property
@@ -36,10 +57,22 @@ class KeySettings(Model):
         return self.sha256 or hashlib.sha256(self.key.encode()).hexdigest()
 
 
+class LockoutSettings(Model):
+    """How an address that presents wrong keys is made to wait: from the failure `after`, twice as long each time."""
+
+    after: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    first: Seconds = 1.0
+    most: Seconds = 300.0
+
+
 class AuthSettings(Model):
     """Who may call. `disabled` makes every caller the one local user; `metrics` says who reads /metrics."""
 
     disabled: bool = False
     keys: tuple[KeySettings, ...] = ()
+    max_keys: Count = 100_000
+    rotation_overlap: Annotated[float, Field(ge=0, le=31_536_000)] = 86_400.0
+    sign_in: Annotated[float, Field(gt=0, le=31_536_000)] = 2_592_000.0
     metrics: Literal["open", "key"] = "open"
     isolation: Literal["isolated", "shared"] = "isolated"
+    lockout: LockoutSettings = LockoutSettings()

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+
+
+def checked_name(name: str) -> str:
+    """A name of a key or a tenant: it stands in logs, metrics and paths.
+
+    Raises:
+        ValueError: it holds something else than letters, digits and ``. _ - @ +``, or is too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "must be 1 to 64 letters, digits and . _ - @ + (it stands in logs, metrics and paths), "
+            "the first a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(checked_name)]
 
 
 class Model(BaseModel):

@@ -23,6 +23,7 @@ class LogSettings(Model):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
     requests: bool = True
+    audit: bool = True
 
 
 class Settings(Model):

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from gateway.settings.models import Settings
 
 ENVIRONMENT_PREFIX = "COMFYUI_GATEWAY_"
+# No setting: what a flag and a variable may add to auth.keys.
+ADMIN_KEYS = "admin keys"
 
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 
@@ -39,7 +41,8 @@ def load(
 ) -> Settings:
     """Read the configuration.
 
-    `flags` is a nested mapping as in the file, of what was given on the command line.
+    `flags` is a nested mapping as in the file, of what was given on the command line. Under `ADMIN_KEYS` it may hold
+    key entries that come to those of the file, while `auth.keys` would replace these.
 
     Raises:
         SettingsError: the file can't be read, or something in it, the environment or the flags is wrong.
@@ -47,14 +50,27 @@ def load(
     environment = os.environ if environment is None else environment
     raw = _read_file(path, environment) if path else {}
     problems: list[str] = []
-    for layer in (_from_environment(environment, problems), flags or {}):
+    admins: list[dict[str, str]] = []
+    for layer in (_from_environment(environment, problems), dict(flags or {})):
+        admins = layer.pop(ADMIN_KEYS, admins)
         raw = _merge(raw, layer)
     if problems:
         raise SettingsError(problems)
+    if admins:
+        raw = _with_admins(raw, admins)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         raise SettingsError([_sentence(detail) for detail in error.errors()]) from error
+
+
+def _with_admins(raw: Mapping[str, Any], admins: list[dict[str, str]]) -> dict[str, Any]:
+    """The settings with admins' keys beside those that are there: a way in must not lock others out."""
+    auth = raw.get("auth")
+    if auth is not None and not isinstance(auth, Mapping):
+        return dict(raw)
+    keys = (auth or {}).get("keys") or []
+    return _merge(raw, {"auth": {"keys": [*keys, *admins]}}) if isinstance(keys, list) else dict(raw)
 
 
 def _read_file(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -123,6 +139,8 @@ def _from_environment(environment: Mapping[str, str], problems: list[str]) -> di
             found["backends"] = backends_of(value.split(","))
         elif name == "API_KEYS":
             found.setdefault("auth", {})["keys"] = keys_of(value.split(","))
+        elif name == "ADMIN_KEYS":
+            found[ADMIN_KEYS] = admin_keys_of(value.split(","))
         else:
             parts = _SHORT.get(name) or tuple(name.lower().split("__"))
             annotation = _annotation(parts)
@@ -174,6 +192,11 @@ def keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
     """Key entries for bare keys. The name comes from the key's digest, so that what it owns stays its own."""
     stripped = [key.strip() for key in keys if key.strip()]
     return [{"name": f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}", "key": key} for key in stripped]
+
+
+def admin_keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
+    """Key entries for bare keys of admins."""
+    return [{**key, "name": key["name"].replace("key-", "admin-", 1), "role": "admin"} for key in keys_of(keys)]
 
 
 def _sentence(detail: Any) -> str:

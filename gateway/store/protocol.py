@@ -167,6 +167,55 @@ class TimeMark:
     time: int
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key that was made over the admin API: SHA-256 digests alone. Times are milliseconds since 1970.
+
+    `old_digest` holds until `old_until` after a rotation. An empty `tenant` is the key's own name.
+    """
+
+    name: str
+    digest: str
+    role: str
+    tenant: str
+    created: int
+    expires: int | None = None
+    old_digest: str | None = None
+    old_until: int | None = None
+    used_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """When a key was used last, if it is there still."""
+
+    name: str
+    used_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRemoval:
+    """A key that was revoked."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignInRecord:
+    """A browser that signed in: the digest of what its cookie holds, that of the key, and until when."""
+
+    digest: str
+    key_digest: str
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignInRemoval:
+    """A sign-in that is over."""
+
+    digest: str
+
+
 Change = (
     JobRecord
     | JobUpdate
@@ -180,6 +229,11 @@ Change = (
     | PlacementRecord
     | BackendRecord
     | TimeMark
+    | KeyRecord
+    | KeyUse
+    | KeyRemoval
+    | SignInRecord
+    | SignInRemoval
 )
 
 
@@ -247,6 +301,15 @@ class Store(Protocol):
 
     async def backends(self) -> list[BackendRecord]:
         """What is held against backends."""
+
+    async def keys(self) -> list[KeyRecord]:
+        """All keys that were made over the admin API and not revoked."""
+
+    async def had_keys(self) -> bool:
+        """Whether there ever was one."""
+
+    async def sign_ins(self) -> list[SignInRecord]:
+        """All sign-ins, the ones that end first first."""
 
 
 class Bus(Protocol):

@@ -14,12 +14,12 @@ from pathlib import Path
 from gateway.comfy import wire
 from gateway.store import trouble
 from gateway.store.protocol import StoreDamaged, StoreError
-from gateway.store.sqlite import FILE_NAME, take
+from gateway.store.sqlite import FILE_NAME, HAD_KEYS, take
 from gateway.store.statements import migrate
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
 _WITH_ROWID = ("jobs", "history", "marks")
-_WITHOUT = ("meta", "files", "uploads", "placements", "backends")
+_WITHOUT = ("meta", "files", "uploads", "placements", "backends", "keys", "sign_ins")
 TABLES = _WITH_ROWID + _WITHOUT
 # How far to look behind the last row that can be read, where the end of a table can't be.
 _FURTHER = 100_000
@@ -62,6 +62,15 @@ def examine(directory: Path) -> list[str]:
         except sqlite3.Error as error:
             problems.append(str(error))
     return [problem for problem in problems if problem != "ok"]
+
+
+def had_keys(directory: Path) -> bool:
+    """Whether a key was ever made over the admin API, as far as a journal that nobody may have opened yet can tell."""
+    try:
+        with closing(_open(directory)) as connection:
+            return connection.execute(HAD_KEYS).fetchone() is not None
+    except (StoreError, sqlite3.Error):
+        return False
 
 
 def recover(directory: Path) -> tuple[list[Saved], Path]:

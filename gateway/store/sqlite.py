@@ -31,7 +31,9 @@ from gateway.store.protocol import (
     FileRecord,
     HistoryRecord,
     JobRecord,
+    KeyRecord,
     PlacementRecord,
+    SignInRecord,
     StoreDamaged,
     StoreError,
     UploadRecord,
@@ -53,6 +55,7 @@ _ENTRY = "SELECT entry FROM history WHERE tenant=? AND prompt_id=?"
 _OLDEST = "SELECT tenant, prompt_id FROM history ORDER BY position LIMIT ?"
 _ENDED_BEFORE = """SELECT tenant, prompt_id FROM history
 WHERE position <= (SELECT max(position) FROM marks WHERE time <= ?) ORDER BY position LIMIT ?"""
+HAD_KEYS = "SELECT 1 FROM meta WHERE key='had_keys'"
 # Writes one page, whatever is in it: whether the disk takes anything again.
 _PROBE = "UPDATE meta SET value=value WHERE key='client_id'"
 
@@ -336,6 +339,19 @@ class SqliteStore:
     async def backends(self) -> list[BackendRecord]:
         """What is held against backends."""
         return [BackendRecord(*row) for row in await self._rows("SELECT * FROM backends")]  # type: ignore[arg-type]
+
+    async def keys(self) -> list[KeyRecord]:
+        """All keys that were made over the admin API and not revoked."""
+        return [KeyRecord(*row) for row in await self._rows("SELECT * FROM keys")]  # type: ignore[arg-type]
+
+    async def had_keys(self) -> bool:
+        """Whether there ever was one."""
+        return bool(await self._rows(HAD_KEYS))
+
+    async def sign_ins(self) -> list[SignInRecord]:
+        """All sign-ins, the ones that end first first."""
+        rows = await self._rows("SELECT * FROM sign_ins ORDER BY expires")
+        return [SignInRecord(*row) for row in rows]  # type: ignore[arg-type]
 
 
 def take(directory: Path) -> IO[str]:

@@ -18,7 +18,12 @@ from gateway.store.protocol import (
     JobRecord,
     JobRemoval,
     JobUpdate,
+    KeyRecord,
+    KeyRemoval,
+    KeyUse,
     PlacementRecord,
+    SignInRecord,
+    SignInRemoval,
     StoreError,
     TimeMark,
     UploadRecord,
@@ -42,6 +47,12 @@ _PUT_BACKEND = "INSERT OR REPLACE INTO backends VALUES (?,?,?,?,?,?)"
 _PUT_MARK = "INSERT OR REPLACE INTO marks SELECT ?, coalesce(max(position), 0) FROM history"
 # A mark is of use until all that it tells of is gone, and the next one then tells as much.
 _DROP_MARKS = "DELETE FROM marks WHERE position < (SELECT min(position) FROM history)"
+_PUT_KEY = "INSERT OR REPLACE INTO keys VALUES (?,?,?,?,?,?,?,?,?)"
+_KEEP_CLOSED = "INSERT OR IGNORE INTO meta VALUES ('had_keys', '1')"
+_USE_KEY = "UPDATE keys SET used_at=? WHERE name=?"
+_DROP_KEY = "DELETE FROM keys WHERE name=?"
+_PUT_SIGN_IN = "INSERT OR REPLACE INTO sign_ins VALUES (?,?,?)"
+_DROP_SIGN_IN = "DELETE FROM sign_ins WHERE digest=?"
 
 # Getters rather than dataclasses.astuple, which copies deeply and would hold the interpreter from the event loop.
 _job = attrgetter(*(field.name for field in fields(JobRecord)))
@@ -51,6 +62,7 @@ _upload = attrgetter(*(field.name for field in fields(UploadRecord)))
 _upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
 _placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
 _backend = attrgetter(*(field.name for field in fields(BackendRecord)))
+_key = attrgetter(*(field.name for field in fields(KeyRecord)))
 _ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
 _job_update = attrgetter(
     "state", "backend", "upstream_id", "start_time", "attempts", "node_errors", "tenant", "prompt_id"
@@ -86,6 +98,25 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
         case TimeMark(time):
             connection.execute(_DROP_MARKS)
             connection.execute(_PUT_MARK, (time,))
+        case _:
+            _apply_access(connection, change)
+
+
+def _apply_access(
+    connection: sqlite3.Connection, change: KeyRecord | KeyUse | KeyRemoval | SignInRecord | SignInRemoval
+) -> None:
+    match change:
+        case KeyRecord():
+            connection.execute(_PUT_KEY, _key(change))
+            connection.execute(_KEEP_CLOSED)
+        case KeyUse(name, used_at):
+            connection.execute(_USE_KEY, (used_at, name))
+        case KeyRemoval(name):
+            connection.execute(_DROP_KEY, (name,))
+        case SignInRecord(digest, key_digest, expires):
+            connection.execute(_PUT_SIGN_IN, (digest, key_digest, expires))
+        case SignInRemoval(digest):
+            connection.execute(_DROP_SIGN_IN, (digest,))
 
 
 def migrations() -> list[tuple[int, str]]:

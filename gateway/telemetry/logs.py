@@ -10,6 +10,7 @@ from typing import Any, TextIO, cast
 
 import orjson
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -35,7 +36,8 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
         processors = [
             *shared,
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=lines.isatty()),
+            # Not the one that structlog takes where rich is installed: that one shows local variables, and so keys.
+            structlog.dev.ConsoleRenderer(colors=lines.isatty(), exception_formatter=structlog.dev.plain_traceback),
         ]
     structlog.configure(
         processors=processors,
@@ -45,6 +47,17 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
     )
     # Libraries below (aiohttp, asyncio) speak through the standard logging; the same stream, warnings and worse.
     logging.basicConfig(stream=lines, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_request)
+
+
+def _without_request(record: logging.LogRecord) -> bool:
+    """Take what a client sent out of what aiohttp says of a request that it can't parse: it quotes lines with keys."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if isinstance(error, HttpProcessingError):
+        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 class _Lossy(io.TextIOBase):
@@ -75,6 +88,11 @@ class _Lossy(io.TextIOBase):
 def get(name: str) -> Any:
     """A logger whose lines carry ``part: name``."""
     return structlog.get_logger(part=name)
+
+
+def get_always(name: str) -> Any:
+    """A logger like that of `get`, whose lines are written whatever the level is that was configured."""
+    return structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG), part=name)
 
 
 def _encode(value: Any, **_: Any) -> str:

@@ -56,6 +56,8 @@ class Metrics:
         self.connections = gauge("connections_open", "Open connections of clients")
         self.connections_refused = counter("connections_refused_total", "Connections refused, by limit", "limit")
         self.connections_cut = counter("connections_cut_total", "Connections ended by the gateway, by reason", "reason")
+        self.keys_refused = counter("keys_refused_total", "Keys that were not taken, by reason", "reason")
+        self.addresses_locked = gauge("addresses_locked", "Addresses that wait for having presented wrong keys")
         self.sockets = gauge("sockets_open", "Open WebSockets of clients")
         self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")

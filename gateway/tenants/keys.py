@@ -1,20 +1,29 @@
-"""Who calls: keys, the ways in which clients carry them, and the identity that a key stands for."""
+"""Who calls: keys by their digest, the identity that a key stands for, and until when it lets its holder in."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import secrets
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.settings import AnonymousSettings, AuthSettings
+from gateway.tenants.addresses import network_of
 
-COOKIE = "comfyui_gateway_key"
-QUERY_PARAMETER = "token"
 LOCAL_TENANT = "default"
+# What secret scanners, and people who find one in a file, know a key by.
+PREFIX = "cgw_"
+_ALPHABET = string.ascii_letters + string.digits
+# 62^32 are 190 bits.
+_SECRET_LENGTH = 32
+# How many of the networks that a key was used from are remembered, and for how long.
+MOST_NETWORKS = 16
+REMEMBER_SECONDS = 86_400.0
 
 
 class Role(StrEnum):
@@ -23,6 +32,13 @@ class Role(StrEnum):
     USER = "user"
     ADMIN = "admin"
     METRICS = "metrics"
+
+
+class Source(StrEnum):
+    """Where a key is kept: in the configuration, or in the store."""
+
+    FILE = "file"
+    STORE = "store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +65,149 @@ class Identity:
 LOCAL = Identity("local", LOCAL_TENANT, Role.ADMIN, isolated=False)
 
 
+@dataclass(slots=True, eq=False)
+class Grant:
+    """What lets a caller in: one secret of a key, a sign-in made with it (`within` that), or no key at all.
+
+    `until` is in seconds since 1970. It is looked at with each request, and now and then for each open socket.
+    """
+
+    identity: Identity
+    until: float = math.inf
+    key: Key | None = None
+    within: Grant | None = None
+
+    def holds(self, now: float) -> bool:
+        """Whether it still lets its holder in."""
+        return now < self.until and (self.within is None or self.within.holds(now))
+
+    def end(self) -> None:
+        """From now on it lets nobody in."""
+        self.until = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Key:
+    """A key as the gateway knows it: never the secret itself. Times are seconds since 1970."""
+
+    identity: Identity
+    source: Source
+    digest: str
+    tenant: str = ""
+    created: float | None = None
+    expires: float | None = None
+    # What it was before it was rotated, and until when that holds.
+    old_digest: str | None = None
+    old_until: float | None = None
+    used_at: float | None = None
+    _networks: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name, of which there is one."""
+        return self.identity.name
+
+    def use(self, address: str | None, now: float) -> None:
+        """It let somebody in."""
+        self.used_at = now
+        if address is None:
+            return
+        network = network_of(address)
+        self._networks.pop(network, None)
+        self._networks[network] = now
+        if len(self._networks) > MOST_NETWORKS:
+            del self._networks[next(iter(self._networks))]
+
+    def was_used_from(self, address: str, now: float) -> bool:
+        """Whether it let somebody in from there in the last day."""
+        used_at = self._networks.get(network_of(address))
+        return used_at is not None and now - used_at < REMEMBER_SECONDS
+
+
 class Keyring:
-    """All keys, by their SHA-256. The keys themselves are not kept."""
+    """All keys, by their SHA-256. The keys themselves are not kept.
+
+    While there are none, and there never was one in the store, it is open: everybody is the one local user.
+    """
 
     def __init__(self, settings: AuthSettings, anonymous: AnonymousSettings | None = None) -> None:
         anonymous = anonymous or AnonymousSettings()
         self._networks = [ipaddress.ip_network(network) for network in anonymous.networks]
+        self.is_disabled = settings.disabled
         self.is_open = settings.disabled or not (settings.keys or self._networks)
-        self._anonymous = Identity("anonymous", anonymous.tenant, Role.USER, isolated=settings.isolation == "isolated")
-        self.is_isolated = not self.is_open and settings.isolation == "isolated"
-        self._identities: dict[str, Identity] = {}
+        self.local = Grant(LOCAL)
+        self._shields = settings.isolation == "isolated"
+        self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, isolated=self._shields))
+        self._grants: dict[str, Grant] = {}
+        self._keys: dict[str, Key] = {}
         for key in settings.keys:
-            isolated = settings.isolation == "isolated"
-            tenant = (key.tenant or key.name) if isolated else (key.tenant or LOCAL_TENANT)
-            self._identities[key.digest] = Identity(key.name, tenant, Role(key.role), isolated)
+            expires = key.expires.timestamp() if key.expires is not None else None
+            identity = self.identity_of(key.name, key.role, key.tenant)
+            self.add(Key(identity, Source.FILE, key.digest, key.tenant, expires=expires))
 
-    def identify(self, key: str | None) -> Identity | None:
-        """Whose key it is; None for a wrong one. Without any keys everybody is the local user."""
-        if self.is_open:
-            return LOCAL
-        if key is None:
-            return None
-        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    @property
+    def is_isolated(self) -> bool:
+        """Whether tenants are shielded from each other."""
+        return not self.is_open and self._shields
+
+    def identity_of(self, name: str, role: str, tenant: str) -> Identity:
+        """Whom a key stands for."""
+        owner = (tenant or name) if self._shields else (tenant or LOCAL_TENANT)
+        return Identity(name, owner, Role(role), self._shields)
+
+    def close(self) -> None:
+        """There are keys in the store, or were: nobody is let in without one any more, unless keys are disabled."""
+        if not self.is_disabled:
+            self.is_open = False
+            self.local.end()
+
+    def add(self, key: Key) -> None:
+        """Let a key in from now on, in its old form as long as that holds."""
+        self._keys[key.name] = key
+        expires = math.inf if key.expires is None else key.expires
+        self._grants[key.digest] = Grant(key.identity, expires, key)
+        if key.old_digest is not None and key.old_until is not None:
+            self._grants[key.old_digest] = Grant(key.identity, min(key.old_until, expires), key)
+
+    def replace(self, key: Key, by: Key) -> None:
+        """Put a rotated key in the place of what it was; sockets and sign-ins of its old secret live on with that."""
+        older = self._grants.pop(key.old_digest, None) if key.old_digest is not None else None
+        if older is not None:
+            older.end()
+        old = self._grants[key.digest]
+        self.add(by)
+        # The same object: what was opened with it ends with it.
+        old.until, old.key = self._grants[key.digest].until, by
+        self._grants[key.digest] = old
+
+    def remove(self, key: Key) -> None:
+        """Let it in no more; all that was opened with it ends."""
+        self._keys.pop(key.name, None)
+        for digest in (key.digest, key.old_digest):
+            grant = self._grants.pop(digest, None) if digest is not None else None
+            if grant is not None:
+                grant.end()
+
+    def grant(self, digest: str) -> Grant | None:
+        """What a key with this SHA-256 is good for, also when its time is over; None for a wrong one."""
         # The look-up's time depends on the digest, which a caller can't steer towards a stored one; the comparison
         # that decides takes the same time whatever it finds.
-        found = self._identities.get(digest)
+        found = self._grants.get(digest)
         known = digest if found is not None else "0" * 64
         return found if hmac.compare_digest(known, digest) else None
 
-    def identify_by_address(self, address: str | None) -> Identity | None:
+    def key(self, name: str) -> Key | None:
+        """A key by its name."""
+        return self._keys.get(name)
+
+    def all(self) -> Iterable[Key]:
+        """All of them."""
+        return self._keys.values()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def by_address(self, address: str | None) -> Grant | None:
         """Who calls without a key: the anonymous tenant, from its networks."""
         if not self._networks or address is None:
             return None
@@ -91,26 +221,11 @@ class Keyring:
         return self._anonymous if is_known else None
 
 
-def presented_key(headers: Mapping[str, str], query: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-    """The key that a request carries: X-API-Key, Bearer, Basic (the password), ``?token=`` or the cookie."""
-    key = headers.get("X-API-Key")
-    if key:
-        return key
-    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credentials:
-        return credentials.strip()
-    if scheme.lower() == "basic":
-        return _basic_password(credentials.strip())
-    return query.get(QUERY_PARAMETER) or cookies.get(COOKIE) or None
+def digest_of(key: str) -> str:
+    """SHA-256 of a key as a request carries it, whatever it holds, in lowercase hexadecimal."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _basic_password(credentials: str) -> str | None:
-    """The password of Basic credentials (RFC 7617); a client that has but one field may put the key in as user.
-
-    None for what is not base64, not even ASCII, or not UTF-8 inside.
-    """
-    try:
-        user, _, password = base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")
-    except ValueError:
-        return None
-    return password or user or None
+def mint(prefix: str = PREFIX) -> str:
+    """A new secret: 190 bits from the system's generator, behind a prefix that says what it is."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH))

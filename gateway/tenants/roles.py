@@ -45,6 +45,9 @@ class Row:
         return self.methods == "*" or ("GET" if method == "HEAD" else method) in self.methods.split()
 
 
+# The folders of ComfyUI-Manager's routes, which are also below /v2.
+MANAGER = ("manager", "customnode", "snapshot", "externalmodel", "comfyui_manager")
+
 TABLE: tuple[Row, ...] = (
     # The gateway's own.
     Row("GET", "/healthz", Access.ANYBODY),
@@ -52,6 +55,9 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/metrics", Access.MONITORING),
     Row("GET POST", "/gateway/signin", Access.ANYBODY),
     Row("POST", "/gateway/signout", Access.ANYBODY),
+    Row("GET POST", "/gateway/keys", Access.ADMINS),
+    Row("DELETE", "/gateway/keys/{name}", Access.ADMINS),
+    Row("POST", "/gateway/keys/{name}/rotate", Access.ADMINS),
     Row("GET", "/gateway/backends", Access.ADMINS),
     Row("POST", "/gateway/backends/{name}/{action}", Access.ADMINS),
     Row("*", "/gateway/**", Access.ADMINS),
@@ -100,11 +106,7 @@ TABLE: tuple[Row, ...] = (
     Row("*", "/api/assets/**", Access.ADMINS),
     Row("GET", "/api/tags/**", Access.TEAM),
     # ComfyUI-Manager: installs and runs code.
-    *(
-        Row("*", f"{version}/{name}/**", Access.ADMINS)
-        for version in ("", "/v2")
-        for name in ("manager", "customnode", "snapshot", "externalmodel", "comfyui_manager")
-    ),
+    *(Row("*", f"{version}/{name}/**", Access.ADMINS) for version in ("", "/v2") for name in MANAGER),
     # Custom nodes that list or show the folders of a backend as they are.
     Row("*", "/browser/**", Access.TEAM),
     Row("*", "/workspace/**", Access.TEAM),
@@ -137,6 +139,12 @@ def is_manifest(path: str) -> bool:
 def without_api(path: str) -> str:
     """A route's own path: every one is there with and without /api (server.py, add_routes)."""
     return path.removeprefix("/api") if path.startswith("/api/") else path
+
+
+def is_manager(path: str) -> bool:
+    """Whether a path is one of ComfyUI-Manager's, which does things on GET as well (restart, install, restore)."""
+    parts = plain(path).parts
+    return any(part in MANAGER for part in parts[: 2 if parts[:1] == ("v2",) else 1])
 
 
 def may(identity: Identity, access: Access) -> bool:

@@ -1,29 +1,136 @@
-"""Who calls: the identity behind a request's key, or the answer to a request that has none."""
+"""Who calls: the grant behind a request's key, or the answer to a request that has none."""
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
 from aiohttp import web
 
-from gateway.tenants.keys import COOKIE, Identity, Keyring, presented_key
+from gateway.telemetry.audit import Audit, Reason
+from gateway.telemetry.metrics import Metrics
+from gateway.tenants import sign_ins
+from gateway.tenants.addresses import network_of
+from gateway.tenants.carriers import COOKIE, AmbiguousKey, presented_key
+from gateway.tenants.keys import Grant, Identity, Keyring, digest_of
+from gateway.tenants.lockout import Lockout
+from gateway.tenants.sign_ins import SignIns
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem
-from gateway.web.sign_in import is_navigation, to_sign_in
+from gateway.web.navigation import SIGN_IN, is_navigation, to_sign_in
 
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
+GRANT = "grant"
+CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
+# Seconds between two looks at from where a key is used; each would cost the hot path an address.
+USE_SECONDS = 1.0
 
 
-def identify(request: web.Request, keyring: Keyring) -> Identity | web.Response:
-    """Who calls; or the refusal of a request whose key is wrong or missing."""
-    key = None if keyring.is_open else _key_of(request)
-    identity = keyring.identify(key)
-    if identity is None and key is None:
-        identity = keyring.identify_by_address(client_address(request))
-    if identity is not None:
-        return identity
-    if is_navigation(request):
-        return to_sign_in(request)
-    details = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
-    return problem(401, "unauthorized", "A valid API key is needed", details, _CHALLENGE)
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a key is not taken, and how long its sender has to wait; `status` is 400, 401 or 429."""
+
+    status: int
+    type: str
+    message: str
+    details: str
+    wait: float = 0.0
+
+    def response(self) -> web.Response:
+        """In ComfyUI's error form."""
+        headers = dict(CHALLENGE) if self.status == 401 else {}
+        if self.status == 429:
+            headers["Retry-After"] = str(math.ceil(self.wait))
+        return problem(self.status, self.type, self.message, self.details, headers)
+
+
+_HOW = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
+_MISSING = Refused(401, "unauthorized", "A valid API key is needed", _HOW)
+_UNKNOWN = Refused(401, "unauthorized", "A valid API key is needed", f"this one is not known here; {_HOW}")
+_SIGNED_OUT = Refused(401, "unauthorized", "This sign-in is over", f"sign in again at {SIGN_IN}")
+
+
+class Authentication:
+    """Judges what requests carry, and has wrong keys wait."""
+
+    def __init__(self, keyring: Keyring, sign_ins: SignIns, lockout: Lockout, audit: Audit, metrics: Metrics) -> None:
+        self._keyring = keyring
+        self._sign_ins = sign_ins
+        self._lockout = lockout
+        self._audit = audit
+        self._metrics = metrics
+        metrics.addresses_locked.set_function(lambda: lockout.waiting(time.monotonic()))
+
+    def identify(self, request: web.Request) -> Identity | web.Response:
+        """Who calls; or the refusal of a request whose key is wrong or missing."""
+        if self._keyring.is_open:
+            request[GRANT] = self._keyring.local
+            return self._keyring.local.identity
+        try:
+            key = _key_of(request)
+        except AmbiguousKey as error:
+            self._tell(Reason.AMBIGUOUS, client_address(request), None)
+            return Refused(400, "ambiguous_key", "Which key is meant can't be told", f"{error}; send one").response()
+        if key is None:
+            found: Grant | Refused = self._keyring.by_address(client_address(request)) or _MISSING
+        else:
+            found = self.judge(key, request)
+        if isinstance(found, Refused):
+            return to_sign_in(request) if found.status == 401 and is_navigation(request) else found.response()
+        request[GRANT] = found
+        return found.identity
+
+    def judge(self, secret: str, request: web.Request) -> Grant | Refused:
+        """What a key, or what a sign-in's cookie holds, is good for."""
+        if secret.startswith(sign_ins.PREFIX):
+            # Nobody guesses 190 bits: one that is not known is over, and not a guess.
+            grant = self._sign_ins.grant(secret)
+            return grant if grant is not None and grant.holds(time.time()) else _SIGNED_OUT
+        now, digest = time.time(), digest_of(secret)
+        grant = self._keyring.grant(digest)
+        if len(self._lockout) and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
+            return refused
+        if grant is None:
+            return self._wrong(digest, client_address(request))
+        key = grant.key
+        if not grant.holds(now):
+            self._tell(Reason.EXPIRED, client_address(request), grant.identity.name)
+            return _over(grant)
+        if key is not None and (key.used_at is None or now - key.used_at > USE_SECONDS):
+            key.use(client_address(request), now)
+        return grant
+
+    def _locked(self, grant: Grant | None, digest: str, address: str | None, now: float) -> Refused | None:
+        """The answer to any key from an address that waits, save those that were right there before."""
+        if address is None:
+            return None
+        wait = self._lockout.wait(address, digest, time.monotonic())
+        if not wait or (grant is not None and grant.key is not None and grant.key.was_used_from(address, now)):
+            return None
+        self._tell(Reason.LOCKED_OUT, address, None)
+        details = f"no key is taken from this address for {math.ceil(wait)} s; then send the right one"
+        return Refused(429, "locked_out", "Too many wrong keys came from this address", details, wait)
+
+    def _wrong(self, digest: str, address: str | None) -> Refused:
+        if address is not None:
+            self._lockout.fail(address, digest, time.monotonic())
+        self._tell(Reason.UNKNOWN, address, None)
+        return _UNKNOWN
+
+    def _tell(self, reason: Reason, address: str | None, name: str | None) -> None:
+        self._metrics.keys_refused.labels(str(reason)).inc()
+        self._audit.refused(reason, address, network_of(address) if address is not None else None, name)
+
+
+def _over(grant: Grant) -> Refused:
+    """To one who holds the key it is said what became of it."""
+    key, when = grant.key, datetime.fromtimestamp(grant.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if key is not None and key.expires != grant.until:
+        message = f"This key was replaced, and held until {when}"
+    else:
+        message = f"This key expired on {when}"
+    return Refused(401, "key_expired", message, f"ask for a new secret of the key '{grant.identity.name}'")
 
 
 def _key_of(request: web.Request) -> str | None:

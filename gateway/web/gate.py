@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import aiohttp
@@ -11,30 +10,35 @@ from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
 from gateway.comfy.client import BackendError
-from gateway.settings import Settings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
-from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import Identity, Keyring, Role
-from gateway.tenants.roles import Access, Roles, is_manifest, may, operators_rows
+from gateway.telemetry.audit import Action
+from gateway.tenants.keys import Identity, Role
+from gateway.tenants.roles import Access, Roles, is_manager, is_manifest, may, operators_rows
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem
-from gateway.web.authentication import identify
+from gateway.web.auditing import is_noted, who_of
 from gateway.web.connections import SlowBody
-from gateway.web.origins import Origins, is_preflight
-from gateway.web.parts import IDENTITY
+from gateway.web.origins import READS, Origins, is_preflight
+from gateway.web.parts import IDENTITY, Parts
 
 _log = logs.get("http")
+
+# Characters of a path in a line of the audit log.
+MAX_PATH = 200
 
 
 class Gate:
     """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
 
-    def __init__(self, settings: Settings, keyring: Keyring, metrics: Metrics, started: asyncio.Event) -> None:
-        self._started = started
+    def __init__(self, gateway: Parts) -> None:
+        settings = gateway.settings
+        self._started = gateway.started
         self._origins = Origins(settings)
-        self._keyring = keyring
-        self._metrics = metrics
+        self._keyring = gateway.keyring
+        self._authentication = gateway.authentication
+        self._audit = gateway.audit
+        self._metrics = gateway.metrics
         self._roles = Roles(operators_rows(settings.routes))
         self._keyless = {Access.ANYBODY, *([Access.MONITORING] if settings.auth.metrics == "open" else [])}
         self._log_requests = settings.log.requests and settings.log.level in ("debug", "info")
@@ -50,6 +54,7 @@ class Gate:
         """
         histogram = self._metrics.request_seconds.labels(route)
         access = None if passes_on else self._roles.of_route(method, route)
+        acts = access is Access.ADMINS and method not in READS
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
@@ -71,6 +76,8 @@ class Gate:
                 self._count(request.method, route, status)
                 if self._log_requests:
                     self._log(request, route, status, seconds, identity)
+                if identity is not None and identity.is_admin and (acts or (passes_on and self._acts(request))):
+                    self._note(request, identity, status)
 
         return guarded
 
@@ -87,13 +94,24 @@ class Gate:
             return foreign, None
         if access in self._keyless:
             return None, None
-        identity = identify(request, self._keyring)
+        identity = self._authentication.identify(request)
         if isinstance(identity, web.Response):
             return identity, None
         if not may(identity, access):
             return _forbidden(identity, access), identity
         request[IDENTITY] = identity
         return None, identity
+
+    def _acts(self, request: web.Request) -> bool:
+        """Whether a request that is passed on does something that is for admins alone."""
+        if self._roles.of_path(request.method, request.path) is not Access.ADMINS:
+            return False
+        return request.method not in READS or is_manager(request.path)
+
+    def _note(self, request: web.Request, identity: Identity, status: int) -> None:
+        if not is_noted(request):
+            what = f"{request.method} {request.path[:MAX_PATH]}"
+            self._audit.note(Action.ADMIN_WRITE, who_of(identity), client_address(request), what, str(status))
 
     def _count(self, method: str, route: str, status: int) -> None:
         key = (method, route, status)

@@ -6,7 +6,9 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.store.protocol import HistoryRecord
+from gateway.telemetry.audit import Action
 from gateway.web.answers import empty, json_bytes, problem
+from gateway.web.auditing import foreign_noted
 from gateway.web.parts import caller, parts
 from gateway.web.queue import BadBody, ids_of, read_object
 
@@ -57,5 +59,6 @@ async def post_history(request: web.Request) -> web.Response:
     if body.get("clear"):
         await control.forget(identity.tenant, None)
     if ids is not None:
-        await control.forget(identity.sees, ids)
+        with foreign_noted(request, Action.HISTORY_DELETED) as touched:
+            await control.forget(identity.sees, ids, touched)
     return empty()

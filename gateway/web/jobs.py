@@ -11,8 +11,10 @@ from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
 from gateway.jobs.engine import Engine
 from gateway.jobs.job import SHOWN_RUNNING, Job
+from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
 from gateway.web.answers import json
+from gateway.web.auditing import foreign_noted
 from gateway.web.parts import caller, parts
 from gateway.web.queue import BadBody, read_object
 
@@ -54,8 +56,7 @@ async def _find(engine: Engine, identity: Identity, prompt_id: str) -> dict[str,
 
 async def cancel_job(request: web.Request) -> web.Response:
     """Cancel one job, whatever its state."""
-    cancelled = await parts(request).engine.control.cancel(caller(request).sees, [request.match_info["job_id"]])
-    return json({"cancelled": cancelled})
+    return await _cancel(request, [request.match_info["job_id"]])
 
 
 async def cancel_jobs(request: web.Request) -> web.Response:
@@ -70,5 +71,10 @@ async def cancel_jobs(request: web.Request) -> web.Response:
     invalid = [item if isinstance(item, str) else repr(item) for item in ids if not is_prompt_id(item)]
     if invalid:
         return json({"error": "job_ids contains invalid id(s)", "invalid_ids": invalid}, 400)
-    control, identity = parts(request).engine.control, caller(request)
-    return json({"cancelled": await control.cancel(identity.sees, ids)})
+    return await _cancel(request, ids)
+
+
+async def _cancel(request: web.Request, ids: list[str]) -> web.Response:
+    with foreign_noted(request, Action.JOB_CANCELLED) as touched:
+        found = await parts(request).engine.control.cancel(caller(request).sees, ids, touched)
+    return json({"cancelled": found})

@@ -6,8 +6,10 @@ import time
 
 from aiohttp import web
 
+from gateway.telemetry.audit import Action
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.answers import json, problem
+from gateway.web.auditing import note
 from gateway.web.parts import parts
 
 
@@ -61,4 +63,5 @@ async def set_drain(request: web.Request) -> web.Response:
     gateway.fleet.drain(backend, drained=request.match_info["action"] == "drain")
     if not backend.drained:
         gateway.engine.dispatcher.wake()
+    note(request, Action.BACKEND_DRAINED if backend.drained else Action.BACKEND_RESUMED, name)
     return json(backend.describe())

@@ -15,8 +15,12 @@ from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.protocol import Store
 from gateway.store.userdata import UserData
+from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring
+from gateway.tenants.sign_ins import SignIns
+from gateway.tenants.stored_keys import StoredKeys
+from gateway.web.authentication import Authentication
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,10 @@ class Parts:
 
     settings: Settings
     keyring: Keyring
+    keys: StoredKeys
+    sign_ins: SignIns
+    authentication: Authentication
+    audit: Audit
     engine: Engine
     fleet: Fleet
     catalogue: Catalogue

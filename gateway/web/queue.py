@@ -11,7 +11,9 @@ from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
 from gateway.jobs.job import queue_json
+from gateway.telemetry.audit import Action
 from gateway.web.answers import empty, json_bytes, problem
+from gateway.web.auditing import foreign_noted
 from gateway.web.parts import caller, parts
 
 
@@ -69,7 +71,8 @@ async def post_queue(request: web.Request) -> web.Response:
         return problem(400, "invalid_body", "The body can't be read", str(error))
     if body.get("clear"):
         await control.clear(identity.tenant)
-    await control.delete(identity.sees, ids)
+    with foreign_noted(request, Action.JOB_CANCELLED) as touched:
+        await control.delete(identity.sees, ids, touched)
     return empty()
 
 
@@ -82,7 +85,8 @@ async def post_interrupt(request: web.Request) -> web.Response:
         return problem(400, "invalid_body", "The body can't be read", str(error))
     prompt_id = body.get("prompt_id")
     if prompt_id:
-        await control.interrupt(identity.sees, str(prompt_id))
+        with foreign_noted(request, Action.JOB_INTERRUPTED) as touched:
+            await control.interrupt(identity.sees, str(prompt_id), touched)
     else:
         await control.interrupt(identity.tenant, None)
     return empty()

@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from gateway.tenants.keys import QUERY_PARAMETER
+from gateway.tenants.carriers import QUERY_PARAMETER
 from gateway.web.hosts import Hosts, host_of
 
 _SANE = re.compile(r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")

@@ -11,6 +11,7 @@ from gateway.web import (
     catalogue,
     history,
     jobs,
+    keys,
     operations,
     passthrough,
     prompt,
@@ -21,13 +22,14 @@ from gateway.web import (
     view,
 )
 from gateway.web.addresses import PROXIES, TrustedProxies
+from gateway.web.authentication import GRANT
 from gateway.web.gate import Gate
 from gateway.web.parts import PARTS, Parts, caller, parts
 
 
 async def socket(request: web.Request) -> web.StreamResponse:
     """GET /ws."""
-    return await parts(request).hub.serve(request, caller(request).tenant)
+    return await parts(request).hub.serve(request, caller(request).tenant, request[GRANT])
 
 
 # ComfyUI's routes, each also under /api (server.py, add_routes).
@@ -83,6 +85,10 @@ OWN: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/gateway/signin", sign_in.get_sign_in),
     ("POST", "/gateway/signin", sign_in.post_sign_in),
     ("POST", "/gateway/signout", sign_in.post_sign_out),
+    ("GET", "/gateway/keys", keys.get_keys),
+    ("POST", "/gateway/keys", keys.post_key),
+    ("POST", "/gateway/keys/{name}/rotate", keys.rotate_key),
+    ("DELETE", "/gateway/keys/{name}", keys.delete_key),
     ("GET", "/gateway/backends", operations.get_backends),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
 )
@@ -94,7 +100,7 @@ def make_app(gateway: Parts) -> web.Application:
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[PARTS] = gateway
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
-    gate = Gate(gateway.settings, gateway.keyring, gateway.metrics, gateway.started)
+    gate = Gate(gateway)
     for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, method, path))
     for method, path, handler in JOBS + COMFYUI:

@@ -1,22 +1,30 @@
-"""The sign-in page: a browser's user gives a key once; a cookie carries it from then on."""
+"""The sign-in page: a browser's user gives a key once; from then on a cookie carries a secret of that browser's own."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
+import time
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from urllib.parse import quote
 
 from aiohttp import web
 
-from gateway.tenants.keys import COOKIE
+from gateway.store.protocol import StoreError
+from gateway.telemetry.audit import Action
+from gateway.tenants import sign_ins
+from gateway.tenants.carriers import COOKIE
+from gateway.tenants.keys import Grant
 from gateway.web.addresses import client_scheme
-from gateway.web.parts import parts
+from gateway.web.auditing import note
+from gateway.web.authentication import CHALLENGE, Refused
+from gateway.web.navigation import SIGN_IN
+from gateway.web.parts import IDENTITY, parts
 
-PATH = "/gateway/signin"
-COOKIE_SECONDS = 30 * 86_400
 MAX_FORM = 16 * 1024
 
 _PAGE = (resources.files("gateway.web") / "pages" / "sign_in.html").read_text("utf-8")
@@ -32,26 +40,15 @@ _HEADERS = {
 }
 
 
-def is_navigation(request: web.Request) -> bool:
-    """Whether a person's browser asks for a page, rather than a program for data."""
-    return request.method == "GET" and "text/html" in request.headers.get("Accept", "")
-
-
-def to_sign_in(request: web.Request) -> web.Response:
-    """Send a browser to the sign-in page, and back here afterwards."""
-    location = PATH if request.path == "/" else f"{PATH}?next={quote(request.path)}"
-    return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
-
-
 def _own_path(path: str) -> str:
     """Where to go afterwards: a path of this gateway, never another host (``//host`` and ``/\\host`` are hosts)."""
     return quote(path) if re.match(r"^/(?![/\\])[^\x00-\x1f]*$", path) else "/"
 
 
-def _page(next_path: str, message: str = "", status: int = 200) -> web.Response:
+def _page(next_path: str, message: str = "", status: int = 200, more: Mapping[str, str] | None = None) -> web.Response:
     shown = f'<p class="wrong" role="alert">{escape(message)}</p>\n' if message else ""
     text = _PAGE.replace("{next}", escape(_own_path(next_path))).replace("{message}", shown)
-    return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+    return web.Response(text=text, status=status, content_type="text/html", headers={**_HEADERS, **(more or {})})
 
 
 async def get_sign_in(request: web.Request) -> web.Response:
@@ -63,30 +60,71 @@ async def get_sign_in(request: web.Request) -> web.Response:
 
 
 async def post_sign_in(request: web.Request) -> web.Response:
-    """The key that was entered, into a cookie that no script can read and no foreign page can send along."""
-    if (request.content_length or 0) > MAX_FORM:
+    """Sign in with the key that was entered: into a cookie that no script can read and no foreign page can send."""
+    form = await _form(request)
+    if form is None:
         return _page("/", "That is too long to be a key.", 413)
-    form = await request.post()
-    key, next_path = form.get("key"), form.get("next")
-    next_path = next_path if isinstance(next_path, str) else "/"
-    keyring = parts(request).keyring
-    if not isinstance(key, str) or keyring.identify(key.strip()) is None:
-        return _page(next_path, "This key is not known here.", 401)
+    secret, next_path = form.get("key", "").strip(), form.get("next", "/")
+    if parts(request).keyring.is_open:
+        return web.Response(status=303, headers={"Location": _own_path(next_path)})
+    # A cookie's secret typed in would sign in for as long again, and so for ever.
+    is_key = secret and not secret.startswith(sign_ins.PREFIX)
+    found = parts(request).authentication.judge(secret, request) if is_key else None
+    if not isinstance(found, Grant):
+        return _refusal(next_path, found)
+    request[IDENTITY] = found.identity
     response = web.Response(status=303, headers={"Location": _own_path(next_path), "Cache-Control": "no-store"})
+    now = time.time()
     response.set_cookie(
         COOKIE,
-        key.strip(),
-        max_age=COOKIE_SECONDS,
+        parts(request).sign_ins.make(found, now),
+        max_age=round(min(found.until - now, parts(request).settings.auth.sign_in)),
         path="/",
         httponly=True,
         samesite="Lax",
         secure=client_scheme(request) == "https",
     )
+    note(request, Action.SIGN_IN, "browser")
     return response
 
 
+async def _form(request: web.Request) -> dict[str, str] | None:
+    """The form's texts; None if it is larger than any key. Nobody has shown a key yet, so no more of it is read."""
+    if request.content_type != "application/x-www-form-urlencoded":
+        return {}
+    try:
+        form = await request.clone(client_max_size=MAX_FORM).post()
+    except web.HTTPRequestEntityTooLarge:
+        return None
+    except (ValueError, LookupError):
+        # Not in the character set that it says, or in none that there is.
+        return {}
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
+def _refusal(next_path: str, refused: Refused | None) -> web.Response:
+    if refused is not None and refused.status == 429:
+        wait = math.ceil(refused.wait)
+        message = f"Too many wrong keys came from your address. Try again in {wait} seconds."
+        return _page(next_path, message, 429, {"Retry-After": str(wait)})
+    if refused is not None and refused.type == "key_expired":
+        return _page(next_path, f"{refused.message}.", 401, CHALLENGE)
+    return _page(next_path, "This key is not known here.", 401, CHALLENGE)
+
+
 async def post_sign_out(request: web.Request) -> web.Response:
-    """Forget the cookie."""
-    response = web.Response(status=303, headers={"Location": PATH, "Cache-Control": "no-store"})
+    """End the sign-in, so that its cookie is worth nothing wherever it is, and have the browser forget it."""
+    response = web.Response(status=303, headers={"Location": SIGN_IN, "Cache-Control": "no-store"})
     response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=client_scheme(request) == "https")
+    secret = request.cookies.get(COOKIE, "")
+    grant = parts(request).sign_ins.grant(secret)
+    if grant is not None:
+        request[IDENTITY] = grant.identity
+        outcome = "ok"
+        try:
+            await parts(request).sign_ins.end(secret)
+        except StoreError as error:
+            outcome = str(error)
+        parts(request).hub.close_ended()
+        note(request, Action.SIGN_OUT, "browser", outcome)
     return response

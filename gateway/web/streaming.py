@@ -10,7 +10,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from gateway.fleet.backend import Backend
-from gateway.tenants.keys import QUERY_PARAMETER
+from gateway.tenants.carriers import QUERY_PARAMETER
 from gateway.web.parts import IDENTITY
 
 # Between two neighbours alone (RFC 9110, section 7.6.1; Keep-Alive and Proxy-Connection by custom).

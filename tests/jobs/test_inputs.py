@@ -36,4 +36,4 @@ def _inputs(placed: dict[str, FileRef]) -> Inputs:
         files.put_upload(tenant, name, Upload(tenant, 1))
         placements.put("b1", name, tenant, Placement(name, ""))
     unused: Any = None
-    return Inputs(unused, files, placements, unused, unused, unused, isolated=True)
+    return Inputs(unused, files, placements, unused, unused, unused, isolated=lambda: True)

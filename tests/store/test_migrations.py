@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store.protocol import BackendRecord, FileRecord, PlacementRecord, StoreError, UploadRecord
+from gateway.store.protocol import (
+    BackendRecord,
+    FileRecord,
+    KeyRecord,
+    PlacementRecord,
+    SignInRecord,
+    StoreError,
+    UploadRecord,
+)
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from gateway.store.statements import migrations
 
@@ -40,6 +48,10 @@ def journal_of(version: int, directory: Path) -> None:
         connection.execute("INSERT INTO marks VALUES (7, 2)")
     if version >= 4:
         connection.execute("INSERT INTO backends VALUES ('b1', 'bad', x'5b5d', 2, 9, 1)")
+    if version >= 5:
+        connection.execute("INSERT INTO keys VALUES ('k', 'aa', 'user', '', 1, NULL, 'bb', 9, NULL)")
+        connection.execute("INSERT INTO meta VALUES ('had_keys', '1')")
+        connection.execute("INSERT INTO sign_ins VALUES ('cc', 'aa', 5)")
     connection.close()
 
 
@@ -62,6 +74,10 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         placed = PlacementRecord("b1", "input", "", "u.png", "u.png", "aa", "etag")
         assert await store.placements() == [placed] * known
         assert await store.backends() == [BackendRecord("b1", "bad", b"[]", 2, 9, 1)] * (version >= 4)
+        known = version >= 5
+        assert await store.keys() == [KeyRecord("k", "aa", "user", "", 1, None, "bb", 9)] * known
+        assert await store.had_keys() == known
+        assert await store.sign_ins() == [SignInRecord("cc", "aa", 5)] * known
         await store.close()
     connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
     assert connection.execute("PRAGMA user_version").fetchone() == (LATEST,)

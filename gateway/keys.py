@@ -1,0 +1,172 @@
+"""The commands ``keys …``: make a key for the configuration, or keep those of a running gateway over its admin API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import aiohttp
+import click
+
+from gateway.settings.base import checked_name
+from gateway.tenants.durations import NoTime, time_of
+from gateway.tenants.keys import Role, digest_of, mint
+
+EXIT_USAGE = 2
+TIMEOUT = 30.0
+# In the environment, not a flag: flags show in the list of processes.
+_ADMIN_KEY = "COMFYUI_KEY"
+_ADDRESS = re.compile(r"https?://[^/\s?#@]+/?")
+
+
+@click.group()
+def keys() -> None:
+    """Make a key; list, rotate and revoke those of a running gateway."""
+
+
+def _url_option(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--url", metavar="URL", required=required, help=f"A running gateway; {_ADMIN_KEY} holds an admin's key for it."
+    )
+
+
+def _name(_: click.Context, __: click.Parameter, value: str) -> str:
+    try:
+        return checked_name(value) if value else value
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """As ISO 8601, whichever way it was given."""
+    if value is None:
+        return None
+    try:
+        expires, now = time_of(value, time.time()), time.time()
+    except NoTime as error:
+        raise click.BadParameter(str(error)) from error
+    if expires <= now:
+        raise click.BadParameter("is in the past")
+    return datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@keys.command()
+@click.argument("name", callback=_name)
+@click.option("--role", type=click.Choice([str(role) for role in Role]), default="user", show_default=True)
+@click.option("--tenant", default="", callback=_name, help="Whose jobs and files.  [default: the key's name]")
+@click.option("--expires", default=None, callback=_expires, metavar="WHEN", help="30d, 12h, or 2026-12-24.")
+@_url_option(required=False)
+def create(name: str, role: str, tenant: str, expires: str | None, url: str | None) -> None:
+    """Make a key and print it, this once; with the line for auth.keys, or, with --url, in a running gateway's store.
+
+    Exit code: 0 it is made, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    """
+    if url is not None:
+        body = {"name": name, "role": role, "tenant": tenant, "expires": expires}
+        click.echo(_ask("POST", url, "", body)["key"])
+        return
+    key = mint()
+    fields = {"name": name, "sha256": digest_of(key), "role": role, "tenant": tenant, "expires": expires}
+    # A JSON text is YAML; names such as "1.5" or "no" would else be read as something else.
+    line = ", ".join(f"{field}: {_yaml(value)}" for field, value in fields.items() if value)
+    click.echo(
+        f"The key, shown this once:\n\n    {key}\n\nThe line for auth.keys, with its SHA-256:\n\n    - {{{line}}}"
+    )
+
+
+def _yaml(value: str) -> str:
+    return value if re.fullmatch(r"[0-9a-f]{64}|user|admin|metrics|\d{4}-.*Z", value) else json.dumps(value)
+
+
+@keys.command("list")
+@_url_option(required=True)
+def list_keys(url: str) -> None:
+    """List a running gateway's keys: never a key itself.
+
+    Exit code: 0 listed, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    """
+    columns = ("name", "role", "tenant", "source", "created", "expires", "last_used")
+    rows: list[tuple[str, ...]] = [columns]
+    after = ""
+    while True:
+        page = _ask("GET", url, f"?after={quote(after, safe='')}")
+        rows += [tuple(str(key.get(column) or "-") for column in columns) for key in page["keys"]]
+        after = page.get("next", "")
+        if not after:
+            break
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@click.argument("name", callback=_name)
+@click.option(
+    "--overlap",
+    type=click.FloatRange(min=0),
+    default=None,
+    metavar="SECONDS",
+    help="How long the old one still holds.  [default: auth.rotation_overlap]",
+)
+@_url_option(required=True)
+def rotate(name: str, overlap: float | None, url: str) -> None:
+    """Give a key of a running gateway's store a new secret, and print that.
+
+    Exit code: 0 it has one, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    """
+    body = {} if overlap is None else {"overlap_seconds": overlap}
+    click.echo(_ask("POST", url, f"/{quote(name, safe='')}/rotate", body)["key"])
+
+
+@keys.command()
+@click.argument("name", callback=_name)
+@_url_option(required=True)
+def revoke(name: str, url: str) -> None:
+    """Let a key of a running gateway's store in no more; its sockets are closed.
+
+    Exit code: 0 it is revoked, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    """
+    _ask("DELETE", url, f"/{quote(name, safe='')}")
+    click.echo(f"{name} is revoked")
+
+
+def _ask(method: str, url: str, path: str, body: Any = None) -> Any:
+    """Ask the admin API; its refusals end the command with their sentence."""
+    if not _ADDRESS.fullmatch(url):
+        raise click.UsageError("--url must be http://HOST:PORT or https://HOST:PORT")
+    key = os.environ.get(_ADMIN_KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise click.UsageError(f"{_ADMIN_KEY} holds characters that can't be sent in a header")
+    status, answer = asyncio.run(_send(method, f"{url.rstrip('/')}/gateway/keys{path}", key, body))
+    if status >= 300:
+        error = answer.get("error") or {}
+        _exit(": ".join(filter(None, (error.get("message", f"answer {status}"), error.get("details")))))
+    return answer
+
+
+async def _send(method: str, url: str, key: str, body: Any) -> tuple[int, Any]:
+    headers = {"X-API-Key": key} if key else {}
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as http,
+            http.request(method, url, json=body, allow_redirects=False) as answer,
+        ):
+            return answer.status, await answer.json()
+    except (aiohttp.ClientConnectionError, TimeoutError) as error:
+        _exit(f"{url} can't be asked: {error or 'no answer in time'}")
+    except (aiohttp.ClientError, ValueError):
+        _exit(f"{url} is not answered by a comfyui-gateway")
+
+
+def _exit(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"comfyui-gateway: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,56 @@
+"""The ways in which clients carry a key."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+
+from multidict import MultiMapping
+
+COOKIE = "comfyui_gateway_key"
+QUERY_PARAMETER = "token"
+
+
+class AmbiguousKey(Exception):
+    """One carrier holds several keys that differ; the text names it. Whoever stands in front may take another one."""
+
+
+def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies: Mapping[str, str]) -> str | None:
+    """The key that a request carries: X-API-Key, Bearer, Basic (the password), ``?token=`` or the cookie.
+
+    The first of these that is there and not empty counts, and no other is tried when it is wrong: what a page adds to
+    a visitor's request never goes before what the visitor's own program says, and a wrong key is a wrong key.
+
+    Raises:
+        AmbiguousKey: a header or ``token`` is there more than once, with different keys.
+    """
+    if "X-API-Key" in headers and (key := _only(headers, "X-API-Key")):
+        return key
+    if "Authorization" in headers:
+        scheme, _, credentials = _only(headers, "Authorization").partition(" ")
+        if scheme.lower() == "bearer" and (key := credentials.strip()):
+            return key
+        if scheme.lower() == "basic":
+            return _basic_password(credentials.strip())
+    if QUERY_PARAMETER in query and (key := _only(query, QUERY_PARAMETER)):
+        return key
+    return cookies.get(COOKIE) or None
+
+
+def _only(values: MultiMapping[str], name: str) -> str:
+    found = values.getall(name)
+    if len(found) > 1 and len(set(found)) > 1:
+        raise AmbiguousKey(f"{name} is there {len(found)} times, with different values")
+    return found[0].strip()
+
+
+def _basic_password(credentials: str) -> str | None:
+    """The password of Basic credentials (RFC 7617); a client that has but one field may put the key in as user.
+
+    None for what is not base64, not even ASCII, or not UTF-8 inside.
+    """
+    try:
+        user, _, password = base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")
+    except ValueError:
+        return None
+    return password or user or None

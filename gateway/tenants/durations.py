@@ -1,0 +1,31 @@
+"""Times as people write them: ``30d``, or a day."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+# The last second of 9999, beyond which a datetime can't tell.
+_LAST = 253_402_300_799.0
+
+
+class NoTime(ValueError):
+    """A text is no time; it says what would be."""
+
+
+def time_of(text: str, now: float) -> float:
+    """The time (seconds since 1970) that a text means: so long from `now`, or a date in ISO 8601, without zone in UTC.
+
+    Raises:
+        NoTime: it means none.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is not None:
+        return min(now + int(match[1]) * _UNITS[match[2]], _LAST)
+    try:
+        parsed = datetime.fromisoformat(text.strip())
+        return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise NoTime("give a duration such as 30d, 12h or 4w, or a time such as 2026-12-24T00:00:00Z") from error

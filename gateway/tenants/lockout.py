@@ -1,0 +1,92 @@
+"""The lock-out: an address that presents wrong keys is made to wait, twice as long each time.
+
+Pure: times are passed in (seconds of any clock that does not jump), and nothing else is known of a request than the
+address that it came from and the digest of the key that it carried.
+
+What counts as an address is `network_of`. Three rules keep those who sit behind it together from each other's typos:
+
+- a key that let somebody in from there in the last day is never made to wait (the caller of this class looks at that);
+- an address that has presented but one wrong key, however often, guesses nothing: only that key waits;
+- a right key forgives nothing, or a guesser who has one would use it between guesses.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from gateway.settings import LockoutSettings
+from gateway.tenants.addresses import network_of
+
+# Seconds after its last wrong key, or its wait, until an address is a stranger again.
+FORGET_SECONDS = 3600.0
+MOST_ADDRESSES = 100_000
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int = 0
+    # Of the only wrong key so far; None once there were two.
+    only: str | None = None
+    until: float = 0.0
+    last: float = 0.0
+
+
+class Lockout:
+    """Counts wrong keys by address.
+
+    Addresses that have waited already are kept apart from those that have only begun to fail: a crowd of new addresses,
+    of which one who has an IPv6 prefix has as many as he likes, pushes out none of the former.
+
+    Args:
+        most_addresses: how many of both kinds together are remembered.
+    """
+
+    def __init__(self, settings: LockoutSettings, most_addresses: int = MOST_ADDRESSES) -> None:
+        self._settings = settings
+        self._room = max(most_addresses // 2, 1)
+        # Each in the order of its last failure.
+        self._suspects: OrderedDict[str, _Failures] = OrderedDict()
+        self._locked: OrderedDict[str, _Failures] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._suspects) + len(self._locked)
+
+    def waiting(self, now: float) -> int:
+        """How many addresses are made to wait now."""
+        return sum(failures.until > now for failures in self._locked.values())
+
+    def wait(self, address: str, digest: str, now: float) -> float:
+        """Seconds until a key may be tried from an address; 0 if it may now."""
+        failures = self._locked.get(network_of(address))
+        if failures is None or now >= failures.until or (failures.only is not None and failures.only != digest):
+            return 0.0
+        return failures.until - now
+
+    def fail(self, address: str, digest: str, now: float) -> float:
+        """A key was wrong. Returns the seconds for which the address has to wait now."""
+        settings = self._settings
+        if settings.after == 0:
+            return 0.0
+        network = network_of(address)
+        failures = self._suspects.pop(network, None) or self._locked.pop(network, None)
+        if failures is None or now - max(failures.last, failures.until) > FORGET_SECONDS:
+            failures = _Failures(only=digest)
+        if failures.only != digest:
+            failures.only = None
+        failures.count += 1
+        failures.last = now
+        if failures.count < settings.after:
+            _put(self._suspects, network, failures, self._room)
+            return 0.0
+        # 2**64 seconds are enough; a larger exponent would end as a float that is too large.
+        delay = settings.first * 2.0 ** min(failures.count - settings.after, 64)
+        failures.until = now + min(delay, settings.most)
+        _put(self._locked, network, failures, self._room)
+        return failures.until - now
+
+
+def _put(table: OrderedDict[str, _Failures], network: str, failures: _Failures, room: int) -> None:
+    table[network] = failures
+    if len(table) > room:
+        table.popitem(last=False)

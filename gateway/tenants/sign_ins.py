@@ -1,0 +1,113 @@
+"""Sign-ins: what a browser's cookie holds is not the key but a secret of its own, which ends when it signs out.
+
+A sign-in holds no longer than the secret of the key that it was made with: it ends when that is revoked, expires, or is
+rotated away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+from gateway.store.protocol import SignInRecord, SignInRemoval, Store
+from gateway.tenants.keys import Grant, Keyring, digest_of, mint
+from gateway.tenants.stored_keys import durable
+
+PREFIX = "cgs_"
+MOST = 100_000
+MOST_OF_A_KEY = 1000
+
+
+class SignIns:
+    """All of them, by the SHA-256 of their secrets. Past a bound the oldest go.
+
+    Args:
+        seconds: how long one holds.
+    """
+
+    def __init__(self, seconds: float, store: Store, keyring: Keyring) -> None:
+        self._seconds = seconds
+        self._store = store
+        self._keyring = keyring
+        self._grants: OrderedDict[str, Grant] = OrderedDict()
+        # Those of each key's secret, oldest first.
+        self._of: dict[Grant, OrderedDict[str, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._grants)
+
+    async def restore(self) -> None:
+        """Read them; those that are over, or whose key is gone, go.
+
+        Raises:
+            StoreError: the journal can't be read.
+        """
+        now, over = time.time(), []
+        for record in await self._store.sign_ins():
+            key = self._keyring.grant(record.key_digest)
+            if key is None or record.expires / 1000 <= now:
+                over.append(SignInRemoval(record.digest))
+            else:
+                self._add(record.digest, Grant(key.identity, record.expires / 1000, key.key, key))
+        if over:
+            self._store.write(over)
+
+    def make(self, key: Grant, now: float) -> str:
+        """Sign a browser in with a key. Returns what its cookie holds."""
+        secret = mint(PREFIX)
+        digest, until = digest_of(secret), now + self._seconds
+        self._add(digest, Grant(key.identity, until, key.key, key))
+        changes = [SignInRemoval(old) for old in self._excess(key, now)]
+        assert key.key is not None
+        held = key.key.digest if self._keyring.grant(key.key.digest) is key else key.key.old_digest
+        self._store.write([*changes, SignInRecord(digest, held or "", round(until * 1000))])
+        return secret
+
+    def grant(self, secret: str) -> Grant | None:
+        """What a cookie is good for, also when its time is over; None if it is no sign-in."""
+        return self._grants.get(digest_of(secret))
+
+    async def end(self, secret: str) -> Grant | None:
+        """Sign out. Returns what is over now; None if there was nothing.
+
+        Raises:
+            StoreError: the disk has not taken it yet; it is over all the same.
+        """
+        digest = digest_of(secret)
+        grant = self._drop(digest)
+        if grant is not None:
+            await durable(self._store.write([SignInRemoval(digest)]), "this browser is signed out")
+        return grant
+
+    def _add(self, digest: str, grant: Grant) -> None:
+        self._grants[digest] = grant
+        assert grant.within is not None
+        self._of.setdefault(grant.within, OrderedDict())[digest] = None
+
+    def _drop(self, digest: str) -> Grant | None:
+        grant = self._grants.pop(digest, None)
+        if grant is None:
+            return None
+        assert grant.within is not None
+        own = self._of[grant.within]
+        del own[digest]
+        if not own:
+            del self._of[grant.within]
+        grant.end()
+        return grant
+
+    def _excess(self, key: Grant, now: float) -> list[str]:
+        """Drop what is over, and what is too much. What was made first ends first, so that is looked at first."""
+        dropped = []
+        while self._grants:
+            digest, oldest = next(iter(self._grants.items()))
+            if oldest.holds(now) and len(self._grants) <= MOST:
+                break
+            self._drop(digest)
+            dropped.append(digest)
+        own = self._of.get(key, OrderedDict())
+        while len(own) > MOST_OF_A_KEY:
+            digest = next(iter(own))
+            self._drop(digest)
+            dropped.append(digest)
+        return dropped

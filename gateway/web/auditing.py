@@ -1,0 +1,49 @@
+"""Lines of the audit log about what a request did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from gateway.telemetry.audit import NOBODY, Action, Who
+from gateway.tenants.keys import Identity
+from gateway.web.addresses import client_address
+from gateway.web.parts import IDENTITY, caller, parts
+
+_AUDITED = "audited"
+
+
+def note(request: web.Request, action: Action, what: str, outcome: str = "ok", **more: str | int) -> None:
+    """Write a line about what the caller did; the gate then writes none of its own."""
+    request[_AUDITED] = True
+    identity = request.get(IDENTITY)
+    who = who_of(identity) if identity is not None else NOBODY
+    parts(request).audit.note(action, who, client_address(request), what, outcome, **more)
+
+
+def is_noted(request: web.Request) -> bool:
+    """Whether what it did was written already."""
+    return _AUDITED in request
+
+
+def who_of(identity: Identity) -> Who:
+    """A caller as the audit log names it."""
+    return Who(identity.name, identity.tenant, str(identity.role))
+
+
+@contextmanager
+def foreign_noted(request: web.Request, action: Action) -> Iterator[list[tuple[str, str]]]:
+    """Takes what was done to jobs, (tenant, prompt_id) each, and writes a line for each that is another tenant's.
+
+    Also if it ends in an exception: what was done before was done.
+    """
+    touched: list[tuple[str, str]] = []
+    try:
+        yield touched
+    finally:
+        own = caller(request).tenant
+        for tenant, prompt_id in touched:
+            if tenant != own:
+                note(request, action, prompt_id, whose=tenant)
