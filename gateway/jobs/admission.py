@@ -10,9 +10,8 @@ from typing import Any
 
 from gateway.comfy import graph, wire
 from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no_prompt
+from gateway.jobs import partner_keys
 
-# Never shown and never on disk in the clear (execution.py, SENSITIVE_EXTRA_DATA_KEYS).
-SECRET_KEYS = ("api_key_comfy_org", "auth_token_comfy_org")
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
 # A year, in seconds.
 MOST_DEADLINE = 31_536_000
@@ -72,6 +71,15 @@ class Submission:
         return frozenset(class_type for _, class_type in self.nodes) | self.models
 
     @property
+    def lacks_secrets(self) -> bool:
+        """Whether it came with partner keys to an earlier run: no backend can run it with them any more."""
+        return self.needs_secrets and not self.secrets
+
+    def censor(self) -> partner_keys.Censor:
+        """What takes its partner keys out of what is said of it."""
+        return partner_keys.Censor(self.secrets, had_secrets=self.needs_secrets)
+
+    @property
     def session_id(self) -> str | None:
         """The clientId whose sockets hear of it, if any."""
         return self.client_id if isinstance(self.client_id, str) and self.client_id else None
@@ -96,10 +104,13 @@ def read(body: bytes, file_inputs: Collection[tuple[str, str]] = ()) -> Submissi
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     _check_graph(prompt)
-    return _submission(value, graph.survey(prompt, file_inputs), wire.encoder_for(body))
+    found = graph.survey(prompt, file_inputs)
+    return _submission(value, found, wire.encoder_for(body), may_name_keys=partner_keys.may_hold(body))
 
 
-def _submission(value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any], bytes]) -> Submission:
+def _submission(
+    value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any], bytes], *, may_name_keys: bool
+) -> Submission:
     extra = value.get("extra_data")
     if extra is None:
         extra = {}
@@ -107,13 +118,16 @@ def _submission(value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any
         raise _rejection("invalid_extra_data", "extra_data must be an object", f"got {_name_of(extra)}")
     gave_client_id = "client_id" in value or "client_id" in extra
     client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
-    secrets = {key: extra[key] for key in SECRET_KEYS if key in extra}
-    shown = {key: item for key, item in extra.items() if key not in SECRET_KEYS and key != "client_id"}
+    secrets = {key: extra[key] for key in partner_keys.NAMES if key in extra}
+    shown = {key: item for key, item in extra.items() if key not in partner_keys.NAMES and key != "client_id"}
+    rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    if may_name_keys:
+        shown, rest = partner_keys.without(shown), partner_keys.without(rest)
     targets, prompt_id = value.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(
         prompt=wire.packed(dumps(value["prompt"])),
         extra_data=wire.packed(dumps(shown)) if shown else b"{}",
-        rest=_rest(value, dumps),
+        rest=wire.packed(dumps(rest)) if rest else b"{}",
         client_id=client_id,
         gave_client_id=gave_client_id,
         prompt_id=prompt_id,
@@ -129,11 +143,6 @@ def _submission(value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any
         needs_secrets=bool(secrets),
         deadline=_deadline(extra),
     )
-
-
-def _rest(value: dict[str, Any], dumps: Callable[[Any], bytes]) -> bytes:
-    rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
-    return wire.packed(dumps(rest)) if rest else b"{}"
 
 
 def _check_graph(prompt: Any) -> None:

@@ -175,6 +175,8 @@ class Collector:
 
     def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any]) -> None:
         """Put back what the client sent, and give the files the names that its tenant knows."""
+        if job.submission.needs_secrets:
+            entry.update(job.submission.censor().value(entry))
         prompt = entry.get("prompt")
         outputs = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
         is_as_sent = not job.submission.files and not job.submission.separated

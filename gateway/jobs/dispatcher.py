@@ -20,6 +20,7 @@ from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
+from gateway.jobs import partner_keys
 from gateway.jobs.admission import Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
@@ -202,7 +203,10 @@ class Dispatcher:
         full: set[tuple[frozenset[str] | None, ...]] = set()
         now = time.monotonic()
         for job in self._ledger.waiting():
-            if job.not_before > now + EARLY_SECONDS:
+            if job.not_before > now + EARLY_SECONDS or job.is_ending:
+                continue
+            if job.submission.lacks_secrets:
+                self._fail(job, *partner_keys.LOST)
                 continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
@@ -352,7 +356,8 @@ class Dispatcher:
                 return self._taken(job, backend, upstream_id, answer)
             outcome = f"{answer.status // 100}xx"
             if answer.status < 500:
-                return Reply(answer.status, answer.body, answer.headers.get("Content-Type", "application/json"))
+                body = job.submission.censor().bytes(answer.body)
+                return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, upstream_id, answer)
         finally:
@@ -363,7 +368,7 @@ class Dispatcher:
     def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> Offer:
         actual, node_errors = taken_as(answer, upstream_id)
         if job.backend == backend.name and job.upstream_id == upstream_id:
-            self._ledger.taken(job, actual, wire.dumps(node_errors))
+            self._ledger.taken(job, actual, wire.dumps(job.submission.censor().value(node_errors)))
         else:
             # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, actual)

@@ -67,7 +67,7 @@ class Failures:
         """One for each cause: a workflow that poisons two GPUs would do so to a third."""
         if cause is Cause.WORKFLOW or cause in job.retried_for or job.interrupted:
             return False
-        is_complete = bool(job.submission.secrets) or not job.submission.needs_secrets
+        is_complete = not job.submission.lacks_secrets
         return self._settings.rerun_started and is_complete and job.attempts + 1 < self._settings.attempts
 
     def _send_again(self, job: Job, backend: Backend, cause: Cause) -> None:

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from gateway.comfy.client import BackendError, Queue
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
+from gateway.jobs import partner_keys
 from gateway.jobs.collector import Collector
 from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.job import PLACED, Job, State
@@ -185,7 +186,4 @@ class Recovery:
         if had_begun and not self._settings.rerun_started:
             reason = f"it had begun on {place}, which {what}, and what has begun is not run again"
             return f"{reason} (dispatch.rerun_started is false)", "BackendLost"
-        if job.submission.needs_secrets and not job.submission.secrets:
-            reason = "it needs the partner keys that came with it, which are not kept over a restart; send it again"
-            return reason, "SecretsLost"
-        return None
+        return partner_keys.LOST if job.submission.lacks_secrets else None

@@ -7,6 +7,7 @@ Terminal events are held for the collector; ``status`` is never relayed (it is m
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from gateway.comfy import events, previews
@@ -57,6 +58,8 @@ class Relay:
 
     def _heard(self, backend: Backend, job: Job, event: Event) -> None:
         job.live.heard_at = time.monotonic()
+        if job.submission.needs_secrets:
+            event = _censored(job, event)
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
         if event.type in events.TERMINAL:
@@ -84,7 +87,7 @@ class Relay:
         if job is None:
             return
         job.live.heard_at = time.monotonic()
-        if job.submission.session_id is None:
+        if job.submission.session_id is None or (job.submission.needs_secrets and job.submission.censor().is_in(data)):
             return
         if job.state in _BEFORE_START:
             self.start(backend, job, int(time.time() * 1000))
@@ -194,3 +197,9 @@ class Relay:
         waiting, job.live.before_end = job.live.before_end, []
         for frame in waiting:
             self._telling.tell(job, frame)
+
+
+def _censored(job: Job, event: Event) -> Event:
+    """The event without the job's partner keys."""
+    raw = job.submission.censor().bytes(event.raw)
+    return event if raw is event.raw else events.parse(raw) or replace(event, data={}, raw=b"{}")

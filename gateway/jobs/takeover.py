@@ -98,7 +98,7 @@ class Takeover:
         found = []
         for job in sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.tag):
             # One that is about to leave still counts for those behind it: that it leaves is not certain yet.
-            if not (job.recalled or job.moved or job.pinned):
+            if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
                 able = self._checks.able_for(job)
                 if job.avoid:
                     able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid

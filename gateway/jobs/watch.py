@@ -104,7 +104,7 @@ class Watch:
         _log.warning("job timed out", prompt_id=job.prompt_id, backend=backend.name, then=self._settings.on_timeout)
         self._take_away(job)
         reason = f"no event for {seconds:g} s on {backend.name}, so it was interrupted there (dispatch.job_timeout)"
-        is_complete = bool(job.submission.secrets) or not job.submission.needs_secrets
+        is_complete = not job.submission.lacks_secrets
         may_retry = self._settings.on_timeout == "retry" and is_complete
         if job.interrupted:
             self._collector.interrupt(job)

@@ -305,8 +305,18 @@ class Execution:
             "exception_message": f"{error}\n",
             "exception_type": type_,
             "traceback": traceback.format_tb(error.__traceback__),
-            "current_inputs": {name: [str(value)] for name, value in inputs.items()},
+            "current_inputs": {**{name: [str(value)] for name, value in inputs.items()}, **self._hidden_inputs()},
             "current_outputs": list(self._results),
+        }
+
+    def _hidden_inputs(self) -> dict[str, Any]:
+        """The partner keys that a node takes; ComfyUI repeats them where it fails (execution.py, get_input_data)."""
+        description = self._executor.object_info[self.prompt[self._node]["class_type"]]
+        hidden = description["input"].get("hidden", {})
+        return {
+            name: [self._item.sensitive.get(str(what).lower())]
+            for name, what in hidden.items()
+            if what in ("API_KEY_COMFY_ORG", "AUTH_TOKEN_COMFY_ORG")
         }
 
     def _entry(self, success: bool) -> dict[str, Any]:

@@ -73,10 +73,9 @@ class Prompts:
         extra = dict(body.get("extra_data") or {})
         if "client_id" in body:
             extra["client_id"] = body["client_id"]
-        for key in SECRET_KEYS:
-            extra.pop(key, None)
+        sensitive = {key: extra.pop(key) for key in SECRET_KEYS if key in extra}
         extra["create_time"] = int(time.time() * 1000)
-        self._queue.put(Item(number, prompt_id, prompt, extra, checked.outputs))
+        self._queue.put(Item(number, prompt_id, prompt, extra, checked.outputs, sensitive))
         if self._executor.faults.take("drop-answer") and request.transport is not None:
             request.transport.abort()
         await self._executor.faults.until_off("hold-answer")

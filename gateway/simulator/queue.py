@@ -13,13 +13,14 @@ MAXIMUM_HISTORY_SIZE = 10_000
 
 @dataclass(slots=True, order=True)
 class Item:
-    """A queued prompt."""
+    """A queued prompt. What is `sensitive` is shown nowhere."""
 
     number: float
     prompt_id: str
     prompt: dict[str, Any] = field(compare=False)
     extra_data: dict[str, Any] = field(compare=False)
     outputs: list[str] = field(compare=False)
+    sensitive: dict[str, Any] = field(compare=False, default_factory=dict)
 
     def shown(self) -> list[Any]:
         """As /queue shows it."""

@@ -110,6 +110,7 @@ class Simulator:
         app.router.add_get("/api/ws", self._serve_socket)
         app.router.add_get(f"{_OWN}/requests", self._get_requests)
         app.router.add_route("*", f"{_OWN}/faults", self._set_faults)
+        app.router.add_post(f"{_OWN}/broadcast", self._broadcast)
         add_front_end(app, front_end(self.options))
         return app
 
@@ -161,6 +162,17 @@ class Simulator:
     async def _get_requests(self, _: web.Request) -> web.Response:
         """How often each route was asked since the start: a test proves by it what did not reach a backend."""
         return reply(dict(self.requests))
+
+    async def _broadcast(self, request: web.Request) -> web.Response:
+        """POST {"type", "data"}, or bytes, is told to every socket, as a custom node's ``send_sync`` without a sid."""
+        body = await request.read()
+        if request.content_type == "application/octet-stream":
+            self.sockets.send_bytes(body)
+        else:
+            message = wire.loads(body)
+            self.sockets.send(str(message["type"]), message["data"], None)
+        await self.sockets.drained()
+        return reply({})
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         """POST {"fault": "slow:0.5"} switches one on, DELETE (or DELETE ?fault=slow) off."""

@@ -49,6 +49,10 @@ class Sockets:
         encode = previews.encode_with_metadata if with_metadata else previews.encode_legacy
         self._messages.put_nowait((encode(preview), sid))
 
+    def send_bytes(self, data: bytes) -> None:
+        """Send a binary message to all."""
+        self._messages.put_nowait((data, None))
+
     async def publish(self) -> None:
         """Send what is queued, for ever."""
         while True:

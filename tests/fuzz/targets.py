@@ -22,9 +22,10 @@ from gateway.comfy.outputs import FileRef, file_ref, rename
 from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
-from gateway.jobs.admission import SECRET_KEYS, Rejection, decode_from_journal, encode_for_journal, read
+from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message, _written
 from gateway.jobs.job import Job
+from gateway.jobs.partner_keys import NAMES
 from gateway.jobs.upstream import upstream_body
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
@@ -99,7 +100,7 @@ def graph(data: bytes) -> None:
     shown = wire.loads(job.queue_item())
     for text in (kept, job.queue_item(), wire.dumps_exact(shown)):
         assert seeds.SECRET.encode() not in text
-    assert not any(key in shown[3] for key in SECRET_KEYS)
+    assert not any(key in shown[3] for key in NAMES)
     wire.loads(upstream_body(job, "gateway", {}))
     wire.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
     prompt = wire.loads(submission.prompt)

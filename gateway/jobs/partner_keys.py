@@ -1,0 +1,95 @@
+"""Partner keys: what a prompt carries for services that its nodes call. Pure.
+
+ComfyUI takes them from extra_data and shows them nowhere (execution.py, SENSITIVE_EXTRA_DATA_KEYS), save that the error
+of a node that has one as a hidden input repeats it among its ``current_inputs`` (execution.py, execute). Here they are
+in memory for the job's life, go to the backend that runs it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from gateway.comfy import wire
+
+NAMES = ("api_key_comfy_org", "auth_token_comfy_org")
+# The reason and the type of a job's end that had to be sent again, and could not.
+LOST = ("it needs the partner keys that came with it, which are not kept over a restart; send it again", "SecretsLost")
+HIDDEN = "[partner key]"
+_MARK = b"_comfy_org"
+# Shorter ones are no keys, and might stand anywhere.
+_SHORTEST = 6
+_MOST_DEPTH = 64
+
+
+def may_hold(body: bytes) -> bool:
+    """Whether a prompt's body may name one at all: a look that costs next to nothing."""
+    return _MARK in body
+
+
+def without(value: Any, depth: int = 0) -> Any:
+    """A copy without anything that is called as a partner key, however deep: it would end up in an image's metadata."""
+    if depth > _MOST_DEPTH:
+        return value
+    if isinstance(value, dict):
+        return {key: without(item, depth + 1) for key, item in value.items() if key not in NAMES}
+    return [without(item, depth + 1) for item in value] if isinstance(value, list) else value
+
+
+class Censor:
+    """Takes a job's partner keys out of what a backend says of it.
+
+    Args:
+        secrets: the job's keys by their names, as far as they are known.
+        had_secrets: whether it came with any. Those of an earlier run are not known: what may repeat them goes.
+    """
+
+    def __init__(self, secrets: Mapping[str, Any], *, had_secrets: bool) -> None:
+        self._texts = _texts(list(secrets.values()))
+        self._blind = had_secrets and not secrets
+
+    def bytes(self, data: bytes) -> bytes:
+        """JSON without them; the same object if there are none in it."""
+        if not self._blind and not self.is_in(data):
+            return data
+        try:
+            return wire.encoder_for(data)(self.value(wire.loads(data)))
+        except wire.MalformedJson:
+            return b"" if self.is_in(data) else data
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """A copy without them."""
+        if isinstance(value, str):
+            for text in self._texts:
+                value = value.replace(text, HIDDEN)
+            return value
+        if depth > _MOST_DEPTH:
+            return HIDDEN if isinstance(value, (dict, list)) else value
+        if isinstance(value, list):
+            return [self.value(item, depth + 1) for item in value]
+        if not isinstance(value, dict):
+            return value
+        shown = {self.value(key): self.value(item, depth + 1) for key, item in value.items()}
+        if self._blind and "current_inputs" in shown:
+            shown["current_inputs"] = {}
+        return shown
+
+    def is_in(self, data: bytes) -> bool:
+        """Whether one of them stands there, plainly or as JSON escapes it."""
+        return any(
+            text.encode("utf-8", "surrogatepass") in data or wire.dumps_exact(text)[1:-1] in data
+            for text in self._texts
+        )
+
+
+def _texts(values: Collection[Any]) -> tuple[str, ...]:
+    """All texts in the keys' values, the longest first: one may be a part of another."""
+    found: set[str] = set()
+    left = list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and len(value) >= _SHORTEST:
+            found.add(value)
+        elif isinstance(value, (list, dict)):
+            left.extend(value if isinstance(value, list) else value.values())
+    return tuple(sorted(found, key=len, reverse=True))
