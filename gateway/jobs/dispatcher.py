@@ -356,7 +356,7 @@ class Dispatcher:
                 return self._taken(job, backend, upstream_id, answer)
             outcome = f"{answer.status // 100}xx"
             if answer.status < 500:
-                body = job.submission.censor().bytes(answer.body)
+                body = job.submission.censor().encoded(answer.body)
                 return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, upstream_id, answer)

@@ -48,7 +48,7 @@ class Censor:
         self._texts = _texts(list(secrets.values()))
         self._blind = had_secrets and not secrets
 
-    def bytes(self, data: bytes) -> bytes:
+    def encoded(self, data: bytes) -> bytes:
         """JSON without them; the same object if there are none in it."""
         if not self._blind and not self.is_in(data):
             return data

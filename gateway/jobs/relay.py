@@ -201,5 +201,5 @@ class Relay:
 
 def _censored(job: Job, event: Event) -> Event:
     """The event without the job's partner keys."""
-    raw = job.submission.censor().bytes(event.raw)
+    raw = job.submission.censor().encoded(event.raw)
     return event if raw is event.raw else events.parse(raw) or replace(event, data={}, raw=b"{}")

@@ -157,10 +157,10 @@ def test_censoring(said: Any, shown: Any) -> None:
     censor = Censor({NAMES[0]: ["secret-1", "secret-12", 7], NAMES[1]: {"k": 'qu"ote', "s": "abc"}}, had_secrets=True)
     assert censor.value(said) == shown
     data = json.dumps(said).encode()
-    assert json.loads(censor.bytes(data)) == shown
-    assert censor.bytes(b"secret-1 is no JSON") == b""
+    assert json.loads(censor.encoded(data)) == shown
+    assert censor.encoded(b"secret-1 is no JSON") == b""
     harmless = b'{"a": [1, NaN]}'
-    assert censor.bytes(harmless) is harmless
+    assert censor.encoded(harmless) is harmless
 
 
 def test_names_are_left_out_however_deep() -> None:
