@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+from multidict import MultiMapping
 from yarl import URL
 
 from gateway.comfy import wire
@@ -61,7 +62,7 @@ class Answer:
     """A whole answer."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: MultiMapping[str]
     body: bytes
 
 

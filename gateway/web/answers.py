@@ -10,7 +10,8 @@ from gateway.comfy import wire
 from gateway.comfy.errors import error_body
 
 JSON = "application/json; charset=utf-8"
-_JSON_HEADERS = {"Content-Type": JSON}
+# Nothing that a caller may have put into it is to be taken for a page.
+_JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff"}
 
 
 def json_bytes(body: bytes, status: int = 200) -> web.Response:
@@ -20,7 +21,7 @@ def json_bytes(body: bytes, status: int = 200) -> web.Response:
 
 def json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer of plain data."""
-    return web.Response(body=wire.dumps(value), status=status, headers={"Content-Type": JSON, **(headers or {})})
+    return web.Response(body=wire.dumps(value), status=status, headers={**_JSON_HEADERS, **(headers or {})})
 
 
 def empty(status: int = 200) -> web.Response:

@@ -12,6 +12,7 @@ from gateway.fleet import merging
 from gateway.fleet.catalogue import NobodyKnows
 from gateway.tenants.roles import unquoted
 from gateway.web.answers import JSON, empty, json, json_bytes, problem
+from gateway.web.contents import defuse
 from gateway.web.parts import Parts, caller, parts
 from gateway.web.streaming import downstream_headers, send_whole, upstream_query
 
@@ -86,6 +87,7 @@ async def get_from_any(request: web.Request) -> web.Response:
     headers = downstream_headers(answer.headers)
     for name in ("Content-Encoding", "Content-Length"):
         headers.popall(name, None)
+    defuse(headers, request.headers.get("Sec-Fetch-Dest"))
     return web.Response(body=answer.body, status=answer.status, headers=headers)
 
 
@@ -94,7 +96,13 @@ async def get_system_stats(request: web.Request) -> web.Response:
     known = [(b.name, b.stats) for b in parts(request).fleet.by_preference if b.stats is not None]
     alive = [(name, stats) for name, stats in known if parts(request).fleet.backends[name].pulse.alive]
     named = alive or known
-    return json(merging.system_stats(named)) if named else _none_yet()
+    if not named:
+        return _none_yet()
+    stats = merging.system_stats(named)
+    if not caller(request).is_admin and isinstance(argv := stats["system"].get("argv"), list):
+        # Where a backend listens, and its folders, are the operator's to know.
+        stats["system"]["argv"] = argv[:1]
+    return json(stats)
 
 
 def shared_features(gateway: Parts) -> dict[str, object]:

@@ -19,6 +19,8 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 from gateway.web.addresses import TrustedProxies, parse_address
+from gateway.web.answers import problem
+from gateway.web.framing import fault
 from gateway.web.pace import Pace, Phase
 
 _log = logs.get("connections")
@@ -44,7 +46,7 @@ class Connection(asyncio.Protocol):
         address: the peer's.
     """
 
-    __slots__ = ("_inner", "_table", "address", "handshake", "pace", "payload", "transport")
+    __slots__ = ("_inner", "_table", "address", "fault", "handshake", "pace", "payload", "transport")
 
     def __init__(self, table: Connections, inner: web.RequestHandler, address: str) -> None:
         self._table = table
@@ -54,6 +56,7 @@ class Connection(asyncio.Protocol):
         self.payload: Any = None
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
+        self.fault: tuple[int, str] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It stands, its TLS handshake included."""
@@ -133,17 +136,21 @@ class Connections:
         ) -> web.BaseRequest:
             connection = self._inner.get(protocol)
             if connection is not None:
-                connection.payload = payload
+                connection.payload, connection.fault = payload, fault(message)
                 connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
             return make(message, payload, protocol, writer, task)
 
         async def answered(request: web.BaseRequest) -> web.StreamResponse:
+            connection = self._inner.get(request.protocol)
+            if connection is None:
+                # It is gone already: nobody reads this.
+                return await answer(request)
+            if connection.fault is not None:
+                return _refusal(*connection.fault)
             try:
                 return await answer(request)
             finally:
-                connection = self._inner.get(request.protocol)
-                if connection is not None:
-                    connection.pace.ended(time.monotonic())
+                connection.pace.ended(time.monotonic())
 
         server.request_factory, server.request_handler = made, answered
 
@@ -232,6 +239,13 @@ class Connections:
             case reason:
                 _log.info("a connection is cut", remote=connection.address, reason=reason)
                 self._cut(connection, reason)
+
+
+def _refusal(status: int, reason: str) -> web.StreamResponse:
+    """What follows on this connection can't be told from the request's own body: it is closed."""
+    response = problem(status, "malformed_request", "The request is not taken", reason)
+    response.force_close()
+    return response
 
 
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -7,6 +7,7 @@ import re
 from aiohttp import web
 
 from gateway.tenants.carriers import QUERY_PARAMETER
+from gateway.web.framing import quiet_logger
 from gateway.web.hosts import Hosts, host_of
 
 _SANE = re.compile(r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")
@@ -29,7 +30,7 @@ def redirecting(hosts: Hosts, port: int) -> web.Server:
             return web.Response(status=400, headers={"Connection": "close"})
         return web.Response(status=308, headers={"Location": location, "Cache-Control": "no-store"})
 
-    return web.Server(answer, access_log=None)
+    return web.Server(answer, access_log=None, logger=quiet_logger())
 
 
 def target(asked: str, path: str, hosts: Hosts, port: int) -> str | None:

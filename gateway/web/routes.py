@@ -109,9 +109,18 @@ def make_app(gateway: Parts) -> web.Application:
     app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
     for method in _METHODS:
         _add(app, method, "/{path:.*}", gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
+    if gateway.settings.server.tls.hsts is not None:
+        _say_https_only(app, gateway.settings.server.tls.hsts)
     if gateway.settings.cors.origins:
         _allow_origins(app, gateway.settings.cors.origins)
     return app
+
+
+def _say_https_only(app: web.Application, seconds: int) -> None:
+    async def say(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Strict-Transport-Security"] = f"max-age={seconds}"
+
+    app.on_response_prepare.append(say)
 
 
 def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:

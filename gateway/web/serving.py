@@ -12,6 +12,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.web.addresses import TrustedProxies
 from gateway.web.certificates import Certificates
 from gateway.web.connections import Connections
+from gateway.web.framing import quiet_logger
 from gateway.web.hosts import configured_hosts
 from gateway.web.listener import Listener, files_for
 from gateway.web.redirect import redirecting
@@ -42,6 +43,7 @@ class Serving:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=quiet_logger(),
             shutdown_timeout=server.drain_timeout,
             keepalive_timeout=server.keepalive_timeout,
             max_line_size=MAX_LINE,

@@ -34,6 +34,7 @@ _HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; img-src data:; style-src 'sha256-{_STYLE_HASH}'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     # Not "no-referrer": the form's own Origin would then be "null", as a foreign page's may be.
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",

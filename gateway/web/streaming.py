@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
+from yarl import URL
 
 from gateway.fleet.backend import Backend
 from gateway.tenants.carriers import QUERY_PARAMETER
-from gateway.web.parts import IDENTITY
+from gateway.web import contents
+from gateway.web.addresses import parse_address
+from gateway.web.contents import defuse, guard_page
+from gateway.web.parts import IDENTITY, parts
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # Between two neighbours alone (RFC 9110, section 7.6.1; Keep-Alive and Proxy-Connection by custom).
 HOP_BY_HOP = frozenset(
@@ -45,19 +52,76 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "x-forwarded-proto",
     "x-real-ip",
 }
-_NOT_DOWNSTREAM = HOP_BY_HOP | {"server", "date", "set-cookie"}
+# Some servers read Content_Length as Content-Length (CGI's variables can't tell them apart).
+_NOT_SPELLED = _NOT_UPSTREAM | {"content-length", "content-type"}
+# What is said of the whole host is the gateway's to say; a challenge would be for the gateway's own password.
+_NOT_DOWNSTREAM = HOP_BY_HOP | {
+    "alt-svc",
+    "clear-site-data",
+    "content-location",
+    "date",
+    "location",
+    "refresh",
+    "server",
+    "set-cookie",
+    "strict-transport-security",
+    "via",
+    "www-authenticate",
+    "x-powered-by",
+}
+_CORS = "access-control-"
 CHUNK = 2**18
 
 
-def upstream_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def upstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """The headers of a request that a backend may see."""
-    named = {token.strip().lower() for token in headers.get("Connection", "").split(",")}
-    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _NOT_UPSTREAM and k.lower() not in named)
+    named = _named_by_connection(headers)
+    return CIMultiDict(
+        (k, v)
+        for k, v in headers.items()
+        if (name := k.lower()) not in _NOT_UPSTREAM
+        and name not in named
+        and not ("_" in name and name.replace("_", "-") in _NOT_SPELLED)
+    )
 
 
-def downstream_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def downstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """The headers of a backend's answer that a client may see."""
-    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _NOT_DOWNSTREAM)
+    named = _named_by_connection(headers)
+    return CIMultiDict(
+        (k, v)
+        for k, v in headers.items()
+        if (name := k.lower()) not in _NOT_DOWNSTREAM and name not in named and not name.startswith(_CORS)
+    )
+
+
+def _named_by_connection(headers: MultiMapping[str]) -> set[str]:
+    """The headers that are between two neighbours alone because one of them says so (RFC 9110, section 7.6.1)."""
+    if "Connection" not in headers:
+        return set()
+    return {token.strip().lower() for line in headers.getall("Connection") for token in line.split(",")}
+
+
+def shown_location(location: str, asked: URL, base: URL) -> str | None:
+    """Where a backend's redirect leads a client; None if that is not for clients to know.
+
+    Args:
+        location: the header.
+        asked: the URL that the backend was asked for.
+        base: the backend's own.
+    """
+    try:
+        target = asked.join(URL(location, encoded=True))
+    except ValueError:
+        return None
+    if target.scheme not in ("http", "https"):
+        return None
+    if target.host is not None and target.origin() == base.origin():
+        path = "/" + target.raw_path.removeprefix(base.raw_path.rstrip("/")).lstrip("/")
+        return path + (f"?{target.raw_query_string}" if target.raw_query_string else "")
+    host = target.host or ""
+    is_public = "." in host and parse_address(host) is None and host != base.host
+    return location if is_public else None
 
 
 def upstream_query(request: web.Request) -> str:
@@ -69,13 +133,31 @@ def upstream_query(request: web.Request) -> str:
 
 
 async def relay(
-    request: web.Request, upstream: aiohttp.ClientResponse, rename: tuple[str, str] | None = None
+    request: web.Request,
+    upstream: aiohttp.ClientResponse,
+    rename: tuple[str, str] | None = None,
+    *,
+    is_callers: bool = True,
+    is_style: bool = False,
 ) -> web.StreamResponse:
-    """Stream a backend's answer to the client; with `rename` (old, new) the file in it is called otherwise."""
+    """Stream a backend's answer to the client; with `rename` (old, new) the file in it is called otherwise.
+
+    `is_callers` says that it is what some caller made, `is_style` that it may be a style sheet all the same.
+    """
     headers = downstream_headers(upstream.headers)
+    if is_callers:
+        defuse(headers, request.headers.get("Sec-Fetch-Dest"), is_style=is_style)
+    else:
+        guard_page(headers, parts(request).settings.cors.origins)
     if rename is not None and "Content-Disposition" in headers:
         old, new = (quoted(name) for name in rename)
         headers["Content-Disposition"] = headers["Content-Disposition"].replace(old, new)
+    if "Location" in upstream.headers:
+        asked, known = upstream.url, (backend.url for backend in parts(request).fleet.backends.values())
+        base = next((url for url in known if str(asked).startswith(url + "/")), str(asked.origin()))
+        location = shown_location(upstream.headers["Location"], asked, URL(base))
+        if location is not None:
+            headers["Location"] = location
     response = web.StreamResponse(status=upstream.status, headers=headers)
     request["streaming"] = True
     await response.prepare(request)
@@ -101,8 +183,8 @@ async def send_whole(request: web.Request, body: bytes, headers: Mapping[str, st
 
 
 def quoted(filename: str) -> str:
-    """A file name inside a quoted-string (RFC 9110, section 5.6.4)."""
-    return filename.replace("\\", "\\\\").replace('"', '\\"')
+    """A file name inside a quoted-string (RFC 9110, section 5.6.4), without what ends a header."""
+    return _CONTROL.sub("_", filename).replace("\\", "\\\\").replace('"', '\\"')
 
 
 async def forward(request: web.Request, backend: Backend, path: str) -> web.StreamResponse:
@@ -120,4 +202,5 @@ async def forward(request: web.Request, backend: Backend, path: str) -> web.Stre
     async with backend.client.open(
         request.method, path + upstream_query(request), headers=headers, data=data
     ) as upstream:
-        return await relay(request, upstream)
+        is_callers = contents.is_callers(request.path) or "filename" in request.rel_url.query
+        return await relay(request, upstream, is_callers=is_callers, is_style=contents.is_style(request.path))

@@ -15,10 +15,10 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.store.userdata import MAX_SETTINGS, FileInfo, FolderFull, OutsideFolder, UnfitName, UserFolder
 from gateway.web.answers import empty, json, problem
+from gateway.web.contents import is_active
 from gateway.web.parts import caller, parts
 from gateway.web.passthrough import hand_on
 from gateway.web.streaming import CHUNK
-from gateway.web.view import is_active
 
 _UNFIT = 'Invalid filename. Please avoid special characters like :\\/*?"<>|'
 

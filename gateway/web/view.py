@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from urllib.parse import urlencode
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from gateway.comfy.client import BackendError, Refused, Unreachable
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of
@@ -16,15 +17,9 @@ from gateway.fleet.files import Holder, Upload
 from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
 from gateway.web.answers import empty, problem
+from gateway.web.contents import defuse
 from gateway.web.parts import Parts, caller, parts
 from gateway.web.streaming import quoted, relay, upstream_headers
-
-# A browser may run these; they are given as downloads (folder_paths.py, DANGEROUS_CONTENT_TYPES).
-_ACTIVE = frozenset(
-    """text/html text/html-sandboxed application/xhtml+xml text/javascript application/javascript
-    application/x-javascript application/ecmascript text/css image/svg+xml application/xml text/xml
-    message/rfc822""".split()
-)
 
 
 def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef | int:
@@ -105,22 +100,12 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
     return await _from_backend(request, ref, backend, there, path)
 
 
-def is_active(content_type: str) -> bool:
-    """Whether a browser may run what is in a file."""
-    return content_type in _ACTIVE or content_type.endswith(("+xml", "/xml"))
-
-
-def _file_headers(filename: str, headers: Mapping[str, str]) -> dict[str, str]:
+def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
     """The headers that ComfyUI sends a file with (server.py, view_image)."""
     content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
-    sent = {"X-Content-Type-Options": "nosniff", "Content-Disposition": f'filename="{quoted(filename)}"'}
-    if is_active(content_type):
-        sent |= {"Vary": "Sec-Fetch-Dest", "Cache-Control": "no-store"}
-        # In an <img>, an SVG runs no scripts; only a browser itself can say that it is for one.
-        if not (content_type == "image/svg+xml" and headers.get("Sec-Fetch-Dest") == "image"):
-            content_type = "application/octet-stream"
-            sent["Content-Disposition"] = f'attachment; filename="{quoted(filename)}"'
-    return {**sent, "Content-Type": content_type}
+    sent = CIMultiDict({"Content-Type": content_type, "Content-Disposition": f'filename="{quoted(filename)}"'})
+    defuse(sent, headers.get("Sec-Fetch-Dest"))
+    return sent
 
 
 def _path(request: web.Request, ref: FileRef, path: str) -> str:
