@@ -11,6 +11,7 @@ and the figure is the time from the first POST until nothing is open, divided by
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ async def _seconds_each(http: aiohttp.ClientSession, url: str) -> float:
         await listener.end_of(prompt_id)
         ends.append(time.perf_counter())
     await listener.socket.close()
-    return statistics.median(after - before for before, after in zip(ends[1:], ends[2:], strict=False))
+    return statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
 
 
 async def _batch(http: aiohttp.ClientSession, url: str, jobs: int) -> float:
