@@ -86,7 +86,7 @@ class Relay:
         job = self._job_of(backend, prompt_id if isinstance(prompt_id, str) else None)
         if job is None:
             return
-        job.live.heard_at = time.monotonic()
+        job.live.heard_at, job.live.cached_told = time.monotonic(), True
         if job.submission.session_id is None or (job.submission.needs_secrets and job.submission.censor().is_in(data)):
             return
         if job.state in _BEFORE_START:
@@ -151,7 +151,7 @@ class Relay:
         log_phase(job, "running", waited, backend=backend.name)
 
     def _told_before(self, job: Job, type_: str) -> bool:
-        """Whether a job that runs a second time would tell its client twice that it started."""
+        """Whether a job that runs a second time would tell its client twice that it started, or tell it late."""
         live = job.live
         if type_ == "execution_start":
             before, live.start_told = live.start_told, True
@@ -159,6 +159,8 @@ class Relay:
         if type_ == "execution_cached":
             before, live.cached_told = live.cached_told, True
             return before
+        # What is cached comes before all news, or not at all: this backend's word of it may have gone by unheard.
+        live.cached_told = True
         return False
 
     def _pass_on(self, backend: Backend, job: Job, event: Event) -> None:

@@ -299,6 +299,29 @@ async def idle(lab: Lab, url: str) -> None:
     await until(look, what=f"{url} is idle")
 
 
+async def test_a_second_run_does_not_tell_what_was_missed_of_the_first(lab: Lab) -> None:
+    """The first one's execution_cached went by unheard; that of the second would come after its news (chaos, seed 2)."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__take_over=False)
+    comfy, there = Comfy(lab.http, gateway.url), Comfy(lab.http, simulators[0].url)
+    listener = await comfy.listen("c")
+    await comfy.post("/gateway/backends/b2/drain")
+    first = await comfy.prompt(slow(1, steps=15))
+    second = await comfy.prompt(slow(2, steps=60, step_seconds=0.05), "c")
+    await there.running(first)
+    await simulators[0].fault(lab.http, "drop-socket")
+    await there.running(second)
+    await simulators[0].no_faults(lab.http)
+    await listener.next("progress", prompt_id=second)
+    await comfy.post("/gateway/backends/b2/resume")
+    await simulators[0].kill()
+    await Comfy(lab.http, simulators[1].url).running(second)
+    await listener.end_of(second)
+    types = listener.of(second)
+    assert types.count("execution_start") == 1
+    assert "execution_cached" not in types
+
+
 async def test_a_socket_that_comes_before_the_answer_hears_from_the_start(lab: Lab) -> None:
     """The job runs while its POST is not answered yet: a new socket must not be told of what is not told to anybody."""
     simulator = await lab.simulator()
