@@ -83,7 +83,7 @@ class Gateway:
         blobs = BlobStore(settings.data_dir / "uploads")
         userdata = UserData(settings.data_dir / "userdata", settings.userdata.quota, settings.userdata.max_files)
         await userdata.open()
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, lambda: keyring.is_isolated)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.sight)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
         self.parts = Parts(

@@ -147,6 +147,11 @@ class FileIndex:
         """Where a tenant's file is; None for one it never saw."""
         return self._files.get((tenant, visible))
 
+    def is_others(self, tenant: str, backend: str, ref: FileRef) -> bool:
+        """Whether what a backend calls so is others', and not this tenant's."""
+        owners = self._tenants.get((backend, ref), ())
+        return bool(owners) and tenant not in owners
+
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""
         return self._first.get(visible)

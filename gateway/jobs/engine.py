@@ -37,13 +37,14 @@ from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
+from gateway.tenants.keys import Sight
 
 
 class Engine:
     """The life of all jobs. `restore`, then let the fleet start with this as its listener; `close` at the end.
 
     Args:
-        isolated: whether a tenant may name no files but its own.
+        sight: which files a tenant may name.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Engine:
         metrics: Metrics,
         client_id: str,
         blobs: BlobStore,
-        isolated: Callable[[], bool],
+        sight: Callable[[str], Sight],
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -84,7 +85,7 @@ class Engine:
         self.uploads = Uploads(
             settings.uploads, self.files, blobs, store, lambda: digests_in_use(self.ledger, self.files)
         )
-        inputs = Inputs(fleet, self.files, self.placements, self.placer, self.uploads, self.catalogue, isolated)
+        inputs = Inputs(fleet, self.files, self.placements, self.placer, self.uploads, self.catalogue, sight)
         self.checks = Checks(self.catalogue, inputs)
         self.dispatcher = Dispatcher(
             self.ledger,

@@ -18,6 +18,7 @@ from gateway.fleet.uploads import Uploads
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.store.protocol import StoreError
+from gateway.tenants.keys import Sight
 
 # Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
 Place = tuple[str | int, ...]
@@ -32,7 +33,7 @@ class Inputs:
     """What prompts read.
 
     Args:
-        isolated: whether a tenant may name nothing but what is its own, or what the gateway knows nothing of.
+        sight: which files a tenant may name.
     """
 
     fleet: Fleet
@@ -41,14 +42,18 @@ class Inputs:
     placer: Placer
     uploads: Uploads
     catalogue: Catalogue
-    isolated: Callable[[], bool]
+    sight: Callable[[str], Sight]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
-        return [file for file in files if self._is_foreign(tenant, file)] if self.isolated() else []
+        sight = self.sight(tenant)
+        return [file for file in files if self._is_foreign(tenant, file, sight)]
 
-    def _is_foreign(self, tenant: str, file: FileInput) -> bool:
+    def _is_foreign(self, tenant: str, file: FileInput, sight: Sight) -> bool:
         ref = file.ref
+        if sight is not Sight.OWN:
+            is_own = ref is None or self.files.find(tenant, ref) is not None
+            return sight is Sight.UNCLAIMED and not is_own and ref is not None and self.files.find_any(ref) is not None
         if ref is not None and file.folder:
             return any(self.files.find(tenant, below) is None for below in self.placements.below(ref))
         if ref is None:
@@ -95,7 +100,8 @@ class Inputs:
     async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""
         ref = file.ref
-        if self.isolated() and self._is_foreign(tenant, file):
+        sight = self.sight(tenant)
+        if self._is_foreign(tenant, file, sight):
             raise FileMissing(f"Invalid file: {file.value}")
         found = self.files.find(tenant, ref) if ref is not None else None
         match found:
@@ -108,7 +114,7 @@ class Inputs:
                 return await self._from_owner(owner, FileRef(ref.kind, ref.subfolder, filename), backend)
         # A text that ends like a file's name is most likely a text.
         is_file = ref is not None and (file.declared or file.annotated)
-        return await self._unknown(ref, backend) if is_file and ref is not None else None
+        return await self._unknown(ref, backend) if is_file and ref is not None and sight is not Sight.OWN else None
 
     async def _from_owner(self, owner: str, ref: FileRef, backend: Backend) -> FileRef:
         if owner == backend.name:
@@ -122,7 +128,7 @@ class Inputs:
 
     async def _unknown(self, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
-        if self.isolated() or await self.placer.has(backend, ref):
+        if await self.placer.has(backend, ref):
             return None
         other = await self.placer.holder_of(ref, backend)
         return await self.placer.copy(other, ref, backend) if other is not None else None

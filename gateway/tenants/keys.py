@@ -124,6 +124,14 @@ class Key:
         return used_at is not None and now - used_at < REMEMBER_SECONDS
 
 
+class Sight(StrEnum):
+    """Which files a tenant may name: its OWN, those that are nobody's as well (UNCLAIMED: a team), or ALL."""
+
+    OWN = "own"
+    UNCLAIMED = "unclaimed"
+    ALL = "all"
+
+
 class Keyring:
     """All keys, by their SHA-256. The keys themselves are not kept.
 
@@ -137,7 +145,7 @@ class Keyring:
         self.is_open = settings.disabled or not (settings.keys or self._networks)
         self.local = Grant(LOCAL)
         self._shields = settings.isolation == "isolated"
-        self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, isolated=self._shields))
+        self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, self._is_apart(anonymous.tenant)))
         self._grants: dict[str, Grant] = {}
         self._keys: dict[str, Key] = {}
         for key in settings.keys:
@@ -147,13 +155,22 @@ class Keyring:
 
     @property
     def is_isolated(self) -> bool:
-        """Whether tenants are shielded from each other."""
+        """Whether all tenants are shielded from each other."""
         return not self.is_open and self._shields
+
+    def sight(self, tenant: str) -> Sight:
+        """Which files a tenant may name."""
+        if self.is_open:
+            return Sight.ALL
+        return Sight.OWN if self._is_apart(tenant) else Sight.UNCLAIMED
+
+    def _is_apart(self, tenant: str) -> bool:
+        return self._shields or tenant != LOCAL_TENANT
 
     def identity_of(self, name: str, role: str, tenant: str) -> Identity:
         """Whom a key stands for."""
         owner = (tenant or name) if self._shields else (tenant or LOCAL_TENANT)
-        return Identity(name, owner, Role(role), self._shields)
+        return Identity(name, owner, Role(role), self._is_apart(owner))
 
     def close(self) -> None:
         """There are keys in the store, or were: nobody is let in without one any more, unless keys are disabled."""

@@ -45,6 +45,12 @@ def _may_look_around(identity: Identity) -> bool:
     return identity.is_admin or not identity.isolated
 
 
+def _is_kept_from(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> bool:
+    """Whether what a backend calls so is known as others': a team sees what is nobody's, not what a guest made."""
+    known = gateway.engine.placements.digest_at(backend.name, ref) is not None
+    return not identity.is_admin and (known or gateway.engine.files.is_others(identity.tenant, backend.name, ref))
+
+
 async def get_view(request: web.Request) -> web.StreamResponse:
     """A file of the caller's, streamed; Range and conditional headers are the owner's to answer."""
     query = request.rel_url.query
@@ -66,7 +72,14 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
     found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
     if found is not None:
         return found
-    return None if _may_look_around(caller(request)) else empty(404)
+    return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else empty(404)
+
+
+def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
+    gateway, identity = parts(request), caller(request)
+    return isinstance(ref, FileRef) and any(
+        _is_kept_from(gateway, identity, backend, ref) for backend in gateway.fleet.by_preference
+    )
 
 
 async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
@@ -149,7 +162,7 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
         return empty(404)
     headers = upstream_headers(request.headers)
     for backend in parts(request).fleet.by_preference:
-        if not backend.pulse.alive:
+        if not backend.pulse.alive or _is_kept_from(parts(request), caller(request), backend, ref):
             continue
         try:
             async with backend.client.open(request.method, _path(request, ref, "/view"), headers=headers) as found:
@@ -178,5 +191,6 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
             return backend, FileRef(ref.kind, ref.subfolder, filename)
     if not _may_look_around(identity):
         return None
-    backend = await gateway.engine.placer.holder_of(ref)
+    closed = [each for each in gateway.fleet.by_preference if _is_kept_from(gateway, identity, each, ref)]
+    backend = await gateway.engine.placer.holder_of(ref, *closed)
     return None if backend is None else (backend, ref)
