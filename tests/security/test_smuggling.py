@@ -156,7 +156,7 @@ async def pair(lab: Lab) -> AsyncIterator[Pair]:
     """Both, started."""
     backend = Recorder()
     await backend.start()
-    gateway = await lab.gateway(backend.url, up=0, probe__interval=30)
+    gateway = await lab.gateway(backend.url, up=0, probe__interval=30, server__send_timeout=2)
     await passes_on(lab, gateway.url)
     backend.seen.clear()
     yield Pair(gateway, backend)
@@ -294,6 +294,30 @@ def frame(opcode: int, payload: bytes, *, length: int | None = None) -> bytes:
     return head + bytes(4) + payload
 
 
+async def flood(port: int, hello: bytes, *, is_read: bool) -> None:
+    """Send pings for as long as that is borne."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(hello)
+    await reader.readuntil(b"\r\n\r\n")
+    if not is_read:
+        writer.transport.pause_reading()
+
+    async def pings() -> None:
+        while True:
+            writer.write(frame(9, b"x" * 100) * 1000)
+            await writer.drain()
+
+    async def pongs() -> None:
+        while is_read and await reader.read(2**16):
+            pass
+
+    reading = asyncio.create_task(pongs())
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(pings(), 60)
+    await asyncio.gather(reading, return_exceptions=True)
+    writer.close()
+
+
 async def test_sockets_take_what_clients_send_and_no_more(pair: Pair) -> None:
     """A message that is too large, frames that are none, and pings without end, whose pongs nobody reads."""
     hello = get(
@@ -311,16 +335,6 @@ async def test_sockets_take_what_clients_send_and_no_more(pair: Pair) -> None:
         frame(1, b"\xff\xfe"),
     ):
         assert (await talk(pair.gateway.port, hello + sent, silence=3)).closed, sent[:12]
-    reader, writer = await asyncio.open_connection("127.0.0.1", pair.gateway.port)
-    writer.write(hello)
-    await reader.readuntil(b"\r\n\r\n")
-
-    async def flood() -> None:
-        while True:
-            writer.write(frame(9, b"x" * 100) * 1000)
-            await writer.drain()
-
-    with pytest.raises(ConnectionError):
-        await asyncio.wait_for(flood(), 60)
-    writer.close()
+    for is_read in (True, False):
+        await flood(pair.gateway.port, hello, is_read=is_read)
     assert (await talk(pair.gateway.port, get(b"Host: x", target=b"/queue"))).statuses == [200]
