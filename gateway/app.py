@@ -16,7 +16,9 @@ from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Keyring
+from gateway.tenants.limits import Limits
 from gateway.tenants.lockout import Lockout
+from gateway.tenants.policy import Policies
 from gateway.tenants.sign_ins import SignIns
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.authentication import Authentication
@@ -83,7 +85,9 @@ class Gateway:
         blobs = BlobStore(settings.data_dir / "uploads")
         userdata = UserData(settings.data_dir / "userdata", settings.userdata.quota, settings.userdata.max_files)
         await userdata.open()
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, keyring.sight)
+        policies = Policies(settings.tenants, settings.backends)
+        limits = Limits(policies)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring.sight)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
         self.parts = Parts(
@@ -102,6 +106,8 @@ class Gateway:
             started=self._started,
             store=store,
             userdata=userdata,
+            policies=policies,
+            limits=limits,
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)

@@ -17,6 +17,8 @@ _DYNAMIC = ("COMFY_AUTOGROW", "COMFY_DYNAMIC")
 _ANY_TYPES = ("*", "COMFY_MATCHTYPE_V3")
 _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _MANY_CHOICES = 20
+# ComfyUI names each output that fails at each node that is wrong: of thousands that would be millions of names.
+_MANY_FAILED = 100
 _BAD_LINK = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
 _NO_OUTPUTS = error_body("prompt_no_outputs", "Prompt has no outputs")["error"]
 
@@ -107,7 +109,8 @@ class _Validator:
         self._custom = custom
         self._open_lists = open_lists
         self._validated: dict[str, _Result] = {}
-        self._visiting: list[str] = []
+        # A stack, in which any one is found at once.
+        self._visiting: dict[str, None] = {}
 
     def run(self, outputs: list[str]) -> Validation:
         good: list[str] = []
@@ -122,7 +125,8 @@ class _Validator:
                 good.append(output)
                 continue
             failed.append(result)
-            self._report(output, node_errors)
+            if len(failed) <= _MANY_FAILED:
+                self._report(output, node_errors)
         if good:
             return Validation(True, None, good, node_errors)
         details = "\n".join(f"{error['message']}: {error['details']}" for r in failed for error in r.errors)
@@ -151,12 +155,12 @@ class _Validator:
                 child = steps.throw(failure) if failure is not None else _advance(steps, answer)
             except StopIteration as stop:
                 stack.pop()
-                self._visiting.pop()
+                self._visiting.popitem()
                 answer, failure = self._validated.setdefault(node_id, stop.value), None
                 continue
             except Exception as raised:
                 stack.pop()
-                self._visiting.pop()
+                self._visiting.popitem()
                 if not stack:
                     raise
                 answer, failure = None, raised
@@ -172,7 +176,8 @@ class _Validator:
             return self._validated[node_id]
         if node_id not in self._visiting:
             return None
-        path = [*self._visiting[self._visiting.index(node_id) :], node_id]
+        visiting = list(self._visiting)
+        path = [*visiting[visiting.index(node_id) :], node_id]
         cycle = list(dict.fromkeys(path))
         details = " -> ".join(f"{n} ({self._prompt[n]['class_type']})" for n in path)
         for n in cycle:
@@ -184,7 +189,7 @@ class _Validator:
 
     def _node(self, node_id: str) -> _Steps:
         """Validate one node; yields the nodes it is linked to."""
-        self._visiting.append(node_id)
+        self._visiting[node_id] = None
         node = self._prompt[node_id]
         inputs, info = node["inputs"], self._object_info[node["class_type"]]
         exempt, check = self._custom.get(node["class_type"], (frozenset[str](), None))

@@ -18,8 +18,46 @@ _DIGITS_ONLY = bytes(48 if 48 <= byte <= 57 else 32 for byte in range(256))
 _MAYBE_BEYOND_64_BITS = b"0" * 19
 
 
+# A value takes up to 230 bytes in memory, whatever it took to send it; all that a million can take is bearable.
+MOST_VALUES = 1_000_000
+
+
 class MalformedJson(ValueError):
     """The bytes are not JSON, even by Python's generous reading."""
+
+
+class TooMuchJson(MalformedJson):
+    """It may be JSON, but it has more values, or is nested deeper, than is read."""
+
+
+def read_bounded(data: bytes, most_depth: int, most_values: int = MOST_VALUES) -> tuple[Any, Callable[[Any], bytes]]:
+    """Parse JSON from strangers; returns the value, and the encoder that says all of it again.
+
+    Time and memory are bounded by the size of `data` and `most_values`: values are counted before any is made, by what
+    separates them, and what looks so inside a text counts too. `most_depth` is how deep arrays and objects may lie in
+    one another.
+
+    Raises:
+        TooMuchJson: it has too many values, or lies too deep.
+        MalformedJson: it is not JSON.
+    """
+    opened = data.count(b"[") + data.count(b"{")
+    if opened + data.count(b",") > most_values:
+        raise TooMuchJson(f"it has more than {most_values} values")
+    value, is_plain = _parse(data)
+    if opened > most_depth and _is_deeper(value, most_depth):
+        raise TooMuchJson(f"it is nested more than {most_depth} deep")
+    return value, dumps if is_plain else dumps_exact
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(most):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for children in inner for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return bool(level)
 
 
 def loads(data: bytes | str) -> Any:
@@ -28,18 +66,22 @@ def loads(data: bytes | str) -> Any:
     Raises:
         MalformedJson: it is not JSON, or nested too deep to read.
     """
-    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    return _parse(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)[0]
+
+
+def _parse(raw: bytes) -> tuple[Any, bool]:
+    """The value, and whether orjson could read it: then it can write it, too. It refuses 1e999, say, which is inf."""
     if _MAYBE_BEYOND_64_BITS not in raw.translate(_DIGITS_ONLY):
         try:
-            return orjson.loads(raw)
+            return orjson.loads(raw), True
         except orjson.JSONDecodeError:
             pass
     try:
-        return json.loads(raw)
+        return json.loads(raw), False
     except ValueError as error:
         raise MalformedJson(str(error)) from error
     except RecursionError as error:
-        raise MalformedJson("nested too deep") from error
+        raise TooMuchJson("it is nested too deep") from error
 
 
 def dumps(value: Any) -> bytes:

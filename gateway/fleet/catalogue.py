@@ -12,14 +12,14 @@ import gzip
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, BadAnswer
-from gateway.fleet import merging
+from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
 from gateway.fleet.editions import Body, Edition, make_edition
@@ -30,11 +30,13 @@ from gateway.fleet.placements import Placements
 from gateway.settings import CatalogueSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
+from gateway.tenants.policy import Policy, View
 
 _log = logs.get("catalogue")
 
 MAX_LISTS = 512
 MAX_BODIES = 16
+MAX_VIEWS = 64
 MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
 
@@ -63,9 +65,10 @@ class Catalogue:
     directory: Path
     edition: Edition | None = None
     _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    _lists: dict[str, _Listing] = field(default_factory=dict)
-    _answers: OrderedDict[str, tuple[float, Answer]] = field(default_factory=OrderedDict)
-    _bodies: OrderedDict[str, tuple[Edition, int, Body]] = field(default_factory=OrderedDict)
+    _lists: dict[tuple[str, frozenset[str] | None], _Listing] = field(default_factory=dict)
+    _answers: OrderedDict[tuple[str, frozenset[str] | None], tuple[float, Answer]] = field(default_factory=OrderedDict)
+    _bodies: OrderedDict[tuple[View | None, str], tuple[Edition, int, Body]] = field(default_factory=OrderedDict)
+    _views: OrderedDict[View, tuple[Edition, Edition | None]] = field(default_factory=OrderedDict)
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -123,22 +126,55 @@ class Catalogue:
             return
         self._infos[backend.name] = info
         async with self._merging:
-            # In the file's order, the primary first: which description stands must not depend on who answers first.
-            order = sorted(self.fleet.backends.values(), key=lambda b: not b.primary)
-            infos = {b.name: self._infos[b.name] for b in order if b.name in self._infos}
-            self.edition = await asyncio.to_thread(make_edition, infos, self.placements.is_name)
+            self.edition = await asyncio.to_thread(make_edition, self._in_order(), self.placements.is_name)
             await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
 
-    async def body(self, edition: Edition, tenant: str) -> Body:
+    def _in_order(self) -> dict[str, Mapping[str, Any]]:
+        """In the file's order, the primary first: which description stands must not depend on who answers first."""
+        order = sorted(self.fleet.configured, key=lambda b: not b.primary)
+        return {b.name: self._infos[b.name] for b in order if b.name in self._infos}
+
+    async def seen_by(self, policy: Policy) -> Edition | None:
+        """The newest edition of what a policy leaves; right after the start, the first one when it is there.
+
+        It is made once for all tenants with the same view, when the first of them asks.
+        """
+        newest = await self.first_edition()
+        if newest is None or policy.view is None:
+            return newest
+        known = self._views.get(policy.view)
+        if known is None or known[0] is not newest:
+            async with self._merging:
+                newest, infos = self.edition or newest, views.seen(self._in_order(), policy)
+                made = await asyncio.to_thread(make_edition, infos, self.placements.is_name) if infos else None
+            known = self._views[policy.view] = (newest, made)
+            while len(self._views) > MAX_VIEWS:
+                self._views.popitem(last=False)
+        return known[1]
+
+    def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
+        """These node classes as one with this policy sees them: without those that it does not see."""
+        if policy.view is None:
+            return self.edition.classes if self.edition is not None else {}
+        own = {name for name in names if not policy.denies_node(name)}
+        infos = [
+            {name: info[name] for name in own if name in info}
+            for backend, info in self._in_order().items()
+            if policy.view.may_use(backend)
+        ]
+        merged = merging.object_info(infos)
+        return {name: views.without_models(description, policy) for name, description in merged.items()}
+
+    async def body(self, edition: Edition, tenant: str, view: View | None) -> Body:
         """An edition as a tenant sees it: with its own uploads in the lists that offer files."""
         version = self.files.version(tenant)
-        tenant = tenant if version else ""
-        known = self._bodies.get(tenant)
-        if known is not None and known[:2] == (edition, version):
-            self._bodies.move_to_end(tenant)
+        key = (view, tenant if version else "")
+        known = self._bodies.get(key)
+        if known is not None and known[0] is edition and known[1] == version:
+            self._bodies.move_to_end(key)
             return known[2]
-        body = await asyncio.to_thread(edition.body, list(self.files.uploads(tenant)))
-        self._bodies[tenant] = (edition, version, body)
+        body = await asyncio.to_thread(edition.body, list(self.files.uploads(key[1])))
+        self._bodies[key] = (edition, version, body)
         while len(self._bodies) > MAX_BODIES:
             self._bodies.popitem(last=False)
         return body
@@ -165,17 +201,26 @@ class Catalogue:
         """A choice as this backend spells it: a model in a subfolder with its own platform's separator."""
         return spelled(self.info(backend).get(node_class), input_name, value)
 
-    async def listing(self, path: str) -> list[Any]:
+    async def listing(self, path: str, policy: Policy) -> list[Any]:
         """The union of a route that lists names (/models/…, /embeddings), or the last one that could be made.
+
+        With a policy that does not see all: of the backends that it sees, without the models that it refuses.
 
         Raises:
             BadAnswer: no backend has such a list; its status is theirs.
             NobodyKnows: no backend can be asked, and none was before.
         """
-        known = self._lists.get(path)
+        listed = await self._listing(path, policy.allowed)
+        is_folder = path.rstrip("/").rpartition("/")[2] == "models"
+        if is_folder or not policy.models:
+            return listed
+        return [item for item in listed if not policy.denies_model(str(_identity(item)))]
+
+    async def _listing(self, path: str, allowed: frozenset[str] | None) -> list[Any]:
+        known = self._lists.get((path, allowed))
         if known is not None and time.monotonic() - known.read_at < self.settings.refresh:
             return known.value
-        answers = await asyncio.gather(*(_ask(b, path) for b in self.fleet.by_preference if b.pulse.alive))
+        answers = await asyncio.gather(*(_ask(b, path) for b in self.fleet.alive(allowed)))
         lists = [listed for answer in answers if answer is not None and (listed := _list_of(answer)) is not None]
         if not lists:
             if known is not None:
@@ -186,21 +231,23 @@ class Catalogue:
             raise BadAnswer(f"no backend has {path}", statuses[0] if statuses[0] != 200 else 502)
         if len(self._lists) >= MAX_LISTS:
             self._lists.clear()
-        listing = self._lists[path] = _Listing(time.monotonic(), merging.union(lists, _identity))
+        listing = self._lists[path, allowed] = _Listing(time.monotonic(), merging.union(lists, _identity))
         return listing.value
 
-    async def from_any(self, path: str) -> Answer:
+    async def from_any(self, path: str, allowed: frozenset[str] | None = None) -> Answer:
         """The answer of the first backend that has something to say (a model's metadata, its preview), or the last one.
+
+        `allowed` are the names of the backends that are asked; None for all.
 
         Raises:
             NobodyKnows: no backend can be asked, and none was before.
         """
-        known = self._answers.get(path)
+        known = self._answers.get((path, allowed))
         if known is not None and time.monotonic() - known[0] < self.settings.refresh:
             return known[1]
         found: Answer | None = None
-        for backend in self.fleet.by_preference:
-            answer = await _ask(backend, path) if backend.pulse.alive else None
+        for backend in self.fleet.alive(allowed):
+            answer = await _ask(backend, path)
             if answer is not None and answer.status < 500:
                 found = answer
                 if answer.status < 400:
@@ -210,7 +257,7 @@ class Catalogue:
                 raise NobodyKnows
             return known[1]
         if found.status == 200 and len(found.body) <= MAX_KEPT_ANSWER:
-            self._answers[path] = (time.monotonic(), found)
+            self._answers[path, allowed] = (time.monotonic(), found)
             while len(self._answers) > MAX_LISTS:
                 self._answers.popitem(last=False)
         return found

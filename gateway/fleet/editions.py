@@ -83,7 +83,7 @@ class Edition:
         description = self.classes.get(name)
         for file_list in self.file_lists:
             if file_list.node_class == name:
-                description = _with_list(description, file_list.input_name, file_list.offered(uploads))
+                description = with_list(description, file_list.input_name, file_list.offered(uploads))
         return description
 
 
@@ -103,8 +103,8 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
                 continue
             shown = tuple(choice for choice in choices if not _is_placed(choice, flag, is_upload))
             file_lists.append(FileList(name, input_name, flag, shown))
-            merged[name] = _with_list(merged[name], input_name, list(shown))
-            marked[name] = _with_list(marked[name], input_name, [_mark(len(file_lists) - 1)])
+            merged[name] = with_list(merged[name], input_name, list(shown))
+            marked[name] = with_list(marked[name], input_name, [_mark(len(file_lists) - 1)])
     parts = _split(wire.dumps(marked), len(file_lists))
     return Edition(merged, compare(infos), tuple(file_lists), parts)
 
@@ -139,7 +139,7 @@ def _split(encoded: bytes, count: int) -> tuple[bytes, ...]:
     return (*parts, encoded)
 
 
-def _with_list(description: Any, input_name: str, choices: list[Any]) -> Any:
+def with_list(description: Any, input_name: str, choices: list[Any]) -> Any:
     """A copy of a class's description with other choices for an input."""
     inputs = {}
     for part, named in description["input"].items():

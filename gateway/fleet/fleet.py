@@ -154,6 +154,10 @@ class Fleet:
         """The backends, the primary first, those alive before the others."""
         return sorted(self.backends.values(), key=lambda b: (not b.pulse.alive, not b.primary))
 
+    def alive(self, allowed: Collection[str] | None = None) -> list[Backend]:
+        """Those that live and are `allowed` (None: all), the primary first."""
+        return [b for b in self.by_preference if b.pulse.alive and (allowed is None or b.name in allowed)]
+
     @property
     def primary(self) -> Backend | None:
         """The backend for users, settings and static files: the one so marked, else the first that is alive."""

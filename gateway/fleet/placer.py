@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -102,25 +102,25 @@ class Placer:
             return known
         return await self._once(key, lambda: self._copy(source, ref, target))
 
-    def spread(self, wanted: FileRef, upload: Upload) -> None:
-        """Put an upload on every backend in the background, one file a backend at a time."""
-        for backend in self._fleet.backends.values():
-            if not backend.pulse.alive:
-                continue
+    def spread(self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None) -> None:
+        """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time."""
+        for backend in self._fleet.alive(allowed):
             waiting = self._spreading.get(backend.name)
             if waiting is None:
                 waiting = self._spreading[backend.name] = deque(maxlen=MAX_SPREADING)
                 self._tasks.start(self._spread(backend, waiting), f"spread:{backend.name}")
             waiting.append((wanted, upload))
 
-    async def somewhere(self, wanted: FileRef, upload: Upload) -> tuple[Backend, FileRef]:
-        """A backend that has an upload, which it may just have got, and what it is called there.
+    async def somewhere(
+        self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None
+    ) -> tuple[Backend, FileRef]:
+        """A backend that is `allowed` (None: all) and has an upload, which it may just have got, and its name there.
 
         Raises:
             BackendError: none can be reached.
             FileMissing, StoreError: the gateway's own copy can't be read.
         """
-        alive = [backend for backend in self._fleet.by_preference if backend.pulse.alive]
+        alive = self._fleet.alive(allowed)
         alive.sort(key=lambda backend: self._placements.find(backend.name, wanted, upload.digest) is None)
         failure: BackendError = Unreachable("no backend can be reached")
         for backend in alive:
@@ -130,10 +130,12 @@ class Placer:
                 failure = error
         raise failure
 
-    async def holder_of(self, ref: FileRef, *besides: Backend) -> Backend | None:
-        """A backend that has a file which the ledger never saw; `besides` are not asked."""
-        for backend in self._fleet.by_preference:
-            if backend in besides or not backend.pulse.alive:
+    async def holder_of(
+        self, ref: FileRef, *besides: Backend, allowed: Collection[str] | None = None
+    ) -> Backend | None:
+        """A backend that is `allowed` (None: all) and has a file which the ledger never saw; not of `besides`."""
+        for backend in self._fleet.alive(allowed):
+            if backend in besides:
                 continue
             try:
                 if await self.has(backend, ref):

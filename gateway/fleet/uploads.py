@@ -14,6 +14,7 @@ from gateway.store.blobs import Blob, BlobStore, BlobWriter
 from gateway.store.protocol import Store, StoreError, UploadRecord, UploadRemoval
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
+from gateway.tenants.limits import Limits, no_room
 
 _log = logs.get("uploads")
 
@@ -49,11 +50,13 @@ class Uploads:
         files: FileIndex,
         blobs: BlobStore,
         store: Store,
+        limits: Limits,
         in_use: Callable[[], Collection[str]],
     ) -> None:
         self._settings = settings
         self._files = files
         self._store = store
+        self._limits = limits
         self._in_use = in_use
         self._kept: dict[str, _Kept] = {}
         # Held while bytes come into the store or leave it: the same bytes may do both at a time.
@@ -92,6 +95,7 @@ class Uploads:
 
         Raises:
             QuotaExceeded: there is no room for it.
+            LimitReached: the tenant's own uploads, as far as its open jobs need them, leave none.
             StoreError: it could not be written.
         """
         blob = await writer.seal()
@@ -101,6 +105,7 @@ class Uploads:
             if isinstance(known, Upload) and known.digest == (compare or blob.digest):
                 self.use(known.digest)
                 return ref
+            await self._make_room_of(tenant, blob)
             await self._make_room(blob)
             await writer.keep(blob)
             # Asked again: while there was an await, another upload may have taken the name.
@@ -162,6 +167,40 @@ class Uploads:
             return
         kept.names.discard((tenant, ref))
         if not kept.names and digest not in self._in_use():
+            await self._let_go(digest)
+
+    def bytes_of(self, tenant: str) -> int:
+        """The bytes of a tenant's uploads, each once whatever it is called."""
+        return sum({upload.digest: upload.size for upload in self._files.uploads(tenant).values()}.values())
+
+    async def _make_room_of(self, tenant: str, blob: Blob) -> None:
+        """Let go of what the tenant used least recently, until there is room for one more within its own limit."""
+        most = self._limits.of(tenant).upload_bytes
+        if most is None:
+            return
+        sizes = {upload.digest: upload.size for upload in self._files.uploads(tenant).values()}
+        if blob.digest in sizes:
+            return
+        used, in_use = sum(sizes.values()), self._in_use()
+        for digest in sorted(sizes.keys() - in_use, key=lambda digest: self._kept[digest].used_at):
+            if used + blob.size <= most:
+                return
+            used -= sizes[digest]
+            await self._disown(tenant, digest)
+        if used + blob.size > most:
+            raise no_room(most, used, blob.size)
+
+    async def _disown(self, tenant: str, digest: str) -> None:
+        """Bytes are not the tenant's any more, by any name; they go if they are nobody else's."""
+        kept = self._kept[digest]
+        own = [ref for owner, ref in kept.names if owner == tenant]
+        for ref in own:
+            kept.names.discard((tenant, ref))
+            found = self._files.find(tenant, ref)
+            if isinstance(found, Upload) and found.digest == digest:
+                self._files.drop_upload(tenant, ref)
+        self._store.write([UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for ref in own])
+        if not kept.names:
             await self._let_go(digest)
 
     async def _make_room(self, blob: Blob) -> None:

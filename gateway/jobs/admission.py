@@ -18,6 +18,25 @@ MOST_DEADLINE = 31_536_000
 _EMPTY: Mapping[str, Any] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a graph may be: `nodes`, which is also how many files it may name, and the `depth` of the body's JSON.
+
+    A body may have a hundred values for each node.
+    """
+
+    nodes: int = 10_000
+    depth: int = 200
+
+    @property
+    def values(self) -> int:
+        """The values that a body may have in all."""
+        return self.nodes * 100
+
+
+_BOUNDS = Bounds()
+
+
 class Rejection(Exception):
     """A body that can't be accepted, with the answer in ComfyUI's error form."""
 
@@ -85,14 +104,19 @@ class Submission:
         return self.client_id if isinstance(self.client_id, str) and self.client_id else None
 
 
-def read(body: bytes, file_inputs: Collection[tuple[str, str]] = ()) -> Submission:
+def read(body: bytes, file_inputs: Collection[tuple[str, str]] = (), bounds: Bounds = _BOUNDS) -> Submission:
     """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
+
+    What goes to a backend is made from what was read here, never from `body`: of a key that is there twice the last
+    one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one.
 
     Raises:
         Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
     """
     try:
-        value = wire.loads(body)
+        value, dumps = wire.read_bounded(body, bounds.depth, bounds.values)
+    except wire.TooMuchJson as error:
+        raise _rejection("graph_too_large", "The graph is too large", str(error)) from error
     except wire.MalformedJson as error:
         raise _rejection("invalid_json", "The body is not JSON", str(error)) from error
     if not isinstance(value, dict):
@@ -103,9 +127,10 @@ def read(body: bytes, file_inputs: Collection[tuple[str, str]] = ()) -> Submissi
     if prompt_id is not None and not is_prompt_id(prompt_id):
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
-    _check_graph(prompt)
+    _check_graph(prompt, bounds)
     found = graph.survey(prompt, file_inputs)
-    return _submission(value, found, wire.encoder_for(body), may_name_keys=partner_keys.may_hold(body))
+    _check_count("files that it names", len(found.files), bounds.nodes)
+    return _submission(value, found, dumps, may_name_keys=partner_keys.may_hold(body))
 
 
 def _submission(
@@ -145,21 +170,31 @@ def _submission(
     )
 
 
-def _check_graph(prompt: Any) -> None:
+def _check_count(what: str, count: int, most: int) -> None:
+    if count > most:
+        extra = {"limit": "max_nodes", "value": most, "used": count}
+        details = f"{count} {what}; at most {most} are taken (dispatch.max_nodes)"
+        raise _rejection("graph_too_large", "The graph is too large", details, extra)
+
+
+def _check_graph(prompt: Any, bounds: Bounds) -> None:
     if not isinstance(prompt, dict):
         raise _rejection(
             "invalid_prompt",
             "The prompt must be an object of nodes by their ids",
             f"got {_name_of(prompt)}; in the web UI, export the workflow with 'Export (API)'",
         )
+    _check_count("nodes", len(prompt), bounds.nodes)
     for node_id, node in prompt.items():
         if not isinstance(node, dict):
+            named = node_id[:200]
             raise _rejection(
-                "invalid_prompt", f"Node '{node_id}' must be an object", f"got {_name_of(node)}", {"node_id": node_id}
+                "invalid_prompt", f"Node '{named}' must be an object", f"got {_name_of(node)}", {"node_id": named}
             )
         if "class_type" in node and not isinstance(node["class_type"], str):
+            named = node_id[:200]
             raise _rejection(
-                "invalid_prompt", f"Node '{node_id}' must have a string as class_type", "", {"node_id": node_id}
+                "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
             )
 
 
@@ -171,7 +206,7 @@ def _number(value: Mapping[str, Any]) -> float | None:
     except (TypeError, ValueError, OverflowError) as error:
         raise _rejection("invalid_number", "number must be a number", str(error)) from error
     if not math.isfinite(number):
-        raise _rejection("invalid_number", "number must be finite", repr(value["number"]))
+        raise _rejection("invalid_number", "number must be finite", repr(value["number"])[:100])
     return number
 
 

@@ -1,4 +1,4 @@
-"""Can a prompt run at all, and where? Asked before it is accepted, by ComfyUI's rules and in its words."""
+"""Can a prompt run at all, may it, and where? Asked before it is accepted, by ComfyUI's rules and in its words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from gateway.comfy import wire
 from gateway.comfy.errors import error_body
 from gateway.comfy.graph import LINKED, FileInput, output_nodes, texts
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
-from gateway.fleet import abilities
+from gateway.fleet import abilities, views
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
+from gateway.jobs.refusals import policy_error, scrubbed
+from gateway.tenants.policy import Denied, Policies
 
 # Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
 # (execution.py, validate_inputs); None for all of a node's inputs. Those that name files are known as such.
@@ -34,9 +36,10 @@ _WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": 
 class Checks:
     """What is known of a prompt's chances."""
 
-    def __init__(self, catalogue: Catalogue, inputs: Inputs) -> None:
+    def __init__(self, catalogue: Catalogue, inputs: Inputs, policies: Policies) -> None:
         self._catalogue = catalogue
         self._inputs = inputs
+        self._policies = policies
 
     @property
     def file_inputs(self) -> Collection[tuple[str, str]]:
@@ -48,18 +51,30 @@ class Checks:
         edition = self._catalogue.edition
         return output_nodes(submission.nodes, edition.classes, submission.targets) if edition is not None else []
 
-    def able(self, submission: Submission) -> frozenset[str] | None:
-        """The backends that have the node classes and list values of a prompt; None if any will do."""
-        known = self._catalogue.abilities
-        if not known.classes and not known.choices:
-            return None
-        names = abilities.able(known, (name for _, name in submission.nodes), self._needs(submission))
-        return None if names is None else names | self._catalogue.unknown()
+    def is_restricted(self, tenant: str) -> bool:
+        """Whether a tenant may not use all of the fleet: what it is told of a prompt is the gateway's to say."""
+        return self._policies.of(tenant).view is not None
+
+    def allowed(self, tenant: str) -> frozenset[str] | None:
+        """The backends that a tenant's jobs may go to; None for all."""
+        return self._policies.of(tenant).allowed
+
+    def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
+        """The tenant's backends that have the node classes and list values of a prompt; None if any will do."""
+        known, allowed = self._catalogue.abilities, self.allowed(tenant)
+        names = None
+        if known.classes or known.choices:
+            names = abilities.able(known, (name for _, name in submission.nodes), self._needs(submission))
+        if allowed is None:
+            return None if names is None else names | self._catalogue.unknown()
+        # While nothing is known of any that it may use, it waits for them.
+        is_any_known = not allowed.isdisjoint(known.backends)
+        return allowed if names is None or not is_any_known else (names | self._catalogue.unknown()) & allowed
 
     def able_for(self, job: Job) -> frozenset[str] | None:
         """The same for a job that waits; found out again only when the catalogue has changed."""
         if job.judged_by is not self._catalogue.edition:
-            job.able, job.judged_by = self.able(job.submission), self._catalogue.edition
+            job.able, job.judged_by = self.able(job.tenant, job.submission), self._catalogue.edition
         return job.able
 
     def _needs(self, submission: Submission) -> frozenset[abilities.Need]:
@@ -69,33 +84,65 @@ class Checks:
             return frozenset()
         return abilities.needs_of(wire.loads(submission.prompt), known)
 
-    def refuse_foreign(self, tenant: str, submission: Submission) -> None:
-        """A file that is another tenant's answers as one that is not there.
+    def refuse(self, tenant: str, submission: Submission, *, may_name_all: bool) -> frozenset[str] | None:
+        """Refuse what can't run, or must not; returns the backends that are able to run it, None if any will do.
+
+        A file that is another tenant's answers as one that is not there, unless the caller `may_name_all`.
 
         Raises:
-            Rejection: the prompt names one.
+            Rejection: it can't run, or names what its tenant must not.
         """
-        foreign = self._inputs.foreign(tenant, submission.files)
+        found = self.denied(tenant, submission)
+        if found:
+            raise Rejection(400, policy_error(found))
+        foreign = [] if may_name_all or not submission.files else self._inputs.foreign(tenant, submission.files)
         if foreign:
-            self._reject(submission, foreign)
+            self._reject(tenant, submission, foreign)
+        able = self.able(tenant, submission)
+        if able is not None and not able:
+            self._refuse_impossible(tenant, submission)
+        return able
 
-    def refuse_impossible(self, submission: Submission) -> None:
+    def told(self, tenant: str, refusal: bytes) -> bytes:
+        """What a tenant is told of a backend's refusal."""
+        return scrubbed(refusal) if self.is_restricted(tenant) else refusal
+
+    def denied(self, tenant: str, submission: Submission) -> list[Denied]:
+        """What a prompt names and its tenant may not use: node classes and models."""
+        policy = self._policies.of(tenant)
+        if not policy.nodes and not policy.models:
+            return []
+        edition = self._catalogue.edition
+        return views.denied(wire.loads(submission.prompt), policy, edition.classes if edition is not None else {})
+
+    def _refuse_impossible(self, tenant: str, submission: Submission) -> None:
         """No backend has all that a prompt needs: ComfyUI's own answer, and what is missing where.
+
+        A tenant that may not use all of the fleet learns nothing of the rest: it is answered as if its backends were
+        all there is.
 
         Raises:
             Rejection: always.
         """
         known, classes = self._catalogue.abilities, [name for _, name in submission.nodes]
-        needs = self._needs(submission)
-        missing = {name: abilities.lacks(known, name, classes, needs) for name in sorted(known.backends)}
+        needs, allowed = self._needs(submission), self.allowed(tenant)
+        names = sorted(known.backends if allowed is None else known.backends & allowed)
+        missing = {name: abilities.lacks(known, name, classes, needs) for name in names}
         nearest = min(missing, key=lambda name: len(missing[name]))
-        found = self._validate(submission, self._catalogue.info(nearest), ())
+        is_restricted = self.is_restricted(tenant)
+        described = self._classes(tenant, submission) if is_restricted else self._catalogue.info(nearest)
+        found = self._validate(submission, described, ())
         if found.valid:
             details = "; ".join(f"{name} {', '.join(lacking)}" for name, lacking in missing.items())
             raise Rejection(400, error_body("no_backend_able", "No backend has all that this prompt needs", details))
         body = found.body()
-        body["error"]["extra_info"] = {**body["error"]["extra_info"], "backends": missing}
+        if not is_restricted:
+            body["error"]["extra_info"] = {**body["error"]["extra_info"], "backends": missing}
         raise Rejection(400, body)
+
+    def _classes(self, tenant: str, submission: Submission) -> Mapping[str, Any]:
+        """The node classes of a prompt as its tenant sees them."""
+        return self._catalogue.described({name for _, name in submission.nodes}, self._policies.of(tenant))
 
     async def check(self, tenant: str, submission: Submission) -> Validation | None:
         """Check a prompt that has to wait. None while no backend has said yet what it can do.
@@ -107,14 +154,15 @@ class Checks:
         if edition is None:
             return None
         absent = await self._inputs.absent(tenant, submission.files)
-        found = self._validate(submission, edition.classes, absent)
+        found = self._validate(submission, self._classes(tenant, submission), absent)
         if not found.valid:
             raise Rejection(400, found.body())
         return found
 
-    def _reject(self, submission: Submission, files: Collection[FileInput]) -> None:
+    def _reject(self, tenant: str, submission: Submission, files: Collection[FileInput]) -> None:
         edition: Edition | None = self._catalogue.edition
-        found = self._validate(submission, edition.classes, files) if edition is not None else None
+        classes = self._classes(tenant, submission)
+        found = self._validate(submission, classes, files) if edition is not None else None
         if found is not None and not found.valid:
             raise Rejection(400, found.body())
         details = "\n".join(f"{file.input_name} - {_invalid(file.input_name, file.value)}" for file in files)

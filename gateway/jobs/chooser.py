@@ -13,7 +13,9 @@ from gateway.jobs.admission import Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.reply import Overloaded
 from gateway.jobs.routing import Candidate, shortest_queue
+from gateway.tenants.limits import Limits, starts_in
 
 MAX_REMEMBERED_SESSIONS = 10_000
 
@@ -21,10 +23,11 @@ MAX_REMEMBERED_SESSIONS = 10_000
 class Chooser:
     """Chooses a backend for a job, and remembers who went where."""
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, inputs: Inputs) -> None:
+    def __init__(self, ledger: Ledger, fleet: Fleet, inputs: Inputs, limits: Limits) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
+        self._limits = limits
         self._last_backend: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._uses = 0
 
@@ -61,9 +64,43 @@ class Chooser:
         choice = shortest_queue(candidate for candidate in possible if candidate.name in names)
         return self._fleet.backends[choice.name] if choice else None
 
+    def must_wait(self, tenant: str, submission: Submission, able: frozenset[str] | None, most_waiting: int) -> bool:
+        """Whether no backend can take a prompt now, so that it has to wait in the gateway.
+
+        Raises:
+            Overloaded: `most_waiting` wait already.
+        """
+        if self.may_run_more(tenant) and self.find(tenant, submission, able) is not None:
+            return False
+        if self._ledger.waiting_count >= most_waiting:
+            raise Overloaded(f"{self._ledger.waiting_count} prompts are waiting already, and no backend has room")
+        return True
+
+    def may_run_more(self, tenant: str) -> bool:
+        """Whether one more of a tenant's jobs may go to a backend, by its own limit."""
+        return not self._limits.bounds_running or self._limits.may_run_more(tenant, self._ledger.placed_count(tenant))
+
+    def tenants_to_go(self) -> set[str]:
+        """The tenants that wait and whose jobs may go to a backend, by their own limits."""
+        return {tenant for tenant in self._ledger.waiting_tenants() if self.may_run_more(tenant)}
+
     def has_room(self) -> bool:
         """Whether any backend could take a job."""
         return any(candidate.free > 0 for candidate in self._candidates())
+
+    def one_more_waits(self, tenant: str) -> None:
+        """A prompt of a tenant's is about to be accepted.
+
+        Raises:
+            LimitReached: enough of them wait already.
+        """
+        if self._limits.of(tenant).jobs_waiting is None:
+            return
+        waiting = self._ledger.unstarted_count(tenant)
+        running = self._ledger.remaining(tenant) - waiting
+        known = [b.run_seconds for b in self._fleet.backends.values() if b.run_seconds is not None]
+        usual = sum(known) / len(known) if known else None
+        self._limits.one_more_waits(tenant, waiting, starts_in(usual, running))
 
     def used(self, job: Job, backend: Backend) -> None:
         """A job goes to a backend."""

@@ -112,9 +112,12 @@ class Collector:
             if before is not None:
                 # What a backend ran first is first in /history, too, however long its entry took to come.
                 await before.wait()
+            if not self._is_at(job, backend):
+                # Lost while it waited for what ran before it.
+                return
             if entry is not None:
                 await self._finish(job, backend, entry)
-            elif self._is_at(job, backend):
+            else:
                 self._missing(job)
         finally:
             self._ends.pop(key, None)

@@ -29,7 +29,7 @@ from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.replies import Replies
-from gateway.jobs.reply import Overloaded, Reply, failed_there
+from gateway.jobs.reply import Reply, failed_there
 from gateway.jobs.retries import backoff
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
@@ -39,6 +39,7 @@ from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
+from gateway.tenants.limits import Limits
 
 _log = logs.get("dispatcher")
 
@@ -72,12 +73,13 @@ class Dispatcher:
         patience: float,
         fail: Callable[[Job, str, str], None],
         telling: Telling,
+        limits: Limits,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
         self._checks = checks
-        self._chooser = Chooser(ledger, fleet, inputs)
+        self._chooser = Chooser(ledger, fleet, inputs, limits)
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
@@ -112,34 +114,28 @@ class Dispatcher:
 
         Raises:
             Overloaded: nothing can take it, and enough are waiting.
+            LimitReached: enough of the tenant's wait.
             Rejection: it can't run, or its id is in use for another prompt.
             StoreError: the journal can't be written; nothing was accepted.
         """
         earlier = self._replies.earlier(tenant, submission)
         if earlier is not None:
             return await earlier
-        if submission.files and not may_name_all:
-            self._checks.refuse_foreign(tenant, submission)
-        able, checked = self._checks.able(submission), None
-        if able is not None and not able:
-            self._checks.refuse_impossible(submission)
-        if self._must_wait(tenant, submission, able):
+        self._chooser.one_more_waits(tenant)
+        able, checked = self._checks.refuse(tenant, submission, may_name_all=may_name_all), None
+        if self._chooser.must_wait(tenant, submission, able, self._settings.max_waiting) or self._checks.is_restricted(
+            tenant
+        ):
             checked = await self._checks.check(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
                 return await earlier
+            self._chooser.one_more_waits(tenant)
         outputs = checked.outputs if checked is not None else self._checks.outputs_of(submission)
         job = self._ledger.admit(tenant, submission, outputs)
         if checked is not None and checked.node_errors:
             job.node_errors = wire.dumps(checked.node_errors)
         return await self._take(job, answer_early)
-
-    def _must_wait(self, tenant: str, submission: Submission, able: frozenset[str] | None) -> bool:
-        if self._chooser.find(tenant, submission, able) is not None:
-            return False
-        if self._ledger.waiting_count >= self._settings.max_waiting:
-            raise Overloaded(f"{self._ledger.waiting_count} prompts are waiting already, and no backend has room")
-        return True
 
     async def _take(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
         """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
@@ -201,9 +197,9 @@ class Dispatcher:
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[frozenset[str] | None, ...]] = set()
-        now = time.monotonic()
-        for job in self._ledger.waiting():
-            if job.not_before > now + EARLY_SECONDS or job.is_ending:
+        now, tenants = time.monotonic(), self._chooser.tenants_to_go()
+        for job in self._ledger.waiting() if tenants else ():
+            if job.tenant not in tenants or job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
             if job.submission.lacks_secrets:
                 self._fail(job, *partner_keys.LOST)
@@ -218,6 +214,8 @@ class Dispatcher:
             if backend is not None:
                 self._place(job, backend)
                 self._tasks.start(self._deliver(job), job.prompt_id)
+                if not self._chooser.may_run_more(job.tenant):
+                    tenants.discard(job.tenant)
             elif places == (None, None, frozenset()):
                 return
             else:
@@ -278,6 +276,8 @@ class Dispatcher:
         self._ledger.send(job, backend.name)
 
     def _choose(self, job: Job, *tried: str) -> Backend | None:
+        if job.backend is None and not self._chooser.may_run_more(job.tenant):
+            return None
         able = self._checks.able_for(job)
         return self._chooser.find(job.tenant, job.submission, able, job.pinned, tried, job.avoid)
 
@@ -356,7 +356,7 @@ class Dispatcher:
                 return self._taken(job, backend, upstream_id, answer)
             outcome = f"{answer.status // 100}xx"
             if answer.status < 500:
-                body = job.submission.censor().encoded(answer.body)
+                body = self._checks.told(job.tenant, job.submission.censor().encoded(answer.body))
                 return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, upstream_id, answer)

@@ -38,6 +38,8 @@ from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Sight
+from gateway.tenants.limits import Limits
+from gateway.tenants.policy import Policies
 
 
 class Engine:
@@ -56,6 +58,8 @@ class Engine:
         metrics: Metrics,
         client_id: str,
         blobs: BlobStore,
+        policies: Policies,
+        limits: Limits,
         sight: Callable[[str], Sight],
     ) -> None:
         self._store = store
@@ -83,10 +87,10 @@ class Engine:
             lambda: self.dispatcher.wake(),
         )
         self.uploads = Uploads(
-            settings.uploads, self.files, blobs, store, lambda: digests_in_use(self.ledger, self.files)
+            settings.uploads, self.files, blobs, store, limits, lambda: digests_in_use(self.ledger, self.files)
         )
-        inputs = Inputs(fleet, self.files, self.placements, self.placer, self.uploads, self.catalogue, sight)
-        self.checks = Checks(self.catalogue, inputs)
+        inputs = Inputs(fleet, self.files, self.placements, self.placer, self.uploads, self.catalogue, policies, sight)
+        self.checks = Checks(self.catalogue, inputs, policies)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
@@ -98,13 +102,21 @@ class Engine:
             settings.probe.lost_after,
             self.collector.fail,
             telling,
+            limits,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
-        self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, metrics)
+        self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
         self.relay = Relay(self.ledger, self.collector, telling, metrics)
         self.recovery = Recovery(
-            self.ledger, fleet, self.dispatcher, self.collector, self.relay, settings.dispatch, self.retries
+            self.ledger,
+            fleet,
+            self.dispatcher,
+            self.collector,
+            self.relay,
+            settings.dispatch,
+            self.retries,
+            self.checks,
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
         self.retention = Retention(settings.store.retention, self.history, store)
@@ -114,6 +126,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin with what is done again and again; the fleet has started."""
+        self._refuse_denied()
         self.watch.start()
         self.catalogue.start()
         self.uploads.start()
@@ -145,6 +158,13 @@ class Engine:
             self.ledger.restore(job)
             self.retries.resume(job)
             self.ledger.restore_number(job_record.number)
+
+    def _refuse_denied(self) -> None:
+        """End what still waits from an earlier run and names what its tenant may not use any more."""
+        for job in self.ledger.waiting():
+            found = self.checks.denied(job.tenant, job.submission)
+            if found:
+                self.collector.fail(job, found[0].sentence, "PolicyDenied")
 
     def _missing(self, job: Job) -> None:
         self.recovery.lose(job, "has no history entry for it")

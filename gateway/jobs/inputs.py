@@ -19,6 +19,7 @@ from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
+from gateway.tenants.policy import Policies
 
 # Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
 Place = tuple[str | int, ...]
@@ -42,6 +43,7 @@ class Inputs:
     placer: Placer
     uploads: Uploads
     catalogue: Catalogue
+    policies: Policies
     sight: Callable[[str], Sight]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
@@ -111,14 +113,17 @@ class Inputs:
                 return await self.placer.ensure(backend, ref, found)
             case Holder(owner, filename):
                 assert ref is not None
-                return await self._from_owner(owner, FileRef(ref.kind, ref.subfolder, filename), backend)
+                return await self._from_owner(tenant, owner, FileRef(ref.kind, ref.subfolder, filename), backend)
         # A text that ends like a file's name is most likely a text.
-        is_file = ref is not None and (file.declared or file.annotated)
-        return await self._unknown(ref, backend) if is_file and ref is not None and sight is not Sight.OWN else None
+        may_look = (file.declared or file.annotated) and sight is not Sight.OWN
+        return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
-    async def _from_owner(self, owner: str, ref: FileRef, backend: Backend) -> FileRef:
+    async def _from_owner(self, tenant: str, owner: str, ref: FileRef, backend: Backend) -> FileRef:
         if owner == backend.name:
             return ref
+        allowed = self.policies.of(tenant).allowed
+        if allowed is not None and owner not in allowed:
+            raise FileMissing(f"'{ref.filename}' is on a backend that is not for this key any more; upload it again")
         source = self.fleet.backends.get(owner)
         if source is None:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
@@ -126,11 +131,11 @@ class Inputs:
             raise SourceDown(owner)
         return await self.placer.copy(source, ref, backend)
 
-    async def _unknown(self, ref: FileRef, backend: Backend) -> FileRef | None:
+    async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
         if await self.placer.has(backend, ref):
             return None
-        other = await self.placer.holder_of(ref, backend)
+        other = await self.placer.holder_of(ref, backend, allowed=self.policies.of(tenant).allowed)
         return await self.placer.copy(other, ref, backend) if other is not None else None
 
     async def absent(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
@@ -143,7 +148,7 @@ class Inputs:
             return False
         if self.files.find(tenant, ref) is not None:
             return True
-        alive = [backend for backend in self.fleet.by_preference if backend.pulse.alive]
+        alive = self.fleet.alive(self.policies.of(tenant).allowed)
         for backend in alive:
             try:
                 if await self.placer.has(backend, ref):

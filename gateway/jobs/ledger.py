@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
 from gateway.comfy.ids import new_prompt_id
@@ -131,6 +131,18 @@ class Ledger:
     def load(self, backend: str) -> tuple[int, int]:
         """How many of ours are queued and running on a backend, reservations included."""
         return self._places.load(backend)
+
+    def placed_count(self, tenant: str) -> int:
+        """How many of a tenant's jobs a backend has, or may have."""
+        return self._places.of(tenant)
+
+    def unstarted_count(self, tenant: str) -> int:
+        """How many of a tenant's jobs have not started, wherever they are."""
+        return self.remaining(tenant) - self._places.started(tenant)
+
+    def waiting_tenants(self) -> Collection[str]:
+        """Whose jobs wait in the gateway."""
+        return self._waiting.tenants
 
     def waiting(self) -> list[Job]:
         """The jobs that wait in the gateway, the next to go first."""

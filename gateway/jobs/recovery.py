@@ -13,6 +13,7 @@ from gateway.comfy.client import BackendError, Queue
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs import partner_keys
+from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.job import PLACED, Job, State
@@ -61,6 +62,7 @@ class Recovery:
         relay: Relay,
         settings: DispatchSettings,
         retries: Retries,
+        checks: Checks,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
@@ -69,6 +71,7 @@ class Recovery:
         self._relay = relay
         self._settings = settings
         self._retries = retries
+        self._checks = checks
         self._tasks = Tasks("recovery")
         self._checking: set[Job] = set()
 
@@ -95,10 +98,12 @@ class Recovery:
             await self._settle(backend, job, queue)
 
     def _adopt(self, backend: Backend, queue: Queue) -> None:
-        """What was taken for lost there, and is there, need not go elsewhere, unless it went already."""
+        """What was taken for lost there, and is there, need not go elsewhere, unless it went already, or must not."""
         there = queue.running_ids | queue.pending_ids
         for job in self._ledger.waiting():
+            allowed = self._checks.allowed(job.tenant)
             is_free = job.pinned is None and not self._ledger.copies.is_told(backend.name, job.upstream_id)
+            is_free = is_free and (allowed is None or backend.name in allowed)
             if job.upstream_id in there and is_free:
                 self._ledger.copies.remove(backend.name, job.upstream_id)
                 self._ledger.send(job, backend.name)

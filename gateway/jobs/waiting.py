@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Collection
 
 from gateway.jobs.job import Job
 
@@ -12,6 +14,7 @@ class WaitingList:
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, float, Job]] = []
+        self._tenants: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -19,6 +22,7 @@ class WaitingList:
     def add(self, job: Job) -> None:
         """A job waits from now on."""
         insort(self._entries, (job.tag, job.number, job), key=_order)
+        self._tenants[job.tenant] += 1
 
     def remove(self, job: Job) -> None:
         """A job waits no longer."""
@@ -26,6 +30,14 @@ class WaitingList:
         while self._entries[place][2] is not job:
             place += 1
         del self._entries[place]
+        self._tenants[job.tenant] -= 1
+        if not self._tenants[job.tenant]:
+            del self._tenants[job.tenant]
+
+    @property
+    def tenants(self) -> Collection[str]:
+        """Whose they are."""
+        return self._tenants.keys()
 
     def jobs(self) -> list[Job]:
         """All of them, the next to go first."""

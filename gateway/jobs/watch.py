@@ -17,6 +17,7 @@ from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
+from gateway.tenants.policy import Policies
 
 _log = logs.get("watch")
 
@@ -35,6 +36,7 @@ class Watch:
         collector: Collector,
         retries: Retries,
         settings: DispatchSettings,
+        policies: Policies,
         metrics: Metrics,
     ) -> None:
         self._ledger = ledger
@@ -42,6 +44,7 @@ class Watch:
         self._collector = collector
         self._retries = retries
         self._settings = settings
+        self._policies = policies
         self._metrics = metrics
         self._tasks = Tasks("watch")
         self._stopping_since: dict[str, float] = {}
@@ -62,7 +65,7 @@ class Watch:
 
     def _look(self, now: float) -> None:
         for job in self._ledger.jobs():
-            seconds = job.submission.deadline or self._settings.deadline
+            seconds = job.submission.deadline or self._policies.of(job.tenant).deadline or self._settings.deadline
             # One that is being collected has come to its end in time.
             if seconds is not None and now - job.accepted_at >= seconds and job.state is not State.COLLECTING:
                 self._expire(job, seconds)

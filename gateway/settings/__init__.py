@@ -22,7 +22,7 @@ from gateway.settings.reading import (
 )
 from gateway.settings.routes import RouteSettings, UserDataSettings
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
-from gateway.settings.tenants import AnonymousSettings, TenantSettings
+from gateway.settings.tenants import AnonymousSettings, LimitSettings, PolicySettings, TenantSettings
 from gateway.settings.tls import BackendTlsSettings, ServerTlsSettings
 
 __all__ = [
@@ -39,8 +39,10 @@ __all__ = [
     "EjectionSettings",
     "HistorySettings",
     "KeySettings",
+    "LimitSettings",
     "LockoutSettings",
     "LogSettings",
+    "PolicySettings",
     "ProbeSettings",
     "RetentionSettings",
     "RouteSettings",

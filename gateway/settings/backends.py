@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.settings.base import Count, Model, Seconds
+from gateway.settings.base import Count, Label, Model, Seconds
 from gateway.settings.tls import BackendTlsSettings
 
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
@@ -48,6 +48,7 @@ class BackendSettings(Model):
     max_queue: Count | None = None
     auth: BackendAuthSettings | None = None
     tls: BackendTlsSettings | None = None
+    labels: tuple[Label, ...] = ()
 
     @field_validator("url")
     @classmethod

@@ -14,6 +14,8 @@ class DispatchSettings(Model):
 
     max_queue: Count = 16
     max_waiting: Count = 10_000
+    max_nodes: Count = 10_000
+    max_depth: Annotated[int, Field(ge=16, le=500)] = 200
     connect_timeout: Seconds = 3.0
     send_timeout: Seconds = 20.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3

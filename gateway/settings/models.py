@@ -73,6 +73,21 @@ class Settings(Model):
             raise ValueError("auth.keys: the same key is given twice")
         return self
 
+    @model_validator(mode="after")
+    def _check_labels(self) -> Settings:
+        """A label that no backend has would leave its tenant without any, most likely by a slip of the pen."""
+        there = {label for backend in self.backends for label in backend.labels}
+        policies = {"default": self.tenants.default, **{f"named.{n}": p for n, p in self.tenants.named.items()}}
+        wrong = [
+            f"tenants.{place}.labels: no backend has the label '{label}'"
+            for place, policy in policies.items()
+            for label in policy.labels
+            if label not in there
+        ]
+        if wrong and self.backends:
+            raise ValueError("; ".join(wrong))
+        return self
+
     @property
     def open_to_strangers(self) -> bool:
         """Whether it would listen beyond loopback without a key and without being told that this is meant."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from gateway.settings.base import Model
+from gateway.settings.base import Bytes, Count, Label, Model
+
+TenantName = Annotated[str, Field(min_length=1, max_length=64)]
+# A year, in seconds, as for a prompt's own deadline.
+Deadline = Annotated[float, Field(gt=0, le=31_536_000)]
 
 
 class AnonymousSettings(Model):
@@ -26,7 +32,54 @@ class AnonymousSettings(Model):
         return networks
 
 
+class DenySettings(Model):
+    """Glob patterns (``*``, ``?``, ``[abc]``) of what is refused."""
+
+    deny: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
+
+
+class LimitSettings(Model):
+    """What a tenant may take up at most, whatever the key that it comes with; None: no limit."""
+
+    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    requests_burst: Count | None = None
+    prompts_per_minute: Count | None = None
+    jobs_waiting: Count | None = None
+    jobs_running: Count | None = None
+    body_bytes: Bytes | None = None
+    upload_bytes: Bytes | None = None
+    sockets: Count | None = None
+
+
+class PolicySettings(Model):
+    """What a tenant may use, and how much of it."""
+
+    labels: tuple[Label, ...] = ()
+    deadline: Deadline | None = None
+    nodes: DenySettings = DenySettings()
+    models: DenySettings = DenySettings()
+    limits: LimitSettings = LimitSettings()
+
+    def but(self, other: PolicySettings) -> PolicySettings:
+        """This with all that `other` says, setting by setting; a list that it gives stands instead of this one's."""
+        return PolicySettings.model_validate(_over(self, other))
+
+
+def _over(below: Model, above: Model) -> dict[str, Any]:
+    merged = {name: getattr(below, name) for name in type(below).model_fields}
+    for name in above.model_fields_set:
+        value, under = getattr(above, name), merged[name]
+        merged[name] = _over(under, value) if isinstance(value, Model) and isinstance(under, Model) else value
+    return merged
+
+
 class TenantSettings(Model):
-    """Tenants that no key stands for."""
+    """Tenants: those that no key stands for, what holds for each, and what differs for those that are named."""
 
     anonymous: AnonymousSettings = AnonymousSettings()
+    default: PolicySettings = PolicySettings()
+    named: Mapping[TenantName, PolicySettings] = {}
+
+    def policies(self) -> dict[str, PolicySettings]:
+        """What holds for each tenant that is named."""
+        return {tenant: self.default.but(policy) for tenant, policy in self.named.items()}

@@ -58,6 +58,7 @@ class Metrics:
         self.connections_cut = counter("connections_cut_total", "Connections ended by the gateway, by reason", "reason")
         self.keys_refused = counter("keys_refused_total", "Keys that were not taken, by reason", "reason")
         self.addresses_locked = gauge("addresses_locked", "Addresses that wait for having presented wrong keys")
+        self.limited = counter("limited_total", "Requests refused for a limit, by limit", "limit")
         self.sockets = gauge("sockets_open", "Open WebSockets of clients")
         self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")

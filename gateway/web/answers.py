@@ -14,9 +14,9 @@ JSON = "application/json; charset=utf-8"
 _JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff"}
 
 
-def json_bytes(body: bytes, status: int = 200) -> web.Response:
+def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer whose JSON is encoded already."""
-    return web.Response(body=body, status=status, headers=_JSON_HEADERS)
+    return web.Response(body=body, status=status, headers={**_JSON_HEADERS, **headers} if headers else _JSON_HEADERS)
 
 
 def json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

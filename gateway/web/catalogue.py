@@ -13,7 +13,7 @@ from gateway.fleet.catalogue import NobodyKnows
 from gateway.tenants.roles import unquoted
 from gateway.web.answers import JSON, empty, json, json_bytes, problem
 from gateway.web.contents import defuse
-from gateway.web.parts import Parts, caller, parts
+from gateway.web.parts import Parts, caller, parts, policy, readable
 from gateway.web.streaming import downstream_headers, send_whole, upstream_query
 
 # An absolute path, one of Windows' drives, a way up, or what no name has.
@@ -27,10 +27,10 @@ def _none_yet() -> web.Response:
 
 async def get_object_info(request: web.Request) -> web.StreamResponse:
     """All node classes of the fleet."""
-    edition = await parts(request).catalogue.first_edition()
+    edition = await parts(request).catalogue.seen_by(policy(request))
     if edition is None:
         return _none_yet()
-    body = await parts(request).catalogue.body(edition, caller(request).tenant)
+    body = await parts(request).catalogue.body(edition, caller(request).tenant, policy(request).view)
     headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
     if body.etag in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
@@ -41,7 +41,7 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
 
 async def get_node_class(request: web.Request) -> web.Response:
     """One node class; ``{}`` for one that the fleet does not have."""
-    edition = await parts(request).catalogue.first_edition()
+    edition = await parts(request).catalogue.seen_by(policy(request))
     if edition is None:
         return _none_yet()
     name = request.match_info["node_class"]
@@ -68,7 +68,7 @@ async def get_listing(request: web.Request) -> web.Response:
     if path is None:
         return empty(404)
     try:
-        return json(await parts(request).catalogue.listing(path))
+        return json(await parts(request).catalogue.listing(path, policy(request)))
     except NobodyKnows:
         return _none_yet()
     except BadAnswer as error:
@@ -80,8 +80,10 @@ async def get_from_any(request: web.Request) -> web.Response:
     query, path = upstream_query(request), _names(request)
     if path is None or _ELSEWHERE.search(unquoted(request.rel_url.query.get("filename", ""))):
         return empty(404)
+    if _names_denied_model(request):
+        return empty(404)
     try:
-        answer = await parts(request).catalogue.from_any(path + query)
+        answer = await parts(request).catalogue.from_any(path + query, policy(request).allowed)
     except NobodyKnows:
         return _none_yet()
     headers = downstream_headers(answer.headers)
@@ -91,9 +93,18 @@ async def get_from_any(request: web.Request) -> web.Response:
     return web.Response(body=answer.body, status=answer.status, headers=headers)
 
 
+def _names_denied_model(request: web.Request) -> bool:
+    """Whether a model's metadata or preview is asked for that is refused: /view_metadata/{folder}?filename=…, or
+    /experiment/models/preview/{folder}/{path_index}/{filename}."""
+    named = (request.rel_url.query.get("filename"), request.match_info.get("path", "").split("/", 2)[-1])
+    return any(name and policy(request).denies_model(name) for name in named)
+
+
 async def get_system_stats(request: web.Request) -> web.Response:
     """All devices of the fleet, at the last probe."""
-    known = [(b.name, b.stats) for b in parts(request).fleet.by_preference if b.stats is not None]
+    visible = readable(request)
+    backends = [b for b in parts(request).fleet.by_preference if visible is None or b.name in visible]
+    known = [(b.name, b.stats) for b in backends if b.stats is not None]
     alive = [(name, stats) for name, stats in known if parts(request).fleet.backends[name].pulse.alive]
     named = alive or known
     if not named:

@@ -14,18 +14,24 @@ from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity, Role
+from gateway.tenants.limits import LimitReached, body_too_large
 from gateway.tenants.roles import Access, Roles, is_manager, is_manifest, may, operators_rows
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem
 from gateway.web.auditing import is_noted, who_of
+from gateway.web.bodies import MOST, REACHED
 from gateway.web.connections import SlowBody
+from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
 from gateway.web.parts import IDENTITY, Parts
+from gateway.web.unpacking import TAKEN, BadPacking, UnknownCoding
 
 _log = logs.get("http")
 
 # Characters of a path in a line of the audit log.
 MAX_PATH = 200
+# What may be sent instead (RFC 9110, section 12.5.3).
+_ACCEPTS = {"Accept-Encoding": TAKEN}
 
 
 class Gate:
@@ -33,6 +39,7 @@ class Gate:
 
     def __init__(self, gateway: Parts) -> None:
         settings = gateway.settings
+        self._limits = gateway.limits
         self._started = gateway.started
         self._origins = Origins(settings)
         self._keyring = gateway.keyring
@@ -55,6 +62,7 @@ class Gate:
         histogram = self._metrics.request_seconds.labels(route)
         access = None if passes_on else self._roles.of_route(method, route)
         acts = access is Access.ADMINS and method not in READS
+        is_limited = (self._limits.counts_requests or self._limits.bounds_bodies) and not _is_operations(route)
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
@@ -64,7 +72,9 @@ class Gate:
                 if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
                     # What became of the jobs of an earlier run is being found out: late rather than wrong.
                     await self._started.wait()
-                response = refusal or await _answer(request, handler)
+                if is_limited and identity is not None:
+                    refusal = self._limit(request, identity.tenant) or refusal
+                response = refusal or await self._answer(request, handler)
                 status = response.status
                 return response
             except web.HTTPException as error:
@@ -113,6 +123,29 @@ class Gate:
             what = f"{request.method} {request.path[:MAX_PATH]}"
             self._audit.note(Action.ADMIN_WRITE, who_of(identity), client_address(request), what, str(status))
 
+    def _limit(self, request: web.Request, tenant: str) -> web.Response | None:
+        """Hold a request against its tenant's limits, before anything of its body is read."""
+        reached = self._limits.request(tenant, time.monotonic())
+        most = self._limits.of(tenant).body_bytes if self._limits.bounds_bodies else None
+        if most is not None:
+            request[MOST] = most
+            if reached is None and (request.content_length or 0) > most:
+                reached = body_too_large(most, request.content_length or 0)
+        return None if reached is None else self._refuse(reached)
+
+    def _refuse(self, reached: LimitReached) -> web.Response:
+        self._metrics.limited.labels(reached.limit).inc()
+        return refuse(reached)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await _answer(request, handler)
+        except LimitReached as reached:
+            return self._refuse(reached)
+        # It came up while the body was being passed on, where nobody can raise it.
+        reached_there: LimitReached | None = request.get(REACHED)
+        return response if reached_there is None else self._refuse(reached_there)
+
     def _count(self, method: str, route: str, status: int) -> None:
         key = (method, route, status)
         counter = self._counters.get(key)
@@ -140,12 +173,21 @@ def _forbidden(identity: Identity, access: Access) -> web.Response:
     return problem(403, "forbidden", f"This route needs {what}", details)
 
 
+def _is_operations(route: str) -> bool:
+    """Whether a route is for running the gateway: those are never limited, so that an admin can always see and act."""
+    return route.startswith("/gateway/") or route in ("/metrics", "/healthz", "/readyz")
+
+
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler; what it may raise is an answer too. The type says who is to blame."""
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge as error:
         return problem(413, "body_too_large", "The request body is too large", str(error.text))
+    except UnknownCoding as error:
+        return problem(415, "unknown_coding", "The body is compressed in a way that is not taken", str(error), _ACCEPTS)
+    except BadPacking as error:
+        return problem(400, "invalid_body", "The body can't be unpacked", str(error))
     except StoreError as error:
         return problem(503, "journal_unavailable", "Nothing can be accepted now", str(error), {"Retry-After": "5"})
     except SlowBody as error:

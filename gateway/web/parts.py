@@ -18,6 +18,8 @@ from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import Identity, Keyring
+from gateway.tenants.limits import Limits
+from gateway.tenants.policy import Policies, Policy
 from gateway.tenants.sign_ins import SignIns
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.authentication import Authentication
@@ -42,6 +44,8 @@ class Parts:
     started: asyncio.Event
     store: Store
     userdata: UserData
+    policies: Policies
+    limits: Limits
 
 
 PARTS = web.AppKey("parts", Parts)
@@ -57,3 +61,15 @@ def caller(request: web.Request) -> Identity:
     """Who calls: the gate put it there."""
     identity: Identity = request[IDENTITY]
     return identity
+
+
+def policy(request: web.Request) -> Policy:
+    """What holds for the caller's tenant, whatever its role; for a caller that needs no key, what holds for most."""
+    identity: Identity | None = request.get(IDENTITY)
+    policies = parts(request).policies
+    return policies.default if identity is None else policies.of(identity.tenant)
+
+
+def readable(request: web.Request) -> frozenset[str] | None:
+    """The backends that what the caller reads may come from; None for all. An admin sees everything."""
+    return None if caller(request).is_admin else policy(request).allowed

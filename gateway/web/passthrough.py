@@ -11,7 +11,7 @@ from gateway.fleet.backend import Backend
 from gateway.jobs.job import State
 from gateway.tenants.roles import AnsweredHere, is_plain, unquoted
 from gateway.web.answers import empty, problem
-from gateway.web.parts import caller, parts
+from gateway.web.parts import caller, parts, policy
 from gateway.web.streaming import forward
 from gateway.web.view import get_named
 
@@ -50,12 +50,12 @@ async def hand_on(request: web.Request) -> web.StreamResponse:
 
 
 def _readers(request: web.Request) -> list[Backend]:
-    return [backend for backend in parts(request).fleet.by_preference if backend.pulse.alive]
+    return parts(request).fleet.alive(policy(request).allowed)
 
 
 def _writer(request: web.Request) -> Backend | None:
-    fleet, tenant = parts(request).fleet, caller(request).tenant
+    fleet, tenant, allowed = parts(request).fleet, caller(request).tenant, policy(request).allowed
     for job in parts(request).engine.ledger.jobs(tenant):
-        if job.state is State.RUNNING and job.backend is not None:
+        if job.state is State.RUNNING and job.backend is not None and (allowed is None or job.backend in allowed):
             return fleet.backends[job.backend]
-    return fleet.primary
+    return fleet.primary if allowed is None else next(iter(fleet.alive(allowed)), None)

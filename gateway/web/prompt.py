@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.admission import Rejection, read
+from gateway.jobs.admission import Bounds, Rejection, read
 from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
 from gateway.jobs.reply import Overloaded, Reply
+from gateway.settings import Settings
 from gateway.web.answers import json, json_bytes, problem
+from gateway.web.bodies import read_json
+from gateway.web.limits import told
 from gateway.web.parts import caller, parts
 
 
 class _EarlyAnswer:
     """An answer that is written before its handler has come to its end."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, headers: Callable[[], dict[str, str]]) -> None:
         self._request = request
+        self._headers = headers
         self._writing: asyncio.Task[web.Response] | None = None
 
     def write(self, reply: Reply) -> None:
         """Write it now. The connection is not used again: its handler goes on."""
-        self._writing = asyncio.get_running_loop().create_task(self._write(_response(reply)))
+        self._writing = asyncio.get_running_loop().create_task(self._write(_response(reply, self._headers())))
 
     async def _write(self, response: web.Response) -> web.Response:
         response.force_close()
@@ -36,23 +42,35 @@ class _EarlyAnswer:
         return await self._writing if self._writing is not None else None
 
 
-def _response(reply: Reply) -> web.Response:
-    return web.Response(body=reply.body, status=reply.status, headers={"Content-Type": reply.content_type})
+def _response(reply: Reply, headers: dict[str, str]) -> web.Response:
+    return web.Response(body=reply.body, status=reply.status, headers={"Content-Type": reply.content_type, **headers})
 
 
 async def post_prompt(request: web.Request) -> web.Response:
-    """Accept a prompt."""
-    early = _EarlyAnswer(request)
+    """Accept a prompt. It counts for its tenant's rate whatever comes of it: a refusal costs as much."""
+    engine, identity, limits = parts(request).engine, caller(request), parts(request).limits
+
+    def rates() -> dict[str, str]:
+        return told(limits.quotas(identity.tenant, time.monotonic()))
+
+    early = _EarlyAnswer(request, rates)
     try:
-        engine, identity = parts(request).engine, caller(request)
-        submission = read(await request.read(), engine.checks.file_inputs)
+        limits.prompt(identity.tenant, time.monotonic())
+        submission = read(await read_json(request), engine.checks.file_inputs, _bounds(parts(request).settings))
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write, may_name_all=identity.is_admin)
     except Rejection as rejection:
-        return json_bytes(wire.dumps(rejection.body), rejection.status)
+        return json_bytes(wire.dumps(rejection.body), rejection.status, rates())
+    except wire.MalformedJson as error:
+        return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
     except Overloaded as error:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        parts(request).metrics.limited.labels("max_waiting").inc()
         return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
-    return await early.written() or _response(reply)
+    return await early.written() or _response(reply, rates())
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(settings.dispatch.max_nodes, settings.dispatch.max_depth)
 
 
 async def get_prompt(request: web.Request) -> web.Response:

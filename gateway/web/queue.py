@@ -14,6 +14,7 @@ from gateway.jobs.job import queue_json
 from gateway.telemetry.audit import Action
 from gateway.web.answers import empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
+from gateway.web.bodies import MOST_DEPTH, read_body, read_json
 from gateway.web.parts import caller, parts
 
 
@@ -27,11 +28,11 @@ async def read_object(request: web.Request, *, optional: bool = False) -> dict[s
     Raises:
         BadBody: it is something else.
     """
-    body = await request.read()
-    if optional and not body.strip():
-        return {}
     try:
-        value = wire.loads(body)
+        body = await read_json(request)
+        if optional and not body.strip():
+            return {}
+        value, _ = wire.read_bounded(body, MOST_DEPTH)
     except wire.MalformedJson as error:
         if optional:
             return {}
@@ -94,9 +95,9 @@ async def post_interrupt(request: web.Request) -> web.Response:
 
 async def post_free(request: web.Request) -> web.Response:
     """Free memory on every backend (admins)."""
-    body = await request.read()
+    body = await read_body(request)
     try:
-        wire.loads(body)
+        wire.read_bounded(body, MOST_DEPTH)
     except wire.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
 

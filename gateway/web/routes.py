@@ -29,7 +29,9 @@ from gateway.web.parts import PARTS, Parts, caller, parts
 
 async def socket(request: web.Request) -> web.StreamResponse:
     """GET /ws."""
-    return await parts(request).hub.serve(request, caller(request).tenant, request[GRANT])
+    tenant = caller(request).tenant
+    with parts(request).limits.socket(tenant):
+        return await parts(request).hub.serve(request, tenant, request[GRANT])
 
 
 # ComfyUI's routes, each also under /api (server.py, add_routes).

@@ -48,6 +48,8 @@ class Serving:
             keepalive_timeout=server.keepalive_timeout,
             max_line_size=MAX_LINE,
             max_field_size=MAX_LINE,
+            # Bodies are unpacked where they are read (web/unpacking.py), and passed on as they are.
+            auto_decompress=False,
         )
         most = files_for(server.max_connections, FILES_BESIDES)
         self._connections = Connections(server, TrustedProxies(server.trusted_proxies), metrics, most)

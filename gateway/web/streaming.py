@@ -15,6 +15,7 @@ from gateway.fleet.backend import Backend
 from gateway.tenants.carriers import QUERY_PARAMETER
 from gateway.web import contents
 from gateway.web.addresses import parse_address
+from gateway.web.bodies import stream_body
 from gateway.web.contents import defuse, guard_page
 from gateway.web.parts import IDENTITY, parts
 
@@ -193,7 +194,7 @@ async def forward(request: web.Request, backend: Backend, path: str) -> web.Stre
     Raises:
         BackendError: it did not answer.
     """
-    data = request.content if request.can_read_body else None
+    data = stream_body(request)
     headers = upstream_headers(request.headers)
     identity = request.get(IDENTITY)
     if identity is None or (identity.isolated and not identity.is_admin):

@@ -18,10 +18,13 @@ from gateway.fleet.files import Upload
 from gateway.fleet.masks import compose
 from gateway.fleet.placer import FileMissing
 from gateway.fleet.uploads import QuotaExceeded
+from gateway.settings import LimitSettings
 from gateway.store.blobs import BlobWriter
+from gateway.tenants.limits import body_too_large, no_room
 from gateway.web.answers import JSON, empty, problem
 from gateway.web.parts import Parts, caller, parts
 from gateway.web.streaming import CHUNK
+from gateway.web.unpacking import UnknownCoding
 from gateway.web.view import locate
 
 MAX_FIELD = 64 * 1024
@@ -94,7 +97,7 @@ async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
 def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: FileRef) -> web.Response:
     upload = gateway.engine.files.find(tenant, ref)
     if isinstance(upload, Upload):
-        gateway.engine.placer.spread(ref, upload)
+        gateway.engine.placer.spread(ref, upload, gateway.policies.of(tenant).allowed)
     # A renamed file keeps whatever path was part of its name.
     assert form.filename is not None
     name = form.filename if ref == wanted else form.filename[: -len(wanted.filename)] + ref.filename
@@ -108,12 +111,22 @@ def _limit(gateway: Parts) -> int:
     return min([gateway.settings.uploads.max_size, *(limit for limit in told if isinstance(limit, int))])
 
 
+def _check_own(own: LimitSettings, size: int) -> None:
+    """Stop receiving what the tenant may not send, or what could never be kept for it."""
+    if own.body_bytes is not None and size > own.body_bytes:
+        raise body_too_large(own.body_bytes, size)
+    if own.upload_bytes is not None and size > own.upload_bytes:
+        raise no_room(own.upload_bytes, 0, size)
+
+
 async def _receive(request: web.Request, stack: AsyncExitStack) -> _Form:
     form, limit = _Form(), _limit(parts(request))
     if (request.content_length or 0) > limit:
         raise _TooLarge(f"at most {limit} bytes are taken")
     if not request.content_type.startswith("multipart/"):
         return form
+    if "Content-Encoding" in request.headers:
+        raise UnknownCoding("a form is not taken compressed; the files in it are so already")
     try:
         reader = await request.multipart()
         for _ in range(MAX_PARTS):
@@ -125,7 +138,7 @@ async def _receive(request: web.Request, stack: AsyncExitStack) -> _Form:
             if part.name == "image" and part.filename is not None and form.writer is None:
                 form.filename = part.filename
                 form.writer = await stack.enter_async_context(parts(request).engine.uploads.blobs.writer())
-                await _write(part, form.writer, limit)
+                await _write(part, form.writer, limit, parts(request).limits.of(caller(request).tenant))
             elif part.name and part.filename is None:
                 form.fields.setdefault(part.name, await _text(part))
     except (HttpProcessingError, ValueError, AssertionError, LookupError):
@@ -134,9 +147,10 @@ async def _receive(request: web.Request, stack: AsyncExitStack) -> _Form:
     return form
 
 
-async def _write(part: BodyPartReader, writer: BlobWriter, limit: int) -> None:
+async def _write(part: BodyPartReader, writer: BlobWriter, limit: int, own: LimitSettings) -> None:
     while chunk := await part.read_chunk(CHUNK):
         await writer.write(part.decode(chunk))
+        _check_own(own, writer.size)
         if writer.size > limit:
             raise _TooLarge(f"at most {limit} bytes are taken")
 

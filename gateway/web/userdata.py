@@ -15,10 +15,10 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.store.userdata import MAX_SETTINGS, FileInfo, FolderFull, OutsideFolder, UnfitName, UserFolder
 from gateway.web.answers import empty, json, problem
+from gateway.web.bodies import MOST_DEPTH, pieces, read_body
 from gateway.web.contents import is_active
 from gateway.web.parts import caller, parts
 from gateway.web.passthrough import hand_on
-from gateway.web.streaming import CHUNK
 
 _UNFIT = 'Invalid filename. Please avoid special characters like :\\/*?"<>|'
 
@@ -81,11 +81,11 @@ async def post_setting(request: web.Request) -> web.StreamResponse:
 
 async def _json(request: web.Request) -> Any:
     """The body's JSON, or the refusal."""
-    body = await request.read()
+    body = await read_body(request)
     if len(body) > MAX_SETTINGS:
         return problem(413, "body_too_large", "The settings are too large", f"at most {MAX_SETTINGS} bytes are taken")
     try:
-        return wire.loads(body)
+        return wire.read_bounded(body, MOST_DEPTH)[0]
     except wire.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", f"it is not JSON: {error}")
 
@@ -167,7 +167,7 @@ async def post_file(request: web.Request) -> web.StreamResponse:
     overwrite = request.rel_url.query.get("overwrite", "true") != "false"
     try:
         async with data.writer() as writer:
-            async for chunk in request.content.iter_chunked(CHUNK):
+            async for chunk in pieces(request):
                 await writer.write(chunk)
                 if writer.size > most:
                     return problem(413, "body_too_large", "The file is too large", f"at most {most} bytes are taken")

@@ -18,7 +18,7 @@ from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
 from gateway.web.answers import empty, problem
 from gateway.web.contents import defuse
-from gateway.web.parts import Parts, caller, parts
+from gateway.web.parts import Parts, caller, parts, readable
 from gateway.web.streaming import quoted, relay, upstream_headers
 
 
@@ -105,7 +105,7 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
         gateway.engine.uploads.use(upload.digest)
         return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
     try:
-        backend, there = await gateway.engine.placer.somewhere(ref, upload)
+        backend, there = await gateway.engine.placer.somewhere(ref, upload, readable(request))
     except BackendError as error:
         return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
     except FileMissing:
@@ -161,8 +161,8 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
     if not _may_look_around(caller(request)):
         return empty(404)
     headers = upstream_headers(request.headers)
-    for backend in parts(request).fleet.by_preference:
-        if not backend.pulse.alive or _is_kept_from(parts(request), caller(request), backend, ref):
+    for backend in parts(request).fleet.alive(readable(request)):
+        if _is_kept_from(parts(request), caller(request), backend, ref):
             continue
         try:
             async with backend.client.open(request.method, _path(request, ref, "/view"), headers=headers) as found:
@@ -181,9 +181,10 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
         BackendError: none that has it can be reached.
         FileMissing: the gateway's own copy is gone.
     """
+    allowed = None if identity.is_admin else gateway.policies.of(identity.tenant).allowed
     match _find(gateway, identity, ref):
         case Upload() as upload:
-            return await gateway.engine.placer.somewhere(ref, upload)
+            return await gateway.engine.placer.somewhere(ref, upload, allowed)
         case Holder(name, filename):
             backend = gateway.fleet.backends.get(name)
             if backend is None or not backend.pulse.alive:
@@ -192,5 +193,5 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
     if not _may_look_around(identity):
         return None
     closed = [each for each in gateway.fleet.by_preference if _is_kept_from(gateway, identity, each, ref)]
-    backend = await gateway.engine.placer.holder_of(ref, *closed)
+    backend = await gateway.engine.placer.holder_of(ref, *closed, allowed=allowed)
     return None if backend is None else (backend, ref)

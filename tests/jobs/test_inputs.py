@@ -11,6 +11,7 @@ from gateway.comfy.outputs import FileRef
 from gateway.fleet.files import FileIndex, Upload
 from gateway.fleet.placements import Placement, Placements
 from gateway.jobs.inputs import Inputs
+from gateway.tenants.keys import Sight
 
 
 @pytest.mark.parametrize("folder", ["annas", "ANNAS/", "./annas", {"__value__": "annas"}, "annas/x", ""])
@@ -36,4 +37,4 @@ def _inputs(placed: dict[str, FileRef]) -> Inputs:
         files.put_upload(tenant, name, Upload(tenant, 1))
         placements.put("b1", name, tenant, Placement(name, ""))
     unused: Any = None
-    return Inputs(unused, files, placements, unused, unused, unused, isolated=lambda: True)
+    return Inputs(unused, files, placements, unused, unused, unused, unused, sight=lambda _: Sight.OWN)

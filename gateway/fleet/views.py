@@ -1,0 +1,79 @@
+"""What a tenant sees of the catalogue that may not use all of it. Pure.
+
+Backends that are not for it, node classes and models that are refused: it is told of none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from gateway.comfy.graph import MODEL_SUFFIXES, texts
+from gateway.fleet.abilities import choice_lists
+from gateway.fleet.editions import with_list
+from gateway.tenants.policy import Denied, Policy
+
+
+def seen(infos: Mapping[str, Mapping[str, Any]], policy: Policy) -> dict[str, Mapping[str, Any]]:
+    """Of the /object_info of each backend what a policy leaves."""
+    return {
+        name: _seen(info, policy) for name, info in infos.items() if policy.view is None or policy.view.may_use(name)
+    }
+
+
+def _seen(info: Mapping[str, Any], policy: Policy) -> Mapping[str, Any]:
+    if not policy.nodes and not policy.models:
+        return info
+    return {name: without_models(text, policy) for name, text in info.items() if not policy.denies_node(name)}
+
+
+def without_models(description: Any, policy: Policy) -> Any:
+    """A node class's description whose lists offer no model that is refused."""
+    for input_name, choices in _model_lists(description) if policy.models else ():
+        left = [choice for choice in choices if not (isinstance(choice, str) and policy.denies_model(choice))]
+        if len(left) < len(choices):
+            description = with_list(description, input_name, left)
+    return description
+
+
+def _model_lists(description: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The lists that offer models: any of their choices is called like one. What stands beside it is one, too."""
+    for input_name, _, choices in choice_lists(description):
+        if any(isinstance(choice, str) and _is_model(choice) for choice in choices):
+            yield input_name, choices
+
+
+def _is_model(text: str) -> bool:
+    return text.rstrip(" .").lower().endswith(MODEL_SUFFIXES)
+
+
+def denied(prompt: Mapping[str, Any], policy: Policy, classes: Mapping[str, Any]) -> list[Denied]:
+    """What a prompt names and a policy refuses, in all of its nodes, whether they would run or not.
+
+    `classes` are the node classes that are known: a choice of theirs may be a model whatever it is called.
+    """
+    found: list[Denied] = []
+    for node_id, node in prompt.items():
+        class_type = node.get("class_type")
+        if not isinstance(class_type, str):
+            continue
+        meta = node.get("_meta")
+        title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
+        if policy.denies_node(class_type):
+            found.append(Denied(node_id, class_type, title))
+        elif policy.models:
+            lists = {name for name, _ in _model_lists(classes.get(class_type))}
+            found += [
+                Denied(node_id, class_type, title, name, value)
+                for name, value in _denied_models(node.get("inputs"), policy, lists)
+            ]
+    return found
+
+
+def _denied_models(inputs: Any, policy: Policy, lists: Collection[str]) -> Iterator[tuple[str, str]]:
+    for name, value in inputs.items() if isinstance(inputs, dict) else ():
+        for _, text in texts(value):
+            if (name in lists or _is_model(text)) and policy.denies_model(text):
+                yield name, text
+            elif (embedding := policy.denies_embedding(text)) is not None:
+                yield name, embedding

@@ -1,0 +1,224 @@
+"""How much a tenant takes up, whatever the keys that it comes with, and when it is too much. Pure: time is passed in.
+
+Requests and prompts are counted here, in token buckets, and so are open sockets. How many jobs a tenant has, and how
+many bytes of uploads, those know who keep them; here is only what the answer to too many is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gateway.settings import LimitSettings
+from gateway.tenants.policy import Policies
+from gateway.tenants.token_bucket import TokenBucket, whole_seconds
+
+SWEEP_SECONDS = 60.0
+# When something frees that only the tenant itself can free, or that nobody can tell.
+UNKNOWN_SECONDS = 10
+LONGEST_SECONDS = 3_600
+
+_WHAT = {
+    "requests_per_second": "Too many requests",
+    "prompts_per_minute": "Too many prompts",
+    "jobs_waiting": "Too many prompts of yours are waiting",
+    "body_bytes": "The request body is too large",
+    "upload_bytes": "There is no room for the file",
+    "sockets": "Too many WebSockets of yours are open",
+}
+
+
+class LimitReached(Exception):
+    """A tenant's limit is reached; the text says which, and what to do.
+
+    `limit` is its name in the configuration, `value` what it is set to, `used` what is in use, `retry_after` whole
+    seconds until asking again may help, None if nothing will. A rate is `quota` in a `window` of seconds.
+    """
+
+    def __init__(
+        self,
+        limit: str,
+        value: float,
+        used: float,
+        details: str,
+        retry_after: int | None,
+        quota: int | None = None,
+        window: int | None = None,
+    ) -> None:
+        super().__init__(details)
+        self.limit = limit
+        self.value = value
+        self.used = used
+        self.retry_after = retry_after
+        self.quota = int(value) if quota is None else quota
+        self.window = window
+
+    @property
+    def message(self) -> str:
+        """What is wrong, in a few words."""
+        return _WHAT[self.limit]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A rate and what is left of it: `value` in `window` seconds, `left` now, `resets_in` seconds all of it again."""
+
+    limit: str
+    value: int
+    window: int
+    left: int
+    resets_in: int
+
+
+class Limits:
+    """What every tenant takes up."""
+
+    def __init__(self, policies: Policies) -> None:
+        self._policies = policies
+        self._requests: dict[str, TokenBucket] = {}
+        self._prompts: dict[str, TokenBucket] = {}
+        self._sockets: dict[str, int] = {}
+        self._sweep_at = 0.0
+        # Where nobody has such a limit, nothing is looked up for it.
+        self.counts_requests = any(p.limits.requests_per_second is not None for p in policies.all)
+        self.bounds_bodies = any(p.limits.body_bytes is not None for p in policies.all)
+        self.bounds_running = any(p.limits.jobs_running is not None for p in policies.all)
+
+    def __len__(self) -> int:
+        return len(self._requests) + len(self._prompts) + len(self._sockets)
+
+    def of(self, tenant: str) -> LimitSettings:
+        """A tenant's limits."""
+        return self._policies.of(tenant).limits
+
+    # -- rates ---------------------------------------------------------------------------------------------------
+
+    def request(self, tenant: str, now: float) -> LimitReached | None:
+        """A request comes, at `now` (seconds of a monotonic clock). Returned, not raised: it is on everybody's way."""
+        bucket = self._requests.get(tenant)
+        if bucket is None:
+            limits = self._policies.of(tenant).limits
+            if limits.requests_per_second is None:
+                return None
+            self._sweep(now)
+            rate = limits.requests_per_second
+            bucket = self._requests[tenant] = TokenBucket.full(rate, burst(limits), now)
+        if bucket.take(now):
+            return None
+        return _too_fast("requests_per_second", bucket.rate, bucket, now)
+
+    def prompt(self, tenant: str, now: float) -> None:
+        """A prompt comes.
+
+        Raises:
+            LimitReached: the tenant sent enough of them in the last minute.
+        """
+        most = self._policies.of(tenant).limits.prompts_per_minute
+        if most is None:
+            return
+        bucket = self._prompts.get(tenant)
+        if bucket is None:
+            self._sweep(now)
+            bucket = self._prompts[tenant] = TokenBucket.full(most / 60.0, most, now)
+        if not bucket.take(now):
+            raise _too_fast("prompts_per_minute", most, bucket, now)
+
+    def quotas(self, tenant: str, now: float) -> list[Quota]:
+        """The rates that hold for a tenant's prompts, and what is left of each."""
+        limits, found = self._policies.of(tenant).limits, []
+        if limits.prompts_per_minute is not None:
+            found.append(_quota("prompts_per_minute", limits.prompts_per_minute, 60, self._prompts.get(tenant), now))
+        if limits.requests_per_second is not None:
+            most = burst(limits)
+            window = whole_seconds(most / limits.requests_per_second)
+            found.append(_quota("requests_per_second", most, window, self._requests.get(tenant), now))
+        return found
+
+    def _sweep(self, now: float) -> None:
+        """Drop buckets that are full again: they say what a new one says."""
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + SWEEP_SECONDS
+        for buckets in (self._requests, self._prompts):
+            for tenant in [tenant for tenant, bucket in buckets.items() if bucket.full_in(now) <= 0.0]:
+                del buckets[tenant]
+
+    # -- what is held --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def socket(self, tenant: str) -> Iterator[None]:
+        """A WebSocket is open.
+
+        Raises:
+            LimitReached: enough of the tenant's are.
+        """
+        most, now_open = self._policies.of(tenant).limits.sockets, self._sockets.get(tenant, 0)
+        if most is not None and now_open >= most:
+            raise LimitReached("sockets", most, now_open, "close one, and connect again", UNKNOWN_SECONDS)
+        self._sockets[tenant] = now_open + 1
+        try:
+            yield
+        finally:
+            self._sockets[tenant] -= 1
+            if not self._sockets[tenant]:
+                del self._sockets[tenant]
+
+    def one_more_waits(self, tenant: str, waiting: int, starts_in: float | None) -> None:
+        """A prompt is about to be accepted; `waiting` of the tenant's have not started, the next may in `starts_in`.
+
+        Raises:
+            LimitReached: those are enough.
+        """
+        most = self._policies.of(tenant).limits.jobs_waiting
+        if most is not None and waiting >= most:
+            details = "send it again when one of them has started, or cancel one with POST /queue"
+            raise LimitReached("jobs_waiting", most, waiting, details, _soon(starts_in))
+
+    def may_run_more(self, tenant: str, placed: int) -> bool:
+        """Whether one more of a tenant's jobs may go to a backend that have `placed` of them."""
+        most = self._policies.of(tenant).limits.jobs_running
+        return most is None or placed < most
+
+
+def burst(limits: LimitSettings) -> int:
+    """The requests that may come at once: a second's, unless the configuration says how many."""
+    return limits.requests_burst or whole_seconds(limits.requests_per_second or 1.0)
+
+
+def body_too_large(most: int, size: int) -> LimitReached:
+    """A body has more bytes than its tenant may send. Waiting does not help."""
+    return LimitReached("body_bytes", most, size, f"at most {most} bytes are taken from this key", None)
+
+
+def no_room(most: int, used: int, size: int) -> LimitReached:
+    """An upload finds no room beside those that the tenant's open jobs need."""
+    if size > most:
+        return LimitReached("upload_bytes", most, used, f"this file has {size} bytes, more than may ever be kept", None)
+    details = f"this file has {size}; what is kept is needed by open jobs, send it again when they have ended"
+    return LimitReached("upload_bytes", most, used, details, UNKNOWN_SECONDS)
+
+
+def starts_in(run_seconds: float | None, running: int) -> float | None:
+    """Seconds until the next of a tenant's jobs may start, by what a job takes; None if nobody can tell.
+
+    `running` of its jobs share the fleet, so one ends every `run_seconds` / `running`.
+    """
+    return run_seconds / max(running, 1) if run_seconds is not None else None
+
+
+def _soon(seconds: float | None) -> int:
+    return UNKNOWN_SECONDS if seconds is None else min(whole_seconds(seconds), LONGEST_SECONDS)
+
+
+def _too_fast(limit: str, value: float, bucket: TokenBucket, now: float) -> LimitReached:
+    wait = whole_seconds(bucket.next_in(now))
+    window = whole_seconds(bucket.capacity / bucket.rate)
+    details = f"wait {wait} s; then one more is taken"
+    return LimitReached(limit, value, value, details, wait, int(bucket.capacity), window)
+
+
+def _quota(limit: str, value: int, window: int, bucket: TokenBucket | None, now: float) -> Quota:
+    if bucket is None:
+        return Quota(limit, value, window, value, 0)
+    return Quota(limit, value, window, int(bucket.left(now)), whole_seconds(bucket.full_in(now)))

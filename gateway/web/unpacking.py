@@ -1,0 +1,66 @@
+"""Bodies that come compressed, unpacked piece by piece, so that a small one that unpacks to much is never held whole.
+
+aiohttp would unpack them itself, in pieces as large as all that is allowed, and ends a connection with a traceback in
+the log where it can't. ComfyUI leaves it to aiohttp, so what a stock one takes is taken here: gzip and deflate.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+PIECE = 2**18
+# The codings of RFC 9110, section 8.4.1, that need no library beside Python's own; as Accept-Encoding.
+TAKEN = "gzip, deflate"
+
+
+class UnknownCoding(ValueError):
+    """A body is packed in a way that is not taken; the text says how, and what is."""
+
+
+class BadPacking(ValueError):
+    """A body can't be unpacked; the text says why."""
+
+
+class Unpacker:
+    """Unpacks one body.
+
+    Raises:
+        UnknownCoding: `coding`, a Content-Encoding, is none that is taken.
+    """
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding.strip().lower().removeprefix("x-")
+        if self._coding not in ("gzip", "deflate"):
+            raise UnknownCoding(f"Content-Encoding {coding[:40]!r} is not taken; send {TAKEN}, or nothing")
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16) if self._coding == "gzip" else None
+
+    def feed(self, packed: bytes) -> Iterator[bytes]:
+        """What a piece of the body unpacks to, in pieces of `PIECE` bytes at most.
+
+        Raises:
+            BadPacking: it does not unpack.
+        """
+        if self._inflate is None:
+            # What is called deflate is zlib's format, though some send it bare (RFC 9110, section 8.4.1.2).
+            bits = zlib.MAX_WBITS if packed[:1] and packed[0] & 0x0F == 8 else -zlib.MAX_WBITS
+            self._inflate = zlib.decompressobj(bits)
+        while packed:
+            if self._inflate.eof:
+                raise BadPacking(f"there is more after the end of the {self._coding} data")
+            try:
+                piece = self._inflate.decompress(packed, PIECE)
+            except zlib.error as error:
+                raise BadPacking(f"it is not {self._coding}: {error}") from error
+            if piece:
+                yield piece
+            packed = self._inflate.unconsumed_tail or self._inflate.unused_data
+
+    def end(self) -> None:
+        """There is no more of it.
+
+        Raises:
+            BadPacking: it ends too early.
+        """
+        if self._inflate is None or not self._inflate.eof:
+            raise BadPacking(f"the {self._coding} data end too early")
