@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
+from pathlib import Path
 
 from gateway.jobs.history import History
 from gateway.settings import RetentionSettings
-from gateway.store.protocol import HistoryRemoval, Store, StoreError, TimeMark
+from gateway.store.protocol import ClockReading, HistoryRemoval, Store, StoreError, TimeMark
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 
@@ -16,13 +18,14 @@ _log = logs.get("retention")
 SWEEP_SECONDS = 600.0
 # Their pages have to be read to be freed: more of them would hold up the prompts that share the commit.
 BATCH = 100
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Retention:
     """Drops history entries by age and count.
 
     The store knows ages from the marks that each sweep leaves: an entry goes at the first sweep that finds a mark
-    which is `max_age` old, and behind it.
+    which is `max_age` old, and behind it. A wall clock that is set makes nothing older: marks move with it.
     """
 
     def __init__(self, settings: RetentionSettings, history: History, store: Store) -> None:
@@ -30,6 +33,11 @@ class Retention:
         self._history = history
         self._store = store
         self._tasks = Tasks("retention")
+        try:
+            self._boot = _BOOT.read_text().strip()
+        except OSError:
+            # Not Linux: from one process to the next it can't be told.
+            self._boot = uuid.uuid4().hex
 
     def start(self) -> None:
         """Begin to sweep, now and then again and again."""
@@ -42,13 +50,18 @@ class Retention:
     async def _sweep_for_ever(self) -> None:
         while True:
             try:
-                await self.sweep(int(time.time() * 1000))
+                await self.sweep(self._clocks())
             except StoreError as error:
                 _log.error("sweeping", error=str(error))
             await asyncio.sleep(min(SWEEP_SECONDS, self._settings.max_age / 4))
 
-    async def sweep(self, now: int) -> None:
-        """Drop what is past `max_items`, and what ended `max_age` before `now` (milliseconds since 1970).
+    def _clocks(self) -> ClockReading:
+        # It counts while the machine sleeps, too.
+        uptime = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+        return ClockReading(int(time.time() * 1000), int(uptime * 1000), self._boot)
+
+    async def sweep(self, now: ClockReading) -> None:
+        """Drop what is past `max_items`, and what ended `max_age` before `now`.
 
         Raises:
             StoreError: the journal can't be read or written.
@@ -56,10 +69,11 @@ class Retention:
         while (excess := len(self._history) - self._settings.max_items) > 0:
             if not await self._drop(await self._store.oldest_history(min(excess, BATCH))):
                 break
-        oldest = now - int(self._settings.max_age * 1000)
+        await self._store.write([now])
+        oldest = now.time - int(self._settings.max_age * 1000)
         while await self._drop(await self._store.oldest_history(BATCH, oldest)):
             pass
-        await self._store.write([TimeMark(now)])
+        await self._store.write([TimeMark(now.time)])
 
     async def _drop(self, keys: list[tuple[str, str]]) -> bool:
         for tenant, prompt_id in keys:

@@ -161,6 +161,19 @@ class BackendRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockReading:
+    """What the clocks say: `time` (milliseconds since 1970), and `uptime` since the machine's `boot`.
+
+    Where the two went apart since the last reading of this boot the time was set, and all marks are moved with it: what
+    is in the history is no older for that.
+    """
+
+    time: int
+    uptime: int
+    boot: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimeMark:
     """All that is in the history ended by then (milliseconds since 1970). From such marks the store tells ages."""
 
@@ -228,6 +241,7 @@ Change = (
     | UploadRemoval
     | PlacementRecord
     | BackendRecord
+    | ClockReading
     | TimeMark
     | KeyRecord
     | KeyUse

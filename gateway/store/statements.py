@@ -11,6 +11,7 @@ from operator import attrgetter
 from gateway.store.protocol import (
     BackendRecord,
     Change,
+    ClockReading,
     FileRecord,
     FileRemoval,
     HistoryRecord,
@@ -44,6 +45,12 @@ _PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
 _DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
 _PUT_PLACEMENT = "INSERT OR REPLACE INTO placements VALUES (?,?,?,?,?,?,?)"
 _PUT_BACKEND = "INSERT OR REPLACE INTO backends VALUES (?,?,?,?,?,?)"
+_CLOCK = "SELECT value FROM meta WHERE key='clock'"
+_PUT_CLOCK = "INSERT OR REPLACE INTO meta VALUES ('clock', ?)"
+# Twice, for while they are moved one by one no two may be at the same time.
+_MOVE_MARKS = ("UPDATE marks SET time = time + (1 << 60)", "UPDATE marks SET time = time - (1 << 60) + ?")
+# Clocks that are kept right go apart too, by little.
+_SET_BY_MS = 60_000
 _PUT_MARK = "INSERT OR REPLACE INTO marks SELECT ?, coalesce(max(position), 0) FROM history"
 # A mark is of use until all that it tells of is gone, and the next one then tells as much.
 _DROP_MARKS = "DELETE FROM marks WHERE position < (SELECT min(position) FROM history)"
@@ -95,6 +102,8 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_PUT_PLACEMENT, _placement(change))
         case BackendRecord():
             connection.execute(_PUT_BACKEND, _backend(change))
+        case ClockReading():
+            _read_clock(connection, change)
         case TimeMark(time):
             connection.execute(_DROP_MARKS)
             connection.execute(_PUT_MARK, (time,))
@@ -117,6 +126,15 @@ def _apply_access(
             connection.execute(_PUT_SIGN_IN, (digest, key_digest, expires))
         case SignInRemoval(digest):
             connection.execute(_DROP_SIGN_IN, (digest,))
+
+
+def _read_clock(connection: sqlite3.Connection, reading: ClockReading) -> None:
+    row, offset = connection.execute(_CLOCK).fetchone(), reading.time - reading.uptime
+    boot, _, before = str(row[0]).rpartition(" ") if row else ("", "", "0")
+    if boot == reading.boot and abs(offset - int(before)) > _SET_BY_MS:
+        connection.execute(_MOVE_MARKS[0])
+        connection.execute(_MOVE_MARKS[1], (offset - int(before),))
+    connection.execute(_PUT_CLOCK, (f"{reading.boot} {offset}",))
 
 
 def migrations() -> list[tuple[int, str]]:

@@ -10,10 +10,15 @@ import pytest
 from gateway.jobs.history import DROPPED_AT_ONCE, History
 from gateway.jobs.retention import BATCH, Retention
 from gateway.settings import RetentionSettings
-from gateway.store.protocol import HistoryRecord
+from gateway.store.protocol import ClockReading, HistoryRecord
 from gateway.store.sqlite import SqliteStore
 
 DAY = 86_400_000
+
+
+def at(time: int, *, set_by: int = 0, boot: str = "first") -> ClockReading:
+    """What the clocks say so long after the machine's start, the wall clock being set by so much since."""
+    return ClockReading(time + set_by, time, boot)
 
 
 def ended(n: int, tenant: str = "t") -> HistoryRecord:
@@ -55,15 +60,15 @@ class Kept:
 async def test_what_is_too_old_goes(store: SqliteStore) -> None:
     kept = Kept(store, max_age=30 * 86_400)
     await kept.end(1, 2)
-    await kept.retention.sweep(100 * DAY)
+    await kept.retention.sweep(at(100 * DAY))
     await kept.end(3)
-    await kept.retention.sweep(110 * DAY)
+    await kept.retention.sweep(at(110 * DAY))
     await kept.end(4)
-    await kept.retention.sweep(129 * DAY)
+    await kept.retention.sweep(at(129 * DAY))
     assert await kept.left() == ["p1", "p2", "p3", "p4"]
-    await kept.retention.sweep(130 * DAY)
+    await kept.retention.sweep(at(130 * DAY))
     assert await kept.left() == ["p3", "p4"]
-    await kept.retention.sweep(159 * DAY)
+    await kept.retention.sweep(at(159 * DAY))
     assert await kept.left() == []
 
 
@@ -71,9 +76,47 @@ async def test_a_journal_without_marks_is_as_old_as_the_first_one(store: SqliteS
     """One of an earlier version does not lose its history at the first start."""
     kept = Kept(store, max_age=86_400)
     await kept.end(1)
-    await kept.retention.sweep(100 * DAY)
+    await kept.retention.sweep(at(100 * DAY))
     assert await kept.left() == ["p1"]
-    await kept.retention.sweep(101 * DAY)
+    await kept.retention.sweep(at(101 * DAY))
+    assert await kept.left() == []
+
+
+@pytest.mark.parametrize("set_by", [-400 * DAY, -40 * DAY, 40 * DAY, 20_000 * DAY])
+async def test_a_clock_that_is_set_makes_nothing_older_or_younger(store: SqliteStore, set_by: int) -> None:
+    """A machine starts in 1970 and is told the date then, or its clock is set wrong for a while."""
+    kept = Kept(store, max_age=30 * 86_400)
+    await kept.end(1)
+    await kept.retention.sweep(at(100 * DAY))
+    await kept.end(2)
+    await kept.retention.sweep(at(110 * DAY, set_by=set_by))
+    await kept.end(3)
+    await kept.retention.sweep(at(111 * DAY, set_by=set_by))
+    await kept.retention.sweep(at(112 * DAY))
+    assert await kept.left() == ["p1", "p2", "p3"]
+    await kept.retention.sweep(at(130 * DAY, set_by=set_by))
+    assert await kept.left() == ["p2", "p3"]
+    await kept.retention.sweep(at(141 * DAY))
+    assert await kept.left() == []
+
+
+async def test_a_clock_that_runs_a_little_wrong_is_not_taken_for_set(store: SqliteStore) -> None:
+    kept = Kept(store, max_age=86_400)
+    await kept.end(1)
+    for hour in range(24):
+        await kept.retention.sweep(at(hour * 3_600_000, set_by=hour * 1000))
+    assert await kept.left() == ["p1"]
+    await kept.retention.sweep(at(DAY, set_by=25_000))
+    assert await kept.left() == []
+
+
+async def test_over_a_restart_of_the_machine_its_clock_is_believed(store: SqliteStore) -> None:
+    kept = Kept(store, max_age=30 * 86_400)
+    await kept.end(1)
+    await kept.retention.sweep(at(100 * DAY))
+    await kept.retention.sweep(at(0, set_by=129 * DAY, boot="second"))
+    assert await kept.left() == ["p1"]
+    await kept.retention.sweep(at(DAY, set_by=129 * DAY, boot="second"))
     assert await kept.left() == []
 
 
@@ -81,7 +124,7 @@ async def test_the_oldest_go_where_there_are_too_many(store: SqliteStore) -> Non
     kept = Kept(store, max_items=3)
     await kept.end(1, 2, tenant="a")
     await kept.end(3, 4, 5, tenant="b")
-    await kept.retention.sweep(DAY)
+    await kept.retention.sweep(at(DAY))
     assert await kept.left() == ["p3", "p4", "p5"]
 
 
@@ -92,7 +135,7 @@ async def test_many_go_in_several_commits(tmp_path: Path) -> None:
     kept = Kept(store, max_items=1)
     await kept.end(*range(5 * BATCH + 1))
     before = len(commits)
-    await kept.retention.sweep(DAY)
+    await kept.retention.sweep(at(DAY))
     assert await kept.left() == [f"p{5 * BATCH}"]
     assert len(commits) - before >= 5
     await store.close()
@@ -102,7 +145,7 @@ async def test_marks_do_not_pile_up(store: SqliteStore, tmp_path: Path) -> None:
     kept = Kept(store, max_age=86_400)
     for day in range(50):
         await kept.end(day)
-        await kept.retention.sweep(day * DAY)
+        await kept.retention.sweep(at(day * DAY))
     rows = await store._rows("SELECT count(*) FROM marks")
     assert int(str(rows[0][0])) <= 3
 
@@ -113,7 +156,7 @@ async def test_room_of_what_went_is_used_again(store: SqliteStore, tmp_path: Pat
     sizes = []
     for lap in range(6):
         await kept.end(*range(lap * 400, lap * 400 + 400))
-        await kept.retention.sweep(lap * DAY)
+        await kept.retention.sweep(at(lap * DAY))
         sizes.append(int(str((await store._rows("PRAGMA page_count"))[0][0])))
     assert sizes[-1] <= sizes[1] * 1.1
 
