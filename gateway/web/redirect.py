@@ -25,7 +25,8 @@ def redirecting(hosts: Hosts, port: int) -> web.Server:
     """
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        location = target(request.headers.get("Host", ""), str(request.rel_url), hosts, port)
+        url = request.rel_url
+        location = target(request.headers.get("Host", ""), url.raw_path, url.raw_query_string, hosts, port)
         if location is None:
             return web.Response(status=400, headers={"Connection": "close"})
         return web.Response(status=308, headers={"Location": location, "Cache-Control": "no-store"})
@@ -33,13 +34,11 @@ def redirecting(hosts: Hosts, port: int) -> web.Server:
     return web.Server(answer, access_log=None, logger=quiet_logger())
 
 
-def target(asked: str, path: str, hosts: Hosts, port: int) -> str | None:
+def target(asked: str, path: str, query: str, hosts: Hosts, port: int) -> str | None:
     """Where a request to the host `asked` is sent; None if it is no host of ours."""
     host = host_of(asked)
     if not _SANE.match(host) or not hosts.allows(asked):
         return None
     # A key that came in a URL has been told to everybody on the way: it is not repeated.
-    path, _, query = path.partition("?")
     kept = "&".join(part for part in query.split("&") if part and part.partition("=")[0] != QUERY_PARAMETER)
-    path = path if path.startswith("/") else f"/{path}"
     return f"https://{host}{f':{port}' if port != 443 else ''}{path}{f'?{kept}' if kept else ''}"
