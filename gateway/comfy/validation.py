@@ -19,6 +19,8 @@ _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, 
 _MANY_CHOICES = 20
 # ComfyUI names each output that fails at each node that is wrong: of thousands that would be millions of names.
 _MANY_FAILED = 100
+# And it names all of a cycle at each of its nodes. One that is longer than this it can't walk through itself.
+_LONG_CYCLE = 200
 _BAD_LINK = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
 _NO_OUTPUTS = error_body("prompt_no_outputs", "Prompt has no outputs")["error"]
 
@@ -179,9 +181,10 @@ class _Validator:
         visiting = list(self._visiting)
         path = [*visiting[visiting.index(node_id) :], node_id]
         cycle = list(dict.fromkeys(path))
-        details = " -> ".join(f"{n} ({self._prompt[n]['class_type']})" for n in path)
+        shown = path if len(path) <= _LONG_CYCLE else [*path[:_LONG_CYCLE], path[-1]]
+        details = " -> ".join(f"{n} ({self._prompt[n]['class_type']})" for n in shown)
         for n in cycle:
-            extra = {"node_id": n, "cycle_nodes": cycle}
+            extra = {"node_id": n, "cycle_nodes": cycle[:_LONG_CYCLE]}
             self._validated[n] = _Result(
                 False, [_error("dependency_cycle", "Dependency cycle detected", details, extra)]
             )
