@@ -16,6 +16,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.fleet.placements import Placement, Placements
 from gateway.fleet.placer import Placer
 from gateway.fleet.uploads import Uploads
+from gateway.jobs import partner_keys
 from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
@@ -213,8 +214,8 @@ class Engine:
         running = chain.from_iterable([(b, item) for item in b.queue.running] for b in backends if b.pulse.alive)
         pending = chain.from_iterable([(b, item) for item in b.queue.pending] for b in backends if b.pulse.alive)
         return (
-            [item for backend, item in running if not self._was_ours(backend, item[1])],
-            [item for backend, item in pending if not self._was_ours(backend, item[1])],
+            [partner_keys.without(item) for backend, item in running if not self._was_ours(backend, item[1])],
+            [partner_keys.without(item) for backend, item in pending if not self._was_ours(backend, item[1])],
         )
 
     def _was_ours(self, backend: Backend, prompt_id: str) -> bool:

@@ -32,6 +32,8 @@ PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTIN
 QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
 # In these a client sees it in queue_running.
 SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
+# Under this key an admin is told whose a job is.
+WHOSE = "gateway_tenant"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
@@ -124,15 +126,17 @@ class Job:
     def queue_item(self) -> bytes:
         """Its item of /queue, encoded once: ``[number, prompt_id, prompt, extra_data, outputs_to_execute]``."""
         if self.item is None:
-            parts = (
-                self.shown_number,
-                wire.dumps(self.prompt_id),
-                self.submission.prompt,
-                self.shown_extra_data(),
-                wire.dumps(self.outputs),
-            )
-            self.item = b"[" + b",".join(parts) + b"]"
+            self.item = self._item(self.shown_extra_data())
         return self.item
+
+    def queue_item_with_tenant(self) -> bytes:
+        """The same for an admin: extra_data says whose it is."""
+        return self._item(b'%b,"%b":%b}' % (self.shown_extra_data()[:-1], WHOSE.encode(), wire.dumps(self.tenant)))
+
+    def _item(self, extra_data: bytes) -> bytes:
+        outputs = wire.dumps(self.outputs)
+        parts = (self.shown_number, wire.dumps(self.prompt_id), self.submission.prompt, extra_data, outputs)
+        return b"[" + b",".join(parts) + b"]"
 
     def answer(self) -> bytes:
         """The answer to its POST /prompt."""
@@ -148,15 +152,18 @@ def number_json(number: float, is_float: bool) -> bytes:
     return repr(float(number)).encode() if is_float else str(int(number)).encode()
 
 
-def queue_json(jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = ()) -> bytes:
+def queue_json(
+    jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
+) -> bytes:
     """The body of /queue: running jobs, then those pending in the order in which they will go.
 
-    `running` and `pending` are encoded items of others, which an admin sees too.
+    `running` and `pending` are encoded items of others, which an admin sees too; with `whose` it is told whose each is.
     """
+    item = Job.queue_item_with_tenant if whose else Job.queue_item
     jobs = list(jobs)
-    runs = [job.queue_item() for job in jobs if job.state in SHOWN_RUNNING]
+    runs = [item(job) for job in jobs if job.state in SHOWN_RUNNING]
     waits = sorted((job for job in jobs if job.state not in SHOWN_RUNNING), key=lambda job: (job.tag, job.number))
     return b'{"queue_running": [%b], "queue_pending": [%b]}' % (
         b", ".join([*runs, *running]),
-        b", ".join([*(job.queue_item() for job in waits), *pending]),
+        b", ".join([*(item(job) for job in waits), *pending]),
     )

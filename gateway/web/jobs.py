@@ -10,12 +10,12 @@ from gateway.comfy import wire
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
 from gateway.jobs.engine import Engine
-from gateway.jobs.job import SHOWN_RUNNING, Job
+from gateway.jobs.job import SHOWN_RUNNING, WHOSE, Job
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
 from gateway.web.answers import json
 from gateway.web.auditing import foreign_noted
-from gateway.web.parts import caller, parts
+from gateway.web.parts import parts, tells_whose, whose
 from gateway.web.queue import BadBody, read_object
 
 
@@ -24,11 +24,15 @@ async def get_jobs(request: web.Request) -> web.Response:
     query = parse_jobs_query(request.rel_url.query)
     if isinstance(query, str):
         return json({"error": query}, 400)
-    engine, identity = parts(request).engine, caller(request)
+    engine, identity = parts(request).engine, whose(request)
     tenants = None if identity.is_admin else [identity.tenant]
-    jobs = [_open_job(job) for job in engine.ledger.jobs(identity.sees)]
-    jobs += [wire.loads(ended.summary) for ended in engine.history.of(tenants)]
-    return json(list_jobs(jobs, query))
+    found = [(job.tenant, _open_job(job)) for job in engine.ledger.jobs(identity.sees)]
+    found += [(ended.tenant, wire.loads(ended.summary)) for ended in engine.history.of(tenants)]
+    return json(list_jobs([_told(request, *each) for each in found], query))
+
+
+def _told(request: web.Request, tenant: str, job: dict[str, Any]) -> dict[str, Any]:
+    return {**job, WHOSE: tenant} if tells_whose(request) else job
 
 
 def _open_job(job: Job) -> dict[str, Any]:
@@ -39,19 +43,22 @@ def _open_job(job: Job) -> dict[str, Any]:
 
 async def get_job(request: web.Request) -> web.Response:
     """One job, with its outputs if it has ended."""
-    found = await _find(parts(request).engine, caller(request), request.match_info["job_id"])
-    return json({"error": "Job not found"}, 404) if found is None else json(found)
+    found = await _find(parts(request).engine, whose(request), request.match_info["job_id"])
+    return json({"error": "Job not found"}, 404) if found is None else json(_told(request, *found))
 
 
-async def _find(engine: Engine, identity: Identity, prompt_id: str) -> dict[str, Any] | None:
+async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str, dict[str, Any]] | None:
+    """Whose job it is, and the job."""
     job = engine.control.find(identity.sees, prompt_id)
     if job is not None:
-        return _open_job(job)
+        return job.tenant, _open_job(job)
     ended = engine.history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = engine.history.find_any(prompt_id)
     entry = await engine.history.entry(ended) if ended is not None else None
-    return job_of_history(prompt_id, wire.loads(entry), include_outputs=True) if entry is not None else None
+    if ended is None or entry is None:
+        return None
+    return ended.tenant, job_of_history(prompt_id, wire.loads(entry), include_outputs=True)
 
 
 async def cancel_job(request: web.Request) -> web.Response:
@@ -76,5 +83,5 @@ async def cancel_jobs(request: web.Request) -> web.Response:
 
 async def _cancel(request: web.Request, ids: list[str]) -> web.Response:
     with foreign_noted(request, Action.JOB_CANCELLED) as touched:
-        found = await parts(request).engine.control.cancel(caller(request).sees, ids, touched)
+        found = await parts(request).engine.control.cancel(whose(request).sees, ids, touched)
     return json({"cancelled": found})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -17,7 +17,7 @@ from gateway.store.protocol import Store
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import Identity, Keyring
+from gateway.tenants.keys import Identity, Keyring, Role
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies, Policy
 from gateway.tenants.sign_ins import SignIns
@@ -73,3 +73,18 @@ def policy(request: web.Request) -> Policy:
 def readable(request: web.Request) -> frozenset[str] | None:
     """The backends that what the caller reads may come from; None for all. An admin sees everything."""
     return None if caller(request).is_admin else policy(request).allowed
+
+
+def whose(request: web.Request) -> Identity:
+    """As whom a request reads, or acts on what it names: the caller; an admin who says ``?tenant=``, as that tenant.
+
+    Two tenants may have the same prompt_id, and files of the same name: so an admin says whose.
+    """
+    identity = caller(request)
+    tenant = request.rel_url.query.get("tenant") if identity.is_admin else None
+    return replace(identity, tenant=tenant, role=Role.USER, isolated=True) if tenant else identity
+
+
+def tells_whose(request: web.Request) -> bool:
+    """Whether what is shown says whose it is: to an admin, where there is more than one tenant."""
+    return whose(request).is_admin and not parts(request).keyring.is_open

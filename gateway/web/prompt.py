@@ -15,6 +15,7 @@ from gateway.jobs.reply import Overloaded, Reply
 from gateway.settings import Settings
 from gateway.web.answers import json, json_bytes, problem
 from gateway.web.bodies import read_json
+from gateway.web.contents import NOSNIFF
 from gateway.web.limits import told
 from gateway.web.parts import caller, parts
 
@@ -43,7 +44,9 @@ class _EarlyAnswer:
 
 
 def _response(reply: Reply, headers: dict[str, str]) -> web.Response:
-    return web.Response(body=reply.body, status=reply.status, headers={"Content-Type": reply.content_type, **headers})
+    return web.Response(
+        body=reply.body, status=reply.status, headers={"Content-Type": reply.content_type, **NOSNIFF, **headers}
+    )
 
 
 async def post_prompt(request: web.Request) -> web.Response:
@@ -59,7 +62,8 @@ async def post_prompt(request: web.Request) -> web.Response:
         submission = read(await read_json(request), engine.checks.file_inputs, _bounds(parts(request).settings))
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write, may_name_all=identity.is_admin)
     except Rejection as rejection:
-        return json_bytes(wire.dumps(rejection.body), rejection.status, rates())
+        # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
+        return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
     except wire.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
     except Overloaded as error:

@@ -15,7 +15,7 @@ from gateway.telemetry.audit import Action
 from gateway.web.answers import empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
 from gateway.web.bodies import MOST_DEPTH, read_body, read_json
-from gateway.web.parts import caller, parts
+from gateway.web.parts import caller, parts, tells_whose, whose
 
 
 class BadBody(Exception):
@@ -52,14 +52,14 @@ def ids_of(value: Any) -> list[str]:
 async def get_queue(request: web.Request) -> web.Response:
     """The caller's jobs; an admin sees everybody's, and what was queued behind the gateway's back."""
     engine = parts(request).engine
-    identity = caller(request)
+    identity = whose(request)
     if not identity.is_admin:
         return json_bytes(engine.ledger.queue_json(identity.tenant))
-    running, pending = engine.foreign_items()
-    if not running and not pending and engine.ledger.remaining(identity.tenant) == len(engine.ledger):
+    tells, (running, pending) = tells_whose(request), engine.foreign_items()
+    if not (tells or running or pending) and engine.ledger.remaining(identity.tenant) == len(engine.ledger):
         return json_bytes(engine.ledger.queue_json(identity.tenant))
     foreign = [[wire.dumps(item) for item in items] for items in (running, pending)]
-    return json_bytes(queue_json(engine.ledger.jobs(), *foreign))
+    return json_bytes(queue_json(engine.ledger.jobs(), *foreign, whose=tells))
 
 
 async def post_queue(request: web.Request) -> web.Response:
@@ -73,7 +73,7 @@ async def post_queue(request: web.Request) -> web.Response:
     if body.get("clear"):
         await control.clear(identity.tenant)
     with foreign_noted(request, Action.JOB_CANCELLED) as touched:
-        await control.delete(identity.sees, ids, touched)
+        await control.delete(whose(request).sees, ids, touched)
     return empty()
 
 
@@ -87,7 +87,7 @@ async def post_interrupt(request: web.Request) -> web.Response:
     prompt_id = body.get("prompt_id")
     if prompt_id:
         with foreign_noted(request, Action.JOB_INTERRUPTED) as touched:
-            await control.interrupt(identity.sees, str(prompt_id), touched)
+            await control.interrupt(whose(request).sees, str(prompt_id), touched)
     else:
         await control.interrupt(identity.tenant, None)
     return empty()

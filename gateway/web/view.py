@@ -18,8 +18,10 @@ from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
 from gateway.web.answers import empty, problem
 from gateway.web.contents import defuse
-from gateway.web.parts import Parts, caller, parts, readable
+from gateway.web.parts import Parts, caller, parts, readable, whose
 from gateway.web.streaming import quoted, relay, upstream_headers
+
+_OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
 
 
 def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef | int:
@@ -47,8 +49,9 @@ def _may_look_around(identity: Identity) -> bool:
 
 def _is_kept_from(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> bool:
     """Whether what a backend calls so is known as others': a team sees what is nobody's, not what a guest made."""
-    known = gateway.engine.placements.digest_at(backend.name, ref) is not None
-    return not identity.is_admin and (known or gateway.engine.files.is_others(identity.tenant, backend.name, ref))
+    if identity.is_admin:
+        return False
+    return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
 
 
 async def get_view(request: web.Request) -> web.StreamResponse:
@@ -85,7 +88,7 @@ def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
 async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
     """A file that the ledger knows for the caller's; None for any other."""
     gateway = parts(request)
-    match _find(gateway, caller(request), ref):
+    match _find(gateway, whose(request), ref):
         case Holder(name, filename):
             backend = gateway.fleet.backends.get(name)
             if backend is None:
@@ -122,7 +125,7 @@ def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]
 
 
 def _path(request: web.Request, ref: FileRef, path: str) -> str:
-    rest = [(k, v) for k, v in request.rel_url.query.items() if k not in ("filename", "subfolder", "type", "token")]
+    rest = [(k, v) for k, v in request.rel_url.query.items() if k not in _OWN_QUERY]
     named = [("filename", ref.filename), *([("subfolder", ref.subfolder)] if ref.subfolder else []), ("type", ref.kind)]
     return f"{path}?" + urlencode([*named, *rest])
 
@@ -158,7 +161,7 @@ def _unavailable(backend: str, state: str) -> web.Response:
 
 async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamResponse:
     """A file unknown to the ledger: another run's, or put there by hand."""
-    if not _may_look_around(caller(request)):
+    if not _may_look_around(whose(request)):
         return empty(404)
     headers = upstream_headers(request.headers)
     for backend in parts(request).fleet.alive(readable(request)):

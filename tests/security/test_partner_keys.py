@@ -129,9 +129,11 @@ async def test_what_a_job_of_an_earlier_run_repeats_is_left_out(lab: Lab) -> Non
     prompt["1"]["inputs"] |= {"steps": 30, "step_seconds": 0.1}
     prompt_id = (await anna.post("/prompt", body(prompt)))[1]["prompt_id"]
     await anna.running(prompt_id)
+    await simulator.fault(lab.http, "silent")
     gateway = await again(lab, gateway, [simulator.url], 1)
     anna = caller(lab, gateway, "anna")
     hears: Listener = await anna.listen("c")
+    await simulator.no_faults(lab.http)
     entry = await anna.entry(prompt_id)
     await hears.end_of(prompt_id)
     assert entry["status"]["messages"][-1][1]["current_inputs"] == {}
