@@ -141,6 +141,12 @@ class Simulator(Server):
             found: dict[str, int] = await answer.json()
             return found
 
+    async def recorded(self, http: aiohttp.ClientSession) -> list[dict[str, Any]]:
+        """What it was sent; started with ``--record``."""
+        async with http.get(f"{self.url}/simulator/recorded") as answer:
+            kept: list[dict[str, Any]] = await answer.json()
+            return kept
+
 
 class GatewayProcess(Server):
     """A gateway."""

@@ -13,6 +13,26 @@ for n in range(2000):
     logs.get("part").error("event", n=n)
 print("alive")
 """
+LOCALS = """
+from gateway.telemetry import logs
+logs.configure("info", "{style}")
+def fail():
+    secret = "can" + "ary"
+    raise ValueError("failed")
+try:
+    fail()
+except ValueError as error:
+    logs.get("part").error("task failed", exc_info=error)
+"""
+
+
+def test_a_traceback_shows_no_local_variables() -> None:
+    """Some of them are keys; and structlog shows all where rich is installed, as it is for the tests."""
+    for style in ("json", "console"):
+        program = LOCALS.format(style=style)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert "ValueError: failed" in done.stderr
+        assert "canary" not in done.stderr
 
 
 def test_a_log_on_a_full_disk_ends_nothing() -> None:

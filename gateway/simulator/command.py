@@ -30,6 +30,7 @@ from gateway.simulator.options import SimulatorOptions, model_names
 )
 @click.option("--base-dir", type=click.Path(path_type=Path), default=None, help="Keep files here, over a restart.")
 @click.option("--front-end-root", type=click.Path(path_type=Path, exists=True), default=None)
+@click.option("--record", is_flag=True, help="Keep what it is sent, for GET /simulator/recorded.")
 @click.option("--authorization", default="", metavar="VALUE", help="Refuse requests without this Authorization.")
 @click.option("--tls", nargs=2, type=click.Path(path_type=Path, exists=True), default=None, metavar="CERT KEY")
 @click.option("--client-ca", type=click.Path(path_type=Path, exists=True), default=None, help="Ask for certificates.")
@@ -50,6 +51,7 @@ def simulate(
     max_upload_size: float,
     base_dir: Path | None,
     front_end_root: Path | None,
+    record: bool,
     authorization: str,
     tls: tuple[Path, Path] | None,
     client_ca: Path | None,
@@ -77,6 +79,7 @@ def simulate(
         base_dir=base_dir,
         front_end_root=front_end_root,
         faults=failures,
+        record=record,
         authorization=authorization,
         tls=tls,
         client_ca=client_ca,

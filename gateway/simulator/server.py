@@ -8,7 +8,7 @@ import signal
 import ssl
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from gateway.simulator.userdata import UserData
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _OWN = "/simulator"
+# Requests that are kept with --record; of more the last ones.
+MOST_RECORDED = 10_000
 
 
 class Simulator:
@@ -40,6 +42,7 @@ class Simulator:
         self.options = options
         self.port = options.port
         self.requests: Counter[str] = Counter()
+        self._recorded: deque[dict[str, Any]] = deque(maxlen=MOST_RECORDED)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
@@ -109,6 +112,7 @@ class Simulator:
         app.router.add_get("/ws", self._serve_socket)
         app.router.add_get("/api/ws", self._serve_socket)
         app.router.add_get(f"{_OWN}/requests", self._get_requests)
+        app.router.add_get(f"{_OWN}/recorded", self._get_recorded)
         app.router.add_route("*", f"{_OWN}/faults", self._set_faults)
         app.router.add_post(f"{_OWN}/broadcast", self._broadcast)
         add_front_end(app, front_end(self.options))
@@ -127,6 +131,8 @@ class Simulator:
             self.requests[f"{request.method} {resource.canonical if resource else request.path}"] += 1
             if self.options.authorization not in ("", request.headers.get("Authorization")):
                 return web.Response(status=401, headers={"WWW-Authenticate": f'Basic realm="{self.url}"'})
+            if self.options.record:
+                self._recorded.append(await _record(request))
             refusal = _foreign(request) or await self._fault(request)
             if refusal is not None:
                 return refusal
@@ -174,6 +180,10 @@ class Simulator:
         await self.sockets.drained()
         return reply({})
 
+    async def _get_recorded(self, _: web.Request) -> web.Response:
+        """What it was sent: a test proves by it what was not in it."""
+        return reply(list(self._recorded))
+
     async def _set_faults(self, request: web.Request) -> web.Response:
         """POST {"fault": "slow:0.5"} switches one on, DELETE (or DELETE ?fault=slow) off."""
         if request.method == "DELETE":
@@ -215,6 +225,13 @@ def _context(options: SimulatorOptions) -> ssl.SSLContext | None:
     if options.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+async def _record(request: web.Request) -> dict[str, Any]:
+    """A request as it came. Of bodies the JSON ones: others are streams that handlers read themselves."""
+    body = await request.text() if request.content_type == "application/json" else ""
+    headers = [[name, value] for name, value in request.headers.items()]
+    return {"method": request.method, "path": request.path_qs, "headers": headers, "body": body}
 
 
 def _bare_500() -> web.Response:

@@ -48,11 +48,10 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "sec-fetch-site",
     "sec-fetch-user",
     "x-api-key",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
     "x-real-ip",
 }
+# What proxies add holds the URL as it was asked for, and that may hold a key.
+_PROXIES_OWN = ("x-forwarded-", "x-original-", "x-rewrite-")
 # Some servers read Content_Length as Content-Length (CGI's variables can't tell them apart).
 _NOT_SPELLED = _NOT_UPSTREAM | {"content-length", "content-type"}
 # What is said of the whole host is the gateway's to say; a challenge would be for the gateway's own password.
@@ -77,13 +76,14 @@ CHUNK = 2**18
 def upstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """The headers of a request that a backend may see."""
     named = _named_by_connection(headers)
-    return CIMultiDict(
-        (k, v)
-        for k, v in headers.items()
-        if (name := k.lower()) not in _NOT_UPSTREAM
-        and name not in named
-        and not ("_" in name and name.replace("_", "-") in _NOT_SPELLED)
-    )
+    return CIMultiDict((name, value) for name, value in headers.items() if _may_pass(name.lower(), named))
+
+
+def _may_pass(name: str, named: set[str]) -> bool:
+    if name in _NOT_UPSTREAM or name in named:
+        return False
+    spelled = name.replace("_", "-")
+    return not (spelled.startswith(_PROXIES_OWN) or (spelled != name and spelled in _NOT_SPELLED))
 
 
 def downstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
