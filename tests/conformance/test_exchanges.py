@@ -171,9 +171,12 @@ async def test_view(target: Target, lab: Lab) -> None:
         async with lab.http.get(url, headers=headers) as answer:
             body = await answer.read()
             assert answer.status == wanted["status"], path
-            for header in ("Content-Type", "Accept-Ranges", "X-Content-Type-Options"):
+            for header in ("Content-Type", "Accept-Ranges"):
                 assert answer.headers.get(header) == wanted["headers"].get(header), (path, header)
             if wanted["status"] in (200, 206):
+                # A ComfyUI says it of some files; the gateway, at whose origin browsers send keys, of all.
+                sniffed = "nosniff" if target.kind == "gateway" else wanted["headers"].get("X-Content-Type-Options")
+                assert answer.headers.get("X-Content-Type-Options") == sniffed, path
                 assert answer.headers["Content-Disposition"] == f'filename="{name}"'
                 assert ("ETag" in answer.headers) == ("Etag" in wanted["headers"])
             if ranged:
