@@ -102,7 +102,8 @@ def client_scheme(request: web.Request) -> str:
 
 def client_host(request: web.Request) -> str:
     """The host, with its port if one is given, that the caller asked for; empty if it did not say."""
-    return _said(request, "X-Forwarded-Host") or request.headers.get("Host", "")
+    asked = request.headers.get("Host", "")
+    return _said(request, "X-Forwarded-Host") or asked if request.app[PROXIES].any else asked
 
 
 def _said(request: web.Request, header: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache
 from typing import Final
 
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,31 +17,39 @@ from aiohttp.http_writer import HttpVersion10, HttpVersion11
 # A host as it stands in a header (RFC 3986, section 3.2.2), with its port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
+# Names that were found to be such, whoever asked by them.
+MOST_HOSTS = 1024
+_hosts_known: set[str | None] = set()
 # Their answers would show others' headers (RFC 9110, section 9.3.8), or open a tunnel.
 _NEVER: Final = frozenset({"CONNECT", "TRACE"})
 
 
 def fault(message: RawRequestMessage) -> tuple[int, str] | None:
     """The status and the reason with which a request is refused, and its connection closed; None if it is not."""
-    version = message.version
-    if version != HttpVersion11 and version != HttpVersion10:
+    # Each request passes here: what nearly all are like is asked first, and the rest only of the others.
+    host, version = message.headers.get("Host"), message.version
+    is_usual = version is HttpVersion11 and message.method not in _NEVER and message.path[:1] == "/"
+    if is_usual and not message.chunked and host in _hosts_known:
+        return None
+    if version not in (HttpVersion11, HttpVersion10):
         return 505, "HTTP/1.1 and HTTP/1.0 are spoken here"
     if message.method in _NEVER:
         return 405, f"{message.method} is not answered"
-    headers = message.headers
-    host = headers.get("Host")
     if host is not None and not _is_host(host):
         return 400, "the Host header holds no host"
     if not message.path.startswith("/") and not _is_ours(message, host):
         return 400, "the target is neither a path nor of the host that the Host header names"
-    if "Transfer-Encoding" in headers and (version == HttpVersion10 or _coding(message) != "chunked"):
+    if "Transfer-Encoding" in message.headers and (version == HttpVersion10 or _coding(message) != "chunked"):
         return 400, "no Transfer-Encoding but chunked is known, and none in HTTP/1.0"
     return None
 
 
-@lru_cache(maxsize=1024)
 def _is_host(host: str) -> bool:
-    return _HOST.fullmatch(host) is not None
+    if _HOST.fullmatch(host) is None:
+        return False
+    if len(_hosts_known) < MOST_HOSTS:
+        _hosts_known.add(host)
+    return True
 
 
 def _is_ours(message: RawRequestMessage, host: str | None) -> bool:

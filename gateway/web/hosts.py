@@ -6,10 +6,11 @@ origin for its browser, and may read all that is answered without a key. Its req
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from gateway.settings import Settings, is_loopback
 from gateway.web.addresses import parse_address
+
+# Spellings of our own names that are remembered: each with its port.
+MOST_KNOWN = 1024
 
 
 class Hosts:
@@ -26,11 +27,16 @@ class Hosts:
         self._endings = tuple(name[1:] for name in names if name.startswith("*."))
         self._local = local
         self.any = not names and not local
-        self._allows = lru_cache(maxsize=1024)(self._is_ours)
+        self._known: set[str] = set()
 
     def allows(self, host: str) -> bool:
         """Whether a Host header's value is one of the names. One that is not there is not from a browser."""
-        return self.any or not host or self._allows(host)
+        if host in self._known or self.any or not host:
+            return True
+        is_ours = self._is_ours(host)
+        if is_ours and len(self._known) < MOST_KNOWN:
+            self._known.add(host)
+        return is_ours
 
     def _is_ours(self, host: str) -> bool:
         name = host_of(host).strip("[]").rstrip(".").lower()

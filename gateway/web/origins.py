@@ -72,6 +72,7 @@ class Origins:
             access: who may use its route.
             is_open: whether nobody needs a key.
         """
+        # Each request passes here: a program's, which says nothing of pages, has to come through quickly.
         hosts = self._hosts_without_keys if is_open else self._hosts
         if not (hosts.any or hosts.allows(client_host(request)) or request.path in ANY_NAME):
             return problem(

@@ -69,7 +69,7 @@ class Pace:
     def began(self, now: float, *, is_upgrade: bool) -> None:
         """A request's headers are read; it is answered from now on."""
         self.phase, self.since, self.is_upgrade = Phase.BUSY, now, is_upgrade
-        self._mark, self._mark_bytes, self._level = now, self.received, 0.0
+        self._mark, self._mark_bytes = now, self.received
 
     def ended(self, now: float) -> None:
         """The request is answered."""
