@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import SettingsError, backends_of, keys_of, load
+from gateway.settings import ADMIN_KEYS, SettingsError, admin_keys_of, backends_of, keys_of, load
 
 EXAMPLE = Path(__file__).parent.parent / "config"
 
@@ -56,6 +56,14 @@ def test_the_example_shows_the_defaults() -> None:
             "auth.keys[0].key: the environment variable MISSING is not set",
         ),
         ("auth: {keys: [{name: a, key: short}]}", "auth.keys[0]: key must have"),
+        ("auth: {keys: [{name: a b, key: long-enough}]}", "auth.keys[0].name: must be 1 to 64 letters"),
+        (
+            "auth: {keys: [{name: a, key: long-enough, tenant: 'a\\nb'}]}",
+            "auth.keys[0].tenant: must be 1 to 64 letters",
+        ),
+        ("auth: {keys: [{name: a, key: long-enough, expires: soon}]}", "auth.keys[0].expires:"),
+        ("auth: {lockout: {after: -1}}", "auth.lockout.after:"),
+        ("tenants: {anonymous: {tenant: 'a/b'}}", "tenants.anonymous.tenant: must be"),
         ("cors: {origins: ['*']}", "cors.origins:"),
         ("[1, 2]", "must be a mapping"),
         ("a: [", "is not YAML"),
@@ -98,3 +106,31 @@ def test_layers(tmp_path: Path) -> None:
 def test_bare_keys_have_names_that_do_not_depend_on_their_order() -> None:
     assert keys_of(["a", "b"])[0]["name"] == keys_of(["b", "a"])[1]["name"]
     assert backends_of(["h:1"]) == [{"url": "http://h:1"}]
+
+
+def test_admins_keys_come_to_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text("auth: {keys: [{name: a, key: key-of-the-file}]}")
+    environment = {"COMFYUI_GATEWAY_ADMIN_KEYS": "key-of-an-admin, another-of-his"}
+    settings = load(path, environment=environment)
+    assert [(key.name[:6], key.role) for key in settings.auth.keys] == [
+        ("a", "user"),
+        ("admin-", "admin"),
+        ("admin-", "admin"),
+    ]
+    flags = {ADMIN_KEYS: admin_keys_of(["key-of-the-flag"]), "auth": {"keys": keys_of(["key-of-a-user"])}}
+    roles = [(key.key, key.role) for key in load(path, environment=environment, flags=flags).auth.keys]
+    assert roles == [("key-of-a-user", "user"), ("key-of-the-flag", "admin")]
+    assert load(None, environment=environment).auth.keys[0].role == "admin"
+    path.write_text("admin keys: [{name: a, key: key-of-the-file}]")
+    with pytest.raises(SettingsError, match="no such setting"):
+        load(path, environment={})
+
+
+@pytest.mark.parametrize("text", ["2026-12-24", "2026-12-24T00:00:00Z", "2026-12-24 01:00:00+01:00", "'2026-12-24'"])
+def test_when_a_key_expires(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(f"auth: {{keys: [{{name: a, key: key-of-the-file, expires: {text}}}]}}")
+    (key,) = load(path, environment={}).auth.keys
+    assert key.expires is not None
+    assert key.expires.timestamp() == 1798070400

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from gateway.settings.base import Bytes, Count, Label, Model
+from gateway.settings.base import Bytes, Count, Label, Model, Name
 
-TenantName = Annotated[str, Field(min_length=1, max_length=64)]
 # A year, in seconds, as for a prompt's own deadline.
 Deadline = Annotated[float, Field(gt=0, le=31_536_000)]
 
@@ -19,7 +18,7 @@ class AnonymousSettings(Model):
     """Callers without a key: those from `networks` (CIDR) are one tenant of their own, all others are refused."""
 
     networks: tuple[str, ...] = ()
-    tenant: str = Field(default="anonymous", min_length=1, max_length=64)
+    tenant: Name = "anonymous"
 
     @field_validator("networks")
     @classmethod
@@ -78,7 +77,7 @@ class TenantSettings(Model):
 
     anonymous: AnonymousSettings = AnonymousSettings()
     default: PolicySettings = PolicySettings()
-    named: Mapping[TenantName, PolicySettings] = {}
+    named: Mapping[Name, PolicySettings] = {}
 
     def policies(self) -> dict[str, PolicySettings]:
         """What holds for each tenant that is named."""

@@ -6,10 +6,11 @@ rotated away.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
 
-from gateway.store.protocol import SignInRecord, SignInRemoval, Store
+from gateway.store.protocol import SignInRecord, SignInRemoval, Store, StoreError
 from gateway.tenants.keys import Grant, Keyring, digest_of, mint
 from gateway.tenants.stored_keys import durable
 
@@ -52,15 +53,18 @@ class SignIns:
         if over:
             self._store.write(over)
 
-    def make(self, key: Grant, now: float) -> str:
-        """Sign a browser in with a key. Returns what its cookie holds."""
+    async def make(self, key: Grant, now: float) -> str:
+        """Sign a browser in with a key, also while the disk takes nothing. Returns what its cookie holds."""
         secret = mint(PREFIX)
         digest, until = digest_of(secret), now + self._seconds
         self._add(digest, Grant(key.identity, until, key.key, key))
         changes = [SignInRemoval(old) for old in self._excess(key, now)]
         assert key.key is not None
         held = key.key.digest if self._keyring.grant(key.key.digest) is key else key.key.old_digest
-        self._store.write([*changes, SignInRecord(digest, held or "", round(until * 1000))])
+        written = self._store.write([*changes, SignInRecord(digest, held or "", round(until * 1000))])
+        if not self._store.trouble:
+            with contextlib.suppress(StoreError):
+                await durable(written, "this browser is signed in")
         return secret
 
     def grant(self, secret: str) -> Grant | None:

@@ -77,29 +77,38 @@ class Authentication:
         else:
             found = self.judge(key, request)
         if isinstance(found, Refused):
-            return to_sign_in(request) if found.status == 401 and is_navigation(request) else found.response()
+            # A browser whose cookie is stale is not to be shut out of the page on which it gets another.
+            return to_sign_in(request) if found.status != 400 and is_navigation(request) else found.response()
         request[GRANT] = found
         return found.identity
 
     def judge(self, secret: str, request: web.Request) -> Grant | Refused:
         """What a key, or what a sign-in's cookie holds, is good for."""
+        now = time.time()
         if secret.startswith(sign_ins.PREFIX):
             # Nobody guesses 190 bits: one that is not known is over, and not a guess.
             grant = self._sign_ins.grant(secret)
-            return grant if grant is not None and grant.holds(time.time()) else _SIGNED_OUT
-        now, digest = time.time(), digest_of(secret)
+            if grant is None or not grant.holds(now):
+                return _SIGNED_OUT
+            self._use(grant, request, now)
+            return grant
+        digest = digest_of(secret)
         grant = self._keyring.grant(digest)
         if len(self._lockout) and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
             return refused
         if grant is None:
             return self._wrong(digest, client_address(request))
-        key = grant.key
         if not grant.holds(now):
             self._tell(Reason.EXPIRED, client_address(request), grant.identity.name)
             return _over(grant)
-        if key is not None and (key.used_at is None or now - key.used_at > USE_SECONDS):
-            key.use(client_address(request), now)
+        self._use(grant, request, now)
         return grant
+
+    def _use(self, grant: Grant, request: web.Request, now: float) -> None:
+        key = grant.key
+        # A clock that was set back does not end it.
+        if key is not None and (key.used_at is None or not 0 <= now - key.used_at <= USE_SECONDS):
+            key.use(client_address(request), now)
 
     def _locked(self, grant: Grant | None, digest: str, address: str | None, now: float) -> Refused | None:
         """The answer to any key from an address that waits, save those that were right there before."""

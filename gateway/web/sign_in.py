@@ -78,7 +78,7 @@ async def post_sign_in(request: web.Request) -> web.Response:
     now = time.time()
     response.set_cookie(
         COOKIE,
-        parts(request).sign_ins.make(found, now),
+        await parts(request).sign_ins.make(found, now),
         max_age=round(min(found.until - now, parts(request).settings.auth.sign_in)),
         path="/",
         httponly=True,

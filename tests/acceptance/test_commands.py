@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 from pathlib import Path
@@ -93,3 +94,58 @@ async def test_simulate_ends_with_0_and_refuses_unknown_faults(lab: Lab) -> None
     code, _, error = await command("simulate", "--fail", "nonsense", cwd=lab.directory)
     assert code == 2
     assert "there is no such fault" in error
+
+
+async def test_a_key_for_the_configuration(lab: Lab) -> None:
+    """What is printed works as it is, also with names that YAML would read as something else."""
+    lines, keys = [], {}
+    for name, more in (
+        ("anna", ["--expires", "30d"]),
+        ("1.5", ["--role", "admin", "--tenant", "no"]),
+        ("off", ["--expires", "2099-12-24"]),
+    ):
+        code, out, error = await command("keys", "create", name, *more, cwd=lab.directory)
+        assert (code, error) == (0, "")
+        (keys[name],) = re.findall(r"^    (cgw_\w{32})$", out, re.MULTILINE)
+        lines += [line for line in out.splitlines() if line.startswith("    - {")]
+    assert len(lines) == len(set(keys.values())) == 3
+    assert not any(key in line for key in keys.values() for line in lines)
+    assert list(lab.directory.iterdir()) == []
+    config = lab.directory / "gateway.yaml"
+    config.write_text("auth:\n  keys:\n" + "\n".join(lines) + "\n")
+    gateway = await lab.gateway(await lab.simulator(), options=("--config", str(config)))
+    for name, key in keys.items():
+        async with lab.http.get(f"{gateway.url}/gateway/keys", headers={"X-API-Key": key}) as answer:
+            assert answer.status == (200 if name == "1.5" else 403), name
+            if answer.status == 200:
+                rows = {row["name"]: row for row in (await answer.json())["keys"]}
+    assert list(rows) == ["1.5", "anna", "off"]
+    assert (rows["1.5"]["tenant"], rows["off"]["expires"]) == ("no", "2099-12-24T00:00:00Z")
+
+
+async def test_what_is_wrong_with_a_key_is_said(tmp_path: Path) -> None:
+    for arguments, said in (
+        (("create", "a b"), "letters"),
+        (("create", "-"), "letters"),
+        (("create", "a", "--tenant", "a/b"), "letters"),
+        (("create", "a", "--role", "root"), "root"),
+        (("create", "a", "--expires", "soon"), "30d"),
+        (("create", "a", "--expires", "2020-01-01"), "past"),
+        (("list", "--url", "ftp://x"), "--url"),
+        (("list", "--url", "http://key@127.0.0.1:1"), "--url"),
+    ):
+        code, out, error = await command("keys", *arguments, cwd=tmp_path)
+        assert (code, out) == (2, ""), arguments
+        assert said in error
+    code, _, error = await command("keys", "list", "--url", "http://127.0.0.1:1", cwd=tmp_path)
+    assert (code, "can't be asked" in error, "Traceback" in error) == (1, True, False)
+
+
+async def test_an_admins_key_comes_to_those_of_the_file(lab: Lab) -> None:
+    config = lab.directory / "gateway.yaml"
+    config.write_text("auth: {keys: [{name: anna, key: key-of-the-file}]}\n")
+    options = ("--config", str(config), "--admin-key", "key-of-the-flag-1")
+    gateway = await lab.gateway(await lab.simulator(), options=options)
+    for key, status in (("key-of-the-file", 403), ("key-of-the-flag-1", 200), ("key-of-the-flag-2", 401)):
+        async with lab.http.get(f"{gateway.url}/gateway/keys", headers={"X-API-Key": key}) as answer:
+            assert answer.status == status

@@ -207,3 +207,37 @@ async def test_it_ends_politely_on_a_full_disk(lab: Lab) -> None:
     again = await lab.gateway(simulator)
     assert (await Comfy(lab.http, again.url).entry(prompt_id))["status"]["status_str"] == "success"
     assert (await simulator.requests(lab.http))["POST /prompt"] == 1
+
+
+async def test_a_key_is_revoked_though_the_disk_takes_nothing(lab: Lab) -> None:
+    """What can be refused still is; what must not wait does not."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, options=("--admin-key", "key-of-the-admin"))
+    admin = Comfy(lab.http, gateway.url, X_API_Key="key-of-the-admin")
+    secrets = [(await admin.post("/gateway/keys", {"name": name}))[1]["key"] for name in ("anna", "ben")]
+    fill(lab, gateway)
+    for path, body in (("", {"name": "carol"}), ("/ben/rotate", {"overlap_seconds": 0})):
+        async with lab.http.post(f"{gateway.url}/gateway/keys{path}", json=body, headers=admin.headers) as answer:
+            assert answer.status == 503
+            assert "key" not in await answer.json()
+    async with lab.http.delete(f"{gateway.url}/gateway/keys/anna", headers=admin.headers) as answer:
+        assert answer.status == 503
+        assert "is revoked, but the disk has not taken it yet" in (await answer.json())["error"]["details"]
+
+    async def statuses() -> list[int]:
+        found = []
+        for secret in secrets:
+            async with lab.http.get(f"{gateway.url}/queue", headers={"X-API-Key": secret}) as answer:
+                found.append(answer.status)
+        return found
+
+    assert await statuses() == [401, 200]
+    disk.free(gateway.pid)
+
+    async def written() -> bool:
+        return await metric(admin, "journal_owed") == 0
+
+    await until(written)
+    await gateway.kill()
+    gateway = await lab.gateway(simulator, options=("--admin-key", "key-of-the-admin"))
+    assert await statuses() == [401, 200]
