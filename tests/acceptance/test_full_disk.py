@@ -80,8 +80,7 @@ async def test_ends_that_wait_for_the_disk_outlive_their_backend(lab: Lab) -> No
     simulators = await lab.simulators(2)
     gateway = await lab.gateway(*simulators, dispatch__take_over=False)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=10)) for n in range(6)]
-    await comfy.running(ids[0])
+    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(6)]
     fill(lab, gateway)
     for simulator in simulators:
         assert (await simulator.requests(lab.http))["POST /prompt"] == 3
