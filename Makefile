@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Two workers on two cores; more would only make the timing of real processes worse.
 WORKERS ?= 2
 
-.PHONY: demo test lint bench chaos fuzz image clean
+.PHONY: demo test lint bench chaos model fuzz image clean
 
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
@@ -29,6 +29,10 @@ chaos: $(VENV)/.dev $(VENV)/.clock
 # SECONDS_OF_FUZZING=3600 for an hour, TARGET=graph for one reader alone, CORPUS=dir to go on from there the next time.
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_OF_FUZZING),300) $(if $(TARGET),--target $(TARGET)) $(if $(CORPUS),--corpus $(CORPUS))
+
+# The ledger's models, that many runs each.
+model: $(VENV)/.dev
+	MODEL_RUNS=$(or $(RUNS),5000) $(BIN)/python -m pytest -n 2 --timeout 0 tests/jobs/test_ledger.py tests/jobs/test_replay.py -k "TestLedgerMachine or TestJournal"
 
 image:
 	docker build -t comfyui-gateway .

@@ -47,9 +47,7 @@ RETRY_AFTER_SECONDS = 5
 ASK_PAUSE_SECONDS = 0.5
 # A full disk must not hold up a refusal.
 WRITTEN_WITHIN_SECONDS = 1.0
-# Between an answer and the first event of its prompt.
-HEAD_START_SECONDS = 0.02
-# A timer may fire a moment before its time; nothing else might wake the job that it was for.
+# A timer may fire a moment before its time, and nothing else wake its job.
 EARLY_SECONDS = 0.02
 
 
@@ -147,17 +145,19 @@ class Dispatcher:
                 reply.set_result(answer)
             finally:
                 # The answer is written when this turn of the loop ends; a client listens once it has read it.
-                asyncio.get_running_loop().call_later(HEAD_START_SECONDS, self._telling.answered, job)
+                self._telling.answered_soon(job)
         return answer
 
     async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
+        place = job.state, job.backend, job.attempts
         try:
             await self._ledger.journal(job)
         except StoreError:
             self._ledger.withdraw(job, journalled=False)
             raise
         log_phase(job, "queued", 0, backend=job.backend)
-        if job.state is not State.SENDING:
+        if job.state is not State.SENDING or place != (job.state, job.backend, job.attempts):
+            # It waits, or was sent meanwhile: its backend went, or what it waited for came.
             return Reply(200, job.answer())
         answered = False
 
@@ -165,7 +165,7 @@ class Dispatcher:
             nonlocal answered
             answered = True
             answer_early(Reply(200, job.answer()))
-            asyncio.get_running_loop().call_later(HEAD_START_SECONDS, self._telling.answered, job)
+            self._telling.answered_soon(job)
 
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
         timer = asyncio.get_running_loop().call_later(self._settings.send_timeout, answer)
@@ -244,9 +244,9 @@ class Dispatcher:
         try:
             await self._ledger.placed(job)
         except StoreError as error:
-            # A restart must know which backend to ask for it: it is journalled as waiting, and so it waits.
+            # A restart must know which backend to ask for it, so it waits.
             _log.error("journal", prompt_id=job.prompt_id, error=str(error))
-            if place == (job.state, job.backend, job.attempts) and not self.is_sending(job):
+            if place == (job.state, job.backend, job.attempts):
                 self._ledger.hold(job)
             return False
         return place == (job.state, job.backend, job.attempts)

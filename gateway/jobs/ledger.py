@@ -21,7 +21,7 @@ from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.topics import status_topic
 from gateway.jobs.waiting import WaitingList
-from gateway.store.protocol import Bus, Change, HistoryRecord, HistoryRemoval, JobRemoval, Store
+from gateway.store.protocol import Bus, HistoryRecord, HistoryRemoval, JobRemoval, Store
 
 
 class Move(StrEnum):
@@ -287,16 +287,15 @@ class Ledger:
         """It was refused, by its backend or by the journal, before it was answered: it leaves nothing behind."""
         if self._jobs.get(job.key) is not job:
             return
+        # It is over for whoever waits to send it, too.
+        self._move(job, Move.CANCEL, None)
         self._remove(job)
         if journalled:
             self._store.write([JobRemoval(*job.key)])
         self._announce(job)
 
     def cancel(self, job: Job) -> tuple[str | None, asyncio.Future[None]]:
-        """Cancelled before it ran: no history entry, as in ComfyUI.
-
-        Returns the backend that may hold a copy, and what is done when the journal knows it.
-        """
+        """Cancelled before it ran: no history entry, as in ComfyUI. The backend that may hold a copy; the writing."""
         place, on_its_way = job.backend if job.state in PLACED else None, job.state is State.SENDING
         self._move(job, Move.CANCEL, None)
         self._remove(job)
@@ -329,8 +328,7 @@ class Ledger:
             return False
         self._move(job, _OUTCOME_MOVES[outcome], job.backend)
         self._remove(job)
-        dropped: list[Change] = list(self.history.add(record))
-        if dropped:
+        if dropped := self.history.add(record):
             self._store.write(dropped)
         return True
 

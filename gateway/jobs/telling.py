@@ -6,6 +6,7 @@ What a backend says of its next job waits until the end of the one before is tol
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from gateway.comfy import events
@@ -17,6 +18,8 @@ from gateway.store.protocol import Bus
 
 # Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
 MAX_WHOLE = 256
+# Between an answer and the first event of its prompt.
+HEAD_START_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -60,6 +63,10 @@ class Telling:
         """Its client does not know of it yet. `answered` ends that."""
         if job.submission.session_id is not None:
             self._hold(job).unanswered = True
+
+    def answered_soon(self, job: Job) -> None:
+        """The answer is on its way: `answered` in a moment."""
+        asyncio.get_running_loop().call_later(HEAD_START_SECONDS, self.answered, job)
 
     def answered(self, job: Job) -> None:
         """The answer to its POST /prompt is written, or never will be."""

@@ -66,6 +66,7 @@ class Metrics:
         self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)
+        self.tasks = gauge("tasks", "Tasks of the event loop")
 
     def render(self) -> bytes:
         """The text exposition format, as Prometheus reads it."""

@@ -80,7 +80,8 @@ def _sentences(error: BaseException) -> list[str]:
 
 async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], began: float) -> Figures:
     await world.start()
-    before = verdict.level(world.gateways[-1].pid)
+    comfy = Comfy(lab.http, world.url)
+    before = await verdict.level(comfy, world.gateways[-1].pid)
     clients += [Client(each, world.url) for each in planned.clients]
     listening = [asyncio.create_task(client.listen()) for client in clients]
     witness = Witness(clients, world.url)
@@ -93,7 +94,6 @@ async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], beg
         for client in clients:
             group.create_task(client.work())
             group.create_task(client.reconnect_now_and_then())
-    comfy = Comfy(lab.http, world.url)
     await world.all_up()
     await _settle(comfy, clients)
     await world.backends_idle()

@@ -23,8 +23,8 @@ from tests.comfy_client import Comfy
 from tests.lab import until
 
 ENDED_WITH = {"success": "execution_success", "error": "execution_error"}
-FEW_FILES = 8
-FEW_THREADS = 6
+# How many more there may be in the end than in the beginning: files and sockets, threads, tasks.
+FEW = (8, 6, 8)
 
 History = dict[str, dict[str, Any]]
 
@@ -218,25 +218,25 @@ def _excuses(world: World) -> list[tuple[int, float, float]]:
 # -- what is left ----------------------------------------------------------------------------------------------------
 
 
-def level(pid: int) -> tuple[int, int]:
-    """How many files and sockets a process has open, and how many threads it has."""
-    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+async def level(comfy: Comfy, pid: int) -> tuple[int, int, int]:
+    """How many files and sockets a gateway has open, how many threads, and how many tasks."""
+    tasks = int((await _metrics(comfy))["comfyui_gateway_tasks"])
+    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), tasks
 
 
-async def leaks(comfy: Comfy, world: World, before: tuple[int, int]) -> list[str]:
+async def leaks(comfy: Comfy, world: World, before: tuple[int, int, int]) -> list[str]:
     """What the gateway still holds when all clients have left and its connections were broken."""
     gateway = world.gateways[-1]
     world.drop_connections()
     await world.all_up()
 
     async def is_back() -> bool:
-        metrics = await _metrics(comfy)
-        files, threads = level(gateway.pid)
-        few = files <= before[0] + FEW_FILES and threads <= before[1] + FEW_THREADS
-        return few and metrics["comfyui_gateway_sockets_open"] == 0
+        now = await level(comfy, gateway.pid)
+        few = all(each <= then + more for each, then, more in zip(now, before, FEW, strict=True))
+        return few and (await _metrics(comfy))["comfyui_gateway_sockets_open"] == 0
 
     try:
         await until(is_back, 20)
     except AssertionError:
-        return [f"files and threads were {before}, and are {level(gateway.pid)}"]
+        return [f"files, threads and tasks were {before}, and are {await level(comfy, gateway.pid)}"]
     return []

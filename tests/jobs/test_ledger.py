@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ class Paper:
 
 
 _LOOP = asyncio.new_event_loop()
+# How often the models of a life are tried; without it few times enough for every run of the tests.
+RUNS = int(os.environ.get("MODEL_RUNS", "0"))
 
 
 def new_ledger() -> Ledger:
@@ -246,5 +249,5 @@ def raise_if_legal(job: Job, move: Move) -> None:
     raise IllegalMove(f"{job.state} {move}")
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=RUNS or 150, stateful_step_count=40, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase

@@ -17,7 +17,7 @@ from gateway.jobs.records import job_of
 from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import Change, HistoryRemoval, JobRecord, JobRemoval
 from gateway.store.statements import apply, migrate
-from tests.jobs.test_ledger import _LOOP, LedgerMachine, Paper, admit
+from tests.jobs.test_ledger import _LOOP, RUNS, LedgerMachine, Paper, admit
 
 BACKENDS = ("b1", "b2")
 Key = tuple[str, str]
@@ -119,5 +119,5 @@ def end(ledger: Ledger, job: Job, *, is_lost: bool) -> None:
 
 
 # Each commit of each life is replayed: some thousands of restarts.
-JournalMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+JournalMachine.TestCase.settings = settings(max_examples=RUNS or 200, stateful_step_count=30, deadline=None)
 TestJournal = JournalMachine.TestCase
