@@ -53,6 +53,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/healthz", Access.ANYBODY),
     Row("GET", "/readyz", Access.ANYBODY),
     Row("GET", "/metrics", Access.MONITORING),
+    Row("GET", "/gateway/openapi.json", Access.USERS),
     Row("GET POST", "/gateway/signin", Access.ANYBODY),
     Row("POST", "/gateway/signout", Access.ANYBODY),
     Row("GET POST", "/gateway/keys", Access.ADMINS),

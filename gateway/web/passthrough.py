@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
 from gateway.jobs.job import State
-from gateway.tenants.roles import AnsweredHere, is_plain, unquoted
+from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
 from gateway.web.answers import empty, problem
 from gateway.web.parts import caller, parts, policy
 from gateway.web.streaming import forward
@@ -24,6 +24,10 @@ _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
     path = unquoted(request.path)
+    if plain(path).parts[:1] == ("gateway",):
+        return problem(
+            404, "unknown_route", "There is no such route", "GET /gateway/openapi.json tells those there are"
+        )
     if path in request.app[ANSWERED_HERE] and not is_plain(request.path):
         # Another spelling of a route that is answered here with the caller's own. No ComfyUI knows it; a proxy before
         # one may (nginx merges slashes), and the answer would be everybody's.
