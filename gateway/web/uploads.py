@@ -29,6 +29,7 @@ from gateway.web.view import locate
 
 MAX_FIELD = 64 * 1024
 MAX_PARTS = 64
+_MAX_FOLDER = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -61,7 +62,13 @@ class _Form:
             return None
         ref = file_ref(self.kind, subfolder, self.filename)
         # File systems hold names of 255 bytes; the rest is for what ComfyUI or the gateway may put in.
-        return ref if ref is not None and len(ref.filename.encode()) <= 200 else None
+        is_fit = ref is not None and len(ref.filename.encode()) <= 200 and _longest(ref.subfolder) <= _MAX_FOLDER
+        return ref if is_fit else None
+
+
+def _longest(folder: str) -> int:
+    """Bytes of the longest name in a path."""
+    return max(len(part.encode()) for part in folder.split("/"))
 
 
 async def post_image(request: web.Request) -> web.StreamResponse:
