@@ -19,25 +19,19 @@ class Target:
     kind: str
 
 
-@pytest.fixture(params=["simulator", "gateway"])
-async def target(request: pytest.FixtureRequest, lab: Lab) -> Target:
-    """A simulator alone, a gateway in front of one, or what --comfyui names."""
-    return await _start(request, lab)
-
-
-@pytest_asyncio.fixture(params=["simulator", "gateway"], scope="module", loop_scope="module")
-async def shared_lab(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[Target, Lab]]:
-    """The same, for many tests that leave nothing behind; they run in the module's loop."""
-    lab = Lab(tmp_path_factory.mktemp("shared"))
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
+    """Processes for all tests of a module, which run in its loop: as before a real ComfyUI, none needs fresh ones."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
-        yield await _start(request, lab), lab
+        yield lab
     finally:
         await lab.close()
 
 
-async def _start(request: pytest.FixtureRequest, lab: Lab) -> Target:
+@pytest_asyncio.fixture(params=["simulator", "gateway"], scope="module", loop_scope="module")
+async def target(request: pytest.FixtureRequest, lab: Lab) -> Target:
+    """A simulator alone, a gateway in front of one, or what --comfyui names."""
     url = request.config.getoption("--comfyui")
     if url:
         if request.param == "gateway":

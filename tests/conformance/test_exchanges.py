@@ -29,6 +29,8 @@ _INSTALLATION = (
     "/internal/logs",
 )
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def _name(recorded: dict[str, Any]) -> str:
     body = recorded["request"].get("json")
@@ -36,9 +38,7 @@ def _name(recorded: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("recorded", PROMPT_ERRORS, ids=lambda r: f"{PROMPT_ERRORS.index(r)}")
-@pytest.mark.asyncio(loop_scope="module")
-async def test_prompt_errors(shared_lab: tuple[Target, Lab], recorded: dict[str, Any]) -> None:
-    target, lab = shared_lab
+async def test_prompt_errors(target: Target, lab: Lab, recorded: dict[str, Any]) -> None:
     status, body, headers = await exchange(lab.http, target.url, recorded["request"])
     if recorded["status"] == 500 and target.kind == "gateway":
         # ComfyUI answers these with a bare 500; the gateway says what is wrong.
@@ -51,9 +51,7 @@ async def test_prompt_errors(shared_lab: tuple[Target, Lab], recorded: dict[str,
 
 
 @pytest.mark.parametrize("recorded", MISC, ids=lambda r: str(r["request"]["path"]))
-@pytest.mark.asyncio(loop_scope="module")
-async def test_gets(shared_lab: tuple[Target, Lab], recorded: dict[str, Any]) -> None:
-    target, lab = shared_lab
+async def test_gets(target: Target, lab: Lab, recorded: dict[str, Any]) -> None:
     path = recorded["request"]["path"]
     status, body, headers = await exchange(lab.http, target.url, recorded["request"])
     if path.startswith("/userdata") and status == 200:

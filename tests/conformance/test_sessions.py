@@ -27,6 +27,7 @@ NAMES = [
     "ws_no_client_id_on_prompt",
 ]
 _STOPPERS = ("/interrupt", "/cancel")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def _told(entry: dict[str, Any]) -> Any:
