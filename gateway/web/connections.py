@@ -18,7 +18,7 @@ from gateway.settings import ServerSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
-from gateway.web.addresses import TrustedProxies, parse_address
+from gateway.web.addresses import TrustedProxies, household
 from gateway.web.answers import problem
 from gateway.web.framing import fault
 from gateway.web.pace import Pace, Phase
@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
     Args:
         table: where it is counted.
         inner: aiohttp's protocol.
-        address: the peer's.
+        address: the peer's, or of those that count as one with it.
     """
 
     __slots__ = ("_inner", "_table", "address", "fault", "handshake", "pace", "payload", "transport")
@@ -156,10 +156,8 @@ class Connections:
 
     def admit(self, server: web.Server, address: str) -> Connection | str:
         """A connection for one that was accepted; or the limit that refuses it: ``address`` or ``full``."""
-        parsed = parse_address(address)
-        key = str(parsed) if parsed is not None else address
-        most = self._settings.max_connections_per_address
-        if self._by_address[key] >= most and not self._proxies.knows(key):
+        key, most = household(address), self._settings.max_connections_per_address
+        if self._by_address[key] >= most and not self._proxies.knows(address):
             self._metrics.connections_refused.labels("address").inc()
             return "address"
         if len(self._all) >= self._most and not self._make_room():

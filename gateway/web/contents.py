@@ -40,6 +40,9 @@ def defuse(headers: CIMultiDict[str], destination: str | None, *, is_style: bool
             say that it is for one.
         is_style: whether it is the one style sheet that the web UI reads from a user's files.
     """
+    if headers.get("Content-Length") == "0":
+        # Nothing to be run. A browser would complain that a style sheet which is not there is of no style sheet's type.
+        return
     kind = headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
     headers.update(SANDBOX)
     if not is_active(kind) or (is_style and kind == "text/css"):

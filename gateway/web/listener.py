@@ -179,7 +179,7 @@ def files_for(connections: int, besides: int) -> int:
 
     Args:
         connections: how many there should be.
-        besides: files that are needed beside them.
+        besides: files that are needed beside them; a quarter of what is allowed if that is less.
     """
     try:
         import resource
@@ -193,4 +193,4 @@ def files_for(connections: int, besides: int) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
         _log.warning("fewer connections than server.max_connections: the limit of open files", files=allowed)
-    return max(allowed - besides, 16)
+    return allowed - min(besides, allowed // 4)

@@ -69,15 +69,18 @@ async def test_a_thousand_that_never_finish_their_headers(lab: Lab) -> None:
         writer.close()
 
     crowd = [asyncio.create_task(dribble(*pair)) for pair in pairs]
-    asked = 0
+    took = []
     while not all(task.done() for task in crowd):
+        asked = asyncio.get_running_loop().time()
         async with lab.http.get(f"{gateway.url}/queue") as answer:
             assert answer.status == 200
+        took.append(asyncio.get_running_loop().time() - asked)
         assert (await talk(gateway.port, b"GET /queue HTTP/1.0\r\n\r\n", silence=SLACK)).statuses == [200]
-        asked += 1
         assert asyncio.get_running_loop().time() - began < LIMIT + SLACK
     await asyncio.gather(*crowd)
-    assert asked > 0
+    assert took
+    # The figure that counts is the benchmark's (benchmarks/slow.py): this machine has other tests to run.
+    print(f"p99 of {len(took)} answers meanwhile: {sorted(took)[int(len(took) * 0.99)] * 1000:.1f} ms")
     assert {heard.partition(b"\r\n")[0] for _, heard in ended} <= {b"HTTP/1.1 408 Request Timeout", b""}
     assert await metric(lab, gateway, 'connections_cut_total{reason="header"}') >= CROWD
     assert await metric(lab, gateway, "connections_open") < 10
