@@ -134,3 +134,20 @@ async def test_every_route_with_every_role(lab: Lab, tmp_path: Path) -> None:
                 await asyncio.gather(*(check(gateway, name, *each, allowed) for each in some))
     assert not wrong
     assert {access for _, _, access in asked} == set(Access)
+
+
+def test_the_documented_table_is_the_table() -> None:
+    """Every row's path stands in docs/security.md, in a line of the table that names who."""
+    text = (Path(__file__).parent.parent.parent / "docs" / "security.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    words = {
+        Access.ANYBODY: "anybody",
+        Access.MONITORING: "any key",
+        Access.USERS: "users",
+        Access.TEAM: "users who are not kept apart",
+        Access.ADMINS: "admins",
+    }
+    for row in TABLE:
+        path = row.path.removesuffix("/**").removeprefix("/v2") or "/"
+        shown = [line for line in lines if line.startswith(f"| {words[row.access]}") and f"`{path}`" in line]
+        assert shown or row.path == "/**" or row.path == "/v2/userdata", row
