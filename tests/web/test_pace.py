@@ -66,8 +66,8 @@ def test_a_silence_is_not_the_clients_while_nobody_reads() -> None:
     pace.began(0, is_upgrade=False)
     for now in range(1, 1_000):
         assert overdue(pace, now, reads_body=True, is_read=False) is None
-    assert overdue(pace, 1_029, reads_body=True) is None
-    assert overdue(pace, 1_030, reads_body=True) == "body"
+    assert overdue(pace, 1_028, reads_body=True) is None
+    assert overdue(pace, 1_029, reads_body=True) == "body"
 
 
 def test_readers() -> None:
