@@ -361,7 +361,8 @@ def take(directory: Path) -> IO[str]:
         StoreError: another process has it, or it can't be used.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # What callers sent is in there: for nobody else on this machine.
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (directory / LOCK_NAME).open("w")
     except OSError as error:
         raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error

@@ -11,7 +11,8 @@ from gateway.comfy.errors import error_body
 
 JSON = "application/json; charset=utf-8"
 # Nothing that a caller may have put into it is to be taken for a page.
-_JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff"}
+# Whose it is does not show in its URL, so no cache that several callers share may keep it.
+_JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
 
 
 def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -31,7 +31,7 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
     if edition is None:
         return _none_yet()
     body = await parts(request).catalogue.body(edition, caller(request).tenant, policy(request).view)
-    headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
     if body.etag in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
     if "gzip" in request.headers.get("Accept-Encoding", ""):

@@ -45,6 +45,7 @@ def defuse(headers: CIMultiDict[str], destination: str | None, *, is_style: bool
         return
     kind = headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
     headers.update(SANDBOX)
+    keep_private(headers)
     if not is_active(kind) or (is_style and kind == "text/css"):
         return
     headers.update({"Vary": "Sec-Fetch-Dest", "Cache-Control": "no-store"})
@@ -53,6 +54,17 @@ def defuse(headers: CIMultiDict[str], destination: str | None, *, is_style: bool
     headers["Content-Type"] = "application/octet-stream"
     _, _, named = headers.get("Content-Disposition", "").partition("filename")
     headers["Content-Disposition"] = f"attachment; filename{named}" if named else "attachment"
+
+
+def keep_private(headers: CIMultiDict[str]) -> None:
+    """No cache that several callers share may keep it: what tells them apart, the key, is not in its URL.
+
+    Asked with a cookie or X-API-Key, it may else keep what has a Last-Modified (RFC 9111, sections 3 and 4.2.2).
+    """
+    said = headers.get("Cache-Control", "")
+    if not re.search(r"\b(private|no-store)\b", said, re.IGNORECASE):
+        kept = [each for part in said.split(",") if (each := part.strip()) and each.lower() != "public"]
+        headers["Cache-Control"] = ", ".join(["private", *(each for each in kept if not each.startswith("s-maxage"))])
 
 
 def is_callers(path: str) -> bool:

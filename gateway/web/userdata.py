@@ -14,7 +14,7 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.store.userdata import MAX_SETTINGS, FileInfo, FolderFull, OutsideFolder, UnfitName, UserFolder
-from gateway.web.answers import empty, json, problem
+from gateway.web.answers import empty, json, json_bytes, problem
 from gateway.web.bodies import MOST_DEPTH, pieces, read_body
 from gateway.web.contents import is_active
 from gateway.web.parts import caller, parts
@@ -100,7 +100,7 @@ async def _change(request: web.Request, own: UserFolder, new: dict[str, Any]) ->
 
 
 def _exact(value: Any) -> web.Response:
-    return web.Response(body=wire.dumps_exact(value), content_type="application/json", charset="utf-8")
+    return json_bytes(wire.dumps_exact(value))
 
 
 async def list_files(request: web.Request) -> web.StreamResponse:
@@ -155,7 +155,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     elif is_active(content_type):
         content_type = "application/octet-stream"
     headers = {"Content-Type": content_type, "X-Content-Type-Options": "nosniff", "Content-Disposition": disposition}
-    return web.FileResponse(path, headers={**headers, "Cache-Control": "no-cache"})
+    return web.FileResponse(path, headers={**headers, "Cache-Control": "private, no-cache"})
 
 
 async def post_file(request: web.Request) -> web.StreamResponse:

@@ -468,3 +468,37 @@ async def test_an_admin_sees_all_with_whose_it_is(lab: Lab) -> None:
         return [item[1] for item in queue["queue_running"]] == [world.pending]
 
     await until(is_next)
+
+
+async def test_no_shared_cache_may_keep_what_is_somebodys(lab: Lab) -> None:
+    """A cache before the gateway tells callers apart by nothing: the key is not in the URL."""
+    gateway = await start(lab, await lab.simulator())
+    anna = caller(lab, gateway, "anna")
+    await upload(anna, png((1, 2, 3)), "mine.png")
+    prompt_id = await anna.prompt(slow())
+    (image,) = anna.images(await anna.entry(prompt_id))
+    await anna.post("/userdata/a.json", {"a": 1})
+    view = f"/view?{urlencode(image)}"
+    paths = [
+        view,
+        f"{view}&preview=webp",
+        f"{view}&channel=rgb",
+        "/view?filename=mine.png&type=input",
+        "/userdata/a.json",
+    ]
+    paths += [
+        f"/vhs/viewvideo?{urlencode(image)}",
+        "/queue",
+        "/history",
+        f"/history/{prompt_id}",
+        "/api/jobs",
+        "/settings",
+    ]
+    paths += ["/object_info", "/object_info/LoadImage", "/userdata?dir=.", "/v2/userdata", "/users", "/prompt"]
+    for path in paths:
+        for headers in ({}, {"Range": "bytes=0-3"}):
+            seen = await ask(anna, "GET", path, **headers)
+            told = dict(seen.headers).get("cache-control", "")
+            assert "private" in told or "no-store" in told or seen.status == 404, (path, seen.headers)
+            assert "public" not in told, path
+    assert oct((lab.directory / "data").stat().st_mode)[-3:] == "700"
