@@ -69,11 +69,14 @@ async def python(*arguments: str, core: str = SERVER_CORE, **environment: str) -
 
 
 @contextlib.asynccontextmanager
-async def gateway(*backends: str, core: str = SERVER_CORE, **settings: str) -> AsyncIterator[Running]:
-    """A gateway on a fresh journal, with requests not logged and backends hardly probed."""
+async def gateway(
+    *backends: str, core: str = SERVER_CORE, config: Path | None = None, **settings: str
+) -> AsyncIterator[Running]:
+    """A gateway on a fresh journal, requests not logged and backends hardly probed; without `config` open to all."""
     environment = {f"COMFYUI_GATEWAY_{k}": v for k, v in {**_SETTINGS, **settings}.items()}
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as data:
-        arguments = ["-m", "gateway", "serve", "--no-auth", "--port", "0", "--data-dir", data]
+        access = ["--no-auth"] if config is None else ["--config", str(config)]
+        arguments = ["-m", "gateway", "serve", *access, "--port", "0", "--data-dir", data]
         for backend in backends:
             arguments += ["--backend", backend]
         async with python(*arguments, core=core, **environment) as running:

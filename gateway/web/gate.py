@@ -74,7 +74,11 @@ class Gate:
                     await self._started.wait()
                 if is_limited and identity is not None:
                     refusal = self._limit(request, identity.tenant) or refusal
-                response = refusal or await self._answer(request, handler)
+                response = refusal or await _answer(request, handler)
+                status = response.status
+                return response
+            except LimitReached as reached:
+                response = self._refuse(reached)
                 status = response.status
                 return response
             except web.HTTPException as error:
@@ -125,26 +129,17 @@ class Gate:
 
     def _limit(self, request: web.Request, tenant: str) -> web.Response | None:
         """Hold a request against its tenant's limits, before anything of its body is read."""
-        reached = self._limits.request(tenant, time.monotonic())
-        most = self._limits.of(tenant).body_bytes if self._limits.bounds_bodies else None
-        if most is not None:
-            request[MOST] = most
-            if reached is None and (request.content_length or 0) > most:
-                reached = body_too_large(most, request.content_length or 0)
+        reached = self._limits.request(tenant, time.monotonic()) if self._limits.counts_requests else None
+        if reached is None and self._limits.bounds_bodies and request.can_read_body:
+            most, size = self._limits.of(tenant).body_bytes, request.content_length or 0
+            if most is not None:
+                request[MOST] = most
+                reached = body_too_large(most, size) if size > most else None
         return None if reached is None else self._refuse(reached)
 
     def _refuse(self, reached: LimitReached) -> web.Response:
         self._metrics.limited.labels(reached.limit).inc()
         return refuse(reached)
-
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            response = await _answer(request, handler)
-        except LimitReached as reached:
-            return self._refuse(reached)
-        # It came up while the body was being passed on, where nobody can raise it.
-        reached_there: LimitReached | None = request.get(REACHED)
-        return response if reached_there is None else self._refuse(reached_there)
 
     def _count(self, method: str, route: str, status: int) -> None:
         key = (method, route, status)
@@ -193,6 +188,9 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except SlowBody as error:
         return problem(408, "body_too_slow", "The request body comes too slowly", str(error), {"Connection": "close"})
     except BackendError as error:
+        if (reached := request.get(REACHED)) is not None:
+            # It came up while the body was being passed on, where it looks like a backend's failure.
+            raise reached from None
         if isinstance(request.content.exception(), SlowBody):
             details = str(request.content.exception())
             return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})

@@ -20,9 +20,9 @@ from tests.workflows import slow
 
 
 async def limited(lab: Lab, limits: dict[str, Any], backends: int = 1, **settings: Any) -> GatewayProcess:
-    """A gateway on which anna has limits, and nobody else."""
+    """A gateway on which anna and the admin have limits, and ben has none."""
     simulators = await lab.simulators(backends)
-    config = write_config(lab, simulators, {"named": {"anna": {"limits": limits}}}, {})
+    config = write_config(lab, simulators, {"named": {"anna": {"limits": limits}, BOSS: {"limits": limits}}}, {})
     return await serve(lab, config, backends, **settings)
 
 
@@ -184,6 +184,7 @@ async def test_bytes_of_a_body(lab: Lab) -> None:
         ("/prompt", lambda: gzip.compress(large), packed),
         ("/queue", pieces, {}),
         ("/upload/image", form, {}),
+        ("/userdata/x.json", pieces, {}),
     ]
     for path, data, headers in requests:
         async with lab.http.post(gateway.url + path, data=data(), headers={**anna.headers, **headers}) as answer:
@@ -193,7 +194,11 @@ async def test_bytes_of_a_body(lab: Lab) -> None:
         async with lab.http.post(gateway.url + path, data=data(), headers={**ben.headers, **headers}) as answer:
             assert answer.status in (200, 400), path
     await anna.prompt(slow())
-    assert await metric(lab, gateway, "body_bytes") == len(requests)
+    # An admin's goes to the backend as it comes, and no further than this.
+    boss = caller(lab, gateway, BOSS)
+    async with lab.http.post(f"{gateway.url}/userdata/x.json", data=pieces(), headers=boss.headers) as answer:
+        await refusal(answer, "body_bytes", 413)
+    assert await metric(lab, gateway, "body_bytes") == len(requests) + 1
 
 
 async def test_bytes_of_uploads(lab: Lab) -> None:
