@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.clients.driving import Driver, Run
 from tests.lab import Lab
@@ -108,10 +109,18 @@ class Target:
     is_gateway: bool
 
 
-@pytest.fixture(params=["simulator", "gateway"])
-async def target(request: pytest.FixtureRequest, lab: Lab) -> Target:
-    """One simulated ComfyUI alone, which shows what the client can do, or a gateway in front of three."""
-    if request.param == "simulator":
-        return Target((await lab.simulator()).url, is_gateway=False)
-    gateway = await lab.gateway(*await lab.simulators(3))
-    return Target(gateway.url, is_gateway=True)
+@pytest_asyncio.fixture(params=["simulator", "gateway"], scope="module", loop_scope="module")
+async def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
+    """One simulated ComfyUI alone, which shows what the client can do, or a gateway in front of three.
+
+    It is there for all tests of a client, one after the other.
+    """
+    lab = Lab(tmp_path_factory.mktemp("target"))
+    try:
+        if request.param == "simulator":
+            yield Target((await lab.simulator()).url, is_gateway=False)
+        else:
+            gateway = await lab.gateway(*await lab.simulators(3))
+            yield Target(gateway.url, is_gateway=True)
+    finally:
+        await lab.close()
