@@ -1,4 +1,4 @@
-"""A batch on backends of unequal speed ends about as soon as it can: the decisions of `routing`, in a time of their own."""
+"""A batch on backends of unequal speed ends as soon as it can: the decisions of `routing`, in a time of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEFT_AT_LEAST = 0.25
 
 @dataclass
 class Place:
-    """A backend: what is pending there, by tag, what runs and when it began, how long it takes, and is known to take."""
+    """A backend: what is pending there, by tag, what runs and since when, how long it takes, and is known to take."""
 
     name: str
     seconds: float
