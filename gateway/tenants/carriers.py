@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from multidict import MultiMapping
 
@@ -24,21 +24,38 @@ def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies:
     Raises:
         AmbiguousKey: a header or ``token`` is there more than once, with different keys.
     """
-    if "X-API-Key" in headers and (key := _only(headers, "X-API-Key")):
-        return key
-    if "Authorization" in headers:
-        scheme, _, credentials = _only(headers, "Authorization").partition(" ")
-        if scheme.lower() == "bearer" and (key := credentials.strip()):
-            return key
-        if scheme.lower() == "basic":
-            return _basic_password(credentials.strip())
-    if QUERY_PARAMETER in query and (key := _only(query, QUERY_PARAMETER)):
-        return key
-    return cookies.get(COOKIE) or None
+    return key_in_headers(headers) or key_in_query(query) or cookies.get(COOKIE) or None
 
 
-def _only(values: MultiMapping[str], name: str) -> str:
-    found = values.getall(name)
+def key_in_headers(headers: MultiMapping[str]) -> str | None:
+    """That of X-API-Key, else of Authorization.
+
+    Raises:
+        AmbiguousKey: as `presented_key`.
+    """
+    sent = headers.getall("X-API-Key", ())
+    if sent and (key := _only(sent, "X-API-Key")):
+        return key
+    sent = headers.getall("Authorization", ())
+    if not sent:
+        return None
+    scheme, _, credentials = _only(sent, "Authorization").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip() or None
+    return _basic_password(credentials.strip()) if scheme.lower() == "basic" else None
+
+
+def key_in_query(query: MultiMapping[str]) -> str | None:
+    """That of ``?token=``.
+
+    Raises:
+        AmbiguousKey: as `presented_key`.
+    """
+    sent = query.getall(QUERY_PARAMETER, ())
+    return (_only(sent, QUERY_PARAMETER) or None) if sent else None
+
+
+def _only(found: Sequence[str], name: str) -> str:
     if len(found) > 1 and len(set(found)) > 1:
         raise AmbiguousKey(f"{name} is there {len(found)} times, with different values")
     return found[0].strip()

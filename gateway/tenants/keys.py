@@ -100,6 +100,8 @@ class Key:
     old_digest: str | None = None
     old_until: float | None = None
     used_at: float | None = None
+    # From where that was.
+    address: str | None = None
     _networks: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -109,7 +111,7 @@ class Key:
 
     def use(self, address: str | None, now: float) -> None:
         """It let somebody in."""
-        self.used_at = now
+        self.used_at, self.address = now, address
         if address is None:
             return
         network = network_of(address)

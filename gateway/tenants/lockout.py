@@ -48,6 +48,8 @@ class Lockout:
         # Each in the order of its last failure.
         self._suspects: OrderedDict[str, _Failures] = OrderedDict()
         self._locked: OrderedDict[str, _Failures] = OrderedDict()
+        # The end of the longest wait; 0 if nobody ever waited.
+        self.latest = 0.0
 
     def __len__(self) -> int:
         return len(self._suspects) + len(self._locked)
@@ -82,6 +84,7 @@ class Lockout:
         # 2**64 seconds are enough; a larger exponent would end as a float that is too large.
         delay = settings.first * 2.0 ** min(failures.count - settings.after, 64)
         failures.until = now + min(delay, settings.most)
+        self.latest = max(self.latest, failures.until)
         _put(self._locked, network, failures, self._room)
         return failures.until - now
 

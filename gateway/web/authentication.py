@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from aiohttp import web
-from multidict import MultiDict
 
 from gateway.telemetry.audit import Audit, Reason
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants import sign_ins
 from gateway.tenants.addresses import network_of
-from gateway.tenants.carriers import COOKIE, AmbiguousKey, presented_key
+from gateway.tenants.carriers import COOKIE, AmbiguousKey, key_in_headers, key_in_query
 from gateway.tenants.keys import Grant, Identity, Keyring, digest_of
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.sign_ins import SignIns
@@ -22,9 +21,8 @@ from gateway.web.addresses import client_address
 from gateway.web.answers import problem
 from gateway.web.navigation import SIGN_IN, is_navigation, to_sign_in
 
-GRANT = "grant"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
-# Seconds between two looks at from where a key is used; each would cost the hot path an address.
+# Seconds for which a use of a key from the same address is not noted again.
 USE_SECONDS = 1.0
 
 
@@ -46,7 +44,6 @@ class Refused:
         return problem(self.status, self.type, self.message, self.details, headers)
 
 
-_NOTHING: MultiDict[str] = MultiDict()
 _HOW = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
 _MISSING = Refused(401, "unauthorized", "A valid API key is needed", _HOW)
 _UNKNOWN = Refused(401, "unauthorized", "A valid API key is needed", f"this one is not known here; {_HOW}")
@@ -66,23 +63,24 @@ class Authentication:
 
     def identify(self, request: web.Request) -> Identity | web.Response:
         """Who calls; or the refusal of a request whose key is wrong or missing."""
+        found = self.find(request)
+        if isinstance(found, Grant):
+            return found.identity
+        # A browser whose cookie is stale is not to be shut out of the page on which it gets another.
+        return to_sign_in(request) if found.status != 400 and is_navigation(request) else found.response()
+
+    def find(self, request: web.Request) -> Grant | Refused:
+        """What lets the sender of a request in."""
         if self._keyring.is_open:
-            request[GRANT] = self._keyring.local
-            return self._keyring.local.identity
+            return self._keyring.local
         try:
             key = _key_of(request)
         except AmbiguousKey as error:
             self._tell(Reason.AMBIGUOUS, client_address(request), None)
-            return Refused(400, "ambiguous_key", "Which key is meant can't be told", f"{error}; send one").response()
+            return Refused(400, "ambiguous_key", "Which key is meant can't be told", f"{error}; send one")
         if key is None:
-            found: Grant | Refused = self._keyring.by_address(client_address(request)) or _MISSING
-        else:
-            found = self.judge(key, request)
-        if isinstance(found, Refused):
-            # A browser whose cookie is stale is not to be shut out of the page on which it gets another.
-            return to_sign_in(request) if found.status != 400 and is_navigation(request) else found.response()
-        request[GRANT] = found
-        return found.identity
+            return self._keyring.by_address(client_address(request)) or _MISSING
+        return self.judge(key, request)
 
     def judge(self, secret: str, request: web.Request) -> Grant | Refused:
         """What a key, or what a sign-in's cookie holds, is good for."""
@@ -96,7 +94,7 @@ class Authentication:
             return grant
         digest = digest_of(secret)
         grant = self._keyring.grant(digest)
-        if len(self._lockout) and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
+        if self._lockout.latest and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
             return refused
         if grant is None:
             return self._wrong(digest, client_address(request))
@@ -107,14 +105,14 @@ class Authentication:
         return grant
 
     def _use(self, grant: Grant, request: web.Request, now: float) -> None:
-        key = grant.key
+        key, address = grant.key, client_address(request)
         # A clock that was set back does not end it.
-        if key is not None and (key.used_at is None or not 0 <= now - key.used_at <= USE_SECONDS):
-            key.use(client_address(request), now)
+        if key is not None and (key.address != address or not 0 <= now - (key.used_at or 0) <= USE_SECONDS):
+            key.use(address, now)
 
     def _locked(self, grant: Grant | None, digest: str, address: str | None, now: float) -> Refused | None:
         """The answer to any key from an address that waits, save those that were right there before."""
-        if address is None:
+        if address is None or time.monotonic() > self._lockout.latest:
             return None
         wait = self._lockout.wait(address, digest, time.monotonic())
         if not wait or (grant is not None and grant.key is not None and grant.key.was_used_from(address, now)):
@@ -145,8 +143,10 @@ def _over(grant: Grant) -> Refused:
 
 
 def _key_of(request: web.Request) -> str | None:
-    # Programs send this one; it goes before all others, so that those need no look.
-    if "X-API-Key" in request.headers and (key := presented_key(request.headers, _NOTHING, {})):
-        return key
-    cookies = request.cookies if COOKIE in request.headers.get("Cookie", "") else {}
-    return presented_key(request.headers, request.rel_url.query, cookies)
+    """As `presented_key`, and no more is read than has to be: most clients send a header."""
+    key = key_in_headers(request.headers)
+    if key is None and request.rel_url.raw_query_string:
+        key = key_in_query(request.rel_url.query)
+    if key is None and COOKIE in request.headers.get("Cookie", ""):
+        key = request.cookies.get(COOKIE)
+    return key or None
