@@ -192,6 +192,34 @@ async def test_an_upload_is_refused_whole_and_taken_later(lab: Lab) -> None:
     assert await Comfy(lab.http, again.url).view(view) == b"x" * 10
 
 
+async def test_it_is_started_again_on_a_full_disk(lab: Lab) -> None:
+    """Killed, it finds the ends that it could not write, and still can't: nobody is told of them before it can."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    ids = [await Comfy(lab.http, gateway.url).prompt(slow(n, steps=20)) for n in range(3)]
+    fill(lab, gateway)
+    for prompt_id in ids:
+        await Comfy(lab.http, simulator.url).entry(prompt_id)
+    await gateway.kill()
+    again = GatewayProcess(lab.directory / "data", [simulator.url], ("--no-auth",), {"probe__interval": 0.25})
+    again.wrapper = ["prlimit", f"--fsize={room(lab)}:unlimited"]
+    lab.servers.append(again)
+    await again.start()
+    comfy = Comfy(lab.http, again.url)
+
+    async def all_owed() -> bool:
+        return await metric(comfy, "journal_owed") >= 3
+
+    await until(all_owed, what="three ends wait for the disk")
+    assert await comfy.get("/history") == {}
+    assert (await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 3
+    await refused(comfy, "/prompt", json={"prompt": slow(9)})
+    disk.free(again.pid)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await simulator.requests(lab.http))["POST /prompt"] == 3
+
+
 async def test_it_ends_politely_on_a_full_disk(lab: Lab) -> None:
     """With an end that is owed; the next start finds it where it ran."""
     simulator = await lab.simulator()
