@@ -129,7 +129,7 @@ class ComfyClient:
                 allow_redirects=False,
                 ssl=self._tls,
             ) as response:
-                return Answer(response.status, response.headers, await _whole(response))
+                return Answer(response.status, response.headers, await whole(response))
         except (aiohttp.ClientError, OSError) as error:
             raise translated(error) from error
 
@@ -244,19 +244,32 @@ class ComfyClient:
             yield socket
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    """All of an answer, unless it is more than any ComfyUI answers: that may have no end."""
-    if (response.content_length or 0) <= MAX_ANSWER:
-        pieces, size = [], 0
+async def pieces(response: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
+    """An answer, as it comes.
+
+    Raises:
+        BadAnswer: it has more than `most` bytes, and may have no end.
+    """
+    size = 0 if response.method == "HEAD" else response.content_length or 0
+    if size <= most:
+        size = 0
         async for piece in response.content.iter_any():
-            pieces.append(piece)
             size += len(piece)
-            if size > MAX_ANSWER:
+            if size > most:
                 break
-        else:
-            return b"".join(pieces)
-    response.close()
-    raise BadAnswer(f"an answer of more than {MAX_ANSWER} bytes", response.status)
+            yield piece
+    if size > most:
+        response.close()
+        raise BadAnswer(f"an answer of more than {most} bytes", response.status)
+
+
+async def whole(response: aiohttp.ClientResponse) -> bytes:
+    """All of an answer, unless it is more than any ComfyUI answers.
+
+    Raises:
+        BadAnswer: it is.
+    """
+    return b"".join([piece async for piece in pieces(response, MAX_ANSWER)])
 
 
 class _Redirected(aiohttp.ClientError):

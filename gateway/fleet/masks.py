@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 from gateway.comfy import wire
-from gateway.comfy.client import BadAnswer
+from gateway.comfy.client import MAX_ANSWER, BadAnswer, pieces
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
 from gateway.fleet.placer import post_file, view_path
@@ -38,6 +38,6 @@ async def compose(backend: Backend, original: FileRef, mask: Path, size: int, su
     async with backend.client.open("GET", view_path(FileRef("temp", "", name))) as answer:
         if answer.status != 200:
             return False
-        async for chunk in answer.content.iter_any():
+        async for chunk in pieces(answer, MAX_ANSWER):
             await into.write(chunk)
     return True

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from gateway.comfy import wire
-from gateway.comfy.client import BackendError, BadAnswer, Unreachable
+from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
 from gateway.comfy.outputs import FileRef, folder_of
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import Upload, marked
@@ -50,14 +50,21 @@ class SourceDown(Exception):
 
 
 class Placer:
-    """Puts files on backends, each once, however many ask for it at a time."""
+    """Puts files on backends, each once, however many ask for it at a time.
 
-    def __init__(self, fleet: Fleet, blobs: BlobStore, placements: Placements, store: Store, metrics: Metrics) -> None:
+    Args:
+        most: bytes of a file that is brought from one backend to another.
+    """
+
+    def __init__(
+        self, fleet: Fleet, blobs: BlobStore, placements: Placements, store: Store, metrics: Metrics, most: int
+    ) -> None:
         self._fleet = fleet
         self._blobs = blobs
         self._placements = placements
         self._store = store
         self._metrics = metrics
+        self._most = most
         self._tasks = Tasks("placer")
         self._under_way: dict[Hashable, asyncio.Task[FileRef | Exception]] = {}
         self._spreading: dict[str, deque[tuple[FileRef, Upload]]] = {}
@@ -208,8 +215,10 @@ class Placer:
                 async with source.client.open("GET", view_path(ref)) as answer:
                     if answer.status != 200:
                         raise FileMissing(f"backend '{source.name}' does not have '{ref.filename}' any more")
-                    async for chunk in answer.content.iter_any():
+                    async for chunk in pieces(answer, self._most):
                         await writer.write(chunk)
+            except BadAnswer as error:
+                raise FileMissing(f"'{ref.filename}' of backend '{source.name}' is {error}") from error
             except BackendError as error:
                 raise SourceDown(source.name) from error
             # Marked, so that no node on the target is about to save under the same name.
@@ -261,7 +270,7 @@ async def post_file(
             asyncio.timeout(PATIENCE_SECONDS + size / BYTES_A_SECOND),
             backend.client.open("POST", path, data=form) as answer,
         ):
-            return answer.status, await answer.read()
+            return answer.status, await whole(answer)
     except TimeoutError as error:
         raise BackendError(f"backend '{backend.name}' did not take '{filename}' in time") from error
     finally:

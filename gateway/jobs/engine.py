@@ -70,7 +70,7 @@ class Engine:
         self.catalogue = Catalogue(
             fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue"
         )
-        self.placer = Placer(fleet, blobs, self.placements, store, metrics)
+        self.placer = Placer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
         telling = Telling(bus)
