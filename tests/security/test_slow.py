@@ -204,3 +204,24 @@ async def test_too_many_connections_of_one_address(lab: Lab) -> None:
     )
     async with connected(proxied.port, 12):
         assert (await talk(proxied.port, b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n")).statuses == [200]
+
+
+async def test_no_more_open_files(lab: Lab) -> None:
+    """Nothing breaks: who was there is served on, and the next is when there is room again."""
+    gateway = await lab.gateway(await lab.simulator())
+    async with lab.http.get(f"{gateway.url}/queue") as answer:
+        assert answer.status == 200
+    used = psutil.Process(gateway.pid).num_fds()
+    before = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (used + 10, before[1]))
+    async with connected(gateway.port, 30, b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"):
+
+        async def complained() -> bool:
+            return any(line.get("event") == "no connection can be accepted" for line in gateway.log_lines())
+
+        await until(complained, what="it says so")
+        async with lab.http.get(f"{gateway.url}/queue") as answer:
+            assert answer.status == 200
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, before)
+    heard = await talk(gateway.port, b"GET /queue HTTP/1.0\r\n\r\n", silence=SLACK)
+    assert heard.statuses == [200]

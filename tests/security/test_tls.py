@@ -11,8 +11,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 import trustme
+import yaml
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 
+from gateway.cli import main
 from gateway.settings import SettingsError, load
 from tests.lab import GatewayProcess, Lab, until
 from tests.security.recorder import talk
@@ -197,3 +200,11 @@ def test_files_that_are_no_good_are_named(files: Files, tmp_path: Path) -> None:
             load(None, environment={}, flags={"server": {"tls": tls}})
         assert any(problem.startswith(said) or said in problem for problem in caught.value.problems), caught.value
     assert load(None, environment={}, flags={"server": {"tls": good}}).server.tls.key == files.key
+    config = tmp_path / "gateway.yaml"
+    config.write_text(
+        yaml.safe_dump({"server": {"tls": {**good, "key": str(other)}}, "backends": [{"url": "http://a"}]})
+    )
+    for command in ("serve", "check"):
+        result = CliRunner().invoke(main, [command, "--config", str(config)])
+        assert result.exit_code == 2
+        assert f"server.tls: key: {other} is not the key of {files.certificate}" in result.output
