@@ -44,9 +44,8 @@ class _EarlyAnswer:
 
 
 def _response(reply: Reply, headers: dict[str, str]) -> web.Response:
-    return web.Response(
-        body=reply.body, status=reply.status, headers={"Content-Type": reply.content_type, **NOSNIFF, **headers}
-    )
+    own = {"Content-Type": reply.content_type, "Cache-Control": "private", **NOSNIFF}
+    return web.Response(body=reply.body, status=reply.status, headers={**own, **headers})
 
 
 async def post_prompt(request: web.Request) -> web.Response:
