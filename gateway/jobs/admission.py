@@ -148,7 +148,7 @@ def _submission(
     rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
     if may_name_keys:
         shown, rest = partner_keys.without(shown), partner_keys.without(rest)
-    targets, prompt_id = value.get("partial_execution_targets"), value.get("prompt_id")
+    targets, prompt_id = rest.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(
         prompt=wire.packed(dumps(value["prompt"])),
         extra_data=wire.packed(dumps(shown)) if shown else b"{}",

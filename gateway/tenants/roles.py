@@ -189,7 +189,7 @@ def plain(path: str) -> Path:
 def is_plain(path: str) -> bool:
     """Whether a path is spelled in the one way that a ComfyUI knows."""
     found = plain(path)
-    return path.removeprefix("/api" if found.under_api else "").casefold() == "/" + "/".join(found.parts)
+    return path.removeprefix("/api" if found.under_api else "") == "/" + "/".join(found.parts)
 
 
 class Roles:

@@ -81,10 +81,12 @@ def whose(request: web.Request) -> Identity:
     Two tenants may have the same prompt_id, and files of the same name: so an admin says whose.
     """
     identity = caller(request)
-    tenant = request.rel_url.query.get("tenant") if identity.is_admin else None
+    if not identity.is_admin or "tenant=" not in request.rel_url.raw_query_string:
+        return identity
+    tenant = request.rel_url.query.get("tenant")
     return replace(identity, tenant=tenant, role=Role.USER, isolated=True) if tenant else identity
 
 
 def tells_whose(request: web.Request) -> bool:
     """Whether what is shown says whose it is: to an admin, where there is more than one tenant."""
-    return whose(request).is_admin and not parts(request).keyring.is_open
+    return not parts(request).keyring.is_open and whose(request).is_admin

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -32,8 +33,10 @@ from gateway.sessions.sequencer import Sequencer
 from gateway.settings import AuthSettings, KeySettings
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
+from gateway.store.userdata import OutsideFolder, UnfitName, parts_of
 from gateway.tenants.carriers import COOKIE, AmbiguousKey, presented_key
 from gateway.tenants.keys import Keyring, digest_of
+from gateway.tenants.roles import Access, Roles, plain
 from gateway.web.uploads import _original
 from gateway.web.view import requested_file
 from tests.fuzz import seeds
@@ -99,9 +102,12 @@ def graph(data: bytes) -> None:
     job = Job("tenant", prompt_id, prompt_id, 1.0, 1.0, submission, 1, 0.0)
     shown = wire.loads(job.queue_item())
     for text in (kept, job.queue_item(), wire.dumps_exact(shown)):
-        assert seeds.SECRET.encode() not in text
+        # Under another name it is a text as any other.
+        assert seeds.SECRET.encode() not in text or seeds.SECRET not in submission.secrets.values()
     assert not any(key in shown[3] for key in NAMES)
     wire.loads(upstream_body(job, "gateway", {}))
+    said = submission.censor().encoded(wire.dumps_exact({"a": [seeds.SECRET], "current_inputs": shown[3]}))
+    assert not submission.secrets or not submission.censor().is_in(said)
     wire.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
     prompt = wire.loads(submission.prompt)
     abilities.needs_of(prompt, _EDITION.abilities)
@@ -234,6 +240,34 @@ def query(data: bytes) -> None:
     _original(text)
 
 
+_ROLES = Roles()
+_KEPT = ("internal/logs", "free", "manager/reboot", "v2/customnode/x", "gateway/keys", "users/x")
+
+
+def path(data: bytes) -> None:
+    """A request's path, held against the table of roles; and a name in the folder of what a web UI saves."""
+    text = data.decode("utf-8", "surrogateescape")
+    found = plain(text)
+    assert not {"", ".", "api"} & set(found.parts[:1])
+    assert _ROLES.of_path("GET", text) in Access
+    assert _ROLES.of_path("POST", text) in (Access.ADMINS, Access.USERS, Access.TEAM)
+    # Whatever stands before what is an admin's, as long as it comes to nothing, does not open it.
+    for kept in _KEPT:
+        for spelled in (kept, quote(kept, safe=""), kept.upper(), kept.replace("/", "//./")):
+            for before in ("/", "/api/", "//", "/./", "/%2e/", "\\", "/api/api//"):
+                assert _ROLES.of_path("GET", before + spelled) is Access.ADMINS, before + spelled
+                below = _ROLES.of_path("PUT", f"{before}{spelled}/{text}")
+                assert below is Access.ADMINS, text
+    try:
+        parts = parts_of(text)
+    except (OutsideFolder, UnfitName):
+        return
+    assert not {"", ".", ".."} & set(parts)
+    assert not any("/" in part or "\0" in part or "\\" in part for part in parts)
+    root = Path("/kept/folder")
+    assert root in (root.joinpath(*parts), *root.joinpath(*parts).parents)
+
+
 def _is_inside(ref: FileRef) -> bool:
     parts = [*ref.subfolder.split("/"), *ref.filename.split("/")]
     return ".." not in parts and not ref.subfolder.startswith("/") and "\0" not in ref.subfolder + ref.filename
@@ -255,6 +289,17 @@ TARGETS = {
                 b"Authorization: Basic OmEta2V5LWZvci1mdXp6aW5n",
                 b"x: token=a-key-for-fuzzing",
                 COOKIE.encode() + b": a-key-for-fuzzing",
+            ),
+        ),
+        Target(
+            "path",
+            path,
+            (
+                b"/internal/logs",
+                b"/api//v2/./manager/%72eboot",
+                b"workflows/%2e%2e/a.json",
+                b"..%252f..\\x",
+                b"/\xff\xfe",
             ),
         ),
         Target(

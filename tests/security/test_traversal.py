@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import aiohttp
 import pytest
@@ -35,7 +36,7 @@ async def backend(lab: Lab, tmp_path: Path) -> tuple[Simulator, Path]:
     (base / "input").mkdir(parents=True)
     for path in (outside / "secret.txt", outside / "secret.png", base / "secret.png"):
         path.write_bytes(SECRET)
-    return await lab.simulator("--base-dir", str(base)), outside
+    return await lab.simulator("--base-dir", str(base), "--record"), outside
 
 
 def spelled(path: str) -> list[str]:
@@ -82,6 +83,13 @@ def is_innocent(seen: Seen) -> bool:
     return (
         SECRET not in seen.body and b"root:" not in seen.body and not (is_picture and seen.body) and seen.status < 500
     )
+
+
+def leads_elsewhere(path: str) -> bool:
+    """Whether a request's path or query, however often it is decoded, has a way up in it."""
+    for _ in range(4):
+        path = unquote(path)
+    return ".." in re.split(r"[/\\?&=]", path)
 
 
 @pytest.mark.parametrize("name", ["ben", "boss"])
@@ -131,6 +139,10 @@ async def test_no_view_leads_out(lab: Lab, tmp_path: Path, name: str) -> None:
         answers = await asyncio.gather(*(ask(asker, "GET", path) for path in some))
         for path, seen in zip(some, answers, strict=True):
             assert is_innocent(seen), (path, seen)
+    if name == "ben":
+        # Nor is a backend asked, or a proxy before it, which may undo what is in a path: older ones are less wary.
+        for sent in await simulator.recorded(lab.http):
+            assert not leads_elsewhere(str(sent["path"])), sent["path"]
     # What was looked for is there.
     assert (await ask(anna, "GET", "/view?filename=annas_00001_.png")).status == 200
     assert (await ask(anna, "GET", "/view?filename=annas.png&type=input")).status == 200
@@ -325,3 +337,56 @@ async def test_requests_whose_target_is_no_path(lab: Lab) -> None:
 )
 def test_what_a_query_names(filename: str, subfolder: str | None, kind: str, found: FileRef | int) -> None:
     assert requested_file(filename, subfolder, kind) == found
+
+
+async def test_another_spelling_of_our_routes_reaches_no_backend(lab: Lab) -> None:
+    """A proxy before a ComfyUI may merge slashes and undo dots; what /queue answers there is everybody's."""
+    simulator = await lab.simulator("--record")
+    gateway = await start(lab, simulator)
+    before = len(await simulator.recorded(lab.http))
+    routes = [
+        "queue",
+        "history",
+        "history/x",
+        "api/jobs",
+        "view",
+        "prompt",
+        "userdata/x",
+        "settings",
+        "object_info",
+        "ws",
+    ]
+    spellings = []
+    for route in routes:
+        inside = route.replace("/", "//")
+        encoded = f"%{ord(route[0]):x}{route[1:]}"
+        spellings += [f"//{route}", f"/{route}/", f"/./{route}", f"/%2e/{route}", f"/api//{route}", f"/{route.upper()}"]
+        spellings += [
+            f"///{inside}",
+            f"/%2F{route}",
+            f"/%25{encoded[1:]}",
+            f"/\\{route}",
+            f"/api/api/{route}/",
+        ]
+        if not route.endswith("/x"):
+            # A name may end in a slash, as long as it is looked for in what is the caller's own.
+            spellings.append(f"/{route}%2f")
+    for name in ("ben", "boss"):
+        comfy = caller(lab, gateway, name)
+        for path in spellings:
+            seen = await ask(comfy, "GET", path)
+            assert seen.status == 404, (path, seen)
+    for sent in (await simulator.recorded(lab.http))[before:]:
+        # What the gateway itself asks, it asks for as it should.
+        assert str(sent["path"]).partition("?")[0] in ("/queue", "/system_stats", "/object_info", "/features"), sent
+
+
+async def test_a_tenant_is_no_other_user_of_a_backend(lab: Lab) -> None:
+    """ComfyUI's --multi-user takes the user from a header: a tenant that is kept apart can't choose one."""
+    simulator = await lab.simulator("--record")
+    gateway = await start(lab, simulator)
+    for name, passed in (("ben", False), ("boss", True)):
+        await ask(caller(lab, gateway, name), "GET", "/extensions", Comfy_User="anna")
+        sent = [each for each in await simulator.recorded(lab.http) if each["path"] == "/extensions"]
+        assert len(sent) == 1 + passed
+        assert any(header.lower() == "comfy-user" for header, _ in sent[-1]["headers"]) == passed
