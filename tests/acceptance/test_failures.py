@@ -21,7 +21,7 @@ async def test_a_killed_backends_jobs_end_elsewhere(lab: Lab) -> None:
     gateway = await lab.gateway(*simulators)
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c", "&events=interleave")
-    seeds = {await comfy.prompt(slow(n, steps=100), "c"): n for n in range(9)}
+    seeds = {await comfy.prompt(slow(n, steps=40), "c"): n for n in range(9)}
     await listener.next("progress")
     await simulators[0].kill()
     for prompt_id, seed in seeds.items():

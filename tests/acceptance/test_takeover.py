@@ -97,7 +97,7 @@ async def test_a_backend_that_does_not_give_back_keeps_its_job(lab: Lab) -> None
     """It stops just then, and is lost: the job ends elsewhere; and what wakes again does not run it as well."""
     simulators, gateway = await one_busy_one_late(lab, probe__timeout=0.5, probe__lost_after=2, probe__interval=0.3)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=40, step_seconds=0.05)) for n in range(4)]
+    ids = [await comfy.prompt(slow(n, steps=40)) for n in range(4)]
     await comfy.running(ids[0])
     simulators[0].signal(signal.SIGSTOP)
     simulators[1] = await lab.simulator(port=simulators[1].port)
