@@ -49,21 +49,21 @@ async def run(seed: int, directory: Path) -> Figures:
     """
     began, planned, lab = time.monotonic(), plan(seed), Lab(directory)
     world = World(lab, directory, seed)
-    clients: list[Client] = []
+    clients = [Client(each, world.url) for each in planned.clients]
+    witness = Witness(clients, world.url)
     try:
-        figures = await _run(planned, lab, world, clients, began)
+        figures = await _run(planned, lab, world, clients, witness, began)
     except BaseException as error:
         for place, server in enumerate(lab.servers):
             (directory / f"process-{place}.log").write_text(f"{server.arguments}\n{server.log.read_text()}")
         lab.expect_trouble = True
         if isinstance(error, Exception):
-            (directory / "plan.txt").write_text(
-                "\n".join(map(str, (*planned.lanes, planned.kills, planned.surroundings, *planned.clients)))
-            )
+            (directory / "plan.txt").write_text(planned.text())
             said = "\n  ".join(_sentences(error))
             raise AssertionError(f"make chaos SEED={seed}: {said}\nplan and logs: {directory}") from error
         raise
     finally:
+        witness.leave()
         for client in clients:
             await client.leave()
         await world.close()
@@ -78,13 +78,11 @@ def _sentences(error: BaseException) -> list[str]:
     return [f"{type(error).__name__}: {error}"]
 
 
-async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], began: float) -> Figures:
+async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], witness: Witness, began: float) -> Figures:
     await world.start()
     comfy = Comfy(lab.http, world.url)
     before = await verdict.level(comfy, world.gateways[-1].pid)
-    clients += [Client(each, world.url) for each in planned.clients]
     listening = [asyncio.create_task(client.listen()) for client in clients]
-    witness = Witness(clients, world.url)
     witnessing = asyncio.create_task(witness.look_on())
     async with asyncio.TaskGroup() as group:
         for number, faults in enumerate(planned.lanes):
@@ -97,7 +95,7 @@ async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], beg
     await world.all_up()
     await _settle(comfy, clients)
     await world.backends_idle()
-    await witness.leave()
+    witness.leave()
     await witnessing
     history, found = await verdict.look(comfy, world, clients)
     found.problems += [*witness.problems, *witness.contradictions(history)]

@@ -20,30 +20,29 @@ class Witness:
         self.problems: list[str] = []
         self._clients = clients
         self._url = url
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15))
         self._ended: dict[str, tuple[str, Any]] = {}
         self._leaving = False
 
     async def look_on(self) -> None:
-        """Look, also while the gateway is down; and once more before it leaves."""
-        while not self._leaving:
-            try:
-                await self._look()
-            except NO_ANSWER:
-                pass
-            await asyncio.sleep(LOOK_EVERY)
+        """Look, also while the gateway is down."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as http:
+            while not self._leaving:
+                try:
+                    await self._look(http)
+                except NO_ANSWER:
+                    pass
+                await asyncio.sleep(LOOK_EVERY)
 
-    async def leave(self) -> None:
-        """End it."""
+    def leave(self) -> None:
+        """Look no more."""
         self._leaving = True
-        await self._http.close()
 
-    async def _look(self) -> None:
+    async def _look(self, http: aiohttp.ClientSession) -> None:
         accepted = [a for client in self._clients for a in client.accepted if not a.cancel_asked]
-        async with self._http.get(f"{self._url}/queue") as answer:
+        async with http.get(f"{self._url}/queue") as answer:
             queue = await answer.json()
         # Read after the queue: whatever has left the one is in the other.
-        async with self._http.get(f"{self._url}/history") as answer:
+        async with http.get(f"{self._url}/history") as answer:
             history: dict[str, dict[str, Any]] = await answer.json()
         open_ids = {item[1] for items in queue.values() for item in items}
         missing = [
