@@ -20,6 +20,7 @@ from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.settings import BackendSettings, Settings, SettingsError, load
 from gateway.store.salvage import had_keys
+from gateway.tenants.keys import LOCAL_TENANT
 
 GIB = 1024**3
 EXIT_USAGE = 2
@@ -83,9 +84,20 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
     if settings.open_to_strangers and not had_keys(settings.data_dir):
         click.echo("auth: listens beyond loopback without a key; add auth.keys, or set auth.disabled", err=True)
         sys.exit(EXIT_USAGE)
+    for tenant in unknown_tenants(settings):
+        hint = f"tenants.named.{tenant}: no key of the configuration stands for this tenant; one of the store may"
+        click.echo(hint, err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
     sys.exit(0 if rows and all(row.reachable == "yes" for row in rows) else 1)
+
+
+def unknown_tenants(settings: Settings) -> list[str]:
+    """The tenants that are named and that no key of the configuration stands for: made over the API, or misspelt."""
+    known = {key.tenant or key.name for key in settings.auth.keys} | {LOCAL_TENANT}
+    if settings.tenants.anonymous.networks:
+        known.add(settings.tenants.anonymous.tenant)
+    return sorted(settings.tenants.named.keys() - known)
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:

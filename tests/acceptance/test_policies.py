@@ -300,3 +300,17 @@ def test_a_label_that_no_backend_has(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "tenants.default.labels: no backend has the label 'bgi'" in result.output
     assert "tenants.named.anna.labels: no backend has the label 'huge'" in result.output
+
+
+def test_a_tenant_that_no_key_stands_for(tmp_path: Path) -> None:
+    """A hint and no more: its key may be in the store."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(
+        "backends: [{url: 'http://127.0.0.1:1'}]\n"
+        "auth: {keys: [{name: anna, key: a-key-for-tests}, {name: app, key: another-for-tests, tenant: team}]}\n"
+        "tenants: {named: {anna: {}, team: {}, app: {}, default: {}}}\n"
+    )
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert "tenants.named.app: no key of the configuration" in result.output
+    assert result.output.count("tenants.named") == 1
