@@ -148,8 +148,12 @@ async def test_expiry(lab: Lab) -> None:
         assert error["type"] == "key_expired"
         assert error["message"] == f"This key expired on {soon}"
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-    # Its socket is closed as well, a few seconds later.
+    dave = await Comfy(lab.http, gateway.url, X_API_Key=await make(lab, gateway, "dave")).listen("c")
+    # Its socket is closed as well, a few seconds later: where all are looked at, every 5 s.
     assert await listener.receive() == CLOSED
+    # One of a revoked key does not wait for that.
+    await ask(lab, gateway, "DELETE", "/dave")
+    assert await dave.receive(4) == CLOSED
 
 
 async def test_what_is_refused(lab: Lab) -> None:
