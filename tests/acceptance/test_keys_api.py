@@ -134,6 +134,7 @@ async def test_rotation(lab: Lab) -> None:
 
 async def test_expiry(lab: Lab) -> None:
     gateway = await with_keys(lab, await lab.simulator())
+    dave = await Comfy(lab.http, gateway.url, X_API_Key=await make(lab, gateway, "dave")).listen("c")
     now = time.time()
     soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + 3))
     key = await make(lab, gateway, "carol", expires=soon)
@@ -148,7 +149,6 @@ async def test_expiry(lab: Lab) -> None:
         assert error["type"] == "key_expired"
         assert error["message"] == f"This key expired on {soon}"
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-    dave = await Comfy(lab.http, gateway.url, X_API_Key=await make(lab, gateway, "dave")).listen("c")
     # Its socket is closed as well, a few seconds later: where all are looked at, every 5 s.
     assert await listener.receive() == CLOSED
     # One of a revoked key does not wait for that.
