@@ -71,14 +71,6 @@ def parse_address(text: str) -> Address | None:
     return mapped or address
 
 
-def household(address: str) -> str:
-    """What counts as one caller where addresses are counted: one of IPv4, or the /64 that a line of IPv6 comes with."""
-    parsed = parse_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return address if parsed is None else str(parsed)
-
-
 def _without_port(hop: str) -> str:
     """``1.2.3.4:5`` and ``[::1]:5`` are in use, too."""
     if hop.startswith("["):

@@ -18,7 +18,8 @@ from gateway.settings import ServerSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
-from gateway.web.addresses import TrustedProxies, household
+from gateway.tenants.addresses import network_of
+from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
 from gateway.web.framing import fault
 from gateway.web.pace import Pace, Phase
@@ -156,7 +157,7 @@ class Connections:
 
     def admit(self, server: web.Server, address: str) -> Connection | str:
         """A connection for one that was accepted; or the limit that refuses it: ``address`` or ``full``."""
-        key, most = household(address), self._settings.max_connections_per_address
+        key, most = network_of(address), self._settings.max_connections_per_address
         if self._by_address[key] >= most and not self._proxies.knows(address):
             self._metrics.connections_refused.labels("address").inc()
             return "address"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.web.addresses import TrustedProxies, household, parse_address
+from gateway.web.addresses import TrustedProxies, parse_address
 
 PROXIES = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
 
@@ -57,18 +57,3 @@ def test_whatever_stands_there_the_answer_is_an_address(lines: list[str]) -> Non
 @given(st.lists(st.text(alphabet="0123456789.:, abcdef[]", max_size=60), max_size=4))
 def test_nothing_on_the_left_changes_who_spoke_to_the_outermost_proxy(lines: list[str]) -> None:
     assert PROXIES.client("10.0.0.1", [*lines, "203.0.113.7"]) == "203.0.113.7"
-
-
-@pytest.mark.parametrize(
-    ("address", "counted"),
-    [
-        ("203.0.113.7", "203.0.113.7"),
-        ("::ffff:203.0.113.7", "203.0.113.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_who_counts_as_one(address: str, counted: str) -> None:
-    assert household(address) == counted
