@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated
 
@@ -29,7 +30,21 @@ def checked_name(name: str) -> str:
     return name
 
 
+def checked_network(network: str) -> str:
+    """A network in CIDR form, or an address.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        ipaddress.ip_network(network)
+    except ValueError as error:
+        raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8: {error}") from error
+    return network
+
+
 Name = Annotated[str, AfterValidator(checked_name)]
+Network = Annotated[str, AfterValidator(checked_network)]
 
 
 class Model(BaseModel):

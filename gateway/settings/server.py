@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from gateway.settings.base import Bytes, Count, Model, Seconds
+from gateway.settings.base import Bytes, Count, Model, Network, Seconds
 from gateway.settings.tls import ServerTlsSettings
 
 _HOST = re.compile(r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
@@ -24,7 +24,7 @@ class ServerSettings(Model):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8288
     tls: ServerTlsSettings = ServerTlsSettings()
     allowed_hosts: tuple[str, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     max_body: Bytes = 100 * 1024 * 1024
     header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
@@ -42,16 +42,6 @@ class ServerSettings(Model):
             if not (_HOST.match(host) or _is_address(host)):
                 raise ValueError(f"{host!r} must be a host name, *.a.domain or an address, without scheme and port")
         return tuple(host.lower() for host in hosts)
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        for network in networks:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as error:
-                raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8: {error}") from error
-        return networks
 
 
 def _is_address(host: str) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from gateway.settings.base import Bytes, Count, Label, Model, Name
+from gateway.settings.base import Bytes, Count, Label, Model, Name, Network
 
 # A year, in seconds, as for a prompt's own deadline.
 Deadline = Annotated[float, Field(gt=0, le=31_536_000)]
@@ -17,18 +16,8 @@ Deadline = Annotated[float, Field(gt=0, le=31_536_000)]
 class AnonymousSettings(Model):
     """Callers without a key: those from `networks` (CIDR) are one tenant of their own, all others are refused."""
 
-    networks: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
     tenant: Name = "anonymous"
-
-    @field_validator("networks")
-    @classmethod
-    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
-        for network in networks:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as error:
-                raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8: {error}") from error
-        return networks
 
 
 class DenySettings(Model):
