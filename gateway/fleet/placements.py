@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -34,6 +34,8 @@ class Placements:
         self._known: dict[tuple[str, str, FileRef], Placement] = {}
         self._digests: dict[tuple[str, FileRef], str] = {}
         self._names: set[FileRef] = set()
+        # By kind and folder, in the spelling of `spelled_alike`: what lies in it, and below it.
+        self._below: dict[tuple[str, str], dict[FileRef, None]] = {}
         self._trusted: dict[str, set[FileRef]] = {}
         self._arriving: Counter[FileRef] = Counter()
 
@@ -41,17 +43,19 @@ class Placements:
         """Bytes that were to be called `wanted` are on a backend now."""
         self._known[backend, digest, wanted] = placement
         self._digests[backend, placement.ref] = digest
-        key = _key(placement.ref)
+        key = spelled_alike(placement.ref)
         self._names.add(key)
         folder = key.subfolder
+        self._below.setdefault((key.kind, ""), {})[placement.ref] = None
         while folder:
             self._names.add(FileRef(key.kind, folder, ""))
+            self._below.setdefault((key.kind, folder), {})[placement.ref] = None
             folder = folder.rpartition("/")[0]
 
     @contextmanager
     def arriving(self, asked: FileRef) -> Iterator[None]:
         """A file is being sent. Until it is `put`, whatever name a backend may give it counts as somebody's."""
-        key = _key(asked)
+        key = spelled_alike(asked)
         self._arriving[key] += 1
         try:
             yield
@@ -81,24 +85,20 @@ class Placements:
         """The bytes of ours that a backend has under a name; None if there are none."""
         return self._digests.get((backend, ref))
 
-    def below(self, folder: FileRef) -> Iterator[FileRef]:
-        """The uploads of anybody's that lie in a folder, or below it, on any backend."""
-        top = _key(folder).subfolder
-        for _, ref in self._digests:
-            under = _key(ref).subfolder
-            if ref.kind == folder.kind and (not top or under == top or under.startswith(f"{top}/")):
-                yield ref
+    def below(self, folder: FileRef) -> Collection[FileRef]:
+        """The uploads of anybody's that lie in a folder, or below it, on any backend. Not to be kept over an await."""
+        return self._below.get((folder.kind, spelled_alike(folder).subfolder), {}).keys()
 
     def is_name(self, ref: FileRef) -> bool:
         """Whether any backend has an upload of somebody's under this name; without a filename, in this folder."""
-        key = _key(ref)
+        key = spelled_alike(ref)
         return key in self._names or bool(
             self._arriving
             and (key in self._arriving or replace(key, filename=_NUMBER.sub("", key.filename)) in self._arriving)
         )
 
 
-def _key(ref: FileRef) -> FileRef:
+def spelled_alike(ref: FileRef) -> FileRef:
     """What a file system may take for the same name.
 
     Windows and macOS ignore case, macOS how an accent is composed, Windows dots and blanks at the end of each part.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -41,6 +42,15 @@ class FileMissing(Exception):
     """A file is not where it was said to be."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A backend's file on another: its name and ETag there, and the ETag of what it was made from."""
+
+    ref: FileRef
+    etag: str
+    source_etag: str
+
+
 class SourceDown(Exception):
     """The backend that has a file can't be reached."""
 
@@ -68,7 +78,7 @@ class Placer:
         self._tasks = Tasks("placer")
         self._under_way: dict[Hashable, asyncio.Task[FileRef | Exception]] = {}
         self._spreading: dict[str, deque[tuple[FileRef, Upload]]] = {}
-        self._copies: OrderedDict[tuple[str, str, FileRef], FileRef] = OrderedDict()
+        self._copies: OrderedDict[tuple[str, str, FileRef], _Copy] = OrderedDict()
 
     async def close(self) -> None:
         """Stop. What is not on a backend is put there when a prompt needs it."""
@@ -103,11 +113,7 @@ class Placer:
             StoreError: there is no room to hold it meanwhile.
         """
         key = (target.name, source.name, ref)
-        known = self._copies.get(key)
-        if known is not None:
-            self._copies.move_to_end(key)
-            return known
-        return await self._once(key, lambda: self._copy(source, ref, target))
+        return await self._once(key, lambda: self._current_copy(source, ref, target))
 
     def spread(self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None) -> None:
         """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time."""
@@ -194,27 +200,55 @@ class Placer:
             asked = FileRef(wanted.kind, wanted.subfolder, marked(wanted.filename, upload.digest[:8]))
         # Its name must be known for somebody's before a prompt of anybody's can read it.
         with self._placements.arriving(asked):
-            ref = await self._send(backend, asked, path, upload.size)
-            placement = Placement(ref, await self._look(backend, ref) or "")
-            self._placements.put(backend.name, wanted, upload.digest, placement)
-            record = PlacementRecord(
-                backend.name, ref.kind, ref.subfolder, ref.filename, wanted.filename, upload.digest, placement.etag
-            )
-            try:
-                await self._store.try_write([record])
-            except StoreError as error:
-                # The file is there, and a prompt waits for it; a crash before this is written has it put there again.
-                self._store.write([record])
-                _log.warning("a file's place could not be kept", backend=backend.name, error=str(error))
+            placement = await self._put(backend, asked, wanted, path, upload.size, upload.digest)
         self._placements.trust(backend.name, placement)
-        return ref
+        return placement.ref
 
-    async def _copy(self, source: Backend, ref: FileRef, target: Backend) -> FileRef:
+    async def _put(
+        self, backend: Backend, asked: FileRef, wanted: FileRef, path: Path, size: int, digest: str
+    ) -> Placement:
+        """Send a file that is to be called `wanted`, and remember for ever where it lies."""
+        ref = await self._send(backend, asked, path, size)
+        placement = Placement(ref, await self._look(backend, ref) or "")
+        self._placements.put(backend.name, wanted, digest, placement)
+        record = PlacementRecord(
+            backend.name, ref.kind, ref.subfolder, ref.filename, wanted.filename, digest, placement.etag
+        )
+        try:
+            await self._store.try_write([record])
+        except StoreError as error:
+            # The file is there, and a prompt waits for it; a crash before this is written has it put there again.
+            self._store.write([record])
+            _log.warning("a file's place could not be kept", backend=backend.name, error=str(error))
+        return placement
+
+    async def _current_copy(self, source: Backend, ref: FileRef, target: Backend) -> FileRef:
+        """The copy that is there, if both files still are what they were; else a new one.
+
+        A folder of outputs that is cleaned has its names again, for another prompt's files, whoever's these are.
+        """
+        key = (target.name, source.name, ref)
+        known = self._copies.pop(key, None)
+        if known is not None and known.source_etag:
+            try:
+                now = await self._look(source, ref)
+            except BackendError as error:
+                raise SourceDown(source.name) from error
+            if now == known.source_etag and await self._look(target, known.ref) == known.etag:
+                self._copies[key] = known
+                return known.ref
+        copy = self._copies[key] = await self._copy(source, ref, target)
+        while len(self._copies) > MAX_COPIES:
+            self._copies.popitem(last=False)
+        return copy.ref
+
+    async def _copy(self, source: Backend, ref: FileRef, target: Backend) -> _Copy:
         async with self._blobs.writer() as writer:
             try:
                 async with source.client.open("GET", view_path(ref)) as answer:
                     if answer.status != 200:
                         raise FileMissing(f"backend '{source.name}' does not have '{ref.filename}' any more")
+                    source_etag = answer.headers.get("ETag", "")
                     async for chunk in pieces(answer, self._most):
                         await writer.write(chunk)
             except BadAnswer as error:
@@ -223,12 +257,11 @@ class Placer:
                 raise SourceDown(source.name) from error
             # Marked, so that no node on the target is about to save under the same name.
             asked = FileRef(ref.kind, ref.subfolder, marked(ref.filename, source.name))
-            there = await self._send(target, asked, await writer.spool(), writer.size)
-        key = (target.name, source.name, ref)
-        self._copies[key] = there
-        while len(self._copies) > MAX_COPIES:
-            self._copies.popitem(last=False)
-        return there
+            path, digest = await writer.spool(), writer.digest
+            # It is as little for others to see as what it is a copy of.
+            with self._placements.arriving(asked):
+                placement = await self._put(target, asked, asked, path, writer.size, digest)
+        return _Copy(placement.ref, placement.etag, source_etag)
 
     async def _send(self, backend: Backend, asked: FileRef, path: Path, size: int) -> FileRef:
         form = {"type": asked.kind, "subfolder": asked.subfolder}

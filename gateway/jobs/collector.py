@@ -227,6 +227,10 @@ class Collector:
                 return own.filename
         return ref.filename
 
+    def wrote(self, job: Job, backend: str, output: Any) -> None:
+        """A node of the job has run, with this output."""
+        self._take_over(job, backend, _written({"": output}, None))
+
     def _take_over(self, job: Job, backend: str, written: Collection[FileRef]) -> None:
         """What others knew by the name of a file that the job wrote is not there any more."""
         gone = [each for ref in written for each in self._files.replaced(job.tenant, backend, ref)]

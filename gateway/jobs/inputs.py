@@ -12,7 +12,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.files import FileIndex, Holder, Upload
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import Placements
+from gateway.fleet.placements import Placements, spelled_alike
 from gateway.fleet.placer import FileMissing, Placer, SourceDown
 from gateway.fleet.uploads import Uploads
 from gateway.jobs.job import Job
@@ -49,21 +49,34 @@ class Inputs:
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
         sight = self.sight(tenant)
-        return [file for file in files if self._is_foreign(tenant, file, sight)]
+        if sight is Sight.ALL:
+            return []
+        # A prompt may name one folder ten thousand times, and ten thousand files may lie in it.
+        folders: dict[FileRef, bool] = {}
+        return [file for file in files if self._is_foreign(tenant, file, sight, folders)]
 
-    def _is_foreign(self, tenant: str, file: FileInput, sight: Sight) -> bool:
+    def _is_foreign(self, tenant: str, file: FileInput, sight: Sight, folders: dict[FileRef, bool]) -> bool:
         ref = file.ref
-        if sight is not Sight.OWN:
-            is_own = ref is None or self.files.find(tenant, ref) is not None
-            return sight is Sight.UNCLAIMED and not is_own and ref is not None and self.files.find_any(ref) is not None
         if ref is not None and file.folder:
-            return any(self.files.find(tenant, below) is None for below in self.placements.below(ref))
+            folder = spelled_alike(ref)
+            if folder not in folders:
+                below = self.placements.below(folder)
+                folders[folder] = any(self.files.find(tenant, each) is None for each in below)
+            return folders[folder]
         if ref is None:
             # ComfyUI's own loaders take a path that leads out of its folder for a file that is not there.
-            return file.declared or file.annotated
+            return sight is Sight.OWN and (file.declared or file.annotated)
         if self.files.find(tenant, ref) is not None:
             return False
-        return ref.kind != "input" or self.placements.is_name(ref)
+        if self.placements.is_name(ref):
+            return True
+        return self._is_others(tenant, ref) if sight is Sight.UNCLAIMED else ref.kind != "input"
+
+    def _is_others(self, tenant: str, ref: FileRef) -> bool:
+        """Whether others know a file by this name, or a backend has a file of others' that it calls so."""
+        return self.files.find_any(ref) is not None or any(
+            self.files.is_others(tenant, backend, ref) for backend in self.fleet.backends
+        )
 
     async def prepare(self, job: Job, backend: Backend) -> Mapping[Place, str]:
         """Make sure of a job's files on a backend.
@@ -77,6 +90,8 @@ class Inputs:
         submission = job.submission
         changed: dict[Place, str] = {}
         try:
+            for file in self.foreign(job.tenant, submission.files):
+                raise FileMissing(f"Invalid file: {file.value}")
             for file in submission.files:
                 there = await self._there(job.tenant, file, backend)
                 if there is not None and there != file.ref:
@@ -102,9 +117,6 @@ class Inputs:
     async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""
         ref = file.ref
-        sight = self.sight(tenant)
-        if self._is_foreign(tenant, file, sight):
-            raise FileMissing(f"Invalid file: {file.value}")
         found = self.files.find(tenant, ref) if ref is not None else None
         match found:
             case Upload():
@@ -115,7 +127,7 @@ class Inputs:
                 assert ref is not None
                 return await self._from_owner(tenant, owner, FileRef(ref.kind, ref.subfolder, filename), backend)
         # A text that ends like a file's name is most likely a text.
-        may_look = (file.declared or file.annotated) and sight is not Sight.OWN
+        may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
     async def _from_owner(self, tenant: str, owner: str, ref: FileRef, backend: Backend) -> FileRef:

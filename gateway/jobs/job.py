@@ -43,6 +43,7 @@ class Live:
 
     `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end. While
     it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
+    `cached` are the nodes whose results an earlier prompt left, None while its backend has not said.
     """
 
     executing: Frame | None = None
@@ -50,6 +51,7 @@ class Live:
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
     cached_told: bool = False
+    cached: frozenset[str] | None = None
     held: bool = False
     before_end: list[Frame] = field(default_factory=list)
     heard_at: float = 0.0

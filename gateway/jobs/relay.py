@@ -62,6 +62,8 @@ class Relay:
             event = _censored(job, event)
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
+        if event.type == "execution_cached" and isinstance(nodes := event.data.get("nodes"), list):
+            job.live.cached = frozenset(node for node in nodes if isinstance(node, str))
         if event.type in events.TERMINAL:
             if job.state is State.RUNNING:
                 job.live.terminal = (event.type, event.data)
@@ -168,6 +170,9 @@ class Relay:
         if event.type == "executed":
             output = event.data.get("output")
             renamed = self._collector.renamed(job, backend.name, output)
+            if job.live.cached is not None and event.data.get("node") not in job.live.cached:
+                # Not only when the job ends: meanwhile others' name of the file would lead to this tenant's.
+                self._collector.wrote(job, backend.name, output)
             if renamed is not output or job.upstream_id != job.prompt_id:
                 data: dict[str, Any] = {**event.data, "output": renamed, "prompt_id": job.prompt_id}
                 payload = events.encode(event.type, data)

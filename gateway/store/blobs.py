@@ -124,6 +124,11 @@ class BlobWriter:
 
         return await _in_thread(flush)
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256, in hexadecimal, of what was written before `spool`."""
+        return self._hash.hexdigest()
+
     async def seal(self) -> Blob:
         """That was all: the bytes are on the disk, and known by their digest; not in the store before `keep`.
 

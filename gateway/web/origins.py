@@ -35,8 +35,8 @@ def is_preflight(request: web.Request) -> bool:
 class Asked:
     """What a browser says of a request. `site` and `mode` are Sec-Fetch-Site and -Mode, empty if it says nothing.
 
-    `brings_key` says that the request carries a key which no browser adds by itself, `is_signed_in` that it carries
-    one which a browser does: a cookie, or Basic credentials.
+    `brings_key` says that the key which counts is one that no browser adds by itself, `is_signed_in` that there is one
+    which a browser does: a cookie, or Basic credentials.
     """
 
     method: str
@@ -86,7 +86,7 @@ class Origins:
             or "Referer" in headers
             or headers.get("Authorization", "")[:6].lower() == "basic "
         ):
-            asked = _asked(request, access)
+            asked = _asked(request, access, is_open=is_open)
         else:
             return None
         if (why := self.forbids(asked)) is None:
@@ -121,9 +121,11 @@ class Origins:
         return None
 
 
-def _asked(request: web.Request, access: Access) -> Asked:
+def _asked(request: web.Request, access: Access, *, is_open: bool) -> Asked:
     headers = request.headers
     credentials = headers.get("Authorization", "").partition(" ")[0].lower()
+    # Any page may put a token into a link: it is the page's own key only where it is the one that is judged.
+    counts = not is_open and credentials != "basic" and bool(request.rel_url.query.get(QUERY_PARAMETER, "").strip())
     return Asked(
         method=request.method,
         path=without_api(request.path),
@@ -134,7 +136,7 @@ def _asked(request: web.Request, access: Access) -> Asked:
         referer=headers.get("Referer", ""),
         site=headers.get("Sec-Fetch-Site", ""),
         mode=headers.get("Sec-Fetch-Mode", ""),
-        brings_key="X-API-Key" in headers or credentials == "bearer" or QUERY_PARAMETER in request.rel_url.query,
+        brings_key="X-API-Key" in headers or credentials == "bearer" or counts,
         is_signed_in="Cookie" in headers or credentials == "basic",
     )
 

@@ -1,0 +1,104 @@
+"""Files that the gateway carries from one backend to another, and names that come to mean another's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from gateway.simulator.nodes import seed_colour
+from tests.acceptance.test_guide_clients import colour
+from tests.acceptance.test_uploads import folder, load, png, result, upload
+from tests.comfy_client import Comfy
+from tests.lab import GatewayProcess, Lab
+from tests.security.world import ask, caller, start
+from tests.workflows import slow
+
+ANNAS, BENS = 0x112233, 0x445566
+
+
+async def only(lab: Lab, gateway: GatewayProcess, name: str) -> None:
+    """From now on prompts go to this one of two backends."""
+    boss = caller(lab, gateway, "boss")
+    other = {"b1": "b2", "b2": "b1"}[name]
+    for backend, action in ((name, "resume"), (other, "drain")):
+        assert (await boss.post(f"/gateway/backends/{backend}/{action}"))[0] == 200
+
+
+async def made(comfy: Comfy, prompt: dict[str, Any]) -> dict[str, str]:
+    """The one image of a prompt."""
+    (image,) = comfy.images(await comfy.entry(await comfy.prompt(prompt)))
+    return image
+
+
+def clean(base: Path) -> None:
+    """What an operator's nightly job does."""
+    for path in (base / "output").iterdir():
+        path.unlink()
+
+
+async def test_a_copy_of_what_is_not_there_any_more_is_nobodys_input(lab: Lab, tmp_path: Path) -> None:
+    """An output folder that is cleaned counts from 1 again: Ben's file has the name that Anna's copied one had."""
+    first, second = await lab.simulator("--base-dir", str(tmp_path)), await lab.simulator()
+    gateway = await start(lab, first, second)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    await only(lab, gateway, "b1")
+    annas = f"{(await made(anna, slow(ANNAS)))['filename']} [output]"
+    await only(lab, gateway, "b2")
+    for n in range(2):
+        assert await result(anna, load(annas, f"again{n}")) == seed_colour(ANNAS)
+    copies = [name for name in await folder(lab, second, "output") if "~b1" in name]
+    assert len(copies) == 1, "the second prompt has the copy of the first"
+    clean(tmp_path)
+    await only(lab, gateway, "b1")
+    bens = f"{(await made(ben, slow(BENS)))['filename']} [output]"
+    assert bens == annas
+    await only(lab, gateway, "b2")
+    assert await result(ben, load(bens, "bens")) == seed_colour(BENS)
+
+
+async def test_what_a_job_has_written_is_its_own_before_it_ends(lab: Lab, tmp_path: Path) -> None:
+    """Anna's name of a file that was cleaned away must not lead to what Ben's job has saved under it, and goes on."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    image = await made(anna, slow(ANNAS))
+    clean(tmp_path)
+    prompt = slow(BENS)
+    prompt["3"] = {"class_type": "SlowSampler", "inputs": {**prompt["1"]["inputs"], "steps": 3000, "seed": 1}}
+    prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "later"}}
+    listener = await ben.listen("c")
+    prompt_id = await ben.prompt(prompt, "c")
+    await listener.next("executed")
+    assert colour(await ben.view(image)) == seed_colour(BENS)
+    assert (await ask(anna, "GET", "/view?" + urlencode(image))).status == 404
+    assert (await anna.post("/prompt", {"prompt": load(f"{image['filename']} [output]")}))[0] == 400
+    assert (await ben.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
+    await ben.entry(prompt_id)
+
+
+async def test_a_team_gets_no_copy_of_a_guests(lab: Lab) -> None:
+    """A copy, and an upload that got another name on its backend, are none of the team's, also after a restart."""
+    simulators = await lab.simulators(2)
+    shared: dict[str, Any] = {"isolation": "shared", "tenants": {"other": "guest"}}
+    gateway = await start(lab, *simulators, **shared)
+    guest, mate = caller(lab, gateway, "other"), caller(lab, gateway, "mate")
+    await only(lab, gateway, "b1")
+    guests = f"{(await made(guest, slow(ANNAS)))['filename']} [output]"
+    await only(lab, gateway, "b2")
+    assert await result(guest, load(guests)) == seed_colour(ANNAS)
+    (copy,) = (name for name in await folder(lab, simulators[1], "output") if "~b1" in name)
+    for comfy, colour_of in ((mate, (1, 1, 1)), (guest, (2, 2, 2))):
+        await upload(comfy, png(colour_of), "pic.png")
+        assert await result(comfy, load("pic.png", "pic")) == colour_of
+    assert "pic (1).png" in await folder(lab, simulators[1])
+
+    async def is_kept_from(mate: Comfy) -> None:
+        for query in ({"filename": copy}, {"filename": "pic (1).png", "type": "input"}):
+            assert (await ask(mate, "GET", "/view?" + urlencode(query))).status == 404
+        for said in (f"{copy} [output]", "pic (1).png"):
+            assert (await mate.post("/prompt", {"prompt": load(said)}))[0] == 400
+
+    await is_kept_from(mate)
+    assert await gateway.stop() == 0
+    gateway = await start(lab, *simulators, up=1, **shared)
+    await is_kept_from(caller(lab, gateway, "mate"))
