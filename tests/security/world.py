@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,3 @@ async def broadcast(lab: Lab, simulator: Simulator, message: dict[str, Any] | by
 def files_below(directory: Path) -> list[tuple[Path, bytes]]:
     """Every file, with its bytes: also what SQLite keeps beside its database."""
     return [(path, path.read_bytes()) for path in sorted(directory.rglob("*")) if path.is_file()]
-
-
-@dataclass
-class Everything:
-    """All that one caller is told by the gateway, in whatever form."""
-
-    comfy: Comfy
-    texts: list[bytes] = field(default_factory=list)
-
-    async def look(self, *paths: str) -> None:
-        """Ask for more."""
-        for path in paths:
-            self.texts.append((await ask(self.comfy, "GET", path)).body)
