@@ -238,6 +238,7 @@ class Roles:
         return next(row.access for row in found if row.access not in (Access.ANYBODY, Access.MONITORING))
 
 
+@lru_cache(maxsize=1024)
 def _split(path: str) -> tuple[tuple[str, ...], bool]:
     """A row's, or a template's, parts without /api, and whether it was there. ``{name:pattern}`` is ``{name}``."""
     shown = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path.removesuffix(_BELOW))
