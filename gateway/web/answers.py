@@ -12,17 +12,17 @@ from gateway.comfy.errors import error_body
 JSON = "application/json; charset=utf-8"
 # Nothing that a caller may have put into it is to be taken for a page.
 # Whose it is does not show in its URL, so no cache that several callers share may keep it.
-_JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
+JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
 
 
 def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer whose JSON is encoded already."""
-    return web.Response(body=body, status=status, headers={**_JSON_HEADERS, **headers} if headers else _JSON_HEADERS)
+    return web.Response(body=body, status=status, headers={**JSON_HEADERS, **headers} if headers else JSON_HEADERS)
 
 
 def json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer of plain data."""
-    return web.Response(body=wire.dumps(value), status=status, headers={**_JSON_HEADERS, **(headers or {})})
+    return web.Response(body=wire.dumps(value), status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
 def empty(status: int = 200) -> web.Response:

@@ -6,15 +6,18 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.jobs.job import WHOSE
-from gateway.store.protocol import HistoryRecord
+from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
-from gateway.web.answers import empty, json_bytes, problem
+from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
 from gateway.web.parts import caller, parts, tells_whose, whose
 from gateway.web.queue import BadBody, ids_of, read_object
 
+# Bytes of entries that an answer holds in memory at a time.
+MOST_AT_ONCE = 4 * 1024 * 1024
 
-async def get_history(request: web.Request) -> web.Response:
+
+async def get_history(request: web.Request) -> web.StreamResponse:
     """The caller's ended jobs, ComfyUI's ``max_items`` and ``offset`` honoured (execution.py, get_history)."""
     query = request.rel_url.query
     try:
@@ -29,8 +32,7 @@ async def get_history(request: web.Request) -> web.Response:
     chosen = own[max(offset, 0) :]
     # ComfyUI compares after it has added an item, so it gives one where none was asked for.
     chosen = chosen if most is None else chosen[: max(most, 1)]
-    entries = [(ended, await history.entry(ended)) for ended in chosen]
-    return json_bytes(_object(request, [(ended, entry) for ended, entry in entries if entry is not None]))
+    return await _all(request, _one_for_each_id(request, chosen))
 
 
 async def get_history_entry(request: web.Request) -> web.Response:
@@ -41,22 +43,61 @@ async def get_history_entry(request: web.Request) -> web.Response:
     if ended is None and identity.is_admin:
         ended = history.find_any(prompt_id)
     entry = await history.entry(ended) if ended is not None else None
-    return json_bytes(b"{}" if ended is None or entry is None else _object(request, [(ended, entry)]))
+    return json_bytes(b"{}" if ended is None or entry is None else b"{%b}" % _item(request, ended, entry))
 
 
-def _object(request: web.Request, entries: list[tuple[HistoryRecord, bytes]]) -> bytes:
+def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[HistoryRecord]:
+    """Of two tenants' jobs with the same id an admin sees one: its own, else the one that is there last."""
+    if not tells_whose(request):
+        return chosen
+    own = caller(request).tenant
+    return list({ended.prompt_id: ended for ended in sorted(chosen, key=lambda ended: ended.tenant == own)}.values())
+
+
+def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> bytes:
     if tells_whose(request):
-        own = caller(request).tenant
-        # Of two tenants' jobs with the same id there can be one here: an admin's own, else the one that ended last.
-        entries.sort(key=lambda found: found[0].tenant == own)
-        by_id = {ended.prompt_id: (ended, entry) for ended, entry in entries}
-        whose_key = WHOSE.encode()
-        entries = [
-            (ended, b'%b, "%b": %b}' % (entry[:-1], whose_key, wire.dumps(ended.tenant)))
-            for ended, entry in by_id.values()
-        ]
-    items = (b"%b: %b" % (wire.dumps(ended.prompt_id), entry) for ended, entry in entries)
-    return b"{" + b", ".join(items) + b"}"
+        entry = b'%b, "%b": %b}' % (entry[:-1], WHOSE.encode(), wire.dumps(ended.tenant))
+    return b"%b: %b" % (wire.dumps(ended.prompt_id), entry)
+
+
+async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
+    """These entries in one object. Past `MOST_AT_ONCE` they are sent as they are read: a tenant may have gigabytes."""
+    response: web.StreamResponse | None = None
+    pieces, size = [b"{"], 0
+    try:
+        for ended in chosen:
+            entry = await parts(request).engine.history.entry(ended)
+            if entry is None:
+                continue
+            item = _item(request, ended, entry)
+            pieces += (b", ", item) if size else (item,)
+            size += len(item)
+            if size > MOST_AT_ONCE:
+                response = response or await _begun(request)
+                if request.method == "HEAD":
+                    return response
+                await response.write(b"".join(pieces))
+                pieces, size = [], 1
+    except StoreError as error:
+        if response is None:
+            raise
+        # Cut off, or it would be taken for all there is.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(str(error)) from error
+    pieces.append(b"}")
+    if response is None:
+        return json_bytes(b"".join(pieces))
+    await response.write(b"".join(pieces))
+    await response.write_eof()
+    return response
+
+
+async def _begun(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers=JSON_HEADERS)
+    request["streaming"] = True
+    await response.prepare(request)
+    return response
 
 
 async def post_history(request: web.Request) -> web.Response:
