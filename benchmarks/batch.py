@@ -45,7 +45,7 @@ async def run(rounds: int, seconds: float) -> list[Row]:
     """The row about a batch."""
     del seconds
     is_quick = rounds == 1
-    jobs, slowest, turns = (48, 40.0, 1) if is_quick else (400, 10.0, 3)
+    jobs, slowest, turns = (48, 40.0, 1) if is_quick else (400, 13.0, 3)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
         simulators = [
