@@ -85,6 +85,11 @@ class Submission:
     deadline: float | None = None
 
     @property
+    def size(self) -> int:
+        """The bytes that are kept of its body."""
+        return len(self.prompt) + len(self.extra_data) + len(self.rest)
+
+    @property
     def kind(self) -> frozenset[str]:
         """What tells one kind of work from another: the node classes and the models."""
         return frozenset(class_type for _, class_type in self.nodes) | self.models

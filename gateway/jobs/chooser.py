@@ -15,6 +15,7 @@ from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.reply import Overloaded
 from gateway.jobs.routing import Candidate, shortest_queue
+from gateway.settings import DispatchSettings
 from gateway.tenants.limits import Limits, starts_in
 
 MAX_REMEMBERED_SESSIONS = 10_000
@@ -64,16 +65,21 @@ class Chooser:
         choice = shortest_queue(candidate for candidate in possible if candidate.name in names)
         return self._fleet.backends[choice.name] if choice else None
 
-    def must_wait(self, tenant: str, submission: Submission, able: frozenset[str] | None, most_waiting: int) -> bool:
+    def must_wait(
+        self, tenant: str, submission: Submission, able: frozenset[str] | None, most: DispatchSettings
+    ) -> bool:
         """Whether no backend can take a prompt now, so that it has to wait in the gateway.
 
         Raises:
-            Overloaded: `most_waiting` wait already.
+            Overloaded: enough wait already, by `most`.
         """
         if self.may_run_more(tenant) and self.find(tenant, submission, able) is not None:
             return False
-        if self._ledger.waiting_count >= most_waiting:
-            raise Overloaded(f"{self._ledger.waiting_count} prompts are waiting already, and no backend has room")
+        waiting = self._ledger.waiting
+        if len(waiting) >= most.max_waiting:
+            raise Overloaded(f"{len(waiting)} prompts are waiting already, and no backend has room")
+        if waiting.bytes + submission.size > most.max_waiting_bytes:
+            raise Overloaded(f"{waiting.bytes} bytes of prompts are waiting already, and no backend has room")
         return True
 
     def may_run_more(self, tenant: str) -> bool:
@@ -82,7 +88,7 @@ class Chooser:
 
     def tenants_to_go(self) -> set[str]:
         """The tenants that wait and whose jobs may go to a backend, by their own limits."""
-        return {tenant for tenant in self._ledger.waiting_tenants() if self.may_run_more(tenant)}
+        return {tenant for tenant in self._ledger.waiting.tenants if self.may_run_more(tenant)}
 
     def has_room(self) -> bool:
         """Whether any backend could take a job."""

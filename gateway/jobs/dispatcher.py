@@ -121,9 +121,7 @@ class Dispatcher:
             return await earlier
         self._chooser.one_more_waits(tenant)
         able, checked = self._checks.refuse(tenant, submission, may_name_all=may_name_all), None
-        if self._chooser.must_wait(tenant, submission, able, self._settings.max_waiting) or self._checks.is_restricted(
-            tenant
-        ):
+        if self._chooser.must_wait(tenant, submission, able, self._settings) or self._checks.is_restricted(tenant):
             checked = await self._checks.check(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
@@ -193,12 +191,12 @@ class Dispatcher:
             self._takeover.look()
 
     def _send_waiting(self) -> None:
-        if not self._ledger.waiting_count or not self._chooser.has_room():
+        if not self._ledger.waiting or not self._chooser.has_room():
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[frozenset[str] | None, ...]] = set()
         now, tenants = time.monotonic(), self._chooser.tenants_to_go()
-        for job in self._ledger.waiting() if tenants else ():
+        for job in self._ledger.waiting.jobs() if tenants else ():
             if job.tenant not in tenants or job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
             if job.submission.lacks_secrets:

@@ -121,7 +121,7 @@ class Engine:
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
         self.retention = Retention(settings.store.retention, self.history, store)
-        metrics.jobs_waiting.set_function(lambda: self.ledger.waiting_count)
+        metrics.jobs_waiting.set_function(lambda: len(self.ledger.waiting))
         metrics.jobs_open.set_function(lambda: len(self.ledger))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
 
@@ -162,7 +162,7 @@ class Engine:
 
     def _refuse_denied(self) -> None:
         """End what still waits from an earlier run and names what its tenant may not use any more."""
-        for job in self.ledger.waiting():
+        for job in self.ledger.waiting.jobs():
             found = self.checks.denied(job.tenant, job.submission)
             if found:
                 self.collector.fail(job, found[0].sentence, "PolicyDenied")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from gateway.comfy.ids import new_prompt_id
@@ -87,9 +87,9 @@ class Ledger:
         self._tenants: dict[str, dict[str, Job]] = {}
         self._upstream: dict[str, Job] = {}
         self._places = Places()
-        self._waiting = WaitingList()
         self._queue_bytes: dict[str, bytes] = {}
         self._number = 0
+        self.waiting = WaitingList()
         self.copies = Copies()
         self.share = FairShare()
         self.history = history
@@ -139,19 +139,6 @@ class Ledger:
     def unstarted_count(self, tenant: str) -> int:
         """How many of a tenant's jobs have not started, wherever they are."""
         return self.remaining(tenant) - self._places.started(tenant)
-
-    def waiting_tenants(self) -> Collection[str]:
-        """Whose jobs wait in the gateway."""
-        return self._waiting.tenants
-
-    def waiting(self) -> list[Job]:
-        """The jobs that wait in the gateway, the next to go first."""
-        return self._waiting.jobs()
-
-    @property
-    def waiting_count(self) -> int:
-        """How many jobs wait in the gateway."""
-        return len(self._waiting)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -376,12 +363,12 @@ class Ledger:
 
     def _enter(self, job: Job) -> None:
         if job.state is State.WAITING:
-            self._waiting.add(job)
+            self.waiting.add(job)
         self._places.enter(job)
 
     def _leave(self, job: Job) -> None:
         if job.state is State.WAITING:
-            self._waiting.remove(job)
+            self.waiting.remove(job)
         self._places.leave(job)
 
     def _remove(self, job: Job) -> None:

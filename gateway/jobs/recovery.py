@@ -85,7 +85,7 @@ class Recovery:
         Raises:
             BackendError: it did not answer; it must not be given work yet.
         """
-        if self._ledger.waiting_count:
+        if self._ledger.waiting:
             self._adopt(backend, await backend.client.queue())
         unwanted = self._ledger.copies.on(backend.name)
         if unwanted:
@@ -100,7 +100,7 @@ class Recovery:
     def _adopt(self, backend: Backend, queue: Queue) -> None:
         """What was taken for lost there, and is there, need not go elsewhere, unless it went already, or must not."""
         there = queue.running_ids | queue.pending_ids
-        for job in self._ledger.waiting():
+        for job in self._ledger.waiting.jobs():
             allowed = self._checks.allowed(job.tenant)
             is_free = job.pinned is None and not self._ledger.copies.is_told(backend.name, job.upstream_id)
             is_free = is_free and (allowed is None or backend.name in allowed)

@@ -10,11 +10,15 @@ from gateway.jobs.job import Job
 
 
 class WaitingList:
-    """A sorted list: ten thousand jobs are few enough for it, and any one can leave it."""
+    """A sorted list: ten thousand jobs are few enough for it, and any one can leave it. The ledger alone changes it.
+
+    `bytes` are those of their prompts, as they are kept.
+    """
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, float, Job]] = []
         self._tenants: Counter[str] = Counter()
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -23,6 +27,7 @@ class WaitingList:
         """A job waits from now on."""
         insort(self._entries, (job.tag, job.number, job), key=_order)
         self._tenants[job.tenant] += 1
+        self.bytes += job.submission.size
 
     def remove(self, job: Job) -> None:
         """A job waits no longer."""
@@ -30,6 +35,7 @@ class WaitingList:
         while self._entries[place][2] is not job:
             place += 1
         del self._entries[place]
+        self.bytes -= job.submission.size
         self._tenants[job.tenant] -= 1
         if not self._tenants[job.tenant]:
             del self._tenants[job.tenant]

@@ -14,6 +14,7 @@ class DispatchSettings(Model):
 
     max_queue: Count = 16
     max_waiting: Count = 10_000
+    max_waiting_bytes: Bytes = 512 * 1024**2
     max_nodes: Count = 10_000
     max_depth: Annotated[int, Field(ge=16, le=500)] = 200
     connect_timeout: Seconds = 3.0

@@ -50,7 +50,7 @@ async def get_backends(request: web.Request) -> web.Response:
         described.append(
             {**backend.describe(), "ejected": backend.name in ejected, "jobs_queued": queued, "jobs_running": running}
         )
-    return json({"backends": described, "jobs_waiting": gateway.engine.ledger.waiting_count})
+    return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
 
 
 async def set_drain(request: web.Request) -> web.Response:

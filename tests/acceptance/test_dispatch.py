@@ -57,7 +57,7 @@ async def test_a_full_backend_gets_no_more_and_the_rest_waits(lab: Lab) -> None:
     simulators = await lab.simulators(2)
     gateway = await lab.gateway(*simulators, dispatch__max_queue=2)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=2, step_seconds=0.1)) for n in range(8)]
+    ids = [await comfy.prompt(slow(n, steps=10, step_seconds=0.1)) for n in range(8)]
     assert [await load_of(lab, simulator) for simulator in simulators] == [2, 2]
     assert (await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 8
     assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 4
@@ -82,6 +82,21 @@ async def test_a_prompt_waits_while_no_backend_is_up(lab: Lab) -> None:
     for prompt_id in ids:
         entry = await comfy.entry(prompt_id)
         assert entry["status"]["status_str"] == "success"
+
+
+async def test_what_waits_has_so_many_bytes_at_most(lab: Lab) -> None:
+    """They are in memory. One that ends leaves room."""
+    simulator = await lab.simulator()
+    await simulator.kill()
+    gateway = await lab.gateway(simulator, up=0, dispatch__max_waiting_bytes=100_000)
+    comfy = Comfy(lab.http, gateway.url)
+    large = {"extra_pnginfo": {"text": "x" * 60_000}}
+    prompt_id = await comfy.prompt(slow(1), extra_data=large)
+    status, answer = await comfy.post("/prompt", {"prompt": slow(2), "extra_data": large})
+    assert (status, answer["error"]["type"]) == (503, "too_many_waiting")
+    assert "bytes of prompts" in answer["error"]["details"]
+    assert (await comfy.post("/queue", {"delete": [prompt_id]}))[0] == 200
+    await comfy.prompt(slow(2), extra_data=large)
 
 
 async def test_a_refusing_backend_is_skipped(lab: Lab) -> None:

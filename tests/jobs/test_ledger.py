@@ -228,8 +228,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """Every index says the same."""
         open_jobs = [job for job in self.all if job.state not in ENDED]
         assert len(self.ledger) == len(open_jobs)
-        assert self.ledger.waiting_count == sum(job.state is State.WAITING for job in open_jobs)
-        waiting = list(self.ledger.waiting())
+        assert len(self.ledger.waiting) == sum(job.state is State.WAITING for job in open_jobs)
+        waiting = list(self.ledger.waiting.jobs())
         assert [j.tag for j in waiting] == sorted(j.tag for j in waiting)
         for tenant in "ab":
             assert self.ledger.remaining(tenant) == sum(job.tenant == tenant for job in open_jobs)

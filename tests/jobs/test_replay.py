@@ -102,7 +102,7 @@ def check(database: sqlite3.Connection, wanted: set[Key]) -> None:
     assert len({job.upstream_id for job in jobs}) == len(jobs)
     for place, job in enumerate(jobs):
         end(ledger, job, is_lost=bool(place % 2))
-    assert len(ledger) == ledger.waiting_count == 0
+    assert len(ledger) == len(ledger.waiting) == 0
     assert all(ledger.history.find(*key) is not None for key in open_now)
 
 

@@ -43,7 +43,7 @@ async def test_what_was_lost_together_goes_together() -> None:
     assert settings.dispatch.backoff / 2 <= jobs[0].not_before - before
     assert jobs[4].not_before == 0
     assert woken == [1]
-    assert ledger.waiting() == jobs
+    assert ledger.waiting.jobs() == jobs
     await retries.close()
 
 
