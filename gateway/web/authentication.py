@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -24,6 +25,10 @@ from gateway.web.navigation import SIGN_IN, is_navigation, to_sign_in
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
 # Seconds for which a use of a key from the same address is not noted again.
 USE_SECONDS = 1.0
+# A client sends the same key with each request, and to hash it is the dearest part of looking it up. The last ones stay
+# in memory, as the request that carried them does; longer ones are no keys of ours, and would only fill it.
+MOST_REMEMBERED = 128
+_digest_of_recent = lru_cache(maxsize=1024)(digest_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Authentication:
                 return _SIGNED_OUT
             self._use(grant, request, now)
             return grant
-        digest = digest_of(secret)
+        digest = _digest_of_recent(secret) if len(secret) <= MOST_REMEMBERED else digest_of(secret)
         grant = self._keyring.grant(digest)
         if self._lockout.latest and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
             return refused
