@@ -1,13 +1,13 @@
-"""The audit log: who did what to keys, to the gateway and to others' jobs, and which keys were refused.
+"""The audit log: who did what to keys, to the gateway and to others' jobs, and which keys and requests were refused.
 
-A line each (``event: audit``), written whatever `log.level` is. Refused keys are counted after the first, so that
-one who guesses keys does not fill the disk.
+A line each (``event: audit``), written whatever `log.level` is. What is refused is counted after the first, so that
+one who guesses keys, or asks again and again for what is not his to ask for, does not fill the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.telemetry import logs
@@ -15,6 +15,8 @@ from gateway.telemetry.tasks import Tasks
 
 INTERVAL_SECONDS = 60.0
 MOST_PLACES = 1000
+# Different requests that are named in a line of those that were counted.
+MOST_NAMED = 5
 # Where the refusals of all addresses past `MOST_PLACES` are counted.
 ELSEWHERE = "elsewhere"
 
@@ -25,6 +27,7 @@ class Action(StrEnum):
     SIGN_IN = "sign_in"
     SIGN_OUT = "sign_out"
     KEY_REFUSED = "key_refused"
+    FORBIDDEN = "forbidden"
     KEY_MADE = "key_made"
     KEY_ROTATED = "key_rotated"
     KEY_REVOKED = "key_revoked"
@@ -37,12 +40,13 @@ class Action(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a key was refused."""
+    """Why a key was refused, or what one asked for who has a valid key (ROLE: it is for another role)."""
 
     UNKNOWN = "unknown"
     EXPIRED = "expired"
     LOCKED_OUT = "locked out"
     AMBIGUOUS = "ambiguous"
+    ROLE = "role"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +63,21 @@ NOBODY = Who()
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Keys refused to one place for one reason: `count` of them since the last line."""
+    """What was refused to one caller at one place for one reason: `count` times since the last line."""
 
     place: str
     reason: Reason
-    name: str | None
+    who: Who
     count: int
+    what: str
 
 
 @dataclass(slots=True)
 class _Counted:
     began: float
     count: int = 0
+    # What it was, the first few; in their order.
+    named: dict[str, None] = field(default_factory=dict)
 
 
 class RefusalTally:
@@ -79,32 +86,35 @@ class RefusalTally:
     def __init__(self, most: int = MOST_PLACES, interval: float = INTERVAL_SECONDS) -> None:
         self._most = most
         self._interval = interval
-        self._counted: dict[tuple[str, Reason, str | None], _Counted] = {}
+        self._counted: dict[tuple[str, Reason, Who], _Counted] = {}
 
     def __len__(self) -> int:
         return len(self._counted)
 
-    def add(self, place: str, reason: Reason, name: str | None, now: float) -> Refusal | None:
-        """A key was refused. Returns what to tell of it now, if anything."""
-        what = (place, reason, name)
-        if what not in self._counted and len(self._counted) >= self._most:
-            what = (ELSEWHERE, reason, None)
-        counted = self._counted.get(what)
+    def add(self, place: str, reason: Reason, who: Who, what: str, now: float) -> Refusal | None:
+        """Something was refused. Returns what to tell of it now, if anything."""
+        key = (place, reason, who)
+        if key not in self._counted and len(self._counted) >= self._most:
+            key = (ELSEWHERE, reason, NOBODY)
+        counted = self._counted.get(key)
         if counted is None:
-            self._counted[what] = _Counted(now)
-            return Refusal(*what, count=1)
+            self._counted[key] = _Counted(now)
+            return Refusal(*key, count=1, what=what)
         counted.count += 1
+        if len(counted.named) < MOST_NAMED:
+            counted.named[what] = None
         return None
 
     def due(self, now: float) -> list[Refusal]:
         """What was counted in intervals that are over."""
-        over = [what for what, counted in self._counted.items() if now - counted.began >= self._interval]
+        over = [key for key, counted in self._counted.items() if now - counted.began >= self._interval]
         told = []
-        for what in over:
-            if count := self._counted.pop(what).count:
-                told.append(Refusal(*what, count=count))
+        for key in over:
+            counted = self._counted.pop(key)
+            if counted.count:
+                told.append(Refusal(*key, counted.count, ", ".join(counted.named)))
                 # Whoever goes on is told of once an interval, not anew.
-                self._counted[what] = _Counted(now)
+                self._counted[key] = _Counted(now)
         return told
 
 
@@ -119,6 +129,8 @@ class Audit:
         self._enabled = enabled
         self._log = logs.get_always("audit")
         self._refusals = RefusalTally()
+        # Apart from those: who has no key can't push out what is told of those who have one.
+        self._forbidden = RefusalTally()
         self._tasks = Tasks("audit")
 
     def start(self) -> None:
@@ -151,16 +163,32 @@ class Audit:
             place: what is counted as one place: an address, or a network of them.
             name: the key's name, where it is known.
         """
+        self._count(self._refusals, reason, address, place, Who(name), "key")
+
+    def forbidden(self, who: Who, address: str | None, place: str | None, what: str) -> None:
+        """A valid key asked for what its role may not.
+
+        Args:
+            place: what is counted as one place: an address, or a network of them.
+            what: method and path.
+        """
+        self._count(self._forbidden, Reason.ROLE, address, place, who, what)
+
+    def _count(
+        self, tally: RefusalTally, reason: Reason, address: str | None, place: str | None, who: Who, what: str
+    ) -> None:
         if not self._enabled:
             return
-        now = asyncio.get_running_loop().time()
-        refusal = self._refusals.add(place or "", reason, name, now)
+        refusal = tally.add(place or "", reason, who, what, asyncio.get_running_loop().time())
         if refusal is not None:
             self._line(refusal, address if refusal.place != ELSEWHERE else ELSEWHERE)
 
     def _line(self, refusal: Refusal, address: str | None) -> None:
-        who = Who(refusal.name)
-        self.note(Action.KEY_REFUSED, who, address, "key", "refused", reason=str(refusal.reason), count=refusal.count)
+        action, outcome = (
+            (Action.FORBIDDEN, "403") if refusal.reason is Reason.ROLE else (Action.KEY_REFUSED, "refused")
+        )
+        reason, count = str(refusal.reason), refusal.count
+        self.note(action, refusal.who, address, refusal.what, outcome, reason=reason, count=count)
 
     async def _tell_for_ever(self) -> None:
         while True:
@@ -168,5 +196,5 @@ class Audit:
             self._tell(asyncio.get_running_loop().time())
 
     def _tell(self, now: float) -> None:
-        for refusal in self._refusals.due(now):
+        for refusal in (*self._refusals.due(now), *self._forbidden.due(now)):
             self._line(refusal, refusal.place)

@@ -13,6 +13,7 @@ from gateway.comfy.client import BackendError
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.audit import Action
+from gateway.tenants.addresses import network_of
 from gateway.tenants.keys import Identity, Role
 from gateway.tenants.limits import LimitReached, body_too_large
 from gateway.tenants.roles import Access, Roles, is_manager, is_manifest, may, operators_rows
@@ -112,6 +113,7 @@ class Gate:
         if isinstance(identity, web.Response):
             return identity, None
         if not may(identity, access):
+            self._note_forbidden(request, identity)
             return _forbidden(identity, access), identity
         request[IDENTITY] = identity
         return None, identity
@@ -124,8 +126,13 @@ class Gate:
 
     def _note(self, request: web.Request, identity: Identity, status: int) -> None:
         if not is_noted(request):
-            what = f"{request.method} {request.path[:MAX_PATH]}"
-            self._audit.note(Action.ADMIN_WRITE, who_of(identity), client_address(request), what, str(status))
+            address = client_address(request)
+            self._audit.note(Action.ADMIN_WRITE, who_of(identity), address, _asked(request), str(status))
+
+    def _note_forbidden(self, request: web.Request, identity: Identity) -> None:
+        address = client_address(request)
+        place = network_of(address) if address is not None else None
+        self._audit.forbidden(who_of(identity), address, place, _asked(request))
 
     def _limit(self, request: web.Request, tenant: str) -> web.Response | None:
         """Hold a request against its tenant's limits, before anything of its body is read."""
@@ -158,6 +165,11 @@ class Gate:
             tenant=identity.tenant if identity else None,
             remote=client_address(request),
         )
+
+
+def _asked(request: web.Request) -> str:
+    """A request as the audit log names it: without its query, which may hold a key."""
+    return f"{request.method} {request.path[:MAX_PATH]}"
 
 
 def _forbidden(identity: Identity, access: Access) -> web.Response:

@@ -409,7 +409,6 @@ async def test_what_admins_do_is_audited(lab: Lab) -> None:
     await anna.entry(running)
     await boss.post("/history", {"delete": [ran]})
     await boss.post("/free", {"free_memory": True})
-    await anna.post("/free", {"free_memory": True})
     await boss.post("/gateway/backends/b1/drain")
     await boss.post("/gateway/backends/b1/resume")
     await boss.post("/gateway/backends/nope/drain")
@@ -443,6 +442,25 @@ async def test_what_admins_do_is_audited(lab: Lab) -> None:
         ("admin_write", "GET /v2/manager/queue/status", None, "404"),
     ]
     assert [line["key_role"] for line in lines if line["action"] == "key_made"] == ["metrics"]
+
+
+async def test_what_a_role_may_not_is_audited_but_not_as_often_as_it_is_asked_for(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator(), log__level="error")
+    async with lab.http.post(f"{gateway.url}/free?token={ANNA}", json={}) as answer:
+        assert answer.status == 403
+    for n in range(30):
+        assert await status_of(lab, gateway, ANNA, f"/internal/logs/{n}") == 403
+    (first,) = audit(gateway, "forbidden")
+    await gateway.stop()
+    counted = audit(gateway, "forbidden")[1]
+    shown = [(line["what"], line["outcome"], line["reason"], line["count"]) for line in (first, counted)]
+    named = ", ".join(f"GET /internal/logs/{n}" for n in range(5))
+    assert shown == [("POST /free", "403", "role", 1), (named, "403", "role", 30)]
+    for line in (first, counted):
+        who = (line["who"], line["tenant"], line["role"], line["from"])
+        assert who == ("anna", "anna", "user", "127.0.0.1")
+    assert len(audit(gateway, "forbidden")) == 2
+    assert ANNA not in gateway.log.read_text()
 
 
 async def test_the_commands(lab: Lab, tmp_path: Path) -> None:

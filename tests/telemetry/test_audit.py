@@ -11,9 +11,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.telemetry.audit import ELSEWHERE, Action, Reason, Refusal, RefusalTally
+from gateway.telemetry.audit import ELSEWHERE, Action, Reason, Refusal, RefusalTally, Who
 
 UNKNOWN = Reason.UNKNOWN
+NOBODY, ANNA = Who(), Who("anna", "t", "user")
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio
@@ -68,26 +69,36 @@ def test_it_is_written_whatever_the_level_is() -> None:
 
 def test_the_first_is_told_and_the_others_are_counted() -> None:
     tally = RefusalTally(interval=60)
-    assert tally.add("a", UNKNOWN, None, 0) == Refusal("a", UNKNOWN, None, 1)
-    assert tally.add("a", UNKNOWN, None, 1) is None
-    assert tally.add("a", UNKNOWN, None, 2) is None
-    assert tally.add("a", Reason.EXPIRED, "anna", 2) == Refusal("a", Reason.EXPIRED, "anna", 1)
-    assert tally.add("b", UNKNOWN, None, 2) == Refusal("b", UNKNOWN, None, 1)
+    assert tally.add("a", UNKNOWN, NOBODY, "key", 0) == Refusal("a", UNKNOWN, NOBODY, 1, "key")
+    assert tally.add("a", UNKNOWN, NOBODY, "key", 1) is None
+    assert tally.add("a", UNKNOWN, NOBODY, "key", 2) is None
+    assert tally.add("a", Reason.EXPIRED, ANNA, "key", 2) == Refusal("a", Reason.EXPIRED, ANNA, 1, "key")
+    assert tally.add("b", UNKNOWN, NOBODY, "key", 2) == Refusal("b", UNKNOWN, NOBODY, 1, "key")
     assert tally.due(59) == []
-    assert tally.due(62) == [Refusal("a", UNKNOWN, None, 2)]
+    assert tally.due(62) == [Refusal("a", UNKNOWN, NOBODY, 2, "key")]
     # It goes on, so it is not told at once again.
-    assert tally.add("a", UNKNOWN, None, 63) is None
-    assert tally.due(122) == [Refusal("a", UNKNOWN, None, 1)]
+    assert tally.add("a", UNKNOWN, NOBODY, "key", 63) is None
+    assert tally.due(122) == [Refusal("a", UNKNOWN, NOBODY, 1, "key")]
     assert tally.due(182) == []
     assert len(tally) == 0
-    assert tally.add("a", UNKNOWN, None, 183) == Refusal("a", UNKNOWN, None, 1)
+    assert tally.add("a", UNKNOWN, NOBODY, "key", 183) == Refusal("a", UNKNOWN, NOBODY, 1, "key")
 
 
 def test_many_addresses_are_one_line() -> None:
     tally = RefusalTally(most=10, interval=60)
-    told = [tally.add(f"2001:db8:0:{n:x}::/64", UNKNOWN, None, 0) for n in range(1000)]
+    told = [tally.add(f"2001:db8:0:{n:x}::/64", UNKNOWN, NOBODY, "key", 0) for n in range(1000)]
     assert len([refusal for refusal in told if refusal]) == 11
-    assert tally.due(60) == [Refusal(ELSEWHERE, UNKNOWN, None, 989)]
+    assert tally.due(60) == [Refusal(ELSEWHERE, UNKNOWN, NOBODY, 989, "key")]
+
+
+def test_what_is_counted_is_named_but_not_without_end() -> None:
+    tally = RefusalTally(interval=60)
+    assert tally.add("a", Reason.ROLE, ANNA, "POST /free", 0) == Refusal("a", Reason.ROLE, ANNA, 1, "POST /free")
+    for n in range(100):
+        assert tally.add("a", Reason.ROLE, ANNA, f"GET /{n // 2}", 1) is None
+    assert tally.due(60) == [Refusal("a", Reason.ROLE, ANNA, 100, "GET /0, GET /1, GET /2, GET /3, GET /4")]
+    assert tally.add("a", Reason.ROLE, ANNA, "GET /x", 61) is None
+    assert tally.due(120) == [Refusal("a", Reason.ROLE, ANNA, 1, "GET /x")]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 40)), max_size=100))
@@ -97,7 +108,7 @@ def test_nothing_is_lost(steps: list[tuple[str, float]]) -> None:
     for place, later in steps:
         now += later
         told += tally.due(now)
-        if refusal := tally.add(place, UNKNOWN, None, now):
+        if refusal := tally.add(place, UNKNOWN, NOBODY, "key", now):
             told.append(refusal)
         assert len(tally) <= 4
     told += tally.due(float("inf"))
