@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 # Two workers on two cores; more would only make the timing of real processes worse.
 WORKERS ?= 2
 
+# Where an environment forbids Python to keep what it has compiled, each of a thousand processes would compile anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint bench chaos model fuzz image clean
 
 demo: $(VENV)/.run

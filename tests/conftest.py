@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.lab import Lab
+from tests.lab import Lab, Server
+from tests.zygote import Zygote
 
 # The same examples in every run, and no clock in the verdict; `--hypothesis-profile default` searches anew.
 settings.register_profile(
@@ -21,6 +22,15 @@ settings.load_profile("suite")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The conformance suite can be pointed at a real ComfyUI."""
     parser.addoption("--comfyui", metavar="URL", default=None, help="run tests/conformance against this ComfyUI")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zygote() -> Iterator[None]:
+    """What a lab starts is forked."""
+    Server.zygote = Zygote()
+    yield
+    Server.zygote.close()
+    Server.zygote = None
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
+
+from tests.zygote import Forked, Zygote
 
 T = TypeVar("T")
 START_LIMIT = 30.0
@@ -35,10 +37,13 @@ async def until(look: Callable[[], Awaitable[T]], limit: float = 20.0, what: str
 
 
 class Server:
-    """A process that prints a line with its URL when it is ready.
+    """A process that prints a line with its URL when it is ready. `arguments` begin with the module that it runs.
 
     `wrapper` is a command that starts it. With `pipes_log` what it logs is written by this process, not by itself.
+    While there is a `zygote`, it is forked from that, where nothing needs an interpreter of its own.
     """
+
+    zygote: Zygote | None = None
 
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.arguments = arguments
@@ -47,22 +52,19 @@ class Server:
         self.pipes_log = False
         self.log = Path(tempfile.mkstemp(prefix="lab-", suffix=".log")[1])
         self.url = ""
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Forked | None = None
         self._logging: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environment}
+        needs_its_own = self.wrapper or self.pipes_log or "LD_PRELOAD" in environment or os.environ.get("LAB_DEV")
         with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.wrapper,
-                sys.executable,
-                "-X",
-                "dev" if os.environ.get("LAB_DEV") else "utf8",
-                *self.arguments,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE if self.pipes_log else log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
-            )
+            if self.zygote is not None and not needs_its_own:
+                module, *arguments = self.arguments
+                self._process = await self.zygote.fork(module, arguments, environment, log.fileno())
+            else:
+                self._process = await self._spawn(environment, log)
         assert self._process.stdout is not None
         if self._process.stderr is not None:
             self._logging = asyncio.create_task(self._write_log(self._process.stderr))
@@ -71,6 +73,19 @@ class Server:
         match = _READY.search(line)
         assert match, f"{self.arguments}: {line!r}\n{self.log.read_text()}"
         self.url = match[1]
+
+    async def _spawn(self, environment: dict[str, str], log: BinaryIO) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self.wrapper,
+            sys.executable,
+            "-X",
+            "dev" if os.environ.get("LAB_DEV") else "utf8",
+            "-m",
+            *self.arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE if self.pipes_log else log,
+            env=environment,
+        )
 
     async def _write_log(self, lines: asyncio.StreamReader) -> None:
         while data := await lines.read(65536):
@@ -123,7 +138,7 @@ class Simulator(Server):
     """A simulated ComfyUI."""
 
     def __init__(self, *options: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
-        super().__init__(["-m", "gateway.simulator", "--port", str(port), *options], environment)
+        super().__init__(["gateway.simulator", "--port", str(port), *options], environment)
 
     async def fault(self, http: aiohttp.ClientSession, specification: str) -> None:
         """Switch a fault on."""
@@ -152,7 +167,7 @@ class GatewayProcess(Server):
     """A gateway."""
 
     def __init__(self, data_dir: Path, backends: list[str], options: tuple[str, ...], settings: dict[str, Any]) -> None:
-        arguments = ["-m", "gateway", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
+        arguments = ["gateway", "serve", "--port", "0", "--data-dir", str(data_dir), *options]
         for url in backends:
             arguments += ["--backend", url]
         environment = {f"COMFYUI_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
