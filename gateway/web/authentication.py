@@ -15,7 +15,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.tenants import sign_ins
 from gateway.tenants.addresses import network_of
 from gateway.tenants.carriers import COOKIE, AmbiguousKey, key_in_headers, key_in_query
-from gateway.tenants.keys import Grant, Identity, Keyring, digest_of
+from gateway.tenants.keys import Grant, Keyring, digest_of
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.sign_ins import SignIns
 from gateway.web.addresses import client_address
@@ -66,11 +66,11 @@ class Authentication:
         self._metrics = metrics
         metrics.addresses_locked.set_function(lambda: lockout.waiting(time.monotonic()))
 
-    def identify(self, request: web.Request) -> Identity | web.Response:
-        """Who calls; or the refusal of a request whose key is wrong or missing."""
+    def admit(self, request: web.Request) -> Grant | web.Response:
+        """What lets the caller in; or the refusal of a request whose key is wrong or missing."""
         found = self.find(request)
         if isinstance(found, Grant):
-            return found.identity
+            return found
         # A browser whose cookie is stale is not to be shut out of the page on which it gets another.
         return to_sign_in(request) if found.status != 400 and is_navigation(request) else found.response()
 

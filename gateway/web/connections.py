@@ -23,6 +23,7 @@ from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
 from gateway.web.framing import fault
 from gateway.web.pace import Pace, Phase
+from gateway.web.parts import GRANT
 
 _log = logs.get("connections")
 
@@ -47,7 +48,8 @@ class Connection(asyncio.Protocol):
         address: the peer's, or of those that count as one with it.
     """
 
-    __slots__ = ("_inner", "_table", "address", "fault", "handshake", "pace", "payload", "transport")
+    __slots__ = ("_inner", "_table", "address", "fault", "handshake", "pace", "payload", "request",
+                 "transport")  # fmt: skip
 
     def __init__(self, table: Connections, inner: web.RequestHandler, address: str) -> None:
         self._table = table
@@ -58,6 +60,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
         self.fault: tuple[int, str] | None = None
+        self.request: web.BaseRequest | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It stands, its TLS handshake included."""
@@ -94,6 +97,16 @@ class Connection(asyncio.Protocol):
         self._table.closed(self, self._inner)
         self._inner.connection_lost(exc)
         self.transport = None
+
+    @property
+    def is_let_in(self) -> bool:
+        """Whether what let its last request in still holds.
+
+        A file is sent after its handler has ended, so it is not asked whether that request is still under way; a
+        connection that only waits may be closed at any time (RFC 9112, section 9.5).
+        """
+        grant = self.request.get(GRANT) if self.request is not None else None
+        return grant is None or bool(grant.holds(time.time()))
 
     def cut(self) -> None:
         """End it at once."""
@@ -148,6 +161,7 @@ class Connections:
                 return await answer(request)
             if connection.fault is not None:
                 return _refusal(*connection.fault)
+            connection.request = request
             try:
                 return await answer(request)
             finally:
@@ -220,7 +234,8 @@ class Connections:
         if transport.is_closing():
             pace.leaving_since = pace.leaving_since or now
         reads_body = payload is not None and not payload.is_eof() and payload.exception() is None
-        match pace.overdue(now, self._settings, reads_body=reads_body, is_read=transport.is_reading()):
+        is_read, is_let_in = transport.is_reading(), connection.is_let_in
+        match pace.overdue(now, self._settings, reads_body=reads_body, is_read=is_read, is_let_in=is_let_in):
             case None:
                 return
             case "body":

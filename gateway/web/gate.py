@@ -24,7 +24,7 @@ from gateway.web.bodies import MOST, REACHED
 from gateway.web.connections import SlowBody
 from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
-from gateway.web.parts import IDENTITY, Parts
+from gateway.web.parts import GRANT, IDENTITY, Parts
 from gateway.web.unpacking import TAKEN, BadPacking, UnknownCoding
 
 _log = logs.get("http")
@@ -109,13 +109,14 @@ class Gate:
             return foreign, None
         if access in self._keyless:
             return None, None
-        identity = self._authentication.identify(request)
-        if isinstance(identity, web.Response):
-            return identity, None
+        grant = self._authentication.admit(request)
+        if isinstance(grant, web.Response):
+            return grant, None
+        identity = grant.identity
         if not may(identity, access):
             self._note_forbidden(request, identity)
             return _forbidden(identity, access), identity
-        request[IDENTITY] = identity
+        request[IDENTITY], request[GRANT] = identity, grant
         return None, identity
 
     def _acts(self, request: web.Request) -> bool:

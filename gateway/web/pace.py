@@ -8,6 +8,8 @@ from typing import Protocol
 # What a client's WebSocket may send: bytes at once, and bytes a second. It has flags to declare, and pings.
 SOCKET_BURST = 4 * 1024 * 1024
 SOCKET_RATE = 64 * 1024
+# For so long a connection goes on whose key holds no more: that it was revoked may be what is being answered.
+BARRED_SECONDS = 2.0
 
 
 class Phase(Enum):
@@ -36,11 +38,11 @@ class Pace:
     """Times are monotonic seconds.
 
     `since` is when the phase began, `stalled_since` when the peer ceased to read, `leaving_since` when the connection
-    was told to close, `received` the bytes that came.
+    was told to close, `barred_since` when its key was first seen to hold no more, `received` the bytes that came.
     """
 
-    __slots__ = ("_level", "_mark", "_mark_bytes", "is_upgrade", "leaving_since", "phase", "received", "since",
-                 "stalled_since")  # fmt: skip
+    __slots__ = ("_level", "_mark", "_mark_bytes", "barred_since", "is_upgrade", "leaving_since", "phase", "received",
+                 "since", "stalled_since")  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.phase = Phase.NEW
@@ -48,6 +50,7 @@ class Pace:
         self.received = 0
         self.stalled_since: float | None = None
         self.leaving_since: float | None = None
+        self.barred_since: float | None = None
         self.is_upgrade = False
         self._mark = now
         self._mark_bytes = 0
@@ -75,15 +78,24 @@ class Pace:
         """The request is answered."""
         self.phase, self.since = Phase.IDLE, now
 
-    def overdue(self, now: float, limits: Limits, *, reads_body: bool, is_read: bool) -> str | None:
-        """What has taken too long, or is too much: ``header``, ``body``, ``send`` or ``flood``; None if nothing has.
+    def overdue(
+        self, now: float, limits: Limits, *, reads_body: bool, is_read: bool, is_let_in: bool = True
+    ) -> str | None:
+        """What has taken too long, or is too much: ``header``, ``body``, ``send``, ``flood`` or ``key``; else None.
 
         Args:
             now: the time.
             limits: how long each may take.
             reads_body: whether some of the request's body has still to come.
             is_read: whether the gateway reads what comes; while it does not, a silence is not the client's.
+            is_let_in: whether the key of its last request still holds, or it needed none.
         """
+        if is_let_in:
+            self.barred_since = None
+        else:
+            self.barred_since = now if self.barred_since is None else self.barred_since
+            if now - self.barred_since > BARRED_SECONDS:
+                return "key"
         if self.leaving_since is not None:
             return "send" if now - self.leaving_since > limits.send_timeout else None
         if self.stalled_since is not None:

@@ -23,20 +23,16 @@ from gateway.web import (
     view,
 )
 from gateway.web.addresses import PROXIES, TrustedProxies
-from gateway.web.authentication import Refused
 from gateway.web.gate import Gate
-from gateway.web.parts import PARTS, Parts, caller, parts
+from gateway.web.parts import GRANT, PARTS, Parts, caller, parts
 
 
 async def socket(request: web.Request) -> web.StreamResponse:
     """GET /ws."""
     tenant = caller(request).tenant
-    # The gate has let it in; what let it in is looked at for as long as the socket is open.
-    grant = parts(request).authentication.find(request)
-    if isinstance(grant, Refused):
-        return grant.response()
     with parts(request).limits.socket(tenant):
-        return await parts(request).hub.serve(request, tenant, grant)
+        # What let it in is the hub's to look at from here: it closes a socket, and does not cut it off.
+        return await parts(request).hub.serve(request, tenant, request.pop(GRANT))
 
 
 # ComfyUI's routes, each also under /api (server.py, add_routes).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway.web.pace import SOCKET_BURST, SOCKET_RATE, Pace
+from gateway.web.pace import BARRED_SECONDS, SOCKET_BURST, SOCKET_RATE, Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +99,19 @@ def test_sockets() -> None:
         pace.received += 2 * SOCKET_RATE
         said.add(overdue(pace, now))
     assert "flood" in said
+
+
+def test_a_key_that_holds_no_more() -> None:
+    """Who revokes his own key hears of it; a connection on which another key comes goes on."""
+    pace = Pace(0)
+    pace.began(0, is_upgrade=False)
+
+    def barred(now: float, *, is_let_in: bool) -> str | None:
+        return pace.overdue(now, LIMITS, reads_body=False, is_read=True, is_let_in=is_let_in)
+
+    assert barred(100, is_let_in=True) is None
+    assert barred(101, is_let_in=False) is None
+    assert barred(101 + BARRED_SECONDS, is_let_in=False) is None
+    assert barred(102, is_let_in=True) is None
+    assert barred(110, is_let_in=False) is None
+    assert barred(110.1 + BARRED_SECONDS, is_let_in=False) == "key"
