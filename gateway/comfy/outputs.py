@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 MAX_DEPTH = 32
 MAX_PATH = 1024
@@ -31,6 +32,12 @@ class FileRef:
     kind: str
     subfolder: str
     filename: str
+
+
+def view_path(ref: FileRef) -> str:
+    """The path and query that a ComfyUI gives a file for (server.py, view_image)."""
+    folder = {"subfolder": ref.subfolder} if ref.subfolder else {}
+    return "/view?" + urlencode({"filename": ref.filename, **folder, "type": ref.kind})
 
 
 # For a file in an output, and whether the prompt made it: the name that it gets.

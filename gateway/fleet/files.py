@@ -7,19 +7,25 @@ Two backends both write ComfyUI_00001_.png. The first one that a tenant sees kee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import count
 from os.path import splitext
 
 from gateway.comfy.outputs import FileRef
+from gateway.fleet.etags import UNTOLD
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Where a file is: the backend, and the file's name there (its folder is the same)."""
+    """Where a file is: the backend, and the file's name there (its folder is the same).
+
+    `etag` is what to know it by there (see etags.py), None while the job that writes it goes on.
+    """
 
     backend: str
     filename: str
+    etag: str | None = UNTOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,14 @@ class Upload:
 _NONE: Mapping[FileRef, Upload] = {}
 
 
+class Origin(StrEnum):
+    """How a job comes to tell of a file: it WROTE it, an EARLIER one did (ComfyUI's cache), or it is only NAMED."""
+
+    WROTE = "wrote"
+    EARLIER = "earlier"
+    NAMED = "named"
+
+
 class FileIndex:
     """The files that each tenant may see. Pure bookkeeping: what to remember for ever is returned, not written."""
 
@@ -43,29 +57,73 @@ class FileIndex:
         self._first: dict[FileRef, Holder | Upload] = {}
         self._uploads: dict[str, dict[FileRef, Upload]] = {}
         self._versions: dict[str, int] = {}
+        # What a backend calls a file so was another's before.
+        self._anew: set[tuple[str, FileRef]] = set()
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def claim(self, tenant: str, backend: str, ref: FileRef, *, made: bool = True) -> tuple[str, bool]:
+    def claim(self, tenant: str, backend: str, ref: FileRef, origin: Origin = Origin.WROTE) -> tuple[str, bool]:
         """The tenant's name for a file that `backend` calls `ref`, and whether that is news.
 
-        A file that its prompt has not `made`, but names, does not become the tenant's if it is another's.
+        A file that its job only names does not become the tenant's if it is another's. Neither does one out of
+        ComfyUI's cache whose name was given anew: what the cache meant may have been another's before.
         """
-        known = self._names.get((tenant, backend, ref))
-        if known is not None or (not made and (backend, ref) in self._tenants):
-            return known or ref.filename, False
-        name = ref.filename
-        attempt = 0
-        while (tenant, visible := FileRef(ref.kind, ref.subfolder, name)) in self._files:
-            attempt += 1
-            name = marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}")
-        self._put(tenant, visible, Holder(backend, ref.filename))
+        key = (backend, ref)
+        known = self._names.get((tenant, *key))
+        if known is not None:
+            if origin is Origin.WROTE:
+                self._know(tenant, FileRef(ref.kind, ref.subfolder, known), None)
+            return known, False
+        owners = self._tenants.get(key, ())
+        name = self._free_name(tenant, backend, ref)
+        if owners and (origin is Origin.NAMED or (origin is Origin.EARLIER and key in self._anew)):
+            return name, False
+        visible = FileRef(ref.kind, ref.subfolder, name)
+        # It is the same file as theirs, whatever lies there by now.
+        etag = self._held(owners[0], backend, ref) if owners else None
+        self._put(tenant, visible, Holder(backend, ref.filename, etag))
         return name, True
 
-    def restore(self, tenant: str, visible: FileRef, holder: Holder) -> None:
+    def _free_name(self, tenant: str, backend: str, ref: FileRef) -> str:
+        name, attempt = ref.filename, 0
+        while (tenant, FileRef(ref.kind, ref.subfolder, name)) in self._files:
+            attempt += 1
+            name = marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}")
+        return name
+
+    def _held(self, tenant: str, backend: str, ref: FileRef) -> str | None:
+        name = self._names[tenant, backend, ref]
+        held = self._files[tenant, FileRef(ref.kind, ref.subfolder, name)]
+        return held.etag if isinstance(held, Holder) else None
+
+    def _know(self, tenant: str, visible: FileRef, etag: str | None) -> None:
+        held = self._files[tenant, visible]
+        assert isinstance(held, Holder)
+        now = self._files[tenant, visible] = replace(held, etag=etag)
+        if self._first.get(visible) is held:
+            self._first[visible] = now
+
+    def etag(self, tenant: str, backend: str, ref: FileRef) -> str | None:
+        """What to know a file of the tenant's by; None if that is not known yet, nor whether it is the tenant's."""
+        return self._held(tenant, backend, ref) if (tenant, backend, ref) in self._names else None
+
+    def know(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
+        """From now on that is what to know a file by. False if it is not the tenant's."""
+        name = self._names.get((tenant, backend, ref))
+        if name is not None:
+            self._know(tenant, FileRef(ref.kind, ref.subfolder, name), etag)
+        return name is not None
+
+    def restore(self, tenant: str, visible: FileRef, holder: Holder, is_anew: bool = False) -> None:
         """Put back what an earlier run remembered."""
         self._put(tenant, visible, holder)
+        if is_anew:
+            self._anew.add((holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)))
+
+    def is_anew(self, backend: str, ref: FileRef) -> bool:
+        """Whether what a backend calls so was another's before."""
+        return (backend, ref) in self._anew
 
     def _put(self, tenant: str, visible: FileRef, holder: Holder) -> None:
         self._files[tenant, visible] = holder
@@ -96,6 +154,7 @@ class FileIndex:
             if (holder := self._files.pop((other, visible), None)) is not None and self._first.get(visible) is holder:
                 del self._first[visible]
             gone.append((other, visible))
+            self._anew.add((backend, ref))
         return gone
 
     def allot(self, tenant: str, wanted: FileRef, digest: str, overwrite: bool) -> FileRef:

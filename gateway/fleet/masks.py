@@ -7,9 +7,9 @@ from pathlib import Path
 
 from gateway.comfy import wire
 from gateway.comfy.client import MAX_ANSWER, BadAnswer, pieces
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.outputs import FileRef, view_path
 from gateway.fleet.backend import Backend
-from gateway.fleet.placer import post_file, view_path
+from gateway.fleet.placer import post_file
 from gateway.store.blobs import BlobWriter
 
 

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.comfy import events, history, wire
 from gateway.comfy.client import BackendError, HistoryEntry
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history
-from gateway.comfy.outputs import FileRef, can_be_asked_for, rename
+from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
-from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import Placements
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
 from gateway.jobs.topics import status_topic
-from gateway.store.protocol import Bus, FileRecord, FileRemoval, Store, StoreError
+from gateway.store.protocol import Bus, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -53,9 +52,7 @@ class Collector:
         self,
         ledger: Ledger,
         fleet: Fleet,
-        files: FileIndex,
-        placements: Placements,
-        store: Store,
+        outputs: Outputs,
         bus: Bus,
         telling: Telling,
         metrics: Metrics,
@@ -65,15 +62,13 @@ class Collector:
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
-        self._files = files
-        self._store = store
+        self._outputs = outputs
         self._bus = bus
         self._telling = telling
         self._metrics = metrics
         self._missing = missing
         self._goes_again = goes_again
         self._freed = freed
-        self._placements = placements
         self._tasks = Tasks("collector")
         self._ends: dict[tuple[Job, int], asyncio.Event] = {}
         self._last: dict[str, asyncio.Event] = {}
@@ -105,8 +100,8 @@ class Collector:
                     await end.wait()
             except TimeoutError:
                 pass
-            entry = await self._fetch(job, backend, upstream_id)
-            if entry is not None:
+            found = await self._fetch(job, backend, upstream_id)
+            if found is not None:
                 # That is its end, whatever becomes of the backend while it waits for its turn, or for the disk.
                 job.has_entry = True
             if before is not None:
@@ -115,8 +110,8 @@ class Collector:
             if not self._is_at(job, backend):
                 # Lost while it waited for what ran before it.
                 return
-            if entry is not None:
-                await self._finish(job, backend, entry)
+            if found is not None:
+                await self._finish(job, backend, *found)
             else:
                 self._missing(job)
         finally:
@@ -127,14 +122,20 @@ class Collector:
     def _is_at(self, job: Job, backend: Backend) -> bool:
         return job.state is State.COLLECTING and job.backend == backend.name
 
-    async def _fetch(self, job: Job, backend: Backend, upstream_id: str) -> HistoryEntry | None:
-        """The entry. None if the backend answers that there is none, or the job is not there any more."""
+    async def _fetch(
+        self, job: Job, backend: Backend, upstream_id: str
+    ) -> tuple[HistoryEntry, Mapping[FileRef, str]] | None:
+        """The entry, and what to know its files by.
+
+        None if the backend answers that there is none, or the job is not there any more.
+        """
         pause, absent = FETCH_PAUSE, 0
         while self._is_at(job, backend):
             try:
                 entry = await backend.client.history_entry(upstream_id, timeout=FETCH_TIMEOUT)
                 if entry is not None:
-                    return entry if self._is_at(job, backend) else None
+                    known = await self._outputs.learn(job, backend, entry.entry)
+                    return (entry, known) if self._is_at(job, backend) else None
                 absent += 1
                 if absent == 3:
                     return None
@@ -144,10 +145,10 @@ class Collector:
             pause = min(pause * 2, FETCH_PAUSE_MOST)
         return None
 
-    async def _finish(self, job: Job, backend: Backend, found: HistoryEntry) -> None:
+    async def _finish(self, job: Job, backend: Backend, found: HistoryEntry, known: Mapping[FileRef, str]) -> None:
         if await self._goes_again(job, backend, found.entry):
             return
-        self._make_ours(job, backend, found.entry)
+        self._make_ours(job, backend, found.entry, known)
         await self._end(job, found.entry, history.outcome_of(found.entry), found.encode)
 
     async def _end(
@@ -176,19 +177,17 @@ class Collector:
         self._count(job, place, outcome, entry)
         self._freed()
 
-    def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any]) -> None:
+    def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any], known: Mapping[FileRef, str]) -> None:
         """Put back what the client sent, and give the files the names that its tenant knows."""
         if job.submission.needs_secrets:
             entry.update(job.submission.censor().value(entry))
         prompt = entry.get("prompt")
-        outputs = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
+        ran = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
         is_as_sent = not job.submission.files and not job.submission.separated
         graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
-        entry["prompt"] = self._prompt_item(job, graph, outputs)
+        entry["prompt"] = self._prompt_item(job, graph, ran)
         status = entry.get("status")
-        written = _written(entry.get("outputs"), status)
-        entry["outputs"] = self.renamed(job, backend.name, entry.get("outputs"))
-        self._take_over(job, backend.name, written)
+        entry["outputs"] = self._outputs.of_entry(job, backend.name, entry, known)
         if isinstance(status, dict) and job.upstream_id != job.prompt_id:
             status["messages"] = [
                 [name, {**data, "prompt_id": job.prompt_id}] for name, data in history.messages_of(status)
@@ -198,44 +197,6 @@ class Collector:
         number = job.number if job.submission.number is not None else int(job.number)
         graph = wire.loads(job.submission.prompt) if graph is None else graph
         return [number, job.prompt_id, graph, wire.loads(job.shown_extra_data()), outputs]
-
-    def renamed(self, job: Job, backend: str, output: Any) -> Any:
-        """A node's output with the names that the job's tenant knows; new ones are remembered."""
-        fresh: list[FileRecord] = []
-
-        def name(ref: FileRef, made: bool) -> str:
-            if not can_be_asked_for(ref.kind + ref.subfolder + ref.filename):
-                return ref.filename
-            if ref.kind == "input" and self._placements.is_name(ref):
-                # An upload is not made one's own by a node that shows it.
-                return self._uploaded_as(job.tenant, backend, ref)
-            visible, is_news = self._files.claim(job.tenant, backend, ref, made=made)
-            if is_news:
-                fresh.append(FileRecord(job.tenant, ref.kind, ref.subfolder, visible, backend, ref.filename))
-            return visible
-
-        renamed = rename(output, name)
-        if fresh:
-            self._store.write(fresh)
-        return renamed
-
-    def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> str:
-        """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
-        digest = self._placements.digest_at(backend, ref)
-        for own, upload in self._files.uploads(tenant).items():
-            if upload.digest == digest and (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
-                return own.filename
-        return ref.filename
-
-    def wrote(self, job: Job, backend: str, output: Any) -> None:
-        """A node of the job has run, with this output."""
-        self._take_over(job, backend, _written({"": output}, None))
-
-    def _take_over(self, job: Job, backend: str, written: Collection[FileRef]) -> None:
-        """What others knew by the name of a file that the job wrote is not there any more."""
-        gone = [each for ref in written for each in self._files.replaced(job.tenant, backend, ref)]
-        if gone:
-            self._store.write([FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone])
 
     def fail(self, job: Job, reason: str, type_: str) -> None:
         """End a job that no backend can run: ``execution_error``, and a history entry that says why."""
@@ -292,23 +253,6 @@ class Collector:
                 self._fleet.backends[backend].ran(now - job.started_at)
         seconds = now - (job.started_at or job.accepted_at)
         log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), error=_error_of(entry))
-
-
-def _written(outputs: Any, status: Any) -> set[FileRef]:
-    """The files of an entry's outputs that its nodes wrote, rather than had from an earlier prompt or an input."""
-    if not isinstance(outputs, dict):
-        return set()
-    told = [data.get("nodes") for name, data in history.messages_of(status) if name == "execution_cached"]
-    cached = {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
-    found: set[FileRef] = set()
-
-    def note(ref: FileRef, made: bool) -> str:
-        if made and ref.kind != "input":
-            found.add(ref)
-        return ref.filename
-
-    rename({node_id: output for node_id, output in outputs.items() if node_id not in cached}, note)
-    return found
 
 
 def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs, digests_in_use
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.outputs import Outputs
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
@@ -73,13 +74,12 @@ class Engine:
         self.placer = Placer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
+        self.outputs = Outputs(self.files, self.placements, store, self.ledger, sight)
         telling = Telling(bus)
         self.collector = Collector(
             self.ledger,
             fleet,
-            self.files,
-            self.placements,
-            store,
+            self.outputs,
             bus,
             telling,
             metrics,
@@ -90,7 +90,9 @@ class Engine:
         self.uploads = Uploads(
             settings.uploads, self.files, blobs, store, limits, lambda: digests_in_use(self.ledger, self.files)
         )
-        inputs = Inputs(fleet, self.files, self.placements, self.placer, self.uploads, self.catalogue, policies, sight)
+        inputs = Inputs(
+            fleet, self.files, self.outputs, self.placements, self.placer, self.uploads, self.catalogue, policies, sight
+        )
         self.checks = Checks(self.catalogue, inputs, policies)
         self.dispatcher = Dispatcher(
             self.ledger,
@@ -108,7 +110,7 @@ class Engine:
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
-        self.relay = Relay(self.ledger, self.collector, telling, metrics)
+        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics)
         self.recovery = Recovery(
             self.ledger,
             fleet,
@@ -143,7 +145,7 @@ class Engine:
         """Read the journal: files, history, open jobs. What became of those is found out when backends connect."""
         for file in await self._store.files():
             visible = FileRef(file.kind, file.subfolder, file.filename)
-            self.files.restore(file.tenant, visible, Holder(file.backend, file.upstream))
+            self.files.restore(file.tenant, visible, Holder(file.backend, file.upstream, file.etag), bool(file.anew))
         for placed in await self._store.placements():
             ref = FileRef(placed.kind, placed.subfolder, placed.filename)
             wanted = FileRef(placed.kind, placed.subfolder, placed.wanted)

@@ -17,6 +17,7 @@ from gateway.fleet.placer import FileMissing, Placer, SourceDown
 from gateway.fleet.uploads import Uploads
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.outputs import Outputs
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
 from gateway.tenants.policy import Policies
@@ -39,6 +40,7 @@ class Inputs:
 
     fleet: Fleet
     files: FileIndex
+    outputs: Outputs
     placements: Placements
     placer: Placer
     uploads: Uploads
@@ -123,16 +125,18 @@ class Inputs:
                 assert ref is not None
                 self.uploads.use(found.digest)
                 return await self.placer.ensure(backend, ref, found)
-            case Holder(owner, filename):
+            case Holder():
                 assert ref is not None
-                return await self._from_owner(tenant, owner, FileRef(ref.kind, ref.subfolder, filename), backend)
+                return await self._from_owner(tenant, found, ref, backend)
         # A text that ends like a file's name is most likely a text.
         may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
-    async def _from_owner(self, tenant: str, owner: str, ref: FileRef, backend: Backend) -> FileRef:
-        if owner == backend.name:
+    async def _from_owner(self, tenant: str, holder: Holder, visible: FileRef, backend: Backend) -> FileRef:
+        owner, ref = holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)
+        if owner == backend.name and self.sight(tenant) is Sight.ALL:
             return ref
+        # A copy also where it lies: while the prompt is pending, another's may take the name.
         allowed = self.policies.of(tenant).allowed
         if allowed is not None and owner not in allowed:
             raise FileMissing(f"'{ref.filename}' is on a backend that is not for this key any more; upload it again")
@@ -141,7 +145,7 @@ class Inputs:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
         if not source.pulse.alive:
             raise SourceDown(owner)
-        return await self.placer.copy(source, ref, backend)
+        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, holder))
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""

@@ -16,6 +16,7 @@ from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
@@ -30,9 +31,12 @@ _BEFORE_START = (State.SENDING, State.PENDING)
 class Relay:
     """Turns a backend's messages into ledger moves and frames on the bus."""
 
-    def __init__(self, ledger: Ledger, collector: Collector, telling: Telling, metrics: Metrics) -> None:
+    def __init__(
+        self, ledger: Ledger, collector: Collector, outputs: Outputs, telling: Telling, metrics: Metrics
+    ) -> None:
         self._ledger = ledger
         self._collector = collector
+        self._outputs = outputs
         self._telling = telling
         self._metrics = metrics
         self._tasks = Tasks("relay")
@@ -169,10 +173,8 @@ class Relay:
         payload: bytes | None = None
         if event.type == "executed":
             output = event.data.get("output")
-            renamed = self._collector.renamed(job, backend.name, output)
-            if job.live.cached is not None and event.data.get("node") not in job.live.cached:
-                # Not only when the job ends: meanwhile others' name of the file would lead to this tenant's.
-                self._collector.wrote(job, backend.name, output)
+            ran = job.live.cached is not None and event.data.get("node") not in job.live.cached
+            renamed = self._outputs.of_node(job, backend.name, output, ran=ran)
             if renamed is not output or job.upstream_id != job.prompt_id:
                 data: dict[str, Any] = {**event.data, "output": renamed, "prompt_id": job.prompt_id}
                 payload = events.encode(event.type, data)

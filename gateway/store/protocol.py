@@ -87,7 +87,11 @@ class HistoryRemoval:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend."""
+    """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend.
+
+    `etag` is what it is known by there, None while that is not known; `anew` is 1 if what the backend calls so was
+    another's before.
+    """
 
     tenant: str
     kind: str
@@ -95,6 +99,8 @@ class FileRecord:
     filename: str
     backend: str
     upstream: str
+    etag: str | None = ""
+    anew: int = 0
 
 
 @dataclass(frozen=True, slots=True)

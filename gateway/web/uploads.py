@@ -14,6 +14,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
+from gateway.fleet.backend import Backend
+from gateway.fleet.etags import has
 from gateway.fleet.files import Upload
 from gateway.fleet.masks import compose
 from gateway.fleet.placer import FileMissing
@@ -183,7 +185,7 @@ async def _keep_mask(
         found = await locate(gateway, identity, original)
         composed = await stack.enter_async_context(gateway.engine.uploads.blobs.writer())
         suffix = splitext(wanted.filename)[1]
-        is_there = found is not None and await compose(*found, await mask.spool(), raw.size, suffix, composed)
+        is_there = found is not None and await _compose(*found, mask, raw.size, suffix, composed)
     except BackendError as error:
         details = f"{error}; try again later"
         return problem(503, "owner_unavailable", "The picture can't be reached", details, {"Retry-After": "5"})
@@ -196,6 +198,14 @@ async def _keep_mask(
         identity.tenant, wanted, composed, overwrite=form.overwrite, compare=raw.digest
     )
     return _answer(gateway, identity.tenant, form, wanted, ref)
+
+
+async def _compose(
+    backend: Backend, there: FileRef, etag: str, mask: BlobWriter, size: int, suffix: str, into: BlobWriter
+) -> bool:
+    """Put it together; False if the picture is not there, or is another one by now, with which that was done."""
+    is_made = await compose(backend, there, await mask.spool(), size, suffix, into)
+    return is_made and await has(backend, there, etag)
 
 
 def _original(text: str) -> FileRef | None:

@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from gateway.comfy.client import BackendError, Refused, Unreachable
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of
 from gateway.fleet.backend import Backend
+from gateway.fleet.etags import UNTOLD, has, is_older, is_same
 from gateway.fleet.files import Holder, Upload
 from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
@@ -54,6 +55,13 @@ def _is_kept_from(gateway: Parts, identity: Identity, backend: Backend, ref: Fil
     return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
 
 
+def _kept_since(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> float | None:
+    """From when on a file there may be a guest's of which nothing is known yet (seconds since 1970); None for never."""
+    if identity.is_admin or ref.kind == "input":
+        return None
+    return gateway.engine.outputs.written_since(identity.tenant, backend.name)
+
+
 async def get_view(request: web.Request) -> web.StreamResponse:
     """A file of the caller's, streamed; Range and conditional headers are the owner's to answer."""
     query = request.rel_url.query
@@ -81,19 +89,21 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
 def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
     gateway, identity = parts(request), caller(request)
     return isinstance(ref, FileRef) and any(
-        _is_kept_from(gateway, identity, backend, ref) for backend in gateway.fleet.by_preference
+        _is_kept_from(gateway, identity, backend, ref) or _kept_since(gateway, identity, backend, ref) is not None
+        for backend in gateway.fleet.by_preference
     )
 
 
 async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
-    """A file that the ledger knows for the caller's; None for any other."""
-    gateway = parts(request)
-    match _find(gateway, whose(request), ref):
-        case Holder(name, filename):
+    """A file that the ledger knows for the caller's; None for any other, whatever name it has by now."""
+    gateway, identity = parts(request), whose(request)
+    match _find(gateway, identity, ref):
+        case Holder(name, filename) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None:
                 return _unavailable(name, "not configured any more")
-            return await _from_backend(request, ref, backend, FileRef(ref.kind, ref.subfolder, filename), path)
+            there = FileRef(ref.kind, ref.subfolder, filename)
+            return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, holder))
         case Upload() as upload:
             return await _from_uploads(request, ref, upload, path)
     return None
@@ -113,7 +123,7 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
         return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
     except FileMissing:
         return empty(404)
-    return await _from_backend(request, ref, backend, there, path)
+    return await _from_backend(request, ref, backend, there, path) or empty(404)
 
 
 def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
@@ -124,6 +134,11 @@ def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]
     return sent
 
 
+def _expected(gateway: Parts, identity: Identity, holder: Holder) -> str:
+    """What the file is known by. An admin sees whatever is there."""
+    return UNTOLD if identity.is_admin else gateway.engine.outputs.expected(identity.tenant, holder)
+
+
 def _path(request: web.Request, ref: FileRef, path: str) -> str:
     rest = [(k, v) for k, v in request.rel_url.query.items() if k not in _OWN_QUERY]
     named = [("filename", ref.filename), *([("subfolder", ref.subfolder)] if ref.subfolder else []), ("type", ref.kind)]
@@ -131,11 +146,16 @@ def _path(request: web.Request, ref: FileRef, path: str) -> str:
 
 
 async def _from_backend(
-    request: web.Request, ref: FileRef, backend: Backend, there: FileRef, path: str
-) -> web.StreamResponse:
+    request: web.Request, ref: FileRef, backend: Backend, there: FileRef, path: str, etag: str = UNTOLD
+) -> web.StreamResponse | None:
+    """What a backend shows; None if that is another file than the one with this ETag."""
     headers = upstream_headers(request.headers)
     try:
         async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
+            # Asked after the answer has begun: what that was made of had not changed till then.
+            told = found.headers.get("ETag")
+            if found.status != 404 and not (is_same(etag, told) or await has(backend, there, etag)):
+                return None
             return await relay(request, found, (there.filename, ref.filename))
     except Unreachable as error:
         if isinstance(error, Refused):
@@ -167,9 +187,10 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
     for backend in parts(request).fleet.alive(readable(request)):
         if _is_kept_from(parts(request), caller(request), backend, ref):
             continue
+        since = _kept_since(parts(request), whose(request), backend, ref)
         try:
             async with backend.client.open(request.method, _path(request, ref, "/view"), headers=headers) as found:
-                if found.status != 404:
+                if found.status != 404 and (since is None or await is_older(backend, ref, since)):
                     return await relay(request, found)
         except BackendError:
             if request.get("streaming"):
@@ -177,8 +198,8 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
     return empty(404)
 
 
-async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Backend, FileRef] | None:
-    """A backend that has a file of the caller's, and what it calls it; None if there is no such file.
+async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Backend, FileRef, str] | None:
+    """A backend that has a file of the caller's, what it calls it and knows it by; None if there is no such file.
 
     Raises:
         BackendError: none that has it can be reached.
@@ -187,14 +208,19 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
     allowed = None if identity.is_admin else gateway.policies.of(identity.tenant).allowed
     match _find(gateway, identity, ref):
         case Upload() as upload:
-            return await gateway.engine.placer.somewhere(ref, upload, allowed)
-        case Holder(name, filename):
+            return *await gateway.engine.placer.somewhere(ref, upload, allowed), UNTOLD
+        case Holder(name, filename) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None or not backend.pulse.alive:
                 raise Unreachable(f"backend '{name}' that has it is down")
-            return backend, FileRef(ref.kind, ref.subfolder, filename)
+            there = FileRef(ref.kind, ref.subfolder, filename)
+            return backend, there, _expected(gateway, identity, holder)
     if not _may_look_around(identity):
         return None
-    closed = [each for each in gateway.fleet.by_preference if _is_kept_from(gateway, identity, each, ref)]
+    closed = [
+        each
+        for each in gateway.fleet.by_preference
+        if _is_kept_from(gateway, identity, each, ref) or _kept_since(gateway, identity, each, ref) is not None
+    ]
     backend = await gateway.engine.placer.holder_of(ref, *closed, allowed=allowed)
-    return None if backend is None else (backend, ref)
+    return None if backend is None else (backend, ref, UNTOLD)

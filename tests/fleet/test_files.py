@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.outputs import FileRef, rename
-from gateway.fleet.files import FileIndex, Holder, marked
+from gateway.fleet.files import FileIndex, Holder, Origin, marked
 
 REF = FileRef("output", "", "ComfyUI_00001_.png")
 
@@ -17,9 +17,9 @@ def test_the_first_keeps_its_name_and_one_that_collides_is_marked() -> None:
     assert files.claim("t", "b2", REF) == ("ComfyUI_00001_~b2.png", True)
     assert files.claim("t", "b2", REF) == ("ComfyUI_00001_~b2.png", False)
     assert files.claim("other", "b2", REF) == ("ComfyUI_00001_.png", True)
-    assert files.find("t", REF) == Holder("b1", "ComfyUI_00001_.png")
-    assert files.find("t", FileRef("output", "", "ComfyUI_00001_~b2.png")) == Holder("b2", "ComfyUI_00001_.png")
-    assert files.find("other", REF) == Holder("b2", "ComfyUI_00001_.png")
+    assert files.find("t", REF) == Holder("b1", "ComfyUI_00001_.png", None)
+    assert files.find("t", FileRef("output", "", "ComfyUI_00001_~b2.png")) == Holder("b2", "ComfyUI_00001_.png", None)
+    assert files.find("other", REF) == Holder("b2", "ComfyUI_00001_.png", None)
     assert files.find("third", REF) is None
 
 
@@ -32,10 +32,10 @@ def test_a_file_that_is_really_called_so() -> None:
 
 def test_a_file_that_is_only_named_stays_its_owners() -> None:
     files = FileIndex()
-    assert files.claim("t", "b1", REF, made=False) == (REF.filename, True)
-    assert files.claim("thief", "b1", REF, made=False) == (REF.filename, False)
+    assert files.claim("t", "b1", REF, Origin.NAMED) == (REF.filename, True)
+    assert files.claim("thief", "b1", REF, Origin.NAMED) == (REF.filename, False)
     assert files.find("thief", REF) is None
-    assert files.claim("twin", "b1", REF) == (REF.filename, True)
+    assert files.claim("twin", "b1", REF, Origin.EARLIER) == (REF.filename, True)
 
 
 def test_a_file_that_was_written_anew_is_its_writers_alone() -> None:
@@ -44,8 +44,52 @@ def test_a_file_that_was_written_anew_is_its_writers_alone() -> None:
         files.claim(tenant, "b1", REF)
     assert files.replaced("u", "b1", REF) == [("t", REF)]
     assert files.replaced("u", "b1", REF) == []
-    assert (files.find("t", REF), files.find("u", REF)) == (None, Holder("b1", REF.filename))
+    assert (files.find("t", REF), files.find("u", REF)) == (None, Holder("b1", REF.filename, None))
     assert files.claim("t", "b2", REF) == (REF.filename, True)
+
+
+def test_a_file_is_known_by_its_etag_until_it_is_written_again() -> None:
+    files = FileIndex()
+    assert (files.etag("t", "b1", REF), files.know("t", "b1", REF, "e1")) == (None, False)
+    files.claim("t", "b1", REF)
+    assert files.etag("t", "b1", REF) is None
+    assert files.know("t", "b1", REF, "e1")
+    files.claim("t", "b1", REF, Origin.EARLIER)
+    assert (files.find("t", REF), files.find_any(REF)) == (Holder("b1", REF.filename, "e1"),) * 2
+    files.claim("t", "b1", REF, Origin.WROTE)
+    assert files.etag("t", "b1", REF) is None
+
+
+def test_the_caches_file_is_what_it_was_for_others() -> None:
+    files = FileIndex()
+    files.claim("t", "b1", REF)
+    files.know("t", "b1", REF, "e1")
+    files.claim("twin", "b1", REF, Origin.EARLIER)
+    assert files.etag("twin", "b1", REF) == "e1"
+
+
+def test_what_the_cache_means_is_nobodys_once_its_name_was_given_anew() -> None:
+    files = FileIndex()
+    files.claim("t", "b1", REF)
+    assert not files.is_anew("b1", REF)
+    files.replaced("u", "b1", REF)
+    files.claim("u", "b1", REF)
+    assert files.is_anew("b1", REF)
+    again = FileIndex()
+    again.restore("u", REF, Holder("b1", REF.filename, "e2"), is_anew=True)
+    for index in (files, again):
+        assert index.claim("t", "b1", REF, Origin.EARLIER) == (REF.filename, False)
+        assert index.find("t", REF) is None
+        assert index.claim("u", "b1", REF, Origin.EARLIER) == (REF.filename, False)
+        assert index.find("u", REF) is not None
+
+
+def test_a_name_that_leads_nowhere_is_not_one_that_leads_elsewhere() -> None:
+    files = FileIndex()
+    files.claim("t", "b2", REF)
+    files.claim("u", "b1", REF)
+    assert files.claim("t", "b1", REF, Origin.NAMED) == ("ComfyUI_00001_~b1.png", False)
+    assert files.find("t", FileRef("output", "", "ComfyUI_00001_~b1.png")) is None
 
 
 def test_suffixes() -> None:
@@ -73,7 +117,7 @@ def test_names_are_unique_in_a_tenant_and_lead_back(claims: list[tuple[str, str,
         name, _ = files.claim(tenant, backend, ref)
         visible = FileRef(kind, subfolder, name)
         assert given_names.setdefault((tenant, visible), (backend, ref)) == (backend, ref)
-        assert files.find(tenant, visible) == Holder(backend, filename)
+        assert files.find(tenant, visible) == Holder(backend, filename, None)
 
 
 def test_outputs_are_renamed_however_deep() -> None:

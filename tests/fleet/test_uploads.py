@@ -45,7 +45,7 @@ def test_an_upload_and_an_output_never_share_a_name() -> None:
     assert ref.filename == "x (1).png"
     files.put_upload("t", ref, A)
     assert files.claim("t", "b1", ref) == ("x (1)~b1.png", True)
-    assert files.find("t", output) == Holder("b1", "x.png")
+    assert files.find("t", output) == Holder("b1", "x.png", None)
 
 
 def test_a_placed_name_is_somebodys_in_every_spelling() -> None:

@@ -40,7 +40,8 @@ def journal_of(version: int, directory: Path) -> None:
     for n in range(2):
         entry = (None, "t", f"ended{n}", "b1", f"ended{n}", n, "success", None, None, b"{}", zlib.compress(b"entry"))
         connection.execute("INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,?,?)", entry)
-    connection.execute("INSERT INTO files VALUES ('t', 'output', '', 'x.png', 'b1', 'x.png')")
+    more = ", 'e', 1" if version >= 6 else ""
+    connection.execute(f"INSERT INTO files VALUES ('t', 'output', '', 'x.png', 'b1', 'x.png'{more})")
     if version >= 2:
         connection.execute("INSERT INTO uploads VALUES ('t', 'input', '', 'u.png', 'aa', 3, 7)")
         connection.execute("INSERT INTO placements VALUES ('b1', 'input', '', 'u.png', 'u.png', 'aa', 'etag')")
@@ -68,7 +69,8 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         ]
         assert [ended.prompt_id for ended in await store.history()] == ["ended0", "ended1"]
         assert await store.history_entry("t", "ended1") == b"entry"
-        assert await store.files() == [FileRecord("t", "output", "", "x.png", "b1", "x.png")]
+        file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *(("e", 1) if version >= 6 else ("", 0)))
+        assert await store.files() == [file]
         known = version >= 2
         assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7)] * known
         placed = PlacementRecord("b1", "input", "", "u.png", "u.png", "aa", "etag")
@@ -88,14 +90,15 @@ async def test_a_migration_that_stops_half_way_is_done_again(tmp_path: Path) -> 
     """Each version is a transaction: the file is of one version or of the next."""
     journal_of(LATEST - 1, tmp_path / "data")
     connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
-    made = re.search(r"CREATE TABLE (\w+)", migrations()[-1][1])
-    assert made is not None
-    connection.execute(f"CREATE TABLE {made[1]} (in_the_way)")
+    added = re.findall(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", migrations()[-1][1])
+    table, column = added[-1]
+    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     connection.commit()
     with pytest.raises(StoreError, match="can't be opened"):
         await SqliteStore(tmp_path / "data").open()
     assert connection.execute("PRAGMA user_version").fetchone() == (LATEST - 1,)
-    connection.execute(f"DROP TABLE {made[1]}")
+    assert added[0][1] not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     connection.close()
     store = SqliteStore(tmp_path / "data")
     await store.open()

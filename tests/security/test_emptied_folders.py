@@ -1,0 +1,189 @@
+"""Output folders that are emptied: a backend counts from 1 again, and a name comes to mean another's file.
+
+What such a file is, the gateway hears only with `executed`. Until then, or if that went by unheard, the name's earlier
+owner must not be led to it: not by /view, nor as an input, nor by a result out of ComfyUI's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from gateway.simulator.nodes import seed_colour
+from tests.acceptance.test_guide_clients import colour
+from tests.acceptance.test_uploads import load, png, upload
+from tests.comfy_client import Comfy
+from tests.lab import Lab, until
+from tests.security.test_copies import clean, made, only
+from tests.security.world import ask, caller, start
+from tests.workflows import slow
+
+ANNAS, BENS = 0x112233, 0x445566
+SECRET = (1, 2, 3)
+
+
+def written_by_another(base: Path, image: Mapping[str, str]) -> None:
+    """The folder is emptied, and another's node has written a file under the name, of which nothing is known yet."""
+    clean(base)
+    (base / "output" / image["filename"]).write_bytes(png(SECRET))
+
+
+async def assert_is_not_shown(comfy: Comfy, image: Mapping[str, str]) -> None:
+    """In no form in which a picture can be asked for."""
+    plain = {"filename": image["filename"], "type": "output"}
+    for more in ({}, {"preview": "webp;90"}, {"channel": "rgb"}, {"channel": "a"}, {"res": "64"}):
+        for path in ("/view", "/api/view", "/vhs/viewvideo"):
+            answer = await ask(comfy, "GET", f"{path}?{urlencode(plain | more)}")
+            assert answer.status == 404, (path, more, answer)
+    for headers in ({"Range": "bytes=0-7"}, {"Range": "bytes=999999-"}, {"If_None_Match": "*"}):
+        assert (await ask(comfy, "GET", f"/view?{urlencode(plain)}", **headers)).status == 404, headers
+    assert (await ask(comfy, "HEAD", f"/view?{urlencode(plain)}")).status == 404
+
+
+async def assert_is_no_input(comfy: Comfy, image: Mapping[str, str], client_id: str) -> None:
+    """A prompt that reads it fails, and says that the file is gone."""
+    status, answer = await comfy.post(
+        "/prompt", {"prompt": load(f"{image['filename']} [output]"), "client_id": client_id}
+    )
+    if status == 200:
+        entry = await comfy.entry(answer["prompt_id"])
+        assert (entry["status"]["status_str"], entry["outputs"]) == ("error", {})
+        assert "not there any more" in json.dumps(entry["status"]["messages"])
+    else:
+        assert status == 400
+
+
+async def test_what_another_is_writing_is_not_shown_under_an_old_name(lab: Lab, tmp_path: Path) -> None:
+    first, second = await lab.simulator("--base-dir", str(tmp_path)), await lab.simulator()
+    gateway = await start(lab, first, second)
+    anna = caller(lab, gateway, "anna")
+    await only(lab, gateway, "b1")
+    image = await made(anna, slow(ANNAS))
+    assert colour(await anna.view(image)) == seed_colour(ANNAS)
+    written_by_another(tmp_path, image)
+    await assert_is_not_shown(anna, image)
+    await assert_is_no_input(anna, image, "here")
+    await only(lab, gateway, "b2")
+    await assert_is_no_input(anna, image, "there")
+    reference = json.dumps({"filename": image["filename"], "type": "output"})
+    status, said = await upload(anna, png((0, 0, 0)), "mask.png", "mask", original_ref=reference)
+    assert (await ask(anna, "GET", f"/view?{urlencode({'filename': said['name'], 'type': 'input'})}")).status == 404, (
+        status
+    )
+    assert await gateway.stop() == 0
+    gateway = await start(lab, first, second, up=1)
+    await assert_is_not_shown(caller(lab, gateway, "anna"), image)
+
+
+async def test_a_result_out_of_the_cache_leads_to_nobody_elses_file(lab: Lab, tmp_path: Path) -> None:
+    """Anna's prompt comes again: ComfyUI's cache names the file that it wrote then, which is Ben's by now.
+
+    The cache has the nodes of the last prompt: so Ben's has all of Anna's as well.
+    """
+    simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache")
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    image = await made(anna, slow(ANNAS))
+    clean(tmp_path)
+    both = slow(ANNAS) | {str(int(n) + 2): node for n, node in slow(BENS).items()}
+    both["4"]["inputs"] = {"images": ["3", 0], "filename_prefix": "ComfyUI"}
+    assert ben.images(await ben.entry(await ben.prompt(both))) == [image, image]
+    again = await made(anna, slow(ANNAS))
+    assert (await ask(anna, "GET", f"/view?{urlencode(again)}")).status == 404
+    assert colour(await ben.view(image)) == seed_colour(BENS)
+    assert await gateway.stop() == 0
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    assert (await ask(anna, "GET", f"/view?{urlencode(await made(anna, slow(ANNAS)))}")).status == 404
+    assert colour(await ben.view(image)) == seed_colour(BENS)
+
+
+async def test_a_result_out_of_the_cache_is_shown_while_it_is_what_it_was(lab: Lab, tmp_path: Path) -> None:
+    """Two tenants with the same prompt have the same file, until somebody writes another one under its name."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    images = [await made(comfy, slow(ANNAS)) for comfy in (anna, ben)]
+    for comfy, image in zip((anna, ben), images, strict=True):
+        assert colour(await comfy.view(image)) == seed_colour(ANNAS)
+    written_by_another(tmp_path, images[0])
+    for comfy, image in zip((anna, ben), images, strict=True):
+        await assert_is_not_shown(comfy, image)
+    assert (await ask(ben, "GET", f"/view?{urlencode(await made(ben, slow(ANNAS)))}")).status == 404
+
+
+async def test_a_file_that_ones_own_job_writes_again_is_shown(lab: Lab, tmp_path: Path) -> None:
+    """From the moment at which its node has run, through the rest of the job, and after it."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna = caller(lab, gateway, "anna")
+    image = await made(anna, slow(ANNAS))
+    clean(tmp_path)
+    prompt = slow(BENS)
+    prompt["3"] = {"class_type": "SlowSampler", "inputs": {**prompt["1"]["inputs"], "steps": 1000, "seed": 1}}
+    prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "later"}}
+    listener = await anna.listen("c")
+    prompt_id = await anna.prompt(prompt, "c")
+    await listener.next("executed")
+    assert colour(await anna.view(image)) == seed_colour(BENS)
+    assert (await anna.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
+    await anna.entry(prompt_id)
+    assert colour(await anna.view(image)) == seed_colour(BENS)
+
+
+async def test_a_prompt_that_waited_does_not_read_what_the_one_before_it_wrote(lab: Lab, tmp_path: Path) -> None:
+    """Its input was right when it was sent; while it is pending the folder is emptied, and Ben's job has the name."""
+    simulator = await lab.simulator("--base-dir", str(tmp_path))
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    image = await made(anna, slow(ANNAS))
+    listener = await ben.listen("c")
+    bens = await ben.prompt(slow(BENS, steps=100, step_seconds=0.02), "c")
+    await listener.next("progress")
+    annas = await anna.prompt(load(f"{image['filename']} [output]"))
+
+    async def is_pending() -> bool:
+        return any(item[1] == annas for item in (await Comfy(lab.http, simulator.url).get("/queue"))["queue_pending"])
+
+    await until(is_pending)
+    clean(tmp_path)
+    assert ben.images(await ben.entry(bens)) == [image]
+    entry = await anna.entry(annas)
+    colours = [colour(await anna.view(each)) for each in anna.images(entry)]
+    assert seed_colour(BENS) not in colours
+    assert colours == [] or entry["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("preview", ["", "webp;90"])
+async def test_a_team_does_not_see_what_a_guest_is_writing(lab: Lab, tmp_path: Path, preview: str) -> None:
+    """Neither under a name that the team knew, nor under one that it guesses; its older files it sees all the while."""
+    gateway = await start(
+        lab, await lab.simulator("--base-dir", str(tmp_path)), isolation="shared", tenants={"other": "guest"}
+    )
+    guest, mate = caller(lab, gateway, "other"), caller(lab, gateway, "mate")
+    image = await made(mate, slow(ANNAS))
+    older = tmp_path / "output" / "older.png"
+    older.write_bytes(png((7, 7, 7)))
+    os.utime(older, (1e9, 1e9))
+    listener = await guest.listen("c")
+    prompt_id = await guest.prompt(slow(BENS, steps=1000), "c")
+    await listener.next("progress")
+    for name in (image["filename"], "guessed.png"):
+        (tmp_path / "output" / name).write_bytes(png(SECRET))
+        query = {"filename": name, "type": "output", **({"preview": preview} if preview else {})}
+        assert (await ask(mate, "GET", f"/view?{urlencode(query)}")).status == 404, name
+    query = {"filename": "older.png", **({"preview": preview} if preview else {})}
+    assert (await ask(mate, "GET", f"/view?{urlencode(query)}")).status == 200
+    assert (await guest.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
+    await guest.entry(prompt_id)
+
+
+async def test_an_admin_sees_what_is_there(lab: Lab, tmp_path: Path) -> None:
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    image = await made(caller(lab, gateway, "anna"), slow(ANNAS))
+    written_by_another(tmp_path, image)
+    boss = caller(lab, gateway, "boss")
+    assert colour(await boss.view(image)) == SECRET
