@@ -18,6 +18,9 @@ from gateway.comfy.outputs import FileRef
 # What ComfyUI puts before the suffix of an upload whose name is taken (server.py, image_upload).
 _NUMBER = re.compile(r" \(\d+\)(?=\.[^.]*$|$)")
 
+# How long a file that was seen on a backend is taken to be there without another look.
+TRUST_SECONDS = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -36,7 +39,7 @@ class Placements:
         self._names: set[FileRef] = set()
         # By kind and folder, in the spelling of `spelled_alike`: what lies in it, and below it.
         self._below: dict[tuple[str, str], dict[FileRef, None]] = {}
-        self._trusted: dict[str, set[FileRef]] = {}
+        self._trusted: dict[str, dict[FileRef, float]] = {}
         self._arriving: Counter[FileRef] = Counter()
 
     def put(self, backend: str, wanted: FileRef, digest: str, placement: Placement) -> None:
@@ -64,13 +67,17 @@ class Placements:
             if not self._arriving[key]:
                 del self._arriving[key]
 
-    def trust(self, backend: str, placement: Placement) -> None:
-        """It was seen there since the backend was last connected."""
-        self._trusted.setdefault(backend, set()).add(placement.ref)
+    def trust(self, backend: str, placement: Placement, now: float) -> None:
+        """It was seen there. `now` is in seconds, by any clock that only goes on."""
+        self._trusted.setdefault(backend, {})[placement.ref] = now
 
-    def is_trusted(self, backend: str, placement: Placement) -> bool:
-        """Whether it was seen there since the backend was last connected."""
-        return placement.ref in self._trusted.get(backend, ())
+    def is_trusted(self, backend: str, placement: Placement, now: float) -> bool:
+        """Whether it was seen there a moment ago, and since the backend was last connected.
+
+        A folder may be emptied while its backend runs.
+        """
+        seen = self._trusted.get(backend, {}).get(placement.ref)
+        return seen is not None and now - seen < TRUST_SECONDS
 
     def doubt(self, backend: str) -> None:
         """The backend may have come back empty: each placement there is looked at before it is used again."""

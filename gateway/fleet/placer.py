@@ -7,6 +7,7 @@ bytes have from now on, the old one if it had them already, another one if other
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Placer:
             FileMissing, StoreError: the gateway's own copy can't be read.
         """
         known = self._placements.find(backend.name, wanted, upload.digest)
-        if known is not None and self._placements.is_trusted(backend.name, known):
+        if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic()):
             return known.ref
         key = (backend.name, wanted, upload.digest)
         return await self._once(key, lambda: self._ensure(backend, wanted, upload, known))
@@ -192,19 +193,20 @@ class Placer:
 
     async def _ensure(self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None) -> FileRef:
         if known is not None and await self._look(backend, known.ref) == known.etag:
-            self._placements.trust(backend.name, known)
+            self._placements.trust(backend.name, known, time.monotonic())
             return known.ref
         path = self._blobs.path(upload.digest)
         if not await self._blobs.has(upload.digest):
             raise FileMissing(f"the gateway's copy of '{wanted.filename}' is gone")
         asked = wanted
-        if wanted.kind != "input":
+        if wanted.kind != "input" or self._placements.digest_at(backend.name, wanted) not in (None, upload.digest):
             # A node that is saving at this moment may be about to take the very name: an output must not replace it.
+            # Nor must an input take a name that others' bytes had there: prompts that are pending may read it.
             asked = FileRef(wanted.kind, wanted.subfolder, marked(wanted.filename, upload.digest[:8]))
         # Its name must be known for somebody's before a prompt of anybody's can read it.
         with self._placements.arriving(asked):
             placement = await self._put(backend, asked, wanted, path, upload.size, upload.digest)
-        self._placements.trust(backend.name, placement)
+        self._placements.trust(backend.name, placement, time.monotonic())
         return placement.ref
 
     async def _put(

@@ -10,7 +10,7 @@ from gateway.comfy import wire
 from gateway.comfy.outputs import FileRef, rename
 from gateway.fleet.editions import make_edition
 from gateway.fleet.files import FileIndex, Holder, Upload
-from gateway.fleet.placements import Placement, Placements
+from gateway.fleet.placements import TRUST_SECONDS, Placement, Placements
 
 PIC = FileRef("input", "", "pic.png")
 A, B = Upload("a" * 64, 1), Upload("b" * 64, 2)
@@ -68,9 +68,11 @@ def test_overwritten_placements_do_not_count() -> None:
     assert placements.find("b1", PIC, A.digest) == there
     placements.put("b1", PIC, B.digest, there)
     assert placements.find("b1", PIC, A.digest) is None
-    placements.trust("b1", there)
+    placements.trust("b1", there, 100)
+    assert placements.is_trusted("b1", there, 100 + TRUST_SECONDS - 1)
+    assert not placements.is_trusted("b1", there, 100 + TRUST_SECONDS)
     placements.doubt("b1")
-    assert not placements.is_trusted("b1", there)
+    assert not placements.is_trusted("b1", there, 100)
 
 
 def test_each_tenants_lists_offer_its_own() -> None:

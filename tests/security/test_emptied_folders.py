@@ -18,7 +18,7 @@ from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import load, png, upload
 from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.lab import Lab, Simulator, until
 from tests.security.test_copies import clean, made, only
 from tests.security.world import ask, caller, start
 from tests.workflows import slow
@@ -56,6 +56,16 @@ async def assert_is_no_input(comfy: Comfy, image: Mapping[str, str], client_id: 
         assert "not there any more" in json.dumps(entry["status"]["messages"])
     else:
         assert status == 400
+
+
+async def pending(lab: Lab, simulator: Simulator, prompt_id: str) -> None:
+    """Until a prompt waits in a backend's own queue."""
+
+    async def look() -> bool:
+        queue = await Comfy(lab.http, simulator.url).get("/queue")
+        return any(item[1] == prompt_id for item in queue["queue_pending"])
+
+    await until(look, what="pending on its backend")
 
 
 async def test_what_another_is_writing_is_not_shown_under_an_old_name(lab: Lab, tmp_path: Path) -> None:
@@ -144,11 +154,7 @@ async def test_a_prompt_that_waited_does_not_read_what_the_one_before_it_wrote(l
     bens = await ben.prompt(slow(BENS, steps=100, step_seconds=0.02), "c")
     await listener.next("progress")
     annas = await anna.prompt(load(f"{image['filename']} [output]"))
-
-    async def is_pending() -> bool:
-        return any(item[1] == annas for item in (await Comfy(lab.http, simulator.url).get("/queue"))["queue_pending"])
-
-    await until(is_pending)
+    await pending(lab, simulator, annas)
     clean(tmp_path)
     assert ben.images(await ben.entry(bens)) == [image]
     entry = await anna.entry(annas)
@@ -187,3 +193,22 @@ async def test_an_admin_sees_what_is_there(lab: Lab, tmp_path: Path) -> None:
     written_by_another(tmp_path, image)
     boss = caller(lab, gateway, "boss")
     assert colour(await boss.view(image)) == SECRET
+
+
+async def test_a_prompt_that_waited_does_not_read_anothers_upload_of_the_name(lab: Lab, tmp_path: Path) -> None:
+    """The folder of inputs is emptied while Anna's prompt is pending, and Ben uploads a picture of the same name."""
+    simulator = await lab.simulator("--base-dir", str(tmp_path))
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    runs = await ben.prompt(slow(BENS, steps=1000))
+    await upload(anna, png((9, 9, 9)), "pic.png")
+    annas = await anna.prompt(load("pic.png"))
+    await pending(lab, simulator, annas)
+    clean(tmp_path, "input")
+    await upload(ben, png(SECRET), "pic.png")
+    bens = await ben.prompt(load("pic.png"))
+    await pending(lab, simulator, bens)
+    assert (await ben.post("/interrupt", {"prompt_id": runs}))[0] == 200
+    assert (await anna.entry(annas))["outputs"] == {}
+    (image,) = ben.images(await ben.entry(bens))
+    assert colour(await ben.view(image)) == SECRET
