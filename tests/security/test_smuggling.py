@@ -335,6 +335,11 @@ async def test_sockets_take_what_clients_send_and_no_more(pair: Pair) -> None:
         frame(1, b"\xff\xfe"),
     ):
         assert (await talk(pair.gateway.port, hello + sent, silence=3)).closed, sent[:12]
+    # As documented (docs/compatibility.md): what is not masked is taken, and as what it is.
+    closing = frame(8, b"\x03\xe8")
+    heard = await talk(pair.gateway.port, hello + b"\x89\x01p" + closing, silence=10)
+    assert b"\x8a\x01p" in heard.raw
+    assert heard.raw.endswith(b"\x88\x02\x03\xe8")
     for is_read in (True, False):
         await flood(pair.gateway.port, hello, is_read=is_read)
     assert (await talk(pair.gateway.port, get(b"Host: x", target=b"/queue"))).statuses == [200]
