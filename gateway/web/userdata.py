@@ -22,6 +22,9 @@ from gateway.web.passthrough import hand_on
 
 _UNFIT = 'Invalid filename. Please avoid special characters like :\\/*?"<>|'
 
+# Why a file is not saved under a name.
+_NOT_SAVED = (OutsideFolder, UnfitName, FileExistsError, FolderFull)
+
 
 def _own(request: web.Request) -> UserFolder | None:
     """The caller's own folder; None for one who shares the primary backend's."""
@@ -35,6 +38,18 @@ def _is_set(request: web.Request, name: str) -> bool:
 
 def _full(error: FolderFull) -> web.Response:
     return problem(507, "userdata_full", "There is no room for the file", f"{error}; delete some first")
+
+
+def _not_saved(error: OutsideFolder | UnfitName | FileExistsError | FolderFull) -> web.Response:
+    match error:
+        case OutsideFolder():
+            return empty(403)
+        case UnfitName():
+            return web.Response(status=400, reason=_UNFIT)
+        case FileExistsError():
+            return web.Response(status=409, text="File already exists")
+        case FolderFull():
+            return _full(error)
 
 
 async def get_users(request: web.Request) -> web.StreamResponse:
@@ -172,14 +187,8 @@ async def post_file(request: web.Request) -> web.StreamResponse:
                 if writer.size > most:
                     return problem(413, "body_too_large", "The file is too large", f"at most {most} bytes are taken")
             saved = await own.put(request.match_info["file"], await writer.spool(), overwrite=overwrite)
-    except OutsideFolder:
-        return empty(403)
-    except UnfitName:
-        return web.Response(status=400, reason=_UNFIT)
-    except FileExistsError:
-        return web.Response(status=409, text="File already exists")
-    except FolderFull as error:
-        return _full(error)
+    except _NOT_SAVED as error:
+        return _not_saved(error)
     return _saved(request, saved)
 
 
@@ -206,12 +215,6 @@ async def move_file(request: web.Request) -> web.StreamResponse:
     overwrite = request.rel_url.query.get("overwrite", "true") != "false"
     try:
         moved = await own.move(names["file"], names["dest"], overwrite=overwrite)
-    except OutsideFolder:
-        return empty(403)
-    except UnfitName:
-        return web.Response(status=400, reason=_UNFIT)
-    except FileExistsError:
-        return web.Response(status=409, text="File already exists")
-    except FolderFull as error:
-        return _full(error)
+    except _NOT_SAVED as error:
+        return _not_saved(error)
     return empty(404) if moved is None else _saved(request, moved)
