@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from gateway.comfy import wire
-from gateway.comfy.client import Answer, BackendError, Refused, Unanswered, Unreachable
+from gateway.comfy.client import Answer, Refused, Unanswered, Unreachable
 from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -33,7 +33,7 @@ from gateway.jobs.reply import Reply, failed_there
 from gateway.jobs.retries import backoff
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
-from gateway.jobs.upstream import Offer, drop_copies, taken_as, upstream_body
+from gateway.jobs.upstream import Offer, drop_copies, look_for, taken_as, upstream_body
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
@@ -44,7 +44,6 @@ from gateway.tenants.limits import Limits
 _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
-ASK_PAUSE_SECONDS = 0.5
 # A full disk must not hold up a refusal.
 WRITTEN_WITHIN_SECONDS = 1.0
 # A timer may fire a moment before its time, and nothing else wake its job.
@@ -374,30 +373,14 @@ class Dispatcher:
         return Offer.TAKEN
 
     async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> Offer | Reply:
-        """The body was sent and no clear answer came: find out whether the backend has the prompt.
-
-        Asked twice with a pause: what the first request left behind may still be on its way through a busy loop. While
-        the backend does not answer the job stays with it, until the fleet gives it up.
-        """
-        asked = 0
-        while self._is_at(job, backend):
-            try:
-                queue = await backend.client.queue()
-                if upstream_id in queue.running_ids | queue.pending_ids or await backend.client.history_entry(
-                    upstream_id
-                ):
-                    if job.backend == backend.name and job.upstream_id == upstream_id:
-                        self._ledger.taken(job, upstream_id, b"{}")
-                    return Offer.TAKEN
-                asked += 1
-                if asked == 2 or answer is not None:
-                    return Offer.NOT_SENT if answer is None else self._give_up(job, backend, answer)
-            except Refused:
-                return Offer.REFUSED
-            except BackendError as error:
-                _log.info("asking", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
-            await asyncio.sleep(ASK_PAUSE_SECONDS)
-        return Offer.UNKNOWN
+        """The body was sent and no clear answer came. While the backend does not say, the job stays with it."""
+        times = 2 if answer is None else 1
+        outcome = await look_for(backend, upstream_id, times, lambda: self._is_at(job, backend))
+        if outcome is Offer.TAKEN and job.backend == backend.name and job.upstream_id == upstream_id:
+            self._ledger.taken(job, upstream_id, b"{}")
+        if outcome is Offer.NOT_SENT and answer is not None:
+            return self._give_up(job, backend, answer)
+        return outcome
 
     def _give_up(self, job: Job, backend: Backend, answer: Answer) -> Offer | Reply:
         """A backend answered 5xx and does not have it: the next best, or the failure if there is none."""

@@ -1,14 +1,15 @@
-"""What is said to a backend about a job: the body of its POST /prompt, and that a copy must go."""
+"""What is said to a backend about a job: the body of its POST /prompt, whether it has it, and that a copy must go."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum, auto
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import Answer, BackendError
+from gateway.comfy.client import Answer, BackendError, Refused
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
 from gateway.jobs.job import Job, State
@@ -18,6 +19,7 @@ from gateway.telemetry import logs
 _log = logs.get("upstream")
 
 AGAIN_AFTER_SECONDS = 2.0
+ASK_PAUSE_SECONDS = 0.5
 
 
 class Offer(Enum):
@@ -70,6 +72,37 @@ def taken_as(answer: Answer, upstream_id: str) -> tuple[str, Any]:
         return str(value["prompt_id"]), value.get("node_errors") or {}
     except (wire.MalformedJson, KeyError, TypeError):
         return upstream_id, {}
+
+
+async def look_for(backend: Backend, upstream_id: str, times: int, is_there: Callable[[], bool]) -> Offer:
+    """Whether a backend has a prompt to whose offer no clear answer came.
+
+    What the offer left behind may still be on its way through a busy loop, so the backend has to say no several times.
+    While it does not answer it is asked again, until the fleet gives it up.
+
+    Args:
+        times: how often it must have answered that it does not have the prompt.
+        is_there: whether the job still is that backend's.
+
+    Returns:
+        TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile.
+    """
+    while is_there():
+        try:
+            queue = await backend.client.queue()
+            if upstream_id in queue.running_ids | queue.pending_ids:
+                return Offer.TAKEN
+            if await backend.client.history_entry(upstream_id):
+                return Offer.TAKEN
+            times -= 1
+            if times == 0:
+                return Offer.NOT_SENT
+        except Refused:
+            return Offer.REFUSED
+        except BackendError as error:
+            _log.info("asking", backend=backend.name, prompt_id=upstream_id, error=str(error))
+        await asyncio.sleep(ASK_PAUSE_SECONDS)
+    return Offer.UNKNOWN
 
 
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
