@@ -226,10 +226,10 @@ class Lab:
     async def close(self) -> None:
         """End everything."""
         await self.http.close()
-        for server in self.servers:
-            if server.running:
-                code = await server.stop()
-                assert code == 0, f"{server.arguments} ended with {code}:\n{server.log.read_text()}"
+        running = [server for server in self.servers if server.running]
+        codes = await asyncio.gather(*(server.stop() for server in running))
+        for server, code in zip(running, codes, strict=True):
+            assert code == 0, f"{server.arguments} ended with {code}:\n{server.log.read_text()}"
         for server in self.servers:
             text = server.log.read_text()
             server.log.unlink()

@@ -80,11 +80,15 @@ class Zygote:
             )
         return ours
 
-    async def fork(self, module: str, arguments: list[str], environment: dict[str, str], stderr: int) -> Forked:
+    async def fork(
+        self, module: str, arguments: list[str], environment: dict[str, str], stderr: int, cwd: Path | None = None
+    ) -> Forked:
         """Start a process that runs a module; `stderr` is the file descriptor that it writes errors to."""
         if self._channel is None:
             self._channel = self._start()
-        order = Order(module, arguments, environment, os.getcwd(), resource.getrlimit(resource.RLIMIT_NOFILE))
+        order = Order(
+            module, arguments, environment, str(cwd or Path.cwd()), resource.getrlimit(resource.RLIMIT_NOFILE)
+        )
         report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         report.setblocking(False)
         read, write = os.pipe()

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
+from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.workflows import slow
 
 ANNA, BEN, BOSS = "key-of-anna-123456", "key-of-ben-1234567", "key-of-the-boss-12"
@@ -180,6 +180,13 @@ async def test_keys_go_nowhere(lab: Lab) -> None:
     other = GatewayProcess(lab.directory / "other", [f"http://127.0.0.1:{port}"], ("--api-key", ANNA), {})
     lab.servers.append(other)
     await other.start()
+
+    async def passed_on() -> bool:
+        async with lab.http.get(f"{other.url}/extensions", headers={"X-API-Key": ANNA}) as answer:
+            return answer.status == 200
+
+    await until(passed_on, what="the backend is known to be there")
+    seen.clear()
     for headers, query in (
         ({"X-API-Key": ANNA}, ""),
         ({"Authorization": f"Bearer {ANNA}"}, "?a=1"),

@@ -5,36 +5,32 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import sys
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 
-from tests.lab import Lab
+from tests.lab import Lab, Server
 
 
 async def command(
     *arguments: str, cwd: Path, limit: float = 60, environment: dict[str, str] | None = None
-) -> tuple[int | None, str, str]:
+) -> tuple[int, str, str]:
     """Run one; (exit code, standard output, standard error)."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "gateway",
-        *arguments,
-        cwd=cwd,
-        env={
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "PATH": "/usr/bin:/bin",
-            "PYTHONUTF8": "1",
-            **(environment or {}),
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(limit):
-        out, error = await process.communicate()
-    return process.returncode, out.decode(), error.decode()
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONUTF8": "1", **(environment or {})}
+    zygote = Server.zygote
+    assert zygote is not None
+    with tempfile.TemporaryFile() as errors:
+        process = await zygote.fork("gateway", list(arguments), environment, errors.fileno(), cwd)
+        try:
+            async with asyncio.timeout(limit):
+                out, code = await process.stdout.read(), await process.wait()
+        except TimeoutError:
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+            raise
+        errors.seek(0)
+        return code, out.decode(), errors.read().decode()
 
 
 async def test_demo_once_saves_a_dozen_images(tmp_path: Path) -> None:

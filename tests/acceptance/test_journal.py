@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+from pathlib import Path
 
 from tests import disk
+from tests.acceptance.test_commands import command
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.workflows import slow
@@ -36,12 +38,7 @@ async def test_old_history_goes(lab: Lab) -> None:
 
 async def run(*arguments: str) -> tuple[int, str, str]:
     """A command to its end: exit code, standard output, standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, error = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), error.decode()
+    return await command(*arguments, cwd=Path.cwd())
 
 
 async def serve(lab: Lab) -> str:

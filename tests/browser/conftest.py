@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +9,7 @@ from typing import Protocol
 import pytest
 from playwright.async_api import Browser, async_playwright, expect
 
-from tests.browser.ui import Ui
+from tests.browser.ui import SHOTS, Ui
 from tests.lab import Lab
 
 ARGUMENTS = (
@@ -43,9 +42,8 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def shots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where screenshots go: below $BROWSER_SHOTS, if that is set."""
-    chosen = os.environ.get("BROWSER_SHOTS")
-    folder = Path(chosen) / request.node.name if chosen else tmp_path / "shots"
+    """Where screenshots go: below $BROWSER_SHOTS, if that is set; else there is one of what failed."""
+    folder = Path(SHOTS) / request.node.name if SHOTS else tmp_path / "shots"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -58,7 +56,7 @@ async def walk_as_new_user(browser: Browser, walk: Walk, url: str, shots: Path, 
     try:
         await walk(ui)
     except BaseException:
-        await ui.shot("failed")
+        await ui.shot("failed", anyway=True)
         raise
     finally:
         await context.close()

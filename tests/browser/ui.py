@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from playwright.async_api import ConsoleMessage, FileChooser, Locator, Page, Res
 from tests.lab import until
 
 Colour = tuple[int, int, int]
+# Where screenshots of each test go, below; they take the browser a second each.
+SHOTS = os.environ.get("BROWSER_SHOTS")
 BLUE, GREEN, RED = 0x2080F0, 0x20C040, 0xE03020
 
 # An <img> that has arrived, as one pixel: what the user sees of it, whatever format it travelled in.
@@ -233,9 +236,11 @@ class Ui:
 
         await until(look, what=f"the images of {seeds} in the queue panel")
 
-    async def shot(self, name: str) -> None:
-        """A screenshot."""
+    async def shot(self, name: str, *, anyway: bool = False) -> None:
+        """A screenshot, if somebody will look at it; `anyway`, if nobody asked for any."""
         self._taken += 1
+        if not (anyway or SHOTS):
+            return
         path = self._shots / f"{self._kind}-{self._taken}-{name}.png"
         await self.page.screenshot(path=path, animations="disabled")
 

@@ -146,7 +146,9 @@ async def start(lab: Lab, **settings: Any) -> Run:
     simulators = await lab.simulators(2, "--record")
     options = ("--config", str(config))
     urls = [simulator.url for simulator in simulators]
-    gateway = GatewayProcess(lab.directory / "data", urls, options, {"probe__interval": 0.25, **settings})
+    # What was refused is not waited for any longer, for another request to follow.
+    settings |= {"probe__interval": 0.25, "server__keepalive_timeout": 0.5}
+    gateway = GatewayProcess(lab.directory / "data", urls, options, settings)
     gateway.environment |= {"BOSS_KEY": BOSS, "PYTHONASYNCIODEBUG": "1"}
     lab.servers.append(gateway)
     await gateway.start()

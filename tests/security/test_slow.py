@@ -91,9 +91,9 @@ async def test_headers_and_silence_and_idleness(lab: Lab) -> None:
     simulator = await lab.simulator()
     whole = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
     gateway = await lab.gateway(simulator, server__header_timeout=LIMIT)
-    for first, statuses in ((b"", []), (b"\r\n\r\n", [408]), (b"GE", [408]), (whole[:-2], [408])):
-        heard = await talk(gateway.port, first, silence=LIMIT + SLACK)
-        assert (heard.statuses, heard.closed) == (statuses, True), first
+    expected = {b"": [], b"\r\n\r\n": [408], b"GE": [408], whole[:-2]: [408]}
+    talks = await asyncio.gather(*(talk(gateway.port, first, silence=LIMIT + SLACK) for first in expected))
+    assert [(heard.statuses, heard.closed) for heard in talks] == [(statuses, True) for statuses in expected.values()]
     # The next request's headers have as long as the first's.
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(whole)
@@ -103,9 +103,9 @@ async def test_headers_and_silence_and_idleness(lab: Lab) -> None:
     writer.close()
     assert await gateway.stop() == 0
     gateway = await lab.gateway(simulator, server__keepalive_timeout=LIMIT)
-    for first in (whole, whole + whole[:-2]):
-        heard = await talk(gateway.port, first, silence=LIMIT + SLACK)
-        assert (heard.statuses, heard.closed) == ([200], True), first
+    firsts = (whole, whole + whole[:-2])
+    talks = await asyncio.gather(*(talk(gateway.port, first, silence=LIMIT + SLACK) for first in firsts))
+    assert [(heard.statuses, heard.closed) for heard in talks] == [([200], True)] * 2
 
 
 async def test_bodies(lab: Lab) -> None:

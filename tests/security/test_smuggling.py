@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab import GatewayProcess, Lab
-from tests.security.recorder import Recorder, passes_on, talk
+from tests.security.recorder import Heard, Recorder, passes_on, talk
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"0\r\n\r\n"
@@ -164,6 +164,12 @@ async def pair(lab: Lab) -> AsyncIterator[Pair]:
     await backend.close()
 
 
+async def talks(pair: Pair, *paths: str) -> list[Heard]:
+    """Ask for each of these, all at once."""
+    asked = [get(b"Host: x", target=path.encode()) for path in paths]
+    return await asyncio.gather(*(talk(pair.gateway.port, raw, silence=2) for raw in asked))
+
+
 async def test_what_can_be_read_in_two_ways_reaches_no_backend(pair: Pair) -> None:
     """Each is refused with an error or without an answer, its connection is closed, and the backend hears of none."""
     said = []
@@ -239,21 +245,22 @@ async def test_what_a_backend_says_of_itself_goes_no_further(pair: Pair) -> None
         assert gone not in text, gone
     assert "x-kept: yes" in text
     assert "server: comfyui-gateway\r\n" in text
-    for name, location, shown in (
-        ("/r1", f"http://{host}/there?a=1", "/there?a=1"),
-        ("/r2", "/there", "/there"),
-        ("/r3", "there/", "/there/"),
-        ("/r4", f"//{host}/there", "/there"),
-        ("/r5", "https://github.com/a", "https://github.com/a"),
-        ("/r6", "http://10.0.0.5:8188/a", None),
-        ("/r7", "http://gpu-7:8188/a", None),
-        ("/r8", "http://127.0.0.1:1/a", None),
-        ("/r9", "javascript:alert(1)", None),
-        ("/r10", "http://[", None),
-    ):
+    locations = {
+        "/r1": (f"http://{host}/there?a=1", "/there?a=1"),
+        "/r2": ("/there", "/there"),
+        "/r3": ("there/", "/there/"),
+        "/r4": (f"//{host}/there", "/there"),
+        "/r5": ("https://github.com/a", "https://github.com/a"),
+        "/r6": ("http://10.0.0.5:8188/a", None),
+        "/r7": ("http://gpu-7:8188/a", None),
+        "/r8": ("http://127.0.0.1:1/a", None),
+        "/r9": ("javascript:alert(1)", None),
+        "/r10": ("http://[", None),
+    }
+    for name, (location, _) in locations.items():
         raw = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
         pair.backend.answers[name] = raw.encode()
-        heard = await talk(pair.gateway.port, get(b"Host: x", target=name.encode()))
+    for (name, (_, shown)), heard in zip(locations.items(), await talks(pair, *locations), strict=True):
         lines = [line for line in heard.raw.decode().split("\r\n") if line.lower().startswith("location:")]
         assert lines == ([] if shown is None else [f"Location: {shown}"]), name
         assert heard.statuses == [302]
@@ -262,15 +269,14 @@ async def test_what_a_backend_says_of_itself_goes_no_further(pair: Pair) -> None
 
 async def test_an_answer_that_is_none_tells_nothing_of_its_backend(pair: Pair) -> None:
     host = pair.backend.url.removeprefix("http://")
-    for name, raw in (
-        ("/a1", b"nonsense\r\n\r\n"),
-        ("/a2", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
-        ("/a3", b"HTTP/1.1 200 OK\r\nBad Header\r\n\r\n"),
-        ("/a4", b"HTTP/1.1 999999 OK\r\n\r\n"),
-    ):
-        pair.backend.answers[name] = raw
-        heard = await talk(pair.gateway.port, get(b"Host: x", target=name.encode()), silence=2)
-        assert heard.statuses == [502], name
+    pair.backend.answers |= {
+        "/a1": b"nonsense\r\n\r\n",
+        "/a2": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "/a3": b"HTTP/1.1 200 OK\r\nBad Header\r\n\r\n",
+        "/a4": b"HTTP/1.1 999999 OK\r\n\r\n",
+    }
+    for heard in await talks(pair, *pair.backend.answers):
+        assert heard.statuses == [502], heard
         assert host not in heard.raw.decode()
         assert host.partition(":")[0] not in heard.raw.decode()
 
