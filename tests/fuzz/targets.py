@@ -24,8 +24,9 @@ from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
 from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
-from gateway.jobs.collector import _error_of, _last_message, _written
+from gateway.jobs.collector import _error_of, _last_message
 from gateway.jobs.job import Job
+from gateway.jobs.outputs import _cached, _each, _ended
 from gateway.jobs.partner_keys import NAMES
 from gateway.jobs.upstream import upstream_body
 from gateway.sessions.outbox import Outbox
@@ -179,8 +180,16 @@ def entry(data: bytes) -> None:
         return
     outcome = history.outcome_of(value)
     assert failures.cause_of_entry(value) in failures.Cause
-    written = _written(value.get("outputs"), value.get("status"))
-    assert all(isinstance(ref, FileRef) for ref in written)
+    assert all(isinstance(node_id, str) for node_id in _cached(value.get("status")))
+    assert isinstance(_ended(value.get("status")), int | None)
+    named: list[FileRef] = []
+
+    def note(ref: FileRef, _made: bool, _node_id: str) -> str:
+        named.append(ref)
+        return ref.filename
+
+    assert _each(value.get("outputs"), note) == value.get("outputs")
+    assert all(isinstance(ref, FileRef) for ref in named)
     renamed = rename(value.get("outputs"), lambda ref, made: f"x-{ref.filename}")
     ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}
     _last_message(ours)
