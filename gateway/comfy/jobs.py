@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from gateway.comfy import wire
 from gateway.comfy.history import messages_of
 
 STATUSES = ("pending", "in_progress", "completed", "failed", "cancelled")
@@ -18,6 +19,7 @@ _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
 _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 _TEXT = (".txt", ".md", ".json")
 _MAX_TEXT = 1024
+T = TypeVar("T")
 
 
 def job_of_queue_item(item: Sequence[Any], status: str) -> dict[str, Any]:
@@ -206,13 +208,42 @@ def parse_jobs_query(query: Mapping[str, str]) -> JobsQuery | str:
     return JobsQuery(statuses or STATUSES, query.get("workflow_id") or None, sort_by, order == "desc", limit, offset)
 
 
-def list_jobs(jobs: Sequence[dict[str, Any]], query: JobsQuery) -> dict[str, Any]:
-    """The page that a query asks for."""
-    found = [job for job in jobs if job["status"] in query.statuses]
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a job is filtered and sorted by. `workflow_id` is encoded; times are milliseconds."""
+
+    status: str
+    created: int
+    duration: int = 0
+    workflow_id: bytes | None = None
+
+
+def listed(job: Mapping[str, Any]) -> Listed:
+    """What one of these jobs is filtered and sorted by."""
+    start, end = job.get("execution_start_time", 0), job.get("execution_end_time", 0)
+    workflow_id = job.get("workflow_id")
+    return Listed(
+        job["status"],
+        int(job.get("create_time", 0)),
+        int(end - start) if start and end else 0,
+        None if workflow_id is None else wire.dumps(workflow_id),
+    )
+
+
+def encoded_workflow_id(extra_data: Mapping[str, Any]) -> bytes | None:
+    """The id of the workflow that a prompt's extra_data holds, if it has one."""
+    workflow_id = _workflow_id(extra_data)
+    return None if workflow_id is None else wire.packed(wire.dumps(workflow_id))
+
+
+def page_of(jobs: Sequence[tuple[Listed, T]], query: JobsQuery) -> tuple[list[tuple[Listed, T]], dict[str, Any]]:
+    """The page that a query asks for, and its ``pagination``. Jobs of the same time keep their order."""
+    found = jobs if query.statuses == STATUSES else [each for each in jobs if each[0].status in query.statuses]
     if query.workflow_id:
-        found = [job for job in found if job.get("workflow_id") == query.workflow_id]
-    found.sort(key=_duration if query.sort_by == "execution_duration" else _created, reverse=query.descending)
-    page = found[query.offset :]
+        workflow_id = wire.dumps(query.workflow_id)
+        found = [each for each in found if each[0].workflow_id == workflow_id]
+    by = _duration if query.sort_by == "execution_duration" else _created
+    page = sorted(found, key=by, reverse=query.descending)[query.offset :]
     page = page if query.limit is None else page[: query.limit]
     pagination = {
         "offset": query.offset,
@@ -220,13 +251,18 @@ def list_jobs(jobs: Sequence[dict[str, Any]], query: JobsQuery) -> dict[str, Any
         "total": len(found),
         "has_more": query.offset + len(page) < len(found),
     }
-    return {"jobs": page, "pagination": pagination}
+    return page, pagination
 
 
-def _duration(job: Mapping[str, Any]) -> int:
-    start, end = job.get("execution_start_time", 0), job.get("execution_end_time", 0)
-    return int(end - start) if start and end else 0
+def list_jobs(jobs: Sequence[dict[str, Any]], query: JobsQuery) -> dict[str, Any]:
+    """The answer of GET /api/jobs, of jobs that are not encoded yet."""
+    page, pagination = page_of([(listed(job), job) for job in jobs], query)
+    return {"jobs": [job for _, job in page], "pagination": pagination}
 
 
-def _created(job: Mapping[str, Any]) -> int:
-    return int(job.get("create_time", 0))
+def _duration(each: tuple[Listed, object]) -> int:
+    return each[0].duration
+
+
+def _created(each: tuple[Listed, object]) -> int:
+    return each[0].created

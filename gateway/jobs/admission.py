@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.comfy import graph, wire
 from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no_prompt
+from gateway.comfy.jobs import encoded_workflow_id
 from gateway.jobs import partner_keys
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
@@ -63,7 +64,7 @@ class Submission:
     """An accepted body. Graph and extra_data are kept encoded: a tenth of the memory of the parsed form.
 
     `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
-    seconds from its acceptance.
+    seconds from its acceptance, `workflow_id` encoded.
     """
 
     prompt: bytes
@@ -83,6 +84,7 @@ class Submission:
     secrets: Mapping[str, Any] = field(default_factory=dict)
     needs_secrets: bool = False
     deadline: float | None = None
+    workflow_id: bytes | None = None
 
     @property
     def size(self) -> int:
@@ -172,6 +174,7 @@ def _submission(
         secrets=secrets,
         needs_secrets=bool(secrets),
         deadline=_deadline(extra),
+        workflow_id=encoded_workflow_id(shown),
     )
 
 
@@ -309,4 +312,5 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         digest=digest,
         needs_secrets=head["needs_secrets"],
         deadline=deadline,
+        workflow_id=encoded_workflow_id(value["extra_data"]),
     )

@@ -2,63 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.comfy.errors import is_prompt_id
-from gateway.comfy.jobs import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.jobs import JobsQuery, Listed, job_of_history, job_of_queue_item, page_of, parse_jobs_query
 from gateway.jobs.engine import Engine
 from gateway.jobs.job import SHOWN_RUNNING, WHOSE, Job
+from gateway.store.protocol import HistoryRecord
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
-from gateway.web.answers import json
+from gateway.web.answers import JSON_HEADERS, json, json_bytes
 from gateway.web.auditing import foreign_noted
 from gateway.web.parts import parts, tells_whose, whose
 from gateway.web.queue import BadBody, read_object
+from gateway.web.streaming import send_pieces
+
+# An open job or an ended one.
+Entry = tuple[Listed, Job | HistoryRecord]
 
 
-async def get_jobs(request: web.Request) -> web.Response:
+async def get_jobs(request: web.Request) -> web.StreamResponse:
     """The caller's jobs, open and ended, filtered, sorted and in pages (server.py, get_jobs)."""
     query = parse_jobs_query(request.rel_url.query)
     if isinstance(query, str):
         return json({"error": query}, 400)
     engine, identity = parts(request).engine, whose(request)
     tenants = None if identity.is_admin else [identity.tenant]
-    found = [(job.tenant, _open_job(job)) for job in engine.ledger.jobs(identity.sees)]
-    found += [(ended.tenant, wire.loads(ended.summary)) for ended in engine.history.of(tenants)]
-    return json(list_jobs([_told(request, *each) for each in found], query))
+    await engine.history.read_summaries(tenants)
+    # From here without an await: no job is in both, or in neither.
+    found: list[Entry] = [(_listed(job), job) for job in engine.ledger.jobs(identity.sees)]
+    found += engine.history.listed(tenants)
+    pieces = encoded_list(found, query, tells_whose=tells_whose(request))
+    return await send_pieces(request, pieces, JSON_HEADERS)
 
 
-def _told(request: web.Request, tenant: str, job: dict[str, Any]) -> dict[str, Any]:
-    return {**job, WHOSE: tenant} if tells_whose(request) else job
+def encoded_list(found: list[Entry], query: JobsQuery, *, tells_whose: bool) -> Iterator[bytes]:
+    """The answer piece by piece: of ended jobs each is encoded already, of open ones those that are shown."""
+    page, pagination = page_of(found, query)
+    yield b'{"jobs":['
+    for n, (shown, job) in enumerate(page):
+        encoded = job.summary if isinstance(job, HistoryRecord) else _encoded(job, shown.status)
+        yield (b"," if n else b"") + (_with_tenant(encoded, job.tenant) if tells_whose else encoded)
+    yield b'],"pagination":%b}' % wire.dumps(pagination)
 
 
-def _open_job(job: Job) -> dict[str, Any]:
+def _with_tenant(job: bytes, tenant: str) -> bytes:
+    return b'%b,"%b":%b}' % (job[:-1], WHOSE.encode(), wire.dumps(tenant))
+
+
+def _listed(job: Job) -> Listed:
+    status = "in_progress" if job.state in SHOWN_RUNNING else "pending"
+    return Listed(status, job.create_time, workflow_id=job.submission.workflow_id)
+
+
+def _encoded(job: Job, status: str) -> bytes:
     number = job.number if job.submission.number is not None else int(job.number)
-    item = [number, job.prompt_id, {}, wire.loads(job.shown_extra_data()), job.outputs]
-    return job_of_queue_item(item, "in_progress" if job.state in SHOWN_RUNNING else "pending")
+    item = [number, job.prompt_id, {}, {"create_time": job.create_time}, job.outputs]
+    shown, workflow_id = wire.dumps(job_of_queue_item(item, status)), job.submission.workflow_id
+    return shown if workflow_id is None else b'%b,"workflow_id":%b}' % (shown[:-1], workflow_id)
 
 
 async def get_job(request: web.Request) -> web.Response:
     """One job, with its outputs if it has ended."""
     found = await _find(parts(request).engine, whose(request), request.match_info["job_id"])
-    return json({"error": "Job not found"}, 404) if found is None else json(_told(request, *found))
+    if found is None:
+        return json({"error": "Job not found"}, 404)
+    tenant, job = found
+    return json_bytes(_with_tenant(job, tenant) if tells_whose(request) else job)
 
 
-async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str, dict[str, Any]] | None:
+async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str, bytes] | None:
     """Whose job it is, and the job."""
     job = engine.control.find(identity.sees, prompt_id)
     if job is not None:
-        return job.tenant, _open_job(job)
+        return job.tenant, _encoded(job, _listed(job).status)
     ended = engine.history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = engine.history.find_any(prompt_id)
     entry = await engine.history.entry(ended) if ended is not None else None
     if ended is None or entry is None:
         return None
-    return ended.tenant, job_of_history(prompt_id, wire.loads(entry), include_outputs=True)
+    return ended.tenant, wire.dumps(job_of_history(prompt_id, wire.loads(entry), include_outputs=True))
 
 
 async def cancel_job(request: web.Request) -> web.Response:

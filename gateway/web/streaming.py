@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlencode
 
 import aiohttp
@@ -179,6 +180,32 @@ async def send_whole(request: web.Request, body: bytes, headers: Mapping[str, st
     if request.method != "HEAD":
         for start in range(0, len(body), CHUNK):
             await response.write(memoryview(body)[start : start + CHUNK])
+    await response.write_eof()
+    return response
+
+
+async def send_pieces(request: web.Request, pieces: Iterable[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
+    """Answer with what is put together as it is sent, where it is long: memory and the loop are others', too."""
+    response: web.StreamResponse | None = None
+    taken, size = [], 0
+    for piece in pieces:
+        taken.append(piece)
+        size += len(piece)
+        if size > CHUNK:
+            if response is None:
+                response = web.StreamResponse(headers=headers)
+                request["streaming"] = True
+                await response.prepare(request)
+            if request.method == "HEAD":
+                return response
+            await response.write(b"".join(taken))
+            # A write to a reader that keeps up does not wait.
+            await asyncio.sleep(0)
+            taken, size = [], 0
+    if response is None:
+        return web.Response(body=b"".join(taken), headers=headers)
+    if taken:
+        await response.write(b"".join(taken))
     await response.write_eof()
     return response
 

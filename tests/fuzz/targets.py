@@ -97,7 +97,7 @@ def graph(data: bytes) -> None:
     again = decode_from_journal(kept, submission.digest)
     # Of a client_id that is not even text only its shape is kept: a NaN becomes null.
     assert again.client_id == wire.loads(wire.dumps(submission.client_id))
-    for name in ("prompt", "extra_data", "rest", "front", "targets", "nodes", "models", "deadline"):
+    for name in ("prompt", "extra_data", "rest", "front", "targets", "nodes", "models", "deadline", "workflow_id"):
         assert _plain(getattr(again, name)) == _plain(getattr(submission, name)), name
     prompt_id = submission.prompt_id or "11111111-2222-4333-8444-555555555555"
     job = Job("tenant", prompt_id, prompt_id, 1.0, 1.0, submission, 1, 0.0)
