@@ -18,6 +18,8 @@ LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "exe
 # The slot of a frame that tells how its prompt ended.
 TERMINAL_SLOT = "terminal"
 PROGRESS = frozenset({"progress", "progress_state"})
+# What is beyond the year 9999 is no time, and may not fit into what is made of it.
+_END_OF_TIME = 253_402_300_800_000
 
 
 class Kind(StrEnum):
@@ -92,6 +94,13 @@ def frame_of(event: Event, prompt_id: str, payload: bytes | None = None) -> Fram
     if event.type in LIFECYCLE:
         return Frame(Kind.LIFECYCLE, payload, prompt_id)
     return Frame(Kind.OTHER, payload, prompt_id, event.type)
+
+
+def timestamp_of(data: dict[str, Any]) -> int | None:
+    """When it was, as a message's data says it: milliseconds since 1970; None if it does not (execution.py)."""
+    timestamp = data.get("timestamp")
+    is_time = isinstance(timestamp, int) and not isinstance(timestamp, bool) and 0 <= timestamp < _END_OF_TIME
+    return timestamp if is_time else None
 
 
 def status_frame(queue_remaining: int, sid: str | None = None) -> Frame:

@@ -52,7 +52,7 @@ def seconds_of(date: str | None) -> float | None:
     """A date as HTTP writes it (RFC 9110, section 5.6.7), in seconds since 1970; None if it is none."""
     try:
         return None if date is None else parsedate_to_datetime(date).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

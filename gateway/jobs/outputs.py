@@ -178,7 +178,6 @@ def _cached(status: Any) -> Collection[str]:
 def _ended(status: Any) -> int | None:
     """When an entry's job was over: milliseconds since 1970, by its backend's clock."""
     for name, data in reversed(history.messages_of(status)):
-        timestamp = data.get("timestamp")
-        if name in events.TERMINAL and isinstance(timestamp, int):
+        if name in events.TERMINAL and (timestamp := events.timestamp_of(data)) is not None:
             return timestamp
     return None

@@ -141,9 +141,8 @@ class Relay:
         return any(job.state is State.SENDING for job in self._ledger.jobs_on(backend.name))
 
     def _start(self, backend: Backend, job: Job, event: Event) -> None:
-        timestamp = event.data.get("timestamp")
-        start_time = timestamp if isinstance(timestamp, int) else int(time.time() * 1000)
-        self.start(backend, job, start_time)
+        start_time = events.timestamp_of(event.data)
+        self.start(backend, job, int(time.time() * 1000) if start_time is None else start_time)
 
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
         """The job runs there."""

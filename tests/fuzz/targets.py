@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote
 from multidict import CIMultiDict, MultiDict
 
 from gateway.comfy import events, failures, history, previews, wire
+from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
@@ -23,6 +24,7 @@ from gateway.comfy.outputs import FileRef, file_ref, rename
 from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
+from gateway.fleet.etags import etag_of
 from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message
 from gateway.jobs.job import Job
@@ -169,6 +171,14 @@ def preview(data: bytes) -> None:
     found.metadata.get("prompt_id")
 
 
+def _last_and_cached(status: Any) -> None:
+    assert all(isinstance(node_id, str) for node_id in _cached(status))
+    answer = Answer(
+        200, CIMultiDict({"Last-Modified": "x", "Date": "Wed, 25 Nov 2026 12:00:00 GMT", "ETag": '"e"'}), b""
+    )
+    assert etag_of(answer, _ended(status)) == '"e"'
+
+
 def entry(data: bytes) -> None:
     """A history entry of a backend."""
     source = _json_of(data, seeds.entries())
@@ -180,17 +190,8 @@ def entry(data: bytes) -> None:
         return
     outcome = history.outcome_of(value)
     assert failures.cause_of_entry(value) in failures.Cause
-    assert all(isinstance(node_id, str) for node_id in _cached(value.get("status")))
-    assert isinstance(_ended(value.get("status")), int | None)
-    named: list[FileRef] = []
-
-    def note(ref: FileRef, _made: bool, _node_id: str) -> str:
-        named.append(ref)
-        return ref.filename
-
-    assert _each(value.get("outputs"), note) == value.get("outputs")
-    assert all(isinstance(ref, FileRef) for ref in named)
-    renamed = rename(value.get("outputs"), lambda ref, made: f"x-{ref.filename}")
+    _last_and_cached(value.get("status"))
+    renamed = _each(value.get("outputs"), lambda ref, made, node_id: f"x-{ref.filename}-{made}-{node_id}")
     ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}
     _last_message(ours)
     _error_of(ours)
