@@ -7,6 +7,7 @@ the size. A name says less: where a folder was emptied, the next file of any ten
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 
@@ -14,6 +15,8 @@ from gateway.comfy.client import Answer
 from gateway.comfy.outputs import FileRef, view_path
 from gateway.fleet.backend import Backend
 
+# As aiohttp makes it (web_fileresponse.py).
+_OF_FILE = re.compile(r'"(?P<nanoseconds>[0-9a-f]{1,16})-(?P<size>[0-9a-f]{1,16})"')
 # Instead of an ETag: there is none to compare, or the file was not there any more when its job was over.
 UNTOLD, GONE = "", "-"
 # How many files of a job are asked for at a time, and how many at all. A video as single pictures has some thousands.
@@ -27,8 +30,21 @@ PATIENCE_SECONDS = 30.0
 
 
 def is_same(known: str, told: str | None) -> bool:
-    """Whether an answer's ETag is the one that is known. Compared weakly (RFC 9110, section 8.8.3.2)."""
-    return known == UNTOLD or (told is not None and told.removeprefix("W/") == known)
+    """Whether an answer's ETag is the one that is known. Compared weakly (RFC 9110, section 8.8.3.2).
+
+    What lost the fractions of its seconds is still the same: network file systems do that some time after a file was
+    written, and so do archives.
+    """
+    if known == UNTOLD:
+        return True
+    told = (told or "").removeprefix("W/")
+    if told == known:
+        return True
+    one, other = _OF_FILE.fullmatch(known), _OF_FILE.fullmatch(told)
+    if one is None or other is None or one["size"] != other["size"]:
+        return False
+    times = [divmod(int(each["nanoseconds"], 16), 10**9) for each in (one, other)]
+    return times[0][0] == times[1][0] and 0 in (times[0][1], times[1][1])
 
 
 def etag_of(answer: Answer, ended: int | None) -> str:

@@ -11,6 +11,7 @@ from gateway.fleet.etags import GONE, LATE_SECONDS, UNTOLD, etag_of, is_same, se
 NOON = "Wed, 25 Nov 2026 12:00:00 GMT"
 NEXT_DAY = "Thu, 26 Nov 2026 12:00:00 GMT"
 AT_NOON = 1795608000
+FILE, FILE_IN_SECONDS = f'"{AT_NOON * 10**9 + 1:x}-5"', f'"{AT_NOON * 10**9:x}-5"'
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,11 @@ AT_NOON = 1795608000
         (UNTOLD, '"a-1"', True),
         (GONE, None, False),
         (GONE, '"a-1"', False),
+        (FILE, FILE_IN_SECONDS, True),
+        (FILE_IN_SECONDS, FILE, True),
+        (FILE, f'"{AT_NOON * 10**9 + 10**9:x}-5"', False),
+        (FILE, f'"{AT_NOON * 10**9 + 2:x}-5"', False),
+        (FILE, f'"{AT_NOON * 10**9:x}-6"', False),
     ],
 )
 def test_etags_are_compared_weakly(known: str, told: str | None, same: bool) -> None:
