@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.comfy.outputs import FileRef
@@ -41,7 +41,7 @@ class Uploads:
     """Uploads and their names.
 
     Args:
-        in_use: the digests that open jobs need: those never go.
+        is_named: whether an open job of a tenant's names a file: what it means then never goes.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Uploads:
         blobs: BlobStore,
         store: Store,
         limits: Limits,
-        in_use: Callable[[], Collection[str]],
+        is_named: Callable[[str, FileRef], bool],
     ) -> None:
         self._settings = settings
         self._files = files
         self._store = store
         self._limits = limits
-        self._in_use = in_use
+        self._is_named = is_named
         self._kept: dict[str, _Kept] = {}
         # Held while bytes come into the store or leave it: the same bytes may do both at a time.
         self._moving = asyncio.Lock()
@@ -166,8 +166,11 @@ class Uploads:
         if kept is None:
             return
         kept.names.discard((tenant, ref))
-        if not kept.names and digest not in self._in_use():
+        if not kept.names:
             await self._let_go(digest)
+
+    def _is_in_use(self, kept: _Kept) -> bool:
+        return any(self._is_named(tenant, ref) for tenant, ref in kept.names)
 
     def bytes_of(self, tenant: str) -> int:
         """The bytes of a tenant's uploads, each once whatever it is called."""
@@ -181,10 +184,12 @@ class Uploads:
         sizes = {upload.digest: upload.size for upload in self._files.uploads(tenant).values()}
         if blob.digest in sizes:
             return
-        used, in_use = sum(sizes.values()), self._in_use()
-        for digest in sorted(sizes.keys() - in_use, key=lambda digest: self._kept[digest].used_at):
+        used = sum(sizes.values())
+        for digest in sorted(sizes, key=lambda digest: self._kept[digest].used_at):
             if used + blob.size <= most:
                 return
+            if self._is_in_use(self._kept[digest]):
+                continue
             used -= sizes[digest]
             await self._disown(tenant, digest)
         if used + blob.size > most:
@@ -216,13 +221,13 @@ class Uploads:
 
     async def _evict(self, wanted: int) -> None:
         """Let go of what was used least recently, until so many bytes are free."""
-        in_use = self._in_use()
-        candidates = [d for d in sorted(self._kept, key=lambda d: self._kept[d].used_at) if d not in in_use]
-        for digest in candidates:
+        for digest in sorted(self._kept, key=lambda digest: self._kept[digest].used_at):
             if wanted <= 0:
                 return
-            wanted -= self._kept[digest].size
-            await self._let_go(digest)
+            kept = self._kept[digest]
+            if not self._is_in_use(kept):
+                wanted -= kept.size
+                await self._let_go(digest)
 
     async def _let_go(self, digest: str) -> None:
         kept = self._kept.pop(digest)
@@ -244,10 +249,11 @@ class Uploads:
 
     async def sweep(self, now: int) -> None:
         """Let go of what nobody has used for `uploads.keep` before `now` (milliseconds since 1970)."""
-        oldest, in_use = now - self._settings.keep * 1000, self._in_use()
+        oldest = now - self._settings.keep * 1000
         async with self._moving:
-            for digest in [d for d, kept in self._kept.items() if kept.used_at < oldest and d not in in_use]:
-                await self._let_go(digest)
+            for digest in [digest for digest, kept in self._kept.items() if kept.used_at < oldest]:
+                if not self._is_in_use(self._kept[digest]):
+                    await self._let_go(digest)
 
 
 def _now() -> int:

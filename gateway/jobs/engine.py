@@ -23,7 +23,7 @@ from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.failures import Failures
 from gateway.jobs.history import History
-from gateway.jobs.inputs import Inputs, digests_in_use
+from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
@@ -87,9 +87,7 @@ class Engine:
             lambda job, backend, entry: self.failures.ended(job, backend, entry),
             lambda: self.dispatcher.wake(),
         )
-        self.uploads = Uploads(
-            settings.uploads, self.files, blobs, store, limits, lambda: digests_in_use(self.ledger, self.files)
-        )
+        self.uploads = Uploads(settings.uploads, self.files, blobs, store, limits, self.ledger.named.has)
         inputs = Inputs(
             fleet, self.files, self.outputs, self.placements, self.placer, self.uploads, self.catalogue, policies, sight
         )

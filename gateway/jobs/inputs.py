@@ -16,7 +16,6 @@ from gateway.fleet.placements import Placements, spelled_alike
 from gateway.fleet.placer import FileMissing, Placer, SourceDown
 from gateway.fleet.uploads import Uploads
 from gateway.jobs.job import Job
-from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
@@ -178,10 +177,3 @@ class Inputs:
         """The backends that have a file of these already."""
         found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
         return frozenset(holder.backend for holder in found if isinstance(holder, Holder))
-
-
-def digests_in_use(ledger: Ledger, files: FileIndex) -> frozenset[str]:
-    """The uploads that open jobs name."""
-    named = ((job.tenant, file.ref) for job in ledger.jobs() for file in job.submission.files)
-    found = (files.find(tenant, ref) for tenant, ref in named if ref is not None)
-    return frozenset(file.digest for file in found if isinstance(file, Upload))

@@ -17,6 +17,7 @@ from gateway.jobs.copies import Copies
 from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, SHOWN_RUNNING, Job, Live, State, queue_json
+from gateway.jobs.named_files import NamedFiles
 from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.topics import status_topic
@@ -90,6 +91,7 @@ class Ledger:
         self._queue_bytes: dict[str, bytes] = {}
         self._number = 0
         self.waiting = WaitingList()
+        self.named = NamedFiles()
         self.copies = Copies()
         self.share = FairShare()
         self.history = history
@@ -205,6 +207,7 @@ class Ledger:
         self._jobs[job.key] = job
         self._tenants.setdefault(job.tenant, {})[job.prompt_id] = job
         self._upstream[job.upstream_id] = job
+        self.named.enter(job)
         self._enter(job)
         self._queue_bytes.pop(job.tenant, None)
 
@@ -375,6 +378,7 @@ class Ledger:
         if job.state not in ENDED:
             self._leave(job)
         self._jobs.pop(job.key, None)
+        self.named.leave(job)
         own = self._tenants.get(job.tenant, {})
         own.pop(job.prompt_id, None)
         if not own:

@@ -54,6 +54,11 @@ def admit(ledger: Ledger, tenant: str = "t", **more: Any) -> Job:
     return ledger.admit(tenant, read(json.dumps({"prompt": slow(), **more}).encode()), ["2"])
 
 
+def loading(image: str) -> dict[str, Any]:
+    """Nodes that load an image, twice."""
+    return {node_id: {"class_type": "LoadImage", "inputs": {"image": image}} for node_id in ("8", "9")}
+
+
 def test_every_state_but_the_last_ones_leads_somewhere() -> None:
     sources = {state for state, _ in LIFE}
     assert sources == set(State) - ENDED
@@ -181,7 +186,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def admitted(self, tenant: str, front: bool) -> Job:
         """Accept one."""
-        return admit(self.ledger, tenant, front=front)
+        return admit(self.ledger, tenant, front=front, prompt=slow() | loading(f"{len(self.all) % 3}.png"))
 
     @precondition(lambda self: self.all)
     @rule(index=st.integers(0, 99), move=st.sampled_from(list(Move)), backend=st.sampled_from(["b1", "b2"]))
@@ -236,6 +241,9 @@ class LedgerMachine(RuleBasedStateMachine):
             shown = json.loads(self.ledger.queue_json(tenant))
             ids = [item[1] for items in shown.values() for item in items]
             assert sorted(ids) == sorted(job.prompt_id for job in open_jobs if job.tenant == tenant)
+        named = {(job.tenant, file.ref) for job in open_jobs for file in job.submission.files if file.ref is not None}
+        assert len(self.ledger.named) == len(named)
+        assert all(self.ledger.named.has(*file) for file in named)
         for backend in ("b1", "b2"):
             there = [job for job in open_jobs if job.backend == backend]
             assert set(self.ledger.jobs_on(backend)) == set(there)
