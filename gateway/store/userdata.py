@@ -31,6 +31,8 @@ MAX_SETTINGS = 1024 * 1024
 _MAX_PART = 255
 _MAX_PATH = 1024
 _MAX_DEPTH = 32
+# Who goes through thousands of files keeps a thread busy for long, and there are few: six on two cores (asyncio's own).
+MOST_WALKS = 2
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -72,6 +74,7 @@ class UserData:
         self._max_files = max_files
         self._spool = BlobStore(directory / ".arriving")
         self._folders: dict[str, UserFolder] = {}
+        self._walks = asyncio.Semaphore(MOST_WALKS)
 
     async def open(self) -> None:
         """Make the directory.
@@ -95,7 +98,7 @@ class UserData:
         folder = self._folders.get(tenant)
         if folder is None:
             path = self._directory / _folder_name(tenant)
-            folder = self._folders[tenant] = UserFolder(path, self._quota, self._max_files)
+            folder = self._folders[tenant] = UserFolder(path, self._quota, self._max_files, self._walks)
         return folder
 
 
@@ -130,14 +133,18 @@ def parts_of(name: str) -> tuple[str, ...]:
 class UserFolder:
     """One tenant's files. Every path is a text as a client gives it.
 
+    One at a time changes them or goes through all of them, and of all tenants no more than `MOST_WALKS` do the latter:
+    the threads are those that read and write all files of the gateway's.
+
     All methods raise OutsideFolder or UnfitName for a path that is none, and StoreError if the disk fails.
     """
 
-    def __init__(self, root: Path, quota: int, max_files: int) -> None:
+    def __init__(self, root: Path, quota: int, max_files: int, walks: asyncio.Semaphore) -> None:
         self._root = root
         self._quota = quota
         self._max_files = max_files
-        self._changing = asyncio.Lock()
+        self._walks = walks
+        self._turn = asyncio.Lock()
 
     async def exists(self) -> bool:
         """Whether the tenant has saved anything yet."""
@@ -159,7 +166,7 @@ class UserFolder:
             shown = [path for path in found if not _is_hidden(path, folder) and path.is_file()]
             return [_info(path, folder) for path in sorted(shown)]
 
-        return await _in_thread(look)
+        return await self.walk(look)
 
     async def tree(self, name: str) -> list[dict[str, Any]] | None:
         """All files and folders below one, as GET /v2/userdata tells them; None if there is no such place.
@@ -176,7 +183,7 @@ class UserFolder:
                 raise NotADirectoryError(name)
             return sorted(_entries(folder, self._root), key=lambda e: (e["type"] != "directory", e["name"].lower()))
 
-        return await _in_thread(look)
+        return await self.walk(look)
 
     async def put(self, name: str, arrived: Path, *, overwrite: bool) -> FileInfo:
         """A file that has arrived gets its name.
@@ -194,8 +201,7 @@ class UserFolder:
             self._place(arrived, path, name)
             return _info(path, self._root)
 
-        async with self._changing:
-            return await _in_thread(put)
+        return await self.walk(put)
 
     async def remove(self, name: str) -> bool:
         """Delete a file; False if there is none."""
@@ -207,7 +213,7 @@ class UserFolder:
             path.unlink()
             return True
 
-        async with self._changing:
+        async with self._turn:
             return await _in_thread(remove)
 
     async def move(self, name: str, new_name: str, *, overwrite: bool) -> FileInfo | None:
@@ -230,8 +236,7 @@ class UserFolder:
             self._place(source, target, new_name)
             return _info(target, self._root)
 
-        async with self._changing:
-            return await _in_thread(move)
+        return await self.walk(move)
 
     async def settings(self) -> dict[str, Any]:
         """The web UI's settings; none where they can't be read, as app_settings.py has it."""
@@ -250,7 +255,7 @@ class UserFolder:
         Raises:
             FolderFull: they are too many.
         """
-        async with self._changing:
+        async with self._turn:
             body = json.dumps({**await _in_thread(self._settings), **new}, indent=4).encode()
             if len(body) > MAX_SETTINGS:
                 raise FolderFull(f"settings have at most {MAX_SETTINGS} bytes")
@@ -261,7 +266,13 @@ class UserFolder:
                 self._check_room(path, len(body))
                 self._place(arrived, path, SETTINGS)
 
-            await _in_thread(put)
+            async with self._walks:
+                await _in_thread(put)
+
+    async def walk(self, work: Callable[[], _T]) -> _T:
+        """Run what goes through many of the files, in a thread, when it is its turn."""
+        async with self._turn, self._walks:
+            return await _in_thread(work)
 
     def _path(self, name: str) -> Path:
         # Nothing here makes links, so this is below the folder; a link that an operator made is followed.
