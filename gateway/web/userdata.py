@@ -7,7 +7,6 @@ the primary backend's, as ever. Answers are those of app/user_manager.py and app
 from __future__ import annotations
 
 import mimetypes
-from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -133,7 +132,7 @@ async def list_files(request: web.Request) -> web.StreamResponse:
     if found is None:
         return web.Response(status=404, text="Directory not found")
     if _is_set(request, "full_info"):
-        return json([asdict(info) for info in found])
+        return json([_told(info) for info in found])
     names = [info.path for info in found]
     return json([[name, *name.split("/")] for name in names] if _is_set(request, "split") else names)
 
@@ -192,8 +191,13 @@ async def post_file(request: web.Request) -> web.StreamResponse:
     return _saved(request, saved)
 
 
+def _told(info: FileInfo) -> dict[str, Any]:
+    # Of ten thousand files dataclasses.asdict would hold up everybody for 50 ms.
+    return {"path": info.path, "size": info.size, "modified": info.modified, "created": info.created}
+
+
 def _saved(request: web.Request, info: FileInfo) -> web.Response:
-    return json(asdict(info) if _is_set(request, "full_info") else info.path)
+    return json(_told(info) if _is_set(request, "full_info") else info.path)
 
 
 async def delete_file(request: web.Request) -> web.StreamResponse:
