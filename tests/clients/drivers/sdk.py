@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from _driver import encode, main, until
-from comfy_sdk import AsyncComfy, Comfy, ComfyError, JobFailed
+from comfy_sdk import AsyncComfy, AsyncJob, Comfy, ComfyError, Job, JobFailed, Workflow
 from comfy_sdk.events import OutputReady, Preview, Progress, StatusChange
 
 Prompt = dict[str, Any]
@@ -38,10 +38,24 @@ def _images(job: Any) -> dict[str, Any]:
     return {"status": job.status, "images": [encode(output.to_bytes()) for output in job.outputs]}
 
 
+def _run(client: Comfy, workflow: Workflow) -> Job:
+    """As the client's own run(), but that result() asks once more how it ended.
+
+    The proxy asks for the history entry first, and for the queue after: of a prompt that ends in between it says for
+    once that it expired, at which run() gives up.
+    """
+    return client.submit(workflow).wait(timeout=LIMIT).result()
+
+
+async def _run_beside_others(client: AsyncComfy, workflow: Workflow) -> AsyncJob:
+    job = await client.submit(workflow)
+    return await (await job.wait(timeout=LIMIT)).result()
+
+
 def run(url: str, prompts: list[Prompt]) -> dict[str, Any]:
     """Run prompts one after the other."""
     with _proxy(url), Comfy() as client:
-        jobs = [client.run(client.workflows.from_json(prompt), timeout=LIMIT) for prompt in prompts]
+        jobs = [_run(client, client.workflows.from_json(prompt)) for prompt in prompts]
         return {
             "results": [_images(job) for job in jobs],
             "graphs": [job.get_workflow().graph for job in jobs],
@@ -54,7 +68,7 @@ def run_together(url: str, prompts: list[Prompt]) -> dict[str, Any]:
     """Run prompts at the same time."""
 
     async def one(client: AsyncComfy, prompt: Prompt) -> dict[str, Any]:
-        job = await client.run(client.workflows.from_json(prompt), timeout=LIMIT)
+        job = await _run_beside_others(client, client.workflows.from_json(prompt))
         return {"status": job.status, "images": [encode(await output.to_bytes()) for output in job.outputs]}
 
     async def together() -> list[dict[str, Any]]:
@@ -94,18 +108,12 @@ def events(url: str, prompt: Prompt) -> dict[str, Any]:
 
 
 def upload(url: str, path: str, prompt: Prompt) -> dict[str, Any]:
-    """Upload an image as an asset and run a prompt that loads it.
-
-    The proxy asks for the history entry first, and for the queue after: of a prompt that ends in between it says for
-    once that it expired, at which its run() gives up.
-    """
+    """Upload an image as an asset and run a prompt that loads it."""
     with _proxy(url), Comfy() as client:
         asset = client.assets.from_file(path)
         workflow = client.workflows.from_json(prompt)
         workflow.set_input("1", "image", asset)
-        job = client.submit(workflow)
-        until(lambda: job.refresh().status == "succeeded")
-        result = _images(job.result())
+        result = _images(_run(client, workflow))
         part = client.jobs.get(next(iter(client.list_jobs())).id).outputs[0].to_bytes(range=(0, 7))
         return {"created": asset.created_new, "results": [result], "part": encode(part)}
 
@@ -124,7 +132,7 @@ def fail(url: str, prompt: Prompt) -> dict[str, Any]:
     """Run a prompt that fails, or is refused."""
     with _proxy(url), Comfy() as client:
         try:
-            client.run(client.workflows.from_json(prompt), timeout=LIMIT)
+            _run(client, client.workflows.from_json(prompt))
         except JobFailed as error:
             return {"failed": str(error), "error": str(error.error)}
         except ComfyError as error:
