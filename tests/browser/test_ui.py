@@ -39,7 +39,7 @@ async def test_three_prompts(both: Both, tmp_path: Path) -> None:
     async def walk(ui: Ui) -> None:
         await ui.open()
         await ui.shot("loaded")
-        await open_workflow(ui, tmp_path, slow(steps=60, step_seconds=0.1, prefix="fleet"))
+        await open_workflow(ui, tmp_path, slow(steps=45, step_seconds=0.1, prefix="fleet"))
         await ui.shot("workflow")
         await ui.open_panel()
         await run_seeds(ui, BLUE, GREEN, RED)
