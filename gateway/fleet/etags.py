@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from gateway.comfy.client import Answer
@@ -17,51 +18,125 @@ from gateway.fleet.backend import Backend
 
 # As aiohttp makes it (web_fileresponse.py).
 _OF_FILE = re.compile(r'"(?P<nanoseconds>[0-9a-f]{1,16})-(?P<size>[0-9a-f]{1,16})"')
-# Instead of an ETag: there is none to compare, or the file was not there any more when its job was over.
-UNTOLD, GONE = "", "-"
+# Instead of an ETag: there is none to compare; what the job told of was not there when it was over, or not its own; the
+# file is an earlier job's (ComfyUI's cache), and not looked at yet.
+UNTOLD, GONE, CACHED = "", "-", "*"
 # How many files of a job are asked for at a time, and how many at all. A video as single pictures has some thousands.
 AT_A_TIME = 8
 MOST = 20_000
-# A file that was found so many seconds after its job was over must not be younger than the job by more than that: as
-# much as the clocks of a backend and of the disk that it writes to may go apart.
+# A file must not be older than its job by more than that, nor younger if it was found so long after: as many seconds
+# as the clocks of a backend and of the disk that it writes to may go apart.
 LATE_SECONDS = 60.0
 # A backend that loads a model answers nobody meanwhile.
 PATIENCE_SECONDS = 30.0
 
 
-def is_same(known: str, told: str | None) -> bool:
-    """Whether an answer's ETag is the one that is known. Compared weakly (RFC 9110, section 8.8.3.2).
+def are_same(one: str, other: str) -> bool:
+    """Whether two ETags are of the same file.
 
     What lost the fractions of its seconds is still the same: network file systems do that some time after a file was
     written, and so do archives.
     """
-    if known == UNTOLD:
+    if one == other:
         return True
-    told = (told or "").removeprefix("W/")
-    if told == known:
-        return True
-    one, other = _OF_FILE.fullmatch(known), _OF_FILE.fullmatch(told)
-    if one is None or other is None or one["size"] != other["size"]:
+    first, second = _OF_FILE.fullmatch(one), _OF_FILE.fullmatch(other)
+    if first is None or second is None or first["size"] != second["size"]:
         return False
-    times = [divmod(int(each["nanoseconds"], 16), 10**9) for each in (one, other)]
+    times = [divmod(int(each["nanoseconds"], 16), 10**9) for each in (first, second)]
     return times[0][0] == times[1][0] and 0 in (times[0][1], times[1][1])
 
 
-def etag_of(answer: Answer, ended: int | None) -> str:
-    """What to know a file by, from the answer to a HEAD.
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Instead of an ETag: what a job has written that goes on. Times are seconds since 1970 by the backend's clock.
+
+    It was written `since` then, and `until` then, where another's job has begun meanwhile; it is none of the files that
+    others know by that name (`besides`). `before` is what the job's tenant knew there before.
+    """
+
+    since: float | None = None
+    until: float | None = None
+    besides: frozenset[str] = frozenset()
+    before: str = UNTOLD
+
+    def is_met(self, headers: Mapping[str, str]) -> bool:
+        """Whether an answer with these headers shows it."""
+        told, written = told_by(headers), written_at(headers)
+        if told != UNTOLD and are_same(told, self.before):
+            return True
+        if any(are_same(told, each) for each in self.besides) or (told == UNTOLD and self.besides):
+            return False
+        is_young = self.since is None or (written is not None and written >= self.since - LATE_SECONDS)
+        return is_young and (self.until is None or (written is not None and written <= self.until + 1))
+
+
+# What a file is known by.
+Known = str | Fresh
+
+
+def told_by(headers: Mapping[str, str]) -> str:
+    """The ETag of an answer, to be compared weakly (RFC 9110, section 8.8.3.2); UNTOLD if there is none."""
+    return headers.get("ETag", UNTOLD).removeprefix("W/")
+
+
+def is_same(known: Known, headers: Mapping[str, str]) -> bool:
+    """Whether an answer with these headers shows the file that is known so."""
+    if isinstance(known, Fresh):
+        return known.is_met(headers)
+    return known == UNTOLD or are_same(known, told_by(headers))
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of a job, in seconds since 1970 by its backend's clock; None for what is not known.
+
+    Attributes:
+        began: when that was.
+        ended: when it was over.
+        followed: when another tenant's job began there that came after it.
+    """
+
+    began: float | None = None
+    ended: float | None = None
+    followed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a file is known by, once its job is over, and whether it was written since the job began."""
+
+    etag: str
+    is_new: bool = False
+
+
+def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD) -> Found:
+    """What an answer to a HEAD says of a file that a job told of.
 
     Args:
-        ended: when its job was over, in milliseconds since 1970 by the backend's clock; None if that is not known.
+        wrote: whether the job says that it made it.
+        before: what the tenant knew the name by before that job: it may have told of that file again.
     """
     if answer.status != 200:
-        return GONE
-    written, now = seconds_of(answer.headers.get("Last-Modified")), seconds_of(answer.headers.get("Date"))
-    if ended is not None and written is not None and now is not None:
-        limit = ended / 1000 + LATE_SECONDS
-        if now > limit and written > limit:
-            # The gateway was away meanwhile: this is another job's, which may be running.
-            return GONE
-    return answer.headers.get("ETag", UNTOLD).removeprefix("W/")
+        return Found(GONE)
+    told, written, now = told_by(answer.headers), written_at(answer.headers), seconds_of(answer.headers.get("Date"))
+    if written is None or (told != UNTOLD and are_same(told, before)):
+        return Found(told)
+    if wrote and times.began is not None and written < times.began - LATE_SECONDS:
+        # It was there before: the job has only named it.
+        return Found(GONE)
+    if now is not None and _is_late(written, now, times):
+        return Found(GONE)
+    return Found(told, is_new=times.began is not None and written > times.began)
+
+
+def _is_late(written: float, now: float, times: Times) -> bool:
+    """Whether a file is another's job's, which may be running: its own was over when it was written.
+
+    It is hard to say of one that was asked for at once: its disk's clock may be ahead.
+    """
+    if times.ended is not None and now > times.ended + LATE_SECONDS and written > times.ended + LATE_SECONDS:
+        return True
+    return times.followed is not None and times.followed + 1 < written <= now + 1
 
 
 def seconds_of(date: str | None) -> float | None:
@@ -72,20 +147,34 @@ def seconds_of(date: str | None) -> float | None:
         return None
 
 
+def written_at(headers: Mapping[str, str]) -> float | None:
+    """When the file of an answer was last changed, in seconds since 1970; None if it does not say.
+
+    The ETag of aiohttp's FileResponse has that in nanoseconds, where Last-Modified has it rounded up.
+    """
+    rounded = seconds_of(headers.get("Last-Modified"))
+    match = _OF_FILE.fullmatch(told_by(headers))
+    exact = int(match["nanoseconds"], 16) / 1e9 if match else None
+    return exact if exact is not None and rounded is not None and abs(exact - rounded) <= 1 else rounded
+
+
 async def _ask(backend: Backend, ref: FileRef) -> Answer:
     return await backend.client.call("HEAD", view_path(ref), timeout=PATIENCE_SECONDS)
 
 
-async def has(backend: Backend, ref: FileRef, etag: str) -> bool:
-    """Whether a backend has the file with this ETag under a name.
+async def has(backend: Backend, ref: FileRef, known: Known) -> bool:
+    """Whether a backend has the file that is known so under a name.
 
     Raises:
         BackendError: it does not say.
     """
-    if etag == UNTOLD:
+    if known == UNTOLD:
         return True
     answer = await _ask(backend, ref)
-    return answer.status == 200 and is_same(etag, answer.headers.get("ETag"))
+    tells_nothing = "ETag" not in answer.headers and "Last-Modified" not in answer.headers
+    if isinstance(known, Fresh) and tells_nothing and not known.besides:
+        return answer.status == 200
+    return answer.status == 200 and is_same(known, answer.headers)
 
 
 async def is_older(backend: Backend, ref: FileRef, than: float) -> bool:
@@ -100,18 +189,20 @@ async def is_older(backend: Backend, ref: FileRef, than: float) -> bool:
     return written is not None and written < than - 2
 
 
-async def learn(backend: Backend, refs: Collection[FileRef], ended: int | None) -> Mapping[FileRef, str]:
-    """What to know these files of a backend by, once their job is over; see `etag_of`.
+async def learn(
+    backend: Backend, refs: Collection[FileRef], judge: Callable[[FileRef, Answer], Found]
+) -> Mapping[FileRef, Found]:
+    """What to know these files of a backend by, once their job is over; `judge` tells that from the answer to a HEAD.
 
     Raises:
         BackendError: it does not say.
     """
-    known: dict[FileRef, str] = {}
+    known: dict[FileRef, Found] = {}
     left = iter(list(refs)[:MOST])
 
     async def look() -> None:
         for ref in left:
-            known[ref] = etag_of(await _ask(backend, ref), ended)
+            known[ref] = judge(ref, await _ask(backend, ref))
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -13,19 +13,26 @@ from itertools import count
 from os.path import splitext
 
 from gateway.comfy.outputs import FileRef
-from gateway.fleet.etags import UNTOLD
+from gateway.fleet.etags import CACHED, GONE, UNTOLD
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Where a file is: the backend, and the file's name there (its folder is the same).
 
-    `etag` is what to know it by there (see etags.py), None while the job that writes it goes on.
+    `etag` is what to know it by there (see etags.py), None while the job that writes it goes on; `before` is what it
+    was until that began.
     """
 
     backend: str
     filename: str
     etag: str | None = UNTOLD
+    before: str = UNTOLD
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was looked at since its job was over."""
+        return self.etag not in (None, CACHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,14 @@ class FileIndex:
     def __len__(self) -> int:
         return len(self._files)
 
-    def claim(self, tenant: str, backend: str, ref: FileRef, origin: Origin = Origin.WROTE) -> tuple[str, bool]:
+    def claim(
+        self, tenant: str, backend: str, ref: FileRef, origin: Origin = Origin.WROTE, etag: str | None = None
+    ) -> tuple[str, bool]:
         """The tenant's name for a file that `backend` calls `ref`, and whether that is news.
 
         A file that its job only names does not become the tenant's if it is another's. Neither does one out of
-        ComfyUI's cache whose name was given anew: what the cache meant may have been another's before.
+        ComfyUI's cache whose name was given anew: what the cache meant may have been another's before. `etag` is what
+        a file that is nobody's is known by at first.
         """
         key = (backend, ref)
         known = self._names.get((tenant, *key))
@@ -75,15 +85,20 @@ class FileIndex:
             if origin is Origin.WROTE:
                 self._know(tenant, FileRef(ref.kind, ref.subfolder, known), None)
             return known, False
-        owners = self._tenants.get(key, ())
+        others = set(self.others(tenant, backend, ref).values())
         name = self._free_name(tenant, backend, ref)
-        if owners and (origin is Origin.NAMED or (origin is Origin.EARLIER and key in self._anew)):
+        if (others - {GONE} and origin is Origin.NAMED) or (others and origin is Origin.EARLIER and key in self._anew):
             return name, False
-        visible = FileRef(ref.kind, ref.subfolder, name)
-        # It is the same file as theirs, whatever lies there by now.
-        etag = self._held(owners[0], backend, ref) if owners else None
-        self._put(tenant, visible, Holder(backend, ref.filename, etag))
+        if others and (origin is Origin.EARLIER or etag == CACHED):
+            # It is the same file as theirs, whatever lies there by now; unless one of them only named it, too.
+            etag = others.pop() if len(others) == 1 else GONE
+        self._put(tenant, FileRef(ref.kind, ref.subfolder, name), Holder(backend, ref.filename, etag))
         return name, True
+
+    def others(self, tenant: str, backend: str, ref: FileRef) -> Mapping[str, str | None]:
+        """What the other tenants that have a file of a backend know it by."""
+        owners = self._tenants.get((backend, ref), ())
+        return {owner: self._held(owner, backend, ref).etag for owner in owners if owner != tenant}
 
     def _free_name(self, tenant: str, backend: str, ref: FileRef) -> str:
         name, attempt = ref.filename, 0
@@ -92,20 +107,22 @@ class FileIndex:
             name = marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}")
         return name
 
-    def _held(self, tenant: str, backend: str, ref: FileRef) -> str | None:
-        name = self._names[tenant, backend, ref]
-        held = self._files[tenant, FileRef(ref.kind, ref.subfolder, name)]
-        return held.etag if isinstance(held, Holder) else None
+    def _held(self, tenant: str, backend: str, ref: FileRef) -> Holder:
+        held = self._files[tenant, FileRef(ref.kind, ref.subfolder, self._names[tenant, backend, ref])]
+        assert isinstance(held, Holder)
+        return held
 
     def _know(self, tenant: str, visible: FileRef, etag: str | None) -> None:
         held = self._files[tenant, visible]
         assert isinstance(held, Holder)
-        now = self._files[tenant, visible] = replace(held, etag=etag)
+        before = held.etag if held.is_known and held.etag != GONE else held.before
+        now = replace(held, etag=etag, before=UNTOLD if etag is not None else before or UNTOLD)
+        self._files[tenant, visible] = now
         if self._first.get(visible) is held:
             self._first[visible] = now
 
-    def etag(self, tenant: str, backend: str, ref: FileRef) -> str | None:
-        """What to know a file of the tenant's by; None if that is not known yet, nor whether it is the tenant's."""
+    def held(self, tenant: str, backend: str, ref: FileRef) -> Holder | None:
+        """A file of a backend, as the tenant has it; None if it is not the tenant's."""
         return self._held(tenant, backend, ref) if (tenant, backend, ref) in self._names else None
 
     def know(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
@@ -141,14 +158,15 @@ class FileIndex:
             self._tenants.pop((backend, there), None)
         return self._names.pop((tenant, backend, there), None)
 
-    def replaced(self, tenant: str, backend: str, ref: FileRef) -> list[tuple[str, FileRef]]:
+    def replaced(self, tenant: str, backend: str, ref: FileRef, *, proven: bool = True) -> list[tuple[str, FileRef]]:
         """A prompt of the tenant's wrote this file: what others know by that name is gone, and it is not theirs.
 
-        A backend that came back empty counts its files from 1 again. Returns the (tenant, name) that mean nothing now.
+        A backend that came back empty counts its files from 1 again. Unless it is `proven`, that is so for those alone
+        who could not tell their file from it. Returns the (tenant, name) that mean nothing now.
         """
         gone = []
-        for other in self._tenants.get((backend, ref), ()):
-            if other == tenant or (name := self._forget(other, backend, ref)) is None:
+        for other, etag in self.others(tenant, backend, ref).items():
+            if (not proven and etag != UNTOLD) or (name := self._forget(other, backend, ref)) is None:
                 continue
             visible = FileRef(ref.kind, ref.subfolder, name)
             if (holder := self._files.pop((other, visible), None)) is not None and self._first.get(visible) is holder:
@@ -208,8 +226,9 @@ class FileIndex:
 
     def is_others(self, tenant: str, backend: str, ref: FileRef) -> bool:
         """Whether what a backend calls so is others', and not this tenant's."""
-        owners = self._tenants.get((backend, ref), ())
-        return bool(owners) and tenant not in owners
+        # One who told of it in vain has nothing there.
+        is_theirs = any(etag != GONE for etag in self.others(tenant, backend, ref).values())
+        return is_theirs and (tenant, backend, ref) not in self._names
 
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""

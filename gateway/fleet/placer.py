@@ -20,7 +20,7 @@ from gateway.comfy import wire
 from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
 from gateway.comfy.outputs import FileRef, folder_of, view_path
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import UNTOLD, is_same
+from gateway.fleet.etags import UNTOLD, Known, is_same
 from gateway.fleet.files import Upload, marked
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placements import Placement, Placements
@@ -104,11 +104,11 @@ class Placer:
         key = (backend.name, wanted, upload.digest)
         return await self._once(key, lambda: self._ensure(backend, wanted, upload, known))
 
-    async def copy(self, source: Backend, ref: FileRef, target: Backend, etag: str = UNTOLD) -> FileRef:
+    async def copy(self, source: Backend, ref: FileRef, target: Backend, known: Known = UNTOLD) -> FileRef:
         """Bring a file of one backend to another; returns what it is called there.
 
         Args:
-            etag: what it is known by; another file of the same name is not brought.
+            known: what it is known by; another file of the same name is not brought.
 
         Raises:
             BackendError: the target can't be reached, or does not take it.
@@ -116,8 +116,8 @@ class Placer:
             SourceDown: it can't be reached.
             StoreError: there is no room to hold it meanwhile.
         """
-        key = (target.name, source.name, ref, etag)
-        return await self._once(key, lambda: self._current_copy(source, ref, target, etag))
+        key = (target.name, source.name, ref, known)
+        return await self._once(key, lambda: self._current_copy(source, ref, target, known))
 
     def spread(self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None) -> None:
         """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time."""
@@ -227,7 +227,7 @@ class Placer:
             _log.warning("a file's place could not be kept", backend=backend.name, error=str(error))
         return placement
 
-    async def _current_copy(self, source: Backend, ref: FileRef, target: Backend, etag: str) -> FileRef:
+    async def _current_copy(self, source: Backend, ref: FileRef, target: Backend, wanted: Known) -> FileRef:
         """The copy that is there, if both files still are what they were; else a new one.
 
         A folder of outputs that is cleaned has its names again, for another prompt's files, whoever's these are.
@@ -239,20 +239,20 @@ class Placer:
                 now = await self._look(source, ref)
             except BackendError as error:
                 raise SourceDown(source.name) from error
-            is_current = now == known.source_etag and is_same(etag, now)
+            is_current = now == known.source_etag and is_same(wanted, {"ETag": known.source_etag})
             if is_current and await self._look(target, known.ref) == known.etag:
                 self._copies[key] = known
                 return known.ref
-        copy = self._copies[key] = await self._copy(source, ref, target, etag)
+        copy = self._copies[key] = await self._copy(source, ref, target, wanted)
         while len(self._copies) > MAX_COPIES:
             self._copies.popitem(last=False)
         return copy.ref
 
-    async def _copy(self, source: Backend, ref: FileRef, target: Backend, etag: str) -> _Copy:
+    async def _copy(self, source: Backend, ref: FileRef, target: Backend, wanted: Known) -> _Copy:
         async with self._blobs.writer() as writer:
             try:
                 async with source.client.open("GET", view_path(ref)) as answer:
-                    if answer.status != 200 or not is_same(etag, answer.headers.get("ETag")):
+                    if answer.status != 200 or not is_same(wanted, answer.headers):
                         raise FileMissing(f"'{ref.filename}' of backend '{source.name}' is not there any more")
                     source_etag = answer.headers.get("ETag", "")
                     async for chunk in pieces(answer, self._most):

@@ -17,6 +17,7 @@ from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
+from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
@@ -124,7 +125,7 @@ class Collector:
 
     async def _fetch(
         self, job: Job, backend: Backend, upstream_id: str
-    ) -> tuple[HistoryEntry, Mapping[FileRef, str]] | None:
+    ) -> tuple[HistoryEntry, Mapping[FileRef, Found]] | None:
         """The entry, and what to know its files by.
 
         None if the backend answers that there is none, or the job is not there any more.
@@ -145,7 +146,7 @@ class Collector:
             pause = min(pause * 2, FETCH_PAUSE_MOST)
         return None
 
-    async def _finish(self, job: Job, backend: Backend, found: HistoryEntry, known: Mapping[FileRef, str]) -> None:
+    async def _finish(self, job: Job, backend: Backend, found: HistoryEntry, known: Mapping[FileRef, Found]) -> None:
         if await self._goes_again(job, backend, found.entry):
             return
         self._make_ours(job, backend, found.entry, known)
@@ -177,7 +178,7 @@ class Collector:
         self._count(job, place, outcome, entry)
         self._freed()
 
-    def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any], known: Mapping[FileRef, str]) -> None:
+    def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any], known: Mapping[FileRef, Found]) -> None:
         """Put back what the client sent, and give the files the names that its tenant knows."""
         if job.submission.needs_secrets:
             entry.update(job.submission.censor().value(entry))

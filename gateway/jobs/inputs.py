@@ -144,7 +144,7 @@ class Inputs:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
         if not source.pulse.alive:
             raise SourceDown(owner)
-        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, holder))
+        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder))
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gateway.comfy import events, history
-from gateway.comfy.outputs import FileRef, can_be_asked_for, rename
+from gateway.comfy.client import Answer
+from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for, rename
 from gateway.fleet import etags
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex, Holder, Origin
@@ -40,17 +41,28 @@ class Outputs:
         self._ledger = ledger
         self._sight = sight
 
-    def expected(self, tenant: str, holder: Holder) -> str:
-        """What a tenant's file is known by.
+    def expected(self, tenant: str, ref: FileRef, holder: Holder) -> etags.Known:
+        """What a tenant's file is known by, which its backend calls `ref`.
 
-        Until its job is over that is not known, but nobody else's writes there.
+        Until its job is over that is what this job wrote: nobody else's runs there, save one that began since.
         """
-        if holder.etag is not None:
+        if holder.etag is not None and holder.is_known:
             return holder.etag
-        return etags.UNTOLD if self._is_at_work(tenant, holder.backend) else etags.GONE
-
-    def _is_at_work(self, tenant: str, backend: str) -> bool:
-        return any(job.tenant == tenant and job.state in _AT_WORK for job in self._ledger.jobs_on(backend))
+        at_work = [job for job in self._ledger.jobs_on(holder.backend) if job.state in _AT_WORK]
+        own = [job for job in at_work if job.tenant == tenant]
+        others = self._files.others(tenant, holder.backend, ref) if ref.kind != "input" else {}
+        if not own or any(job.tenant in others and others[job.tenant] is None for job in at_work):
+            # Or another's job may have written it, of which it is not known yet.
+            return etags.GONE
+        is_new = holder.etag is None and ref.kind != "input"
+        is_over = all(job.state is State.COLLECTING for job in own)
+        began = [_began(job) for job in at_work if job.tenant != tenant and job.state is State.RUNNING]
+        return etags.Fresh(
+            min(_began(job) for job in own) if is_new else None,
+            min(began) if began and is_over else None,
+            frozenset(etag for etag in others.values() if etag) - {etags.GONE, etags.CACHED, holder.before},
+            holder.before,
+        )
 
     def written_since(self, tenant: str, backend: str) -> float | None:
         """From when on what is written on a backend may be what the tenant must not see: seconds since 1970 there.
@@ -58,13 +70,13 @@ class Outputs:
         None if what runs there is the tenant's own, or nobody's who is kept apart.
         """
         others = [
-            job.start_time or job.create_time
+            _began(job)
             for job in self._ledger.jobs_on(backend)
-            if job.tenant != tenant and job.state in _AT_WORK and self._sight(job.tenant) is Sight.OWN
+            if _is_at_work_for_another(job, tenant) and self._sight(job.tenant) is Sight.OWN
         ]
-        return min(others) / 1000 if others else None
+        return min(others) if others else None
 
-    async def learn(self, job: Job, backend: Backend, entry: Mapping[str, Any]) -> Mapping[FileRef, str]:
+    async def learn(self, job: Job, backend: Backend, entry: Mapping[str, Any]) -> Mapping[FileRef, etags.Found]:
         """What to know the files of a history entry by, those that an earlier job left and that are known aside.
 
         Raises:
@@ -72,26 +84,42 @@ class Outputs:
         """
         if self._sight(job.tenant) is Sight.ALL:
             return {}
-        wanted: dict[FileRef, None] = {}
-        cached = _cached(entry.get("status"))
+        # And whether the job says that it wrote it.
+        wanted: dict[FileRef, bool] = {}
+        cached, status = _cached(entry.get("status")), entry.get("status")
 
         def note(ref: FileRef, is_made: bool, node_id: str) -> str:
-            wrote = is_made and node_id not in cached
-            is_named = can_be_asked_for(ref.kind + ref.subfolder + ref.filename) and not self._is_upload(ref)
-            if is_named and (wrote or self._files.etag(job.tenant, backend.name, ref) is None):
-                wanted[ref] = None
+            held, is_new = self._files.held(job.tenant, backend.name, ref), node_id not in cached
+            if self._is_one(ref) and ((is_made and is_new) or held is None or not held.is_known):
+                wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
             return ref.filename
 
-        _each(entry.get("outputs"), note)
-        return await etags.learn(backend, wanted, _ended(entry.get("status"))) if wanted else {}
+        def judge(ref: FileRef, answer: Answer) -> etags.Found:
+            held = self._files.held(job.tenant, backend.name, ref)
+            before = etags.UNTOLD if held is None else (held.before or held.etag or etags.UNTOLD)
+            return etags.examine(answer, self._times(job, backend.name, status), wrote=wanted[ref], before=before)
 
-    def of_entry(self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, str]) -> Any:
+        _each(entry.get("outputs"), note)
+        return await etags.learn(backend, wanted, judge) if wanted else {}
+
+    def _times(self, job: Job, backend: str, status: Any) -> etags.Times:
+        began, ended = _time_of(status, ("execution_start",)), _time_of(status, events.TERMINAL)
+        others = [_began(each) for each in self._ledger.jobs_on(backend) if _is_at_work_for_another(each, job.tenant)]
+        followed = min((time for time in others if ended is not None and time >= ended), default=None)
+        return etags.Times(began, ended, followed)
+
+    def _is_one(self, ref: FileRef) -> bool:
+        """Whether it is a file that can be told of, and no upload."""
+        path = ref.kind + ref.subfolder + ref.filename
+        return len(path) <= MAX_PATH and can_be_asked_for(path) and not self._is_upload(ref)
+
+    def of_entry(self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, etags.Found]) -> Any:
         """An entry's outputs with the names that the job's tenant knows; `known` is what was learnt of its files."""
         cached = _cached(entry.get("status"))
         fresh: list[FileRecord | FileRemoval] = []
 
         def name(ref: FileRef, is_made: bool, node_id: str) -> str:
-            return self._name(job, backend, ref, _origin(is_made, node_id not in cached), fresh, known.get(ref))
+            return self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
 
         renamed = _each(entry.get("outputs"), name)
         if fresh:
@@ -105,7 +133,7 @@ class Outputs:
             ran: whether the node is known to have run for this job.
         """
         fresh: list[FileRecord | FileRemoval] = []
-        renamed = rename(output, lambda ref, is_made: self._name(job, backend, ref, _origin(is_made, ran), fresh, None))
+        renamed = rename(output, lambda ref, is_made: self._name(job, backend, ref, is_made, ran, fresh, None))
         if fresh:
             self._store.write(fresh)
         return renamed
@@ -115,30 +143,47 @@ class Outputs:
         job: Job,
         backend: str,
         ref: FileRef,
-        origin: Origin,
+        is_made: bool,
+        ran: bool,
         fresh: list[FileRecord | FileRemoval],
-        etag: str | None,
+        found: etags.Found | None,
     ) -> str:
         """The tenant's name for a file; what is to be remembered for ever goes into `fresh`."""
-        if not can_be_asked_for(ref.kind + ref.subfolder + ref.filename):
-            return ref.filename
         if self._is_upload(ref):
             # An upload is not made one's own by a node that shows it.
             return self._uploaded_as(job.tenant, backend, ref)
+        if not self._is_one(ref):
+            return ref.filename
+        if found is None and self._sight(job.tenant) is Sight.ALL:
+            found = etags.Found(etags.UNTOLD, is_new=True)
+        origin, etag = _origin(is_made, ran), found.etag if found is not None else None
         if origin is Origin.WROTE and ref.kind != "input":
-            gone = self._files.replaced(job.tenant, backend, ref)
+            if found is not None and not found.is_new and self._is_theirs(job.tenant, backend, ref, found.etag):
+                etag = etags.GONE
+            is_proven = etag is not None and etag != etags.GONE
+            gone = self._files.replaced(job.tenant, backend, ref, proven=is_proven)
             fresh += [FileRemoval(tenant, each.kind, each.subfolder, each.filename) for tenant, each in gone]
-        visible, is_news = self._files.claim(job.tenant, backend, ref, origin)
-        if etag is None and self._sight(job.tenant) is Sight.ALL:
-            etag = etags.UNTOLD
-        is_known = self._files.etag(job.tenant, backend, ref) is not None
-        is_learnt = etag is not None and not is_known and self._files.know(job.tenant, backend, ref, etag)
+        first = None if ran else etags.CACHED
+        visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first)
+        held = self._files.held(job.tenant, backend, ref)
+        is_learnt = etag is not None and held is not None and not held.is_known
+        if is_learnt and etag is not None:
+            self._files.know(job.tenant, backend, ref, etag)
         if is_news or is_learnt:
             fresh.append(self._record(job.tenant, backend, ref, visible))
         return visible
 
+    def _is_theirs(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
+        """Whether a file that a job says it wrote is the one that others had there before: it has only named it."""
+        held = self._files.held(tenant, backend, ref)
+        own = (held.etag, held.before) if held is not None else ()
+        others = self._files.others(tenant, backend, ref).values()
+        is_own, is_theirs = (any(each and etags.are_same(etag, each) for each in known) for known in (own, others))
+        return is_theirs and not is_own
+
     def _record(self, tenant: str, backend: str, ref: FileRef, visible: str) -> FileRecord:
-        etag, is_anew = self._files.etag(tenant, backend, ref), self._files.is_anew(backend, ref)
+        held, is_anew = self._files.held(tenant, backend, ref), self._files.is_anew(backend, ref)
+        etag = held.etag if held is not None else None
         return FileRecord(tenant, ref.kind, ref.subfolder, visible, backend, ref.filename, etag, int(is_anew))
 
     def _is_upload(self, ref: FileRef) -> bool:
@@ -175,9 +220,18 @@ def _cached(status: Any) -> Collection[str]:
     return {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
 
 
-def _ended(status: Any) -> int | None:
-    """When an entry's job was over: milliseconds since 1970, by its backend's clock."""
+def _time_of(status: Any, names: Collection[str]) -> float | None:
+    """When the last message of these names was told: seconds since 1970, by the backend's clock."""
     for name, data in reversed(history.messages_of(status)):
-        if name in events.TERMINAL and (timestamp := events.timestamp_of(data)) is not None:
-            return timestamp
+        if name in names and (timestamp := events.timestamp_of(data)) is not None:
+            return timestamp / 1000
     return None
+
+
+def _began(job: Job) -> float:
+    """When a job began to run: seconds since 1970, by its backend's clock where that has told it."""
+    return (job.start_time or job.create_time) / 1000
+
+
+def _is_at_work_for_another(job: Job, tenant: str) -> bool:
+    return job.tenant != tenant and job.state in _AT_WORK

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
+from gateway.comfy import wire
 from gateway.simulator.files import Files
 
 Colour = tuple[int, int, int]
@@ -76,6 +77,11 @@ async def _slow_sampler(run: Run, inputs: dict[str, Any]) -> Result:
 
 async def _fail(run: Run, inputs: dict[str, Any]) -> Result:
     raise RuntimeError(inputs["message"])
+
+
+async def _tell(run: Run, inputs: dict[str, Any]) -> Result:
+    """A custom node that shows what a prompt says, whether it wrote such a file or not."""
+    return Result((), wire.loads(inputs["ui"].encode()))
 
 
 async def _empty_image(run: Run, inputs: dict[str, Any]) -> Result:
@@ -169,6 +175,7 @@ async def _concatenate(run: Run, inputs: dict[str, Any]) -> Result:
 FUNCTIONS: dict[str, NodeFunction] = {
     "SlowSampler": _slow_sampler,
     "FailNode": _fail,
+    "TellNode": _tell,
     "EmptyImage": _empty_image,
     "ImageInvert": _invert,
     "ImageScale": _scale,

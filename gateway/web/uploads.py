@@ -15,7 +15,7 @@ from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import has
+from gateway.fleet.etags import Known, has
 from gateway.fleet.files import Upload
 from gateway.fleet.masks import compose
 from gateway.fleet.placer import FileMissing
@@ -201,11 +201,11 @@ async def _keep_mask(
 
 
 async def _compose(
-    backend: Backend, there: FileRef, etag: str, mask: BlobWriter, size: int, suffix: str, into: BlobWriter
+    backend: Backend, there: FileRef, known: Known, mask: BlobWriter, size: int, suffix: str, into: BlobWriter
 ) -> bool:
     """Put it together; False if the picture is not there, or is another one by now, with which that was done."""
     is_made = await compose(backend, there, await mask.spool(), size, suffix, into)
-    return is_made and await has(backend, there, etag)
+    return is_made and await has(backend, there, known)
 
 
 def _original(text: str) -> FileRef | None:

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from gateway.comfy.client import BackendError, Refused, Unreachable
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import UNTOLD, has, is_older, is_same
+from gateway.fleet.etags import UNTOLD, Known, has, is_older, is_same
 from gateway.fleet.files import Holder, Upload
 from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
@@ -103,7 +103,7 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
             if backend is None:
                 return _unavailable(name, "not configured any more")
             there = FileRef(ref.kind, ref.subfolder, filename)
-            return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, holder))
+            return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, there, holder))
         case Upload() as upload:
             return await _from_uploads(request, ref, upload, path)
     return None
@@ -134,9 +134,9 @@ def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]
     return sent
 
 
-def _expected(gateway: Parts, identity: Identity, holder: Holder) -> str:
+def _expected(gateway: Parts, identity: Identity, there: FileRef, holder: Holder) -> Known:
     """What the file is known by. An admin sees whatever is there."""
-    return UNTOLD if identity.is_admin else gateway.engine.outputs.expected(identity.tenant, holder)
+    return UNTOLD if identity.is_admin else gateway.engine.outputs.expected(identity.tenant, there, holder)
 
 
 def _path(request: web.Request, ref: FileRef, path: str) -> str:
@@ -146,15 +146,14 @@ def _path(request: web.Request, ref: FileRef, path: str) -> str:
 
 
 async def _from_backend(
-    request: web.Request, ref: FileRef, backend: Backend, there: FileRef, path: str, etag: str = UNTOLD
+    request: web.Request, ref: FileRef, backend: Backend, there: FileRef, path: str, known: Known = UNTOLD
 ) -> web.StreamResponse | None:
-    """What a backend shows; None if that is another file than the one with this ETag."""
+    """What a backend shows; None if that is another file than the one that is known so."""
     headers = upstream_headers(request.headers)
     try:
         async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
             # Asked after the answer has begun: what that was made of had not changed till then.
-            told = found.headers.get("ETag")
-            if found.status != 404 and not (is_same(etag, told) or await has(backend, there, etag)):
+            if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
                 return None
             return await relay(request, found, (there.filename, ref.filename))
     except Unreachable as error:
@@ -198,7 +197,7 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
     return empty(404)
 
 
-async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Backend, FileRef, str] | None:
+async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Backend, FileRef, Known] | None:
     """A backend that has a file of the caller's, what it calls it and knows it by; None if there is no such file.
 
     Raises:
@@ -214,7 +213,7 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
             if backend is None or not backend.pulse.alive:
                 raise Unreachable(f"backend '{name}' that has it is down")
             there = FileRef(ref.kind, ref.subfolder, filename)
-            return backend, there, _expected(gateway, identity, holder)
+            return backend, there, _expected(gateway, identity, there, holder)
     if not _may_look_around(identity):
         return None
     closed = [

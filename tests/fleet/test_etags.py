@@ -6,7 +6,18 @@ import pytest
 from multidict import CIMultiDict
 
 from gateway.comfy.client import Answer
-from gateway.fleet.etags import GONE, LATE_SECONDS, UNTOLD, etag_of, is_same, seconds_of
+from gateway.fleet.etags import (
+    GONE,
+    LATE_SECONDS,
+    UNTOLD,
+    Found,
+    Fresh,
+    Times,
+    examine,
+    is_same,
+    seconds_of,
+    written_at,
+)
 
 NOON = "Wed, 25 Nov 2026 12:00:00 GMT"
 NEXT_DAY = "Thu, 26 Nov 2026 12:00:00 GMT"
@@ -34,7 +45,7 @@ FILE, FILE_IN_SECONDS = f'"{AT_NOON * 10**9 + 1:x}-5"', f'"{AT_NOON * 10**9:x}-5
     ],
 )
 def test_etags_are_compared_weakly(known: str, told: str | None, same: bool) -> None:
-    assert is_same(known, told) is same
+    assert is_same(known, CIMultiDict({} if told is None else {"ETag": told})) is same
 
 
 @pytest.mark.parametrize(
@@ -55,12 +66,87 @@ def test_a_file_that_is_found_late_and_is_younger_than_its_job_is_anothers(
     ended: float | None, written: str, asked: str, etag: str
 ) -> None:
     headers = CIMultiDict({"ETag": 'W/"a-1"', "Last-Modified": written, "Date": asked})
-    assert etag_of(Answer(200, headers, b""), None if ended is None else int(ended * 1000)) == etag
+    assert examine(Answer(200, headers, b""), Times(ended=ended), wrote=True).etag == etag
+
+
+@pytest.mark.parametrize(
+    ("followed", "asked", "etag"),
+    [
+        (AT_NOON - 1, NOON, '"a-1"'),
+        (AT_NOON - 2, NOON, GONE),
+        (AT_NOON - 2, NEXT_DAY, GONE),
+        # The disk's clock is ahead.
+        (AT_NOON - 2, "Wed, 25 Nov 2026 11:59:58 GMT", '"a-1"'),
+    ],
+)
+def test_a_file_that_is_younger_than_anothers_job_is_not_of_the_one_before(
+    followed: float, asked: str, etag: str
+) -> None:
+    headers = CIMultiDict({"ETag": '"a-1"', "Last-Modified": NOON, "Date": asked})
+    assert examine(Answer(200, headers, b""), Times(ended=followed, followed=followed), wrote=True).etag == etag
+
+
+@pytest.mark.parametrize(
+    ("started", "before", "etag"),
+    [
+        (AT_NOON, "", '"a-1"'),
+        (AT_NOON + LATE_SECONDS, "", '"a-1"'),
+        (AT_NOON + LATE_SECONDS + 1, "", GONE),
+        (AT_NOON + LATE_SECONDS + 1, '"a-0"', GONE),
+        (AT_NOON + LATE_SECONDS + 1, '"a-1"', '"a-1"'),
+        (None, "", '"a-1"'),
+    ],
+)
+def test_a_file_that_is_older_than_its_job_is_nothing_that_it_wrote(
+    started: float | None, before: str, etag: str
+) -> None:
+    headers = CIMultiDict({"ETag": '"a-1"', "Last-Modified": NOON, "Date": NEXT_DAY})
+    answer = Answer(200, headers, b"")
+    assert examine(answer, Times(began=started), wrote=True, before=before).etag == etag
+    assert examine(answer, Times(began=started), wrote=False).etag == '"a-1"'
+
+
+@pytest.mark.parametrize(
+    ("fresh", "is_met"),
+    [
+        (Fresh(), True),
+        (Fresh(since=AT_NOON + LATE_SECONDS), True),
+        (Fresh(since=AT_NOON + LATE_SECONDS + 1), False),
+        (Fresh(since=AT_NOON + LATE_SECONDS + 1, before='"a-1"'), True),
+        (Fresh(until=AT_NOON - 1), True),
+        (Fresh(until=AT_NOON - 2), False),
+        (Fresh(besides=frozenset({'"a-0"'})), True),
+        (Fresh(besides=frozenset({'"a-1"'})), False),
+    ],
+)
+def test_what_a_job_writes_is_told_from_what_others_have_there(fresh: Fresh, is_met: bool) -> None:
+    assert is_same(fresh, CIMultiDict({"ETag": 'W/"a-1"', "Last-Modified": NOON})) is is_met
+    if fresh != Fresh():
+        assert not is_same(fresh, CIMultiDict()), "a preview tells nothing: the file itself is asked"
 
 
 def test_what_is_not_there_is_gone_and_what_has_no_etag_is_not_compared() -> None:
-    assert etag_of(Answer(404, CIMultiDict({"ETag": '"x"'}), b""), None) == GONE
-    assert etag_of(Answer(200, CIMultiDict(), b""), AT_NOON * 1000) == UNTOLD
+    assert examine(Answer(404, CIMultiDict({"ETag": '"x"'}), b""), Times(), wrote=True) == Found(GONE)
+    assert examine(Answer(200, CIMultiDict(), b""), Times(AT_NOON, AT_NOON), wrote=True) == Found(UNTOLD)
+
+
+@pytest.mark.parametrize(
+    ("etag", "seconds"),
+    [
+        (f'"{AT_NOON * 10**9 - 5 * 10**8:x}-5f"', AT_NOON - 0.5),
+        (f'W/"{AT_NOON * 10**9 - 5 * 10**8:x}-5f"', AT_NOON - 0.5),
+        # Not aiohttp's: what looks like its time is another one.
+        (f'"{AT_NOON * 10**9 - 3 * 10**9:x}-5f"', AT_NOON),
+        ('"abcdefab-1"', AT_NOON),
+        ('"a-1"', AT_NOON),
+        ("", AT_NOON),
+    ],
+)
+def test_a_files_time_is_told_by_its_etag(etag: str, seconds: float) -> None:
+    headers = {"ETag": etag, "Last-Modified": NOON}
+    assert written_at(headers) == pytest.approx(seconds, abs=1e-6)
+    answer = Answer(200, CIMultiDict(headers), b"")
+    assert [examine(answer, Times(began=seconds + more), wrote=True).is_new for more in (-0.1, 0.1)] == [True, False]
 
 
 @pytest.mark.parametrize(("date", "seconds"), [(NOON, AT_NOON), ("", None), ("now", None), (None, None)])

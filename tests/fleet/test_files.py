@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.outputs import FileRef, rename
+from gateway.fleet.etags import CACHED, GONE, UNTOLD
 from gateway.fleet.files import FileIndex, Holder, Origin, marked
 
 REF = FileRef("output", "", "ComfyUI_00001_.png")
@@ -50,14 +51,17 @@ def test_a_file_that_was_written_anew_is_its_writers_alone() -> None:
 
 def test_a_file_is_known_by_its_etag_until_it_is_written_again() -> None:
     files = FileIndex()
-    assert (files.etag("t", "b1", REF), files.know("t", "b1", REF, "e1")) == (None, False)
+    assert (files.held("t", "b1", REF), files.know("t", "b1", REF, "e1")) == (None, False)
     files.claim("t", "b1", REF)
-    assert files.etag("t", "b1", REF) is None
+    assert files.held("t", "b1", REF) == Holder("b1", REF.filename, None)
     assert files.know("t", "b1", REF, "e1")
     files.claim("t", "b1", REF, Origin.EARLIER)
     assert (files.find("t", REF), files.find_any(REF)) == (Holder("b1", REF.filename, "e1"),) * 2
-    files.claim("t", "b1", REF, Origin.WROTE)
-    assert files.etag("t", "b1", REF) is None
+    for _ in range(2):
+        files.claim("t", "b1", REF, Origin.WROTE)
+        assert files.held("t", "b1", REF) == Holder("b1", REF.filename, None, before="e1")
+    files.know("t", "b1", REF, "e2")
+    assert files.held("t", "b1", REF) == Holder("b1", REF.filename, "e2")
 
 
 def test_the_caches_file_is_what_it_was_for_others() -> None:
@@ -65,7 +69,36 @@ def test_the_caches_file_is_what_it_was_for_others() -> None:
     files.claim("t", "b1", REF)
     files.know("t", "b1", REF, "e1")
     files.claim("twin", "b1", REF, Origin.EARLIER)
-    assert files.etag("twin", "b1", REF) == "e1"
+    assert files.others("t", "b1", REF) == {"twin": "e1"}
+
+
+def test_who_only_told_of_a_file_has_nothing_of_it() -> None:
+    """Neither of another's, nor of nobody's, by whatever key that is told again out of the cache."""
+    files = FileIndex()
+    files.claim("t", "b1", REF)
+    files.know("t", "b1", REF, "e1")
+    assert files.replaced("thief", "b1", REF, proven=False) == []
+    files.claim("thief", "b1", REF)
+    files.know("thief", "b1", REF, GONE)
+    for origin in (Origin.EARLIER, Origin.NAMED):
+        files.claim("accomplice", "b1", REF, origin, CACHED)
+    assert files.others("t", "b1", REF) == {"thief": GONE, "accomplice": GONE}
+    other = FileRef("output", "", "mesh.glb")
+    files.claim("thief", "b1", other, Origin.NAMED)
+    files.know("thief", "b1", other, GONE)
+    assert not files.is_others("t", "b1", other)
+    files.claim("accomplice", "b1", other, Origin.NAMED, CACHED)
+    files.claim("t", "b1", other, Origin.NAMED)
+    assert files.others("thief", "b1", other) == {"accomplice": GONE, "t": None}
+
+
+def test_who_could_not_tell_ones_file_from_what_is_written_loses_it_at_once() -> None:
+    files = FileIndex()
+    for tenant, etag in (("told", "e1"), ("untold", UNTOLD)):
+        files.claim(tenant, "b1", REF)
+        files.know(tenant, "b1", REF, etag)
+    assert files.replaced("u", "b1", REF, proven=False) == [("untold", REF)]
+    assert files.replaced("u", "b1", REF) == [("told", REF)]
 
 
 def test_what_the_cache_means_is_nobodys_once_its_name_was_given_anew() -> None:

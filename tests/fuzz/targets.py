@@ -24,11 +24,11 @@ from gateway.comfy.outputs import FileRef, file_ref, rename
 from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
-from gateway.fleet.etags import etag_of
+from gateway.fleet.etags import Times, examine
 from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message
 from gateway.jobs.job import Job
-from gateway.jobs.outputs import _cached, _each, _ended
+from gateway.jobs.outputs import _cached, _each, _time_of
 from gateway.jobs.partner_keys import NAMES
 from gateway.jobs.upstream import upstream_body
 from gateway.sessions.outbox import Outbox
@@ -176,7 +176,8 @@ def _last_and_cached(status: Any) -> None:
     answer = Answer(
         200, CIMultiDict({"Last-Modified": "x", "Date": "Wed, 25 Nov 2026 12:00:00 GMT", "ETag": '"e"'}), b""
     )
-    assert etag_of(answer, _ended(status)) == '"e"'
+    times = Times(_time_of(status, ("execution_start",)), _time_of(status, events.TERMINAL))
+    assert examine(answer, times, wrote=True).etag == '"e"'
 
 
 def entry(data: bytes) -> None:

@@ -6,8 +6,10 @@ owner must not be led to it: not by /view, nor as an input, nor by a result out 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
@@ -161,6 +163,37 @@ async def test_a_prompt_that_waited_does_not_read_what_the_one_before_it_wrote(l
     colours = [colour(await anna.view(each)) for each in anna.images(entry)]
     assert seed_colour(BENS) not in colours
     assert colours == [] or entry["status"]["status_str"] == "success"
+
+
+async def test_what_is_being_collected_is_not_what_the_next_job_writes(lab: Lab, tmp_path: Path) -> None:
+    """Anna's entry takes long to come; meanwhile Ben's job runs there, and the folder is emptied."""
+    simulator = await lab.simulator("--base-dir", str(tmp_path))
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    annas = str(uuid.uuid4())
+    await simulator.fault(lab.http, f"500:/history/{annas}")
+    prompt = slow(ANNAS)
+    prompt["3"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "another"}}
+    events = await anna.listen("c")
+    await anna.post("/prompt", {"prompt": prompt, "prompt_id": annas, "client_id": "c"})
+    (image,) = (await events.next("executed"))["data"]["output"]["images"]
+    bens = await ben.prompt(slow(BENS, steps=1000))
+
+    async def runs() -> bool:
+        return any(item[1] == bens for item in (await ben.get("/queue"))["queue_running"])
+
+    await until(runs, what="Ben's job runs")
+    assert colour(await anna.view(image)) == seed_colour(ANNAS)
+    # An answer tells a file's time rounded up to a second.
+    await asyncio.sleep(1.1)
+    written_by_another(tmp_path, image)
+    await assert_is_not_shown(anna, image)
+    await simulator.no_faults(lab.http)
+    await anna.entry(annas)
+    await assert_is_not_shown(anna, image)
+    assert (await ben.post("/interrupt", {"prompt_id": bens}))[0] == 200
+    await ben.entry(bens)
+    await assert_is_not_shown(anna, image)
 
 
 @pytest.mark.parametrize("preview", ["", "webp;90"])

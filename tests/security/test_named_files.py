@@ -1,0 +1,133 @@
+"""Outputs that name files which their job did not write: a custom node may show whatever a prompt says.
+
+No name that is told makes a file of another tenant's, or of nobody's, one's own, nor takes it from its owner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from gateway.simulator.nodes import seed_colour
+from tests.acceptance.test_guide_clients import colour
+from tests.acceptance.test_uploads import load, png
+from tests.comfy_client import Comfy
+from tests.lab import Lab
+from tests.security.test_copies import made
+from tests.security.world import ask, caller, start
+from tests.workflows import slow
+
+ANNAS, BENS = 0x112233, 0x445566
+
+
+def telling(ui: Any, *, goes_on: bool = False) -> dict[str, Any]:
+    """A node that shows this, and one after it that goes on."""
+    prompt = {"0": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
+    return prompt | slow(BENS, steps=1000, step_seconds=0.1, save=False) if goes_on else prompt
+
+
+async def sees(comfy: Comfy, name: str, subfolder: str = "") -> bool:
+    """Whether any form of a picture is shown for the name."""
+    query = {"filename": name, "subfolder": subfolder, "type": "output"}
+    answers = [
+        await ask(comfy, method, f"/view?{urlencode(query | more)}")
+        for method, more in (("GET", {}), ("HEAD", {}), ("GET", {"preview": "webp;90"}))
+    ]
+    assert len({answer.status for answer in answers}) == 1, answers
+    return answers[0].status == 200
+
+
+SPELLINGS: dict[str, Any] = {
+    "a file": lambda name: {"images": [{"filename": name, "subfolder": "", "type": "output"}]},
+    "without a type": lambda name: {"gifs": [{"filename": name}]},
+    "deep": lambda name: {"a": [{"b": {"c": [{"filename": name, "type": "output"}]}}]},
+    "a sibling": lambda name: {"gifs": [{"filename": "x.mp4", "workflow": name, "type": "output"}]},
+    "a repeated one": lambda name: {"result": [{"filename": name, "type": "output"}]},
+    "below text": lambda name: {"text": [{"filename": name, "type": "output"}]},
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+async def test_what_a_node_names_stays_its_owners(lab: Lab, tmp_path: Path, spelling: str) -> None:
+    """While the job runs, after it, out of the cache, and after a restart."""
+    simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache")
+    gateway = await start(lab, simulator)
+    anna, ben, other = (caller(lab, gateway, name) for name in ("anna", "ben", "other"))
+    image = await made(anna, slow(ANNAS))
+    ui = SPELLINGS[spelling](image["filename"])
+
+    async def is_annas_alone(*others: Comfy) -> None:
+        assert colour(await anna.view(image)) == seed_colour(ANNAS)
+        for each in others:
+            assert not await sees(each, image["filename"])
+            status, answer = await each.post("/prompt", {"prompt": load(f"{image['filename']} [output]")})
+            assert status == 400 or (await each.entry(answer["prompt_id"]))["outputs"] == {}
+
+    listener = await ben.listen("c")
+    runs = await ben.prompt(telling(ui, goes_on=True), "c")
+    await listener.next("executed")
+    assert not await sees(ben, image["filename"])
+    assert colour(await anna.view(image)) == seed_colour(ANNAS)
+    assert (await ben.post("/interrupt", {"prompt_id": runs}))[0] == 200
+    await ben.entry(runs)
+    await is_annas_alone(ben)
+    for comfy in (ben, other, ben):
+        entry = await comfy.entry(await comfy.prompt(telling(ui)))
+        assert entry["status"]["status_str"] == "success"
+        await is_annas_alone(ben, other)
+    assert await gateway.stop() == 0
+    gateway = await start(lab, simulator)
+    anna, ben, other = (caller(lab, gateway, name) for name in ("anna", "ben", "other"))
+    await other.entry(await other.prompt(telling(ui)))
+    await is_annas_alone(ben, other)
+
+
+@pytest.mark.parametrize("spelling", ["a file", "a 3D model"])
+async def test_what_a_node_names_is_not_ones_own_because_it_is_nobodys(lab: Lab, tmp_path: Path, spelling: str) -> None:
+    """What failed jobs left behind, or was there before the gateway."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    ben, other = caller(lab, gateway, "ben"), caller(lab, gateway, "other")
+    name, ui = ("older.png", SPELLINGS["a file"]("older.png")) if spelling == "a file" else ("older.glb", None)
+    ui = ui or {"result": ["mesh/older.glb", "", None]}
+    folder = "" if spelling == "a file" else "mesh"
+    path = tmp_path / "output" / folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(png((1, 2, 3)))
+    os.utime(path, (1e9, 1e9))
+    listener = await ben.listen("c")
+    runs = await ben.prompt(telling(ui, goes_on=True), "c")
+    await listener.next("executed")
+    assert not await sees(ben, name, folder)
+    assert (await ben.post("/interrupt", {"prompt_id": runs}))[0] == 200
+    for comfy in (ben, other, ben):
+        await comfy.entry(await comfy.prompt(telling(ui)))
+        assert not await sees(comfy, name, folder)
+
+
+async def test_a_fixed_name_is_the_last_writers(lab: Lab, tmp_path: Path) -> None:
+    """A custom node that always writes the same name; told again without being written, it stays one's own."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    image = {"filename": "fixed.png", "subfolder": "", "type": "output"}
+
+    async def job(comfy: Comfy, picture: bytes | None, shown: tuple[int, int, int]) -> None:
+        listener = await comfy.listen("c")
+        runs = await comfy.prompt(telling({"images": [image]}, goes_on=True), "c")
+        await listener.next("executed")
+        if picture is not None:
+            (tmp_path / "output" / "fixed.png").write_bytes(picture)
+        assert colour(await comfy.view(image)) == shown
+        assert (await comfy.post("/interrupt", {"prompt_id": runs}))[0] == 200
+        await comfy.entry(runs)
+        assert colour(await comfy.view(image)) == shown
+        await listener.socket.close()
+
+    for comfy, other, mine in ((anna, ben, (1, 1, 1)), (ben, anna, (2, 2, 2)), (anna, ben, (3, 3, 3))):
+        await job(comfy, png(mine), mine)
+        await job(comfy, None, mine)
+        assert not await sees(other, "fixed.png")
