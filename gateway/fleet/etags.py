@@ -27,6 +27,8 @@ MOST = 20_000
 # A file must not be older than its job by more than that, nor younger if it was found so long after: as many seconds
 # as the clocks of a backend and of the disk that it writes to may go apart.
 LATE_SECONDS = 60.0
+# So soon after its job a file is looked at that nobody else will have written it meanwhile.
+SOON_SECONDS = 1.0
 # A backend that loads a model answers nobody meanwhile.
 PATIENCE_SECONDS = 30.0
 
@@ -103,18 +105,21 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a file is known by, once its job is over, and whether it was written since the job began."""
+    """What a file is known by, once its job is over, and whether it was written since the job began, or long before."""
 
     etag: str
     is_new: bool = False
+    is_old: bool = False
 
 
-def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD) -> Found:
+def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD, read: Collection[str] = ()) -> Found:
     """What an answer to a HEAD says of a file that a job told of.
 
     Args:
         wrote: whether the job says that it made it.
         before: what the tenant knew the name by before that job: it may have told of that file again.
+        read: what the job's inputs are known by. ComfyUI copies a 3D model with the time at which that was written
+            (comfy_api/latest/_util/geometry_types.py, File3D.save_to).
     """
     if answer.status != 200:
         return Found(GONE)
@@ -122,8 +127,8 @@ def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD) 
     if written is None or (told != UNTOLD and are_same(told, before)):
         return Found(told)
     if wrote and times.began is not None and written < times.began - LATE_SECONDS:
-        # It was there before: the job has only named it.
-        return Found(GONE)
+        # It was there before: the job has only named it. Unless it is a copy of what the job has read, with its time.
+        return Found(told if any(are_same(told, each) for each in read) else GONE, is_old=True)
     if now is not None and _is_late(written, now, times):
         return Found(GONE)
     return Found(told, is_new=times.began is not None and written > times.began)
@@ -134,7 +139,9 @@ def _is_late(written: float, now: float, times: Times) -> bool:
 
     It is hard to say of one that was asked for at once: its disk's clock may be ahead.
     """
-    if times.ended is not None and now > times.ended + LATE_SECONDS and written > times.ended + LATE_SECONDS:
+    if times.ended is None or now < times.ended + SOON_SECONDS:
+        return False
+    if now > times.ended + LATE_SECONDS and written > times.ended + LATE_SECONDS:
         return True
     return times.followed is not None and times.followed + 1 < written <= now + 1
 

@@ -261,8 +261,7 @@ class Placer:
                 raise FileMissing(f"'{ref.filename}' of backend '{source.name}' is {error}") from error
             except BackendError as error:
                 raise SourceDown(source.name) from error
-            # Marked, so that no node on the target is about to save under the same name.
-            asked = FileRef(ref.kind, ref.subfolder, marked(ref.filename, source.name))
+            asked = copy_of(ref, source.name)
             path, digest = await writer.spool(), writer.digest
             # It is as little for others to see as what it is a copy of.
             with self._placements.arriving(asked):
@@ -285,6 +284,11 @@ class Placer:
         """The ETag of a file on a backend; None if there is none of that name."""
         answer = await backend.client.call("HEAD", view_path(ref))
         return answer.headers.get("ETag", "") if answer.status == 200 else None
+
+
+def copy_of(ref: FileRef, source: str) -> FileRef:
+    """What the copy of a backend's file is to be called: marked, so that no node is about to save under that name."""
+    return FileRef(ref.kind, ref.subfolder, marked(ref.filename, source))
 
 
 async def post_file(

@@ -15,12 +15,16 @@ from gateway.comfy.client import Answer
 from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for, rename
 from gateway.fleet import etags
 from gateway.fleet.backend import Backend
-from gateway.fleet.files import FileIndex, Holder, Origin
-from gateway.fleet.placements import Placements
+from gateway.fleet.files import FileIndex, Holder, Origin, Upload
+from gateway.fleet.placements import Placement, Placements
+from gateway.fleet.placer import copy_of
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.store.protocol import FileRecord, FileRemoval, Store
+from gateway.telemetry import logs
 from gateway.tenants.keys import Sight
+
+_log = logs.get("files")
 
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
@@ -97,10 +101,32 @@ class Outputs:
         def judge(ref: FileRef, answer: Answer) -> etags.Found:
             held = self._files.held(job.tenant, backend.name, ref)
             before = etags.UNTOLD if held is None else (held.before or held.etag or etags.UNTOLD)
-            return etags.examine(answer, self._times(job, backend.name, status), wrote=wanted[ref], before=before)
+            return etags.examine(answer, times, wrote=wanted[ref], before=before, read=read)
 
         _each(entry.get("outputs"), note)
-        return await etags.learn(backend, wanted, judge) if wanted else {}
+        if not wanted:
+            return {}
+        times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
+        known = await etags.learn(backend, wanted, judge)
+        if any(found.is_old and found.etag == etags.GONE for found in known.values()):
+            _log.warning(
+                "files that a job told of were there before it; are the clocks of its backend and of the disk right?",
+                prompt_id=job.prompt_id,
+                backend=backend.name,
+            )
+        return known
+
+    def _read_by(self, job: Job, backend: str) -> Collection[str]:
+        """What the files that a job has read on a backend are known by."""
+        placed: list[Placement | None] = []
+        for ref in {file.ref for file in job.submission.files if file.ref is not None}:
+            match self._files.find(job.tenant, ref):
+                case Upload(digest):
+                    placed.append(self._placements.find(backend, ref, digest))
+                case Holder(owner, filename):
+                    copy = copy_of(FileRef(ref.kind, ref.subfolder, filename), owner)
+                    placed.append(self._placements.find(backend, copy, self._placements.digest_at(backend, copy) or ""))
+        return {each.etag.removeprefix("W/") for each in placed if each is not None and each.etag}
 
     def _times(self, job: Job, backend: str, status: Any) -> etags.Times:
         began, ended = _time_of(status, ("execution_start",)), _time_of(status, events.TERMINAL)

@@ -73,7 +73,8 @@ def test_a_file_that_is_found_late_and_is_younger_than_its_job_is_anothers(
     ("followed", "asked", "etag"),
     [
         (AT_NOON - 1, NOON, '"a-1"'),
-        (AT_NOON - 2, NOON, GONE),
+        (AT_NOON - 1.5, NOON, GONE),
+        (AT_NOON - 0.9, NOON, '"a-1"'),
         (AT_NOON - 2, NEXT_DAY, GONE),
         # The disk's clock is ahead.
         (AT_NOON - 2, "Wed, 25 Nov 2026 11:59:58 GMT", '"a-1"'),
@@ -104,6 +105,7 @@ def test_a_file_that_is_older_than_its_job_is_nothing_that_it_wrote(
     answer = Answer(200, headers, b"")
     assert examine(answer, Times(began=started), wrote=True, before=before).etag == etag
     assert examine(answer, Times(began=started), wrote=False).etag == '"a-1"'
+    assert examine(answer, Times(began=started), wrote=True, read={'"b-1"', '"a-1"'}).etag == '"a-1"', "a copy"
 
 
 @pytest.mark.parametrize(

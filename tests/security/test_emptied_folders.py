@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import load, png, upload
+from tests.clock import Clock
 from tests.comfy_client import Comfy
 from tests.lab import Lab, Simulator, until
 from tests.security.test_copies import clean, made, only
@@ -245,3 +247,33 @@ async def test_a_prompt_that_waited_does_not_read_anothers_upload_of_the_name(la
     assert (await anna.entry(annas))["outputs"] == {}
     (image,) = ben.images(await ben.entry(bens))
     assert colour(await ben.view(image)) == SECRET
+
+
+async def test_a_copy_with_its_originals_time_is_shown(lab: Lab, tmp_path: Path) -> None:
+    """ComfyUI saves a 3D model as it was loaded, also with the time of the file; anything else that is so old is not.
+
+    The backend's clock is ahead, so all that is on its disk is older than its jobs.
+    """
+    clock = Clock(tmp_path / "clock")
+    clock.step("+600s")
+    simulator = await lab.simulator("--base-dir", str(tmp_path), environment=clock.environment)
+    gateway = await start(lab, simulator)
+    anna = caller(lab, gateway, "anna")
+    await upload(anna, png((9, 9, 9)), "mine.png")
+
+    def telling(name: str) -> dict[str, dict[str, object]]:
+        ui = {"images": [{"filename": name, "type": "output"}]}
+        return load("mine.png", "old") | {"9": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
+
+    async def is_there() -> bool:
+        return (tmp_path / "input" / "mine.png").exists()
+
+    await until(is_there)
+    (tmp_path / "output").mkdir(exist_ok=True)
+    shutil.copy2(tmp_path / "input" / "mine.png", tmp_path / "output" / "copy.png")
+    (tmp_path / "output" / "other.png").write_bytes(png((9, 9, 9)))
+    for name, status in (("copy.png", 200), ("other.png", 404)):
+        await anna.entry(await anna.prompt(telling(name)))
+        query = urlencode({"filename": name, "type": "output"})
+        assert (await ask(anna, "GET", f"/view?{query}")).status == status, name
+    assert any("were there before it" in line["event"] for line in gateway.log_lines())
