@@ -159,7 +159,11 @@ class Outputs:
             ran: whether the node is known to have run for this job.
         """
         fresh: list[FileRecord | FileRemoval] = []
-        renamed = rename(output, lambda ref, is_made: self._name(job, backend, ref, is_made, ran, fresh, None))
+
+        def name(ref: FileRef, is_made: bool, _: str) -> str:
+            return self._name(job, backend, ref, is_made, ran, fresh, None)
+
+        renamed = _each({"": output}, name)[""]
         if fresh:
             self._store.write(fresh)
         return renamed
@@ -231,11 +235,21 @@ def _origin(is_made: bool, ran: bool) -> Origin:
 
 
 def _each(outputs: Any, new_name: Callable[[FileRef, bool, str], str]) -> Any:
-    """An entry's outputs, each file in them with a new name, for which the node's id is given as well."""
+    """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
+
+    Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
+    """
+    left = etags.MOST
+
+    def name(ref: FileRef, is_made: bool, node_id: str) -> str:
+        nonlocal left
+        left -= 1
+        return new_name(ref, is_made, node_id) if left >= 0 else ref.filename
+
     if not isinstance(outputs, dict):
-        return rename(outputs, lambda ref, is_made: new_name(ref, is_made, ""))
+        return rename(outputs, lambda ref, is_made: name(ref, is_made, ""))
     return {
-        node_id: rename(output, lambda ref, is_made, node_id=node_id: new_name(ref, is_made, node_id))  # type: ignore[misc]
+        node_id: rename(output, lambda ref, is_made, node_id=node_id: name(ref, is_made, node_id))  # type: ignore[misc]
         for node_id, output in outputs.items()
     }
 
