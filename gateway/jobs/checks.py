@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
@@ -15,7 +15,7 @@ from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
-from gateway.jobs.refusals import policy_error, scrubbed
+from gateway.jobs.refusals import policy_error, scrub, scrubbed
 from gateway.tenants.policy import Denied, Policies
 
 # Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
@@ -105,7 +105,23 @@ class Checks:
 
     def told(self, tenant: str, refusal: bytes) -> bytes:
         """What a tenant is told of a backend's refusal."""
-        return scrubbed(refusal) if self.is_restricted(tenant) else refusal
+        may_list = not self.is_restricted(tenant) and (
+            b'"input_config"' not in refusal or self._inputs.sees_all(tenant)
+        )
+        return refusal if may_list else scrubbed(refusal, lambda *listed: self._hides(tenant, *listed))
+
+    def told_of(self, tenant: str, node_errors: Any) -> Any:
+        """What it is told of the outputs that a backend leaves out."""
+        if node_errors and (self.is_restricted(tenant) or not self._inputs.sees_all(tenant)):
+            try:
+                scrub(node_errors, lambda *listed: self._hides(tenant, *listed))
+            except (LookupError, TypeError, AttributeError):
+                return {}
+        return node_errors
+
+    def _hides(self, tenant: str, class_type: str, input_name: str, choices: Sequence[Any]) -> bool:
+        """Whether a list is not for a tenant: it may not use all that backends have, or others' files are in it."""
+        return self.is_restricted(tenant) or self._inputs.offers_foreign(tenant, class_type, input_name, choices)
 
     def denied(self, tenant: str, submission: Submission) -> list[Denied]:
         """What a prompt names and its tenant may not use: node classes and models."""
@@ -138,6 +154,7 @@ class Checks:
         body = found.body()
         if not is_restricted:
             body["error"]["extra_info"] = {**body["error"]["extra_info"], "backends": missing}
+            body = wire.loads(self.told(tenant, wire.dumps(body)))
         raise Rejection(400, body)
 
     def _classes(self, tenant: str, submission: Submission) -> Mapping[str, Any]:

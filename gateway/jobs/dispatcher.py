@@ -365,7 +365,8 @@ class Dispatcher:
     def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> Offer:
         actual, node_errors = taken_as(answer, upstream_id)
         if job.backend == backend.name and job.upstream_id == upstream_id:
-            self._ledger.taken(job, actual, wire.dumps(job.submission.censor().value(node_errors)))
+            told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
+            self._ledger.taken(job, actual, wire.dumps(told))
         else:
             # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, actual)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
-from gateway.comfy.graph import FileInput
+from gateway.comfy.graph import FileInput, survey
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
 from gateway.fleet.catalogue import Catalogue
@@ -55,6 +56,19 @@ class Inputs:
         # A prompt may name one folder ten thousand times, and ten thousand files may lie in it.
         folders: dict[FileRef, bool] = {}
         return [file for file in files if self._is_foreign(tenant, file, sight, folders)]
+
+    def sees_all(self, tenant: str) -> bool:
+        """Whether a tenant may name whatever file there is."""
+        return self.sight(tenant) is Sight.ALL
+
+    def offers_foreign(self, tenant: str, class_type: str, input_name: str, choices: Iterable[Any]) -> bool:
+        """Whether a list of an input's choices has a file in it, or a folder of such, that its tenant must not name."""
+        named = ((node_id, name) for node_id, name in enumerate(choices) if isinstance(name, str) and name)
+        files = survey(
+            {str(node_id): {"class_type": class_type, "inputs": {input_name: name}} for node_id, name in named},
+            {(class_type, input_name)},
+        ).files
+        return bool(self.foreign(tenant, files))
 
     def _is_foreign(self, tenant: str, file: FileInput, sight: Sight, folders: dict[FileRef, bool]) -> bool:
         ref = file.ref

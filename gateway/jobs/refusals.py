@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.comfy import wire
@@ -38,17 +38,15 @@ def _denied_error(each: Denied) -> dict[str, Any]:
     return {"type": "model_denied", "message": each.sentence, "details": details, "extra_info": extra}
 
 
-def scrubbed(body: bytes) -> bytes:
-    """A backend's refusal without what it lists of itself: a tenant that may not use all must not read it there."""
+# Whether a tenant must not read what an input of a class offers, by its name and the choices.
+Hides = Callable[[str, str, Sequence[Any]], bool]
+
+
+def scrubbed(body: bytes, hides: Hides) -> bytes:
+    """A backend's refusal without what it lists of itself, as far as a tenant must not read that there."""
     try:
         value = wire.loads(body)
-        for node in value["node_errors"].values():
-            for error in node["errors"]:
-                extra = error["extra_info"]
-                extra.pop("input_config", None)
-                if error["type"] == "value_not_in_list":
-                    error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
-        if value["error"]["type"] == "prompt_outputs_failed_validation":
+        if scrub(value["node_errors"], hides) and value["error"]["type"] == "prompt_outputs_failed_validation":
             value["error"]["details"] = "\n".join(
                 f"{error['message']}: {error['details']}"
                 for node in value["node_errors"].values()
@@ -57,3 +55,31 @@ def scrubbed(body: bytes) -> bytes:
     except (wire.MalformedJson, LookupError, TypeError, AttributeError):
         return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
     return wire.dumps(value)
+
+
+def scrub(node_errors: Any, hides: Hides) -> bool:
+    """The same for ``node_errors``, which are changed; whether there was anything to be hidden.
+
+    Raises:
+        LookupError, TypeError, AttributeError: they are not of ComfyUI's form.
+    """
+    found = False
+    for node in node_errors.values():
+        for error in node["errors"]:
+            extra = error["extra_info"]
+            if not hides(str(node["class_type"]), str(extra.get("input_name")), _choices(extra.get("input_config"))):
+                continue
+            found = True
+            extra.pop("input_config", None)
+            if error["type"] == "value_not_in_list":
+                error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
+    return found
+
+
+def _choices(config: Any) -> Sequence[Any]:
+    """What an input offers: choices stand in the type's place, or under ``options`` (execution.py, validate_inputs)."""
+    for part in config if isinstance(config, list) else ():
+        choices = part.get("options") if isinstance(part, dict) else part
+        if isinstance(choices, list):
+            return choices
+    return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import platform
@@ -32,7 +31,6 @@ FOLDERS = (
 _MODEL_SUFFIXES = ".bin .ckpt .pkl .pt .pt2 .pth .safetensors .sft".split()
 _NO_MODELS = ("configs", "custom_nodes")
 _PLACEHOLDER = "<!doctype html><title>Simulated ComfyUI</title><p>A simulated ComfyUI. No front end is installed.</p>"
-_IMAGE_LISTS = (("LoadImage", "image"), ("LoadImageMask", "image"))
 
 
 def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
@@ -106,11 +104,7 @@ class Catalogue:
         ]
 
     def _current(self) -> dict[str, Any]:
-        info = dict(self._object_info)
-        for node_class, name in _IMAGE_LISTS:
-            info[node_class] = copy.deepcopy(info[node_class])
-            info[node_class]["input"]["required"][name][0] = self._files.inputs()
-        return info
+        return self._files.listed_in(self._object_info)
 
     async def get_object_info(self, _: web.Request) -> web.Response:
         """GET /object_info."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import random
@@ -17,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from gateway.comfy import wire
 
 KINDS = ("input", "output", "temp")
+_IMAGE_LISTS = (("LoadImage", "image"), ("LoadImageMask", "image"), ("PickNode", "picture"))
 
 
 class OutsideFolder(ValueError):
@@ -41,6 +43,15 @@ class Files:
     def inputs(self) -> list[str]:
         """What LoadImage lists."""
         return sorted(entry.name for entry in self.folder("input").iterdir() if entry.is_file())
+
+    def listed_in(self, object_info: dict[str, Any]) -> dict[str, Any]:
+        """The node classes, with the input files that there are at this moment."""
+        info = dict(object_info)
+        for node_class, name in _IMAGE_LISTS:
+            if node_class in info:
+                info[node_class] = copy.deepcopy(info[node_class])
+                info[node_class]["input"]["required"][name][0] = self.inputs()
+        return info
 
     def within(self, root: Path, name: str) -> Path:
         """A path below `root`.

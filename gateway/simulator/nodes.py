@@ -84,6 +84,11 @@ async def _tell(run: Run, inputs: dict[str, Any]) -> Result:
     return Result((), wire.loads(inputs["ui"].encode()))
 
 
+async def _pick(run: Run, inputs: dict[str, Any]) -> Result:
+    """A custom node that leaves it to ComfyUI to hold a name against what the input folder lists."""
+    return Result((inputs["picture"],), {"text": [inputs["picture"]]})
+
+
 async def _empty_image(run: Run, inputs: dict[str, Any]) -> Result:
     image = Image.new("RGB", (inputs["width"], inputs["height"]), seed_colour(inputs["color"]))
     return Result(([image] * inputs["batch_size"],))
@@ -176,6 +181,7 @@ FUNCTIONS: dict[str, NodeFunction] = {
     "SlowSampler": _slow_sampler,
     "FailNode": _fail,
     "TellNode": _tell,
+    "PickNode": _pick,
     "EmptyImage": _empty_image,
     "ImageInvert": _invert,
     "ImageScale": _scale,

@@ -64,7 +64,7 @@ class Prompts:
         prompt: dict[str, Any] = body["prompt"]
         checked = validate_prompt(
             prompt,
-            self._executor.object_info,
+            self._executor.files.listed_in(self._executor.object_info),
             partial_execution_targets=body.get("partial_execution_targets"),
             custom=self._custom_checks(),
         )
