@@ -98,7 +98,7 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
     marked = dict(merged)
     for name, description in merged.items():
         for input_name, options, choices in choice_lists(description):
-            flag = _flag_of(name, input_name, options)
+            flag = _flag_of(name, input_name, options) or _flag_by(choices, is_upload)
             if flag is None:
                 continue
             shown = tuple(choice for choice in choices if not _is_placed(choice, flag, is_upload))
@@ -116,6 +116,19 @@ def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> st
     if FILE_INPUTS.get(node_class) == input_name:
         return "latent"
     return next((flag for flag in UPLOAD_FLAGS if options.get(flag)), None)
+
+
+def _flag_by(choices: Iterable[Any], is_upload: Callable[[FileRef], bool]) -> str | None:
+    """The same of a list that does not say so, but has uploads in it: a custom node's, which reads the input folder.
+
+    By media alone: an upload that is called as a sampler is, or a model, must take neither from anybody's list.
+    """
+    for choice in choices:
+        if isinstance(choice, str) and "." in choice[-6:]:
+            media = (mimetypes.guess_type(choice)[0] or "").partition("/")[0]
+            if f"{media}_upload" in _MEDIA and _is_placed(choice, media, is_upload):
+                return f"{media}_upload"
+    return None
 
 
 def _is_placed(choice: Any, flag: str, is_upload: Callable[[FileRef], bool]) -> bool:

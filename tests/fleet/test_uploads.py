@@ -79,16 +79,19 @@ def test_each_tenants_lists_offer_its_own() -> None:
     info = {
         "LoadImage": {"input": {"required": {"image": [["hand.png", "placed.png"], {"image_upload": True}]}}},
         "LoadVideo": {"input": {"required": {"file": ["COMBO", {"options": [], "video_upload": True}]}}},
-        "Other": {"input": {"required": {"x": [["placed.png"], {}]}}},
+        "Other": {"input": {"required": {"x": [["hand.png", "placed.png"], {}]}}},
+        "Sampler": {"input": {"required": {"x": [["euler", "x.safetensors"], {}]}}},
     }
-    edition = make_edition({"b1": info}, lambda ref: ref.filename == "placed.png")
+    edition = make_edition({"b1": info}, lambda ref: ref.filename in ("placed.png", "euler", "x.safetensors"))
     own = [PIC, FileRef("input", "", "film.mp4"), FileRef("input", "sub", "y.png"), FileRef("output", "", "z.png")]
     for uploads, images, films in (([], ["hand.png"], []), (own, ["hand.png", "pic.png"], ["film.mp4"])):
         body = edition.body(uploads)
         shown = wire.loads(body.plain)
         assert shown["LoadImage"]["input"]["required"]["image"] == [images, {"image_upload": True}]
         assert shown["LoadVideo"]["input"]["required"]["file"][1]["options"] == films
-        assert shown["Other"] == info["Other"]
+        # It does not say that it offers files; but those of a tenant are in it.
+        assert shown["Other"]["input"]["required"]["x"] == [images, {}]
+        assert shown["Sampler"] == info["Sampler"]
         assert edition.node_class("LoadImage", uploads) == shown["LoadImage"]
     assert edition.body([]).etag != edition.body(own).etag
 
