@@ -226,9 +226,10 @@ class FileIndex:
 
     def is_others(self, tenant: str, backend: str, ref: FileRef) -> bool:
         """Whether what a backend calls so is others', and not this tenant's."""
+        own = self.held(tenant, backend, ref)
         # One who told of it in vain has nothing there.
-        is_theirs = any(etag != GONE for etag in self.others(tenant, backend, ref).values())
-        return is_theirs and (tenant, backend, ref) not in self._names
+        theirs = set(self.others(tenant, backend, ref).values()) - {GONE}
+        return bool(theirs) and (own is None or theirs != {own.etag})
 
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""

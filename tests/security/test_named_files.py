@@ -131,3 +131,25 @@ async def test_a_fixed_name_is_the_last_writers(lab: Lab, tmp_path: Path) -> Non
         await job(comfy, png(mine), mine)
         await job(comfy, None, mine)
         assert not await sees(other, "fixed.png")
+
+
+async def test_neither_a_team_nor_its_guest_has_what_it_names_of_the_others(lab: Lab, tmp_path: Path) -> None:
+    """A team finds what is nobody's by its name: that it told of a guest's file makes that nobody's no more."""
+    simulator = await lab.simulator("--base-dir", str(tmp_path))
+    gateway = await start(lab, simulator, isolation="shared", tenants={"other": "guest"})
+    guest, mate = caller(lab, gateway, "other"), caller(lab, gateway, "mate")
+    guests, mates = await made(guest, slow(ANNAS)), await made(mate, slow(BENS))
+    for comfy, theirs, own in ((mate, guests, mates), (guest, mates, guests)):
+        listener = await comfy.listen("c")
+        ui = {"images": [theirs], "result": [theirs]}
+        runs = await comfy.prompt(telling(ui, goes_on=True), "c")
+        await listener.next("executed")
+        assert not await sees(comfy, theirs["filename"])
+        assert (await comfy.post("/interrupt", {"prompt_id": runs}))[0] == 200
+        await comfy.entry(runs)
+        assert not await sees(comfy, theirs["filename"])
+        await comfy.entry(await comfy.prompt(telling(ui)))
+        assert not await sees(comfy, theirs["filename"])
+        assert await sees(comfy, own["filename"])
+    assert colour(await guest.view(guests)) == seed_colour(ANNAS)
+    assert colour(await mate.view(mates)) == seed_colour(BENS)
