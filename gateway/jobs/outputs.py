@@ -187,9 +187,10 @@ class Outputs:
         if found is None and self._sight(job.tenant) is Sight.ALL:
             found = etags.Found(etags.UNTOLD, is_new=True)
         origin, etag = _origin(is_made, ran), found.etag if found is not None else None
+        is_unproven = origin is Origin.WROTE or self._is_unproven(job.tenant, backend, ref)
+        if found is not None and is_unproven and not found.is_new and ref.kind != "input":
+            etag = etags.GONE if self._is_theirs(job.tenant, backend, ref, found.etag) else etag
         if origin is Origin.WROTE and ref.kind != "input":
-            if found is not None and not found.is_new and self._is_theirs(job.tenant, backend, ref, found.etag):
-                etag = etags.GONE
             is_proven = etag is not None and etag != etags.GONE
             gone = self._files.replaced(job.tenant, backend, ref, proven=is_proven)
             fresh += [FileRemoval(tenant, each.kind, each.subfolder, each.filename) for tenant, each in gone]
@@ -202,6 +203,11 @@ class Outputs:
         if is_news or is_learnt:
             fresh.append(self._record(job.tenant, backend, ref, visible))
         return visible
+
+    def _is_unproven(self, tenant: str, backend: str, ref: FileRef) -> bool:
+        """Whether a job once said that it wrote it, and what was there when it was over was never seen."""
+        held = self._files.held(tenant, backend, ref)
+        return held is not None and held.etag is None
 
     def _is_theirs(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
         """Whether a file that a job says it wrote is the one that others had there before: it has only named it."""

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from gateway.fleet.etags import MOST
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import load, png
@@ -107,6 +108,20 @@ async def test_what_a_node_names_is_not_ones_own_because_it_is_nobodys(lab: Lab,
     for comfy in (ben, other, ben):
         await comfy.entry(await comfy.prompt(telling(ui)))
         assert not await sees(comfy, name, folder)
+
+
+async def test_what_was_told_among_too_many_is_no_more_ones_own_out_of_the_cache(lab: Lab, tmp_path: Path) -> None:
+    """Of so many files nothing is learnt: of the last one only that it was told of."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    image = await made(anna, slow(ANNAS))
+    many = {"images": [{"filename": "x"}] * MOST}
+    prompts = [telling(ui)["0"] for ui in (many, {"images": [image]})]
+    await ben.entry(await ben.prompt({"0": prompts[0], "1": prompts[1]}))
+    for _ in range(2):
+        await ben.entry(await ben.prompt({"1": prompts[1]}))
+        assert not await sees(ben, image["filename"])
+    assert colour(await anna.view(image)) == seed_colour(ANNAS)
 
 
 async def test_a_fixed_name_is_the_last_writers(lab: Lab, tmp_path: Path) -> None:
