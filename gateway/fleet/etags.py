@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 
 from gateway.comfy.client import Answer
@@ -178,9 +178,9 @@ async def has(backend: Backend, ref: FileRef, known: Known) -> bool:
     if known == UNTOLD:
         return True
     answer = await _ask(backend, ref)
-    tells_nothing = "ETag" not in answer.headers and "Last-Modified" not in answer.headers
-    if isinstance(known, Fresh) and tells_nothing and not known.besides:
-        return answer.status == 200
+    if isinstance(known, Fresh) and "Last-Modified" not in answer.headers:
+        # A proxy may leave it out: then there is no time to be compared, as once the job is over.
+        known = replace(known, since=None, until=None)
     return answer.status == 200 and is_same(known, answer.headers)
 
 
