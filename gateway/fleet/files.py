@@ -6,10 +6,10 @@ Two backends both write ComfyUI_00001_.png. The first one that a tenant sees kee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import count
+from itertools import count, islice
 from os.path import splitext
 
 from gateway.comfy.outputs import FileRef
@@ -44,6 +44,9 @@ class Upload:
 
 
 _NONE: Mapping[FileRef, Upload] = {}
+_MISSING = object()
+# So many of one tenant are forgotten before it is looked again who has most.
+TRIM_BATCH = 100
 
 
 class Origin(StrEnum):
@@ -66,6 +69,9 @@ class FileIndex:
         self._versions: dict[str, int] = {}
         # What a backend calls a file so was another's before.
         self._anew: set[tuple[str, FileRef]] = set()
+        # What each tenant's jobs made, in the order in which it was last written.
+        self._made: dict[str, dict[FileRef, None]] = {}
+        self._made_count = 0
 
     def __len__(self) -> int:
         return len(self._files)
@@ -120,6 +126,8 @@ class FileIndex:
         self._files[tenant, visible] = now
         if self._first.get(visible) is held:
             self._first[visible] = now
+        made = self._made[tenant]
+        made[visible] = made.pop(visible)
 
     def held(self, tenant: str, backend: str, ref: FileRef) -> Holder | None:
         """A file of a backend, as the tenant has it; None if it is not the tenant's."""
@@ -148,15 +156,45 @@ class FileIndex:
         there = FileRef(visible.kind, visible.subfolder, holder.filename)
         self._names[tenant, holder.backend, there] = visible.filename
         self._tenants[holder.backend, there] = (*self._tenants.get((holder.backend, there), ()), tenant)
+        made = self._made.setdefault(tenant, {})
+        self._made_count += visible not in made
+        made[visible] = None
+
+    def trim(self, most: int, may: Callable[[str], bool]) -> list[tuple[str, FileRef]]:
+        """Forget files until jobs have made `most`: the oldest of the tenant that has most, of those that `may` forget.
+
+        Returns the (tenant, name) that mean nothing now.
+        """
+        gone: list[tuple[str, FileRef]] = []
+        while (excess := self._made_count - most) > 0:
+            tenant = max(filter(may, self._made), key=lambda each: len(self._made[each]), default=None)
+            if tenant is None:
+                break
+            for visible in list(islice(self._made[tenant], min(excess, TRIM_BATCH))):
+                held = self._files.pop((tenant, visible))
+                assert isinstance(held, Holder)
+                there = FileRef(visible.kind, visible.subfolder, held.filename)
+                self._forget(tenant, held.backend, there)
+                if (held.backend, there) not in self._tenants:
+                    self._anew.discard((held.backend, there))
+                if self._first.get(visible) is held:
+                    del self._first[visible]
+                gone.append((tenant, visible))
+        return gone
 
     def _forget(self, tenant: str, backend: str, there: FileRef) -> str | None:
         """A file is not the tenant's any more; returns what the tenant called it."""
+        name = self._names.pop((tenant, backend, there), None)
+        if name is not None and self._made[tenant].pop(FileRef(there.kind, there.subfolder, name), _MISSING) is None:
+            self._made_count -= 1
+            if not self._made[tenant]:
+                del self._made[tenant]
         left = tuple(other for other in self._tenants.get((backend, there), ()) if other != tenant)
         if left:
             self._tenants[backend, there] = left
         else:
             self._tenants.pop((backend, there), None)
-        return self._names.pop((tenant, backend, there), None)
+        return name
 
     def replaced(self, tenant: str, backend: str, ref: FileRef, *, proven: bool = True) -> list[tuple[str, FileRef]]:
         """A prompt of the tenant's wrote this file: what others know by that name is gone, and it is not theirs.

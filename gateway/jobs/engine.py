@@ -74,7 +74,9 @@ class Engine:
         self.placer = Placer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
-        self.outputs = Outputs(self.files, self.placements, store, self.ledger, sight)
+        self.outputs = Outputs(
+            self.files, self.placements, store, self.ledger, sight, settings.store.retention.max_files
+        )
         telling = Telling(bus)
         self.collector = Collector(
             self.ledger,

@@ -7,6 +7,7 @@ a file takes its name from others, and once a job is over its files are known by
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
-from gateway.tenants.keys import Sight
+from gateway.tenants.keys import LOCAL_TENANT, Sight
 
 _log = logs.get("files")
 
@@ -34,16 +35,24 @@ class Outputs:
 
     Args:
         sight: which files a tenant may name.
+        most: how many files of jobs to know, of all tenants together.
     """
 
     def __init__(
-        self, files: FileIndex, placements: Placements, store: Store, ledger: Ledger, sight: Callable[[str], Sight]
+        self,
+        files: FileIndex,
+        placements: Placements,
+        store: Store,
+        ledger: Ledger,
+        sight: Callable[[str], Sight],
+        most: int,
     ) -> None:
         self._files = files
         self._placements = placements
         self._store = store
         self._ledger = ledger
         self._sight = sight
+        self._most = most
 
     def expected(self, tenant: str, ref: FileRef, holder: Holder) -> etags.Known:
         """What a tenant's file is known by, which its backend calls `ref`.
@@ -148,8 +157,7 @@ class Outputs:
             return self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
 
         renamed = _each(entry.get("outputs"), name)
-        if fresh:
-            self._store.write(fresh)
+        self._remember(fresh)
         return renamed
 
     def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Any:
@@ -164,9 +172,21 @@ class Outputs:
             return self._name(job, backend, ref, is_made, ran, fresh, None)
 
         renamed = _each({"": output}, name)[""]
-        if fresh:
-            self._store.write(fresh)
+        self._remember(fresh)
         return renamed
+
+    def _remember(self, fresh: list[FileRecord | FileRemoval]) -> None:
+        """Write what is new, and forget what is too much."""
+        if not fresh:
+            return
+        gone = self._files.trim(self._most, self._may_forget)
+        self._store.write(
+            [*fresh, *(FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone)]
+        )
+
+    def _may_forget(self, tenant: str) -> bool:
+        """What nobody has any more a team may see: so what its guests made is not forgotten."""
+        return self._sight(tenant) is not Sight.OWN or self._sight(LOCAL_TENANT) is Sight.OWN
 
     def _name(
         self,
@@ -220,7 +240,8 @@ class Outputs:
     def _record(self, tenant: str, backend: str, ref: FileRef, visible: str) -> FileRecord:
         held, is_anew = self._files.held(tenant, backend, ref), self._files.is_anew(backend, ref)
         etag = held.etag if held is not None else None
-        return FileRecord(tenant, ref.kind, ref.subfolder, visible, backend, ref.filename, etag, int(is_anew))
+        now = int(time.time() * 1000)
+        return FileRecord(tenant, ref.kind, ref.subfolder, visible, backend, ref.filename, etag, int(is_anew), now)
 
     def _is_upload(self, ref: FileRef) -> bool:
         return ref.kind == "input" and self._placements.is_name(ref)

@@ -42,6 +42,7 @@ class RetentionSettings(Model):
 
     max_age: Annotated[float, Field(gt=0)] = 30 * 86_400.0
     max_items: Count = 100_000
+    max_files: Count = 300_000
 
 
 class StoreSettings(Model):

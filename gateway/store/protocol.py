@@ -90,7 +90,7 @@ class FileRecord:
     """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend.
 
     `etag` is what it is known by there, None while that is not known; `anew` is 1 if what the backend calls so was
-    another's before.
+    another's before. `made_at` is when it was last told of (milliseconds since 1970).
     """
 
     tenant: str
@@ -101,6 +101,7 @@ class FileRecord:
     upstream: str
     etag: str | None = ""
     anew: int = 0
+    made_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,8 +324,9 @@ class SqliteStore:
         return [(str(tenant), str(prompt_id)) for tenant, prompt_id in rows]
 
     async def files(self) -> list[FileRecord]:
-        """All known files."""
-        return [FileRecord(*row) for row in await self._rows("SELECT * FROM files")]  # type: ignore[arg-type]
+        """All known files, the oldest first."""
+        rows = await self._rows("SELECT * FROM files ORDER BY made_at")
+        return [FileRecord(*row) for row in rows]  # type: ignore[arg-type]
 
     async def uploads(self) -> list[UploadRecord]:
         """All uploads."""

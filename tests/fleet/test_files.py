@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.comfy.outputs import FileRef, rename
 from gateway.fleet.etags import CACHED, GONE, UNTOLD
-from gateway.fleet.files import FileIndex, Holder, Origin, marked
+from gateway.fleet.files import FileIndex, Holder, Origin, Upload, marked
 
 REF = FileRef("output", "", "ComfyUI_00001_.png")
 
@@ -165,3 +165,36 @@ def test_outputs_are_renamed_however_deep() -> None:
     assert renamed["gifs"][0]["nested"]["list"][0] == {"filename": "new-b.mp4", "format": "video/mp4"}
     assert renamed["text"] == ["a.png"]
     assert rename(output, lambda ref, _: ref.filename) is output
+
+
+def numbered(n: int) -> FileRef:
+    return FileRef("output", "", f"{n}.png")
+
+
+def test_of_whoever_has_most_the_oldest_are_forgotten() -> None:
+    files = FileIndex()
+    for n in range(5):
+        files.claim("many", "b1", numbered(n))
+    files.claim("few", "b1", numbered(9))
+    files.claim("many", "b1", numbered(0))
+    assert files.trim(6, lambda _: True) == []
+    assert files.trim(4, lambda _: True) == [("many", numbered(1)), ("many", numbered(2))]
+    assert [files.find("many", numbered(n)) is not None for n in range(5)] == [True, False, False, True, True]
+    assert files.claim("other", "b1", numbered(1), Origin.NAMED) == ("1.png", True), "nobody's any more"
+    assert files.trim(0, lambda tenant: tenant == "few") == [("few", numbered(9))]
+    assert files.find_any(numbered(9)) is None
+    assert (files.find("few", numbered(9)), len(files)) == (None, 4)
+
+
+def test_what_was_replaced_or_is_an_upload_does_not_count() -> None:
+    files = FileIndex()
+    files.claim("t", "b1", numbered(1))
+    files.replaced("u", "b1", numbered(1))
+    files.claim("u", "b1", numbered(1))
+    files.put_upload("t", numbered(2), Upload("aa", 1))
+    files.claim("t", "b1", numbered(3))
+    files.put_upload("t", numbered(3), Upload("bb", 1))
+    assert files.trim(1, lambda _: True) == []
+    assert files.trim(0, lambda _: True) == [("u", numbered(1))]
+    assert not files.is_anew("b1", numbered(1))
+    assert files.trim(0, lambda _: True) == []

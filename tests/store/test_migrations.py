@@ -40,7 +40,7 @@ def journal_of(version: int, directory: Path) -> None:
     for n in range(2):
         entry = (None, "t", f"ended{n}", "b1", f"ended{n}", n, "success", None, None, b"{}", zlib.compress(b"entry"))
         connection.execute("INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,?,?)", entry)
-    more = ", 'e', 1" if version >= 6 else ""
+    more = ", 'e', 1, 7" if version >= 6 else ""
     connection.execute(f"INSERT INTO files VALUES ('t', 'output', '', 'x.png', 'b1', 'x.png'{more})")
     if version >= 2:
         connection.execute("INSERT INTO uploads VALUES ('t', 'input', '', 'u.png', 'aa', 3, 7)")
@@ -69,7 +69,7 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         ]
         assert [ended.prompt_id for ended in await store.history()] == ["ended0", "ended1"]
         assert await store.history_entry("t", "ended1") == b"entry"
-        file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *(("e", 1) if version >= 6 else ("", 0)))
+        file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *(("e", 1, 7) if version >= 6 else ("", 0, 0)))
         assert await store.files() == [file]
         known = version >= 2
         assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7)] * known

@@ -37,6 +37,8 @@ async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
     await store.write([job("a"), job("b", 1), job("c", 2)])
     await store.write([JobUpdate("t", "b", "running", "b2", "up", 9, 1, b"{}")])
     await store.write([ended("a"), JobRemoval("t", "c"), FileRecord("t", "output", "", "x.png", "b1", "x.png")])
+    older = FileRecord("t", "output", "", "y.png", "b1", "y.png", made_at=-1)
+    await store.write([older])
     await store.close()
     again = SqliteStore(tmp_path)
     await again.open()
@@ -52,7 +54,7 @@ async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
     assert [record.prompt_id for record in await again.history()] == ["a"]
     assert await again.history_entry("t", "a") == b'{"x": 1}' * 100
     assert await again.history_entry("other", "a") is None
-    assert await again.files() == [FileRecord("t", "output", "", "x.png", "b1", "x.png")]
+    assert await again.files() == [older, FileRecord("t", "output", "", "x.png", "b1", "x.png")]
     await again.write([HistoryRemoval("t", "a")])
     assert await again.history() == []
     await again.close()
