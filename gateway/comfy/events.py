@@ -19,7 +19,7 @@ LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "exe
 TERMINAL_SLOT = "terminal"
 PROGRESS = frozenset({"progress", "progress_state"})
 # What is beyond the year 9999 is no time, and may not fit into what is made of it.
-_END_OF_TIME = 253_402_300_800_000
+END_OF_TIME = 253_402_300_800_000
 
 
 class Kind(StrEnum):
@@ -99,7 +99,7 @@ def frame_of(event: Event, prompt_id: str, payload: bytes | None = None) -> Fram
 def timestamp_of(data: dict[str, Any]) -> int | None:
     """When it was, as a message's data says it: milliseconds since 1970; None if it does not (execution.py)."""
     timestamp = data.get("timestamp")
-    is_time = isinstance(timestamp, int) and not isinstance(timestamp, bool) and 0 <= timestamp < _END_OF_TIME
+    is_time = isinstance(timestamp, int) and not isinstance(timestamp, bool) and 0 <= timestamp < END_OF_TIME
     return timestamp if is_time else None
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gateway.comfy import wire
+from gateway.comfy.events import END_OF_TIME
 from gateway.comfy.history import messages_of
 
 STATUSES = ("pending", "in_progress", "completed", "failed", "cancelled")
@@ -218,14 +219,20 @@ class Listed:
     workflow_id: bytes | None = None
 
 
+def _milliseconds(time: Any) -> int:
+    """A time to sort by; 0 for what is none: a custom node may write anything into a status's messages."""
+    is_number = isinstance(time, (int, float)) and abs(time) < END_OF_TIME
+    return int(time) if is_number else 0
+
+
 def listed(job: Mapping[str, Any]) -> Listed:
     """What one of these jobs is filtered and sorted by."""
-    start, end = job.get("execution_start_time", 0), job.get("execution_end_time", 0)
+    start, end = _milliseconds(job.get("execution_start_time")), _milliseconds(job.get("execution_end_time"))
     workflow_id = job.get("workflow_id")
     return Listed(
         job["status"],
-        int(job.get("create_time", 0)),
-        int(end - start) if start and end else 0,
+        _milliseconds(job.get("create_time")),
+        end - start if start and end else 0,
         None if workflow_id is None else wire.dumps(workflow_id),
     )
 

@@ -42,7 +42,9 @@ def parse_with_metadata(frame: bytes) -> Preview | None:
         return None
     metadata, end = found
     image_type = metadata.get("image_type")
-    return Preview(metadata, image_type if image_type in _NUMBERS else "image/jpeg", frame[end:])
+    if not isinstance(image_type, str) or image_type not in _NUMBERS:
+        image_type = "image/jpeg"
+    return Preview(metadata, image_type, frame[end:])
 
 
 def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:
