@@ -31,6 +31,17 @@ async def made(comfy: Comfy, prompt: dict[str, Any]) -> dict[str, str]:
     return image
 
 
+async def saved_and_goes_on(comfy: Comfy, seed: int) -> str:
+    """A job that has saved an image, and has long to go; its id."""
+    prompt = slow(seed)
+    prompt["3"] = {"class_type": "SlowSampler", "inputs": {**prompt["1"]["inputs"], "steps": 1000, "seed": 1}}
+    prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "later"}}
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(prompt, "c")
+    await listener.next("executed")
+    return prompt_id
+
+
 def clean(base: Path, kind: str = "output") -> None:
     """What an operator's nightly job does."""
     for path in (base / kind).iterdir():
@@ -63,12 +74,7 @@ async def test_what_a_job_has_written_is_its_own_before_it_ends(lab: Lab, tmp_pa
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     image = await made(anna, slow(ANNAS))
     clean(tmp_path)
-    prompt = slow(BENS)
-    prompt["3"] = {"class_type": "SlowSampler", "inputs": {**prompt["1"]["inputs"], "steps": 1000, "seed": 1}}
-    prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "later"}}
-    listener = await ben.listen("c")
-    prompt_id = await ben.prompt(prompt, "c")
-    await listener.next("executed")
+    prompt_id = await saved_and_goes_on(ben, BENS)
     assert colour(await ben.view(image)) == seed_colour(BENS)
     assert (await ask(anna, "GET", "/view?" + urlencode(image))).status == 404
     assert (await anna.post("/prompt", {"prompt": load(f"{image['filename']} [output]")}))[0] == 400

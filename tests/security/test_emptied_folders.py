@@ -23,7 +23,7 @@ from tests.acceptance.test_uploads import load, png, upload
 from tests.clock import Clock
 from tests.comfy_client import Comfy
 from tests.lab import Lab, Simulator, until
-from tests.security.test_copies import clean, made, only
+from tests.security.test_copies import clean, made, only, saved_and_goes_on
 from tests.security.world import ask, caller, start
 from tests.workflows import slow
 
@@ -136,12 +136,7 @@ async def test_a_file_that_ones_own_job_writes_again_is_shown(lab: Lab, tmp_path
     anna = caller(lab, gateway, "anna")
     image = await made(anna, slow(ANNAS))
     clean(tmp_path)
-    prompt = slow(BENS)
-    prompt["3"] = {"class_type": "SlowSampler", "inputs": {**prompt["1"]["inputs"], "steps": 1000, "seed": 1}}
-    prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "later"}}
-    listener = await anna.listen("c")
-    prompt_id = await anna.prompt(prompt, "c")
-    await listener.next("executed")
+    prompt_id = await saved_and_goes_on(anna, BENS)
     assert colour(await anna.view(image)) == seed_colour(BENS)
     assert (await anna.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
     await anna.entry(prompt_id)
