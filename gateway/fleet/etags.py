@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 
-from gateway.comfy.client import Answer
+from gateway.comfy.client import Answer, Unanswered
 from gateway.comfy.outputs import FileRef, view_path
 from gateway.fleet.backend import Backend
 
@@ -165,8 +165,8 @@ def written_at(headers: Mapping[str, str]) -> float | None:
     return exact if exact is not None and rounded is not None and abs(exact - rounded) <= 1 else rounded
 
 
-async def _ask(backend: Backend, ref: FileRef) -> Answer:
-    return await backend.client.call("HEAD", view_path(ref), timeout=PATIENCE_SECONDS)
+async def _ask(backend: Backend, ref: FileRef, patience: float = PATIENCE_SECONDS) -> Answer:
+    return await backend.client.call("HEAD", view_path(ref), timeout=patience)
 
 
 async def has(backend: Backend, ref: FileRef, known: Known) -> bool:
@@ -197,19 +197,31 @@ async def is_older(backend: Backend, ref: FileRef, than: float) -> bool:
 
 
 async def learn(
-    backend: Backend, refs: Collection[FileRef], judge: Callable[[FileRef, Answer], Found]
+    backend: Backend,
+    refs: Collection[FileRef],
+    judge: Callable[[FileRef, Answer], Found],
+    *,
+    must: bool = True,
+    patience: float = PATIENCE_SECONDS,
 ) -> Mapping[FileRef, Found]:
     """What to know these files of a backend by, once their job is over; `judge` tells that from the answer to a HEAD.
 
+    Unless it `must`, a file of which the backend does not say anything within `patience` seconds is left out: a pipe,
+    say, or what lies on a network that hangs.
+
     Raises:
-        BackendError: it does not say.
+        BackendError: it does not say, or can't be reached.
     """
     known: dict[FileRef, Found] = {}
     left = iter(list(refs)[:MOST])
 
     async def look() -> None:
         for ref in left:
-            known[ref] = judge(ref, await _ask(backend, ref))
+            try:
+                known[ref] = judge(ref, await _ask(backend, ref, patience))
+            except Unanswered:
+                if must:
+                    raise
 
     try:
         async with asyncio.TaskGroup() as group:

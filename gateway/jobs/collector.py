@@ -35,6 +35,8 @@ _log = logs.get("jobs")
 FETCH_TIMEOUT = 30.0
 FETCH_PAUSE = 0.25
 FETCH_PAUSE_MOST = 5.0
+# A backend that tells of its history, but so often in a row not of a file: that is about the file.
+MOST_LOOKS = 3
 # Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
 END_GRACE = 1.0
 _LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
@@ -130,12 +132,13 @@ class Collector:
 
         None if the backend answers that there is none, or the job is not there any more.
         """
-        pause, absent = FETCH_PAUSE, 0
+        pause, absent, looks = FETCH_PAUSE, 0, 0
         while self._is_at(job, backend):
             try:
                 entry = await backend.client.history_entry(upstream_id, timeout=FETCH_TIMEOUT)
                 if entry is not None:
-                    known = await self._outputs.learn(job, backend, entry.entry)
+                    looks += 1
+                    known = await self._outputs.learn(job, backend, entry.entry, must=looks < MOST_LOOKS)
                     return (entry, known) if self._is_at(job, backend) else None
                 absent += 1
                 if absent == 3:

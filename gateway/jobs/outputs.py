@@ -89,8 +89,12 @@ class Outputs:
         ]
         return min(others) if others else None
 
-    async def learn(self, job: Job, backend: Backend, entry: Mapping[str, Any]) -> Mapping[FileRef, etags.Found]:
+    async def learn(
+        self, job: Job, backend: Backend, entry: Mapping[str, Any], *, must: bool
+    ) -> Mapping[FileRef, etags.Found]:
         """What to know the files of a history entry by, those that an earlier job left and that are known aside.
+
+        Unless it `must`, those of which the backend says nothing are left out, and not shown once the job is over.
 
         Raises:
             BackendError: the backend does not say.
@@ -116,7 +120,9 @@ class Outputs:
         if not wanted:
             return {}
         times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
-        known = await etags.learn(backend, wanted, judge)
+        known = await etags.learn(backend, wanted, judge, must=must)
+        if len(known) < len(wanted):
+            _log.warning("files that could not be looked at", prompt_id=job.prompt_id, backend=backend.name)
         if any(found.is_old and found.etag == etags.GONE for found in known.values()):
             _log.warning(
                 "files that a job told of were there before it; are the clocks of its backend and of the disk right?",

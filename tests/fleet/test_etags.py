@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
 import pytest
+from aiohttp import test_utils, web
 from multidict import CIMultiDict
 
-from gateway.comfy.client import Answer
+from gateway.comfy.client import Answer, ComfyClient, TimedOut
+from gateway.comfy.outputs import FileRef
 from gateway.fleet.etags import (
     GONE,
     LATE_SECONDS,
@@ -15,7 +22,9 @@ from gateway.fleet.etags import (
     Times,
     examine,
     is_same,
+    learn,
     seconds_of,
+    told_by,
     written_at,
 )
 
@@ -154,3 +163,31 @@ def test_a_files_time_is_told_by_its_etag(etag: str, seconds: float) -> None:
 @pytest.mark.parametrize(("date", "seconds"), [(NOON, AT_NOON), ("", None), ("now", None), (None, None)])
 def test_dates(date: str | None, seconds: float | None) -> None:
     assert seconds_of(date) == seconds
+
+
+async def test_a_file_of_which_nothing_is_said_is_left_out_if_it_may_be() -> None:
+    """The others are known all the same."""
+    refs = [FileRef("output", "", name) for name in ("a.png", "stuck.png", "b.png")]
+    stuck = asyncio.Event()
+
+    async def view(request: web.Request) -> web.Response:
+        if request.query["filename"] == "stuck.png":
+            await stuck.wait()
+        return web.Response(headers={"ETag": request.query["filename"]})
+
+    app = web.Application()
+    app.router.add_get("/view", view)
+    async with test_utils.TestServer(app) as server, aiohttp.ClientSession() as session:
+        backend: Any = SimpleNamespace(client=ComfyClient(str(server.make_url("")).rstrip("/"), session))
+
+        async def known(must: bool) -> list[str]:
+            found = await learn(
+                backend, refs, lambda _, answer: Found(told_by(answer.headers)), must=must, patience=0.2
+            )
+            return sorted(each.etag for each in found.values())
+
+        assert await known(must=False) == ["a.png", "b.png"]
+        with pytest.raises(TimedOut):
+            await known(must=True)
+        stuck.set()
+        assert await known(must=True) == ["a.png", "b.png", "stuck.png"]
