@@ -46,11 +46,16 @@ class Proxy:
         if self._server is None:
             self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=CHUNK)
 
-    def refuse(self) -> None:
+    async def refuse(self) -> None:
         """Nobody listens any more."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            # A connection that is accepted, but not yet taken in, would be lost with it: Python forgets to close that.
+            for each in server.sockets:
+                asyncio.get_running_loop().remove_reader(each.fileno())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            server.close()
         self.drop()
 
     def drop(self) -> None:
@@ -72,7 +77,7 @@ class Proxy:
 
     async def close(self) -> None:
         """End it."""
-        self.refuse()
+        await self.refuse()
         self._passing.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)

@@ -155,7 +155,7 @@ class World:
         match fault.kind:
             case "kill":
                 await simulator.kill()
-                proxy.refuse()
+                await proxy.refuse()
                 await asyncio.sleep(fault.seconds)
                 self.simulators[number] = await self._simulator(number)
             case "freeze" | "pause":
@@ -163,7 +163,7 @@ class World:
                 await asyncio.sleep(fault.seconds)
                 simulator.signal(signal.SIGCONT)
             case "refuse" | "silence" | "drop" | "delay" | "cut-answer" | "cut-question":
-                self._disturb(proxy, fault.kind)
+                await self._disturb(proxy, fault.kind)
                 await asyncio.sleep(fault.seconds)
             case jump if jump.startswith("clock:"):
                 await _astray(self._clocks[number], jump.removeprefix("clock:"), fault.seconds)
@@ -176,10 +176,10 @@ class World:
                     proxy.drop()
         await self._open_way(number)
 
-    def _disturb(self, proxy: Proxy, kind: str) -> None:
+    async def _disturb(self, proxy: Proxy, kind: str) -> None:
         match kind:
             case "refuse":
-                proxy.refuse()
+                await proxy.refuse()
             case "silence":
                 proxy.fall_silent()
             case "drop":
