@@ -1,0 +1,221 @@
+"""Profiles of node classes: what may be put into each input, and the type of each output. Pure.
+
+A profile is made from a class's entry in /object_info (server.py, node_info) and the review of stock classes. Dynamic
+inputs are laid out as ComfyUI does (comfy_api/latest/_io.py, Autogrow, DynamicCombo and DynamicSlot).
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.comfy.node_review import Kind, Review, kind_of, pack_of
+from gateway.comfy.outputs import MODELS_3D
+
+NUMERIC = frozenset({"INT", "FLOAT", "BOOLEAN"})
+# A value of one of these types may be a name.
+TEXTUAL = frozenset({"STRING", "COMBO"})
+# Any type: nobody can say which.
+ANY_TYPE = "*"
+MATCH_TYPE = "COMFY_MATCHTYPE_V3"
+_AUTOGROW, _DYNAMIC_COMBO, _DYNAMIC_SLOT = "COMFY_AUTOGROW_V3", "COMFY_DYNAMICCOMBO_V3", "COMFY_DYNAMICSLOT_V3"
+_DYNAMIC = (_AUTOGROW, _DYNAMIC_COMBO, _DYNAMIC_SLOT)
+# Values of these types may hold texts of the prompt's sender: widgets make them, or nodes of such texts.
+DATA_TYPES = frozenset(
+    "ARRAY BOUNDING_BOX BOUNDING_BOXES COLOR COLORS COMPOSITOR CURVE DICT FLOATS HISTOGRAM IMAGECOMPARE LAYERS "
+    "LOAD_3D LOAD3D_CAMERA LOAD3D_MODEL_INFO AUDIO_RECORD WEBCAM JSON".split()
+)
+# An input for objects takes none of these for another.
+MAY_HOLD_TEXT = TEXTUAL | DATA_TYPES | {ANY_TYPE}
+# Hidden inputs that hold texts of the prompt's sender (execution.py, get_input_data).
+_TELLING_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
+_UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload", "image_folder", "remote")
+_MEDIA = ("image", "video", "audio")
+_MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
+# Dynamic inputs inside each other: ComfyUI's own go two deep.
+_MAX_DEPTH = 8
+_MAX_INPUTS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class InputProfile:
+    """One input.
+
+    Attributes:
+        types: its declared types, as /object_info names them; COMBO for a list.
+        template: the template that a MatchType input shares with outputs; empty for any other.
+        choices: the list of a class that nobody has reviewed; its other inputs have none.
+    """
+
+    kind: Kind
+    types: frozenset[str]
+    template: str = ""
+    choices: frozenset[Any] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassProfile:
+    """One node class on one backend.
+
+    Attributes:
+        inputs: by name, the members of dynamic inputs (``values.a``) among them. Hidden inputs are none.
+        outputs: the declared types of each output.
+        passes: for each output, the inputs whose values it may hand on.
+        carriers: why the class has to be trusted, as names of inputs; empty for a class that is reviewed or harmless.
+    """
+
+    name: str
+    pack: str
+    is_reviewed: bool
+    inputs: Mapping[str, InputProfile]
+    outputs: tuple[frozenset[str], ...]
+    passes: tuple[tuple[str, ...], ...]
+    carriers: tuple[str, ...]
+
+    @property
+    def needs_trust(self) -> bool:
+        """Return True if an isolated tenant may use the class only with the operator's word."""
+        return bool(self.carriers)
+
+
+def profile_of(name: str, description: Mapping[str, Any], review: Review) -> ClassProfile:
+    """Return the profile of a class. `description` is well-formed (`gateway.comfy.object_info`)."""
+    module = str(description.get("python_module") or "")
+    reviewed = review.inputs(name, module)
+    parts = description.get("input") or {}
+    inputs: dict[str, InputProfile] = {}
+    for input_name, spec in _laid_out(parts):
+        made = _input_profile(input_name, spec, reviewed)
+        known = inputs.get(input_name)
+        # If two options of one DynamicCombo have an input of one name, nothing less than both must hold.
+        inputs[input_name] = made if known is None or known == made else _either(known, made)
+        if len(inputs) > _MAX_INPUTS:
+            break
+    # Some classes take an input that they do not declare (CustomCombo's index).
+    for input_name, kind in (reviewed or {}).items():
+        if input_name not in inputs and not input_name.endswith("*"):
+            inputs[input_name] = InputProfile(kind, frozenset())
+    hidden = parts.get("hidden") or {}
+    carriers = [key for key, each in inputs.items() if each.kind is Kind.UNREVIEWED]
+    if reviewed is None:
+        carriers += [key for key, type_ in hidden.items() if isinstance(type_, str) and type_ in _TELLING_HIDDEN]
+        if len(inputs) > _MAX_INPUTS:
+            carriers.append("…")
+    outputs = tuple(_types(type_) for type_ in description.get("output") or ())
+    passes = tuple(
+        _passed(place, types, description.get("output_matchtypes"), inputs) for place, types in enumerate(outputs)
+    )
+    return ClassProfile(name, pack_of(module), reviewed is not None, inputs, outputs, passes, tuple(carriers))
+
+
+def _laid_out(parts: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, list[Any]]]:
+    for part in ("required", "optional"):
+        for name, spec in (parts.get(part) or {}).items():
+            if isinstance(spec, (list, tuple)) and spec:
+                yield from _members(prefix + name, list(spec), depth)
+
+
+def _members(name: str, spec: list[Any], depth: int) -> Iterator[tuple[str, list[Any]]]:
+    """Yield an input and, if it is dynamic, its members."""
+    options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
+    yield name, spec
+    if spec[0] not in _DYNAMIC or depth >= _MAX_DEPTH:
+        return
+    if spec[0] == _AUTOGROW:
+        yield from _autogrow(name, options.get("template"), depth)
+    elif spec[0] == _DYNAMIC_COMBO:
+        for option in options.get("options") or ():
+            if isinstance(option, Mapping) and isinstance(option.get("inputs"), Mapping):
+                yield from _laid_out(option["inputs"], f"{name}.", depth + 1)
+    elif isinstance(options.get("inputs"), Mapping):
+        yield from _laid_out(options["inputs"], f"{name}.", depth + 1)
+
+
+def _autogrow(name: str, template: Any, depth: int) -> Iterator[tuple[str, list[Any]]]:
+    if not isinstance(template, Mapping) or not isinstance(template.get("input"), Mapping):
+        return
+    inner = next((spec for _, spec in _laid_out(template["input"], "", depth + 1)), None)
+    names, prefix, most = template.get("names"), template.get("prefix"), template.get("max")
+    if isinstance(prefix, str) and isinstance(most, int):
+        names = [f"{prefix}{place}" for place in range(min(most, 100))]
+    for member in names if isinstance(names, list) and inner is not None else ():
+        assert inner is not None
+        yield f"{name}.{member}", inner
+
+
+def _input_profile(name: str, spec: list[Any], reviewed: Mapping[str, Kind] | None) -> InputProfile:
+    types = _types(spec[0])
+    options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
+    template = options.get("template") if spec[0] == MATCH_TYPE else None
+    template_id = str(template.get("template_id", "")) if isinstance(template, Mapping) else ""
+    kind = kind_of(reviewed, name) if reviewed is not None else None
+    if kind is not None:
+        return InputProfile(kind, types, template_id)
+    if types <= NUMERIC and types:
+        return InputProfile(Kind.COUNT, types)
+    if spec[0] in _DYNAMIC:
+        # Its members are judged one by one; of a DynamicCombo the value itself is a choice.
+        return InputProfile(Kind.CHOICE, types, choices=frozenset(_keys(options)))
+    if types == {"COMBO"}:
+        return _choice_profile(spec, options, is_reviewed=reviewed is not None)
+    unclear = TEXTUAL | {ANY_TYPE, MATCH_TYPE} | (DATA_TYPES if reviewed is None else frozenset())
+    is_textual = types & unclear or not types
+    return InputProfile(Kind.UNREVIEWED if is_textual else Kind.OBJECT, types, template_id)
+
+
+def _choice_profile(spec: list[Any], options: Mapping[str, Any], *, is_reviewed: bool) -> InputProfile:
+    types = frozenset({"COMBO"})
+    if is_reviewed:
+        return InputProfile(Kind.CHOICE, types)
+    listed = spec[0] if isinstance(spec[0], list) else options.get("options")
+    choices = [each for each in listed if isinstance(each, (str, int, float))] if isinstance(listed, list) else []
+    offers_files = any(options.get(flag) for flag in _UPLOAD_FLAGS) or any(map(_is_media, choices))
+    kind = Kind.UNREVIEWED if offers_files or not isinstance(listed, list) else Kind.CHOICE
+    return InputProfile(kind, types, choices=frozenset(choices))
+
+
+def _keys(options: Mapping[str, Any]) -> Iterator[str]:
+    for option in options.get("options") or ():
+        if isinstance(option, Mapping) and isinstance(option.get("key"), str):
+            yield option["key"]
+
+
+def _is_media(choice: Any) -> bool:
+    """Return True if a choice looks like a file that somebody made: a list of such reads a folder."""
+    if not isinstance(choice, str) or "." not in choice[-8:]:
+        return False
+    kind = (mimetypes.guess_type(choice)[0] or "").partition("/")[0]
+    return kind in _MEDIA or choice.lower().endswith(_MEDIA_SUFFIXES)
+
+
+def _types(declared: Any) -> frozenset[str]:
+    """Return the types that a declaration names: several are joined by commas (comfy_execution/validation.py)."""
+    if isinstance(declared, list):
+        return frozenset({"COMBO"})
+    if not isinstance(declared, str):
+        return frozenset({ANY_TYPE})
+    return frozenset(part for each in declared.split(",") if (part := each.strip()))
+
+
+def _either(one: InputProfile, other: InputProfile) -> InputProfile:
+    if {one.kind, other.kind} == {Kind.COUNT, Kind.CHOICE}:
+        kind = Kind.CHOICE
+    else:
+        kind = one.kind if one.kind is other.kind else Kind.UNREVIEWED
+    return InputProfile(kind, one.types | other.types, one.template, one.choices & other.choices)
+
+
+def _passed(place: int, types: frozenset[str], templates: Any, inputs: Mapping[str, InputProfile]) -> tuple[str, ...]:
+    """Return the inputs whose values an output may hand on.
+
+    A MatchType output has the type of the inputs with its template. A number may be one of the node's own numbers, and
+    what is linked to these is not always known.
+    """
+    if MATCH_TYPE in types:
+        template = templates[place] if isinstance(templates, list) and place < len(templates) else None
+        return tuple(key for key, each in inputs.items() if each.template and each.template == template)
+    if types and types <= NUMERIC:
+        return tuple(key for key, each in inputs.items() if each.kind in (Kind.COUNT, Kind.NUMBER))
+    return ()

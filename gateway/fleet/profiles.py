@@ -1,0 +1,69 @@
+"""Profiles of the fleet's node classes, per backend where backends differ. Pure.
+
+Two backends may have a class of the same name and not of the same making, so a prompt is judged for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from gateway.comfy.class_profiles import ClassProfile, profile_of
+from gateway.comfy.node_review import Review
+
+Lookup = Callable[[str], ClassProfile | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Profiles:
+    """Profiles of all classes.
+
+    Attributes:
+        common: classes that are the same wherever they are.
+        varied: for each other class, its profile on each backend that has it.
+    """
+
+    common: Mapping[str, ClassProfile] = field(default_factory=dict)
+    varied: Mapping[str, Mapping[str, ClassProfile]] = field(default_factory=dict)
+
+    def groups(self, classes: Iterable[str], backends: Collection[str]) -> list[tuple[frozenset[str], Lookup]]:
+        """Return the backends in groups on which these classes are the same, each with its profiles.
+
+        A backend that lacks a class is in the group of those that lack it.
+        """
+        differing = sorted({name for name in classes if name in self.varied}) if self.varied else []
+        if not differing:
+            return [(frozenset(backends), self.common.get)]
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for backend in backends:
+            key = tuple(id(self.varied[name].get(backend)) for name in differing)
+            groups.setdefault(key, []).append(backend)
+        return [(frozenset(names), self._lookup(names[0])) for names in groups.values()]
+
+    def _lookup(self, backend: str) -> Lookup:
+        def find(name: str) -> ClassProfile | None:
+            varied = self.varied.get(name)
+            return self.common.get(name) if varied is None else varied.get(backend)
+
+        return find
+
+
+def make_profiles(infos: Mapping[str, Mapping[str, object]], review: Review) -> Profiles:
+    """Return the profiles of the classes that backends describe, by the backends' names."""
+    by_class: dict[str, dict[str, ClassProfile]] = {}
+    for backend, info in infos.items():
+        for name, description in info.items():
+            if isinstance(description, Mapping):
+                own = by_class.setdefault(name, {})
+                made = profile_of(name, description, review)
+                # Equal profiles are one object, so that a group is found by identity.
+                own[backend] = next((known for known in own.values() if known == made), made)
+    common: dict[str, ClassProfile] = {}
+    varied: dict[str, Mapping[str, ClassProfile]] = {}
+    for name, own in by_class.items():
+        first = next(iter(own.values()))
+        if all(each is first for each in own.values()):
+            common[name] = first
+        else:
+            varied[name] = own
+    return Profiles(common, varied)

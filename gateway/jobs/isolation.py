@@ -1,0 +1,186 @@
+"""Judge what a prompt of an isolated tenant may run on a backend that strangers share. Pure.
+
+The review of stock classes and the operator's trust decide on classes; the kind of an input decides on its value. What
+can't be judged is refused. Whose a named file is, `gateway.jobs.inputs` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.comfy.class_profiles import ANY_TYPE, MAY_HOLD_TEXT, NUMERIC, TEXTUAL, ClassProfile, InputProfile
+from gateway.comfy.graph import texts
+from gateway.comfy.node_review import OPENING, Kind
+from gateway.comfy.templates import wrong_with_expression, wrong_with_format
+from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
+from gateway.comfy.writing import wrong_with_file_part, wrong_with_prefix
+
+# A refusal names no more than so many inputs: a prompt may have a million.
+MAX_REFUSALS = 100
+SETTING = "tenants.default.nodes.trust"
+# The types of a link that a kind of input takes. Kinds that are not here take any link, or none.
+_LINKED: Mapping[Kind, frozenset[str]] = {
+    Kind.TEXT: TEXTUAL | NUMERIC | {TRUSTED_ANY},
+    Kind.COUNT: NUMERIC | {TRUSTED_ANY},
+    Kind.NUMBER: NUMERIC,
+    Kind.PATH_PART: NUMERIC,
+    Kind.CHOICE: frozenset({"COMBO", TRUSTED_ANY}) | NUMERIC,
+    Kind.MODEL: frozenset({"COMBO", TRUSTED_ANY}),
+    Kind.OUTPUT_PREFIX: TEXTUAL | NUMERIC,
+}
+_LINKS_REFUSED = frozenset({Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS})
+_SHARED_DATASETS = "it names a folder of datasets, which all tenants share"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason why a prompt may not run on shared backends.
+
+    Attributes:
+        input_name: the input, None if the class as a whole is not trusted.
+        reason: the sentence for the client, without a full stop.
+    """
+
+    node_id: str
+    class_type: str
+    pack: str
+    title: Any
+    input_name: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The result of judging a prompt: `refusals` are empty if it may run on shared backends.
+
+    `unknown` are the classes that no backend describes.
+    """
+
+    refusals: tuple[Refusal, ...] = ()
+    unknown: frozenset[str] = frozenset()
+
+
+def judge(
+    prompt: Mapping[str, Any],
+    profile: Callable[[str], ClassProfile | None],
+    trusts: Callable[[ClassProfile], bool],
+) -> Judgement:
+    """Judge a prompt.
+
+    Args:
+        prompt: the graph, nodes by id, each an object.
+        profile: returns a class's profile, None if no backend describes it.
+        trusts: returns True if the operator trusts a class.
+    """
+    types = TrueTypes(prompt, profile, trusts)
+    refusals: list[Refusal] = []
+    unknown: set[str] = set()
+    for node_id, node in prompt.items():
+        class_type = node.get("class_type")
+        if not isinstance(class_type, str):
+            continue
+        known = profile(class_type)
+        if known is None:
+            unknown.add(class_type)
+            continue
+        for input_name, reason in _wrong(node.get("inputs"), known, trusts(known), types):
+            meta = node.get("_meta")
+            title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
+            refusals.append(Refusal(node_id, class_type, known.pack, title, input_name, reason))
+            if len(refusals) >= MAX_REFUSALS:
+                return Judgement(tuple(refusals), frozenset(unknown))
+    return Judgement(tuple(refusals), frozenset(unknown))
+
+
+def _wrong(inputs: Any, profile: ClassProfile, is_trusted: bool, types: TrueTypes) -> Iterator[tuple[str | None, str]]:
+    """Yield (input name, reason) for each thing that is wrong with a node."""
+    if profile.carriers and not is_trusted:
+        yield None, _not_trusted(profile)
+        return
+    if not isinstance(inputs, dict):
+        return
+    for name, raw in inputs.items():
+        value = unwrapped(raw)
+        known = profile.inputs.get(name)
+        if isinstance(value, list) and is_link(value):
+            if value is not raw or not is_plain_link(value):
+                yield name, "a link must be [node id, slot], the slot an integer from 0 on"
+            elif not is_trusted and (reason := _wrong_link(known, value, types, profile.is_reviewed)) is not None:
+                yield name, reason
+        elif not is_trusted and (reason := _wrong_literal(known, value, profile)) is not None:
+            yield name, reason
+
+
+def _not_trusted(profile: ClassProfile) -> str:
+    shown = ", ".join(f"'{name}'" for name in profile.carriers[:3])
+    return (
+        f"Node class '{profile.name}' of the pack '{profile.pack}' is not reviewed, and its input {shown} may carry a "
+        f'name or code; the operator can allow it with {SETTING}: ["{profile.pack}"]'
+    )
+
+
+def _wrong_link(known: InputProfile | None, link: Any, types: TrueTypes, is_reviewed: bool) -> str | None:
+    """Return the reason why an input must not be linked so, None if it may."""
+    if known is None:
+        # ComfyUI hands it to the node, be it declared or not (execution.py, get_input_data).
+        return "the class has no such input, so it must not be linked"
+    if known.kind in (Kind.ANY, Kind.DATA):
+        return None
+    if known.kind in OPENING:
+        return "the name of a file or folder must be given as it is, not linked"
+    if known.kind in _LINKS_REFUSED:
+        return "its value must be given as it is, not linked"
+    true = types.of(link)
+    if BROKEN in true:
+        return "it is linked to a node or an output that is not there"
+    allowed = _LINKED.get(known.kind)
+    wrong = true - allowed if allowed is not None else _wrong_object(true, known.types, is_reviewed)
+    if not wrong:
+        return None
+    shown = ", ".join(sorted("anything" if each == ANY_TYPE else each for each in wrong))
+    return f"it may be given {shown} through this link, and takes {', '.join(sorted(known.types))}"
+
+
+def _wrong_object(true: frozenset[str], declared: frozenset[str], is_reviewed: bool) -> frozenset[str]:
+    """Return the types that an input for objects must not be given.
+
+    The source of stock classes shows that a wrong object only fails there, but some open a text as a file. Of a class
+    that nobody has reviewed that is not known.
+    """
+    return true - declared - {TRUSTED_ANY} if not is_reviewed else (true & MAY_HOLD_TEXT) - (declared - {ANY_TYPE})
+
+
+def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile) -> str | None:
+    """Return the reason why an input must not be given a literal, None if it may."""
+    if known is None:
+        # ComfyUI drops it, unless the class takes all inputs (execution.py, get_input_data).
+        return None if profile.is_reviewed or not _has_text(value) else "the class has no such input"
+    match known.kind:
+        case Kind.OUTPUT_PREFIX | Kind.MODEL_PREFIX | Kind.UNCHECKED_PREFIX:
+            return wrong_with_prefix(value)
+        case Kind.PATH_PART:
+            return wrong_with_file_part(value)
+        case Kind.FORMAT:
+            return wrong_with_format(value)
+        case Kind.EXPRESSION:
+            return wrong_with_expression(value)
+        case Kind.NUMBER:
+            return None if value is None or isinstance(value, (int, float)) else "it must be a number or a boolean"
+        case Kind.COUNT:
+            is_converted = len(known.types) == 1
+            return None if is_converted or not _has_text(value) else "it must be a number or a boolean"
+        case Kind.OBJECT:
+            return "it must be linked to a node that makes its value" if _has_text(value) else None
+        case Kind.CHOICE:
+            is_listed = profile.is_reviewed or not _has_text(value) or value in known.choices
+            return None if is_listed else "it must be one of the choices that the class lists"
+        case Kind.DATASETS:
+            return _SHARED_DATASETS if _has_text(value) else None
+        case _:
+            return None
+
+
+def _has_text(value: Any) -> bool:
+    return next(texts(value), None) is not None

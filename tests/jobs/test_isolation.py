@@ -1,0 +1,258 @@
+"""Judging prompts: each kind of input, with literals and with links of every type; classes that nobody has reviewed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.comfy.class_profiles import ClassProfile, profile_of
+from gateway.comfy.node_review import Kind, Review
+from gateway.jobs.isolation import MAX_REFUSALS, Judgement, judge
+
+
+def described(output: list[Any], module: str = "nodes", hidden: Any = None, **inputs: Any) -> dict[str, Any]:
+    parts = {"required": inputs} | ({"hidden": hidden} if hidden else {})
+    return {"input": parts, "output": output, "python_module": module}
+
+
+_TEMPLATE = {"template": {"template_id": "t", "allowed_types": "*"}}
+_VALUES = {
+    "template": {"input": {"required": {"value": ["FLOAT,INT,BOOLEAN", {}]}}, "names": ["a", "b"], "min": 1},
+}
+CUSTOM = "custom_nodes.some-pack"
+INFO = {
+    "Text": described(["STRING"], value=["STRING", {}]),
+    "Number": described(["INT"], value=["INT", {}]),
+    "Image": described(["IMAGE"], width=["INT", {}]),
+    "Video": described(["VIDEO"], images=["IMAGE", {}]),
+    "Choice": described([["a", "b"]], CUSTOM, one=[["a", "b"], {}]),
+    "Switch": described(
+        ["COMFY_MATCHTYPE_V3"], a=["COMFY_MATCHTYPE_V3", _TEMPLATE], b=["COMFY_MATCHTYPE_V3", _TEMPLATE]
+    )
+    | {"output_matchtypes": ["t"]},
+    "Show": described([], source=["*", {}]),
+    "Save": described([], images=["IMAGE", {}], filename_prefix=["STRING", {}]),
+    "Dump": described([], images=["IMAGE", {}], folder_name=["STRING", {}]),
+    "SaveModel": described([], model=["MODEL", {}], filename_prefix=["STRING", {}]),
+    "SaveSteps": described([], steps=["INT", {}]),
+    "Load": described(["IMAGE"], image=[["x.png"], {"image_upload": True}]),
+    "LoadModel": described(["MODEL"], name=[["m.safetensors"], {}]),
+    "Sampler": described(["LATENT"], model=["MODEL", {}], seed=["INT", {}], name=[["euler"], {}]),
+    "Format": described(["STRING"], f_string=["STRING", {}], values=["COMFY_AUTOGROW_V3", _VALUES]),
+    "Formula": described(["FLOAT"], expression=["STRING", {}], values=["COMFY_AUTOGROW_V3", _VALUES]),
+    "Datasets": described([], folder_name=["STRING", {}]),
+    "Newer": described([], text=["STRING", {}], more=["STRING", {}]),
+    "Harmless": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], strength=["FLOAT", {}], mode=[["x", "y"], {}]),
+    "Named": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], path=["STRING", {}]),
+    "Anything": described(["*"], CUSTOM, value=["*", {}]),
+    "Told": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], hidden={"prompt": "PROMPT"}),
+    "Folder": described(["IMAGE"], CUSTOM, file=[["a.png", "b.png"], {}]),
+    "Flagged": described(["IMAGE"], CUSTOM, file=[["none"], {"image_upload": True}]),
+    "Remote": described(["IMAGE"], CUSTOM, file=["COMBO", {"remote": {"route": "/x"}}]),
+    "Models": described(["MODEL"], CUSTOM, name=[["a.safetensors", "b.ckpt"], {}]),
+    "Odd": described(["IMAGE"], CUSTOM, data=["BLOB", {}]),
+}
+REVIEW = Review(
+    "0",
+    {
+        "Text": {"value": Kind.TEXT},
+        "Number": {},
+        "Image": {},
+        "Video": {},
+        "Switch": {"a": Kind.ANY, "b": Kind.ANY},
+        "Show": {"source": Kind.ANY},
+        "Save": {"filename_prefix": Kind.OUTPUT_PREFIX},
+        "Dump": {"folder_name": Kind.UNCHECKED_PREFIX},
+        "SaveModel": {"filename_prefix": Kind.MODEL_PREFIX},
+        "SaveSteps": {"steps": Kind.PATH_PART},
+        "Load": {"image": Kind.FILE},
+        "LoadModel": {"name": Kind.MODEL},
+        "Sampler": {},
+        "Format": {"f_string": Kind.FORMAT, "values": Kind.ANY, "values.*": Kind.ANY},
+        "Formula": {"expression": Kind.EXPRESSION, "values": Kind.NUMBER, "values.*": Kind.NUMBER},
+        "Datasets": {"folder_name": Kind.DATASETS},
+        "Newer": {"text": Kind.TEXT},
+    },
+)
+PROFILES = {name: profile_of(name, description, REVIEW) for name, description in INFO.items()}
+
+# What a link may come from, by what it carries.
+SOURCES: dict[str, dict[str, Any]] = {
+    "STRING": {"s": {"class_type": "Text", "inputs": {"value": "x"}}},
+    "INT": {"s": {"class_type": "Number", "inputs": {"value": 1}}},
+    "IMAGE": {"s": {"class_type": "Image", "inputs": {"width": 8}}},
+    "VIDEO": {"s": {"class_type": "Video", "inputs": {"images": ["i", 0]}}, "i": {"class_type": "Image", "inputs": {}}},
+}
+for _name in list(SOURCES):
+    _switch = {"class_type": "Switch", "inputs": {"a": ["q", 0], "b": ["q", 0]}}
+    SOURCES[f"switched {_name}"] = {**SOURCES[_name], "q": SOURCES[_name]["s"], "s": _switch}
+
+
+def judged(prompt: dict[str, Any], *trusted: str) -> Judgement:
+    def trusts(profile: ClassProfile) -> bool:
+        return "*" in trusted or profile.name in trusted or profile.pack in trusted
+
+    return judge(prompt, PROFILES.get, trusts)
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def passes(class_type: str, name: str, value: Any, *trusted: str) -> bool:
+    return not judged({"n": {"class_type": class_type, "inputs": {name: value}}}, *trusted).refusals
+
+
+def takes(class_type: str, name: str, source: str, *trusted: str) -> bool:
+    prompt = {"n": {"class_type": class_type, "inputs": {name: ["s", 0]}}, **SOURCES[source]}
+    return all(refusal.node_id != "n" for refusal in judged(prompt, *trusted).refusals)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name", "value", "is_fine"),
+    [
+        ("Text", "value", "../any/thing.png [output]", True),
+        ("Show", "source", {"any": ["thing"]}, True),
+        ("Number", "value", "7", True),
+        ("Image", "width", 8, True),
+        ("Video", "images", "a/name.png", False),
+        ("Video", "images", {"deep": [{"er": "a/name.png"}]}, False),
+        ("Video", "images", 5, True),
+        ("Video", "images", None, True),
+        ("Save", "filename_prefix", "a/b", True),
+        ("Save", "filename_prefix", "../b", False),
+        ("Dump", "folder_name", "a", True),
+        ("Dump", "folder_name", "../../user", False),
+        ("Dump", "folder_name", {"__value__": "../../user"}, False),
+        ("SaveModel", "filename_prefix", "mine/x", True),
+        ("SaveModel", "filename_prefix", "loras/x", False),
+        ("SaveSteps", "steps", 5, True),
+        ("SaveSteps", "steps", "../5", False),
+        ("LoadModel", "name", "m.safetensors", True),
+        ("Format", "f_string", "{a}", True),
+        ("Format", "f_string", "{a.b}", False),
+        ("Format", "f_string", {"__value__": "{a.b}"}, False),
+        ("Formula", "expression", "a + 0.5", True),
+        ("Formula", "expression", "a.real", False),
+        ("Formula", "values.a", 0.5, True),
+        ("Formula", "values.a", "text", False),
+        ("Formula", "values.a", {"__value__": "text"}, False),
+        ("Datasets", "folder_name", "mine", False),
+        ("Text", "undeclared", "dropped", True),
+        ("Harmless", "undeclared", "dropped?", False),
+        ("Harmless", "mode", "x", True),
+        ("Harmless", "mode", "z", False),
+        ("Harmless", "strength", 0.5, True),
+        ("Models", "name", "a.safetensors", True),
+        ("Models", "name", "../c.safetensors", False),
+        ("Odd", "data", "a text", False),
+        ("Odd", "data", [1, 2, 3], True),
+    ],
+)
+def test_literals(class_type: str, name: str, value: Any, is_fine: bool) -> None:
+    assert passes(class_type, name, value) is is_fine
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name", "fits"),
+    [
+        ("Text", "value", "STRING INT"),
+        ("Show", "source", "STRING INT IMAGE VIDEO"),
+        ("Number", "value", "INT"),
+        ("Image", "width", "INT"),
+        ("Video", "images", "INT IMAGE VIDEO"),
+        ("Save", "filename_prefix", "STRING INT"),
+        ("Dump", "folder_name", ""),
+        ("SaveModel", "filename_prefix", ""),
+        ("SaveSteps", "steps", "INT"),
+        ("Load", "image", ""),
+        ("LoadModel", "name", ""),
+        ("Sampler", "seed", "INT"),
+        ("Sampler", "name", "INT"),
+        ("Format", "f_string", ""),
+        ("Format", "values.a", "STRING INT IMAGE VIDEO"),
+        ("Format", "values.z", ""),
+        ("Formula", "expression", ""),
+        ("Formula", "values.b", "INT"),
+        ("Datasets", "folder_name", ""),
+        ("Text", "undeclared", ""),
+        ("Harmless", "undeclared", ""),
+        ("Harmless", "image", "IMAGE"),
+        ("Harmless", "strength", "INT"),
+        ("Harmless", "mode", "INT"),
+    ],
+)
+@pytest.mark.parametrize("source", SOURCES)
+def test_links(class_type: str, name: str, fits: str, source: str) -> None:
+    """A link is judged by its true type: through a switch it passes where it would pass without."""
+    assert takes(class_type, name, source) is (source.removeprefix("switched ") in fits.split())
+
+
+@pytest.mark.parametrize("link", [["s", -1], ["s", True], ["s", 0.0], {"__value__": ["s", 0]}])
+def test_links_that_only_comfyui_takes_for_links_are_refused(link: Any) -> None:
+    prompt = {"n": node("Show", source=link), **SOURCES["IMAGE"]}
+    assert judged(prompt).refusals
+
+
+def test_a_link_to_nothing_is_refused_where_its_type_counts() -> None:
+    assert not passes("Video", "images", ["nobody", 0])
+
+
+@pytest.mark.parametrize("name", ["Named", "Anything", "Told", "Folder", "Flagged", "Remote", "Newer"])
+def test_a_class_that_may_carry_a_name_or_code_waits_for_the_operator(name: str) -> None:
+    refusal = judged({"n": node(name)}).refusals[0]
+    assert refusal.input_name is None
+    pack = "some-pack" if name != "Newer" else "nodes"
+    assert name in refusal.reason
+    assert f"'{pack}'" in refusal.reason
+    assert "tenants.default.nodes.trust" in refusal.reason
+    assert not judged({"n": node(name)}, name).refusals
+    assert not judged({"n": node(name)}, pack).refusals
+    assert not judged({"n": node(name)}, "*").refusals
+
+
+@pytest.mark.parametrize("name", ["Harmless", "Models", "Odd", "Choice"])
+def test_a_class_that_can_carry_neither_passes(name: str) -> None:
+    assert not judged({"n": node(name)}).refusals
+
+
+def test_what_a_trusted_class_hands_on_fits_where_a_wrong_value_does_no_harm() -> None:
+    def takes_anything(class_type: str, name: str) -> bool:
+        prompt = {"n": node(class_type, **{name: ["s", 0]}), "s": node("Anything", value="x")}
+        return not judged(prompt, "Anything").refusals
+
+    assert takes_anything("Text", "value")
+    assert takes_anything("Sampler", "seed")
+    assert takes_anything("Video", "images")
+    assert not takes_anything("Formula", "values.a")
+    assert not takes_anything("SaveSteps", "steps")
+    assert not takes_anything("Load", "image")
+
+
+def test_a_number_that_a_trusted_class_made_up_stays_unknown_behind_a_primitive() -> None:
+    prompt = {
+        "n": node("Formula", expression="a", **{"values.a": ["p", 0]}),
+        "p": node("Number", value=["s", 0]),
+        "s": node("Anything", value="x"),
+    }
+    assert [refusal.node_id for refusal in judged(prompt, "Anything").refusals] == ["n"]
+
+
+def test_trust_of_everything_refuses_only_what_is_no_link() -> None:
+    prompt = {"n": node("Format", f_string="{a.b}"), "m": node("Datasets", folder_name="x")}
+    assert not judged(prompt, "*").refusals
+
+
+def test_a_class_that_nobody_describes_is_told() -> None:
+    assert judged({"n": node("Nowhere"), "m": node("Text", value="x")}) == Judgement((), frozenset({"Nowhere"}))
+
+
+def test_refusals_are_bounded() -> None:
+    prompt = {str(n): node("Datasets", folder_name="x") for n in range(5000)}
+    assert len(judged(prompt).refusals) == MAX_REFUSALS
+
+
+@pytest.mark.parametrize("inputs", [None, [], "text", 5])
+def test_inputs_that_are_no_object_are_the_backends_to_refuse(inputs: Any) -> None:
+    assert not judged({"n": {"class_type": "Text", "inputs": inputs}}).refusals
