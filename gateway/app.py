@@ -88,7 +88,7 @@ class Gateway:
         await userdata.open()
         policies = Policies(settings.tenants, settings.backends)
         limits = Limits(policies)
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring.sight)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring)
         await engine.restore()
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
         self.parts = Parts(

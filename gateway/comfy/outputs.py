@@ -19,7 +19,7 @@ KINDS = ("input", "output", "temp")
 MODELS_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat", ".spz", ".ksplat")
 # "pic.png [output]" names the folder too; one character before the bracket goes with it (folder_paths.py,
 # annotated_filepath).
-ANNOTATED = re.compile(r"^(?P<path>.*).\[(?P<kind>input|output|temp)\]$", re.DOTALL)
+ANNOTATED = re.compile(r"^(?P<path>.*).\[(?P<kind>input|output|temp)\]\Z", re.DOTALL)
 _SIBLING = re.compile(
     r"^[^/\\]+\.(png|jpe?g|webp|gif|mp4|webm|mkv|mov|avi|wav|mp3|flac|ogg|opus|m4a|glb|latent)$", re.I
 )

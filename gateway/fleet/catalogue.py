@@ -11,7 +11,7 @@ import contextlib
 import gzip
 import time
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,10 @@ class Catalogue:
     placements: Placements
     directory: Path
     edition: Edition | None = None
+    # It grows whenever the edition does, or the backends that are `current` change.
+    version: int = 0
+    # The backends that have described themselves since they were last connected.
+    current: frozenset[str] = frozenset()
     _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _lists: dict[tuple[str, frozenset[str] | None], _Listing] = field(default_factory=dict)
     _answers: OrderedDict[tuple[str, frozenset[str] | None], tuple[float, Answer]] = field(default_factory=OrderedDict)
@@ -72,13 +76,15 @@ class Catalogue:
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # How often each backend was connected.
+    _connections: Counter[str] = field(default_factory=Counter)
 
     async def restore(self) -> None:
         """Read what an earlier run kept of the backends: it serves until they say otherwise."""
         names = [backend.name for backend in self.fleet.configured]
         self._infos = await asyncio.to_thread(_read_kept, self.directory, names)
         if self._infos:
-            self.edition = await asyncio.to_thread(make_edition, dict(self._infos), self.placements.is_name)
+            self._publish(await asyncio.to_thread(make_edition, dict(self._infos), self.placements.is_name))
 
     def start(self) -> None:
         """Begin to read the backends again and again."""
@@ -98,7 +104,12 @@ class Catalogue:
             task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
 
     async def introduce(self, backend: Backend) -> None:
-        """A backend was connected. It is read before it takes work, if that is quickly done."""
+        """A backend was connected. It is read before it takes work, if that is quickly done.
+
+        It may be another process than before, with other node classes: until it is read it is not `current`.
+        """
+        self._mark(self.current - {backend.name})
+        self._connections[backend.name] += 1
         self.changed(backend)
         await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
@@ -116,18 +127,42 @@ class Catalogue:
                     self.changed(backend)
 
     async def _read(self, backend: Backend) -> None:
+        """Read a backend; again if it was connected meanwhile, because the answer may be the process's before."""
+        connection = None
+        while connection != self._connections[backend.name]:
+            connection = self._connections[backend.name]
+            is_read = await self._read_once(backend)
+        if is_read:
+            self._mark(self.current | {backend.name})
+
+    async def _read_once(self, backend: Backend) -> bool:
+        """Return True if the backend has described itself."""
         try:
             answer = await backend.client.call("GET", "/object_info", timeout=self.settings.timeout)
             info = await asyncio.to_thread(wire.loads, answer.body) if answer.status == 200 else None
         except (BackendError, wire.MalformedJson) as error:
             _log.warning("object_info", backend=backend.name, error=str(error))
-            return
-        if not isinstance(info, dict) or self._infos.get(backend.name) == info:
-            return
-        self._infos[backend.name] = info
-        async with self._merging:
-            self.edition = await asyncio.to_thread(make_edition, self._in_order(), self.placements.is_name)
-            await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+            return False
+        if not isinstance(info, dict):
+            return False
+        if self._infos.get(backend.name) != info:
+            self._infos[backend.name] = info
+            async with self._merging:
+                self._publish(await asyncio.to_thread(make_edition, self._in_order(), self.placements.is_name))
+                await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+        return True
+
+    def _publish(self, edition: Edition) -> None:
+        self.edition, self.version = edition, self.version + 1
+
+    def _mark(self, current: frozenset[str]) -> None:
+        if current != self.current:
+            self.current, self.version = current, self.version + 1
+
+    @property
+    def described_by(self) -> frozenset[str]:
+        """Return the backends whose node classes are known, be it from before they were last connected."""
+        return self.abilities.backends
 
     def _in_order(self) -> dict[str, Mapping[str, Any]]:
         """In the file's order, the primary first: which description stands must not depend on who answers first."""

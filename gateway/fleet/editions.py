@@ -11,9 +11,11 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.graph import FOLDER_INPUTS
+from gateway.comfy.node_review import review
 from gateway.comfy.outputs import MODELS_3D, FileRef
 from gateway.fleet import merging
 from gateway.fleet.abilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
+from gateway.fleet.profiles import Profiles, make_profiles
 
 _MEDIA = {"image_upload": ("image",), "video_upload": ("video",), "audio_upload": ("audio", "video")}
 
@@ -65,6 +67,7 @@ class Edition:
 
     classes: Mapping[str, Any]
     abilities: Abilities
+    profiles: Profiles
     file_lists: tuple[FileList, ...]
     parts: tuple[bytes, ...]
 
@@ -106,7 +109,7 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
             merged[name] = with_list(merged[name], input_name, list(shown))
             marked[name] = with_list(marked[name], input_name, [_mark(len(file_lists) - 1)])
     parts = _split(wire.dumps(marked), len(file_lists))
-    return Edition(merged, compare(infos), tuple(file_lists), parts)
+    return Edition(merged, compare(infos), make_profiles(infos, review()), tuple(file_lists), parts)
 
 
 def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
 from gateway.tenants.policy import Policies
 
+# Characters of patterns that open files of other names.
+_PATTERN = re.compile(r"[%*?\[\]{}]")
 # Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
 Place = tuple[str | int, ...]
 
@@ -36,6 +39,7 @@ class Inputs:
 
     Args:
         sight: which files a tenant may name.
+        judged: returns True for a tenant that shares backends with strangers.
     """
 
     fleet: Fleet
@@ -47,11 +51,12 @@ class Inputs:
     catalogue: Catalogue
     policies: Policies
     sight: Callable[[str], Sight]
+    judged: Callable[[str], bool]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
         sight = self.sight(tenant)
-        if sight is Sight.ALL:
+        if sight is Sight.ALL or not self.judged(tenant):
             return []
         # A prompt may name one folder ten thousand times, and ten thousand files may lie in it.
         folders: dict[FileRef, bool] = {}
@@ -72,17 +77,23 @@ class Inputs:
 
     def _is_foreign(self, tenant: str, file: FileInput, sight: Sight, folders: dict[FileRef, bool]) -> bool:
         ref = file.ref
-        if ref is not None and file.folder:
+        if ref is None:
+            # If the name leads out of its folder, is no text or another node's to say, nobody can tell what it opens.
+            return file.declared or file.annotated
+        if file.folder:
+            if not ref.subfolder:
+                # The root is everybody's.
+                return True
             folder = spelled_alike(ref)
             if folder not in folders:
                 below = self.placements.below(folder)
                 folders[folder] = any(self.files.find(tenant, each) is None for each in below)
             return folders[folder]
-        if ref is None:
-            # ComfyUI's own loaders take a path that leads out of its folder for a file that is not there.
-            return sight is Sight.OWN and (file.declared or file.annotated)
         if self.files.find(tenant, ref) is not None:
             return False
+        if file.declared and _PATTERN.search(f"{ref.subfolder}/{ref.filename}"):
+            # PyAV opens a pattern as all files that fit it (FFmpeg's libavformat/img2dec.c).
+            return True
         if self.placements.is_name(ref):
             return True
         return self._is_others(tenant, ref) if sight is Sight.UNCLAIMED else ref.kind != "input"
@@ -105,7 +116,7 @@ class Inputs:
         submission = job.submission
         changed: dict[Place, str] = {}
         try:
-            for file in self.foreign(job.tenant, submission.files):
+            for file in () if self._is_free(job, backend) else self.foreign(job.tenant, submission.files):
                 raise FileMissing(f"Invalid file: {file.value}")
             for file in submission.files:
                 there = await self._there(job.tenant, file, backend)
@@ -128,6 +139,10 @@ class Inputs:
             if spelled != value:
                 changed[node_id, name] = spelled
         return changed
+
+    def _is_free(self, job: Job, backend: Backend) -> bool:
+        """Return True if a job may name any file on a backend: an admin's job, or the backend is its tenant's own."""
+        return job.submission.by_admin or backend.name in self.policies.of(job.tenant).dedicated
 
     async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.jobs.isolation import SETTING, Refusal
 from gateway.tenants.policy import Denied
 
 # A prompt may name as many as it has inputs.
@@ -36,6 +37,29 @@ def _denied_error(each: Denied) -> dict[str, Any]:
     extra = {"input_name": each.input_name, "received_value": each.value}
     details = f"{each.input_name}: '{each.value}'"
     return {"type": "model_denied", "message": each.sentence, "details": details, "extra_info": extra}
+
+
+def isolation_error(found: Sequence[Refusal]) -> dict[str, Any]:
+    """Return the 400 of a prompt that shared backends may not run: each reason at its node, in ComfyUI's form."""
+    node_errors: dict[str, Any] = {}
+    for each in found[:_MANY_DENIED]:
+        own = node_errors.setdefault(
+            each.node_id, {"errors": [], "dependent_outputs": [], "class_type": each.class_type}
+        )
+        own["errors"].append(_isolation_error(each))
+    first = _isolation_error(found[0])
+    title = {"node_id": found[0].node_id, "class_type": found[0].class_type, "node_title": found[0].title}
+    extra = {**title, **first["extra_info"]}
+    return error_body(first["type"], first["message"], f"Node ID '#{found[0].node_id}'", extra, node_errors)
+
+
+def _isolation_error(each: Refusal) -> dict[str, Any]:
+    extra: dict[str, Any] = {"pack": each.pack, "setting": SETTING}
+    if each.input_name is None:
+        return {"type": "node_not_trusted", "message": each.reason, "details": "", "extra_info": extra}
+    message = f"{each.class_type}.{each.input_name}: {each.reason}"
+    extra["input_name"] = each.input_name
+    return {"type": "input_refused", "message": message, "details": each.input_name, "extra_info": extra}
 
 
 # Whether a tenant must not read what an input of a class offers, by its name and the choices.

@@ -24,6 +24,7 @@ class DenySettings(Model):
     """Glob patterns (``*``, ``?``, ``[abc]``) of what is refused."""
 
     deny: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
+    trust: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
 
 
 class LimitSettings(Model):

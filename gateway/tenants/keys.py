@@ -166,6 +166,13 @@ class Keyring:
             return Sight.ALL
         return Sight.OWN if self._is_apart(tenant) else Sight.UNCLAIMED
 
+    def is_alone(self, tenant: str) -> bool:
+        return self.is_open or {k.identity.tenant for k in self._keys.values() if k.identity.role is Role.USER} <= {tenant}
+
+    @property
+    def admin_tenants(self) -> frozenset[str]:
+        return frozenset(k.identity.tenant for k in self._keys.values() if k.identity.role is Role.ADMIN)
+
     def _is_apart(self, tenant: str) -> bool:
         return self._shields or tenant != LOCAL_TENANT
 

@@ -53,6 +53,11 @@ class Policy:
     limits: LimitSettings = field(default_factory=LimitSettings)
     nodes: Patterns = field(default_factory=lambda: Patterns(()))
     models: Patterns = field(default_factory=lambda: Patterns(()))
+    dedicated: frozenset[str] = frozenset()
+    trust: Patterns = field(default_factory=lambda: Patterns(()))
+
+    def trusts(self, class_type: str, pack: str) -> bool:
+        return self.trust.match(class_type) or self.trust.match(pack)
 
     @property
     def allowed(self) -> frozenset[str] | None:
@@ -121,7 +126,7 @@ def _policy(settings: PolicySettings, labels: Mapping[str, frozenset[str]]) -> P
     is_free = allowed is None and not (nodes or models)
     view = None if is_free else View(allowed, nodes, models)
     slashed = [pattern.replace("\\", "/").casefold() for pattern in models]
-    return Policy(view, settings.deadline, settings.limits, Patterns(nodes), Patterns(slashed))
+    return Policy(view, settings.deadline, settings.limits, Patterns(nodes), Patterns(slashed), frozenset(), Patterns(settings.nodes.trust))
 
 
 @dataclass(frozen=True, slots=True)
