@@ -68,6 +68,22 @@ def test_the_example_shows_the_defaults() -> None:
         ("[1, 2]", "must be a mapping"),
         ("a: [", "is not YAML"),
         ("server: {port: 99999}", "server.port:"),
+        ("backends: [{url: 'http://a', tenants: ['a b']}]", "backends[0].tenants[0]: must be 1 to 64 letters"),
+        (
+            "backends: [{url: 'http://a'}, {url: 'http://b', primary: true, tenants: [anna]}]",
+            "backends[1]: a backend that is dedicated to tenants can't be the primary",
+        ),
+        (
+            "{backends: [{url: 'http://a', labels: [eu]}, {url: 'http://b', tenants: [anna]}], "
+            "tenants: {default: {labels: [eu]}}}",
+            "backends[1].tenants: the tenant 'anna' may use backends with the labels eu only",
+        ),
+        (
+            "{backends: [{url: 'http://a', tenants: [anna]}], tenants: {named: {ben: {}}}}",
+            "tenants.named.ben: every backend that its labels allow is dedicated to other tenants",
+        ),
+        ("tenants: {default: {nodes: {trust: ['']}}}", "tenants.default.nodes.trust[0]:"),
+        ("tenants: {default: {models: {trust: [a]}}}", "tenants.default.models.trust: there is no such setting"),
     ],
 )
 def test_errors_name_the_place(text: str, said: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.settings.base import Count, Label, Model, Seconds
+from gateway.settings.base import Count, Label, Model, Name, Seconds
 from gateway.settings.tls import BackendTlsSettings
 
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
@@ -40,7 +40,7 @@ class BackendAuthSettings(Model):
 
 
 class BackendSettings(Model):
-    """One ComfyUI process."""
+    """One ComfyUI process. If it names `tenants`, it is dedicated to these: it takes nothing of any other tenant."""
 
     url: str
     name: str = ""
@@ -49,6 +49,7 @@ class BackendSettings(Model):
     auth: BackendAuthSettings | None = None
     tls: BackendTlsSettings | None = None
     labels: tuple[Label, ...] = ()
+    tenants: tuple[Name, ...] = ()
 
     @field_validator("url")
     @classmethod
@@ -68,6 +69,15 @@ class BackendSettings(Model):
     def _check_tls(self) -> BackendSettings:
         if self.tls is not None and not self.url.startswith("https:"):
             raise ValueError("tls goes with a url that begins with https:")
+        return self
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> BackendSettings:
+        if self.primary and self.tenants:
+            raise ValueError(
+                "a backend that is dedicated to tenants can't be the primary, because the primary answers all tenants; "
+                "take away primary or tenants"
+            )
         return self
 
 

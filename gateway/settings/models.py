@@ -88,6 +88,31 @@ class Settings(Model):
             raise ValueError("; ".join(wrong))
         return self
 
+    @model_validator(mode="after")
+    def _check_dedicated(self) -> Settings:
+        """Refuse a tenant that its labels keep from its dedicated backend, or that has no backend at all."""
+        named = self.tenants.policies()
+        wrong = []
+        for place, backend in enumerate(self.backends):
+            for tenant in backend.tenants:
+                labels = named.get(tenant, self.tenants.default).labels
+                if labels and not set(labels) & set(backend.labels):
+                    wrong.append(
+                        f"backends[{place}].tenants: the tenant '{tenant}' may use backends with the labels "
+                        f"{', '.join(labels)} only, and this backend has none of these; give it one"
+                    )
+        for tenant, policy in named.items():
+            labels = policy.labels
+            labelled = [backend for backend in self.backends if not labels or set(labels) & set(backend.labels)]
+            if labelled and not any(tenant in backend.tenants or not backend.tenants for backend in labelled):
+                wrong.append(
+                    f"tenants.named.{tenant}: every backend that its labels allow is dedicated to other tenants; "
+                    f"add '{tenant}' to the tenants of one"
+                )
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
     @property
     def open_to_strangers(self) -> bool:
         """Whether it would listen beyond loopback without a key and without being told that this is meant."""

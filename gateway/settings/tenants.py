@@ -20,11 +20,21 @@ class AnonymousSettings(Model):
     tenant: Name = "anonymous"
 
 
+# A glob pattern: ``*``, ``?``, ``[abc]``.
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class DenySettings(Model):
     """Glob patterns (``*``, ``?``, ``[abc]``) of what is refused."""
 
-    deny: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
-    trust: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
+    deny: tuple[Pattern, ...] = ()
+
+
+class NodeSettings(Model):
+    """Glob patterns of node classes: `deny` fits a class's name, `trust` a class's name or the name of its pack."""
+
+    deny: tuple[Pattern, ...] = ()
+    trust: tuple[Pattern, ...] = ()
 
 
 class LimitSettings(Model):
@@ -45,7 +55,7 @@ class PolicySettings(Model):
 
     labels: tuple[Label, ...] = ()
     deadline: Deadline | None = None
-    nodes: DenySettings = DenySettings()
+    nodes: NodeSettings = NodeSettings()
     models: DenySettings = DenySettings()
     limits: LimitSettings = LimitSettings()
 

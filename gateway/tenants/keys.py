@@ -8,7 +8,8 @@ import ipaddress
 import math
 import secrets
 import string
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -150,6 +151,10 @@ class Keyring:
         self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, self._is_apart(anonymous.tenant)))
         self._grants: dict[str, Grant] = {}
         self._keys: dict[str, Key] = {}
+        # How many keys of a role stand for each tenant. One of them may have expired: its tenant's files are there.
+        self._tenants = {role: Counter[str]() for role in Role}
+        if self._networks:
+            self._tenants[Role.USER][anonymous.tenant] = 1
         for key in settings.keys:
             expires = key.expires.timestamp() if key.expires is not None else None
             identity = self.identity_of(key.name, key.role, key.tenant)
@@ -167,11 +172,22 @@ class Keyring:
         return Sight.OWN if self._is_apart(tenant) else Sight.UNCLAIMED
 
     def is_alone(self, tenant: str) -> bool:
-        return self.is_open or {k.identity.tenant for k in self._keys.values() if k.identity.role is Role.USER} <= {tenant}
+        """Return True if users' keys and anonymous networks stand for no other tenant, or the gateway is open.
+
+        Keys of admins and of monitoring don't count. An expired key counts until it is removed.
+        """
+        users = self._tenants[Role.USER]
+        return self.is_open or not users or (len(users) == 1 and tenant in users)
 
     @property
-    def admin_tenants(self) -> frozenset[str]:
-        return frozenset(k.identity.tenant for k in self._keys.values() if k.identity.role is Role.ADMIN)
+    def admin_tenants(self) -> Set[str]:
+        """Return the tenants of the admins' keys, as they are now."""
+        return self._tenants[Role.ADMIN].keys()
+
+    @property
+    def user_tenants(self) -> Set[str]:
+        """Return the tenants that users' keys and anonymous networks stand for, as they are now."""
+        return self._tenants[Role.USER].keys()
 
     def _is_apart(self, tenant: str) -> bool:
         return self._shields or tenant != LOCAL_TENANT
@@ -189,7 +205,10 @@ class Keyring:
 
     def add(self, key: Key) -> None:
         """Let a key in from now on, in its old form as long as that holds."""
+        if (before := self._keys.get(key.name)) is not None:
+            self._uncount(before.identity)
         self._keys[key.name] = key
+        self._tenants[key.identity.role][key.identity.tenant] += 1
         expires = math.inf if key.expires is None else key.expires
         self._grants[key.digest] = Grant(key.identity, expires, key)
         if key.old_digest is not None and key.old_until is not None:
@@ -208,11 +227,18 @@ class Keyring:
 
     def remove(self, key: Key) -> None:
         """Let it in no more; all that was opened with it ends."""
-        self._keys.pop(key.name, None)
+        if (before := self._keys.pop(key.name, None)) is not None:
+            self._uncount(before.identity)
         for digest in (key.digest, key.old_digest):
             grant = self._grants.pop(digest, None) if digest is not None else None
             if grant is not None:
                 grant.end()
+
+    def _uncount(self, identity: Identity) -> None:
+        counts = self._tenants[identity.role]
+        counts[identity.tenant] -= 1
+        if not counts[identity.tenant]:
+            del counts[identity.tenant]
 
     def grant(self, digest: str) -> Grant | None:
         """What a key with this SHA-256 is good for, also when its time is over; None for a wrong one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Any
@@ -53,11 +53,9 @@ class Policy:
     limits: LimitSettings = field(default_factory=LimitSettings)
     nodes: Patterns = field(default_factory=lambda: Patterns(()))
     models: Patterns = field(default_factory=lambda: Patterns(()))
+    trusted: Patterns = field(default_factory=lambda: Patterns(()))
+    # The backends that take prompts of this tenant, and of others that the configuration names, but not of all.
     dedicated: frozenset[str] = frozenset()
-    trust: Patterns = field(default_factory=lambda: Patterns(()))
-
-    def trusts(self, class_type: str, pack: str) -> bool:
-        return self.trust.match(class_type) or self.trust.match(pack)
 
     @property
     def allowed(self) -> frozenset[str] | None:
@@ -67,6 +65,10 @@ class Policy:
     def denies_node(self, class_type: str) -> bool:
         """Whether a node class is refused. Its name is exact: ComfyUI looks it up as it stands."""
         return self.nodes.match(class_type)
+
+    def trusts(self, class_type: str, pack: str) -> bool:
+        """Return True if the operator trusts a class, by its name or by the name of its pack, both exact."""
+        return self.trusted.match(class_type) or self.trusted.match(pack)
 
     def denies_model(self, name: str) -> bool:
         """Whether a model is refused: by its path in its folder, or by its file name alone.
@@ -105,9 +107,12 @@ class Policies:
     """The policies of all tenants."""
 
     def __init__(self, settings: TenantSettings, backends: Iterable[BackendSettings]) -> None:
-        labels = {backend.name: frozenset(backend.labels) for backend in backends}
-        self.default = _policy(settings.default, labels)
-        self._named = {tenant: _policy(policy, labels) for tenant, policy in settings.policies().items()}
+        backends = tuple(backends)
+        named = settings.policies()
+        self.default = _policy(settings.default, backends, None)
+        # A tenant that only a backend names has the default's settings, and that backend.
+        tenants = {*named, *(tenant for backend in backends for tenant in backend.tenants)}
+        self._named = {tenant: _policy(named.get(tenant, settings.default), backends, tenant) for tenant in tenants}
 
     def of(self, tenant: str) -> Policy:
         """What holds for a tenant."""
@@ -119,14 +124,27 @@ class Policies:
         return (self.default, *self._named.values())
 
 
-def _policy(settings: PolicySettings, labels: Mapping[str, frozenset[str]]) -> Policy:
+def _policy(settings: PolicySettings, backends: Collection[BackendSettings], tenant: str | None) -> Policy:
+    """Return the policy of a tenant; None: of all tenants that the configuration does not name."""
     wanted = frozenset(settings.labels)
-    allowed = frozenset(name for name, own in labels.items() if own & wanted) if wanted else None
+    labelled = [backend for backend in backends if not wanted or wanted.intersection(backend.labels)]
+    own = frozenset(backend.name for backend in labelled if tenant in backend.tenants)
+    names = frozenset(backend.name for backend in labelled if not backend.tenants) | own
+    # If the tenant may use all, there is no set, so that it shares what is made for all.
+    allowed = names if wanted or len(names) < len(backends) else None
     nodes, models = settings.nodes.deny, settings.models.deny
     is_free = allowed is None and not (nodes or models)
     view = None if is_free else View(allowed, nodes, models)
     slashed = [pattern.replace("\\", "/").casefold() for pattern in models]
-    return Policy(view, settings.deadline, settings.limits, Patterns(nodes), Patterns(slashed), frozenset(), Patterns(settings.nodes.trust))
+    return Policy(
+        view,
+        settings.deadline,
+        settings.limits,
+        Patterns(nodes),
+        Patterns(slashed),
+        Patterns(settings.nodes.trust),
+        own,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,3 +203,57 @@ def test_callers_without_a_key() -> None:
         assert grant is None or (grant.identity.tenant, grant.identity.role) == ("guests", Role.USER)
     assert Keyring(settings).by_address("10.1.2.3") is None
     assert not Keyring(AuthSettings(), AnonymousSettings(networks=("10.0.0.0/8",))).is_open
+
+
+def keyed(name: str, role: str = "user", tenant: str = "") -> KeySettings:
+    """A key of the configuration."""
+    return KeySettings(name=name, key=f"secret-of-{name}", role=role, tenant=tenant)
+
+
+@pytest.mark.parametrize(
+    ("keys", "isolation", "alone"),
+    [
+        ([keyed("anna")], "isolated", ["anna"]),
+        ([keyed("anna"), keyed("ben")], "isolated", []),
+        ([keyed("anna", tenant="studio"), keyed("ben", tenant="studio")], "isolated", ["studio"]),
+        ([keyed("anna"), keyed("ops", "admin"), keyed("eye", "metrics")], "isolated", ["anna"]),
+        ([keyed("anna"), keyed("ben")], "shared", ["default"]),
+        ([keyed("anna"), keyed("ben", tenant="guests")], "shared", []),
+        ([keyed("ops", "admin")], "isolated", ["anna", "ops"]),
+    ],
+)
+def test_who_is_alone(keys: list[KeySettings], isolation: str, alone: list[str]) -> None:
+    ring = Keyring(AuthSettings(keys=tuple(keys), isolation=isolation))
+    tenants = ("anna", "studio", "default", "ops", "guests", "eye") if len(keys) > 1 else ("anna", "ops")
+    assert sorted(tenant for tenant in tenants if ring.is_alone(tenant)) == alone
+
+
+def test_guests_count_and_an_open_gateway_has_but_one() -> None:
+    guests = AnonymousSettings(networks=("10.0.0.0/8",), tenant="guests")
+    assert not Keyring(AuthSettings(keys=(keyed("anna"),)), guests).is_alone("anna")
+    assert Keyring(AuthSettings(keys=(keyed("ops", "admin"),)), guests).is_alone("guests")
+    ring = Keyring(AuthSettings())
+    assert ring.is_alone("anybody")
+    disabled = Keyring(AuthSettings(disabled=True, keys=(keyed("anna"), keyed("ben"))))
+    assert disabled.is_alone("anna")
+
+
+def test_who_is_alone_follows_the_keys() -> None:
+    ring = Keyring(AuthSettings(keys=(keyed("anna"), keyed("ops", "admin", "staff"))))
+    assert (set(ring.admin_tenants), set(ring.user_tenants)) == ({"staff"}, {"anna"})
+    ben = stored("ben", SECRET, expires=1.0)
+    ring.add(ben)
+    # It expired long ago, and its tenant's files are still there.
+    assert not ring.is_alone("anna")
+    rotated = replace(ben, digest=digest_of("another-secret"), old_digest=ben.digest, old_until=2.0)
+    ring.replace(ben, rotated)
+    assert set(ring.user_tenants) == {"anna", "ben"}
+    ring.remove(rotated)
+    assert ring.is_alone("anna")
+    ring.remove(rotated)
+    assert set(ring.user_tenants) == {"anna"}
+    boss = replace(stored("boss", "a-third-secret"), identity=Identity("boss", "boss", Role.ADMIN, isolated=True))
+    ring.add(boss)
+    assert set(ring.admin_tenants) == {"staff", "boss"}
+    ring.remove(boss)
+    assert set(ring.admin_tenants) == {"staff"}

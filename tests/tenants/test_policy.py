@@ -52,6 +52,71 @@ def test_what_is_named_differs_field_by_field() -> None:
     assert policy().view is None
 
 
+DEDICATED = [
+    BackendSettings(url="http://a:1", name="a", labels=("eu",)),
+    BackendSettings(url="http://b:1", name="b", labels=("eu",), tenants=("anna",)),
+    BackendSettings(url="http://c:1", name="c", tenants=("anna", "ben")),
+]
+
+
+def test_a_dedicated_backend_is_its_tenants_alone() -> None:
+    some = Policies(TenantSettings.model_validate({"default": {"deadline": 7}, "named": {"eve": {}}}), DEDICATED)
+    found = {tenant: (some.of(tenant).allowed, some.of(tenant).dedicated) for tenant in ("anna", "ben", "eve", "kim")}
+    assert found == {
+        "anna": (None, frozenset("bc")),
+        "ben": (frozenset("ac"), frozenset("c")),
+        "eve": (frozenset("a"), frozenset()),
+        "kim": (frozenset("a"), frozenset()),
+    }
+    # A tenant that only a backend names has the default's settings.
+    assert [some.of(tenant).deadline for tenant in ("anna", "ben", "kim")] == [7, 7, 7]
+    assert len({id(each) for each in some.all}) == 4
+
+
+def test_labels_and_dedicated_backends_together() -> None:
+    settings = TenantSettings.model_validate({"named": {"anna": {"labels": ["eu"]}, "ben": {"labels": ["eu"]}}})
+    some = Policies(settings, DEDICATED)
+    assert (some.of("anna").allowed, some.of("anna").dedicated) == (frozenset("ab"), frozenset("b"))
+    assert (some.of("ben").allowed, some.of("ben").dedicated) == (frozenset("a"), frozenset())
+
+
+def test_only_dedicated_backends() -> None:
+    some = Policies(TenantSettings(), DEDICATED[1:])
+    assert some.of("anna").view is None
+    assert some.of("ben").allowed == frozenset("c")
+    assert some.default.allowed == frozenset()
+
+
+def test_a_fleet_without_dedicated_backends_is_seen_as_before() -> None:
+    some = policies({"nodes": {"trust": ["*"]}}, anna={}, ben={"labels": ["eu"]})
+    assert (some.default.view, some.of("anna").view, some.of("anna").dedicated) == (None, None, frozenset())
+    assert some.of("ben").allowed == frozenset("ab")
+
+
+@pytest.mark.parametrize(
+    ("trust", "class_type", "pack", "trusted"),
+    [
+        ([], "Any", "any", False),
+        (["*"], "SaveImage", "nodes", True),
+        (["ComfyUI-Impact-Pack"], "FaceDetailer", "ComfyUI-Impact-Pack", True),
+        (["ComfyUI-Impact-Pack"], "FaceDetailer", "comfyui-impact-pack", False),
+        (["ComfyUI-Impact-Pack"], "FaceDetailer", "ComfyUI-Impact-Pack-2", False),
+        (["KSampler *"], "KSampler (Efficient)", "efficiency", True),
+        (["KSampler *"], "KSampler", "nodes", False),
+        (["a", "pack-[bc]"], "Any", "pack-c", True),
+    ],
+)
+def test_trust(trust: list[str], class_type: str, pack: str, trusted: bool) -> None:
+    assert policy(nodes={"trust": trust}).trusts(class_type, pack) is trusted
+
+
+def test_a_named_tenants_trust_stands_in_the_defaults_stead() -> None:
+    some = policies({"nodes": {"trust": ["a"], "deny": ["Shell"]}}, anna={"nodes": {"trust": ["b"]}}, ben={})
+    anna, ben = some.of("anna"), some.of("ben")
+    assert (anna.trusts("X", "a"), anna.trusts("X", "b"), anna.denies_node("Shell")) == (False, True, True)
+    assert (ben.trusts("X", "a"), ben.trusts("X", "b")) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("patterns", "name", "refused"),
     [
