@@ -19,10 +19,11 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, BadAnswer
+from gateway.comfy.object_info import ObjectInfo, read_object_info
 from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
-from gateway.fleet.editions import Body, Edition, make_edition
+from gateway.fleet.editions import Body, Edition, make_sound_edition
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
@@ -77,8 +78,7 @@ class Catalogue:
         """Read what an earlier run kept of the backends: it serves until they say otherwise."""
         names = [backend.name for backend in self.fleet.configured]
         self._infos = await asyncio.to_thread(_read_kept, self.directory, names)
-        if self._infos:
-            self.edition = await asyncio.to_thread(make_edition, dict(self._infos), self.placements.is_name)
+        await self._merge()
 
     def start(self) -> None:
         """Begin to read the backends again and again."""
@@ -116,18 +116,31 @@ class Catalogue:
                     self.changed(backend)
 
     async def _read(self, backend: Backend) -> None:
+        known = self._infos.get(backend.name)
         try:
             answer = await backend.client.call("GET", "/object_info", timeout=self.settings.timeout)
-            info = await asyncio.to_thread(wire.loads, answer.body) if answer.status == 200 else None
+            if answer.status != 200:
+                return
+            read, is_news = await asyncio.to_thread(_read_answer, answer.body, known)
         except (BackendError, wire.MalformedJson) as error:
             _log.warning("object_info", backend=backend.name, error=str(error))
             return
-        if not isinstance(info, dict) or self._infos.get(backend.name) == info:
+        if not is_news:
             return
-        self._infos[backend.name] = info
+        _tell(backend.name, read)
+        if not read.classes:
+            # An error page, or no ComfyUI. What the backend said before stands.
+            return
+        self._infos[backend.name] = read.classes
         async with self._merging:
-            self.edition = await asyncio.to_thread(make_edition, self._in_order(), self.placements.is_name)
-            await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+            await self._merge()
+            if backend.name in self._infos:
+                await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+
+    async def _merge(self) -> None:
+        """Make the newest edition of what is known."""
+        if infos := self._in_order():
+            self.edition = await self._made_of(infos) or self.edition
 
     def _in_order(self) -> dict[str, Mapping[str, Any]]:
         """In the file's order, the primary first: which description stands must not depend on who answers first."""
@@ -146,11 +159,24 @@ class Catalogue:
         if known is None or known[0] is not newest:
             async with self._merging:
                 newest, infos = self.edition or newest, views.seen(self._in_order(), policy)
-                made = await asyncio.to_thread(make_edition, infos, self.placements.is_name) if infos else None
+                made = await self._made_of(infos) if infos else None
             known = self._views[policy.view] = (newest, made)
             while len(self._views) > MAX_VIEWS:
                 self._views.popitem(last=False)
         return known[1]
+
+    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]]) -> Edition | None:
+        """Merge what backends say. If a backend's description breaks the merge, forget it, because others need theirs.
+
+        Return None if no backend is left.
+        """
+        known = dict(self._infos)
+        edition, broken = await asyncio.to_thread(make_sound_edition, infos, self.placements.is_name)
+        for name, error in broken.items():
+            _log.error("object_info_left_out", backend=name, error=repr(error), exc_info=error)
+            if self._infos.get(name) is known[name]:
+                del self._infos[name]
+        return edition if len(broken) < len(infos) else None
 
     def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
         """These node classes as one with this policy sees them: without those that it does not see."""
@@ -285,15 +311,31 @@ def _read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Mapping[st
     found: dict[str, Mapping[str, Any]] = {}
     for backend in backends:
         try:
-            info = wire.loads(gzip.decompress(_kept(directory, backend).read_bytes()))
+            read, _ = _read_answer(gzip.decompress(_kept(directory, backend).read_bytes()), None)
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
             _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
             continue
-        if isinstance(info, dict):
-            found[backend] = info
+        _tell(backend, read)
+        if read.classes:
+            found[backend] = read.classes
     return found
+
+
+def _read_answer(body: bytes, known: Mapping[str, Any] | None) -> tuple[ObjectInfo, bool]:
+    """Read the body of GET /object_info; return it with True if it is not what was `known`.
+
+    Raises:
+        MalformedJson: it is not JSON.
+    """
+    read = read_object_info(wire.loads(body))
+    return read, known is None or read.classes != known
+
+
+def _tell(backend: str, read: ObjectInfo) -> None:
+    if read.dropped or read.repaired:
+        _log.warning("object_info_partly_unreadable", backend=backend, **read.summary())
 
 
 async def _ask(backend: Backend, path: str) -> Answer | None:
