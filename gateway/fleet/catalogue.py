@@ -334,8 +334,11 @@ def _read_answer(body: bytes, known: Mapping[str, Any] | None) -> tuple[ObjectIn
 
 
 def _tell(backend: str, read: ObjectInfo) -> None:
-    if read.dropped or read.repaired:
+    if read.dropped:
         _log.warning("object_info_partly_unreadable", backend=backend, **read.summary())
+    elif read.repaired:
+        # ComfyUI's own partner nodes have an input and a hidden input of the same name.
+        _log.info("object_info_repaired", backend=backend, **read.summary())
 
 
 async def _ask(backend: Backend, path: str) -> Answer | None:
