@@ -19,10 +19,11 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, BadAnswer
+from gateway.comfy.object_info import ObjectInfo, read_object_info
 from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
-from gateway.fleet.editions import Body, Edition, make_edition
+from gateway.fleet.editions import Body, Edition, make_sound_edition
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
@@ -83,8 +84,7 @@ class Catalogue:
         """Read what an earlier run kept of the backends: it serves until they say otherwise."""
         names = [backend.name for backend in self.fleet.configured]
         self._infos = await asyncio.to_thread(_read_kept, self.directory, names)
-        if self._infos:
-            self._publish(await asyncio.to_thread(make_edition, dict(self._infos), self.placements.is_name))
+        await self._merge()
 
     def start(self) -> None:
         """Begin to read the backends again and again."""
@@ -137,20 +137,34 @@ class Catalogue:
 
     async def _read_once(self, backend: Backend) -> bool:
         """Return True if the backend has described itself."""
+        known = self._infos.get(backend.name)
         try:
             answer = await backend.client.call("GET", "/object_info", timeout=self.settings.timeout)
-            info = await asyncio.to_thread(wire.loads, answer.body) if answer.status == 200 else None
+            if answer.status != 200:
+                return False
+            read, is_news = await asyncio.to_thread(_read_answer, answer.body, known)
         except (BackendError, wire.MalformedJson) as error:
             _log.warning("object_info", backend=backend.name, error=str(error))
             return False
-        if not isinstance(info, dict):
+        if not is_news:
+            return True
+        _tell(backend.name, read)
+        if not read.classes:
+            # An error page, or no ComfyUI. What the backend said before stands.
             return False
-        if self._infos.get(backend.name) != info:
-            self._infos[backend.name] = info
-            async with self._merging:
-                self._publish(await asyncio.to_thread(make_edition, self._in_order(), self.placements.is_name))
+        self._infos[backend.name] = read.classes
+        async with self._merging:
+            await self._merge()
+            if backend.name in self._infos:
                 await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
         return True
+
+    async def _merge(self) -> None:
+        """Make the newest edition of what is known."""
+        if infos := self._in_order():
+            edition = await self._made_of(infos)
+            if edition is not None:
+                self._publish(edition)
 
     def _publish(self, edition: Edition) -> None:
         self.edition, self.version = edition, self.version + 1
@@ -181,11 +195,24 @@ class Catalogue:
         if known is None or known[0] is not newest:
             async with self._merging:
                 newest, infos = self.edition or newest, views.seen(self._in_order(), policy)
-                made = await asyncio.to_thread(make_edition, infos, self.placements.is_name) if infos else None
+                made = await self._made_of(infos) if infos else None
             known = self._views[policy.view] = (newest, made)
             while len(self._views) > MAX_VIEWS:
                 self._views.popitem(last=False)
         return known[1]
+
+    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]]) -> Edition | None:
+        """Merge what backends say. If a backend's description breaks the merge, forget it, because others need theirs.
+
+        Return None if no backend is left.
+        """
+        known = dict(self._infos)
+        edition, broken = await asyncio.to_thread(make_sound_edition, infos, self.placements.is_name)
+        for name, error in broken.items():
+            _log.error("object_info_left_out", backend=name, error=repr(error), exc_info=error)
+            if self._infos.get(name) is known[name]:
+                del self._infos[name]
+        return edition if len(broken) < len(infos) else None
 
     def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
         """These node classes as one with this policy sees them: without those that it does not see."""
@@ -320,15 +347,34 @@ def _read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Mapping[st
     found: dict[str, Mapping[str, Any]] = {}
     for backend in backends:
         try:
-            info = wire.loads(gzip.decompress(_kept(directory, backend).read_bytes()))
+            read, _ = _read_answer(gzip.decompress(_kept(directory, backend).read_bytes()), None)
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
             _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
             continue
-        if isinstance(info, dict):
-            found[backend] = info
+        _tell(backend, read)
+        if read.classes:
+            found[backend] = read.classes
     return found
+
+
+def _read_answer(body: bytes, known: Mapping[str, Any] | None) -> tuple[ObjectInfo, bool]:
+    """Read the body of GET /object_info; return it with True if it is not what was `known`.
+
+    Raises:
+        MalformedJson: it is not JSON.
+    """
+    read = read_object_info(wire.loads(body))
+    return read, known is None or read.classes != known
+
+
+def _tell(backend: str, read: ObjectInfo) -> None:
+    if read.dropped:
+        _log.warning("object_info_partly_unreadable", backend=backend, **read.summary())
+    elif read.repaired:
+        # ComfyUI's own partner nodes have an input and a hidden input of the same name.
+        _log.info("object_info_repaired", backend=backend, **read.summary())
 
 
 async def _ask(backend: Backend, path: str) -> Answer | None:

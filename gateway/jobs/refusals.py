@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.comfy.redaction import redact_value
 from gateway.jobs.isolation import SETTING, Refusal
 from gateway.tenants.policy import Denied
 
@@ -94,9 +95,64 @@ def scrub(node_errors: Any, hides: Hides) -> bool:
             if not hides(str(node["class_type"]), str(extra.get("input_name")), _choices(extra.get("input_config"))):
                 continue
             found = True
-            extra.pop("input_config", None)
-            if error["type"] == "value_not_in_list":
-                error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
+            _hide_list(error)
+    return found
+
+
+def _hide_list(error: dict[str, Any]) -> None:
+    """Take out of an error what the input offers, and how much of it."""
+    extra = error["extra_info"]
+    extra.pop("input_config", None)
+    if error["type"] == "value_not_in_list":
+        error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
+    if error["type"] == "return_type_mismatch":
+        # The type of an input, and of an output, may be a list of choices.
+        received = extra.get("received_type")
+        extra["received_type"] = received if isinstance(received, str) else "COMBO"
+        error["details"] = f"{extra.get('input_name')}, received_type({extra['received_type']}) mismatch"
+
+
+def redacted(body: bytes) -> bytes:
+    """Return a refusal as an isolated tenant may read it: see `redact_refusal`."""
+    try:
+        value = redact_refusal(wire.loads(body))
+    except (wire.MalformedJson, LookupError, TypeError, AttributeError):
+        return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
+    return wire.dumps(value)
+
+
+def redact_refusal(value: Any) -> Any:
+    """Return the body of a refusal without lists, lengths of lists and absolute paths, whoever made it.
+
+    A list's length counts the other tenants' files, and a list names them. Which lists are of files depends on the
+    node class, so no list is told.
+
+    Raises:
+        LookupError, TypeError, AttributeError: it is not of ComfyUI's form.
+    """
+    node_errors = redact_node_errors(value.get("node_errors") or {})
+    error = value["error"]
+    if error["type"] == "prompt_outputs_failed_validation" and node_errors:
+        # ComfyUI repeats in there what is wrong at each node (execution.py, validate_prompt).
+        told = (each for node in node_errors.values() for each in node["errors"])
+        error = {**error, "details": "\n".join(f"{each['message']}: {each['details']}" for each in told)}
+    return {**redact_value({**value, "error": error, "node_errors": None}), "node_errors": node_errors}
+
+
+def redact_node_errors(node_errors: Any) -> dict[str, Any]:
+    """Return ``node_errors`` without lists, lengths of lists and absolute paths.
+
+    Raises:
+        LookupError, TypeError, AttributeError: they are not of ComfyUI's form.
+    """
+    found: dict[str, Any] = {}
+    for node_id, node in node_errors.items():
+        errors = []
+        for error in node["errors"]:
+            own = {**error, "extra_info": {**error["extra_info"]}}
+            _hide_list(own)
+            errors.append(redact_value(own))
+        found[node_id] = {**redact_value({**node, "errors": None}), "errors": errors}
     return found
 
 

@@ -46,6 +46,8 @@ class Parts:
     userdata: UserData
     policies: Policies
     limits: Limits
+    # Whether what a tenant's prompts open is judged: then it may bring no file that names other files.
+    is_judged: Callable[[str], bool]
 
 
 PARTS = web.AppKey("parts", Parts)
