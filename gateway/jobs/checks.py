@@ -17,7 +17,7 @@ from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.prompt_judge import Judged, PromptJudge
-from gateway.jobs.refusals import isolation_error, policy_error, scrub, scrubbed
+from gateway.jobs.refusals import isolation_error, policy_error, redact_node_errors, redacted, scrub, scrubbed
 from gateway.jobs.reply import Overloaded
 from gateway.tenants.policy import Denied, Policies
 
@@ -177,6 +177,8 @@ class Checks:
 
     def told(self, tenant: str, refusal: bytes) -> bytes:
         """What a tenant is told of a backend's refusal."""
+        if self._judge.is_judged(tenant):
+            return redacted(refusal, lambda *listed: self._hides(tenant, *listed))
         may_list = not self.is_restricted(tenant) and (
             b'"input_config"' not in refusal or self._inputs.sees_all(tenant)
         )
@@ -184,6 +186,11 @@ class Checks:
 
     def told_of(self, tenant: str, node_errors: Any) -> Any:
         """What it is told of the outputs that a backend leaves out."""
+        if node_errors and self._judge.is_judged(tenant):
+            try:
+                return redact_node_errors(node_errors, lambda *listed: self._hides(tenant, *listed))
+            except (LookupError, TypeError, AttributeError):
+                return {}
         if node_errors and (self.is_restricted(tenant) or not self._inputs.sees_all(tenant)):
             try:
                 scrub(node_errors, lambda *listed: self._hides(tenant, *listed))
@@ -193,7 +200,11 @@ class Checks:
 
     def _hides(self, tenant: str, class_type: str, input_name: str, choices: Sequence[Any]) -> bool:
         """Whether a list is not for a tenant: it may not use all that backends have, or others' files are in it."""
-        return self.is_restricted(tenant) or self._inputs.offers_foreign(tenant, class_type, input_name, choices)
+        return (
+            self.is_restricted(tenant)
+            or (self._judge.is_judged(tenant) and self._judge.lists_files(class_type, input_name))
+            or self._inputs.offers_foreign(tenant, class_type, input_name, choices)
+        )
 
     def denied(self, tenant: str, submission: Submission) -> list[Denied]:
         """What a prompt names and its tenant may not use: node classes and models."""

@@ -8,10 +8,14 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.class_profiles import ClassProfile
+from gateway.comfy.node_review import OPENING, Kind
 from gateway.fleet.catalogue import Catalogue
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Refusal, judge
 from gateway.tenants.policy import Policies
+
+# Lists of these kinds may tell of files.
+_LISTING = OPENING | {Kind.DATASETS, Kind.UNREVIEWED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,16 @@ class PromptJudge:
             return False
         policy = self._policies.of(tenant)
         return not policy.dedicated or policy.allowed is None or bool(policy.allowed - policy.dedicated)
+
+    def lists_files(self, class_type: str, input_name: str) -> bool:
+        """Return True if an input's list may name files or folders, so that neither it nor its length is told.
+
+        Nobody knows what the list of a class that is not reviewed is made of.
+        """
+        edition = self._catalogue.edition
+        profile = edition.profiles.common.get(class_type) if edition is not None else None
+        known = profile.inputs.get(input_name) if profile is not None and profile.is_reviewed else None
+        return known is None or known.kind in _LISTING
 
     def dedicated(self, tenant: str) -> frozenset[str]:
         """Return the names of the backends on which a tenant is refused nothing."""

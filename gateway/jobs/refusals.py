@@ -71,15 +71,20 @@ def scrubbed(body: bytes, hides: Hides) -> bytes:
     """A backend's refusal without what it lists of itself, as far as a tenant must not read that there."""
     try:
         value = wire.loads(body)
-        if scrub(value["node_errors"], hides) and value["error"]["type"] == "prompt_outputs_failed_validation":
-            value["error"]["details"] = "\n".join(
-                f"{error['message']}: {error['details']}"
-                for node in value["node_errors"].values()
-                for error in node["errors"]
-            )
+        _scrub_body(value, hides)
     except (wire.MalformedJson, LookupError, TypeError, AttributeError):
         return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
     return wire.dumps(value)
+
+
+def _scrub_body(value: Any, hides: Hides) -> bool:
+    """Take out of a refusal's body what it lists; return True if there was anything to be hidden."""
+    found = scrub(value["node_errors"], hides)
+    if found and value["error"]["type"] == "prompt_outputs_failed_validation":
+        # ComfyUI repeats in there what is wrong at each node (execution.py, validate_prompt).
+        told = (error for node in value["node_errors"].values() for error in node["errors"])
+        value["error"]["details"] = "\n".join(f"{error['message']}: {error['details']}" for error in told)
+    return found
 
 
 def scrub(node_errors: Any, hides: Hides) -> bool:
@@ -112,48 +117,28 @@ def _hide_list(error: dict[str, Any]) -> None:
         error["details"] = f"{extra.get('input_name')}, received_type({extra['received_type']}) mismatch"
 
 
-def redacted(body: bytes) -> bytes:
-    """Return a refusal as an isolated tenant may read it: see `redact_refusal`."""
+def redacted(body: bytes, hides: Hides) -> bytes:
+    """Return a refusal as an isolated tenant may read it: without lists that `hides`, and without absolute paths.
+
+    If there is nothing to be hidden, the bytes stay as they are.
+    """
     try:
-        value = redact_refusal(wire.loads(body))
+        value = wire.loads(body)
+        found = _scrub_body(value, hides)
+        told = redact_value(value)
     except (wire.MalformedJson, LookupError, TypeError, AttributeError):
         return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
-    return wire.dumps(value)
+    return wire.dumps(told) if found or told != value else body
 
 
-def redact_refusal(value: Any) -> Any:
-    """Return the body of a refusal without lists, lengths of lists and absolute paths, whoever made it.
-
-    A list's length counts the other tenants' files, and a list names them. Which lists are of files depends on the
-    node class, so no list is told.
-
-    Raises:
-        LookupError, TypeError, AttributeError: it is not of ComfyUI's form.
-    """
-    node_errors = redact_node_errors(value.get("node_errors") or {})
-    error = value["error"]
-    if error["type"] == "prompt_outputs_failed_validation" and node_errors:
-        # ComfyUI repeats in there what is wrong at each node (execution.py, validate_prompt).
-        told = (each for node in node_errors.values() for each in node["errors"])
-        error = {**error, "details": "\n".join(f"{each['message']}: {each['details']}" for each in told)}
-    return {**redact_value({**value, "error": error, "node_errors": None}), "node_errors": node_errors}
-
-
-def redact_node_errors(node_errors: Any) -> dict[str, Any]:
-    """Return ``node_errors`` without lists, lengths of lists and absolute paths.
+def redact_node_errors(node_errors: Any, hides: Hides) -> Any:
+    """Return ``node_errors`` as an isolated tenant may read them; they are changed.
 
     Raises:
         LookupError, TypeError, AttributeError: they are not of ComfyUI's form.
     """
-    found: dict[str, Any] = {}
-    for node_id, node in node_errors.items():
-        errors = []
-        for error in node["errors"]:
-            own = {**error, "extra_info": {**error["extra_info"]}}
-            _hide_list(own)
-            errors.append(redact_value(own))
-        found[node_id] = {**redact_value({**node, "errors": None}), "errors": errors}
-    return found
+    scrub(node_errors, hides)
+    return redact_value(node_errors)
 
 
 def _choices(config: Any) -> Sequence[Any]:
