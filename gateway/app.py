@@ -15,7 +15,7 @@ from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import Keyring, Sight
+from gateway.tenants.keys import Keyring
 from gateway.tenants.limits import Limits
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.policy import Policies
@@ -109,7 +109,7 @@ class Gateway:
             userdata=userdata,
             policies=policies,
             limits=limits,
-            is_judged=lambda tenant: keyring.sight(tenant) is Sight.OWN,
+            is_judged=engine.checks.is_judged,
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)

@@ -18,7 +18,7 @@ import aiohttp
 
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
-from gateway.comfy.outputs import FileRef, folder_of, view_path
+from gateway.comfy.outputs import FileRef, folder_of, is_pattern, view_path, without_pattern
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, is_same
 from gateway.fleet.files import Upload, marked
@@ -102,7 +102,7 @@ class Placer:
         """Make sure that an upload is on a backend; returns what it is called there.
 
         Args:
-            judged: whether to refuse a file that names other files.
+            judged: whether to refuse a file that names other files, and to put none where its name is a pattern.
 
         Raises:
             BackendError: the backend can't be reached, or does not take it.
@@ -110,6 +110,7 @@ class Placer:
         """
         if judged and (found := await self.references.of_upload(upload.digest)) is not None:
             raise FileMissing(sentence(wanted.filename, found))
+        wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
         if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic()):
             return known.ref
@@ -310,7 +311,8 @@ class Placer:
 
 def copy_of(ref: FileRef, source: str) -> FileRef:
     """What the copy of a backend's file is to be called: marked, so that no node is about to save under that name."""
-    return FileRef(ref.kind, ref.subfolder, marked(ref.filename, source))
+    plain = without_pattern(ref)
+    return FileRef(plain.kind, plain.subfolder, marked(plain.filename, source))
 
 
 async def post_file(

@@ -147,6 +147,10 @@ class Checks:
             self._refuse_impossible(tenant, submission)
         return self.able(tenant, submission) if judged is not None else able
 
+    def is_judged(self, tenant: str) -> bool:
+        """Return True if a tenant shares backends with strangers, so that it may open nothing but its own."""
+        return self._judge.is_judged(tenant)
+
     def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any]], object] | None:
         """Return what `read` is to judge a graph with, None if the caller's prompts are not judged."""
         return self._judge.inspector(tenant, by_admin=by_admin)

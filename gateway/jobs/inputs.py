@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
 from gateway.comfy.graph import FileInput, survey
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.outputs import FileRef, is_pattern
 from gateway.fleet.backend import Backend
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.files import FileIndex, Holder, Upload
@@ -23,8 +22,6 @@ from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
 from gateway.tenants.policy import Policies
 
-# Characters of patterns that open files of other names.
-_PATTERN = re.compile(r"[%*?\[\]{}]")
 # Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
 Place = tuple[str | int, ...]
 
@@ -91,8 +88,7 @@ class Inputs:
             return folders[folder]
         if self.files.find(tenant, ref) is not None:
             return False
-        if file.declared and _PATTERN.search(f"{ref.subfolder}/{ref.filename}"):
-            # PyAV opens a pattern as all files that fit it (FFmpeg's libavformat/img2dec.c).
+        if file.declared and is_pattern(ref):
             return True
         if self.placements.is_name(ref):
             return True
@@ -116,10 +112,11 @@ class Inputs:
         submission = job.submission
         changed: dict[Place, str] = {}
         try:
-            for file in () if self._is_free(job, backend) else self.foreign(job.tenant, submission.files):
+            judged = self.judged(job.tenant) and not self._is_free(job, backend)
+            for file in self.foreign(job.tenant, submission.files) if judged else ():
                 raise FileMissing(f"Invalid file: {file.value}")
             for file in submission.files:
-                there = await self._there(job.tenant, file, backend)
+                there = await self._there(job.tenant, file, backend, judged)
                 if there is not None and there != file.ref:
                     changed[file.node_id, file.input_name, *file.path] = file.renamed(there)
         except (Refused, Unreachable):
@@ -144,7 +141,7 @@ class Inputs:
         """Return True if a job may name any file on a backend: an admin's job, or the backend is its tenant's own."""
         return job.submission.by_admin or backend.name in self.policies.of(job.tenant).dedicated
 
-    async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
+    async def _there(self, tenant: str, file: FileInput, backend: Backend, judged: bool) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""
         ref = file.ref
         found = self.files.find(tenant, ref) if ref is not None else None
@@ -152,15 +149,17 @@ class Inputs:
             case Upload():
                 assert ref is not None
                 self.uploads.use(found.digest)
-                return await self.placer.ensure(backend, ref, found)
+                return await self.placer.ensure(backend, ref, found, judged=judged)
             case Holder():
                 assert ref is not None
-                return await self._from_owner(tenant, found, ref, backend)
+                return await self._from_owner(tenant, found, ref, backend, judged)
         # A text that ends like a file's name is most likely a text.
         may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
-    async def _from_owner(self, tenant: str, holder: Holder, visible: FileRef, backend: Backend) -> FileRef:
+    async def _from_owner(
+        self, tenant: str, holder: Holder, visible: FileRef, backend: Backend, judged: bool
+    ) -> FileRef:
         owner, ref = holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)
         if owner == backend.name and self.sight(tenant) is Sight.ALL:
             return ref
@@ -173,7 +172,7 @@ class Inputs:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
         if not source.pulse.alive:
             raise SourceDown(owner)
-        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder))
+        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder), judged=judged)
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
