@@ -90,7 +90,7 @@ class Gateway:
         limits = Limits(policies)
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring)
         await engine.restore()
-        hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda: shared_features(self.parts))
+        hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))
         self.parts = Parts(
             settings=settings,
             keyring=keyring,

@@ -18,19 +18,42 @@ def key_of(name: str) -> str:
     return f"a-key-for-tests-of-{name}"
 
 
+def with_trust(tenants: dict[str, Any]) -> dict[str, Any]:
+    """Return tenants' settings that trust the simulator's test classes, unless they say themselves what is trusted."""
+    default = tenants.get("default", {})
+    nodes = {"trust": ["gwtest"], **default.get("nodes", {})}
+    return {**tenants, "default": {**default, "nodes": nodes}}
+
+
 def write_config(
-    lab: Lab, simulators: list[Simulator], tenants: dict[str, Any], labels: dict[str, list[str]], **sections: Any
+    lab: Lab,
+    simulators: list[Simulator],
+    tenants: dict[str, Any],
+    labels: dict[str, list[str]],
+    *,
+    dedicated: dict[str, list[str]] | None = None,
+    **sections: Any,
 ) -> Path:
-    """The file: callers anna, anna-too (of anna's tenant), ben, and an admin; `labels` by backend, b1, b2, …"""
+    """Write a configuration with callers anna, anna-too (of anna's tenant), ben, eve, and an admin.
+
+    `labels` and `dedicated`, the tenants of dedicated backends, are by backend: b1, b2, …
+    """
     backends = [
-        {"url": simulator.url, "name": f"b{n}", "labels": labels.get(f"b{n}", [])}
+        {
+            "url": simulator.url,
+            "name": f"b{n}",
+            "labels": labels.get(f"b{n}", []),
+            "tenants": (dedicated or {}).get(f"b{n}", []),
+        }
         for n, simulator in enumerate(simulators, start=1)
     ]
     keys: list[dict[str, str]] = [{"name": name, "key": key_of(name)} for name in ("anna", "ben", "eve")]
     keys.append({"name": "anna-too", "key": key_of("anna-too"), "tenant": "anna"})
     keys.append({"name": BOSS, "key": key_of(BOSS), "role": "admin"})
     path = lab.directory / "gateway.yaml"
-    path.write_text(yaml.safe_dump({"backends": backends, "auth": {"keys": keys}, "tenants": tenants, **sections}))
+    path.write_text(
+        yaml.safe_dump({"backends": backends, "auth": {"keys": keys}, "tenants": with_trust(tenants), **sections})
+    )
     return path
 
 

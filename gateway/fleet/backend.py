@@ -52,6 +52,8 @@ class Backend:
     run_seconds: float | None = None
     interrupted: tuple[str, float] = ("", 0.0)
     ordering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # The tenants that it is dedicated to; none: all share it.
+    tenants: frozenset[str] = frozenset()
 
     def ran(self, seconds: float) -> None:
         """A job ran here for so long: the newest counts for a third of `run_seconds`."""
@@ -84,6 +86,7 @@ class Backend:
             "drained": self.drained,
             "poisoned": self.poisoned is not None,
             "primary": self.primary,
+            "tenants": sorted(self.tenants),
             "version": self.version,
             "max_queue": self.max_queue,
             "queue_running": len(self.queue.running),

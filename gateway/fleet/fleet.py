@@ -96,6 +96,7 @@ class Fleet:
                 entry.primary,
                 client,
                 Pulse(self._settings.probe.lost_after, now),
+                tenants=frozenset(entry.tenants),
             )
             self.backends[backend.name] = backend
             self._wake[backend.name] = asyncio.Event()
@@ -151,8 +152,8 @@ class Fleet:
 
     @property
     def by_preference(self) -> Sequence[Backend]:
-        """The backends, the primary first, those alive before the others."""
-        return sorted(self.backends.values(), key=lambda b: (not b.pulse.alive, not b.primary))
+        """The backends: those alive before the others, the primary first of them, dedicated ones last."""
+        return sorted(self.backends.values(), key=lambda b: (not b.pulse.alive, not b.primary, bool(b.tenants)))
 
     def alive(self, allowed: Collection[str] | None = None) -> list[Backend]:
         """Those that live and are `allowed` (None: all), the primary first."""
@@ -160,8 +161,11 @@ class Fleet:
 
     @property
     def primary(self) -> Backend | None:
-        """The backend for users, settings and static files: the one so marked, else the first that is alive."""
-        return next(iter(self.by_preference), None)
+        """The backend for users, settings and static files: the one so marked, else the first that is alive.
+
+        A dedicated backend never is, because others than its tenants would depend on it.
+        """
+        return next((backend for backend in self.by_preference if not backend.tenants), None)
 
     def refused(self, backend: Backend) -> None:
         """Somebody's connection to it was refused."""

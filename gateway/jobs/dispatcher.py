@@ -21,7 +21,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
 from gateway.jobs import partner_keys
-from gateway.jobs.admission import Submission
+from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
@@ -40,6 +40,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.limits import Limits
+from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT
 
 _log = logs.get("dispatcher")
 
@@ -118,6 +119,8 @@ class Dispatcher:
         earlier = self._replies.earlier(tenant, submission)
         if earlier is not None:
             return await earlier
+        if self._lacks_backends(tenant):
+            raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
         self._chooser.one_more_waits(tenant)
         able, checked = self._checks.refuse(tenant, submission, may_name_all=may_name_all), None
         if self._chooser.must_wait(tenant, submission, able, self._settings) or self._checks.is_restricted(tenant):
@@ -201,6 +204,10 @@ class Dispatcher:
             if job.submission.lacks_secrets:
                 self._fail(job, *partner_keys.LOST)
                 continue
+            if self._lacks_backends(job.tenant):
+                # The configuration has changed since it was accepted: it would wait for ever.
+                self._fail(job, f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied")
+                continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
@@ -220,6 +227,10 @@ class Dispatcher:
                 return
             else:
                 full.add(places)
+
+    def _lacks_backends(self, tenant: str) -> bool:
+        allowed = self._checks.allowed(tenant)
+        return allowed is not None and not allowed
 
     def _resend(self, job: Job, source: str) -> None:
         """Send a job that was taken back from a backend to another; if there is none now, it waits."""

@@ -133,6 +133,7 @@ class Engine:
             settings.dispatch,
             self.retries,
             self.checks,
+            policies,
         )
         self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
         self.retention = Retention(settings.store.retention, self.history, store)

@@ -24,6 +24,7 @@ from gateway.jobs.upstream import drop_copies
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
+from gateway.tenants.policy import Policies
 
 _log = logs.get("recovery")
 
@@ -63,6 +64,7 @@ class Recovery:
         settings: DispatchSettings,
         retries: Retries,
         checks: Checks,
+        policies: Policies,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
@@ -72,6 +74,7 @@ class Recovery:
         self._settings = settings
         self._retries = retries
         self._checks = checks
+        self._policies = policies
         self._tasks = Tasks("recovery")
         self._checking: set[Job] = set()
 
@@ -87,6 +90,10 @@ class Recovery:
         """
         if self._ledger.waiting:
             self._adopt(backend, await backend.client.queue())
+        closed = [job for job in self._jobs_on(backend) if backend.name in self._policies.of(job.tenant).closed]
+        if closed:
+            # The configuration has changed. Other tenants' code may read along there, so these jobs run elsewhere.
+            self._give_up(backend, closed, "was dedicated to other tenants")
         unwanted = self._ledger.copies.on(backend.name)
         if unwanted:
             await drop_copies(self._ledger, backend, unwanted)
@@ -157,12 +164,18 @@ class Recovery:
 
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
-        jobs = [job for job in self._ledger.jobs_on(backend.name) if not job.is_ending]
+        self._give_up(backend, self._jobs_on(backend), f"is {backend.health}")
+        self._dispatcher.wake()
+
+    def _jobs_on(self, backend: Backend) -> list[Job]:
+        return [job for job in self._ledger.jobs_on(backend.name) if not job.is_ending]
+
+    def _give_up(self, backend: Backend, jobs: Collection[Job], what: str) -> None:
+        """Send jobs of a backend elsewhere, and remove them from that backend when it can be asked."""
         for job in jobs:
             on_its_way = job.state is State.SENDING
             self._ledger.copies.add(backend.name, job.upstream_id, on_its_way=on_its_way)
-        self._lose(jobs, backend.name, f"is {backend.health}")
-        self._dispatcher.wake()
+        self._lose(jobs, backend.name, what)
 
     def lose(self, job: Job, what: str) -> None:
         """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import WSCloseCode, web
@@ -29,7 +30,7 @@ class Hub:
     """Connects sockets to what the ledger tells over the bus.
 
     Args:
-        features: the flags that clients are told.
+        features: returns the flags that the clients of a tenant are told.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Hub:
         bus: Bus,
         metrics: Metrics,
         settings: SessionSettings,
-        features: Callable[[], dict[str, Any]],
+        features: Callable[[str], dict[str, Any]],
     ) -> None:
         self._ledger = ledger
         self._bus = bus
@@ -79,7 +80,12 @@ class Hub:
         session_id = request.rel_url.query.get("clientId") or uuid.uuid4().hex
         interleave = request.rel_url.query.get("events") == "interleave"
         socket = ClientSocket(
-            response, session_id, self._metrics, self._features, self._settings.max_buffer, interleave=interleave
+            response,
+            session_id,
+            self._metrics,
+            partial(self._features, tenant),
+            self._settings.max_buffer,
+            interleave=interleave,
         )
         # Greeting and subscription without an await in between: no event is missed, none is told twice.
         self._greet(socket, tenant)

@@ -10,6 +10,9 @@ from typing import Any
 
 from gateway.settings import BackendSettings, LimitSettings, PolicySettings, TenantSettings
 
+# The error for a tenant that lacks backends.
+NO_BACKEND = "No backend may be used with this key"
+NO_BACKEND_HINT = "every backend is dedicated to other tenants; the operator can share one, or add this tenant to one"
 # An embedding is named inside a text (comfy/sd1_clip.py, SDTokenizer); its suffix may be left out.
 _EMBEDDING = re.compile(r"embedding:([^\s,()<>\[\]]+)", re.IGNORECASE)
 
@@ -56,11 +59,18 @@ class Policy:
     trusted: Patterns = field(default_factory=lambda: Patterns(()))
     # The backends that take prompts of this tenant, and of others that the configuration names, but not of all.
     dedicated: frozenset[str] = frozenset()
+    # The backends that are dedicated to other tenants: not even files of this tenant are read from them.
+    closed: frozenset[str] = frozenset()
 
     @property
     def allowed(self) -> frozenset[str] | None:
         """The backends that its jobs may go to; None for all."""
         return self.view.allowed if self.view is not None else None
+
+    @property
+    def lacks_backends(self) -> bool:
+        """Return True if every backend is dedicated to other tenants."""
+        return self.allowed is not None and not self.allowed
 
     def denies_node(self, class_type: str) -> bool:
         """Whether a node class is refused. Its name is exact: ComfyUI looks it up as it stands."""
@@ -144,6 +154,7 @@ def _policy(settings: PolicySettings, backends: Collection[BackendSettings], ten
         Patterns(slashed),
         Patterns(settings.nodes.trust),
         own,
+        frozenset(backend.name for backend in backends if backend.tenants and tenant not in backend.tenants),
     )
 
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT
 
 JSON = "application/json; charset=utf-8"
 # Nothing that a caller may have put into it is to be taken for a page.
@@ -35,3 +36,8 @@ def problem(
 ) -> web.Response:
     """A refusal in ComfyUI's error form."""
     return json(error_body(type_, message, details, extra), status, headers)
+
+
+def no_backend_allowed() -> web.Response:
+    """Return the refusal for a caller whose tenant may use no backend."""
+    return problem(403, "no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT)

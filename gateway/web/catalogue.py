@@ -11,7 +11,7 @@ from gateway.comfy.client import BadAnswer
 from gateway.fleet import merging
 from gateway.fleet.catalogue import NobodyKnows
 from gateway.tenants.roles import unquoted
-from gateway.web.answers import JSON, empty, json, json_bytes, problem
+from gateway.web.answers import JSON, empty, json, json_bytes, no_backend_allowed, problem
 from gateway.web.contents import defuse
 from gateway.web.parts import Parts, caller, parts, policy, readable
 from gateway.web.streaming import downstream_headers, send_whole, upstream_query
@@ -20,7 +20,9 @@ from gateway.web.streaming import downstream_headers, send_whole, upstream_query
 _ELSEWHERE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.?([/\\]|$)|[\x00-\x1f\x7f]")
 
 
-def _none_yet() -> web.Response:
+def _none_yet(request: web.Request) -> web.Response:
+    if policy(request).lacks_backends:
+        return no_backend_allowed()
     details = "no backend has answered since the gateway started"
     return problem(503, "no_backend", "The fleet is not known yet", details, {"Retry-After": "2"})
 
@@ -29,7 +31,7 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
     """All node classes of the fleet."""
     edition = await parts(request).catalogue.seen_by(policy(request))
     if edition is None:
-        return _none_yet()
+        return _none_yet(request)
     body = await parts(request).catalogue.body(edition, caller(request).tenant, policy(request).view)
     headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
     if body.etag in request.headers.get("If-None-Match", ""):
@@ -43,7 +45,7 @@ async def get_node_class(request: web.Request) -> web.Response:
     """One node class; ``{}`` for one that the fleet does not have."""
     edition = await parts(request).catalogue.seen_by(policy(request))
     if edition is None:
-        return _none_yet()
+        return _none_yet(request)
     name = request.match_info["node_class"]
     own = list(parts(request).engine.files.uploads(caller(request).tenant))
     found = edition.node_class(name, own)
@@ -70,7 +72,7 @@ async def get_listing(request: web.Request) -> web.Response:
     try:
         return json(await parts(request).catalogue.listing(path, policy(request)))
     except NobodyKnows:
-        return _none_yet()
+        return _none_yet(request)
     except BadAnswer as error:
         return empty(error.status)
 
@@ -85,7 +87,7 @@ async def get_from_any(request: web.Request) -> web.Response:
     try:
         answer = await parts(request).catalogue.from_any(path + query, policy(request).allowed)
     except NobodyKnows:
-        return _none_yet()
+        return _none_yet(request)
     headers = downstream_headers(answer.headers)
     for name in ("Content-Encoding", "Content-Length"):
         headers.popall(name, None)
@@ -108,7 +110,7 @@ async def get_system_stats(request: web.Request) -> web.Response:
     alive = [(name, stats) for name, stats in known if parts(request).fleet.backends[name].pulse.alive]
     named = alive or known
     if not named:
-        return _none_yet()
+        return _none_yet(request)
     stats = merging.system_stats(named)
     if not caller(request).is_admin and isinstance(argv := stats["system"].get("argv"), list):
         # Where a backend listens, and its folders, are the operator's to know.
@@ -116,14 +118,16 @@ async def get_system_stats(request: web.Request) -> web.Response:
     return json(stats)
 
 
-def shared_features(gateway: Parts) -> dict[str, object]:
-    """The flags that clients are told."""
-    flags = [b.features for b in gateway.fleet.by_preference if b.features]
+def shared_features(gateway: Parts, tenant: str) -> dict[str, object]:
+    """Return the flags that clients of a tenant are told: those that all its backends share."""
+    allowed = gateway.policies.of(tenant).allowed
+    backends = [b for b in gateway.fleet.by_preference if allowed is None or b.name in allowed]
+    flags = [b.features for b in backends if b.features]
     shared = merging.features(flags, gateway.settings.server.max_body)
     # The asset library lists what everybody made, so it is no user's to read: the web UI does without.
     return {**shared, "assets": False} if gateway.keyring.is_isolated and "assets" in shared else shared
 
 
 async def get_features(request: web.Request) -> web.Response:
-    """The flags that all backends share."""
-    return json(shared_features(parts(request)))
+    """The flags that all of the caller's backends share."""
+    return json(shared_features(parts(request), caller(request).tenant))

@@ -10,7 +10,7 @@ from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
 from gateway.jobs.job import State
 from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
-from gateway.web.answers import empty, problem
+from gateway.web.answers import empty, no_backend_allowed, problem
 from gateway.web.parts import caller, parts, policy
 from gateway.web.streaming import forward
 from gateway.web.view import get_named
@@ -43,6 +43,8 @@ async def hand_on(request: web.Request) -> web.StreamResponse:
     """To a backend, whatever it is."""
     if _ODD.search(unquoted(request.path)):
         return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
+    if policy(request).lacks_backends:
+        return no_backend_allowed()
     for backend in _readers(request) if request.method in _SAFE else [_writer(request)]:
         if backend is None:
             break
@@ -62,4 +64,5 @@ def _writer(request: web.Request) -> Backend | None:
     for job in parts(request).engine.ledger.jobs(tenant):
         if job.state is State.RUNNING and job.backend is not None and (allowed is None or job.backend in allowed):
             return fleet.backends[job.backend]
-    return fleet.primary if allowed is None else next(iter(fleet.alive(allowed)), None)
+    primary = fleet.primary if allowed is None else None
+    return primary or next(iter(fleet.alive(allowed)), None)

@@ -129,9 +129,11 @@ def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: File
     return web.Response(body=wire.dumps_exact(body), headers={"Content-Type": JSON})
 
 
-def _limit(gateway: Parts) -> int:
-    """What is taken: no more than every backend takes (ComfyUI's --max-upload-size)."""
-    told = (backend.features.get("max_upload_size") for backend in gateway.fleet.backends.values())
+def _limit(gateway: Parts, tenant: str) -> int:
+    """What is taken: no more than every backend of the tenant's takes (ComfyUI's --max-upload-size)."""
+    allowed = gateway.policies.of(tenant).allowed
+    backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
+    told = (backend.features.get("max_upload_size") for backend in backends)
     return min([gateway.settings.uploads.max_size, *(limit for limit in told if isinstance(limit, int))])
 
 
@@ -144,7 +146,7 @@ def _check_own(own: LimitSettings, size: int) -> None:
 
 
 async def _receive(request: web.Request, stack: AsyncExitStack) -> _Form:
-    form, limit = _Form(), _limit(parts(request))
+    form, limit = _Form(), _limit(parts(request), caller(request).tenant)
     if (request.content_length or 0) > limit:
         raise _TooLarge(f"at most {limit} bytes are taken")
     if not request.content_type.startswith("multipart/"):

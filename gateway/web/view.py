@@ -22,6 +22,7 @@ from gateway.web.contents import defuse
 from gateway.web.parts import Parts, caller, parts, readable, whose
 from gateway.web.streaming import quoted, relay, upstream_headers
 
+_CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
 _OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
 
 
@@ -53,6 +54,11 @@ def _is_kept_from(gateway: Parts, identity: Identity, backend: Backend, ref: Fil
     if identity.is_admin:
         return False
     return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
+
+
+def _is_closed(gateway: Parts, identity: Identity, backend: str) -> bool:
+    """Return True if a backend is dedicated to others by now, so that not even the caller's own files come from it."""
+    return not identity.is_admin and backend in gateway.policies.of(identity.tenant).closed
 
 
 def _kept_since(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> float | None:
@@ -91,6 +97,7 @@ def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
     return isinstance(ref, FileRef) and any(
         _is_kept_from(gateway, identity, backend, ref) or _kept_since(gateway, identity, backend, ref) is not None
         for backend in gateway.fleet.by_preference
+        if not _is_closed(gateway, identity, backend.name)
     )
 
 
@@ -102,6 +109,8 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
             backend = gateway.fleet.backends.get(name)
             if backend is None:
                 return _unavailable(name, "not configured any more")
+            if _is_closed(gateway, identity, name):
+                return problem(404, "file_closed", "This file can't be had any more", _CLOSED)
             there = FileRef(ref.kind, ref.subfolder, filename)
             return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, there, holder))
         case Upload() as upload:
@@ -202,7 +211,7 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
 
     Raises:
         BackendError: none that has it can be reached.
-        FileMissing: the gateway's own copy is gone.
+        FileMissing: the gateway's own copy is gone, or the backend that has the file is not for the caller any more.
     """
     allowed = None if identity.is_admin else gateway.policies.of(identity.tenant).allowed
     match _find(gateway, identity, ref):
@@ -210,6 +219,8 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
             return *await gateway.engine.placer.somewhere(ref, upload, allowed), UNTOLD
         case Holder(name, filename) as holder:
             backend = gateway.fleet.backends.get(name)
+            if _is_closed(gateway, identity, name):
+                raise FileMissing(_CLOSED)
             if backend is None or not backend.pulse.alive:
                 raise Unreachable(f"backend '{name}' that has it is down")
             there = FileRef(ref.kind, ref.subfolder, filename)
