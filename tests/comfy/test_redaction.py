@@ -87,7 +87,8 @@ def test_what_is_no_absolute_path_stays(text: str) -> None:
 
 # Written apart from the code: what plainly is an absolute path.
 _PLAIN = re.compile(
-    r"""(?:^|[\s'"(\[{=:,;])(?:/[\w.-]+/[\w.-]+|[A-Za-z]:[\\/]\w+[\\/]\w|\\\\\w+\\\w+\\\w)|file:/+\w""", re.MULTILINE
+    r"""(?:^|[\s'"(\[{=:,;])(?:/[\w.-]+/[\w.-]+|[A-Za-z]:[\\/]\w+[\\/]\w|\\\\\w+\\\w+\\\w)|(?<!\w)file:/+\w""",
+    re.MULTILINE,
 )
 _URL = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^\s'"`<>]+""")
 _TOKENS = r"""/ \ \\ // a b.png C: file: https://h ' " … …/ . : = ( ) [ ] é 1 - ` < > | ~ root \n , % ?"""
