@@ -50,6 +50,14 @@ _DOS_EPS = b"\xc5\xd0\xd3\xc6"
 _SDP_LINE = re.compile(rb"(?:^|\n)\r?[ \t]*c=in ip", re.IGNORECASE)
 
 
+def reference_by_name(filename: str) -> str | None:
+    """Return what a file of this name is taken for, in words, if that opens another file beside it; else None.
+
+    FFmpeg takes any file whose name ends with .idx for a VobSub index and opens the .sub beside it (mpeg.c).
+    """
+    return "a VobSub index" if filename.rstrip(" .").lower().endswith(".idx") else None
+
+
 def tag_end(data: bytes, offset: int = 0) -> int:
     """Return where the ID3v2 tag that begins at `offset` ends; `offset` if none begins there.
 

@@ -108,7 +108,7 @@ class Placer:
             BackendError: the backend can't be reached, or does not take it.
             FileMissing, StoreError: the gateway's own copy can't be read, or names other files.
         """
-        if judged and (found := await self.references.of_upload(upload.digest)) is not None:
+        if judged and (found := await self.references.of_upload(wanted.filename, upload.digest)) is not None:
             raise FileMissing(sentence(wanted.filename, found))
         wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
@@ -283,7 +283,7 @@ class Placer:
                 raise SourceDown(source.name) from error
             asked = copy_of(ref, source.name)
             path, digest = await writer.spool(), writer.digest
-            names = await self.references.of_file(path)
+            names = await self.references.of_file(asked.filename, path)
             if judged and names is not None:
                 raise FileMissing(sentence(ref.filename, names))
             # It is as little for others to see as what it is a copy of.

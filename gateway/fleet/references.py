@@ -8,7 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
-from gateway.comfy.media_references import HEAD_BYTES, content_start, reference_in
+from gateway.comfy.media_references import HEAD_BYTES, content_start, reference_by_name, reference_in
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import StoreError
 
@@ -32,27 +32,31 @@ class References:
         self._blobs = blobs
         self._found: OrderedDict[str, str | None] = OrderedDict()
 
-    async def of_upload(self, digest: str) -> str | None:
+    async def of_upload(self, filename: str, digest: str) -> str | None:
         """Return what an upload is that names other files, in words; None for one that names none.
 
         Raises:
             StoreError: the gateway's copy can't be read.
         """
+        if (by_name := reference_by_name(filename)) is not None:
+            return by_name
         if digest in self._found:
             self._found.move_to_end(digest)
             return self._found[digest]
-        found = await self.of_file(self._blobs.path(digest))
+        found = await self.of_file(filename, self._blobs.path(digest))
         self._found[digest] = found
         while len(self._found) > MAX_REMEMBERED:
             self._found.popitem(last=False)
         return found
 
-    async def of_file(self, path: Path) -> str | None:
-        """Return the same of a file on the gateway's disk.
+    async def of_file(self, filename: str, path: Path) -> str | None:
+        """Return the same of a file on the gateway's disk, which a backend is to know as `filename`.
 
         Raises:
             StoreError: it can't be read.
         """
+        if (by_name := reference_by_name(filename)) is not None:
+            return by_name
         try:
             return await asyncio.to_thread(_look_into, path)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,17 @@ from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.prompt_judge import Judged, PromptJudge
-from gateway.jobs.refusals import isolation_error, policy_error, redact_node_errors, redacted, scrub, scrubbed
+from gateway.jobs.refusals import (
+    isolation_error,
+    policy_error,
+    redact_body,
+    redact_node_errors,
+    redacted,
+    scrub,
+    scrubbed,
+)
 from gateway.jobs.reply import Overloaded
+from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Denied, Policies
 
 # Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
@@ -39,11 +49,14 @@ _WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": 
 class Checks:
     """What is known of a prompt's chances."""
 
-    def __init__(self, catalogue: Catalogue, inputs: Inputs, policies: Policies, judge: PromptJudge) -> None:
+    def __init__(
+        self, catalogue: Catalogue, inputs: Inputs, policies: Policies, judge: PromptJudge, limits: Limits
+    ) -> None:
         self._catalogue = catalogue
         self._inputs = inputs
         self._policies = policies
         self._judge = judge
+        self._limits = limits
         self._files_of: object = None
         self._file_inputs: frozenset[tuple[str, str]] = frozenset()
 
@@ -130,6 +143,8 @@ class Checks:
 
         Raises:
             Rejection: it can't run, or names what its tenant must not.
+            LimitReached: it names too many files that are not its tenant's own.
+            Overloaded: it can't be judged yet.
         """
         found = self.denied(tenant, submission)
         if found:
@@ -139,6 +154,9 @@ class Checks:
         if judged is not None and not judged.backends and not is_free:
             self._refuse_judged(tenant, submission, judged)
         if not (may_name_all or is_free) and submission.files:
+            if judged is not None:
+                names = self._inputs.unproven(tenant, submission.files)
+                self._limits.bad_names(tenant, names, time.monotonic())
             foreign = self._inputs.foreign(tenant, submission.files)
             if foreign:
                 self._reject(tenant, submission, foreign)
@@ -173,7 +191,7 @@ class Checks:
         found = None if is_untrusted else self._validate(submission, self._classes(tenant, submission), ())
         if found is not None and not found.valid:
             # If ComfyUI refuses it as well, its own words say more.
-            raise Rejection(400, found.body())
+            raise self._rejection(tenant, found.body())
         if judged.refusals:
             raise Rejection(400, isolation_error(judged.refusals))
         details = "no backend has all node classes of this prompt"
@@ -242,7 +260,13 @@ class Checks:
         if not is_restricted:
             body["error"]["extra_info"] = {**body["error"]["extra_info"], "backends": missing}
             body = wire.loads(self.told(tenant, wire.dumps(body)))
-        raise Rejection(400, body)
+        raise self._rejection(tenant, body)
+
+    def _rejection(self, tenant: str, body: dict[str, Any]) -> Rejection:
+        """Return a refusal of the gateway's own, as the tenant may read it."""
+        if self._judge.is_judged(tenant):
+            _, body = redact_body(body, lambda *listed: self._hides(tenant, *listed))
+        return Rejection(400, body)
 
     def _classes(self, tenant: str, submission: Submission) -> Mapping[str, Any]:
         """The node classes of a prompt as its tenant sees them."""
@@ -260,7 +284,7 @@ class Checks:
         absent = await self._inputs.absent(tenant, submission.files)
         found = self._validate(submission, self._classes(tenant, submission), absent)
         if not found.valid:
-            raise Rejection(400, found.body())
+            raise self._rejection(tenant, found.body())
         return found
 
     def _reject(self, tenant: str, submission: Submission, files: Collection[FileInput]) -> None:
@@ -268,7 +292,7 @@ class Checks:
         classes = self._classes(tenant, submission)
         found = self._validate(submission, classes, files) if edition is not None else None
         if found is not None and not found.valid:
-            raise Rejection(400, found.body())
+            raise self._rejection(tenant, found.body())
         details = "\n".join(f"{file.input_name} - {_invalid(file.input_name, file.value)}" for file in files)
         raise Rejection(
             400, error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", details)

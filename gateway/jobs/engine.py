@@ -106,7 +106,7 @@ class Engine:
             sight,
             self._is_apart,
         )
-        self.checks = Checks(self.catalogue, inputs, policies, judge)
+        self.checks = Checks(self.catalogue, inputs, policies, judge, limits)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,

@@ -59,6 +59,11 @@ class Inputs:
         folders: dict[FileRef, bool] = {}
         return [file for file in files if self._is_foreign(tenant, file, sight, folders)]
 
+    def unproven(self, tenant: str, files: Collection[FileInput]) -> set[str]:
+        """Return the names of files that are not known to be the tenant's own, whether they exist or not."""
+        named = (file for file in files if file.declared or file.annotated)
+        return {file.value for file in named if file.ref is None or self.files.find(tenant, file.ref) is None}
+
     def sees_all(self, tenant: str) -> bool:
         """Whether a tenant may name whatever file there is."""
         return self.sight(tenant) is Sight.ALL

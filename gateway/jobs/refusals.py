@@ -99,14 +99,15 @@ def scrub(node_errors: Any, hides: Hides) -> bool:
             extra = error["extra_info"]
             if not hides(str(node["class_type"]), str(extra.get("input_name")), _choices(extra.get("input_config"))):
                 continue
-            found = True
-            _hide_list(error)
+            found = _hide_list(error) or found
     return found
 
 
-def _hide_list(error: dict[str, Any]) -> None:
-    """Take out of an error what the input offers, and how much of it."""
+def _hide_list(error: dict[str, Any]) -> bool:
+    """Take out of an error what the input offers, and how much of it; return True if it told anything."""
     extra = error["extra_info"]
+    if "input_config" not in extra and error["type"] not in ("value_not_in_list", "return_type_mismatch"):
+        return False
     extra.pop("input_config", None)
     if error["type"] == "value_not_in_list":
         error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
@@ -115,6 +116,7 @@ def _hide_list(error: dict[str, Any]) -> None:
         received = extra.get("received_type")
         extra["received_type"] = received if isinstance(received, str) else "COMBO"
         error["details"] = f"{extra.get('input_name')}, received_type({extra['received_type']}) mismatch"
+    return True
 
 
 def redacted(body: bytes, hides: Hides) -> bytes:
@@ -124,11 +126,20 @@ def redacted(body: bytes, hides: Hides) -> bytes:
     """
     try:
         value = wire.loads(body)
-        found = _scrub_body(value, hides)
-        told = redact_value(value)
+        found, told = redact_body(value, hides)
     except (wire.MalformedJson, LookupError, TypeError, AttributeError):
         return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
-    return wire.dumps(told) if found or told != value else body
+    return wire.dumps_exact(told) if found or told != value else body
+
+
+def redact_body(value: Any, hides: Hides) -> tuple[bool, Any]:
+    """Return a refusal's body as `redacted` does, and True before it if a list was hidden; `value` is changed.
+
+    Raises:
+        LookupError, TypeError, AttributeError: it is not of ComfyUI's form.
+    """
+    found = _scrub_body(value, hides)
+    return found, redact_value(value)
 
 
 def redact_node_errors(node_errors: Any, hides: Hides) -> Any:

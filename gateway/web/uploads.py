@@ -112,7 +112,7 @@ async def _refuse_reference(
     """Return the refusal of a file that names other files, if the caller may open none but its own."""
     if caller(request).is_admin or not gateway.is_judged(caller(request).tenant):
         return None
-    found = await gateway.engine.placer.references.of_file(await writer.spool())
+    found = await gateway.engine.placer.references.of_file(wanted.filename, await writer.spool())
     if found is None:
         return None
     return problem(400, "file_names_others", "The file names other files", sentence(wanted.filename, found))

@@ -114,11 +114,12 @@ async def test_what_was_found_is_remembered_and_bounded(tmp_path: Path) -> None:
     await blobs.open()
     references = References(blobs)
     upload = await kept(blobs, CONCAT)
-    assert await references.of_upload(upload.digest)
+    assert await references.of_upload("a.mp4", upload.digest)
     await blobs.remove(upload.digest)
-    assert await references.of_upload(upload.digest)
+    assert await references.of_upload("a.mp4", upload.digest)
     with pytest.raises(StoreError):
-        await references.of_upload("0" * 64)
+        await references.of_upload("a.mp4", "0" * 64)
     references._found.update({str(n): None for n in range(MAX_REMEMBERED)})
-    assert await references.of_upload((await kept(blobs, png((1, 1, 1)))).digest) is None
+    assert await references.of_upload("a.png", (await kept(blobs, png((1, 1, 1)))).digest) is None
+    assert await references.of_upload("a.IDX", upload.digest) == "a VobSub index"
     assert len(references._found) == MAX_REMEMBERED
