@@ -10,6 +10,7 @@ from aiohttp import web
 
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.pack_watch import PackWatch
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
@@ -46,6 +47,7 @@ class Parts:
     userdata: UserData
     policies: Policies
     limits: Limits
+    packs: PackWatch
 
 
 PARTS = web.AppKey("parts", Parts)
