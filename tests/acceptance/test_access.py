@@ -28,6 +28,7 @@ auth:
     - {{name: ben, key: "${{BEN_KEY}}"}}
     - {{name: boss, key: "{BOSS}", role: admin}}
     - {{name: prometheus, key: "key-for-metrics-1", role: metrics}}
+tenants: {{default: {{nodes: {{trust: [gwtest]}}}}}}
 """
     )
     simulators = await lab.simulators(backends)

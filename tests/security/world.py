@@ -42,9 +42,10 @@ async def start(
     config: dict[str, Any] = {
         "auth": {"keys": keys, "isolation": isolation, "metrics": "key"},
         "probe": {"interval": 0.25},
+        "tenants": {"default": {"nodes": {"trust": ["gwtest"]}}},
     }
     if anonymous:
-        config["tenants"] = {"anonymous": {"networks": ["127.0.0.0/8"], "tenant": "guests"}}
+        config["tenants"]["anonymous"] = {"networks": ["127.0.0.0/8"], "tenant": "guests"}
     path = lab.directory / f"gateway-{data}.yaml"
     path.write_text(json.dumps(config))
     urls = [simulator if isinstance(simulator, str) else simulator.url for simulator in simulators]
