@@ -34,7 +34,10 @@ def _key(number: int) -> str:
 
 def _config(backend: str) -> str:
     keys = [{"name": f"tenant-{n}", "key": _key(n)} for n in range(KEYS)]
-    tenants = {"default": {"limits": LIMITS}, "named": {"tenant-7": {"limits": {"sockets": 100}}}}
+    tenants = {
+        "default": {"limits": LIMITS, "nodes": {"trust": ["gwtest"]}},
+        "named": {"tenant-7": {"limits": {"sockets": 100}}},
+    }
     return yaml.safe_dump({"backends": [{"url": backend}], "auth": {"keys": keys}, "tenants": tenants})
 
 

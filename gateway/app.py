@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.pack_watch import PackWatch
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
@@ -90,6 +91,7 @@ class Gateway:
         limits = Limits(policies)
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring)
         await engine.restore()
+        packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))
         self.parts = Parts(
             settings=settings,
@@ -110,12 +112,15 @@ class Gateway:
             policies=policies,
             limits=limits,
             is_judged=engine.checks.is_judged,
+            packs=packs,
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)
         stack.push_async_callback(engine.close)
         stack.push_async_callback(fleet.stop)
         engine.start()
+        packs.start()
+        stack.push_async_callback(packs.close)
         hub.start()
         stack.push_async_callback(hub.close)
         await self._listen(stack)

@@ -6,21 +6,26 @@ import asyncio
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import aiohttp
 import click
 from yarl import URL
 
-from gateway.comfy.client import BackendError
+from gateway.comfy import wire
+from gateway.comfy.client import BackendError, BadAnswer, ComfyClient
+from gateway.comfy.node_review import review
 from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
+from gateway.fleet.packs import line_to_paste, packs_of, untrusted
 from gateway.settings import BackendSettings, Settings, SettingsError, load
 from gateway.store.salvage import had_keys
-from gateway.tenants.keys import LOCAL_TENANT
+from gateway.tenants.keys import LOCAL_TENANT, Keyring
+from gateway.tenants.policy import Policies
 
 GIB = 1024**3
 EXIT_USAGE = 2
@@ -40,6 +45,8 @@ class Row:
     devices: str = "-"
     vram: str = "-"
     queue: str = "-"
+    # Its node classes; None if it did not tell them, or nobody has to know.
+    classes: Mapping[str, Any] | None = None
 
 
 @click.command()
@@ -84,20 +91,24 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
     if settings.open_to_strangers and not had_keys(settings.data_dir):
         click.echo("auth: listens beyond loopback without a key; add auth.keys, or set auth.disabled", err=True)
         sys.exit(EXIT_USAGE)
-    for tenant in unknown_tenants(settings):
-        hint = f"tenants.named.{tenant}: no key of the configuration stands for this tenant; one of the store may"
-        click.echo(hint, err=True)
+    for place in unknown_tenants(settings):
+        click.echo(f"{place}: no key of the configuration stands for this tenant; one of the store may", err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
+    if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
+        _print_trust(settings, rows)
     sys.exit(0 if rows and all(row.reachable == "yes" for row in rows) else 1)
 
 
 def unknown_tenants(settings: Settings) -> list[str]:
-    """The tenants that are named and that no key of the configuration stands for: made over the API, or misspelt."""
+    """Return where a tenant is named that no key of the configuration stands for: made over the API, or misspelt."""
     known = {key.tenant or key.name for key in settings.auth.keys} | {LOCAL_TENANT}
     if settings.tenants.anonymous.networks:
         known.add(settings.tenants.anonymous.tenant)
-    return sorted(settings.tenants.named.keys() - known)
+    places = [f"tenants.named.{tenant}" for tenant in sorted(settings.tenants.named.keys() - known)]
+    for place, backend in enumerate(settings.backends):
+        places += [f"backends[{place}].tenants: {tenant}" for tenant in backend.tenants if tenant not in known]
+    return places
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:
@@ -139,14 +150,26 @@ def _key(given: str | None) -> str | None:
 
 
 async def _rows(settings: Settings) -> list[Row]:
+    # Tenants that share a backend may only use classes that are reviewed, or trusted.
+    has_strangers = Keyring(settings.auth, settings.tenants.anonymous).has_strangers
     async with aiohttp.ClientSession() as session:
-        return list(await asyncio.gather(*(_row(session, settings, backend) for backend in settings.backends)))
+        return list(
+            await asyncio.gather(
+                *(
+                    _row(session, settings, backend, asks_classes=has_strangers and not backend.tenants)
+                    for backend in settings.backends
+                )
+            )
+        )
 
 
-async def _row(session: aiohttp.ClientSession, settings: Settings, backend: BackendSettings) -> Row:
+async def _row(
+    session: aiohttp.ClientSession, settings: Settings, backend: BackendSettings, *, asks_classes: bool
+) -> Row:
     client = client_of(backend, settings, session)
     try:
         queue, stats = await client.queue(), await client.system_stats()
+        classes = await _classes(client, settings.catalogue.timeout) if asks_classes else None
     except BackendError as error:
         return Row(backend.name, backend.url, f"no: {error}")
     devices = stats.get("devices") or []
@@ -160,6 +183,51 @@ async def _row(session: aiohttp.ClientSession, settings: Settings, backend: Back
         ", ".join(str(device.get("name")) for device in devices),
         f"{free:.1f} of {total:.1f} GiB free",
         f"{len(queue.running)} running, {len(queue.pending)} pending",
+        classes,
+    )
+
+
+async def _classes(client: ComfyClient, timeout: float) -> Mapping[str, Any]:
+    """Return a backend's /object_info.
+
+    Raises:
+        BackendError: it can't be read.
+    """
+    answer = await client.call("GET", "/object_info", timeout=timeout)
+    try:
+        info = wire.loads(answer.body) if answer.status == 200 else None
+    except wire.MalformedJson:
+        info = None
+    if not isinstance(info, dict):
+        raise BadAnswer("GET /object_info did not answer as ComfyUI does", answer.status)
+    return info
+
+
+def _print_trust(settings: Settings, rows: Sequence[Row]) -> None:
+    """Print which packs isolated tenants may not use, and the setting that trusts them."""
+    infos = {row.name: row.classes for row in rows if row.classes is not None}
+    reviewed = review()
+    for row in rows:
+        if row.classes is not None and row.version != reviewed.version:
+            click.echo(
+                f"backend {row.name}: ComfyUI {suite.plain(row.version)}; its stock node classes were reviewed for "
+                f"{reviewed.version}, and what has changed since was not",
+                err=True,
+            )
+    policies = Policies(settings.tenants, settings.backends)
+    found = untrusted(packs_of(infos, policies.default.trusts, reviewed))
+    if not found:
+        return
+    click.echo(
+        "\nIsolated tenants may not use these classes on shared backends, because nobody has reviewed their code:"
+    )
+    titles = ("PACK", "CLASSES", "UNTRUSTED", "BACKENDS")
+    cells = [
+        (suite.plain(p.name), str(len(p.classes)), str(len(p.untrusted)), ", ".join(sorted(p.backends))) for p in found
+    ]
+    _print_table([titles, *cells])
+    click.echo(
+        f"To trust all of them (docs/security.md says what that means):\n  {line_to_paste(found, policies.trust)}"
     )
 
 
@@ -168,7 +236,10 @@ def _print(rows: list[Row]) -> None:
         click.echo("backends: none is configured", err=True)
         return
     titles = ("NAME", "URL", "REACHABLE", "VERSION", "DEVICES", "VRAM", "QUEUE")
-    table = [titles, *((r.name, r.url, r.reachable, r.version, r.devices, r.vram, r.queue) for r in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
+    _print_table([titles, *((r.name, r.url, r.reachable, r.version, r.devices, r.vram, r.queue) for r in rows)])
+
+
+def _print_table(table: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

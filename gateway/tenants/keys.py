@@ -180,6 +180,11 @@ class Keyring:
         return self.is_open or not users or (len(users) == 1 and tenant in users)
 
     @property
+    def has_strangers(self) -> bool:
+        """Return True if users' keys and anonymous networks stand for several tenants, so that none is alone."""
+        return not self.is_open and len(self._tenants[Role.USER]) > 1
+
+    @property
     def admin_tenants(self) -> Set[str]:
         """Return the tenants of the admins' keys, as they are now."""
         return self._tenants[Role.ADMIN].keys()

@@ -120,6 +120,8 @@ class Policies:
         backends = tuple(backends)
         named = settings.policies()
         self.default = _policy(settings.default, backends, None)
+        # The patterns of what tenants trust unless they are named otherwise.
+        self.trust = settings.default.nodes.trust
         # A tenant that only a backend names has the default's settings, and that backend.
         tenants = {*named, *(tenant for backend in backends for tenant in backend.tenants)}
         self._named = {tenant: _policy(named.get(tenant, settings.default), backends, tenant) for tenant in tenants}

@@ -60,6 +60,7 @@ TABLE: tuple[Row, ...] = (
     Row("DELETE", "/gateway/keys/{name}", Access.ADMINS),
     Row("POST", "/gateway/keys/{name}/rotate", Access.ADMINS),
     Row("GET", "/gateway/backends", Access.ADMINS),
+    Row("GET", "/gateway/packs", Access.ADMINS),
     Row("POST", "/gateway/backends/{name}/{action}", Access.ADMINS),
     Row("*", "/gateway/**", Access.ADMINS),
     # ComfyUI's, answered with what is the caller's own.

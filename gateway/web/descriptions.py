@@ -58,6 +58,15 @@ SCHEMAS: dict[str, Schema] = {
     "Key": _object(_KEY, old_until=_TIME, shadowed=_FLAG),
     "NewKey": _object({**_KEY, "key": {"type": "string", "description": "The key itself, this once"}}, old_until=_TIME),
     "Backend": _object({"name": _TEXT, "drained": _FLAG}),
+    "Pack": _object(
+        {
+            "pack": _TEXT,
+            "classes": _COUNT,
+            "untrusted_classes": _COUNT,
+            "untrusted": {"type": "array", "items": _TEXT, "maxItems": 100},
+            "backends": _list(_TEXT),
+        }
+    ),
     "Job": _object({"id": _TEXT, "status": _TEXT}, gateway_tenant=_TEXT),
     "QueueItem": {
         "type": "array",
@@ -184,6 +193,24 @@ OPERATIONS: dict[tuple[str, str], Described] = {
     ("GET", "/gateway/backends"): Described(
         "Every backend and what is known of it",
         {"200": _ok(_object({"backends": _list(_ref("Backend")), "jobs_waiting": _COUNT}))},
+    ),
+    ("GET", "/gateway/packs"): Described(
+        "The packs of custom nodes on shared backends, and the classes of each that are not trusted",
+        {
+            "200": _ok(
+                _object(
+                    {
+                        "packs": _list(_ref("Pack")),
+                        "trusted": _list(_TEXT),
+                        "to_trust_all": {"type": "string", "description": "The setting that would trust every pack"},
+                        "reviewed_comfyui": {
+                            "type": "string",
+                            "description": "The version of ComfyUI whose node classes were reviewed",
+                        },
+                    }
+                )
+            )
+        },
     ),
     ("POST", "/gateway/backends/{name}/{action}"): Described(
         "Stop or resume giving work to a backend",

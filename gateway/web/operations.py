@@ -6,6 +6,8 @@ import time
 
 from aiohttp import web
 
+from gateway.comfy.node_review import review
+from gateway.fleet.packs import line_to_paste, untrusted
 from gateway.telemetry.audit import Action
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.answers import json, problem
@@ -51,6 +53,20 @@ async def get_backends(request: web.Request) -> web.Response:
             {**backend.describe(), "ejected": backend.name in ejected, "jobs_queued": queued, "jobs_running": running}
         )
     return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
+
+
+async def get_packs(request: web.Request) -> web.Response:
+    """GET /gateway/packs: the packs of custom nodes, and the setting that would trust those that wait for it."""
+    gateway = parts(request)
+    found = await gateway.packs.packs()
+    trusted = gateway.policies.trust
+    body = {
+        "packs": [pack.describe() for pack in found],
+        "trusted": list(trusted),
+        "to_trust_all": line_to_paste(untrusted(found), trusted),
+        "reviewed_comfyui": review().version,
+    }
+    return json(body)
 
 
 async def set_drain(request: web.Request) -> web.Response:

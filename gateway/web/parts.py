@@ -10,6 +10,7 @@ from aiohttp import web
 
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.pack_watch import PackWatch
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
@@ -48,6 +49,7 @@ class Parts:
     limits: Limits
     # Whether what a tenant's prompts open is judged: then it may bring no file that names other files.
     is_judged: Callable[[str], bool]
+    packs: PackWatch
 
 
 PARTS = web.AppKey("parts", Parts)

@@ -94,6 +94,7 @@ OWN: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/gateway/keys/{name}/rotate", keys.rotate_key),
     ("DELETE", "/gateway/keys/{name}", keys.delete_key),
     ("GET", "/gateway/backends", operations.get_backends),
+    ("GET", "/gateway/packs", operations.get_packs),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
 )
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

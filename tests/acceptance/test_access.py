@@ -28,6 +28,7 @@ auth:
     - {{name: ben, key: "${{BEN_KEY}}"}}
     - {{name: boss, key: "{BOSS}", role: admin}}
     - {{name: prometheus, key: "key-for-metrics-1", role: metrics}}
+tenants: {{default: {{nodes: {{trust: [gwtest]}}}}}}
 """
     )
     simulators = await lab.simulators(backends)
@@ -74,6 +75,7 @@ async def test_open_paths_and_roles(lab: Lab) -> None:
         "/metrics": (401, 200, 200, 200),
         "/queue": (401, 200, 200, 403),
         "/gateway/backends": (401, 403, 200, 403),
+        "/gateway/packs": (401, 403, 200, 403),
         "/internal/logs": (401, 403, 200, 403),
         "/api/internal/logs": (401, 403, 200, 403),
         "//internal/logs": (401, 403, None, 403),

@@ -296,7 +296,8 @@ async def with_keys(lab: Lab, *simulators: Simulator | str, **settings: Any) -> 
     config = lab.directory / "gateway.yaml"
     roles = ((ANNA, "user"), (BEN, "user"), (BOSS, "admin"))
     keys = [f"    - {{name: {key.split('-')[0]}, key: {key}, role: {role}}}" for key, role in roles]
-    config.write_text("auth:\n  keys:\n" + "\n".join(keys) + "\n")
+    trust = "tenants: {default: {nodes: {trust: [gwtest]}}}\n"
+    config.write_text("auth:\n  keys:\n" + "\n".join(keys) + "\n" + trust)
     return await lab.gateway(*simulators, options=("--config", str(config)), **settings)
 
 

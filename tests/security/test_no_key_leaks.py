@@ -43,6 +43,7 @@ auth:
     - {{name: boss, key: "${{BOSS_KEY}}", role: admin}}
     - {{name: prometheus, key: {METRICS}, role: metrics}}
     - {{name: over, key: {OVER}, expires: 2020-01-01}}
+tenants: {{default: {{nodes: {{trust: [gwtest]}}}}}}
 """
 
 

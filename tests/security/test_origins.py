@@ -122,7 +122,8 @@ async def keyed(lab: Lab, backend: str, up: int, **settings: object) -> GatewayP
     config = lab.directory / "gateway.yaml"
     digests = [hashlib.sha256(key.encode()).hexdigest() for key in (USER, BOSS)]
     config.write_text(
-        f"auth: {{keys: [{{name: user, sha256: {digests[0]}}}, {{name: boss, sha256: {digests[1]}, role: admin}}]}}"
+        f"auth: {{keys: [{{name: user, sha256: {digests[0]}}}, {{name: boss, sha256: {digests[1]}, role: admin}}]}}\n"
+        "tenants: {default: {nodes: {trust: [gwtest]}}}"
     )
     return await lab.gateway(backend, options=("--config", str(config)), up=up, **settings)
 

@@ -42,6 +42,7 @@ NEVER_USERS = {
     ("POST", "/free"),
     ("GET", "/internal/files/{kind}"),
     ("GET", "/gateway/backends"),
+    ("GET", "/gateway/packs"),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}"),
 }
 

@@ -236,6 +236,8 @@ def test_guests_count_and_an_open_gateway_has_but_one() -> None:
     assert ring.is_alone("anybody")
     disabled = Keyring(AuthSettings(disabled=True, keys=(keyed("anna"), keyed("ben"))))
     assert disabled.is_alone("anna")
+    assert not disabled.has_strangers
+    assert Keyring(AuthSettings(keys=(keyed("anna"),)), guests).has_strangers
 
 
 def test_who_is_alone_follows_the_keys() -> None:

@@ -1,0 +1,63 @@
+"""Tell the operator of packs that wait for trust: in the log at the start, and when the catalogue changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.comfy.node_review import review
+from gateway.fleet.catalogue import Catalogue
+from gateway.fleet.packs import MAX_NAMED_CLASSES, Pack, line_to_paste, packs_of, untrusted
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import Tasks
+from gateway.tenants.policy import Policies
+
+_log = logs.get("packs")
+
+LOOK_SECONDS = 2.0
+
+
+class PackWatch:
+    """The packs of the backends that tenants share.
+
+    Args:
+        is_needed: returns True if some tenant is kept from classes that are not trusted.
+    """
+
+    def __init__(self, catalogue: Catalogue, policies: Policies, is_needed: Callable[[], bool]) -> None:
+        self._catalogue = catalogue
+        self._policies = policies
+        self._is_needed = is_needed
+        self._tasks = Tasks("packs")
+
+    def start(self) -> None:
+        """Begin to look for changes of the catalogue."""
+        self._tasks.start(self._watch(), "watch")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        await self._tasks.close()
+
+    async def packs(self) -> list[Pack]:
+        """Return the packs of all backends that are not dedicated to tenants: only there trust is asked for."""
+        names = [backend.name for backend in self._catalogue.fleet.configured if not backend.tenants]
+        infos = {name: info for name in names if (info := self._catalogue.info(name))}
+        return await asyncio.to_thread(packs_of, infos, self._policies.default.trusts, review())
+
+    async def _watch(self) -> None:
+        seen, logged = None, ""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            edition = self._catalogue.edition
+            if edition is None or edition is seen or not self._is_needed():
+                continue
+            seen, found = edition, untrusted(await self.packs())
+            line = line_to_paste(found, self._policies.trust)
+            if found and line != logged:
+                logged = line
+                _log.warning(
+                    "packs_untrusted",
+                    packs=[pack.name for pack in found[:MAX_NAMED_CLASSES]],
+                    classes=sum(len(pack.untrusted) for pack in found),
+                    hint=f"isolated tenants get 400 for these classes; to trust all of them: {line}",
+                )
