@@ -8,7 +8,7 @@ import mimetypes
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Files:
 
     def save_images(
         self,
-        images: list[Image.Image],
+        images: Sequence[Image.Image],
         prefix: str,
         prompt: dict[str, Any],
         extra_data: dict[str, Any],

@@ -198,8 +198,7 @@ async def _preview_any(_: Run, inputs: dict[str, Any]) -> Result:
     text = "None" if source is None else str(source)
     if source is not None and not isinstance(source, (str, int, float)):
         try:
-            # An image has no JSON, even as the list that it is here.
-            text = str(source) if isinstance(source, Images) else json.dumps(source, indent=4, ensure_ascii=False)
+            text = json.dumps(source, indent=4, ensure_ascii=False)
         except (TypeError, ValueError):
             text = str(source)
     return Result((text,), {"text": [text]})

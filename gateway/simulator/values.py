@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import wave
+from collections import UserList
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Tensor:
         return Storage()
 
 
-class Images(list[Image.Image], Tensor):
+class Images(UserList[Image.Image], Tensor):
     """A batch of images, as a tensor [batch, height, width, channels]."""
 
     def __repr__(self) -> str:
@@ -52,7 +53,7 @@ class Images(list[Image.Image], Tensor):
         return f"tensor([{pixels}])"
 
 
-class Samples(list[float], Tensor):
+class Samples(UserList[float], Tensor):
     """A waveform, as a tensor [batch, channels, samples]."""
 
     def __repr__(self) -> str:
