@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import random
 import select
 import time
 import traceback
@@ -14,8 +15,9 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.previews import Preview
+from gateway.simulator.calls import calls, gather, merged, shown
 from gateway.simulator.faults import Faults
-from gateway.simulator.files import Files
+from gateway.simulator.files import Files, temp_mark
 from gateway.simulator.nodes import (
     FUNCTIONS,
     AcceleratorError,
@@ -29,8 +31,10 @@ from gateway.simulator.nodes import (
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.queue import Item, PromptQueue
 from gateway.simulator.sockets import Sockets
+from gateway.simulator.stock_nodes import STOCK_FUNCTIONS
 
 HOLD_PERIOD = 0.1
+_FUNCTIONS = {**FUNCTIONS, **STOCK_FUNCTIONS}
 
 
 class Executor:
@@ -54,6 +58,12 @@ class Executor:
         self.cache: dict[str, Result] = {}
         self.loaded: str | None = None
         self.jobs_started = 0
+        self.marks: dict[tuple[str, str], str] = {}
+        self._random = random.Random(options.seed)
+
+    def new_mark(self) -> str:
+        """Return five letters for the names of temporary files."""
+        return temp_mark(self._random)
 
     async def run(self) -> None:
         """Run prompts for ever."""
@@ -102,6 +112,7 @@ class Execution:
         self._executed: list[str] = []
         self._outputs: dict[str, Any] = {}
         self._node = ""
+        self._gathered: dict[str, list[Any]] = {}
         self._step = 0
 
     @property
@@ -109,9 +120,22 @@ class Execution:
         """How fast a sampler is."""
         return self._executor.options.steps_per_second
 
+    @property
+    def temp_mark(self) -> str:
+        """The letters in this node's temporary names (caching.py: an object lives on by node id and class)."""
+        key = (self._node, self.prompt[self._node]["class_type"])
+        return self._executor.marks.setdefault(key, self._executor.new_mark())
+
+    def new_temp_mark(self) -> str:
+        """Return letters that no name has had."""
+        return self._executor.new_mark()
+
     async def run(self) -> dict[str, Any]:
         """Run it; returns its history entry."""
         self._executor.jobs_started += 1
+        marks = self._executor.marks
+        has_node = {(n, node.get("class_type")) for n, node in self.prompt.items()}
+        self._executor.marks = {key: mark for key, mark in marks.items() if key in has_node}
         self._message("execution_start", {})
         await self._start_faults()
         signatures = _signatures(self.prompt)
@@ -168,6 +192,7 @@ class Execution:
 
     async def _run_node(self, node_id: str) -> Result:
         self._node = node_id
+        self._gathered = {}
         node = self.prompt[node_id]
         self._set_progress(node_id, 0.0, 1.0, "running")
         if self.sid is not None:
@@ -176,11 +201,11 @@ class Execution:
             self._sockets.send("executing", data, self.sid)
         self._fail_if_told()
         self._check_interrupt()
-        inputs = {
-            name: self._results[value[0]].outputs[value[1]] if _is_link(value) else value
-            for name, value in node["inputs"].items()
-        }
-        result = await FUNCTIONS[node["class_type"]](self, inputs)
+        class_type = node["class_type"]
+        description = self._executor.object_info[class_type]
+        self._gathered = gather(node, description, self._results)
+        results = [await _FUNCTIONS[class_type](self, inputs) for inputs in calls(self._gathered, description)]
+        result = merged(results, description)
         if result.ui is not None:
             self._outputs[node_id] = result.ui
             self._tell_executed(node_id, result.ui)
@@ -296,7 +321,6 @@ class Execution:
         return {"node_id": self._node, "node_type": self.prompt[self._node]["class_type"]}
 
     def _error(self, error: Exception) -> dict[str, Any]:
-        inputs = self.prompt[self._node]["inputs"]
         # As execution.py's full_type_name: the module's name too, save for builtins.
         type_ = f"torch.{type(error).__qualname__}" if isinstance(error, TorchError) else type(error).__qualname__
         return {
@@ -305,7 +329,10 @@ class Execution:
             "exception_message": f"{error}\n",
             "exception_type": type_,
             "traceback": traceback.format_tb(error.__traceback__),
-            "current_inputs": {**{name: [str(value)] for name, value in inputs.items()}, **self._hidden_inputs()},
+            "current_inputs": {
+                **{name: [shown(each) for each in values] for name, values in self._gathered.items()},
+                **self._hidden_inputs(),
+            },
             "current_outputs": list(self._results),
         }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import mimetypes
 import os
 import random
-import string
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from PIL.PngImagePlugin import PngInfo
 from gateway.comfy import wire
 
 KINDS = ("input", "output", "temp")
-_IMAGE_LISTS = (("LoadImage", "image"), ("LoadImageMask", "image"), ("PickNode", "picture"))
+# The letters of ComfyUI's marks (nodes.py, PreviewImage): all but one.
+_MARK_LETTERS = "abcdefghijklmnopqrstuvxyz"
+_AUDIO = frozenset({"audio", "video"})
+_MODELS_3D = frozenset(".gltf .glb .obj .fbx .stl .spz .splat .ply .ksplat".split())
 
 
 class OutsideFolder(ValueError):
@@ -30,15 +34,19 @@ class Files:
     """The folders of one simulated ComfyUI."""
 
     base: Path
-    temp_mark: str
 
     def __post_init__(self) -> None:
-        for kind in (*KINDS, "user/default"):
+        for kind in (*KINDS, "user/default", "datasets"):
             (self.base / kind).mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: str) -> Path:
         """A folder by its type."""
         return self.base / kind
+
+    @property
+    def datasets(self) -> Path:
+        """Return the folder of training datasets, which is no output folder (nodes_dataset.py)."""
+        return self.base / "datasets"
 
     def inputs(self) -> list[str]:
         """What LoadImage lists."""
@@ -47,11 +55,45 @@ class Files:
     def listed_in(self, object_info: dict[str, Any]) -> dict[str, Any]:
         """The node classes, with the input files that there are at this moment."""
         info = dict(object_info)
-        for node_class, name in _IMAGE_LISTS:
+        for (node_class, name), choices in self._lists().items():
             if node_class in info:
                 info[node_class] = copy.deepcopy(info[node_class])
-                info[node_class]["input"]["required"][name][0] = self.inputs()
+                spec = info[node_class]["input"]["required"][name]
+                if isinstance(spec[0], list):
+                    spec[0] = choices()
+                else:
+                    spec[1]["options"] = choices()
         return info
+
+    def _lists(self) -> dict[tuple[str, str], Callable[[], list[str]]]:
+        """Return the inputs that list files or folders, each with the function that lists them."""
+        return {
+            ("LoadImage", "image"): self.inputs,
+            ("LoadImageMask", "image"): self.inputs,
+            ("PickNode", "picture"): self.inputs,
+            ("LoadAudio", "audio"): lambda: self._media(_AUDIO),
+            ("LoadVideo", "file"): lambda: self._media(frozenset({"video"})),
+            ("Load3D", "model_file"): self._models,
+            ("LoadImageDataSetFromFolder", "folder"): self._folders,
+            ("LoadImageTextDataSetFromFolder", "folder"): self._folders,
+            ("LoadTrainingDataset", "folder_name"): self._datasets,
+        }
+
+    def _media(self, kinds: frozenset[str]) -> list[str]:
+        return [name for name in self.inputs() if (mimetypes.guess_type(name)[0] or "").split("/")[0] in kinds]
+
+    def _models(self) -> list[str]:
+        root = self.folder("input")
+        files = (path for path in (root / "3d").rglob("*") if path.suffix.lower() in _MODELS_3D)
+        return ["none", *sorted(path.relative_to(root).as_posix() for path in files)]
+
+    def _folders(self) -> list[str]:
+        root = self.folder("input")
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir())
+
+    def _datasets(self) -> list[str]:
+        found = (path.parent for path in self.datasets.rglob("metadata.json"))
+        return sorted(path.relative_to(self.datasets).as_posix() for path in found)
 
     def within(self, root: Path, name: str) -> Path:
         """A path below `root`.
@@ -84,16 +126,19 @@ class Files:
 
     def save_images(
         self,
-        images: list[Image.Image],
+        images: Sequence[Image.Image],
         prefix: str,
         prompt: dict[str, Any],
         extra_data: dict[str, Any],
-        temporary: bool = False,
+        temp_mark: str = "",
     ) -> list[dict[str, str]]:
-        """Save a batch with ComfyUI's names and counters, the prompt in the PNG's text chunks (nodes.py, SaveImage)."""
-        kind = "temp" if temporary else "output"
-        prefix = f"{prefix}_temp_{self.temp_mark}" if temporary else prefix
-        folder, filename, counter, subfolder = self._place(kind, prefix, images[0].size)
+        """Save a batch with ComfyUI's names and counters, the prompt in the PNG's text chunks (nodes.py, SaveImage).
+
+        With a `temp_mark` they are previews.
+        """
+        kind = "temp" if temp_mark else "output"
+        prefix = f"{prefix}_temp_{temp_mark}" if temp_mark else prefix
+        folder, filename, counter, subfolder = self.place(kind, prefix, images[0].size)
         info = PngInfo()
         info.add_text("prompt", wire.dumps(prompt).decode())
         for key, value in (extra_data.get("extra_pnginfo") or {}).items():
@@ -101,11 +146,16 @@ class Files:
         saved = []
         for number, image in enumerate(images):
             name = f"{filename.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
-            image.save(folder / name, pnginfo=info, compress_level=1 if temporary else 4)
+            image.save(folder / name, pnginfo=info, compress_level=1 if temp_mark else 4)
             saved.append({"filename": name, "subfolder": subfolder, "type": kind})
         return saved
 
-    def _place(self, kind: str, prefix: str, size: tuple[int, int]) -> tuple[Path, str, int, str]:
+    def place(self, kind: str, prefix: str, size: tuple[int, int]) -> tuple[Path, str, int, str]:
+        """Return folder, file name, counter and subfolder of a prefix (folder_paths.py, get_save_image_path).
+
+        Raises:
+            OutsideFolder: the prefix leads out of its folder.
+        """
         for name, value in _variables(size).items():
             prefix = prefix.replace(name, value)
         subfolder, filename = os.path.split(os.path.normpath(prefix))
@@ -158,5 +208,5 @@ def _counter(name: str, prefix: str) -> int:
 
 
 def temp_mark(source: random.Random) -> str:
-    """The five letters in the names of a process's temporary files."""
-    return "".join(source.choice(string.ascii_lowercase) for _ in range(5))
+    """Return the five letters in the names of temporary files."""
+    return "".join(source.choice(_MARK_LETTERS) for _ in range(5))

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from gateway.comfy import wire
 from gateway.simulator.files import Files
+from gateway.simulator.values import Images
 
 Colour = tuple[int, int, int]
 
@@ -49,6 +50,13 @@ class Run(Protocol):
         """Have a checkpoint in memory."""
 
     @property
+    def temp_mark(self) -> str:
+        """The letters in this node's temporary names: its own as long as consecutive prompts have its id and class."""
+
+    def new_temp_mark(self) -> str:
+        """Return letters that no name has had."""
+
+    @property
     def steps_per_second(self) -> float:
         """How fast a sampler is."""
 
@@ -72,7 +80,7 @@ def seed_colour(seed: int) -> Colour:
 async def _slow_sampler(run: Run, inputs: dict[str, Any]) -> Result:
     colour = seed_colour(inputs["seed"])
     await run.steps(inputs["steps"], inputs["step_seconds"], colour)
-    return Result(([Image.new("RGB", (inputs["width"], inputs["height"]), colour)],))
+    return Result((Images([Image.new("RGB", (inputs["width"], inputs["height"]), colour)]),))
 
 
 async def _fail(run: Run, inputs: dict[str, Any]) -> Result:
@@ -91,11 +99,11 @@ async def _pick(run: Run, inputs: dict[str, Any]) -> Result:
 
 async def _empty_image(run: Run, inputs: dict[str, Any]) -> Result:
     image = Image.new("RGB", (inputs["width"], inputs["height"]), seed_colour(inputs["color"]))
-    return Result(([image] * inputs["batch_size"],))
+    return Result((Images([image] * inputs["batch_size"]),))
 
 
 async def _invert(run: Run, inputs: dict[str, Any]) -> Result:
-    return Result(([ImageOps.invert(image.convert("RGB")) for image in inputs["image"]],))
+    return Result((Images(ImageOps.invert(image.convert("RGB")) for image in inputs["image"]),))
 
 
 async def _scale(run: Run, inputs: dict[str, Any]) -> Result:
@@ -104,7 +112,7 @@ async def _scale(run: Run, inputs: dict[str, Any]) -> Result:
         width = width or max(1, round(image.width * height / max(image.height, 1)))
         return width, height or max(1, round(image.height * width / max(image.width, 1)))
 
-    return Result(([image.resize(size(image)) for image in inputs["image"]],))
+    return Result((Images(image.resize(size(image)) for image in inputs["image"]),))
 
 
 async def _same_image(run: Run, inputs: dict[str, Any]) -> Result:
@@ -114,7 +122,7 @@ async def _same_image(run: Run, inputs: dict[str, Any]) -> Result:
 async def _load_image(run: Run, inputs: dict[str, Any]) -> Result:
     image = run.files.open_image(inputs["image"])
     mask = image.getchannel("A") if "A" in image.getbands() else Image.new("L", image.size, 0)
-    return Result(([image.convert("RGB")], mask))
+    return Result((Images([image.convert("RGB")]), mask))
 
 
 async def _save(run: Run, inputs: dict[str, Any]) -> Result:
@@ -123,7 +131,9 @@ async def _save(run: Run, inputs: dict[str, Any]) -> Result:
 
 
 async def _preview(run: Run, inputs: dict[str, Any]) -> Result:
-    saved = run.files.save_images(inputs["images"], "ComfyUI", run.prompt, run.extra_data, temporary=True)
+    # An undeclared input, which a link may fill in.
+    prefix = inputs.get("filename_prefix", "ComfyUI")
+    saved = run.files.save_images(inputs["images"], prefix, run.prompt, run.extra_data, run.temp_mark)
     return Result((inputs["images"],), {"images": saved})
 
 
@@ -155,7 +165,7 @@ async def _sample(run: Run, inputs: dict[str, Any]) -> Result:
 async def _decode(run: Run, inputs: dict[str, Any]) -> Result:
     latent = inputs["samples"]
     image = Image.new("RGB", (latent["width"], latent["height"]), seed_colour(latent["seed"]))
-    return Result(([image] * latent["batch_size"],))
+    return Result((Images([image] * latent["batch_size"]),))
 
 
 async def _encode_image(run: Run, inputs: dict[str, Any]) -> Result:

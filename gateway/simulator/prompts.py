@@ -11,7 +11,9 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.comfy.errors import invalid_prompt_id, is_prompt_id, no_prompt
 from gateway.comfy.jobs import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.true_types import is_link
 from gateway.comfy.validation import CustomCheck, validate_prompt
+from gateway.simulator.calls import expanded
 from gateway.simulator.executor import Executor
 from gateway.simulator.files import OutsideFolder
 from gateway.simulator.queue import Item, PromptQueue
@@ -64,7 +66,7 @@ class Prompts:
         prompt: dict[str, Any] = body["prompt"]
         checked = validate_prompt(
             prompt,
-            self._executor.files.listed_in(self._executor.object_info),
+            expanded(self._executor.files.listed_in(self._executor.object_info)),
             partial_execution_targets=body.get("partial_execution_targets"),
             custom=self._custom_checks(),
         )
@@ -88,19 +90,32 @@ class Prompts:
         return -number if body.get("front") else number
 
     def _custom_checks(self) -> dict[str, CustomCheck]:
-        """LoadImage and its kin look for the file itself (nodes.py, VALIDATE_INPUTS)."""
+        """LoadImage and its kin look for the file themselves (nodes.py, VALIDATE_INPUTS)."""
+        images = dict.fromkeys(("LoadImage", "LoadImageMask", "LoadImageOutput"), self._file_check("image", "image"))
+        return {
+            **images,
+            "LoadAudio": self._file_check("audio", "audio"),
+            "LoadVideo": self._file_check("file", "video"),
+            "Load3D": self._file_check("model_file", "3D model", ("", "none", None)),
+        }
 
+    def _file_check(self, input_name: str, kind: str, empty: tuple[str | None, ...] = ()) -> CustomCheck:
         def check(inputs: Any) -> list[tuple[str, str]]:
-            name = inputs.get("image")
-            if not isinstance(name, str):
+            name = inputs.get(input_name)
+            if is_link(name):
+                # ComfyUI validates with None, because nobody knows the value yet.
+                name = None
+            if name in empty:
                 return []
+            if not isinstance(name, str):
+                raise AttributeError(f"{type(name).__name__!r} object has no attribute 'endswith'")
             try:
-                is_there = self._executor.files.path_of(name).is_file()
+                is_there = self._executor.files.path_of(name).exists()
             except OutsideFolder:
                 is_there = False
-            return [] if is_there else [("image", f"image - Invalid image file: {name}")]
+            return [] if is_there else [(input_name, f"{input_name} - Invalid {kind} file: {name}")]
 
-        return dict.fromkeys(("LoadImage", "LoadImageMask", "LoadImageOutput"), (frozenset({"image"}), check))
+        return frozenset({input_name}), check
 
     def _items(self) -> tuple[list[Any], list[Any]]:
         running = [] if self._queue.running is None else [self._queue.running.shown()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import ssl
 import sys
@@ -11,7 +10,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -21,7 +20,7 @@ from gateway.simulator import catalogue
 from gateway.simulator.catalogue import Catalogue, add_front_end, front_end, load_object_info
 from gateway.simulator.executor import Executor
 from gateway.simulator.faults import Faults, UnknownFault
-from gateway.simulator.files import Files, temp_mark
+from gateway.simulator.files import Files
 from gateway.simulator.media import Media
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import Prompts, reply
@@ -36,7 +35,14 @@ MOST_RECORDED = 10_000
 
 
 class Simulator:
-    """A simulated ComfyUI. `start`, then `close`."""
+    """A simulated ComfyUI. `start`, then `close`.
+
+    Attributes:
+        instance: the one that was started last. As ComfyUI's PromptServer.instance, it is what code in a prompt can
+            reach, and with it everybody's prompts.
+    """
+
+    instance: ClassVar[Simulator | None] = None
 
     def __init__(self, options: SimulatorOptions) -> None:
         self.options = options
@@ -58,12 +64,13 @@ class Simulator:
         if options.base_dir is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="simulated-comfyui-")
         base = options.base_dir or Path(self._scratch.name if self._scratch else ".")
-        self.files = Files(base, temp_mark(random.Random(options.seed)))
+        self.files = Files(base)
         self.faults = Faults(options.faults)
         self.sockets = Sockets(options.max_upload_mb, self.faults)
         self.queue = PromptQueue(self._queue_updated)
         object_info = load_object_info(options)
         self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
+        Simulator.instance = self
         self._runner = web.AppRunner(self._app(object_info), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         self._tls = _context(options)
