@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from gateway.comfy.class_profiles import profile_of
+from gateway.comfy.class_profiles import DATA_TYPES, profile_of
 from gateway.comfy.node_review import Kind, file_inputs, is_stock, kind_of, pack_of, review
 
 DERIVED = {Kind.COUNT, Kind.CHOICE, Kind.OBJECT, Kind.UNREVIEWED}
+# Inputs that a class takes without declaring them (CustomCombo, accept_all_inputs).
+UNDECLARED = {("CustomCombo", "index")}
 
 
 def _json(package: str, name: str) -> dict[str, Any]:
@@ -19,20 +21,91 @@ def _json(package: str, name: str) -> dict[str, Any]:
     return value
 
 
+def _review() -> dict[str, Any]:
+    return _json("gateway.comfy", "node_review.json")
+
+
+def _simulated() -> dict[str, dict[str, Any]]:
+    """Return the stock classes of the simulator as its /object_info describes them."""
+    info = _json("gateway.simulator", "object_info.json")
+    return {name: text for name, text in info.items() if is_stock(text["python_module"])}
+
+
 def test_each_kind_is_explained_and_sorted_by_class() -> None:
-    value = _json("gateway.comfy", "node_review.json")
-    assert set(value) == {"comfyui", "kinds", "classes"}
+    value = _review()
+    assert list(value) == ["comfyui", "kinds", "classes", "passes", "constants"]
     assert set(value["kinds"]) == {str(kind) for kind in Kind} - {str(kind) for kind in DERIVED}
-    assert list(value["classes"]) == sorted(value["classes"])
+    for part in ("classes", "passes", "constants"):
+        assert list(value[part]) == sorted(value[part])
     used = {kind for inputs in value["classes"].values() for kind in inputs.values()}
     assert used == set(value["kinds"])
 
 
+def test_no_class_is_reviewed_twice() -> None:
+    """A second line of one class would silently replace the first."""
+    text = (resources.files("gateway.comfy") / "node_review.json").read_text("utf-8")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        assert len(names) == len(set(names))
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=unique)
+
+
+def test_entries_are_well_formed() -> None:
+    for inputs in _review()["classes"].values():
+        assert list(inputs) == sorted(inputs)
+        for name in inputs:
+            assert name
+            assert name.removesuffix(".*").count("*") == 0
+
+
+def test_one_class_a_line() -> None:
+    lines = (resources.files("gateway.comfy") / "node_review.json").read_text("utf-8").splitlines()
+    for name, inputs in _review()["classes"].items():
+        entry = f"{json.dumps(name)}: {json.dumps(inputs)}"
+        assert entry in lines or f"{entry}," in lines
+
+
+def test_passes_and_constants_name_reviewed_inputs() -> None:
+    value = _review()
+    for name, inputs in value["passes"].items():
+        for input_name in inputs:
+            assert value["classes"][name][input_name] == Kind.ANY
+    for name, input_name in value["constants"].items():
+        assert value["classes"][name][input_name] == Kind.TEXT
+
+
 def test_stock_classes_of_the_simulator_need_no_trust() -> None:
-    info = _json("gateway.simulator", "object_info.json")
-    stock = {name: text for name, text in info.items() if is_stock(text["python_module"])}
+    stock = _simulated()
     assert len(stock) > 20
+    assert set(stock) - set(review().classes) == set()
     assert {name for name, text in stock.items() if profile_of(name, text, review()).needs_trust} == set()
+
+
+def test_widgets_of_the_simulator_are_reviewed() -> None:
+    """A widget's value is a literal that holds texts, so its type alone says too little."""
+    for name, text in _simulated().items():
+        derived = {
+            input_name
+            for input_name, each in profile_of(name, text, review()).inputs.items()
+            if each.types & DATA_TYPES and each.kind in DERIVED
+        }
+        assert derived == set(), name
+
+
+def test_inputs_of_reviewed_classes_exist_in_the_simulator() -> None:
+    """A misspelt input in the review would leave the true one to its type."""
+    for name, text in _simulated().items():
+        known = profile_of(name, text, review()).inputs
+        for entry in review().classes[name]:
+            if (name, entry) in UNDECLARED:
+                continue
+            declared = text["input"].get("required", {}) | text["input"].get("optional", {})
+            stem = entry.removesuffix(".*").partition(".")[0]
+            assert entry in known if not entry.endswith(".*") else stem in known, (name, entry)
+            assert stem in declared, (name, entry)
 
 
 def test_a_custom_node_has_no_review_whatever_its_name() -> None:
@@ -69,6 +142,9 @@ def test_packs_are_named_as_their_folders(module: str, pack: str) -> None:
         ("RecordAudio", "audio"),
         ("WebcamCapture", "image"),
         ("Load3D", "image"),
+        # Lists of files that no upload flag marks.
+        ("GeminiInputFiles", "file"),
+        ("OpenAIInputFiles", "file"),
     ],
 )
 def test_inputs_that_open_files_are_known_as_such(pair: tuple[str, str]) -> None:
