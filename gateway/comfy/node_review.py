@@ -36,6 +36,7 @@ class Kind(StrEnum):
     OUTPUT_PREFIX = "output_prefix"
     UNCHECKED_PREFIX = "unchecked_prefix"
     MODEL_PREFIX = "model_prefix"
+    REPLACING = "replacing"
     PATH_PART = "path_part"
     FORMAT = "format"
     EXPRESSION = "expression"

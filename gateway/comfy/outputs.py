@@ -96,8 +96,11 @@ def folder_of(subfolder: str) -> str:
     return "" if folder == "." else folder
 
 
-# Under this key a node repeats what its inputs say (comfy_api/latest/_ui.py, PreviewUI3D): any file may be named there.
-_REPEATED = "result"
+# Under these keys nodes repeat what their inputs say, and any file may be named there (comfy_api/latest/_ui.py,
+# PreviewUI3D; comfy_extras/nodes_curve.py, nodes_bounding_boxes.py, nodes_compositor.py).
+_REPEATED = frozenset(
+    {"result", "histogram", "input_bboxes", "compositor_inputs", "compositor_bboxes", "camera_info", "model_3d_info"}
+)
 
 
 def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, made: bool = True) -> Any:
@@ -119,7 +122,8 @@ def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, mad
     if not isinstance(value, dict):
         return value
     copy = {
-        key: rename(item, new_name, depth + 1, key != "text", made and key != _REPEATED) for key, item in value.items()
+        key: rename(item, new_name, depth + 1, key != "text", made and key not in _REPEATED)
+        for key, item in value.items()
     }
     if (ref := ref_of(value)) is not None:
         for key, item in value.items():

@@ -36,7 +36,8 @@ def wrong_with_prefix(value: Any) -> str | None:
         depth += -1 if part.rstrip(" .") == "" and part.startswith("..") else 1
         if depth < 0:
             return "it must be a path inside the output folder"
-    first = _first_folder(parts)
+    # CLIPSave puts a text behind the prefix, so "loras/" is a folder too.
+    first = _first_folder([*parts, ""] if value[-1:] in ("/", "\\", ".") else parts)
     if first in MODEL_FOLDERS:
         return f"'{first}' is a folder of models, which all tenants share"
     return None

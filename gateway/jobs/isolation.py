@@ -30,7 +30,9 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
     Kind.MODEL: frozenset({"COMBO", TRUSTED_ANY}),
     Kind.OUTPUT_PREFIX: TEXTUAL | NUMERIC,
 }
-_LINKS_REFUSED = frozenset({Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS})
+_LINKS_REFUSED = frozenset(
+    {Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS, Kind.REPLACING}
+)
 _SHARED_DATASETS = "it names a folder of datasets, which all tenants share"
 
 
@@ -176,6 +178,8 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
         case Kind.CHOICE:
             is_listed = profile.is_reviewed or not _has_text(value) or value in known.choices
             return None if is_listed else "it must be one of the choices that the class lists"
+        case Kind.REPLACING:
+            return None if value == "increment" else "it must be 'increment': a file that is there may be another's"
         case Kind.DATASETS:
             return _SHARED_DATASETS if _has_text(value) else None
         case _:

@@ -33,10 +33,9 @@ def _simulated() -> dict[str, dict[str, Any]]:
 
 def test_each_kind_is_explained_and_sorted_by_class() -> None:
     value = _review()
-    assert list(value) == ["comfyui", "kinds", "classes", "passes", "constants"]
+    assert list(value) == ["comfyui", "kinds", "classes"]
     assert set(value["kinds"]) == {str(kind) for kind in Kind} - {str(kind) for kind in DERIVED}
-    for part in ("classes", "passes", "constants"):
-        assert list(value[part]) == sorted(value[part])
+    assert list(value["classes"]) == sorted(value["classes"])
     used = {kind for inputs in value["classes"].values() for kind in inputs.values()}
     assert used == set(value["kinds"])
 
@@ -66,15 +65,6 @@ def test_one_class_a_line() -> None:
     for name, inputs in _review()["classes"].items():
         entry = f"{json.dumps(name)}: {json.dumps(inputs)}"
         assert entry in lines or f"{entry}," in lines
-
-
-def test_passes_and_constants_name_reviewed_inputs() -> None:
-    value = _review()
-    for name, inputs in value["passes"].items():
-        for input_name in inputs:
-            assert value["classes"][name][input_name] == Kind.ANY
-    for name, input_name in value["constants"].items():
-        assert value["classes"][name][input_name] == Kind.TEXT
 
 
 def test_stock_classes_of_the_simulator_need_no_trust() -> None:
