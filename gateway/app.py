@@ -89,7 +89,7 @@ class Gateway:
         await userdata.open()
         policies = Policies(settings.tenants, settings.backends)
         limits = Limits(policies)
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring.sight)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring)
         await engine.restore()
         packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))
@@ -112,6 +112,7 @@ class Gateway:
             policies=policies,
             limits=limits,
             packs=packs,
+            is_judged=engine.checks.is_judged,
         )
         fleet.start(engine)
         stack.push_async_callback(fleet.close)

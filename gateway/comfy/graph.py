@@ -12,8 +12,10 @@ from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref, folder_of
 
 # "v1.5" is a text: no kind of file is all digits.
 _FILE_NAME = re.compile(r"\.(?![0-9]+$)[A-Za-z0-9]{1,8}$")
-# The longest path that Windows takes; Linux takes 4096 bytes. ComfyUI opens "./././x.png" as it stands.
-MAX_NAME = 32_767
+# Without a path these stand for a whole folder (folder_paths.py, annotated_filepath).
+_BARE_KINDS = ("[input]", "[output]", "[temp]")
+# Of an object that an input takes, these are files (comfy_extras/nodes_load_3d.py, Load3D.image).
+_FILE_KEYS = ("image", "mask", "normal", "recording", "__value__")
 # What stands for a file's name that is another node's to say.
 LINKED = "(linked)"
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
@@ -85,7 +87,7 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
             declared = (class_type, name) in file_inputs
             if not isinstance(value, str) or (class_type, name) in FOLDER_INPUTS:
                 files += _other_files(node_id, class_type, name, value, declared=declared)
-            elif not value or len(value) > MAX_NAME:
+            elif not value:
                 continue
             elif declared and value != "none":
                 files.append(_file_input(node_id, name, value, declared=True))
@@ -106,15 +108,29 @@ def _other_files(node_id: str, class_type: str, name: str, value: Any, *, declar
     An object is ``{"__value__": …}``, as execution.py unwraps it, or a widget's own.
     """
     if (class_type, name) in FOLDER_INPUTS:
+        if isinstance(value, list):
+            yield FileInput(node_id, name, LINKED, None, annotated=False, declared=True, linked=True, folder=True)
+            return
         for _, text in texts(value):
-            ref = FileRef("input", folder_of(text), "")
-            yield FileInput(node_id, name, text, ref, annotated=False, declared=False, folder=True)
+            folder = folder_of(text)
+            ref = None if folder.startswith(("/", "..")) else FileRef("input", folder, "")
+            yield FileInput(node_id, name, text, ref, annotated=False, declared=ref is None, folder=True)
     elif isinstance(value, dict):
         for path, text in texts(value):
-            if 0 < len(text) <= MAX_NAME and (declared or ANNOTATED.match(text) or _FILE_NAME.search(text)):
-                yield _file_input(node_id, name, text, declared=declared, path=path)
+            if text and (declared or ANNOTATED.match(text) or _FILE_NAME.search(text)):
+                is_file = declared and path[-1] in _FILE_KEYS
+                yield _file_input(node_id, name, text, declared=is_file, path=path)
+        if declared and isinstance(value.get("__value__"), (int, float)):
+            yield _number_input(node_id, name, value["__value__"])
     elif isinstance(value, list) and declared:
         yield FileInput(node_id, name, LINKED, None, annotated=False, declared=True, linked=True)
+    elif isinstance(value, (int, float)) and declared:
+        yield _number_input(node_id, name, value)
+
+
+def _number_input(node_id: str, name: str, value: float) -> FileInput:
+    """Return a file input whose name is a number: ComfyUI makes a text of it (execution.py, validate_inputs)."""
+    return FileInput(node_id, name, str(value), None, annotated=False, declared=True)
 
 
 def texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -131,6 +147,8 @@ def texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
 
 
 def _file_input(node_id: str, name: str, value: str, *, declared: bool, path: tuple[str | int, ...] = ()) -> FileInput:
+    if value in _BARE_KINDS:
+        return FileInput(node_id, name, value, None, annotated=True, declared=declared, path=path)
     match = ANNOTATED.match(value)
     file, kind = (match["path"], match["kind"]) if match else (value, "input")
     return FileInput(node_id, name, value, file_ref(kind, "", file), match is not None, declared, path)

@@ -19,7 +19,8 @@ KINDS = ("input", "output", "temp")
 MODELS_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat", ".spz", ".ksplat")
 # "pic.png [output]" names the folder too; one character before the bracket goes with it (folder_paths.py,
 # annotated_filepath).
-ANNOTATED = re.compile(r"^(?P<path>.*).\[(?P<kind>input|output|temp)\]$", re.DOTALL)
+ANNOTATED = re.compile(r"^(?P<path>.*).\[(?P<kind>input|output|temp)\]\Z", re.DOTALL)
+_PATTERN = re.compile(r"[%*?\[\]{}]")
 _SIBLING = re.compile(
     r"^[^/\\]+\.(png|jpe?g|webp|gif|mp4|webm|mkv|mov|avi|wav|mp3|flac|ogg|opus|m4a|glb|latent)$", re.I
 )
@@ -55,6 +56,19 @@ def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
     if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or not can_be_asked_for(whole):
         return None
     return FileRef(kind, folder, filename)
+
+
+def is_pattern(ref: FileRef) -> bool:
+    """Return True if PyAV may take a file's name for a pattern and open files of other names.
+
+    Numbered (``%05d``) in all versions, globs up to FFmpeg 8.0 (libavformat/img2dec.c).
+    """
+    return _PATTERN.search(ref.subfolder + ref.filename) is not None
+
+
+def without_pattern(ref: FileRef) -> FileRef:
+    """Return a file's name with ``_`` for each character that may make a pattern of it."""
+    return FileRef(ref.kind, _PATTERN.sub("_", ref.subfolder), _PATTERN.sub("_", ref.filename))
 
 
 def can_be_asked_for(path: str) -> bool:

@@ -1,7 +1,7 @@
 """Names that savers are given: prefixes and folders below output/, and parts of file names. Pure.
 
-ComfyUI joins them to its output folder. `get_save_image_path` (folder_paths.py) refuses what leads out of it. The savers
-of datasets don't (comfy_extras/nodes_dataset.py).
+ComfyUI joins them to its output folder. `get_save_image_path` (folder_paths.py) refuses what leads out of it. The
+savers of datasets don't (comfy_extras/nodes_dataset.py).
 """
 
 from __future__ import annotations

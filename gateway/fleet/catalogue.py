@@ -11,7 +11,7 @@ import contextlib
 import gzip
 import time
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, BadAnswer
+from gateway.comfy.object_info import ObjectInfo, read_object_info
 from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
-from gateway.fleet.editions import Body, Edition, make_edition
+from gateway.fleet.editions import Body, Edition, make_sound_edition
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
@@ -64,6 +65,10 @@ class Catalogue:
     placements: Placements
     directory: Path
     edition: Edition | None = None
+    # It grows whenever the edition does, or the backends that are `current` change.
+    version: int = 0
+    # The backends that have described themselves since they were last connected.
+    current: frozenset[str] = frozenset()
     _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _lists: dict[tuple[str, frozenset[str] | None], _Listing] = field(default_factory=dict)
     _answers: OrderedDict[tuple[str, frozenset[str] | None], tuple[float, Answer]] = field(default_factory=OrderedDict)
@@ -72,13 +77,14 @@ class Catalogue:
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # How often each backend was connected.
+    _connections: Counter[str] = field(default_factory=Counter)
 
     async def restore(self) -> None:
         """Read what an earlier run kept of the backends: it serves until they say otherwise."""
         names = [backend.name for backend in self.fleet.configured]
         self._infos = await asyncio.to_thread(_read_kept, self.directory, names)
-        if self._infos:
-            self.edition = await asyncio.to_thread(make_edition, dict(self._infos), self.placements.is_name)
+        await self._merge()
 
     def start(self) -> None:
         """Begin to read the backends again and again."""
@@ -98,7 +104,12 @@ class Catalogue:
             task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
 
     async def introduce(self, backend: Backend) -> None:
-        """A backend was connected. It is read before it takes work, if that is quickly done."""
+        """A backend was connected. It is read before it takes work, if that is quickly done.
+
+        It may be another process than before, with other node classes: until it is read it is not `current`.
+        """
+        self._mark(self.current - {backend.name})
+        self._connections[backend.name] += 1
         self.changed(backend)
         await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
@@ -116,18 +127,56 @@ class Catalogue:
                     self.changed(backend)
 
     async def _read(self, backend: Backend) -> None:
+        """Read a backend; again if it was connected meanwhile, because the answer may be the process's before."""
+        connection = None
+        while connection != self._connections[backend.name]:
+            connection = self._connections[backend.name]
+            is_read = await self._read_once(backend)
+        if is_read:
+            self._mark(self.current | {backend.name})
+
+    async def _read_once(self, backend: Backend) -> bool:
+        """Return True if the backend has described itself."""
+        known = self._infos.get(backend.name)
         try:
             answer = await backend.client.call("GET", "/object_info", timeout=self.settings.timeout)
-            info = await asyncio.to_thread(wire.loads, answer.body) if answer.status == 200 else None
+            if answer.status != 200:
+                return False
+            read, is_news = await asyncio.to_thread(_read_answer, answer.body, known)
         except (BackendError, wire.MalformedJson) as error:
             _log.warning("object_info", backend=backend.name, error=str(error))
-            return
-        if not isinstance(info, dict) or self._infos.get(backend.name) == info:
-            return
-        self._infos[backend.name] = info
+            return False
+        if not is_news:
+            return True
+        _tell(backend.name, read)
+        if not read.classes:
+            # An error page, or no ComfyUI. What the backend said before stands.
+            return False
+        self._infos[backend.name] = read.classes
         async with self._merging:
-            self.edition = await asyncio.to_thread(make_edition, self._in_order(), self.placements.is_name)
-            await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+            await self._merge()
+            if backend.name in self._infos:
+                await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+        return True
+
+    async def _merge(self) -> None:
+        """Make the newest edition of what is known."""
+        if infos := self._in_order():
+            edition = await self._made_of(infos)
+            if edition is not None:
+                self._publish(edition)
+
+    def _publish(self, edition: Edition) -> None:
+        self.edition, self.version = edition, self.version + 1
+
+    def _mark(self, current: frozenset[str]) -> None:
+        if current != self.current:
+            self.current, self.version = current, self.version + 1
+
+    @property
+    def described_by(self) -> frozenset[str]:
+        """Return the backends whose node classes are known, be it from before they were last connected."""
+        return self.abilities.backends
 
     def _in_order(self) -> dict[str, Mapping[str, Any]]:
         """In the file's order, the primary first: which description stands must not depend on who answers first."""
@@ -146,11 +195,24 @@ class Catalogue:
         if known is None or known[0] is not newest:
             async with self._merging:
                 newest, infos = self.edition or newest, views.seen(self._in_order(), policy)
-                made = await asyncio.to_thread(make_edition, infos, self.placements.is_name) if infos else None
+                made = await self._made_of(infos) if infos else None
             known = self._views[policy.view] = (newest, made)
             while len(self._views) > MAX_VIEWS:
                 self._views.popitem(last=False)
         return known[1]
+
+    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]]) -> Edition | None:
+        """Merge what backends say. If a backend's description breaks the merge, forget it, because others need theirs.
+
+        Return None if no backend is left.
+        """
+        known = dict(self._infos)
+        edition, broken = await asyncio.to_thread(make_sound_edition, infos, self.placements.is_name)
+        for name, error in broken.items():
+            _log.error("object_info_left_out", backend=name, error=repr(error), exc_info=error)
+            if self._infos.get(name) is known[name]:
+                del self._infos[name]
+        return edition if len(broken) < len(infos) else None
 
     def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
         """These node classes as one with this policy sees them: without those that it does not see."""
@@ -285,15 +347,34 @@ def _read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Mapping[st
     found: dict[str, Mapping[str, Any]] = {}
     for backend in backends:
         try:
-            info = wire.loads(gzip.decompress(_kept(directory, backend).read_bytes()))
+            read, _ = _read_answer(gzip.decompress(_kept(directory, backend).read_bytes()), None)
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
             _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
             continue
-        if isinstance(info, dict):
-            found[backend] = info
+        _tell(backend, read)
+        if read.classes:
+            found[backend] = read.classes
     return found
+
+
+def _read_answer(body: bytes, known: Mapping[str, Any] | None) -> tuple[ObjectInfo, bool]:
+    """Read the body of GET /object_info; return it with True if it is not what was `known`.
+
+    Raises:
+        MalformedJson: it is not JSON.
+    """
+    read = read_object_info(wire.loads(body))
+    return read, known is None or read.classes != known
+
+
+def _tell(backend: str, read: ObjectInfo) -> None:
+    if read.dropped:
+        _log.warning("object_info_partly_unreadable", backend=backend, **read.summary())
+    elif read.repaired:
+        # ComfyUI's own partner nodes have an input and a hidden input of the same name.
+        _log.info("object_info_repaired", backend=backend, **read.summary())
 
 
 async def _ask(backend: Backend, path: str) -> Answer | None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import mimetypes
+import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.graph import FOLDER_INPUTS
+from gateway.comfy.node_review import review
 from gateway.comfy.outputs import MODELS_3D, FileRef
 from gateway.fleet import merging
 from gateway.fleet.abilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
+from gateway.fleet.profiles import Profiles, make_profiles
 
 _MEDIA = {"image_upload": ("image",), "video_upload": ("video",), "audio_upload": ("audio", "video")}
 
@@ -65,6 +70,7 @@ class Edition:
 
     classes: Mapping[str, Any]
     abilities: Abilities
+    profiles: Profiles
     file_lists: tuple[FileList, ...]
     parts: tuple[bytes, ...]
 
@@ -95,6 +101,8 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
     """
     merged = merging.object_info(list(infos.values()))
     file_lists: list[FileList] = []
+    # If a mark could be guessed, a backend could write one into its own lists, and the body would be cut there.
+    token = secrets.token_hex(16)
     marked = dict(merged)
     for name, description in merged.items():
         for input_name, options, choices in choice_lists(description):
@@ -104,9 +112,33 @@ def make_edition(infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[Fi
             shown = tuple(choice for choice in choices if not _is_placed(choice, flag, is_upload))
             file_lists.append(FileList(name, input_name, flag, shown))
             merged[name] = with_list(merged[name], input_name, list(shown))
-            marked[name] = with_list(marked[name], input_name, [_mark(len(file_lists) - 1)])
-    parts = _split(wire.dumps(marked), len(file_lists))
-    return Edition(merged, compare(infos), tuple(file_lists), parts)
+            marked[name] = with_list(marked[name], input_name, [_mark(token, len(file_lists) - 1)])
+    parts, order = _split(wire.dumps(marked), token)
+    return Edition(
+        merged, compare(infos), make_profiles(infos, review()), tuple(file_lists[place] for place in order), parts
+    )
+
+
+def make_sound_edition(
+    infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]
+) -> tuple[Edition, Mapping[str, Exception]]:
+    """Merge what backends say, without those that can't be merged; return these with what they raised.
+
+    Their descriptions were read with care. If the merge raises all the same, the fault is the gateway's: the other
+    backends must not pay for it.
+    """
+    with contextlib.suppress(Exception):
+        return make_edition(infos, is_upload), {}
+    sound: dict[str, Mapping[str, Any]] = {}
+    broken: dict[str, Exception] = {}
+    for name, info in infos.items():
+        try:
+            make_edition({**sound, name: info}, is_upload)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it comes of this backend's description
+            broken[name] = error
+        else:
+            sound[name] = info
+    return make_edition(sound, is_upload), broken
 
 
 def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> str | None:
@@ -140,16 +172,17 @@ def _is_placed(choice: Any, flag: str, is_upload: Callable[[FileRef], bool]) -> 
     return is_upload(FileRef("input", folder, filename))
 
 
-def _mark(place: int) -> str:
-    return f"\x00file-list-{place}\x00"
+def _mark(token: str, place: int) -> str:
+    return f"file-list-{token}-{place}"
 
 
-def _split(encoded: bytes, count: int) -> tuple[bytes, ...]:
-    parts = []
-    for place in range(count):
-        before, _, encoded = encoded.partition(wire.dumps([_mark(place)]))
-        parts.append(before)
-    return (*parts, encoded)
+def _split(encoded: bytes, token: str) -> tuple[tuple[bytes, ...], list[int]]:
+    """Cut an encoded catalogue at the marked lists; return the parts between them, and the lists in their order.
+
+    The order is that of the bytes: a custom node may describe its optional inputs before its required ones.
+    """
+    pieces = re.split(rb'\["file-list-%s-(\d+)"\]' % token.encode(), encoded)
+    return tuple(pieces[::2]), [int(place) for place in pieces[1::2]]
 
 
 def with_list(description: Any, input_name: str, choices: list[Any]) -> Any:

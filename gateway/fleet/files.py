@@ -6,7 +6,7 @@ Two backends both write ComfyUI_00001_.png. The first one that a tenant sees kee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import count, islice
@@ -268,6 +268,12 @@ class FileIndex:
         # One who told of it in vain has nothing there.
         theirs = set(self.others(tenant, backend, ref).values()) - {GONE}
         return bool(theirs) and (own is None or theirs != {own.etag})
+
+    def is_others_too(self, tenants: Collection[str]) -> bool:
+        """Return True if a tenant that is none of these has files or uploads here."""
+        return any(
+            own and tenant not in tenants for known in (self._made, self._uploads) for tenant, own in known.items()
+        )
 
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""

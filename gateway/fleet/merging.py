@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from gateway.comfy import wire
+
 
 def object_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The union of /object_info: all node classes; of a class that several have, all choices of each list.
@@ -58,23 +60,28 @@ def union(lists: Iterable[Sequence[Any]], key: Callable[[Any], Any] = lambda ite
     known: set[Any] = set()
     for items in lists:
         for item in items:
-            try:
-                if key(item) in known:
-                    continue
-                known.add(key(item))
-            except TypeError:
-                if item in seen:
-                    continue
-            seen.append(item)
+            own = key(item)
+            if isinstance(own, (dict, list)):
+                # Custom nodes list choices with pictures. Compared by their encoding, because objects have no hash.
+                own = wire.dumps_sorted(own)
+            if own not in known:
+                known.add(own)
+                seen.append(item)
     return seen
 
 
 def system_stats(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """One /system_stats: the first backend's system, and every device, its name prefixed with its backend's."""
     system = dict(named[0][1].get("system") or {}) if named else {}
+    told = [(name, stats.get("devices")) for name, stats in named]
     devices = [
         {**device, "name": f"{name}: {device.get('name', '')}", "index": place}
-        for place, (name, device) in enumerate((n, d) for n, stats in named for d in stats.get("devices") or ())
+        for place, (name, device) in enumerate(
+            (name, device)
+            for name, listed in told
+            for device in (listed if isinstance(listed, list) else ())
+            if isinstance(device, dict)
+        )
     ]
     return {"system": system, "devices": devices}
 

@@ -18,12 +18,13 @@ import aiohttp
 
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
-from gateway.comfy.outputs import FileRef, folder_of, view_path
+from gateway.comfy.outputs import FileRef, folder_of, is_pattern, view_path, without_pattern
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, is_same
 from gateway.fleet.files import Upload, marked
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placements import Placement, Placements
+from gateway.fleet.references import References, sentence
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import PlacementRecord, Store, StoreError
 from gateway.telemetry import logs
@@ -50,6 +51,8 @@ class _Copy:
     ref: FileRef
     etag: str
     source_etag: str
+    # What it is, in words, if it names other files.
+    names: str | None
 
 
 class SourceDown(Exception):
@@ -65,6 +68,9 @@ class Placer:
 
     Args:
         most: bytes of a file that is brought from one backend to another.
+
+    Attributes:
+        references: which files name other files.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Placer:
         self._store = store
         self._metrics = metrics
         self._most = most
+        self.references = References(blobs)
         self._tasks = Tasks("placer")
         self._under_way: dict[Hashable, asyncio.Task[FileRef | Exception]] = {}
         self._spreading: dict[str, deque[tuple[FileRef, Upload]]] = {}
@@ -91,33 +98,42 @@ class Placer:
         for key in [key for key in self._copies if backend.name in key[:2]]:
             del self._copies[key]
 
-    async def ensure(self, backend: Backend, wanted: FileRef, upload: Upload) -> FileRef:
+    async def ensure(self, backend: Backend, wanted: FileRef, upload: Upload, *, judged: bool = False) -> FileRef:
         """Make sure that an upload is on a backend; returns what it is called there.
+
+        Args:
+            judged: whether to refuse a file that names other files, and to put none where its name is a pattern.
 
         Raises:
             BackendError: the backend can't be reached, or does not take it.
-            FileMissing, StoreError: the gateway's own copy can't be read.
+            FileMissing, StoreError: the gateway's own copy can't be read, or names other files.
         """
+        if judged and (found := await self.references.of_upload(wanted.filename, upload.digest)) is not None:
+            raise FileMissing(sentence(wanted.filename, found))
+        wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
         if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic()):
             return known.ref
         key = (backend.name, wanted, upload.digest)
         return await self._once(key, lambda: self._ensure(backend, wanted, upload, known))
 
-    async def copy(self, source: Backend, ref: FileRef, target: Backend, known: Known = UNTOLD) -> FileRef:
+    async def copy(
+        self, source: Backend, ref: FileRef, target: Backend, known: Known = UNTOLD, *, judged: bool = False
+    ) -> FileRef:
         """Bring a file of one backend to another; returns what it is called there.
 
         Args:
             known: what it is known by; another file of the same name is not brought.
+            judged: whether to refuse a file that names other files.
 
         Raises:
             BackendError: the target can't be reached, or does not take it.
-            FileMissing: the source does not have it.
+            FileMissing: the source does not have it, or it names other files.
             SourceDown: it can't be reached.
             StoreError: there is no room to hold it meanwhile.
         """
-        key = (target.name, source.name, ref, known)
-        return await self._once(key, lambda: self._current_copy(source, ref, target, known))
+        key = (target.name, source.name, ref, known, judged)
+        return await self._once(key, lambda: self._current_copy(source, ref, target, known, judged))
 
     def spread(self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None) -> None:
         """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time."""
@@ -227,7 +243,9 @@ class Placer:
             _log.warning("a file's place could not be kept", backend=backend.name, error=str(error))
         return placement
 
-    async def _current_copy(self, source: Backend, ref: FileRef, target: Backend, wanted: Known) -> FileRef:
+    async def _current_copy(
+        self, source: Backend, ref: FileRef, target: Backend, wanted: Known, judged: bool
+    ) -> FileRef:
         """The copy that is there, if both files still are what they were; else a new one.
 
         A folder of outputs that is cleaned has its names again, for another prompt's files, whoever's these are.
@@ -242,13 +260,15 @@ class Placer:
             is_current = now == known.source_etag and is_same(wanted, {"ETag": known.source_etag})
             if is_current and await self._look(target, known.ref) == known.etag:
                 self._copies[key] = known
+                if judged and known.names is not None:
+                    raise FileMissing(sentence(ref.filename, known.names))
                 return known.ref
-        copy = self._copies[key] = await self._copy(source, ref, target, wanted)
+        copy = self._copies[key] = await self._copy(source, ref, target, wanted, judged)
         while len(self._copies) > MAX_COPIES:
             self._copies.popitem(last=False)
         return copy.ref
 
-    async def _copy(self, source: Backend, ref: FileRef, target: Backend, wanted: Known) -> _Copy:
+    async def _copy(self, source: Backend, ref: FileRef, target: Backend, wanted: Known, judged: bool) -> _Copy:
         async with self._blobs.writer() as writer:
             try:
                 async with source.client.open("GET", view_path(ref)) as answer:
@@ -263,10 +283,13 @@ class Placer:
                 raise SourceDown(source.name) from error
             asked = copy_of(ref, source.name)
             path, digest = await writer.spool(), writer.digest
+            names = await self.references.of_file(asked.filename, path)
+            if judged and names is not None:
+                raise FileMissing(sentence(ref.filename, names))
             # It is as little for others to see as what it is a copy of.
             with self._placements.arriving(asked):
                 placement = await self._put(target, asked, asked, path, writer.size, digest)
-        return _Copy(placement.ref, placement.etag, source_etag)
+        return _Copy(placement.ref, placement.etag, source_etag, names)
 
     async def _send(self, backend: Backend, asked: FileRef, path: Path, size: int) -> FileRef:
         form = {"type": asked.kind, "subfolder": asked.subfolder}
@@ -288,7 +311,8 @@ class Placer:
 
 def copy_of(ref: FileRef, source: str) -> FileRef:
     """What the copy of a backend's file is to be called: marked, so that no node is about to save under that name."""
-    return FileRef(ref.kind, ref.subfolder, marked(ref.filename, source))
+    plain = without_pattern(ref)
+    return FileRef(plain.kind, plain.subfolder, marked(plain.filename, source))
 
 
 async def post_file(

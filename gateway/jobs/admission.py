@@ -11,6 +11,7 @@ from typing import Any
 from gateway.comfy import graph, wire
 from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no_prompt
 from gateway.comfy.jobs import encoded_workflow_id
+from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.jobs import partner_keys
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
@@ -64,7 +65,8 @@ class Submission:
     """An accepted body. Graph and extra_data are kept encoded: a tenth of the memory of the parsed form.
 
     `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
-    seconds from its acceptance, `workflow_id` encoded.
+    seconds from its acceptance, `workflow_id` encoded. A prompt `by_admin` may name and run all there is. `judgement`
+    is what `read` was told of its graph; the journal does not keep it.
     """
 
     prompt: bytes
@@ -85,6 +87,8 @@ class Submission:
     needs_secrets: bool = False
     deadline: float | None = None
     workflow_id: bytes | None = None
+    by_admin: bool = False
+    judgement: object = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -111,8 +115,17 @@ class Submission:
         return self.client_id if isinstance(self.client_id, str) and self.client_id else None
 
 
-def read(body: bytes, file_inputs: Collection[tuple[str, str]] = (), bounds: Bounds = _BOUNDS) -> Submission:
+def read(
+    body: bytes,
+    file_inputs: Collection[tuple[str, str]] = (),
+    bounds: Bounds = _BOUNDS,
+    *,
+    by_admin: bool = False,
+    inspect: Callable[[Mapping[str, Any]], object] | None = None,
+) -> Submission:
     """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
+
+    `inspect` is given the graph while it is at hand parsed; what it returns is the submission's `judgement`.
 
     What goes to a backend is made from what was read here, never from `body`: of a key that is there twice the last
     one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one.
@@ -137,11 +150,17 @@ def read(body: bytes, file_inputs: Collection[tuple[str, str]] = (), bounds: Bou
     _check_graph(prompt, bounds)
     found = graph.survey(prompt, file_inputs)
     _check_count("files that it names", len(found.files), bounds.nodes)
-    return _submission(value, found, dumps, may_name_keys=partner_keys.may_hold(body))
+    judgement = inspect(prompt) if inspect is not None else None
+    return _submission(value, found, dumps, partner_keys.may_hold(body), by_admin, judgement)
 
 
 def _submission(
-    value: dict[str, Any], found: graph.Survey, dumps: Callable[[Any], bytes], *, may_name_keys: bool
+    value: dict[str, Any],
+    found: graph.Survey,
+    dumps: Callable[[Any], bytes],
+    may_name_keys: bool,
+    by_admin: bool,
+    judgement: object,
 ) -> Submission:
     extra = value.get("extra_data")
     if extra is None:
@@ -175,6 +194,8 @@ def _submission(
         needs_secrets=bool(secrets),
         deadline=_deadline(extra),
         workflow_id=encoded_workflow_id(shown),
+        by_admin=by_admin,
+        judgement=judgement,
     )
 
 
@@ -268,6 +289,7 @@ def encode_for_journal(submission: Submission) -> bytes:
                     "number": submission.number,
                     "front": submission.front,
                     "needs_secrets": submission.needs_secrets,
+                    "by_admin": submission.by_admin,
                     "file_inputs": _declared(submission),
                 }
             ),
@@ -288,7 +310,7 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     # The catalogue is not known yet; which inputs name files is kept with the prompt.
     value = wire.loads(data)
     head, dumps = value["head"], wire.encoder_for(data)
-    file_inputs = frozenset((class_type, name) for class_type, name in head.get("file_inputs", ()))
+    file_inputs = reviewed_file_inputs() | {(class_type, name) for class_type, name in head.get("file_inputs", ())}
     try:
         deadline = _deadline(value["extra_data"])
     except Rejection:
@@ -313,4 +335,5 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         needs_secrets=head["needs_secrets"],
         deadline=deadline,
         workflow_id=encoded_workflow_id(value["extra_data"]),
+        by_admin=bool(head.get("by_admin")),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
 from gateway.comfy.graph import LINKED, FileInput, output_nodes, texts
+from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities, views
 from gateway.fleet.catalogue import Catalogue
@@ -15,7 +17,18 @@ from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
-from gateway.jobs.refusals import policy_error, scrub, scrubbed
+from gateway.jobs.prompt_judge import Judged, PromptJudge
+from gateway.jobs.refusals import (
+    isolation_error,
+    policy_error,
+    redact_body,
+    redact_node_errors,
+    redacted,
+    scrub,
+    scrubbed,
+)
+from gateway.jobs.reply import Overloaded
+from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Denied, Policies
 
 # Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
@@ -36,15 +49,24 @@ _WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": 
 class Checks:
     """What is known of a prompt's chances."""
 
-    def __init__(self, catalogue: Catalogue, inputs: Inputs, policies: Policies) -> None:
+    def __init__(
+        self, catalogue: Catalogue, inputs: Inputs, policies: Policies, judge: PromptJudge, limits: Limits
+    ) -> None:
         self._catalogue = catalogue
         self._inputs = inputs
         self._policies = policies
+        self._judge = judge
+        self._limits = limits
+        self._files_of: object = None
+        self._file_inputs: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def file_inputs(self) -> Collection[tuple[str, str]]:
-        """The (class_type, input) that name a file."""
-        return self._catalogue.abilities.file_inputs
+        """Return the (class_type, input) that name a file: those that say so, and those that the review names."""
+        known = self._catalogue.abilities
+        if known is not self._files_of:
+            self._files_of, self._file_inputs = known, known.file_inputs | reviewed_file_inputs()
+        return self._file_inputs
 
     def outputs_of(self, submission: Submission) -> list[str]:
         """The nodes that a prompt will execute, as far as the catalogue tells."""
@@ -60,7 +82,25 @@ class Checks:
         return self._policies.of(tenant).allowed
 
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """The tenant's backends that have the node classes and list values of a prompt; None if any will do."""
+        """Return the tenant's backends that can run a prompt and may; None if any will do.
+
+        A prompt of an isolated tenant goes to a shared backend only while that backend's own catalogue is known.
+        """
+        able = self._able(tenant, submission)
+        judged = self._judge.of(tenant, submission)
+        if judged is None:
+            return able
+        free = self._judge.dedicated(tenant)
+        shared = judged.backends & self._catalogue.current
+        if shared and free and self._inputs.foreign(tenant, submission.files):
+            shared = frozenset()
+        may = shared | free
+        if able is not None:
+            return able & may
+        return None if may >= self._inputs.fleet.backends.keys() else may
+
+    def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
+        """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
         known, allowed = self._catalogue.abilities, self.allowed(tenant)
         names = None
         if known.classes or known.choices:
@@ -72,10 +112,22 @@ class Checks:
         return allowed if names is None or not is_any_known else (names | self._catalogue.unknown()) & allowed
 
     def able_for(self, job: Job) -> frozenset[str] | None:
-        """The same for a job that waits; found out again only when the catalogue has changed."""
-        if job.judged_by is not self._catalogue.edition:
-            job.able, job.judged_by = self.able(job.tenant, job.submission), self._catalogue.edition
+        """Return the same for a job that waits, and note why none may run it; again only when the catalogue changed."""
+        if job.judged_by != self._catalogue.version:
+            job.able, job.judged_by = self.able(job.tenant, job.submission), self._catalogue.version
+            job.unfit = self._unfit(job.tenant, job.submission) if job.able is not None and not job.able else None
         return job.able
+
+    def _unfit(self, tenant: str, submission: Submission) -> str | None:
+        """Return the reason why no backend may run a prompt that was accepted, None if it only has to wait.
+
+        The fleet's node classes may have changed since.
+        """
+        judged = self._judge.of(tenant, submission)
+        if judged is None or not judged.refusals or self._judge.dedicated(tenant):
+            return None
+        first = judged.refusals[0]
+        return first.reason if first.input_name is None else f"{first.class_type}.{first.input_name}: {first.reason}"
 
     def _needs(self, submission: Submission) -> frozenset[abilities.Need]:
         known = self._catalogue.abilities
@@ -91,20 +143,64 @@ class Checks:
 
         Raises:
             Rejection: it can't run, or names what its tenant must not.
+            LimitReached: it names too many files that are not its tenant's own.
+            Overloaded: it can't be judged yet.
         """
         found = self.denied(tenant, submission)
         if found:
             raise Rejection(400, policy_error(found))
-        foreign = [] if may_name_all or not submission.files else self._inputs.foreign(tenant, submission.files)
-        if foreign:
-            self._reject(tenant, submission, foreign)
-        able = self.able(tenant, submission)
+        judged = self._judge.of(tenant, submission)
+        is_free = bool(self._judge.dedicated(tenant))
+        if judged is not None and not judged.backends and not is_free:
+            self._refuse_judged(tenant, submission, judged)
+        if not (may_name_all or is_free) and submission.files:
+            if judged is not None:
+                names = self._inputs.unproven(tenant, submission.files)
+                self._limits.bad_names(tenant, names, time.monotonic())
+            foreign = self._inputs.foreign(tenant, submission.files)
+            if foreign:
+                self._reject(tenant, submission, foreign)
+        able = self._able(tenant, submission)
         if able is not None and not able:
             self._refuse_impossible(tenant, submission)
-        return able
+        return self.able(tenant, submission) if judged is not None else able
+
+    def is_judged(self, tenant: str) -> bool:
+        """Return True if a tenant shares backends with strangers, so that it may open nothing but its own."""
+        return self._judge.is_judged(tenant)
+
+    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any]], object] | None:
+        """Return what `read` is to judge a graph with, None if the caller's prompts are not judged."""
+        return self._judge.inspector(tenant, by_admin=by_admin)
+
+    async def ready(self, tenant: str) -> None:
+        """Wait until a tenant's prompts can be judged; right after the start the catalogue is not there yet."""
+        if self._catalogue.edition is None and self._judge.is_judged(tenant):
+            await self._catalogue.first_edition()
+
+    def _refuse_judged(self, tenant: str, submission: Submission, judged: Judged) -> None:
+        """Refuse a prompt that no shared backend may run.
+
+        Raises:
+            Overloaded: no backend has said yet which node classes it has.
+            Rejection: otherwise.
+        """
+        if not judged.is_known:
+            raise Overloaded("no backend has said yet which node classes it has, so no prompt can be judged")
+        is_untrusted = any(refusal.input_name is None for refusal in judged.refusals)
+        found = None if is_untrusted else self._validate(submission, self._classes(tenant, submission), ())
+        if found is not None and not found.valid:
+            # If ComfyUI refuses it as well, its own words say more.
+            raise self._rejection(tenant, found.body())
+        if judged.refusals:
+            raise Rejection(400, isolation_error(judged.refusals))
+        details = "no backend has all node classes of this prompt"
+        raise Rejection(400, error_body("no_backend_able", "No backend has all that this prompt needs", details))
 
     def told(self, tenant: str, refusal: bytes) -> bytes:
         """What a tenant is told of a backend's refusal."""
+        if self._judge.is_judged(tenant):
+            return redacted(refusal, lambda *listed: self._hides(tenant, *listed))
         may_list = not self.is_restricted(tenant) and (
             b'"input_config"' not in refusal or self._inputs.sees_all(tenant)
         )
@@ -112,6 +208,11 @@ class Checks:
 
     def told_of(self, tenant: str, node_errors: Any) -> Any:
         """What it is told of the outputs that a backend leaves out."""
+        if node_errors and self._judge.is_judged(tenant):
+            try:
+                return redact_node_errors(node_errors, lambda *listed: self._hides(tenant, *listed))
+            except (LookupError, TypeError, AttributeError):
+                return {}
         if node_errors and (self.is_restricted(tenant) or not self._inputs.sees_all(tenant)):
             try:
                 scrub(node_errors, lambda *listed: self._hides(tenant, *listed))
@@ -121,7 +222,11 @@ class Checks:
 
     def _hides(self, tenant: str, class_type: str, input_name: str, choices: Sequence[Any]) -> bool:
         """Whether a list is not for a tenant: it may not use all that backends have, or others' files are in it."""
-        return self.is_restricted(tenant) or self._inputs.offers_foreign(tenant, class_type, input_name, choices)
+        return (
+            self.is_restricted(tenant)
+            or (self._judge.is_judged(tenant) and self._judge.lists_files(class_type, input_name))
+            or self._inputs.offers_foreign(tenant, class_type, input_name, choices)
+        )
 
     def denied(self, tenant: str, submission: Submission) -> list[Denied]:
         """What a prompt names and its tenant may not use: node classes and models."""
@@ -155,7 +260,13 @@ class Checks:
         if not is_restricted:
             body["error"]["extra_info"] = {**body["error"]["extra_info"], "backends": missing}
             body = wire.loads(self.told(tenant, wire.dumps(body)))
-        raise Rejection(400, body)
+        raise self._rejection(tenant, body)
+
+    def _rejection(self, tenant: str, body: dict[str, Any]) -> Rejection:
+        """Return a refusal of the gateway's own, as the tenant may read it."""
+        if self._judge.is_judged(tenant):
+            _, body = redact_body(body, lambda *listed: self._hides(tenant, *listed))
+        return Rejection(400, body)
 
     def _classes(self, tenant: str, submission: Submission) -> Mapping[str, Any]:
         """The node classes of a prompt as its tenant sees them."""
@@ -173,7 +284,7 @@ class Checks:
         absent = await self._inputs.absent(tenant, submission.files)
         found = self._validate(submission, self._classes(tenant, submission), absent)
         if not found.valid:
-            raise Rejection(400, found.body())
+            raise self._rejection(tenant, found.body())
         return found
 
     def _reject(self, tenant: str, submission: Submission, files: Collection[FileInput]) -> None:
@@ -181,7 +292,7 @@ class Checks:
         classes = self._classes(tenant, submission)
         found = self._validate(submission, classes, files) if edition is not None else None
         if found is not None and not found.valid:
-            raise Rejection(400, found.body())
+            raise self._rejection(tenant, found.body())
         details = "\n".join(f"{file.input_name} - {_invalid(file.input_name, file.value)}" for file in files)
         raise Rejection(
             400, error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", details)

@@ -212,6 +212,9 @@ class Dispatcher:
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
             places = (self._checks.able_for(job), job.pinned, job.avoid)
+            if job.unfit is not None:
+                self._fail(job, job.unfit, "PromptRefused")
+                continue
             if places in full:
                 continue
             backend = self._choose(job)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from itertools import chain
 
 from gateway.comfy import wire
@@ -27,6 +27,7 @@ from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
+from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
@@ -39,7 +40,7 @@ from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import Sight
+from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies
 
@@ -48,7 +49,7 @@ class Engine:
     """The life of all jobs. `restore`, then let the fleet start with this as its listener; `close` at the end.
 
     Args:
-        sight: which files a tenant may name.
+        keyring: tells which files a tenant may name, and whether it is alone on the fleet.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Engine:
         blobs: BlobStore,
         policies: Policies,
         limits: Limits,
-        sight: Callable[[str], Sight],
+        keyring: Keyring,
     ) -> None:
         self._store = store
         self._fleet = fleet
+        self._keyring = keyring
+        sight = keyring.sight
         self.files = FileIndex()
         self.placements = Placements()
         self.catalogue = Catalogue(
@@ -90,10 +93,20 @@ class Engine:
             lambda: self.dispatcher.wake(),
         )
         self.uploads = Uploads(settings.uploads, self.files, blobs, store, limits, self.ledger.named.has)
+        judge = PromptJudge(self.catalogue, policies, self._is_apart)
         inputs = Inputs(
-            fleet, self.files, self.outputs, self.placements, self.placer, self.uploads, self.catalogue, policies, sight
+            fleet,
+            self.files,
+            self.outputs,
+            self.placements,
+            self.placer,
+            self.uploads,
+            self.catalogue,
+            policies,
+            sight,
+            self._is_apart,
         )
-        self.checks = Checks(self.catalogue, inputs, policies)
+        self.checks = Checks(self.catalogue, inputs, policies, judge, limits)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
@@ -162,6 +175,18 @@ class Engine:
             self.ledger.restore(job)
             self.retries.resume(job)
             self.ledger.restore_number(job_record.number)
+
+    def _is_apart(self, tenant: str) -> bool:
+        """Return True if a tenant shares the fleet with strangers, or lies among files of such.
+
+        The key of a tenant may be gone, and its files are still there. An admin's files don't count, nor those from
+        before there were keys: whose they are holds the fleet.
+        """
+        if self._keyring.sight(tenant) is Sight.ALL:
+            return False
+        if not self._keyring.is_alone(tenant):
+            return True
+        return self.files.is_others_too({tenant, LOCAL_TENANT, *self._keyring.admin_tenants})
 
     def _refuse_denied(self) -> None:
         """End what still waits from an earlier run and names what its tenant may not use any more."""

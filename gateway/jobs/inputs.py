@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
 from gateway.comfy.graph import FileInput, survey
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.outputs import FileRef, is_pattern
 from gateway.fleet.backend import Backend
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.files import FileIndex, Holder, Upload
@@ -36,6 +36,7 @@ class Inputs:
 
     Args:
         sight: which files a tenant may name.
+        judged: returns True for a tenant that shares backends with strangers.
     """
 
     fleet: Fleet
@@ -47,15 +48,21 @@ class Inputs:
     catalogue: Catalogue
     policies: Policies
     sight: Callable[[str], Sight]
+    judged: Callable[[str], bool]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
         sight = self.sight(tenant)
-        if sight is Sight.ALL:
+        if sight is Sight.ALL or not self.judged(tenant):
             return []
         # A prompt may name one folder ten thousand times, and ten thousand files may lie in it.
         folders: dict[FileRef, bool] = {}
         return [file for file in files if self._is_foreign(tenant, file, sight, folders)]
+
+    def unproven(self, tenant: str, files: Collection[FileInput]) -> set[str]:
+        """Return the names of files that are not known to be the tenant's own, whether they exist or not."""
+        named = (file for file in files if file.declared or file.annotated)
+        return {file.value for file in named if file.ref is None or self.files.find(tenant, file.ref) is None}
 
     def sees_all(self, tenant: str) -> bool:
         """Whether a tenant may name whatever file there is."""
@@ -72,17 +79,22 @@ class Inputs:
 
     def _is_foreign(self, tenant: str, file: FileInput, sight: Sight, folders: dict[FileRef, bool]) -> bool:
         ref = file.ref
-        if ref is not None and file.folder:
+        if ref is None:
+            # If the name leads out of its folder, is no text or another node's to say, nobody can tell what it opens.
+            return file.declared or file.annotated
+        if file.folder:
+            if not ref.subfolder:
+                # The root is everybody's.
+                return True
             folder = spelled_alike(ref)
             if folder not in folders:
                 below = self.placements.below(folder)
                 folders[folder] = any(self.files.find(tenant, each) is None for each in below)
             return folders[folder]
-        if ref is None:
-            # ComfyUI's own loaders take a path that leads out of its folder for a file that is not there.
-            return sight is Sight.OWN and (file.declared or file.annotated)
         if self.files.find(tenant, ref) is not None:
             return False
+        if file.declared and is_pattern(ref):
+            return True
         if self.placements.is_name(ref):
             return True
         return self._is_others(tenant, ref) if sight is Sight.UNCLAIMED else ref.kind != "input"
@@ -105,10 +117,11 @@ class Inputs:
         submission = job.submission
         changed: dict[Place, str] = {}
         try:
-            for file in self.foreign(job.tenant, submission.files):
+            judged = self.judged(job.tenant) and not self._is_free(job, backend)
+            for file in self.foreign(job.tenant, submission.files) if judged else ():
                 raise FileMissing(f"Invalid file: {file.value}")
             for file in submission.files:
-                there = await self._there(job.tenant, file, backend)
+                there = await self._there(job.tenant, file, backend, judged)
                 if there is not None and there != file.ref:
                     changed[file.node_id, file.input_name, *file.path] = file.renamed(there)
         except (Refused, Unreachable):
@@ -129,7 +142,11 @@ class Inputs:
                 changed[node_id, name] = spelled
         return changed
 
-    async def _there(self, tenant: str, file: FileInput, backend: Backend) -> FileRef | None:
+    def _is_free(self, job: Job, backend: Backend) -> bool:
+        """Return True if a job may name any file on a backend: an admin's job, or the backend is its tenant's own."""
+        return job.submission.by_admin or backend.name in self.policies.of(job.tenant).dedicated
+
+    async def _there(self, tenant: str, file: FileInput, backend: Backend, judged: bool) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""
         ref = file.ref
         found = self.files.find(tenant, ref) if ref is not None else None
@@ -137,15 +154,17 @@ class Inputs:
             case Upload():
                 assert ref is not None
                 self.uploads.use(found.digest)
-                return await self.placer.ensure(backend, ref, found)
+                return await self.placer.ensure(backend, ref, found, judged=judged)
             case Holder():
                 assert ref is not None
-                return await self._from_owner(tenant, found, ref, backend)
+                return await self._from_owner(tenant, found, ref, backend, judged)
         # A text that ends like a file's name is most likely a text.
         may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
-    async def _from_owner(self, tenant: str, holder: Holder, visible: FileRef, backend: Backend) -> FileRef:
+    async def _from_owner(
+        self, tenant: str, holder: Holder, visible: FileRef, backend: Backend, judged: bool
+    ) -> FileRef:
         owner, ref = holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)
         if owner == backend.name and self.sight(tenant) is Sight.ALL:
             return ref
@@ -158,7 +177,7 @@ class Inputs:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
         if not source.pulse.alive:
             raise SourceDown(owner)
-        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder))
+        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder), judged=judged)
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""

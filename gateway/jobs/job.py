@@ -67,9 +67,10 @@ class Job:
     was `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
     fetched, and waits to be written. While it is `recalled` its backend is asked to give it back, so that its absence
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
-    `judged_by`, an edition of the catalogue, tells; to those that are `pinned` it is tied by its files, while their
-    owner is down. Those it should `avoid` get it only if no other may; `retried_for` says for which failures it had
-    its second chance. It is not sent `not_before` that time of the monotonic clock.
+    `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are
+    `pinned` it is tied by its files, while their owner is down. Those it should `avoid` get it only if no other may;
+    `retried_for` says for which failures it had its second chance. It is not sent `not_before` that time of the
+    monotonic clock.
     """
 
     tenant: str
@@ -94,7 +95,8 @@ class Job:
     outputs: list[str] = field(default_factory=list)
     pinned: frozenset[str] | None = None
     able: frozenset[str] | None = None
-    judged_by: object = None
+    judged_by: int | None = None
+    unfit: str | None = None
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
     not_before: float = 0.0

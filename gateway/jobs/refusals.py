@@ -7,6 +7,8 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.comfy.redaction import redact_value
+from gateway.jobs.isolation import SETTING, Refusal
 from gateway.tenants.policy import Denied
 
 # A prompt may name as many as it has inputs.
@@ -38,6 +40,29 @@ def _denied_error(each: Denied) -> dict[str, Any]:
     return {"type": "model_denied", "message": each.sentence, "details": details, "extra_info": extra}
 
 
+def isolation_error(found: Sequence[Refusal]) -> dict[str, Any]:
+    """Return the 400 of a prompt that shared backends may not run: each reason at its node, in ComfyUI's form."""
+    node_errors: dict[str, Any] = {}
+    for each in found[:_MANY_DENIED]:
+        own = node_errors.setdefault(
+            each.node_id, {"errors": [], "dependent_outputs": [], "class_type": each.class_type}
+        )
+        own["errors"].append(_isolation_error(each))
+    first = _isolation_error(found[0])
+    title = {"node_id": found[0].node_id, "class_type": found[0].class_type, "node_title": found[0].title}
+    extra = {**title, **first["extra_info"]}
+    return error_body(first["type"], first["message"], f"Node ID '#{found[0].node_id}'", extra, node_errors)
+
+
+def _isolation_error(each: Refusal) -> dict[str, Any]:
+    extra: dict[str, Any] = {"pack": each.pack, "setting": SETTING}
+    if each.input_name is None:
+        return {"type": "node_not_trusted", "message": each.reason, "details": "", "extra_info": extra}
+    message = f"{each.class_type}.{each.input_name}: {each.reason}"
+    extra["input_name"] = each.input_name
+    return {"type": "input_refused", "message": message, "details": each.input_name, "extra_info": extra}
+
+
 # Whether a tenant must not read what an input of a class offers, by its name and the choices.
 Hides = Callable[[str, str, Sequence[Any]], bool]
 
@@ -46,15 +71,20 @@ def scrubbed(body: bytes, hides: Hides) -> bytes:
     """A backend's refusal without what it lists of itself, as far as a tenant must not read that there."""
     try:
         value = wire.loads(body)
-        if scrub(value["node_errors"], hides) and value["error"]["type"] == "prompt_outputs_failed_validation":
-            value["error"]["details"] = "\n".join(
-                f"{error['message']}: {error['details']}"
-                for node in value["node_errors"].values()
-                for error in node["errors"]
-            )
+        _scrub_body(value, hides)
     except (wire.MalformedJson, LookupError, TypeError, AttributeError):
         return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
     return wire.dumps(value)
+
+
+def _scrub_body(value: Any, hides: Hides) -> bool:
+    """Take out of a refusal's body what it lists; return True if there was anything to be hidden."""
+    found = scrub(value["node_errors"], hides)
+    if found and value["error"]["type"] == "prompt_outputs_failed_validation":
+        # ComfyUI repeats in there what is wrong at each node (execution.py, validate_prompt).
+        told = (error for node in value["node_errors"].values() for error in node["errors"])
+        value["error"]["details"] = "\n".join(f"{error['message']}: {error['details']}" for error in told)
+    return found
 
 
 def scrub(node_errors: Any, hides: Hides) -> bool:
@@ -69,11 +99,57 @@ def scrub(node_errors: Any, hides: Hides) -> bool:
             extra = error["extra_info"]
             if not hides(str(node["class_type"]), str(extra.get("input_name")), _choices(extra.get("input_config"))):
                 continue
-            found = True
-            extra.pop("input_config", None)
-            if error["type"] == "value_not_in_list":
-                error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
+            found = _hide_list(error) or found
     return found
+
+
+def _hide_list(error: dict[str, Any]) -> bool:
+    """Take out of an error what the input offers, and how much of it; return True if it told anything."""
+    extra = error["extra_info"]
+    if "input_config" not in extra and error["type"] not in ("value_not_in_list", "return_type_mismatch"):
+        return False
+    extra.pop("input_config", None)
+    if error["type"] == "value_not_in_list":
+        error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
+    if error["type"] == "return_type_mismatch":
+        # The type of an input, and of an output, may be a list of choices.
+        received = extra.get("received_type")
+        extra["received_type"] = received if isinstance(received, str) else "COMBO"
+        error["details"] = f"{extra.get('input_name')}, received_type({extra['received_type']}) mismatch"
+    return True
+
+
+def redacted(body: bytes, hides: Hides) -> bytes:
+    """Return a refusal as an isolated tenant may read it: without lists that `hides`, and without absolute paths.
+
+    If there is nothing to be hidden, the bytes stay as they are.
+    """
+    try:
+        value = wire.loads(body)
+        found, told = redact_body(value, hides)
+    except (wire.MalformedJson, LookupError, TypeError, AttributeError):
+        return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
+    return wire.dumps_exact(told) if found or told != value else body
+
+
+def redact_body(value: Any, hides: Hides) -> tuple[bool, Any]:
+    """Return a refusal's body as `redacted` does, and True before it if a list was hidden; `value` is changed.
+
+    Raises:
+        LookupError, TypeError, AttributeError: it is not of ComfyUI's form.
+    """
+    found = _scrub_body(value, hides)
+    return found, redact_value(value)
+
+
+def redact_node_errors(node_errors: Any, hides: Hides) -> Any:
+    """Return ``node_errors`` as an isolated tenant may read them; they are changed.
+
+    Raises:
+        LookupError, TypeError, AttributeError: they are not of ComfyUI's form.
+    """
+    scrub(node_errors, hides)
+    return redact_value(node_errors)
 
 
 def _choices(config: Any) -> Sequence[Any]:

@@ -48,6 +48,9 @@ class LimitSettings(Model):
     body_bytes: Bytes | None = None
     upload_bytes: Bytes | None = None
     sockets: Count | None = None
+    # A limit from the start: without one a prompt is a way to find out which files there are.
+    bad_names_per_minute: Count | None = 100
+    bad_names_per_prompt: Count | None = 20
 
 
 class PolicySettings(Model):

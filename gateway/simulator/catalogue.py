@@ -61,6 +61,8 @@ class Catalogue:
         self._loaded = loaded
         self._faults = faults
         self._born = time.time()
+        # A test's answer to GET /object_info, whatever it is; None for the simulator's own.
+        self.odd_answer: bytes | None = None
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, without /api."""
@@ -108,6 +110,8 @@ class Catalogue:
 
     async def get_object_info(self, _: web.Request) -> web.Response:
         """GET /object_info."""
+        if self.odd_answer is not None:
+            return web.Response(body=self.odd_answer, content_type="application/json")
         return reply(self._current())
 
     async def get_class(self, request: web.Request) -> web.Response:

@@ -92,19 +92,10 @@ class Simulator:
         app = web.Application(
             client_max_size=round(self.options.max_upload_mb * 1024 * 1024), middlewares=[self._middleware]
         )
-        rooms = (
-            Prompts(self.executor),
-            Media(self.files),
-            UserData(self.files),
-            Catalogue(
-                self.options,
-                self.files,
-                object_info,
-                self.sockets.features,
-                lambda: self.executor.loaded,
-                self.faults,
-            ),
+        self.catalogue = Catalogue(
+            self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded, self.faults
         )
+        rooms = (Prompts(self.executor), Media(self.files), UserData(self.files), self.catalogue)
         for room in rooms:
             for route in room.routes():
                 for path in (route.path, f"/api{route.path}"):
@@ -115,6 +106,7 @@ class Simulator:
         app.router.add_get(f"{_OWN}/recorded", self._get_recorded)
         app.router.add_route("*", f"{_OWN}/faults", self._set_faults)
         app.router.add_post(f"{_OWN}/broadcast", self._broadcast)
+        app.router.add_post(f"{_OWN}/object_info", self._set_object_info)
         add_front_end(app, front_end(self.options))
         return app
 
@@ -178,6 +170,11 @@ class Simulator:
             message = wire.loads(body)
             self.sockets.send(str(message["type"]), message["data"], None)
         await self.sockets.drained()
+        return reply({})
+
+    async def _set_object_info(self, request: web.Request) -> web.Response:
+        """POST the bytes that GET /object_info answers from now on; no bytes for the simulator's own answer."""
+        self.catalogue.odd_answer = await request.read() or None
         return reply({})
 
     async def _get_recorded(self, _: web.Request) -> web.Response:

@@ -6,11 +6,12 @@ many bytes of uploads, those know who keep them; here is only what the answer to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway.settings import LimitSettings
+from gateway.tenants.guesses import Guesses
 from gateway.tenants.policy import Policies
 from gateway.tenants.token_bucket import TokenBucket, whole_seconds
 
@@ -26,6 +27,8 @@ _WHAT = {
     "body_bytes": "The request body is too large",
     "upload_bytes": "There is no room for the file",
     "sockets": "Too many WebSockets of yours are open",
+    "bad_names_per_minute": "Too many prompts name files that are not yours",
+    "bad_names_per_prompt": "The prompt names too many files that are not yours",
 }
 
 
@@ -79,6 +82,7 @@ class Limits:
         self._requests: dict[str, TokenBucket] = {}
         self._prompts: dict[str, TokenBucket] = {}
         self._sockets: dict[str, int] = {}
+        self._guesses = Guesses()
         self._sweep_at = 0.0
         # Where nobody has such a limit, nothing is looked up for it.
         self.counts_requests = any(p.limits.requests_per_second is not None for p in policies.all)
@@ -86,7 +90,7 @@ class Limits:
         self.bounds_running = any(p.limits.jobs_running is not None for p in policies.all)
 
     def __len__(self) -> int:
-        return len(self._requests) + len(self._prompts) + len(self._sockets)
+        return len(self._requests) + len(self._prompts) + len(self._sockets) + len(self._guesses)
 
     def of(self, tenant: str) -> LimitSettings:
         """A tenant's limits."""
@@ -123,6 +127,28 @@ class Limits:
             bucket = self._prompts[tenant] = TokenBucket.full(most / 60.0, most, now)
         if not bucket.take(now):
             raise _too_fast("prompts_per_minute", most, bucket, now)
+
+    def bad_names(self, tenant: str, names: Collection[str], now: float) -> None:
+        """Count the file names of a prompt that are not known to be its tenant's own, before any is looked for.
+
+        Whether the files exist must not matter for what is passed in, or the answer would tell it.
+
+        Raises:
+            LimitReached: the prompt has too many of them, or the tenant's prompts of the last minute had.
+        """
+        limits, tried = self._policies.of(tenant).limits, set(names)
+        if not tried:
+            return
+        most = limits.bad_names_per_prompt
+        if most is not None and len(tried) > most:
+            details = "name files that you uploaded, or that your prompts made"
+            raise LimitReached("bad_names_per_prompt", most, len(tried), details, None)
+        rate = limits.bad_names_per_minute
+        if rate is None:
+            return
+        bucket = self._guesses.take(tenant, tried, rate, now)
+        if bucket is not None:
+            raise _too_many_names(rate, len(tried), bucket, now)
 
     def quotas(self, tenant: str, now: float) -> list[Quota]:
         """The rates that hold for a tenant's prompts, and what is left of each."""
@@ -216,6 +242,13 @@ def _too_fast(limit: str, value: float, bucket: TokenBucket, now: float) -> Limi
     window = whole_seconds(bucket.capacity / bucket.rate)
     details = f"wait {wait} s; then one more is taken"
     return LimitReached(limit, value, value, details, wait, int(bucket.capacity), window)
+
+
+def _too_many_names(rate: int, names: int, bucket: TokenBucket, now: float) -> LimitReached:
+    # If some of the names were tried before, the wait is shorter than what is told.
+    wait = whole_seconds(bucket.next_in(now, min(names, rate)))
+    details = f"wait {wait} s, or name files that you uploaded, or that your prompts made"
+    return LimitReached("bad_names_per_minute", rate, rate, details, wait, int(bucket.capacity), 60)
 
 
 def _quota(limit: str, value: int, window: int, bucket: TokenBucket | None, now: float) -> Quota:

@@ -23,25 +23,25 @@ class TokenBucket:
         """A bucket that nothing was taken from yet."""
         return cls(rate, capacity, capacity, now)
 
-    def take(self, now: float) -> bool:
-        """Take a token, if there is one. A clock that goes back adds nothing."""
+    def take(self, now: float, count: float = 1.0) -> bool:
+        """Take `count` tokens, if there are so many. A clock that goes back adds nothing."""
         tokens = self.tokens
         if now > self.at:
             tokens = min(self.capacity, tokens + (now - self.at) * self.rate)
             self.at = now
-        if tokens < 1.0:
+        if tokens < count:
             self.tokens = tokens
             return False
-        self.tokens = tokens - 1.0
+        self.tokens = tokens - count
         return True
 
     def left(self, now: float) -> float:
         """The tokens in it."""
         return min(self.capacity, self.tokens + max(now - self.at, 0.0) * self.rate)
 
-    def next_in(self, now: float) -> float:
-        """Seconds until there is a token; 0 if there is one."""
-        return max(1.0 - self.left(now), 0.0) / self.rate
+    def next_in(self, now: float, count: float = 1.0) -> float:
+        """Seconds until there are `count` tokens; 0 if there are."""
+        return max(count - self.left(now), 0.0) / self.rate
 
     def full_in(self, now: float) -> float:
         """Seconds until it is full."""

@@ -17,16 +17,21 @@ from gateway.web.answers import problem
 _UNITS = {"body_bytes": "content-bytes", "upload_bytes": "content-bytes", "sockets": "concurrent-requests"}
 
 
+# Answers that no waiting changes.
+_FINAL = {"bad_names_per_prompt": (400, "too_many_bad_names")}
+
+
 def refuse(reached: LimitReached) -> web.Response:
-    """The answer to a request that is too much: 429, or 413 for a body that no waiting makes smaller."""
+    """Return the answer to a request that is too much: 429, or 413 or 400 if waiting does not help."""
     waits = reached.retry_after is not None
+    status, type_ = (429, "limit_reached") if waits else _FINAL.get(reached.limit, (413, "body_too_large"))
     headers = {"RateLimit-Policy": _policy(reached.limit, reached.quota, reached.window)}
     if waits:
         headers["Retry-After"] = str(reached.retry_after)
         headers["RateLimit"] = f'"{reached.limit}";r=0;t={reached.retry_after}'
     return problem(
-        429 if waits else 413,
-        "limit_reached" if waits else "body_too_large",
+        status,
+        type_,
         reached.message,
         f"{reached.limit}: {_shown(reached.used)} of {_shown(reached.value)} in use; {reached}",
         headers,

@@ -48,6 +48,8 @@ class Parts:
     policies: Policies
     limits: Limits
     packs: PackWatch
+    # Whether what a tenant's prompts open is judged: then it may bring no file that names other files.
+    is_judged: Callable[[str], bool]
 
 
 PARTS = web.AppKey("parts", Parts)

@@ -58,7 +58,15 @@ async def post_prompt(request: web.Request) -> web.Response:
     early = _EarlyAnswer(request, rates)
     try:
         limits.prompt(identity.tenant, time.monotonic())
-        submission = read(await read_json(request), engine.checks.file_inputs, _bounds(parts(request).settings))
+        body = await read_json(request)
+        await engine.checks.ready(identity.tenant)
+        submission = read(
+            body,
+            engine.checks.file_inputs,
+            _bounds(parts(request).settings),
+            by_admin=identity.is_admin,
+            inspect=engine.checks.inspector(identity.tenant, by_admin=identity.is_admin),
+        )
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write, may_name_all=identity.is_admin)
     except Rejection as rejection:
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.

@@ -19,6 +19,7 @@ from gateway.fleet.etags import Known, has
 from gateway.fleet.files import Upload
 from gateway.fleet.masks import compose
 from gateway.fleet.placer import FileMissing
+from gateway.fleet.references import sentence
 from gateway.fleet.uploads import QuotaExceeded
 from gateway.settings import LimitSettings
 from gateway.store.blobs import BlobWriter
@@ -91,6 +92,8 @@ async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
             wanted = form.wanted()
             if form.writer is None or wanted is None:
                 return empty(400)
+            if (refusal := await _refuse_reference(gateway, request, wanted, form.writer)) is not None:
+                return refusal
             if is_mask:
                 return await _keep_mask(request, form, form.writer, wanted, stack)
             ref = await gateway.engine.uploads.add(
@@ -101,6 +104,18 @@ async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
         except QuotaExceeded as error:
             return problem(507, "uploads_full", "There is no room for the file", str(error))
     return _answer(gateway, caller(request).tenant, form, wanted, ref)
+
+
+async def _refuse_reference(
+    gateway: Parts, request: web.Request, wanted: FileRef, writer: BlobWriter
+) -> web.Response | None:
+    """Return the refusal of a file that names other files, if the caller may open none but its own."""
+    if caller(request).is_admin or not gateway.is_judged(caller(request).tenant):
+        return None
+    found = await gateway.engine.placer.references.of_file(wanted.filename, await writer.spool())
+    if found is None:
+        return None
+    return problem(400, "file_names_others", "The file names other files", sentence(wanted.filename, found))
 
 
 def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: FileRef) -> web.Response:

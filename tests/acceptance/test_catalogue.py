@@ -14,6 +14,7 @@ from tests.acceptance.test_uploads import busy, load, png, upload
 from tests.comfy_client import Comfy
 from tests.conformance.replay import exchange, expected_body, normal, recording
 from tests.lab import Lab, until
+from tests.odd_info import DROPPED, KEPT, REPAIRED
 from tests.workflows import slow, text_to_image
 
 PROMPT_ERRORS = recording("prompt_errors.json")
@@ -223,3 +224,53 @@ async def test_a_file_put_there_by_hand_is_fetched_from_where_it_is(lab: Lab, tm
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
     ran = [len(await Comfy(lab.http, simulator.url).get("/history")) for simulator in (first, second)]
     assert sorted(ran) == [2, 2]
+
+
+async def test_one_backends_odd_answer_spoils_nothing_of_the_others(lab: Lab) -> None:
+    """Malformed classes of every kind, also under the names of the other's, and answers that are no catalogue."""
+    odd, good = await lab.simulators(2)
+    gateway = await lab.gateway(odd, good, catalogue__refresh=0.1)
+    comfy, behind = Comfy(lab.http, gateway.url), Comfy(lab.http, good.url)
+
+    async def asked_again() -> bool:
+        return (await odd.requests(lab.http)).get("GET /object_info", 0) >= before + 2
+
+    async def answer(body: bytes) -> None:
+        async with lab.http.post(f"{odd.url}/simulator/object_info", data=body) as told:
+            assert told.status == 200
+
+    async def check() -> None:
+        info, own = await comfy.get("/object_info"), await behind.get("/object_info")
+        assert {name: info.get(name) for name in own} == own
+        assert (await comfy.get("/object_info/SaveImage"))["SaveImage"] == own["SaveImage"]
+        entry = await comfy.entry(await comfy.prompt(slow(1, steps=1)))
+        assert entry["status"]["status_str"] == "success"
+
+    own = await behind.get("/object_info")
+    classes = list(own)
+    many = {classes[n % len(classes)]: description for n, description in enumerate(DROPPED.values())}
+    many |= {f"Odd{n}": description for n, description in enumerate({**DROPPED, **REPAIRED, **KEPT}.values())}
+    # A class that the odd one does not describe well is not its to run.
+    many["SaveImage"] = DROPPED["an array"]
+    await answer(json.dumps({**many, "Marker": KEPT["no inputs"]}).encode())
+
+    async def is_read() -> bool:
+        return "Marker" in await comfy.get("/object_info")
+
+    await until(is_read, what="the odd answer in the catalogue")
+    assert json.dumps((await comfy.get("/object_info"))["Marker"]) == json.dumps(KEPT["no inputs"])
+    ran = len(await behind.get("/history"))
+    await check()
+    await check()
+    assert len(await behind.get("/history")) == ran + 2
+    assert any(line["event"] == "object_info_partly_unreadable" for line in gateway.log_lines())
+    for body in (b"null", b"[]", b'"x"', b"7", b"{", b"[" * 100_000, b'{"error": "x"}', b"{}", b"\xff", b"NaN"):
+        before = (await odd.requests(lab.http))["GET /object_info"]
+        await answer(body)
+        await until(asked_again, what=repr(body[:20]))
+        await check()
+        assert "Marker" in await comfy.get("/object_info")
+    assert await gateway.stop() == 0
+    gateway = await lab.gateway(odd, good)
+    comfy = Comfy(lab.http, gateway.url)
+    await check()

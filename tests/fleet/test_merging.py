@@ -31,7 +31,8 @@ def test_classes_that_differ_otherwise_keep_the_firsts_description() -> None:
 
 def test_devices_are_told_apart() -> None:
     stats = {"system": {"comfyui_version": "1"}, "devices": [{"name": "cuda:0", "index": 0}]}
-    merged = merging.system_stats([("a", stats), ("b", stats)])
+    odd = [{"devices": 5}, {"devices": ["cuda"]}, {"devices": {"name": "x"}}, {}]
+    merged = merging.system_stats([("a", stats), *(("odd", each) for each in odd), ("b", stats)])
     assert [(d["name"], d["index"]) for d in merged["devices"]] == [("a: cuda:0", 0), ("b: cuda:0", 1)]
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.comfy.previews import Preview, encode_legacy, encode_with_metadata
+from gateway.simulator.catalogue import load_object_info
+from gateway.simulator.options import SimulatorOptions
+from tests.odd_info import DROPPED, KEPT, REPAIRED
 from tests.workflows import failing, slow, text_to_image
 
 RECORDINGS = Path(__file__).parent.parent / "conformance" / "recordings"
@@ -47,6 +50,13 @@ def entries() -> list[Any]:
     """History entries."""
     assert _found()[1]
     return _found()[1][:8]
+
+
+def object_infos() -> list[Any]:
+    """Answers to GET /object_info: a good one, and odd ones."""
+    good = load_object_info(SimulatorOptions())
+    few = {name: good[name] for name in ("KSampler", "LoadImage", "LoraLoader", "SaveImage")}
+    return [few, {**few, **DROPPED}, {**few, **REPAIRED}, {"LoadImage": REPAIRED["all three"]}, KEPT]
 
 
 def bodies() -> list[Any]:

@@ -20,11 +20,13 @@ from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.object_info import read_object_info
 from gateway.comfy.outputs import FileRef, file_ref, rename
 from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
 from gateway.fleet.etags import Times, examine
+from gateway.fleet.views import without_models
 from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message
 from gateway.jobs.job import Job
@@ -33,12 +35,13 @@ from gateway.jobs.partner_keys import NAMES
 from gateway.jobs.upstream import upstream_body
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
-from gateway.settings import AuthSettings, KeySettings
+from gateway.settings import AuthSettings, KeySettings, TenantSettings
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
 from gateway.store.userdata import OutsideFolder, UnfitName, parts_of
 from gateway.tenants.carriers import COOKIE, AmbiguousKey, presented_key
 from gateway.tenants.keys import Keyring, digest_of
+from gateway.tenants.policy import Policies
 from gateway.tenants.roles import Access, Roles, plain
 from gateway.web.uploads import _original
 from gateway.web.view import requested_file
@@ -84,6 +87,7 @@ def _raw(values: list[Any]) -> tuple[bytes, ...]:
 # -- a prompt's body ---------------------------------------------------------------------------------------------------
 
 _INFO = load_object_info(SimulatorOptions())
+_POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": ["*"]}}}), []).default
 _EDITION = make_edition({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
 
 
@@ -153,6 +157,27 @@ def event(data: bytes) -> None:
             for each in (Frame(Kind.LIFECYCLE, b"{}", "other"), frame, events.end_frame("other"), frame):
                 for due in sequencer.feed(each):
                     outbox.put(due)
+
+
+def object_info(data: bytes) -> None:
+    """GET /object_info of one backend, beside another's, and all that is made of it."""
+    try:
+        value = wire.loads(_json_of(data, seeds.object_infos()))
+    except wire.MalformedJson:
+        return
+    read = read_object_info(value)
+    json.dumps(read.summary())
+    again = read_object_info(read.classes)
+    assert not again.dropped
+    assert not again.repaired
+    for infos in ({"odd": read.classes, "good": _INFO}, {"good": _INFO, "odd": read.classes}):
+        edition = make_edition(infos, lambda ref: ref.filename == "a.png")
+        told = wire.loads(edition.body([FileRef("input", "", "own.png")]).plain)
+        assert told.keys() == edition.classes.keys()
+        for description in edition.classes.values():
+            without_models(description, _POLICY)
+    for name in read.classes:
+        validate_prompt({"1": {"class_type": name, "inputs": {"image": "a.png", "x": ["1", 0]}}}, read.classes)
 
 
 def preview(data: bytes) -> None:
@@ -289,6 +314,7 @@ TARGETS = {
     for target in (
         Target("graph", graph, _raw(seeds.bodies())),
         Target("event", event, _raw(seeds.messages())),
+        Target("object_info", object_info, _raw(seeds.object_infos())),
         Target("preview", preview, tuple(seeds.previews())),
         Target("entry", entry, _raw(seeds.entries())),
         Target(

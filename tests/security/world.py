@@ -13,6 +13,7 @@ from yarl import URL
 
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator
+from tests.tenancy import with_trust
 
 KEYS = {name: f"{name}-key-0123456789" for name in ("anna", "ben", "boss", "monitor", "mate", "other")}
 ROLES = {"boss": "admin", "monitor": "metrics"}
@@ -39,13 +40,12 @@ async def start(
         }
         for name, key in KEYS.items()
     ]
+    guests = {"anonymous": {"networks": ["127.0.0.0/8"], "tenant": "guests"}} if anonymous else {}
     config: dict[str, Any] = {
         "auth": {"keys": keys, "isolation": isolation, "metrics": "key"},
         "probe": {"interval": 0.25},
-        "tenants": {"default": {"nodes": {"trust": ["gwtest"]}}},
+        "tenants": with_trust(guests),
     }
-    if anonymous:
-        config["tenants"]["anonymous"] = {"networks": ["127.0.0.0/8"], "tenant": "guests"}
     path = lab.directory / f"gateway-{data}.yaml"
     path.write_text(json.dumps(config))
     urls = [simulator if isinstance(simulator, str) else simulator.url for simulator in simulators]

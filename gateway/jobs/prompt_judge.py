@@ -1,0 +1,106 @@
+"""Judge prompts against the fleet as it is: which shared backends may run a prompt of an isolated tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.class_profiles import ClassProfile
+from gateway.comfy.node_review import OPENING, Kind
+from gateway.fleet.catalogue import Catalogue
+from gateway.jobs.admission import Submission
+from gateway.jobs.isolation import Refusal, judge
+from gateway.tenants.policy import Policies
+
+# Lists of these kinds may tell of files.
+_LISTING = OPENING | {Kind.DATASETS, Kind.UNREVIEWED}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The judgement of one prompt.
+
+    Attributes:
+        version: the version of the catalogue that it rests on.
+        backends: the shared backends that may run the prompt.
+        refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
+        is_known: False if no shared backend has said yet which classes it has.
+    """
+
+    version: int
+    backends: frozenset[str]
+    refusals: tuple[Refusal, ...] = ()
+    is_known: bool = True
+
+
+class PromptJudge:
+    """Judges prompts of tenants that share backends with strangers.
+
+    Args:
+        is_apart: returns True for a tenant that is not alone on the fleet.
+    """
+
+    def __init__(self, catalogue: Catalogue, policies: Policies, is_apart: Callable[[str], bool]) -> None:
+        self._catalogue = catalogue
+        self._policies = policies
+        self._is_apart = is_apart
+
+    def is_judged(self, tenant: str) -> bool:
+        """Return True if a tenant's prompts are judged: it is not alone, and shares a backend with others."""
+        if not self._is_apart(tenant):
+            return False
+        policy = self._policies.of(tenant)
+        return not policy.dedicated or policy.allowed is None or bool(policy.allowed - policy.dedicated)
+
+    def lists_files(self, class_type: str, input_name: str) -> bool:
+        """Return True if an input's list may name files or folders, so that neither it nor its length is told.
+
+        Nobody knows what the list of a class that is not reviewed is made of.
+        """
+        edition = self._catalogue.edition
+        profile = edition.profiles.common.get(class_type) if edition is not None else None
+        known = profile.inputs.get(input_name) if profile is not None and profile.is_reviewed else None
+        return known is None or known.kind in _LISTING
+
+    def dedicated(self, tenant: str) -> frozenset[str]:
+        """Return the names of the backends on which a tenant is refused nothing."""
+        return self._policies.of(tenant).dedicated
+
+    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any]], Judged] | None:
+        """Return what judges a parsed graph, None if the caller's prompts are not judged."""
+        if by_admin or not self.is_judged(tenant):
+            return None
+        return lambda prompt: self._judge(tenant, prompt)
+
+    def of(self, tenant: str, submission: Submission) -> Judged | None:
+        """Return the judgement of a submission by today's catalogue, None if it needs none."""
+        if submission.by_admin or not self.is_judged(tenant):
+            return None
+        known = submission.judgement
+        if isinstance(known, Judged) and known.version == self._catalogue.version:
+            return known
+        return self._judge(tenant, wire.loads(submission.prompt))
+
+    def _judge(self, tenant: str, prompt: Mapping[str, Any]) -> Judged:
+        policy, catalogue = self._policies.of(tenant), self._catalogue
+        edition = catalogue.edition
+        described = catalogue.described_by - policy.dedicated
+        shared = described if policy.allowed is None else described & policy.allowed
+        if edition is None or not shared:
+            return Judged(catalogue.version, frozenset(), is_known=False)
+
+        def trusts(profile: ClassProfile) -> bool:
+            return policy.trusts(profile.name, profile.pack)
+
+        classes = {name for node in prompt.values() if isinstance(name := node.get("class_type"), str)}
+        able: frozenset[str] = frozenset()
+        refusals: tuple[Refusal, ...] = ()
+        for names, profile in edition.profiles.groups(classes, shared):
+            judgement = judge(prompt, profile, trusts)
+            if not (judgement.refusals or judgement.unknown):
+                able |= names
+            elif not refusals:
+                refusals = judgement.refusals
+        return Judged(catalogue.version, able, () if able else refusals)

@@ -1,0 +1,88 @@
+"""One backend's odd /object_info, beside a good one's: the good one's catalogue stays what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.comfy import wire
+from gateway.comfy.object_info import read_object_info
+from gateway.comfy.outputs import FileRef
+from gateway.fleet import merging, views
+from gateway.fleet.editions import make_edition, make_sound_edition
+from gateway.fleet.views import without_models
+from gateway.settings import TenantSettings
+from gateway.simulator.catalogue import load_object_info
+from gateway.simulator.options import SimulatorOptions
+from gateway.tenants.policy import Policies
+from tests.odd_info import DROPPED, KEPT, REPAIRED
+
+GOOD = load_object_info(SimulatorOptions())
+ODD = {**DROPPED, **REPAIRED, **KEPT}
+UPLOADS = [FileRef("input", "", "own.png"), FileRef("input", "", "own.latent"), FileRef("input", "bens", "b.png")]
+POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": ["*.ckpt", "a*"]}}}), []).default
+
+
+def read(value: Any) -> Any:
+    """The classes that a backend's answer comes to."""
+    return read_object_info(wire.loads(wire.dumps_exact(value))).classes
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["Odd", "LoadImage", "LoadLatent", "LoadImageDataSetFromFolder"])
+def test_the_good_ones_classes_stand(odd: str, name: str) -> None:
+    """Whoever of the two is first in the file; also where the odd description is of a class that both have."""
+    odd_info = read({name: ODD[odd]})
+    for infos in ({"odd": odd_info, "good": GOOD}, {"good": GOOD, "odd": odd_info}):
+        edition = make_edition(infos, lambda ref: ref.filename == "a.png")
+        encoded = wire.loads(edition.body(UPLOADS).plain)
+        kept = GOOD.keys() if odd in DROPPED or next(iter(infos)) == "good" else GOOD.keys() - {name}
+        alone = wire.loads(make_edition({"good": GOOD}, lambda _: False).body(UPLOADS).plain)
+        assert {each: encoded[each] for each in kept - {name}} == {each: alone[each] for each in kept - {name}}
+        assert (name in encoded) == (name in GOOD or odd not in DROPPED)
+        for each in encoded:
+            assert wire.loads(wire.dumps(edition.node_class(each, UPLOADS))) == encoded[each]
+        seen = views.seen(infos, POLICY)
+        make_edition(seen, lambda _: False).body(UPLOADS)
+        for description in merging.object_info(list(infos.values())).values():
+            without_models(description, POLICY)
+
+
+def test_a_backend_that_breaks_the_merge_all_the_same_is_left_out() -> None:
+    """With descriptions that no reader has seen: the other backends' edition is as if it were not there."""
+    for raw in DROPPED.values():
+        for name in ("LoadImage", "LoadLatent"):
+            infos: Any = {"odd": {name: raw}, "good": GOOD, "odder": {name: raw, 5: None}}
+            edition, broken = make_sound_edition(infos, lambda _: False)
+            assert "good" not in broken
+            assert edition.classes.keys() >= GOOD.keys()
+    two_parts: Any = {"LoadImage": REPAIRED["an input and a hidden input"]}
+    edition, broken = make_sound_edition({"odd": two_parts, "good": GOOD}, lambda _: False)
+    assert list(broken) == ["odd"]
+    assert edition.body([]).plain == make_edition({"good": GOOD}, lambda _: False).body([]).plain
+    assert make_sound_edition({"odd": two_parts}, lambda _: False)[0].classes == {}
+
+
+def test_lists_of_files_stand_where_they_are_whatever_the_order_of_the_parts() -> None:
+    """A custom node may say ``optional`` before ``required``."""
+    info = read({"Odd": KEPT["optional before required"]})
+    body = wire.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
+    assert body["Odd"]["input"]["required"]["image"][0] == ["a.png", "b.png", "own.png"]
+    assert body["Odd"]["input"]["optional"]["mask"][0] == ["m.png", "own.png"]
+
+
+def test_a_choice_that_looks_like_the_gateways_mark_is_a_choice() -> None:
+    info = read({"A": KEPT["the gateway's own mark"], "B": REPAIRED["all three"]})
+    body = wire.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
+    assert body["A"]["input"]["required"]["x"][0] == ["\x00file-list-0\x00"]
+    assert body["B"]["input"]["required"]["image"][0] == ["a.png", "b.png", "own.png"]
+
+
+def test_many_choices_that_are_objects_are_merged_in_time() -> None:
+    """By what they hold: to look each one up in a list of all would take minutes."""
+    choices = [{"content": str(n)} for n in range(60_000)]
+    info = {"A": {"input": {"required": {"x": [choices]}}, "output": []}}
+    other = {"A": {"input": {"required": {"x": [[*choices[:10], {"content": "more"}]]}}, "output": []}}
+    merged = merging.object_info([info, other])
+    assert merged["A"]["input"]["required"]["x"][0] == [*choices, {"content": "more"}]
