@@ -18,6 +18,7 @@ from yarl import URL
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError, BadAnswer, ComfyClient
 from gateway.comfy.node_review import review
+from gateway.comfy.object_info import read_object_info
 from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
@@ -200,7 +201,7 @@ async def _classes(client: ComfyClient, timeout: float) -> Mapping[str, Any]:
         info = None
     if not isinstance(info, dict):
         raise BadAnswer("GET /object_info did not answer as ComfyUI does", answer.status)
-    return info
+    return read_object_info(info).classes
 
 
 def _print_trust(settings: Settings, rows: Sequence[Row]) -> None:

@@ -52,7 +52,8 @@ class PromptJudge:
         if not self._is_apart(tenant):
             return False
         policy = self._policies.of(tenant)
-        return not policy.dedicated or policy.allowed is None or bool(policy.allowed - policy.dedicated)
+        own = self._catalogue.fleet.backends.keys() if policy.allowed is None else policy.allowed
+        return not own <= policy.dedicated
 
     def lists_files(self, class_type: str, input_name: str) -> bool:
         """Return True if an input's list may name files or folders, so that neither it nor its length is told.

@@ -218,6 +218,7 @@ async def test_a_restart_with_a_backend_that_is_dedicated_now(lab: Lab) -> None:
     assert "not for this key any more" in json.dumps(answer)
     # An admin sees everything, and her backend works for her.
     assert await boss.view(image)
+    assert await boss.view({**image, "tenant": "ben"})
     await anna.entry(await anna.prompt(saving("annas-image")))
 
 
