@@ -6,7 +6,8 @@ Two backends both write ComfyUI_00001_.png. The first one that a tenant sees kee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import count, islice
@@ -14,6 +15,7 @@ from os.path import splitext
 
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.etags import CACHED, GONE, UNTOLD
+from gateway.fleet.placements import spelled_alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class FileIndex:
         self._first: dict[FileRef, Holder | Upload] = {}
         self._uploads: dict[str, dict[FileRef, Upload]] = {}
         self._versions: dict[str, int] = {}
+        # Who has uploads under a name, or below a folder (no filename), in the spelling of `spelled_alike`.
+        self._owners: dict[FileRef, Counter[str]] = {}
         # What a backend calls a file so was another's before.
         self._anew: set[tuple[str, FileRef]] = set()
         # What each tenant's jobs made, in the order in which it was last written.
@@ -234,6 +238,9 @@ class FileIndex:
         before = self._files.get((tenant, ref))
         if isinstance(before, Holder):
             self._forget(tenant, before.backend, FileRef(ref.kind, ref.subfolder, before.filename))
+        if ref not in self._uploads.get(tenant, _NONE):
+            for name in _name_and_folders(ref):
+                self._owners.setdefault(name, Counter())[tenant] += 1
         self._files[tenant, ref] = upload
         if self._first.get(ref) in (None, before):
             self._first[ref] = upload
@@ -245,10 +252,25 @@ class FileIndex:
         upload = self._uploads.get(tenant, {}).pop(ref, None)
         if upload is None:
             return
+        for name in _name_and_folders(ref):
+            owners = self._owners[name]
+            owners[tenant] -= 1
+            if not owners[tenant]:
+                del owners[tenant]
+            if not owners:
+                del self._owners[name]
         self._versions[tenant] = self.version(tenant) + 1
         del self._files[tenant, ref]
         if self._first.get(ref) is upload:
             del self._first[ref]
+
+    def is_others_upload(self, tenant: str, ref: FileRef) -> bool:
+        """Return True if another tenant has an upload of this name; without a filename, one in or below this folder.
+
+        It may be on its way to a backend at this moment.
+        """
+        owners = self._owners.get(spelled_alike(ref))
+        return owners is not None and (len(owners) > 1 or tenant not in owners)
 
     def uploads(self, tenant: str) -> Mapping[FileRef, Upload]:
         """A tenant's uploads by name. Not to be changed, nor kept over an await."""
@@ -278,6 +300,16 @@ class FileIndex:
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""
         return self._first.get(visible)
+
+
+def _name_and_folders(ref: FileRef) -> Iterator[FileRef]:
+    """Yield a file's name and the folders that it lies in, as a file system may take them for others."""
+    alike = spelled_alike(ref)
+    yield alike
+    folder = alike.subfolder
+    while folder:
+        yield FileRef(alike.kind, folder, "")
+        folder = folder.rpartition("/")[0]
 
 
 def marked(filename: str, mark: str) -> str:

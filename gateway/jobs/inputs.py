@@ -89,13 +89,15 @@ class Inputs:
             folder = spelled_alike(ref)
             if folder not in folders:
                 below = self.placements.below(folder)
-                folders[folder] = any(self.files.find(tenant, each) is None for each in below)
+                folders[folder] = self.files.is_others_upload(tenant, folder) or any(
+                    self.files.find(tenant, each) is None for each in below
+                )
             return folders[folder]
         if self.files.find(tenant, ref) is not None:
             return False
         if file.declared and is_pattern(ref):
             return True
-        if self.placements.is_name(ref):
+        if self.placements.is_name(ref) or self.files.is_others_upload(tenant, ref):
             return True
         return self._is_others(tenant, ref) if sight is Sight.UNCLAIMED else ref.kind != "input"
 

@@ -198,3 +198,25 @@ def test_what_was_replaced_or_is_an_upload_does_not_count() -> None:
     assert files.trim(0, lambda _: True) == [("u", numbered(1))]
     assert not files.is_anew("b1", numbered(1))
     assert files.trim(0, lambda _: True) == []
+
+
+def test_an_upload_is_its_owners_before_any_backend_has_it() -> None:
+    """Its name and its folders, in any spelling that a file system may take for the same, until it is gone."""
+    files = FileIndex()
+    ref = FileRef("input", "Pics/x", "Caf\u00e9.png")
+    files.put_upload("anna", ref, Upload("d1", 1))
+    files.put_upload("anna", ref, Upload("d2", 1))
+    spellings = [
+        ref,
+        FileRef("input", "pics/X ", "CAFE\u0301.PNG"),
+        FileRef("input", "pics", ""),
+        FileRef("input", "PICS/x", ""),
+    ]
+    for spelled in spellings:
+        assert files.is_others_upload("ben", spelled)
+        assert not files.is_others_upload("anna", spelled)
+    assert not files.is_others_upload("ben", FileRef("input", "", "Caf\u00e9.png"))
+    files.put_upload("ben", FileRef("input", "pics", "b.png"), Upload("d3", 1))
+    assert files.is_others_upload("anna", FileRef("input", "pics", ""))
+    files.drop_upload("anna", ref)
+    assert not any(files.is_others_upload("ben", spelled) for spelled in spellings)

@@ -1,0 +1,415 @@
+"""Isolated tenants on a shared backend: what may run there, and what may be opened.
+
+Each attack reaches another tenant, or the host, on a ComfyUI without a gateway (tests/simulator/test_stock_nodes.py).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.simulator.nodes import seed_colour
+from tests.acceptance.test_guide_clients import colour
+from tests.acceptance.test_uploads import png, upload
+from tests.comfy_client import Comfy
+from tests.lab import GatewayProcess, Lab, until
+from tests.security.test_copies import made
+from tests.security.world import caller, start
+from tests.tenancy import BOSS, serve, write_config
+from tests.tenancy import caller as holder
+from tests.workflows import slow
+
+SECRET = (201, 13, 77)
+ANNAS = 0x112233
+SETTING = "tenants.default.nodes.trust"
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def switched(source: str) -> dict[str, Any]:
+    return node("ComfySwitchNode", switch=True, on_true=[source, 0], on_false=[source, 0])
+
+
+def saved(source: str) -> dict[str, Any]:
+    return node("SaveImage", images=[source, 0], filename_prefix="bens")
+
+
+def shown(source: str) -> dict[str, Any]:
+    return node("PreviewAny", source=[source, 0])
+
+
+IMAGE = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
+VIDEO = node("CreateVideo", images=["i", 0], fps=30)
+
+
+async def seen(comfy: Comfy, prompt: dict[str, Any]) -> str:
+    """All that a caller is told of a prompt: the answer, and the entry and the colours of its images if it ran."""
+    status, answer = await comfy.post("/prompt", {"prompt": prompt})
+    if status != 200:
+        assert status == 400, answer
+        return json.dumps(answer)
+    entry = await comfy.entry(answer["prompt_id"])
+    colours = [colour(await comfy.view(image)) for image in comfy.images(entry)]
+    return json.dumps([answer, entry, colours])
+
+
+def tells(secret: tuple[int, ...]) -> str:
+    return json.dumps(list(secret))
+
+
+async def refused(comfy: Comfy, prompt: dict[str, Any]) -> dict[str, Any]:
+    status, answer = await comfy.post("/prompt", {"prompt": prompt})
+    assert status == 400, answer
+    return dict(answer)
+
+
+def sound() -> bytes:
+    with io.BytesIO() as buffer:
+        with wave.open(buffer, "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((9876).to_bytes(2, "little") * 100)
+        return buffer.getvalue()
+
+
+@pytest.mark.parametrize("loader", ["LoadImage", "LoadImageMask", "LoadImageOutput"])
+@pytest.mark.parametrize("kind", ["output", "input", "temp"])
+async def test_a_name_of_any_length_and_spelling_opens_nothing_of_anothers(lab: Lab, loader: str, kind: str) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    if kind == "input":
+        await upload(anna, png(SECRET), "annas.png")
+        image = {"filename": "annas.png"}
+        assert tells(SECRET) in await seen(
+            anna, {"1": node(loader, image="annas.png", channel="red"), "2": saved("1")}
+        ) or (loader != "LoadImage")
+    else:
+        image = await made(anna, slow(ANNAS, save=kind == "output"))
+    before = (colour(await anna.view(image)),) if kind != "input" else (SECRET,)
+    name = image["filename"]
+    for spelled in (
+        name,
+        "./" * 16_400 + name,
+        f"a/../{name}",
+        f"//{name}",
+        f"sub//..//{name}",
+        f".\\{name}",
+        name.upper(),
+        name.replace(".", "%2e"),
+        name[:-5] + "?" + name[-4:],
+        name[:-5] + "*",
+        f"[{name[0]}]{name[1:]}",
+        f"%*/{name}",
+    ):
+        for annotated in (
+            f"{spelled} [{kind}]",
+            f"{spelled}[{kind}]",
+            spelled if kind == "input" else f"{spelled}  [{kind}]",
+        ):
+            told = await seen(ben, {"1": node(loader, image=annotated, channel="red"), "2": saved("1")})
+            assert not any(tells(each) in told for each in (*before, seed_colour(ANNAS))), annotated[-80:]
+
+
+@pytest.mark.parametrize("value", [".", "", "a/..", "..", "/", "annas"])
+@pytest.mark.parametrize("loader", ["LoadImageDataSetFromFolder", "LoadImageTextDataSetFromFolder"])
+async def test_no_folder_is_opened_whatever_says_its_name(lab: Lab, loader: str, value: str) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    await upload(anna, png(SECRET), "annas.png")
+    form = aiohttp.FormData({"subfolder": "annas"})
+    form.add_field("image", png(SECRET), filename="below.png")
+    async with lab.http.post(f"{gateway.url}/upload/image", data=form, headers=anna.headers) as answer:
+        assert answer.status == 200
+    text = node("PrimitiveString", value=value)
+    for prompt in (
+        {"3": node(loader, folder=value), "4": saved("3")},
+        {"1": text, "2": switched("1"), "3": node(loader, folder=["2", 0]), "4": saved("3")},
+        {"1": text, "2": switched("1"), "3": node(loader, folder={"__value__": ["2", 0]}), "4": saved("3")},
+        {
+            "1": text,
+            "2": node("CreateList", **{"inputs.input0": ["1", 0]}),
+            "3": node(loader, folder=["2", 0]),
+            "4": saved("3"),
+        },
+        {"3": node(loader, folder={"__value__": value}), "4": saved("3")},
+    ):
+        assert tells(SECRET) not in await seen(ben, prompt)
+
+
+async def test_inputs_that_open_files_without_saying_so(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    await upload(anna, png(SECRET), "1234567")
+    await upload(anna, sound(), "annas.wav")
+    widget = {"image": "1234567", "mask": "1234567", "normal": "1234567", "recording": "", "camera_info": None}
+
+    def painted(mask: Any) -> dict[str, Any]:
+        return {"1": node("Painter", mask=mask, width=64, height=64, bg_color="#000000"), "2": saved("1")}
+
+    attacks: list[dict[str, Any]] = [painted(mask) for mask in (1234567, "1234567", {"__value__": 1234567}, 1234567.0)]
+    attacks += [
+        {"1": node("WebcamCapture", image="1234567", width=0, height=0, capture_on_queue=True), "2": saved("1")},
+        {"1": node("Load3D", model_file="none", image=widget, width=64, height=64), "2": saved("1")},
+    ]
+    joined = {
+        "1": node("StringConcatenate", string_a="annas.", string_b="wav", delimiter=""),
+        "2": switched("1"),
+        "4": shown("3"),
+    }
+    attacks += [
+        {**joined, "3": node("RecordAudio", audio=value)} for value in (["2", 0], {"__value__": ["2", 0]}, "annas.wav")
+    ]
+    for attack in attacks:
+        told = await seen(ben, attack)
+        assert tells(SECRET) not in told
+        assert f"{9876 / 32768:.4f}" not in told
+    # Her own she opens, as ever.
+    assert tells(SECRET) in await seen(anna, painted("1234567"))
+
+
+FIELDS = (
+    "{a.save_to.__globals__[os].sys.modules[gateway.simulator.server].Simulator.instance.queue.history}",
+    "{a.__class__}",
+    "{a[0]}",
+    "{b:{a.save_to.__globals__[os]}}",
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+async def test_a_format_reaches_no_insides(lab: Lab, field: str) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    await anna.entry(await anna.prompt({"1": node("PrimitiveString", value="annas-word"), "2": shown("1")}))
+    values = {"values.a": ["v", 0], "values.b": 3}
+    prompt = {"i": IMAGE, "v": VIDEO, "3": node("StringFormat", **values, f_string=field), "4": shown("3")}
+    answer = await refused(ben, prompt)
+    assert answer["error"]["type"] == "input_refused"
+    assert answer["node_errors"]["3"]["errors"][0]["extra_info"]["input_name"] == "f_string"
+    linked = {
+        **prompt,
+        "p": node("PrimitiveString", value=field),
+        "3": node("StringFormat", **values, f_string=["p", 0]),
+    }
+    await refused(ben, linked)
+    prompt["3"] = node("StringFormat", **{"values.a": "x", "values.b": 3}, f_string="{a}-{b:03}")
+    assert "x-003" in await seen(ben, prompt)
+
+
+async def test_an_expression_calls_no_methods(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    ben = caller(lab, gateway, "ben")
+    marker = lab.directory / "host.txt"
+    marker.write_text("host-word")
+    reads = f"a.untyped_storage().from_file('{marker}', False, 9).tolist()"
+
+    def calculated(expression: Any, value: Any) -> dict[str, Any]:
+        formula = node("ComfyMathExpression", **{"values.a": value}, expression=expression)
+        source = node("PrimitiveString", value=reads)
+        return {"1": IMAGE, "2": switched("1"), "p": source, "3": formula, "4": shown("3")}
+
+    for attack in (
+        calculated(reads, ["2", 0]),
+        calculated("a + 1", ["2", 0]),
+        calculated({"__value__": reads}, ["2", 0]),
+        calculated(["p", 0], ["2", 0]),
+        calculated("values[0].tolist()", 5),
+    ):
+        assert (await refused(ben, attack))["error"]["type"] in ("input_refused", "prompt_outputs_failed_validation")
+    assert "24.0" in await seen(ben, calculated("a ** 2 - 1", 5))
+
+
+@pytest.mark.parametrize(
+    "saver",
+    [
+        node(
+            "SaveImageDataSetToFolder",
+            images=["i", 0],
+            folder_name="x",
+            filename_prefix="../../../evil",
+            mode="increment",
+        ),
+        node(
+            "SaveImageDataSetToFolder", images=["i", 0], folder_name="../..", filename_prefix="evil", mode="increment"
+        ),
+        node("SaveImageDataSetToFolder", images=["i", 0], folder_name="", filename_prefix="x", mode="overwrite"),
+        node("SaveImage", images=["i", 0], filename_prefix="../evil"),
+        node("SaveImage", images=["i", 0], filename_prefix="loras/evil"),
+        node("PreviewImage", images=["i", 0], filename_prefix=["p", 0]),
+        node("SaveTrainingDataset", latents=["i", 0], conditioning=["i", 0], folder_name="x", shard_size=10),
+    ],
+)
+async def test_savers_write_nowhere_else(lab: Lab, saver: dict[str, Any]) -> None:
+    base = lab.directory / "base"
+    simulator = await lab.simulator("--base-dir", str(base))
+    gateway = await start(lab, simulator)
+    prompt = {"i": IMAGE, "p": node("PrimitiveString", value="steered/x"), "s": saver}
+    await refused(caller(lab, gateway, "ben"), prompt)
+    assert not list(lab.directory.rglob("*evil*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("list.mp4", b"ffconcat version 1.0\nfile 'annas.png'\n"),
+        ("list.png", b"#EXTM3U\n#EXTINF:1,\n../input/annas.png\n"),
+        ("list.idx", b"anything"),
+    ],
+)
+async def test_uploads_that_name_other_files_are_refused(lab: Lab, name: str, data: bytes) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    await upload(anna, png(SECRET), "annas.png")
+    form = aiohttp.FormData()
+    form.add_field("image", data, filename=name)
+    async with lab.http.post(f"{gateway.url}/upload/image", data=form, headers=ben.headers) as answer:
+        assert answer.status == 400
+        assert name in await answer.text()
+    # Nor is what a prompt wrote opened as a playlist.
+    text = node("PrimitiveString", value=data.decode())
+    entry = await ben.entry(
+        await ben.prompt({"1": text, "2": node("SaveText", text=["1", 0], filename_prefix="l", format="txt")})
+    )
+    (file,) = entry["outputs"]["2"]["files"]
+    video = {
+        "1": node("LoadVideo", file=f"{file['filename']} [output]"),
+        "2": node("GetVideoComponents", video=["1", 0]),
+        "3": saved("2"),
+    }
+    assert tells(SECRET) not in await seen(ben, video)
+
+
+async def test_a_class_that_nobody_reviewed_waits_for_the_operators_word(lab: Lab) -> None:
+    """The 400 names class, pack and setting. Trust is by class or pack, and lasts over a restart of the gateway."""
+    simulator = await lab.simulator()
+    prompt = slow(1)
+    prompt["3"] = node("FailNode", image=["1", 0], message="boom")
+    for trust, runs in ([], False), (["FailNode"], True), (["gw*"], True), (["other-pack"], False), (["*"], True):
+        config = write_config(lab, [simulator], {"default": {"nodes": {"trust": trust}}}, {})
+        gateway = await serve(lab, config, 1)
+        ben = holder(lab, gateway, "ben")
+        status, answer = await ben.post("/prompt", {"prompt": {**prompt, "2": saved("3")}})
+        assert (status == 200) is runs, answer
+        if not runs:
+            assert answer["error"]["type"] == "node_not_trusted"
+            for word in ("FailNode", "gwtest", SETTING):
+                assert word in answer["error"]["message"]
+            assert answer["error"]["extra_info"]["pack"] == "gwtest"
+        status, _ = await holder(lab, gateway, BOSS).post("/prompt", {"prompt": {**prompt, "2": saved("3")}})
+        assert status == 200, "an admin is refused nothing"
+        await gateway.stop()
+
+
+EVIL = {
+    "i": IMAGE,
+    "v": VIDEO,
+    "3": node("StringFormat", **{"values.a": ["v", 0]}, f_string="{a.save_to.__name__}"),
+    "4": shown("3"),
+}
+
+
+async def test_trust_of_everything_is_as_it_was(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await serve(lab, write_config(lab, [simulator], {"default": {"nodes": {"trust": ["*"]}}}, {}), 1)
+    assert "save_to" in await seen(holder(lab, gateway, "ben"), EVIL)
+
+
+async def test_a_dedicated_backend_refuses_its_tenant_nothing(lab: Lab) -> None:
+    """What shared backends may not run goes there, and nowhere else; other tenants have no such place."""
+    simulators = await lab.simulators(3)
+    gateway = await serve(lab, write_config(lab, simulators, {}, {}, dedicated={"b3": ["anna"]}), 3)
+    anna, ben = holder(lab, gateway, "anna"), holder(lab, gateway, "ben")
+    for n in range(4):
+        prompt = {**EVIL, "5": node("PrimitiveString", value=str(n)), "6": shown("5")}
+        assert "save_to" in await seen(anna, prompt)
+    await refused(ben, EVIL)
+    ran = [await (await lab.http.get(f"{simulator.url}/history")).json() for simulator in simulators]
+    assert [len(each) for each in ran] == [0, 0, 4]
+
+
+async def keyed(lab: Lab, gateway: GatewayProcess, name: str) -> Comfy:
+    """A user's key, made while the gateway runs."""
+    async with lab.http.post(
+        f"{gateway.url}/gateway/keys", json={"name": name}, headers=holder(lab, gateway, BOSS).headers
+    ) as answer:
+        assert answer.status in (200, 201), await answer.text()
+        return Comfy(lab.http, gateway.url, X_API_Key=(await answer.json())["key"])
+
+
+async def test_a_single_tenant_is_refused_nothing_until_it_has_company(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    path = lab.directory / "alone.json"
+    keys = [{"name": BOSS, "key": holder_key(BOSS), "role": "admin"}]
+    path.write_text(json.dumps({"auth": {"keys": keys}, "backends": [{"url": simulator.url, "name": "b1"}]}))
+    gateway = await serve(lab, path, 1)
+    anna = await keyed(lab, gateway, "anna")
+    assert "save_to" in await seen(anna, EVIL)
+    await keyed(lab, gateway, "ben")
+    await refused(anna, EVIL)
+    async with lab.http.delete(f"{gateway.url}/gateway/keys/ben", headers=holder(lab, gateway, BOSS).headers) as answer:
+        assert answer.status in (200, 204)
+    assert "save_to" in await seen(anna, EVIL)
+
+
+def holder_key(name: str) -> str:
+    return f"a-key-for-tests-of-{name}"
+
+
+async def test_before_a_backend_has_described_itself_nothing_is_let_through(lab: Lab) -> None:
+    """It waits, or is answered with 503: without a catalogue nobody can say what an input opens."""
+    simulator = await lab.simulator()
+    await simulator.fault(lab.http, "500:/object_info")
+    gateway = await start(lab, simulator, catalogue__timeout=1.0, catalogue__refresh=0.5)
+    ben = caller(lab, gateway, "ben")
+    prompt = {"1": node("PrimitiveString", value="x"), "2": shown("1")}
+    status, answer = await ben.post("/prompt", {"prompt": prompt})
+    assert status == 503, answer
+    await simulator.no_faults(lab.http)
+
+    async def is_taken() -> bool:
+        return (await ben.post("/prompt", {"prompt": prompt}))[0] == 200
+
+    await until(is_taken, what="the catalogue")
+
+
+async def test_a_backend_that_comes_back_gets_nothing_until_it_has_described_itself(lab: Lab) -> None:
+    """It may have other node classes than before."""
+    simulator = await lab.simulator("--without", "FailNode")
+    gateway = await start(lab, simulator, catalogue__timeout=1.0, catalogue__refresh=0.5)
+    ben = caller(lab, gateway, "ben")
+    prompt = {"1": node("PrimitiveString", value="x"), "2": shown("1")}
+    await ben.entry(await ben.prompt(prompt))
+    port = simulator.port
+    await simulator.kill()
+    await lab.backends_up(gateway, 0)
+    again = await lab.simulator("--fail", "500:/object_info", port=port)
+    await lab.backends_up(gateway, 1)
+    waits = await ben.prompt(prompt)
+    assert (await again.requests(lab.http)).get("POST /prompt", 0) == 0
+    await again.no_faults(lab.http)
+    assert (await ben.entry(waits))["status"]["status_str"] == "success"
+
+
+async def test_names_are_counted(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    ben = caller(lab, gateway, "ben")
+    many = {str(n): node("LoadImage", image=f"ComfyUI_temp_{n:05}_00001_.png [temp]") for n in range(30)}
+    status, answer = await ben.post("/prompt", {"prompt": {**many, "s": saved("0")}})
+    assert (status, answer["error"]["type"]) == (400, "too_many_bad_names")
+    statuses = set()
+    for n in range(8):
+        few = {str(m): node("LoadImage", image=f"t{n:02}{m:02}_.png [temp]") for m in range(19)}
+        statuses.add((await ben.post("/prompt", {"prompt": {**few, "s": saved("0")}}))[0])
+    assert 429 in statuses
