@@ -271,7 +271,9 @@ class FileIndex:
 
     def is_others_too(self, tenants: Collection[str]) -> bool:
         """Return True if a tenant that is none of these has files or uploads here."""
-        return any(own and tenant not in tenants for known in (self._made, self._uploads) for tenant, own in known.items())
+        return any(
+            own and tenant not in tenants for known in (self._made, self._uploads) for tenant, own in known.items()
+        )
 
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""

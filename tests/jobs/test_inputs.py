@@ -68,4 +68,6 @@ def _inputs(placed: dict[str, list[FileRef]], sight: Sight = Sight.OWN) -> Input
             placements.put("b1", name, tenant, Placement(name, ""))
     unused: Any = None
     fleet: Any = SimpleNamespace(backends={"b1": None, "b2": None})
-    return Inputs(fleet, files, unused, placements, unused, unused, unused, unused, sight=lambda _: sight, judged=lambda _: True)
+    return Inputs(
+        fleet, files, unused, placements, unused, unused, unused, unused, sight=lambda _: sight, judged=lambda _: True
+    )
