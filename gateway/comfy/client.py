@@ -145,10 +145,7 @@ class ComfyClient:
         """GET /queue."""
         value = await self.json("/queue")
         try:
-            return Queue(
-                tuple(item for item in value["queue_running"] if len(item) >= 2),
-                tuple(item for item in value["queue_pending"] if len(item) >= 2),
-            )
+            return Queue(_items(value["queue_running"]), _items(value["queue_pending"]))
         except (KeyError, TypeError) as error:
             raise BadAnswer("GET /queue did not answer as ComfyUI does", 200) from error
 
@@ -293,6 +290,11 @@ def _parsed(path: str, answer: Answer) -> Any:
         return wire.loads(answer.body)
     except wire.MalformedJson as error:
         raise BadAnswer(f"GET {path} did not answer JSON", answer.status) from error
+
+
+def _items(items: Any) -> tuple[Sequence[Any], ...]:
+    """Return those items of a queue that are of ComfyUI's form."""
+    return tuple(item for item in items if isinstance(item, list) and len(item) >= 2 and isinstance(item[1], str))
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,8 @@ def encode(type_: str, data: dict[str, Any]) -> bytes:
     return wire.dumps({"type": type_, "data": data})
 
 
-def frame_of(event: Event, prompt_id: str, payload: bytes | None = None) -> Frame:
-    """The frame that passes `event` on for `prompt_id`, with another payload if it had to be rewritten."""
-    payload = event.raw if payload is None else payload
+def frame_of(event: Event, prompt_id: str, payload: bytes) -> Frame:
+    """The frame that passes `event` on for `prompt_id`, as `payload` says it to its client."""
     if event.type in PROGRESS:
         return Frame(Kind.PROGRESS, payload, prompt_id, event.type)
     if event.ends_prompt:

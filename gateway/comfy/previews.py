@@ -13,6 +13,7 @@ from typing import Any
 from gateway.comfy import wire
 
 PREVIEW = 1
+_UNENCODED_PREVIEW = 2
 TEXT = 3
 PREVIEW_WITH_METADATA = 4
 
@@ -47,18 +48,33 @@ def parse_with_metadata(frame: bytes) -> Preview | None:
     return Preview(metadata, image_type, frame[end:])
 
 
-def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:
+def _span_of(frame: bytes) -> int | None:
+    """Return where the metadata of a frame of type 4 end; None if it is no such frame."""
     if len(frame) < _TWO_U32.size:
         return None
     type_, length = _TWO_U32.unpack_from(frame)
-    end = _TWO_U32.size + length
-    if type_ != PREVIEW_WITH_METADATA or end > len(frame):
+    end: int = _TWO_U32.size + length
+    return end if type_ == PREVIEW_WITH_METADATA and end <= len(frame) else None
+
+
+def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:
+    end = _span_of(frame)
+    if end is None:
         return None
     try:
         metadata = wire.loads(frame[_TWO_U32.size : end])
     except wire.MalformedJson:
         return None
     return (metadata, end) if isinstance(metadata, dict) else None
+
+
+def replace(frame: bytes, old: bytes, new: bytes) -> bytes:
+    """Return a frame with `new` for `old` in what it says; an image is left alone."""
+    found = _span_of(frame)
+    if found is None:
+        return frame if event_type(frame) in (PREVIEW, _UNENCODED_PREVIEW) else frame.replace(old, new)
+    metadata = frame[_TWO_U32.size : found].replace(old, new)
+    return b"".join((_TWO_U32.pack(PREVIEW_WITH_METADATA, len(metadata)), metadata, memoryview(frame)[found:]))
 
 
 def encode_with_metadata(preview: Preview) -> bytes:

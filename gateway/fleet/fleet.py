@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -39,8 +39,8 @@ class FleetListener(Protocol):
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
 
-    def is_ours(self, backend: Backend, prompt_id: str) -> bool:
-        """Whether a prompt in a backend's queue is a job of this gateway."""
+    def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
+        """Return True if an item of a backend's queue is of this gateway."""
 
     async def connected(self, backend: Backend) -> None:
         """The socket is up; reconcile before the backend takes work and before its events are read."""
@@ -245,8 +245,8 @@ class Fleet:
         backend.queue = queue
         if backend.stopping not in queue.running_ids:
             backend.stopping = None
-        backend.foreign_running = sum(not self._listener.is_ours(backend, item[1]) for item in queue.running)
-        backend.foreign_pending = sum(not self._listener.is_ours(backend, item[1]) for item in queue.pending)
+        backend.foreign_running = sum(not self._listener.is_ours(backend, item) for item in queue.running)
+        backend.foreign_pending = sum(not self._listener.is_ours(backend, item) for item in queue.pending)
         self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))
         self._metrics.backend_running.labels(backend.name).set(len(queue.running))
         if backend.connected:

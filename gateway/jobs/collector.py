@@ -19,12 +19,13 @@ from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.job import Job, State
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
 from gateway.jobs.topics import status_topic
+from gateway.jobs.upstream import locate_prompt
 from gateway.store.protocol import Bus, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
@@ -35,6 +36,9 @@ _log = logs.get("jobs")
 FETCH_TIMEOUT = 30.0
 FETCH_PAUSE = 0.25
 FETCH_PAUSE_MOST = 5.0
+# An entry that so many answers in a row say is not there; and one of a prompt that they say still runs.
+MAX_ABSENT = 3
+MAX_UNENDED = 12
 # A backend that tells of its history, but so often in a row not of a file: that is about the file.
 MOST_LOOKS = 3
 # Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
@@ -73,7 +77,7 @@ class Collector:
         self._goes_again = goes_again
         self._freed = freed
         self._tasks = Tasks("collector")
-        self._ends: dict[tuple[Job, int], asyncio.Event] = {}
+        self._ends: dict[Assignment, asyncio.Event] = {}
         self._last: dict[str, asyncio.Event] = {}
 
     async def close(self) -> None:
@@ -84,33 +88,41 @@ class Collector:
         """The job ran to its end. With `at_once` its entry is known to be there."""
         if job.state is not State.COLLECTING:
             self._ledger.collect(job)
-        # By attempt: the collection of one that was lost may still wait for its backend's answer.
-        key = (job, job.attempts)
-        end = self._ends.get(key)
+        # By assignment: the collection of one that was lost may still wait for its backend's answer.
+        assignment = job.assignment
+        assert assignment is not None
+        end = self._ends.get(assignment)
         if end is None:
-            end = self._ends[key] = asyncio.Event()
-            place, over = job.backend or "", asyncio.Event()
+            end = self._ends[assignment] = asyncio.Event()
+            place, over = assignment.backend, asyncio.Event()
             before, self._last[place] = self._last.get(place), over
-            self._tasks.start(self._collect(job, end, before, over), job.prompt_id)
+            self._tasks.start(self._collect(job, assignment, end, before, over), job.prompt_id)
         if at_once:
             end.set()
 
-    async def _collect(self, job: Job, end: asyncio.Event, before: asyncio.Event | None, over: asyncio.Event) -> None:
-        backend, upstream_id, key = self._fleet.backends[job.backend or ""], job.upstream_id, (job, job.attempts)
+    async def _collect(
+        self,
+        job: Job,
+        assignment: Assignment,
+        end: asyncio.Event,
+        before: asyncio.Event | None,
+        over: asyncio.Event,
+    ) -> None:
+        backend = self._fleet.backends[assignment.backend]
         try:
             try:
                 async with asyncio.timeout(END_GRACE):
                     await end.wait()
             except TimeoutError:
                 pass
-            found = await self._fetch(job, backend, upstream_id)
+            found = await self._fetch(job, backend, assignment)
             if found is not None:
                 # That is its end, whatever becomes of the backend while it waits for its turn, or for the disk.
                 job.has_entry = True
             if before is not None:
                 # What a backend ran first is first in /history, too, however long its entry took to come.
                 await before.wait()
-            if not self._is_at(job, backend):
+            if not _is_collected(job, assignment):
                 # Lost while it waited for what ran before it.
                 return
             if found is not None:
@@ -118,30 +130,27 @@ class Collector:
             else:
                 self._missing(job)
         finally:
-            self._ends.pop(key, None)
+            self._ends.pop(assignment, None)
             over.set()
             self._telling.over(job)
 
-    def _is_at(self, job: Job, backend: Backend) -> bool:
-        return job.state is State.COLLECTING and job.backend == backend.name
-
     async def _fetch(
-        self, job: Job, backend: Backend, upstream_id: str
+        self, job: Job, backend: Backend, assignment: Assignment
     ) -> tuple[HistoryEntry, Mapping[FileRef, Found]] | None:
         """The entry, and what to know its files by.
 
         None if the backend answers that there is none, or the job is not there any more.
         """
-        pause, absent, looks = FETCH_PAUSE, 0, 0
-        while self._is_at(job, backend):
+        pause, absent, unended, looks = FETCH_PAUSE, 0, 0, 0
+        while _is_collected(job, assignment):
             try:
-                entry = await backend.client.history_entry(upstream_id, timeout=FETCH_TIMEOUT)
-                if entry is not None:
+                at = await locate_prompt(backend, assignment, entry_first=True, timeout=FETCH_TIMEOUT)
+                if at.entry is not None:
                     looks += 1
-                    known = await self._outputs.learn(job, backend, entry.entry, must=looks < MOST_LOOKS)
-                    return (entry, known) if self._is_at(job, backend) else None
-                absent += 1
-                if absent == 3:
+                    known = await self._outputs.learn(job, backend, at.entry.entry, must=looks < MOST_LOOKS)
+                    return (at.entry, known) if _is_collected(job, assignment) else None
+                absent, unended = (absent, unended + 1) if at.is_queued else (absent + 1, unended)
+                if absent == MAX_ABSENT or unended == MAX_UNENDED:
                     return None
             except BackendError as error:
                 _log.info("fetching an entry", prompt_id=job.prompt_id, backend=backend.name, error=str(error))
@@ -162,12 +171,13 @@ class Collector:
         outcome: history.Outcome,
         encode: Callable[[Any], bytes] = wire.dumps,
     ) -> None:
-        summary = wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False))
+        summary = job.translate(wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False)))
         place = job.backend
         pause, attempt = FETCH_PAUSE, job.attempts
         while job.attempts == attempt:
             try:
-                if not await self._ledger.finish(job, outcome, wire.packed(encode(entry)), wire.packed(summary)):
+                said = job.translate(encode(entry))
+                if not await self._ledger.finish(job, outcome, wire.packed(said), wire.packed(summary)):
                     return
                 break
             except StoreError as error:
@@ -190,12 +200,7 @@ class Collector:
         is_as_sent = not job.submission.files and not job.submission.separated
         graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
         entry["prompt"] = self._prompt_item(job, graph, ran)
-        status = entry.get("status")
         entry["outputs"] = self._outputs.of_entry(job, backend.name, entry, known)
-        if isinstance(status, dict) and job.upstream_id != job.prompt_id:
-            status["messages"] = [
-                [name, {**data, "prompt_id": job.prompt_id}] for name, data in history.messages_of(status)
-            ]
 
     def _prompt_item(self, job: Job, graph: Any, outputs: Any) -> list[Any]:
         number = job.number if job.submission.number is not None else int(job.number)
@@ -245,7 +250,8 @@ class Collector:
     def _terminal_frame(self, job: Job, entry: dict[str, Any]) -> Frame:
         type_, data = job.live.terminal or _last_message(entry)
         data = {**data, "prompt_id": job.prompt_id}
-        return Frame(Kind.LIFECYCLE, events.encode(type_, data), job.prompt_id, events.TERMINAL_SLOT)
+        payload = job.translate(events.encode(type_, data))
+        return Frame(Kind.LIFECYCLE, payload, job.prompt_id, events.TERMINAL_SLOT)
 
     def _count(self, job: Job, place: str | None, outcome: history.Outcome, entry: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -257,6 +263,10 @@ class Collector:
                 self._fleet.backends[backend].ran(now - job.started_at)
         seconds = now - (job.started_at or job.accepted_at)
         log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), error=_error_of(entry))
+
+
+def _is_collected(job: Job, assignment: Assignment) -> bool:
+    return job.state is State.COLLECTING and job.assignment is assignment
 
 
 def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:

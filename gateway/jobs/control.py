@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.collector import Collector
-from gateway.jobs.job import Job, State
+from gateway.jobs.forgetting import Forgetting
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.upstream import drop_copies, interrupt
@@ -41,10 +42,13 @@ class Control:
         freed: told when places on backends are free.
     """
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, collector: Collector, freed: Callable[[], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, collector: Collector, forgetting: Forgetting, freed: Callable[[], None]
+    ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._collector = collector
+        self._forgetting = forgetting
         self._freed = freed
         self._tasks = Tasks("control")
         self._interrupting: set[Job] = set()
@@ -116,8 +120,8 @@ class Control:
                 orders.append(self._interrupt(job))
                 continue
             withdrawn = True
-            if (place := self._withdraw(job)) is not None:
-                copies.setdefault(place, []).append(job.upstream_id)
+            if (former := self._withdraw(job)) is not None:
+                copies.setdefault(former.backend, []).append(former.upstream_id)
         written = self._tasks.start(self._written(), "written") if withdrawn else None
         orders += [drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items()]
         if orders:
@@ -139,13 +143,14 @@ class Control:
             reason = "it is done, but a restart of the gateway would bring it back until it can be written"
             raise StoreError(f"{reason}: {self._ledger.trouble}")
 
-    def _withdraw(self, job: Job) -> str | None:
-        """End a job that has not started. Returns the backend that may have it."""
-        place, removed = self._ledger.cancel(job)
+    def _withdraw(self, job: Job) -> Assignment | None:
+        """End a job that has not started. Returns its assignment."""
+        former, removed = self._ledger.cancel(job)
+        place = former.backend if former is not None else None
         if job.live.start_told:
             self._tasks.start(self._tell_cancelled(job, removed), job.prompt_id)
         log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
-        return place
+        return former
 
     async def _tell_cancelled(self, job: Job, removed: Awaitable[None]) -> None:
         """An end is told once it is written, as any other."""
@@ -175,8 +180,6 @@ class Control:
     async def forget(self, tenant: str | None, prompt_ids: Iterable[str] | None, touched: Touched = None) -> None:
         """Delete history entries, all that the caller sees if no ids are given; later also on the backends.
 
-        What a backend still holds of them is seen by nobody, so its answer is not waited for.
-
         Raises:
             StoreError: as `delete`.
         """
@@ -187,17 +190,11 @@ class Control:
             for ended in self._ledger.forget(own, ids):
                 if touched is not None:
                     touched.append((ended.tenant, ended.prompt_id))
-                if ended.backend in self._fleet.backends:
+                if ended.backend in self._fleet.backends and ended.upstream_id:
                     there.setdefault(ended.backend, []).append(ended.upstream_id)
         for place, upstream_ids in there.items():
             # By what showed that its process is broken the fleet tells that process from the next one.
             upstream_ids = [each for each in upstream_ids if each != self._fleet.backends[place].poisoned]
-            self._tasks.start(self._forget_there(place, upstream_ids), f"forget:{place}")
+            self._forgetting.forget(place, upstream_ids)
         await self._written()
         self._confirm()
-
-    async def _forget_there(self, place: str, upstream_ids: list[str]) -> None:
-        try:
-            await self._fleet.backends[place].client.delete_history(upstream_ids)
-        except BackendError as error:
-            _log.info("deleting history", backend=place, error=str(error))

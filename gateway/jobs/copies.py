@@ -11,13 +11,15 @@ MOST = 100_000
 class Copies:
     """(backend, upstream_id) of every copy, the oldest forgotten past a limit.
 
-    One may still be on its way: its POST /prompt has no outcome yet, so that it is not there proves nothing.
+    One may still be on its way: its POST /prompt has no outcome yet, so that it is not there proves nothing. The ids
+    of prompts that are over, copies or not, are remembered up to the same limit: no backend may use one again.
     """
 
     def __init__(self) -> None:
         self._on_its_way: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._ids: dict[str, int] = {}
         self._told: set[tuple[str, str]] = set()
+        self._ended: dict[str, None] = {}
 
     def add(self, backend: str, upstream_id: str, *, on_its_way: bool = False) -> None:
         """A copy on this backend must not run, should it turn up."""
@@ -29,7 +31,23 @@ class Copies:
             self.remove(*next(iter(self._on_its_way)))
 
     def remove(self, backend: str, upstream_id: str) -> None:
-        """It is dealt with, or wanted again."""
+        """Forget a copy that is dealt with."""
+        if self.has(backend, upstream_id):
+            self.take_back(backend, upstream_id)
+            self.ended(upstream_id)
+
+    def ended(self, upstream_id: str) -> None:
+        """Remember the id of a prompt that is over."""
+        self._ended[upstream_id] = None
+        if len(self._ended) > MOST:
+            del self._ended[next(iter(self._ended))]
+
+    def has_ended(self, upstream_id: str) -> bool:
+        """Return True if a prompt of that id is over."""
+        return upstream_id in self._ended
+
+    def take_back(self, backend: str, upstream_id: str) -> None:
+        """Forget a copy that is wanted again."""
         if (backend, upstream_id) not in self._on_its_way:
             return
         del self._on_its_way[backend, upstream_id]

@@ -25,7 +25,7 @@ from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
-from gateway.jobs.job import Job, State
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.replies import Replies
@@ -149,14 +149,14 @@ class Dispatcher:
         return answer
 
     async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
-        place = job.state, job.backend, job.attempts
+        place = job.state, job.assignment
         try:
             await self._ledger.journal(job)
         except StoreError:
             self._ledger.withdraw(job, journalled=False)
             raise
         log_phase(job, "queued", 0, backend=job.backend)
-        if job.state is not State.SENDING or place != (job.state, job.backend, job.attempts):
+        if job.state is not State.SENDING or place != (job.state, job.assignment):
             # It waits, or was sent meanwhile: its backend went, or what it waited for came.
             return Reply(200, job.answer())
         answered = False
@@ -251,16 +251,16 @@ class Dispatcher:
 
     async def _is_placed(self, job: Job) -> bool:
         """Journal where it is being sent. Whether it still is: given up meanwhile, it is somebody else's to send."""
-        place = State.SENDING, job.backend, job.attempts
+        place = State.SENDING, job.assignment
         try:
             await self._ledger.placed(job)
         except StoreError as error:
             # A restart must know which backend to ask for it, so it waits.
             _log.error("journal", prompt_id=job.prompt_id, error=str(error))
-            if place == (job.state, job.backend, job.attempts):
+            if place == (job.state, job.assignment):
                 self._ledger.hold(job)
             return False
-        return place == (job.state, job.backend, job.attempts)
+        return place == (job.state, job.assignment)
 
     def _refused(self, job: Job, refusal: Reply) -> None:
         """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
@@ -306,15 +306,15 @@ class Dispatcher:
         tried: set[str] = set()
         turn = self._turns[job] = object()
         try:
-            while job.state is State.SENDING and job.backend is not None:
-                backend = self._fleet.backends[job.backend]
+            while job.state is State.SENDING and (assignment := job.assignment) is not None:
+                backend = self._fleet.backends[assignment.backend]
                 tried.add(backend.name)
-                outcome = await self._offer(job, backend, turn)
+                outcome = await self._offer(job, backend, assignment, turn)
                 if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.UNKNOWN):
                     return None
                 if isinstance(outcome, Reply):
                     return outcome
-                is_here = self._is_at(job, backend)
+                is_here = _is_sent_by(job, assignment)
                 if is_here:
                     self._place(job, self._choose(job, *tried))
                 if outcome is Offer.REFUSED:
@@ -327,18 +327,15 @@ class Dispatcher:
                 del self._turns[job]
         return None
 
-    def _is_at(self, job: Job, backend: Backend) -> bool:
-        """Whether the job is still being sent there: it may have been cancelled or given up meanwhile."""
-        return job.state is State.SENDING and job.backend == backend.name
-
-    async def _offer(self, job: Job, backend: Backend, turn: object) -> Offer | Reply:
-        upstream_id, outcome = job.upstream_id, "taken"
+    async def _offer(self, job: Job, backend: Backend, assignment: Assignment, turn: object) -> Offer | Reply:
+        outcome = "taken"
         try:
             changed = await self._inputs.prepare(job, backend)
-            if self._turns.get(job) is not turn or not self._is_at(job, backend):
+            if self._turns.get(job) is not turn or not _is_sent_by(job, assignment):
                 outcome = "withdrawn"
                 return Offer.UNKNOWN
-            body = upstream_body(job, self._client_id, changed)
+            body = upstream_body(job, assignment, self._client_id, changed)
+            self._ledger.offering(assignment)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
         except InputMissing as error:
             outcome = "input missing"
@@ -361,45 +358,69 @@ class Dispatcher:
             return Offer.NOT_SENT
         except Unanswered:
             outcome = "unanswered"
-            return await self._ask(job, backend, upstream_id)
+            return await self._ask(job, backend, assignment)
         else:
             if answer.status == 200:
-                return self._taken(job, backend, upstream_id, answer)
+                return await self._taken(job, backend, assignment, answer)
             outcome = f"{answer.status // 100}xx"
             if answer.status < 500:
-                body = self._checks.told(job.tenant, job.submission.censor().encoded(answer.body))
+                body = assignment.translate(answer.body, job.prompt_id)
+                body = self._checks.told(job.tenant, job.submission.censor().encoded(body))
                 return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
-            return await self._ask(job, backend, upstream_id, answer)
+            return await self._ask(job, backend, assignment, answer)
         finally:
-            if outcome != "unanswered":
-                self._ledger.copies.arrived(backend.name, upstream_id)
+            if outcome not in ("unanswered", "taken", "5xx"):
+                self._ledger.offered(assignment, is_there=False)
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
-    def _taken(self, job: Job, backend: Backend, upstream_id: str, answer: Answer) -> Offer:
-        actual, node_errors = taken_as(answer, upstream_id)
-        if job.backend == backend.name and job.upstream_id == upstream_id:
+    async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
+        own_id, (known_as, node_errors) = assignment.upstream_id, taken_as(answer)
+        if known_as != own_id and not self._ledger.may_be_called(job, known_as):
+            # If the answer ties the prompt to no id, or to another prompt's, ask after the id that was given to it.
+            _log.warning("an odd answer", backend=backend.name, prompt_id=job.prompt_id)
+            return await self._ask(job, backend, assignment, answer)
+        self._ledger.offered(assignment, is_there=known_as == own_id or _is_with(job, assignment))
+        if _is_with(job, assignment):
             told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
-            self._ledger.taken(job, actual, wire.dumps(told))
+            self._ledger.taken(job, known_as, job.translate(wire.dumps(told)))
         else:
             # Cancelled or given up while it was on its way.
-            self._ledger.copies.add(backend.name, actual)
-            self._tasks.start(drop_copies(self._ledger, backend, [actual]), f"drop:{actual}")
+            self._ledger.copies.add(backend.name, known_as)
+            self._tasks.start(drop_copies(self._ledger, backend, [known_as]), f"drop:{known_as}")
         return Offer.TAKEN
 
-    async def _ask(self, job: Job, backend: Backend, upstream_id: str, answer: Answer | None = None) -> Offer | Reply:
+    async def _ask(
+        self, job: Job, backend: Backend, assignment: Assignment, answer: Answer | None = None
+    ) -> Offer | Reply:
         """The body was sent and no clear answer came. While the backend does not say, the job stays with it."""
+        if answer is not None:
+            self._ledger.offered(assignment, is_there=True)
         times = 2 if answer is None else 1
-        outcome = await look_for(backend, upstream_id, times, lambda: self._is_at(job, backend))
-        if outcome is Offer.TAKEN and job.backend == backend.name and job.upstream_id == upstream_id:
-            self._ledger.taken(job, upstream_id, b"{}")
+        outcome, known_as = await look_for(backend, assignment, times, lambda: _is_sent_by(job, assignment))
+        if outcome is Offer.TAKEN and _is_with(job, assignment):
+            if known_as != assignment.upstream_id and not self._ledger.may_be_called(job, known_as):
+                outcome = Offer.NOT_SENT
+            else:
+                self._ledger.taken(job, known_as, b"{}")
         if outcome is Offer.NOT_SENT and answer is not None:
-            return self._give_up(job, backend, answer)
+            self._ledger.offered(assignment, is_there=False)
+            return self._give_up(job, backend, assignment, answer)
         return outcome
 
-    def _give_up(self, job: Job, backend: Backend, answer: Answer) -> Offer | Reply:
-        """A backend answered 5xx and does not have it: the next best, or the failure if there is none."""
+    def _give_up(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
+        """A backend answered 5xx or oddly, and does not have it: the next best, or the failure if there is none."""
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT
-        return failed_there(answer)
+        return failed_there(answer, assignment.translate(answer.body, job.prompt_id))
+
+
+def _is_with(job: Job, assignment: Assignment) -> bool:
+    """Return True if this is the job's assignment still: it may have been cancelled or given up meanwhile."""
+    return job.assignment is assignment
+
+
+def _is_sent_by(job: Job, assignment: Assignment) -> bool:
+    """Return True if the job is being sent so still."""
+    return job.assignment is assignment and job.state is State.SENDING

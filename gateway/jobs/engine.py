@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import chain
+from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.client import Queue
@@ -22,6 +23,7 @@ from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
 from gateway.jobs.dispatcher import Dispatcher
 from gateway.jobs.failures import Failures
+from gateway.jobs.forgetting import Forgetting
 from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
@@ -34,6 +36,7 @@ from gateway.jobs.relay import Relay
 from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
+from gateway.jobs.upstream import extra_of
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
@@ -68,6 +71,7 @@ class Engine:
         self._store = store
         self._fleet = fleet
         self._keyring = keyring
+        self._client_id = client_id
         sight = keyring.sight
         self.files = FileIndex()
         self.placements = Placements()
@@ -134,8 +138,10 @@ class Engine:
             self.retries,
             self.checks,
             policies,
+            client_id,
         )
-        self.control = Control(self.ledger, fleet, self.collector, self.dispatcher.wake)
+        self.forgetting = Forgetting(fleet)
+        self.control = Control(self.ledger, fleet, self.collector, self.forgetting, self.dispatcher.wake)
         self.retention = Retention(settings.store.retention, self.history, store)
         metrics.jobs_waiting.set_function(lambda: len(self.ledger.waiting))
         metrics.jobs_open.set_function(lambda: len(self.ledger))
@@ -152,7 +158,7 @@ class Engine:
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
         parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
-        for part in (*parts, self.retention, self.catalogue, self.uploads, self.placer):
+        for part in (*parts, self.forgetting, self.retention, self.catalogue, self.uploads, self.placer):
             await part.close()
 
     async def restore(self) -> None:
@@ -169,6 +175,8 @@ class Engine:
         for record in await self._store.history():
             self.history.restore(record)
             self.ledger.restore_number(record.number)
+            if record.upstream_id:
+                self.ledger.copies.ended(record.upstream_id)
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
             job = _restored(job_record, names)
@@ -209,15 +217,17 @@ class Engine:
         """A binary message of a backend."""
         self.relay.heard_binary(backend, frame)
 
-    def is_ours(self, backend: Backend, prompt_id: str) -> bool:
-        """Whether a prompt in a backend's queue is a job of ours, or a copy of one."""
-        return self.ledger.find_upstream(backend.name, prompt_id) is not None or self.ledger.is_copy(
-            backend.name, prompt_id
-        )
+    def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
+        """Return True if an item of a backend's queue is a job of ours, a copy of one, or was one."""
+        upstream_id, copies = item[1], self.ledger.copies
+        is_known = self.ledger.find_upstream(backend.name, upstream_id) is not None
+        is_known = is_known or copies.has(backend.name, upstream_id) or copies.has_ended(upstream_id)
+        return is_known or extra_of(item).get("client_id") == self._client_id
 
     async def connected(self, backend: Backend) -> None:
         """A backend's socket is up."""
         self.placer.reconnected(backend)
+        self.forgetting.connected(backend.name)
         await self.recovery.reconcile(backend)
         await self.catalogue.introduce(backend)
 
@@ -242,12 +252,9 @@ class Engine:
         running = chain.from_iterable([(b, item) for item in b.queue.running] for b in backends if b.pulse.alive)
         pending = chain.from_iterable([(b, item) for item in b.queue.pending] for b in backends if b.pulse.alive)
         return (
-            [partner_keys.without(item) for backend, item in running if not self._was_ours(backend, item[1])],
-            [partner_keys.without(item) for backend, item in pending if not self._was_ours(backend, item[1])],
+            [partner_keys.without(item) for backend, item in running if not self.is_ours(backend, item)],
+            [partner_keys.without(item) for backend, item in pending if not self.is_ours(backend, item)],
         )
-
-    def _was_ours(self, backend: Backend, prompt_id: str) -> bool:
-        return self.is_ours(backend, prompt_id) or self.history.find_any(prompt_id) is not None
 
 
 def _restored(record: JobRecord, backends: Collection[str]) -> Job:

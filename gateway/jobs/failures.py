@@ -74,6 +74,5 @@ class Failures:
         _log.warning("job failed by the machine", prompt_id=job.prompt_id, backend=backend.name, reason=str(cause))
         job.retried_for |= {cause}
         job.avoid |= {backend.name}
-        # Under a new name there: should it go to the same backend, the old entry would be taken for the new one's.
-        self._ledger.lose(job, renamed=True)
+        self._ledger.lose(job)
         self._retries.later([job], backend.name, str(cause))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Any
 
 from gateway.comfy import wire
@@ -37,6 +37,37 @@ WHOSE = "gateway_tenant"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
+class Delivery(Enum):
+    """Whether a backend may have the prompt of an assignment.
+
+    NONE: certainly not. UNDER_WAY: its POST /prompt has no outcome yet. ARRIVED: it has it, or had.
+    """
+
+    NONE = auto()
+    UNDER_WAY = auto()
+    ARRIVED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """One sending of a job to a backend. The ledger alone makes and changes it.
+
+    `upstream_id` is the prompt's id on the backend, and known to no client. `mark` is the id that the gateway gave it,
+    and goes upstream in its extra_data as well: a backend that is too old to honour the one gives an id of its own.
+    """
+
+    backend: str
+    upstream_id: str
+    mark: str
+    delivery: Delivery = Delivery.NONE
+
+    def translate(self, data: bytes, prompt_id: str) -> bytes:
+        """Return what a backend says of the prompt in terms of the client's `prompt_id`."""
+        data = data.replace(self.upstream_id.encode(), prompt_id.encode())
+        is_marked = self.mark not in ("", self.upstream_id)
+        return data.replace(self.mark.encode(), prompt_id.encode()) if is_marked else data
+
+
 @dataclass(slots=True)
 class Live:
     """What its events said last: for sockets that connect late, and for its end.
@@ -60,10 +91,10 @@ class Live:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One job. The ledger alone changes `state`, `backend` and the times.
+    """One job. The ledger alone changes `state`, `assignment`, `given_up` and the times.
 
     `create_time` and `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of
-    the monotonic clock. `upstream_id` is its id on the backend: the same as `prompt_id`, save for an alias. One that
+    the monotonic clock. `given_up` are its last assignments before this one that a backend may hold still. One that
     was `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
     fetched, and waits to be written. While it is `recalled` its backend is asked to give it back, so that its absence
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
@@ -75,14 +106,14 @@ class Job:
 
     tenant: str
     prompt_id: str
-    upstream_id: str
     number: float
     tag: float
     submission: Submission
     create_time: int
     accepted_at: float
     state: State = State.ACCEPTED
-    backend: str | None = None
+    assignment: Assignment | None = None
+    given_up: tuple[Assignment, ...] = ()
     start_time: int | None = None
     started_at: float | None = None
     placed_at: float = 0.0
@@ -107,6 +138,20 @@ class Job:
     def key(self) -> tuple[str, str]:
         """What it is known by: an id belongs to its tenant."""
         return self.tenant, self.prompt_id
+
+    @property
+    def backend(self) -> str | None:
+        """Return the backend that has it or may have it."""
+        return self.assignment.backend if self.assignment is not None else None
+
+    @property
+    def upstream_id(self) -> str:
+        """Return its id on its backend; empty while it has none."""
+        return self.assignment.upstream_id if self.assignment is not None else ""
+
+    def translate(self, data: bytes) -> bytes:
+        """Return what its backend says of it in terms of its prompt_id."""
+        return self.assignment.translate(data, self.prompt_id) if self.assignment is not None else data
 
     @property
     def is_ending(self) -> bool:

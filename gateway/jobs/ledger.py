@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.admission import Submission
 from gateway.jobs.copies import Copies
 from gateway.jobs.fair_share import FairShare
 from gateway.jobs.history import History
-from gateway.jobs.job import ENDED, PLACED, SHOWN_RUNNING, Job, Live, State, queue_json
+from gateway.jobs.job import ENDED, SHOWN_RUNNING, Assignment, Delivery, Job, Live, State, queue_json
 from gateway.jobs.named_files import NamedFiles
 from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
@@ -70,6 +71,9 @@ LIFE: Mapping[tuple[State, Move], State] = {
     (State.RUNNING, Move.CANCEL): State.CANCELLED,
 }
 
+# Of the assignments of a job that were given up so many are remembered, the newest.
+MAX_GIVEN_UP = 8
+
 _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move.CANCEL}
 
 
@@ -111,12 +115,12 @@ class Ledger:
         job = self._upstream.get(upstream_id)
         return job if job is not None and job.backend == backend else None
 
-    def is_copy(self, backend: str, upstream_id: str) -> bool:
-        """Whether a prompt on this backend is one of ours that must not run there."""
-        if self.copies.has(backend, upstream_id):
-            return True
-        job = self._upstream.get(upstream_id)
-        return job is not None and job.backend != backend
+    def may_be_called(self, job: Job, upstream_id: object) -> bool:
+        """Return True if a backend may give a job's prompt this id of its own: it is an id, and no other prompt's."""
+        if not isinstance(upstream_id, str) or not is_prompt_id(upstream_id):
+            return False
+        is_known = self.copies.has_id(upstream_id) or self.copies.has_ended(upstream_id)
+        return self._upstream.get(upstream_id, job) is job and not is_known
 
     def jobs(self, tenant: str | None = None) -> list[Job]:
         """The open jobs of a tenant, or of all (None), in the order of acceptance."""
@@ -158,12 +162,9 @@ class Ledger:
 
     def admit(self, tenant: str, submission: Submission, outputs: list[str]) -> Job:
         """Accept a prompt: from here on it is in /queue."""
-        prompt_id = submission.prompt_id or new_prompt_id()
-        upstream_id = new_prompt_id() if self._is_taken_upstream(prompt_id) else prompt_id
         job = Job(
             tenant,
-            prompt_id,
-            upstream_id,
+            submission.prompt_id or new_prompt_id(),
             self._next_number(submission),
             self._tag(tenant, submission),
             submission,
@@ -174,13 +175,6 @@ class Ledger:
         self._insert(job)
         self._announce(job)
         return job
-
-    def _is_taken_upstream(self, prompt_id: str) -> bool:
-        """Whether an id means another job to a backend: another tenant's, or a cancelled one not yet removed there.
-
-        It then goes upstream under another name, so that neither tenant learns of the other's.
-        """
-        return prompt_id in self._upstream or self.copies.has_id(prompt_id)
 
     def _next_number(self, submission: Submission) -> float:
         if submission.number is not None:
@@ -197,6 +191,10 @@ class Ledger:
     def restore(self, job: Job) -> None:
         """Put back an open job of an earlier run."""
         self.share.restore(job.tenant, job.tag)
+        if job.assignment is not None:
+            self._upstream[job.upstream_id] = job
+        for former in job.given_up:
+            self.copies.add(former.backend, former.upstream_id)
         self._insert(job)
 
     def restore_number(self, number: float) -> None:
@@ -206,18 +204,37 @@ class Ledger:
     def _insert(self, job: Job) -> None:
         self._jobs[job.key] = job
         self._tenants.setdefault(job.tenant, {})[job.prompt_id] = job
-        self._upstream[job.upstream_id] = job
         self.named.enter(job)
         self._enter(job)
         self._queue_bytes.pop(job.tenant, None)
 
     def send(self, job: Job, backend: str) -> None:
-        """Reserve a place on a backend: counted there at once, so that a burst spreads."""
-        if self.copies.has(backend, job.upstream_id):
-            # What is said there of the copy that is being stopped must not be taken for what is said of this job.
-            self._rename_upstream(job, new_prompt_id())
-        self._move(job, Move.SEND, backend)
+        """Reserve a place on a backend: counted there at once, so that a burst spreads. Each sending has a new id."""
+        upstream_id = new_prompt_id()
+        self._assign(job, Assignment(backend, upstream_id, upstream_id))
+
+    def adopt(self, job: Job, former: Assignment) -> None:
+        """Take back an assignment that was given up, because its backend has the prompt still."""
+        self.copies.take_back(former.backend, former.upstream_id)
+        job.given_up = tuple(each for each in job.given_up if each is not former)
+        former.delivery = Delivery.ARRIVED
+        self._assign(job, former)
+
+    def _assign(self, job: Job, assignment: Assignment) -> None:
+        self._move(job, Move.SEND, assignment)
         self.share.left(job.tag)
+
+    def offering(self, assignment: Assignment) -> None:
+        """Note that its backend may hear of it from now on."""
+        assignment.delivery = Delivery.UNDER_WAY
+
+    def offered(self, assignment: Assignment, *, is_there: bool) -> None:
+        """Note the outcome of its POST /prompt, be it of one that was given up meanwhile."""
+        assignment.delivery = Delivery.ARRIVED if is_there else Delivery.NONE
+        if is_there:
+            self.copies.arrived(assignment.backend, assignment.upstream_id)
+        else:
+            self.copies.remove(assignment.backend, assignment.upstream_id)
 
     def hold(self, job: Job) -> None:
         """No backend can take it now: it waits in the gateway."""
@@ -226,45 +243,43 @@ class Ledger:
     def taken(self, job: Job, upstream_id: str, node_errors: bytes) -> None:
         """The backend accepted it, maybe under an id of its own (one too old to honour ours)."""
         job.node_errors = node_errors
-        if self._jobs.get(job.key) is not job:
+        assignment = job.assignment
+        if assignment is None or self._jobs.get(job.key) is not job:
             return
         job.placed_at, known_as = time.monotonic(), job.upstream_id
-        if upstream_id != job.upstream_id:
-            self._rename_upstream(job, upstream_id)
+        assignment.delivery = Delivery.ARRIVED
+        if upstream_id != known_as:
+            self._leave(job)
+            del self._upstream[known_as]
+            self.copies.ended(known_as)
+            assignment.upstream_id = upstream_id
+            self._upstream[upstream_id] = job
+            self._enter(job)
         is_news = upstream_id != known_as or node_errors != b"{}"
         if job.state is State.SENDING:
-            self._move(job, Move.TAKE, job.backend)
+            self._move(job, Move.TAKE, assignment)
         if is_news:
             # Else the journal has all that matters: "sending" there is looked for there, like "pending".
             self._journal(job)
 
-    def _rename_upstream(self, job: Job, upstream_id: str) -> None:
-        self._leave(job)
-        self._upstream.pop(job.upstream_id, None)
-        job.upstream_id = upstream_id
-        self._upstream[upstream_id] = job
-        self._enter(job)
-
     def start(self, job: Job, start_time: int) -> None:
         """It runs."""
         job.start_time, job.started_at = start_time, time.monotonic()
-        self._move(job, Move.START, job.backend)
+        self._move(job, Move.START, job.assignment)
         self._journal(job)
         self._announce(job)
 
     def collect(self, job: Job) -> None:
         """It ran to its end; its history entry is being fetched."""
-        self._move(job, Move.COLLECT, job.backend)
+        self._move(job, Move.COLLECT, job.assignment)
 
-    def lose(self, job: Job, *, renamed: bool = False) -> None:
-        """Its backend does not have it any more, or must not: it waits to be sent again, under the same id or a new."""
-        if renamed:
-            self._rename_upstream(job, new_prompt_id())
+    def lose(self, job: Job) -> None:
+        """Its backend does not have it any more, or must not: it waits to be sent again."""
+        self._move(job, Move.LOSE, None)
         job.attempts += 1
         job.has_entry, job.start_time, job.started_at = False, None, None
         live = job.live
         job.live = Live(start_told=live.start_told, cached_told=live.cached_told, held=live.held)
-        self._move(job, Move.LOSE, None)
         self._journal(job)
 
     def recall(self, job: Job) -> None:
@@ -284,16 +299,14 @@ class Ledger:
             self._store.write([JobRemoval(*job.key)])
         self._announce(job)
 
-    def cancel(self, job: Job) -> tuple[str | None, asyncio.Future[None]]:
-        """Cancelled before it ran: no history entry, as in ComfyUI. The backend that may hold a copy; the writing."""
-        place, on_its_way = job.backend if job.state in PLACED else None, job.state is State.SENDING
+    def cancel(self, job: Job) -> tuple[Assignment | None, asyncio.Future[None]]:
+        """Cancel it before it runs: no history entry, as in ComfyUI. Returns its assignment, and the writing."""
+        former = job.assignment
         self._move(job, Move.CANCEL, None)
         self._remove(job)
-        if place is not None:
-            self.copies.add(place, job.upstream_id, on_its_way=on_its_way)
         removed = self._store.write([JobRemoval(*job.key)])
         self._announce(job)
-        return place, removed
+        return former, removed
 
     async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
         """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
@@ -306,17 +319,17 @@ class Ledger:
         if self._jobs.get(job.key) is not job:
             return False
         _after(job, _OUTCOME_MOVES[outcome])
-        place = job.backend, job.state, job.attempts
+        place = job.assignment, job.state, job.attempts
         record = history_record(job, outcome, entry, summary)
         await self._store.write([record])
         open_now = self._jobs.get(job.key)
-        if open_now is not job or place != (job.backend, job.state, job.attempts):
+        if open_now is not job or place != (job.assignment, job.state, job.attempts):
             if self.history.find(*job.key) is None:
                 # Cancelled meanwhile, so it has no entry; or lost, and then the journal must have it again.
                 again = [job_record(open_now, self._gateway_id)] if open_now is not None else []
                 self._store.write([HistoryRemoval(*job.key), *again])
             return False
-        self._move(job, _OUTCOME_MOVES[outcome], job.backend)
+        self._move(job, _OUTCOME_MOVES[outcome], job.assignment)
         self._remove(job)
         if dropped := self.history.add(record):
             self._store.write(dropped)
@@ -354,15 +367,29 @@ class Ledger:
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
-    def _move(self, job: Job, move: Move, backend: str | None) -> None:
-        state = _after(job, move)
+    def _move(self, job: Job, move: Move, assignment: Assignment | None) -> None:
+        state, former = _after(job, move), job.assignment
         self._leave(job)
+        if former is not None and (former is not assignment or state in ENDED):
+            self._give_up(job, former, has_ended=job.has_entry or (job.state is State.COLLECTING and state in ENDED))
         shown = job.state in SHOWN_RUNNING
-        job.state, job.backend = state, backend
+        job.state, job.assignment = state, assignment
         if state not in ENDED:
+            if assignment is not None:
+                self._upstream[assignment.upstream_id] = job
             self._enter(job)
         if shown != (state in SHOWN_RUNNING):
             self._queue_bytes.pop(job.tenant, None)
+
+    def _give_up(self, job: Job, former: Assignment, *, has_ended: bool) -> None:
+        """Note that an assignment is a job's no more: what its backend may have of it is a copy that must not run."""
+        self._upstream.pop(former.upstream_id, None)
+        if has_ended:
+            self.copies.ended(former.upstream_id)
+        elif former.delivery is not Delivery.NONE:
+            is_on_its_way = job.state is State.SENDING and former.delivery is Delivery.UNDER_WAY
+            self.copies.add(former.backend, former.upstream_id, on_its_way=is_on_its_way)
+            job.given_up = (*job.given_up, former)[-MAX_GIVEN_UP:]
 
     def _enter(self, job: Job) -> None:
         if job.state is State.WAITING:
@@ -383,8 +410,6 @@ class Ledger:
         own.pop(job.prompt_id, None)
         if not own:
             self._tenants.pop(job.tenant, None)
-        if self._upstream.get(job.upstream_id) is job:
-            del self._upstream[job.upstream_id]
         self._queue_bytes.pop(job.tenant, None)
 
     def _announce(self, job: Job) -> None:

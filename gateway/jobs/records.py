@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+from gateway.comfy import wire
 from gateway.jobs.admission import decode_from_journal, encode_for_journal
-from gateway.jobs.job import PLACED, Job, State
+from gateway.jobs.job import PLACED, Assignment, Delivery, Job, State
 from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate
 
 
@@ -26,6 +27,8 @@ def job_record(job: Job, gateway: str) -> JobRecord:
         digest=job.submission.digest,
         node_errors=job.node_errors,
         submission=encode_for_journal(job.submission),
+        mark=_mark_of(job),
+        given_up=_given_up(job),
     )
 
 
@@ -39,7 +42,19 @@ def job_update(job: Job) -> JobUpdate:
         start_time=job.start_time,
         attempts=job.attempts,
         node_errors=job.node_errors,
+        mark=_mark_of(job),
+        given_up=_given_up(job),
     )
+
+
+def _mark_of(job: Job) -> str:
+    return job.assignment.mark if job.assignment is not None else ""
+
+
+def _given_up(job: Job) -> bytes:
+    if not job.given_up:
+        return b"[]"
+    return wire.dumps([[each.backend, each.upstream_id, each.mark] for each in job.given_up])
 
 
 def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> HistoryRecord:
@@ -67,17 +82,28 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
     if state is State.COLLECTING:
         state = State.RUNNING
     now = time.monotonic()
+    # What was being sent may be in the buffers of a backend that is busy.
+    delivery = Delivery.UNDER_WAY if state is State.SENDING else Delivery.ARRIVED
+    assignment = None
+    if state in PLACED and record.backend is not None:
+        assignment = Assignment(record.backend, record.upstream_id, record.mark, delivery)
+    given_up = tuple(
+        Assignment(str(backend), str(upstream_id), str(mark), Delivery.ARRIVED)
+        for backend, upstream_id, mark in wire.loads(record.given_up)
+    )
+    if assignment is not None and not is_placed:
+        given_up, assignment = (*given_up, assignment), None
     job = Job(
         record.tenant,
         record.prompt_id,
-        record.upstream_id,
         record.number,
         record.tag,
         decode_from_journal(record.submission, record.digest),
         record.create_time,
         now - max(0.0, time.time() - record.create_time / 1000),
         state=state if is_placed else State.WAITING,
-        backend=record.backend if is_placed else None,
+        assignment=assignment,
+        given_up=given_up,
         start_time=record.start_time,
         started_at=now if record.start_time else None,
         placed_at=now,

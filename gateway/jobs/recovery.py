@@ -1,13 +1,9 @@
-"""After an interruption: what became of the jobs that a backend had?
-
-`judge` decides, from what the backend says of itself; the rest carries it out.
-"""
+"""After an interruption: what became of the jobs that a backend had?"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from enum import Enum, auto
 
 from gateway.comfy.client import BackendError, Queue
 from gateway.fleet.backend import Backend
@@ -16,39 +12,17 @@ from gateway.jobs import partner_keys
 from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.dispatcher import Dispatcher
-from gateway.jobs.job import PLACED, Job, State
+from gateway.jobs.job import PLACED, Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.relay import Relay
 from gateway.jobs.retries import Retries
-from gateway.jobs.upstream import drop_copies
+from gateway.jobs.upstream import MARK, Located, Where, drop_copies, extra_of, locate_prompt
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policies
 
 _log = logs.get("recovery")
-
-
-class Verdict(Enum):
-    """What became of a job on its backend."""
-
-    RUNNING = auto()
-    PENDING = auto()
-    ENDED = auto()
-    LOST = auto()
-
-
-def judge(upstream_id: str, running: Collection[str], pending: Collection[str], in_history: bool) -> Verdict:
-    """What a backend's queue and history say of a job.
-
-    The queue must have been read before the history: ComfyUI moves a job from one to the other in one step
-    (execution.py, task_done), so a job that is in neither was never there or is lost.
-    """
-    if upstream_id in running:
-        return Verdict.RUNNING
-    if upstream_id in pending:
-        return Verdict.PENDING
-    return Verdict.ENDED if in_history else Verdict.LOST
 
 
 class Recovery:
@@ -65,6 +39,7 @@ class Recovery:
         retries: Retries,
         checks: Checks,
         policies: Policies,
+        client_id: str,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
@@ -75,6 +50,7 @@ class Recovery:
         self._retries = retries
         self._checks = checks
         self._policies = policies
+        self._client_id = client_id
         self._tasks = Tasks("recovery")
         self._checking: set[Job] = set()
 
@@ -88,19 +64,21 @@ class Recovery:
         Raises:
             BackendError: it did not answer; it must not be given work yet.
         """
-        if self._ledger.waiting:
-            self._adopt(backend, await backend.client.queue())
+        queue = await backend.client.queue()
+        self._adopt(backend, queue)
+        self._find_copies(backend, queue)
         closed = [job for job in self._jobs_on(backend) if backend.name in self._policies.of(job.tenant).closed]
         if closed:
             # The configuration has changed. Other tenants' code may read along there, so these jobs run elsewhere.
-            self._give_up(backend, closed, "was dedicated to other tenants")
+            self._lose(closed, backend.name, "was dedicated to other tenants")
         unwanted = self._ledger.copies.on(backend.name)
         if unwanted:
             await drop_copies(self._ledger, backend, unwanted)
         jobs = [job for job in self._ledger.jobs_on(backend.name) if not self._dispatcher.is_sending(job)]
         if not jobs:
             return
-        queue = await backend.client.queue()
+        if unwanted:
+            queue = await backend.client.queue()
         for job in jobs:
             await self._settle(backend, job, queue)
 
@@ -109,16 +87,34 @@ class Recovery:
         there = queue.running_ids | queue.pending_ids
         for job in self._ledger.waiting.jobs():
             allowed = self._checks.allowed(job.tenant)
-            is_free = job.pinned is None and not self._ledger.copies.is_told(backend.name, job.upstream_id)
-            is_free = is_free and (allowed is None or backend.name in allowed)
-            if job.upstream_id in there and is_free:
-                self._ledger.copies.remove(backend.name, job.upstream_id)
-                self._ledger.send(job, backend.name)
-                self._ledger.placed(job)
+            if job.pinned is None and (allowed is None or backend.name in allowed):
+                former = next((each for each in job.given_up if self._is_free(backend, each, there)), None)
+                if former is not None:
+                    self._ledger.adopt(job, former)
+                    self._ledger.placed(job)
+
+    def _is_free(self, backend: Backend, former: Assignment, there: Collection[str]) -> bool:
+        """Return True if a backend has an assignment that was given up still, and is not stopping it."""
+        is_there = former.backend == backend.name and former.upstream_id in there
+        return is_there and not self._ledger.copies.is_told(backend.name, former.upstream_id)
+
+    def _find_copies(self, backend: Backend, queue: Queue) -> None:
+        """Note what this gateway sent to a backend, be it in an earlier run, and no job has there any more."""
+        awaited = [job for job in self._ledger.jobs_on(backend.name) if job.state is State.SENDING]
+        for item in (*queue.running, *queue.pending):
+            extra, upstream_id = extra_of(item), item[1]
+            if extra.get("client_id") != self._client_id or self._ledger.find_upstream(backend.name, upstream_id):
+                continue
+            # If a prompt has an id of the backend's own, its job learns of that by the answer.
+            marks = {job.assignment.mark for job in awaited if job.assignment is not None}
+            is_awaited = bool(awaited) and extra.get(MARK, "") in {*marks, ""}
+            if not is_awaited and not self._ledger.copies.has_ended(upstream_id):
+                self._ledger.copies.add(backend.name, upstream_id)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Look for jobs that a probe should have shown: their end, or their loss, went by unheard."""
         there = queue.running_ids | queue.pending_ids
+        self._find_copies(backend, queue)
         copies = self._ledger.copies.among(backend.name, there)
         if copies:
             self._tasks.start(drop_copies(self._ledger, backend, copies), f"drop:{backend.name}")
@@ -141,41 +137,35 @@ class Recovery:
             self._checking.discard(job)
 
     async def _settle(self, backend: Backend, job: Job, queue: Queue) -> None:
-        there = queue.running_ids | queue.pending_ids
-        in_history = job.upstream_id not in there and await backend.client.history_entry(job.upstream_id) is not None
-        if job.backend != backend.name or job.state not in PLACED or self._dispatcher.is_sending(job) or job.recalled:
+        assignment = job.assignment
+        if assignment is None:
             return
-        verdict = judge(job.upstream_id, queue.running_ids, queue.pending_ids, in_history)
-        if job.state is State.COLLECTING and verdict is not Verdict.LOST:
+        found = await locate_prompt(backend, assignment, queue=queue)
+        if job.assignment is not assignment or job.state not in PLACED:
             return
-        match verdict:
-            case Verdict.RUNNING:
-                if job.state is State.SENDING:
-                    self._ledger.taken(job, job.upstream_id, job.node_errors)
-                if job.state is State.PENDING:
-                    self._relay.start(backend, job, int(time.time() * 1000))
-            case Verdict.PENDING:
-                if job.state is State.SENDING:
-                    self._ledger.taken(job, job.upstream_id, job.node_errors)
-            case Verdict.ENDED:
+        if self._dispatcher.is_sending(job) or job.recalled:
+            return
+        if found.upstream_id != assignment.upstream_id and not self._ledger.may_be_called(job, found.upstream_id):
+            found = Located(Where.ABSENT, assignment.upstream_id)
+        if job.state is State.COLLECTING and found.where is not Where.ABSENT:
+            return
+        if job.state is State.SENDING and found.is_queued:
+            self._ledger.taken(job, found.upstream_id, job.node_errors)
+        match found.where:
+            case Where.RUNNING if job.state is State.PENDING:
+                self._relay.start(backend, job, int(time.time() * 1000))
+            case Where.ENDED:
                 self._collector.collect(job, at_once=True)
-            case Verdict.LOST:
+            case Where.ABSENT:
                 self.lose(job, "is not there any more")
 
     def down(self, backend: Backend) -> None:
         """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
-        self._give_up(backend, self._jobs_on(backend), f"is {backend.health}")
+        self._lose(self._jobs_on(backend), backend.name, f"is {backend.health}")
         self._dispatcher.wake()
 
     def _jobs_on(self, backend: Backend) -> list[Job]:
         return [job for job in self._ledger.jobs_on(backend.name) if not job.is_ending]
-
-    def _give_up(self, backend: Backend, jobs: Collection[Job], what: str) -> None:
-        """Send jobs of a backend elsewhere, and remove them from that backend when it can be asked."""
-        for job in jobs:
-            on_its_way = job.state is State.SENDING
-            self._ledger.copies.add(backend.name, job.upstream_id, on_its_way=on_its_way)
-        self._lose(jobs, backend.name, what)
 
     def lose(self, job: Job, what: str) -> None:
         """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""

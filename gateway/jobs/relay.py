@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from gateway.comfy import events, previews
 from gateway.comfy.events import Event, Frame, Kind
@@ -98,8 +97,7 @@ class Relay:
         if job.state in _BEFORE_START:
             self.start(backend, job, int(time.time() * 1000))
         self._telling.start(job, int(time.time() * 1000))
-        if job.upstream_id != job.prompt_id:
-            data = data.replace(job.upstream_id.encode(), job.prompt_id.encode(), 2)
+        data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
         kind = Kind.PREVIEW if is_preview else Kind.OTHER
         self._tell(job, str(kind), Frame(kind, data, job.prompt_id, str(kind), binary=True))
 
@@ -127,7 +125,7 @@ class Relay:
         strays = self._strays.get(backend.name)
         if strays is None or (strays and strays[0].prompt_id != upstream_id):
             return
-        if self._awaits_answer(backend) and not self._ledger.is_copy(backend.name, upstream_id):
+        if self._awaits_answer(backend) and not self._ledger.copies.has(backend.name, upstream_id):
             if event.type in events.LIFECYCLE:
                 strays.append(event)
             return
@@ -169,17 +167,14 @@ class Relay:
         return False
 
     def _pass_on(self, backend: Backend, job: Job, event: Event) -> None:
-        payload: bytes | None = None
+        payload = event.raw
         if event.type == "executed":
             output = event.data.get("output")
             ran = job.live.cached is not None and event.data.get("node") not in job.live.cached
             renamed = self._outputs.of_node(job, backend.name, output, ran=ran)
-            if renamed is not output or job.upstream_id != job.prompt_id:
-                data: dict[str, Any] = {**event.data, "output": renamed, "prompt_id": job.prompt_id}
-                payload = events.encode(event.type, data)
-        elif job.upstream_id != job.prompt_id:
-            payload = event.raw.replace(job.upstream_id.encode(), job.prompt_id.encode())
-        frame = events.frame_of(event, job.prompt_id, payload)
+            if renamed is not output:
+                payload = events.encode(event.type, {**event.data, "output": renamed})
+        frame = events.frame_of(event, job.prompt_id, job.translate(payload))
         if event.type == "executing":
             job.live.executing = frame
         elif event.type == "progress_state":

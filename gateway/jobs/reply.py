@@ -47,8 +47,9 @@ def _accepted(ended: HistoryRecord, gave_number: bool) -> bytes:
     )
 
 
-def failed_there(answer: Answer) -> Reply:
-    """A backend failed over a prompt, and no other can be asked."""
-    text = answer.body[:200].decode("utf-8", "replace")
+def failed_there(answer: Answer, said: bytes) -> Reply:
+    """A backend failed over a prompt, and no other can be asked. `said` is its answer's body, fit for the client."""
+    # If it answered 200, its body may speak of anybody's prompt.
+    text = said[:200].decode("utf-8", "replace") if answer.status >= 500 else ""
     body = error_body("backend_error", f"The backend answered {answer.status} to this prompt", text)
     return Reply(500, wire.dumps(body))

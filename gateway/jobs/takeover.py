@@ -15,9 +15,10 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
 from gateway.jobs.checks import Checks
-from gateway.jobs.job import Job, State
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.routing import Stuck, take_over
+from gateway.jobs.upstream import Where, locate_prompt
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -114,9 +115,10 @@ class Takeover:
         return sum(known) / len(known) if known else UNKNOWN_SECONDS
 
     async def _move(self, job: Job, source: Backend, target: str) -> None:
-        attempt = job.attempts
+        attempt, assignment = job.attempts, job.assignment
+        assert assignment is not None
         try:
-            if await self._given_back(job, source, attempt):
+            if await self._given_back(job, source, assignment):
                 self._ledger.recall(job)
                 self._metrics.takeovers.labels(source.name, target).inc()
                 _log.info("taken over", prompt_id=job.prompt_id, backend=source.name, target=target)
@@ -126,20 +128,18 @@ class Takeover:
         if job.state is State.WAITING and job.attempts == attempt:
             self._resend(job, source.name)
 
-    async def _given_back(self, job: Job, source: Backend, attempt: int) -> bool:
+    async def _given_back(self, job: Job, source: Backend, assignment: Assignment) -> bool:
         """Ask a backend for a job until it is known whether it gave it back."""
 
         def is_there() -> bool:
-            return job.state is State.PENDING and job.backend == source.name and job.attempts == attempt
+            return job.state is State.PENDING and job.assignment is assignment
 
         while is_there():
             try:
-                await source.client.delete_pending([job.upstream_id])
-                queue = await source.client.queue()
-                if job.upstream_id in queue.running_ids | queue.pending_ids:
-                    return False
-                # It may have begun and ended since.
-                return await source.client.history_entry(job.upstream_id) is None and is_there()
+                await source.client.delete_pending([assignment.upstream_id])
+                # It may have begun, and ended since.
+                found = await locate_prompt(source, assignment)
+                return found.where is Where.ABSENT and is_there()
             except Refused:
                 return False
             except BackendError as error:

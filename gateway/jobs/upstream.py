@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import Answer, BackendError, Refused
+from gateway.comfy.client import Answer, BackendError, HistoryEntry, Queue, Refused
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
-from gateway.jobs.job import Job, State
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.telemetry import logs
 
@@ -20,6 +21,8 @@ _log = logs.get("upstream")
 
 AGAIN_AFTER_SECONDS = 2.0
 ASK_PAUSE_SECONDS = 0.5
+# The key of extra_data under which an assignment's mark goes upstream. ComfyUI keeps it in its queue and its history.
+MARK = "gateway_assignment"
 
 
 class Offer(Enum):
@@ -31,21 +34,46 @@ class Offer(Enum):
     UNKNOWN = auto()
 
 
-def upstream_body(job: Job, client_id: str, changed: Mapping[Place, str]) -> bytes:
-    """The body that sends a job to a backend: its graph, the gateway's client_id, its own id, its tag as number.
+class Where(Enum):
+    """Where a backend has a prompt."""
+
+    RUNNING = auto()
+    PENDING = auto()
+    ENDED = auto()
+    ABSENT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a backend says of an assignment's prompt: where it is, under which id, and its entry if it ended."""
+
+    where: Where
+    upstream_id: str
+    entry: HistoryEntry | None = None
+
+    @property
+    def is_queued(self) -> bool:
+        """Return True if it runs or is pending."""
+        return self.where in (Where.RUNNING, Where.PENDING)
+
+
+def upstream_body(job: Job, assignment: Assignment, client_id: str, changed: Mapping[Place, str]) -> bytes:
+    """The body that sends a job to a backend: its graph, the gateway's client_id, the assignment's id, its tag.
 
     `changed` are the places in the graph that must say something else there.
     """
     submission = job.submission
-    extra = submission.extra_data[1:-1]
+    parts = [submission.extra_data[1:-1]]
     if submission.secrets:
-        secrets = wire.dumps(dict(submission.secrets))[1:-1]
-        extra = extra + b"," + secrets if extra else secrets
+        parts.append(wire.dumps(dict(submission.secrets))[1:-1])
+    # Of a key that is there twice the last one counts, so a client can't give the mark itself.
+    parts.append(b'"%b":"%b"' % (MARK.encode(), assignment.mark.encode()))
+    extra = b",".join(part for part in parts if part)
     rest = submission.rest[1:-1]
     return b'{"prompt":%b,"client_id":"%b","prompt_id":"%b","number":%b,"extra_data":{%b}%b%b}' % (
         _prompt_for(job, changed),
         client_id.encode(),
-        job.upstream_id.encode(),
+        assignment.upstream_id.encode(),
         repr(job.tag).encode(),
         extra,
         b"," if rest else b"",
@@ -65,16 +93,75 @@ def _prompt_for(job: Job, changed: Mapping[Place, str]) -> bytes:
     return wire.encoder_for(job.submission.prompt)(prompt)
 
 
-def taken_as(answer: Answer, upstream_id: str) -> tuple[str, Any]:
+def taken_as(answer: Answer) -> tuple[Any, Any]:
     """A backend's 200: its own id for the prompt, and the node_errors of those outputs that it leaves out."""
     try:
         value = wire.loads(answer.body)
-        return str(value["prompt_id"]), value.get("node_errors") or {}
-    except (wire.MalformedJson, KeyError, TypeError):
-        return upstream_id, {}
+    except wire.MalformedJson:
+        return None, {}
+    return (value.get("prompt_id"), value.get("node_errors") or {}) if isinstance(value, dict) else (None, {})
 
 
-async def look_for(backend: Backend, upstream_id: str, times: int, is_there: Callable[[], bool]) -> Offer:
+def extra_of(item: Sequence[Any]) -> Mapping[str, Any]:
+    """Return the extra_data of an item of /queue, or of an entry's prompt: both are of the same form."""
+    extra = item[3] if len(item) > 3 else None
+    return extra if isinstance(extra, dict) else {}
+
+
+def find_in(queue: Queue, upstream_id: str, mark: str) -> Located:
+    """Find a prompt in a backend's queue, by its id there, or by its mark if the backend gave it another."""
+    marked = Located(Where.ABSENT, upstream_id)
+    for where, items in ((Where.RUNNING, queue.running), (Where.PENDING, queue.pending)):
+        for item in items:
+            if item[1] == upstream_id:
+                return Located(where, upstream_id)
+            if mark and extra_of(item).get(MARK) == mark:
+                marked = Located(where, item[1])
+    return marked
+
+
+async def locate_prompt(
+    backend: Backend,
+    assignment: Assignment,
+    *,
+    queue: Queue | None = None,
+    entry_first: bool = False,
+    timeout: float = -1,
+) -> Located:
+    """Ask a backend where the prompt of an assignment is.
+
+    The queue is read before the history: ComfyUI moves a prompt from one to the other in one step (execution.py,
+    task_done), so what is in neither was never there or is lost.
+
+    Args:
+        queue: what its /queue has just said.
+        entry_first: look for the entry before all else, because the prompt is over, as far as is known.
+        timeout: seconds for an entry; -1 for the usual.
+
+    Raises:
+        BackendError: it does not say.
+    """
+    upstream_id, mark = assignment.upstream_id, assignment.mark
+    if entry_first and (entry := await _entry(backend, upstream_id, mark, timeout)) is not None:
+        return Located(Where.ENDED, upstream_id, entry)
+    found = find_in(await backend.client.queue() if queue is None else queue, upstream_id, mark)
+    if found.where is Where.ABSENT and (entry := await _entry(backend, upstream_id, mark, timeout)) is not None:
+        return Located(Where.ENDED, upstream_id, entry)
+    return found
+
+
+async def _entry(backend: Backend, upstream_id: str, mark: str, timeout: float) -> HistoryEntry | None:
+    """Return an entry; under an id that the backend gave, only if it bears the mark: else it may be another's."""
+    entry = await backend.client.history_entry(upstream_id, timeout=timeout)
+    if entry is None or mark in ("", upstream_id):
+        return entry
+    prompt = entry.entry.get("prompt")
+    return entry if isinstance(prompt, list) and extra_of(prompt).get(MARK) == mark else None
+
+
+async def look_for(
+    backend: Backend, assignment: Assignment, times: int, is_there: Callable[[], bool]
+) -> tuple[Offer, str]:
     """Whether a backend has a prompt to whose offer no clear answer came.
 
     What the offer left behind may still be on its way through a busy loop, so the backend has to say no several times.
@@ -85,24 +172,23 @@ async def look_for(backend: Backend, upstream_id: str, times: int, is_there: Cal
         is_there: whether the job still is that backend's.
 
     Returns:
-        TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile.
+        TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile. And the prompt's id there.
     """
+    upstream_id = assignment.upstream_id
     while is_there():
         try:
-            queue = await backend.client.queue()
-            if upstream_id in queue.running_ids | queue.pending_ids:
-                return Offer.TAKEN
-            if await backend.client.history_entry(upstream_id):
-                return Offer.TAKEN
+            found = await locate_prompt(backend, assignment)
+            if found.where is not Where.ABSENT:
+                return Offer.TAKEN, found.upstream_id
             times -= 1
             if times == 0:
-                return Offer.NOT_SENT
+                return Offer.NOT_SENT, upstream_id
         except Refused:
-            return Offer.REFUSED
+            return Offer.REFUSED, upstream_id
         except BackendError as error:
             _log.info("asking", backend=backend.name, prompt_id=upstream_id, error=str(error))
         await asyncio.sleep(ASK_PAUSE_SECONDS)
-    return Offer.UNKNOWN
+    return Offer.UNKNOWN, upstream_id
 
 
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:

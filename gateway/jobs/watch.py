@@ -129,16 +129,12 @@ class Watch:
         self._retries.later(jobs, backend.name, "timeout")
 
     def _take_away(self, job: Job) -> None:
-        """Take a job off the backend that has it, which is told as soon as it can be reached; it waits now.
-
-        It is called otherwise from here on, so that what runs there till its interrupt is not taken for it.
-        """
+        """Take a job off the backend that has it, which is told as soon as it can be reached; it waits now."""
         if job.backend is None:
             return
         backend, upstream_id = self._fleet.backends[job.backend], job.upstream_id
         if job.state is State.RUNNING:
             backend.stopping = upstream_id
             self._stopping_since[backend.name] = time.monotonic()
-        self._ledger.copies.add(backend.name, upstream_id, on_its_way=job.state is State.SENDING)
-        self._ledger.lose(job, renamed=True)
+        self._ledger.lose(job)
         self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")

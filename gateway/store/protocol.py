@@ -21,7 +21,11 @@ class StoreDamaged(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """An open job. Times are milliseconds since 1970; `submission` is the compressed prompt as it was accepted."""
+    """An open job. Times are milliseconds since 1970; `submission` is the compressed prompt as it was accepted.
+
+    `upstream_id` and `mark` are those of its assignment, empty while it has none. `given_up` are the assignments that
+    it had before, as a JSON list of ``[backend, upstream_id, mark]``.
+    """
 
     tenant: str
     prompt_id: str
@@ -37,6 +41,8 @@ class JobRecord:
     digest: bytes | None
     node_errors: bytes | None
     submission: bytes
+    mark: str = ""
+    given_up: bytes = b"[]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class JobUpdate:
     start_time: int | None
     attempts: int
     node_errors: bytes | None
+    mark: str = ""
+    given_up: bytes = b"[]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from gateway.store.protocol import (
     UploadRemoval,
 )
 
-_PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_UPDATE_JOB = """UPDATE jobs SET state=?, backend=?, upstream_id=?, start_time=?, attempts=?, node_errors=?
-WHERE tenant=? AND prompt_id=?"""
+_PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_UPDATE_JOB = """UPDATE jobs SET state=?, backend=?, upstream_id=?, start_time=?, attempts=?, node_errors=?, mark=?,
+given_up=? WHERE tenant=? AND prompt_id=?"""
 _DROP_JOB = "DELETE FROM jobs WHERE tenant=? AND prompt_id=?"
 _PUT_HISTORY = """INSERT OR REPLACE INTO history
 (tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary, entry)
@@ -72,7 +72,16 @@ _backend = attrgetter(*(field.name for field in fields(BackendRecord)))
 _key = attrgetter(*(field.name for field in fields(KeyRecord)))
 _ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
 _job_update = attrgetter(
-    "state", "backend", "upstream_id", "start_time", "attempts", "node_errors", "tenant", "prompt_id"
+    "state",
+    "backend",
+    "upstream_id",
+    "start_time",
+    "attempts",
+    "node_errors",
+    "mark",
+    "given_up",
+    "tenant",
+    "prompt_id",
 )
 
 

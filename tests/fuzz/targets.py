@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote
 from multidict import CIMultiDict, MultiDict
 
 from gateway.comfy import events, failures, history, previews, wire
-from gateway.comfy.client import Answer
+from gateway.comfy.client import Answer, Queue
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
@@ -29,10 +29,10 @@ from gateway.fleet.etags import Times, examine
 from gateway.fleet.views import without_models
 from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message
-from gateway.jobs.job import Job
+from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import _cached, _each, _time_of
 from gateway.jobs.partner_keys import NAMES
-from gateway.jobs.upstream import upstream_body
+from gateway.jobs.upstream import MARK, Where, find_in, taken_as, upstream_body
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
 from gateway.settings import AuthSettings, KeySettings, TenantSettings
@@ -86,6 +86,7 @@ def _raw(values: list[Any]) -> tuple[bytes, ...]:
 
 # -- a prompt's body ---------------------------------------------------------------------------------------------------
 
+UPSTREAM = "22222222-2222-4333-8444-555555555555"
 _INFO = load_object_info(SimulatorOptions())
 _POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": ["*"]}}}), []).default
 _EDITION = make_edition({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
@@ -106,13 +107,15 @@ def graph(data: bytes) -> None:
     for name in ("prompt", "extra_data", "rest", "front", "targets", "nodes", "models", "deadline", "workflow_id"):
         assert _plain(getattr(again, name)) == _plain(getattr(submission, name)), name
     prompt_id = submission.prompt_id or "11111111-2222-4333-8444-555555555555"
-    job = Job("tenant", prompt_id, prompt_id, 1.0, 1.0, submission, 1, 0.0)
+    job = Job("tenant", prompt_id, 1.0, 1.0, submission, 1, 0.0)
     shown = wire.loads(job.queue_item())
     for text in (kept, job.queue_item(), wire.dumps_exact(shown)):
         # Under another name it is a text as any other.
         assert seeds.SECRET.encode() not in text or seeds.SECRET not in submission.secrets.values()
     assert not any(key in shown[3] for key in NAMES)
-    wire.loads(upstream_body(job, "gateway", {}))
+    assignment = Assignment("b1", UPSTREAM, UPSTREAM)
+    sent = wire.loads(upstream_body(job, assignment, "gateway", {}))
+    assert (sent["prompt_id"], sent["extra_data"][MARK]) == (UPSTREAM, UPSTREAM)
     said = submission.censor().encoded(wire.dumps_exact({"a": [seeds.SECRET], "current_inputs": shown[3]}))
     assert _plain(submission.censor().value(wire.loads(said))) == _plain(wire.loads(said))
     wire.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
@@ -150,7 +153,7 @@ def event(data: bytes) -> None:
         if found is None:
             continue
         assert found.ends_prompt in (True, False)
-        frame = events.frame_of(found, "p")
+        frame = events.frame_of(found, "p", found.raw)
         rename(found.data.get("output"), lambda ref, made: ref.filename)
         for interleave in (True, False):
             sequencer, outbox = Sequencer(interleave=interleave), Outbox(1 << 12)
@@ -194,6 +197,10 @@ def preview(data: bytes) -> None:
     assert encoded is not None
     assert encoded.image == found.image
     found.metadata.get("prompt_id")
+    # A name of another length, in what it says and not in its image.
+    renamed = previews.parse_with_metadata(previews.replace(data, b"node", b"another-node"))
+    assert renamed is not None
+    assert renamed.image == found.image
 
 
 def _last_and_cached(status: Any) -> None:
@@ -214,6 +221,9 @@ def entry(data: bytes) -> None:
         return
     if not isinstance(value, dict):
         return
+    taken_as(Answer(200, CIMultiDict(), source))
+    if isinstance(item := value.get("prompt"), list) and len(item) > 1:
+        assert find_in(Queue((item,), ()), "an id", UPSTREAM).where in (Where.RUNNING, Where.ABSENT)
     outcome = history.outcome_of(value)
     assert failures.cause_of_entry(value) in failures.Cause
     _last_and_cached(value.get("status"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.jobs.copies import Copies
+from gateway.jobs.copies import MOST, Copies
 
 
 def test_one_on_its_way_is_remembered_though_it_is_not_there() -> None:
@@ -41,3 +41,21 @@ def test_what_is_being_stopped_is_known_until_it_is_gone() -> None:
     copies.remove("b1", "x")
     copies.add("b1", "x")
     assert not copies.is_told("b1", "x")
+
+
+def test_what_was_dealt_with_is_remembered_and_what_is_wanted_again_is_not() -> None:
+    copies = Copies()
+    copies.add("b1", "x")
+    copies.add("b1", "y")
+    copies.remove("b1", "x")
+    copies.take_back("b1", "y")
+    copies.ended("z")
+    assert [copies.has_ended(each) for each in "xyz"] == [True, False, True]
+    assert copies.on("b1") == []
+
+
+def test_the_oldest_is_forgotten() -> None:
+    copies = Copies()
+    for n in range(MOST + 2):
+        copies.ended(str(n))
+    assert [copies.has_ended(str(n)) for n in (1, 2, MOST + 1)] == [False, True, True]

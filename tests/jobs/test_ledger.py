@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.jobs.admission import read
 from gateway.jobs.history import History
-from gateway.jobs.job import ENDED, PLACED, Job, State
+from gateway.jobs.job import ENDED, PLACED, Assignment, Delivery, Job, State
 from gateway.jobs.ledger import LIFE, IllegalMove, Ledger, Move
 from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
@@ -96,48 +96,143 @@ def test_what_queue_shows() -> None:
     assert json.loads(ledger.queue_json("other")) == {"queue_running": [], "queue_pending": []}
 
 
-def test_the_same_id_of_two_tenants_goes_upstream_under_two_names() -> None:
+PROMPT_ID = "11111111-2222-4333-8444-555555555555"
+
+
+def sent(ledger: Ledger, job: Job, backend: str = "b1") -> Assignment:
+    """Send it, and let its backend have it."""
+    ledger.send(job, backend)
+    assert job.assignment is not None
+    ledger.offering(job.assignment)
+    ledger.offered(job.assignment, is_there=True)
+    return job.assignment
+
+
+def test_each_assignment_has_an_id_of_its_own() -> None:
     ledger = new_ledger()
-    prompt_id = "11111111-2222-4333-8444-555555555555"
-    mine, theirs = admit(ledger, "a", prompt_id=prompt_id), admit(ledger, "b", prompt_id=prompt_id)
-    assert mine.prompt_id == theirs.prompt_id == prompt_id
-    assert mine.upstream_id != theirs.upstream_id
+    mine, theirs = (admit(ledger, tenant, prompt_id=PROMPT_ID) for tenant in "ab")
+    assert mine.prompt_id == theirs.prompt_id == PROMPT_ID
+    assert mine.upstream_id == theirs.upstream_id == ""
+    ids = []
+    for job in (mine, theirs, mine, mine):
+        if job.state is not State.ACCEPTED:
+            ledger.lose(job)
+        ids.append(sent(ledger, job).upstream_id)
+        assert ledger.find_upstream("b1", ids[-1]) is job
+    assert len({*ids, PROMPT_ID}) == 5
+    assert ledger.find_upstream("b2", ids[-1]) is None
+    assert ledger.find_upstream("b1", ids[0]) is None
 
 
-def test_a_cancelled_jobs_id_is_not_used_again_upstream_until_its_copy_is_gone() -> None:
-    ledger = new_ledger()
-    prompt_id = "11111111-2222-4333-8444-555555555555"
-    job = admit(ledger, prompt_id=prompt_id)
-    ledger.send(job, "b1")
-    assert ledger.cancel(job)[0] == "b1"
-    assert ledger.is_copy("b1", prompt_id)
-    again = admit(ledger, prompt_id=prompt_id)
-    assert again.upstream_id != prompt_id
-
-
-def test_a_backend_that_stops_a_copy_gets_the_job_under_another_name() -> None:
-    """What it says of the copy's end would else end the job."""
+@pytest.mark.parametrize("move", [Move.LOSE, Move.RECALL, Move.HOLD, Move.SEND, Move.CANCEL, Move.FAIL])
+@pytest.mark.parametrize("delivery", list(Delivery))
+def test_what_a_backend_may_have_of_a_given_up_assignment_is_a_copy(move: Move, delivery: Delivery) -> None:
+    """Unless it certainly never got it."""
     ledger = new_ledger()
     job = admit(ledger)
     ledger.send(job, "b1")
-    ledger.copies.add("b1", job.upstream_id)
-    ledger.lose(job)
-    ledger.send(job, "b1")
-    assert job.upstream_id != job.prompt_id
-    assert ledger.find_upstream("b1", job.prompt_id) is None
-    assert ledger.is_copy("b1", job.prompt_id)
+    former = job.assignment
+    assert former is not None
+    if delivery is not Delivery.NONE:
+        ledger.offering(former)
+    if delivery is Delivery.ARRIVED:
+        ledger.offered(former, is_there=True)
+    if move is Move.RECALL:
+        ledger.taken(job, former.upstream_id, b"{}")
+    carry_out(ledger, job, move)
+    is_copy = delivery is not Delivery.NONE or move is Move.RECALL
+    assert ledger.copies.has("b1", former.upstream_id) is is_copy
+    assert ledger.find_upstream("b1", former.upstream_id) is None
+    assert job.given_up == ((former,) if is_copy else ())
+    ledger.copies.absent("b1", [former.upstream_id])
+    # One that is on its way may come still.
+    is_on_its_way = delivery is Delivery.UNDER_WAY and move is not Move.RECALL
+    assert ledger.copies.has("b1", former.upstream_id) is is_on_its_way
+    ledger.offered(former, is_there=False)
+    assert not ledger.copies.has("b1", former.upstream_id)
 
 
-def test_a_copy_that_is_wanted_again_is_none() -> None:
+def carry_out(ledger: Ledger, job: Job, move: Move) -> None:
+    """Make a move that gives an assignment up."""
+    match move:
+        case Move.FAIL:
+            _LOOP.run_until_complete(ledger.finish(job, "error", b"{}", b"{}"))
+        case Move.SEND:
+            ledger.send(job, "b2")
+        case _:
+            getattr(ledger, str(move))(job)
+
+
+def test_what_ended_is_no_copy_and_its_id_means_nothing_else() -> None:
+    ledger = new_ledger()
+    job, other = admit(ledger), admit(ledger)
+    ended = sent(ledger, job).upstream_id
+    sent(ledger, other)
+    ledger.collect(job)
+    _LOOP.run_until_complete(ledger.finish(job, "success", b"{}", b"{}"))
+    assert not ledger.copies.has("b1", ended)
+    assert not ledger.may_be_called(other, ended)
+    # An end that was the machine's fault is one as well.
+    failed = other.upstream_id
+    ledger.collect(other)
+    other.has_entry = True
+    ledger.lose(other)
+    assert not ledger.copies.has("b1", failed)
+    assert not other.given_up
+
+
+def test_an_assignment_that_its_backend_has_still_is_taken_back() -> None:
     ledger = new_ledger()
     job = admit(ledger)
-    ledger.send(job, "b1")
-    ledger.copies.add("b1", job.upstream_id)
+    former = sent(ledger, job)
     ledger.lose(job)
-    ledger.copies.remove("b1", job.upstream_id)
-    ledger.send(job, "b1")
-    assert ledger.find_upstream("b1", job.prompt_id) is job
-    assert not ledger.is_copy("b1", job.prompt_id)
+    sent(ledger, job, "b2")
+    ledger.lose(job)
+    assert [each.backend for each in job.given_up] == ["b1", "b2"]
+    ledger.adopt(job, former)
+    assert job.assignment is former
+    assert ledger.find_upstream("b1", former.upstream_id) is job
+    assert [each.backend for each in job.given_up] == ["b2"]
+    assert not ledger.copies.has("b1", former.upstream_id)
+    assert ledger.load("b1") == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "upstream_id", [None, 5, ["x"], "", "x", "A" + PROMPT_ID[1:], PROMPT_ID + "\n", "a" * 36, {}, True]
+)
+def test_an_id_of_the_backends_own_must_be_one(upstream_id: Any) -> None:
+    ledger = new_ledger()
+    job = admit(ledger)
+    sent(ledger, job)
+    assert not ledger.may_be_called(job, upstream_id)
+    assert ledger.may_be_called(job, PROMPT_ID)
+
+
+def test_an_id_of_the_backends_own_must_be_nobody_elses() -> None:
+    ledger = new_ledger()
+    job, other, cancelled = admit(ledger), admit(ledger), admit(ledger)
+    assignment = sent(ledger, job)
+    assert not ledger.may_be_called(job, sent(ledger, other, "b2").upstream_id)
+    copy = sent(ledger, cancelled, "b2").upstream_id
+    ledger.cancel(cancelled)
+    assert not ledger.may_be_called(job, copy)
+    own = job.upstream_id
+    ledger.taken(job, PROMPT_ID, b"{}")
+    assert (job.upstream_id, assignment.mark) == (PROMPT_ID, own)
+    assert ledger.find_upstream("b1", PROMPT_ID) is job
+    assert ledger.find_upstream("b1", own) is None
+    assert not ledger.may_be_called(other, PROMPT_ID)
+    assert not ledger.may_be_called(other, own)
+
+
+def test_what_a_backend_says_is_told_under_the_clients_id() -> None:
+    ledger = new_ledger()
+    job = admit(ledger)
+    said = b'{"prompt_id": "x"}'
+    assert job.translate(said) == said
+    own = sent(ledger, job).upstream_id
+    ledger.taken(job, PROMPT_ID, b"{}")
+    assert job.translate(f"{own} {PROMPT_ID} {own}".encode()) == b" ".join([job.prompt_id.encode()] * 3)
 
 
 def test_a_job_that_is_lost_while_its_end_is_written_stays_in_the_journal() -> None:
@@ -210,6 +305,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.hold(job)
             case Move.SEND:
                 self.ledger.send(job, backend)
+                assert job.assignment is not None
+                self.ledger.offering(job.assignment)
             case Move.TAKE:
                 if job.state is not State.SENDING:
                     raise_if_legal(job, move)
@@ -246,6 +343,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(self.ledger.named.has(*file) for file in named)
         for backend in ("b1", "b2"):
             there = [job for job in open_jobs if job.backend == backend]
+            assert all(self.ledger.find_upstream(backend, job.upstream_id) is job for job in there)
+            assert not any(self.ledger.copies.has(backend, job.upstream_id) for job in there)
+            given_up = [each for job in self.all for each in job.given_up if each.backend == backend]
+            assert set(self.ledger.copies.on(backend)) >= {each.upstream_id for each in given_up}
+            assert not any(self.ledger.find_upstream(backend, each.upstream_id) for each in given_up)
             assert set(self.ledger.jobs_on(backend)) == set(there)
             assert all(job.state in PLACED for job in there)
             queued = sum(job.state in (State.SENDING, State.PENDING) for job in there)

@@ -99,7 +99,11 @@ def check(database: sqlite3.Connection, wanted: set[Key]) -> None:
     for row in rows:
         ledger.restore(job_of(row, BACKENDS))
     jobs = ledger.jobs()
-    assert len({job.upstream_id for job in jobs}) == len(jobs)
+    ids = [each.upstream_id for job in jobs for each in (job.assignment, *job.given_up) if each is not None]
+    assert len(set(ids)) == len(ids)
+    for job in jobs:
+        assert job.assignment is None or ledger.find_upstream(job.assignment.backend, job.upstream_id) is job
+        assert all(ledger.copies.has(each.backend, each.upstream_id) for each in job.given_up)
     for place, job in enumerate(jobs):
         end(ledger, job, is_lost=bool(place % 2))
     assert len(ledger) == len(ledger.waiting) == 0

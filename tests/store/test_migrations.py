@@ -35,8 +35,9 @@ def journal_of(version: int, directory: Path) -> None:
     connection.execute(f"PRAGMA user_version={version}")
     connection.execute("INSERT INTO meta VALUES ('client_id', 'mine')")
     for n in range(3):
+        more = ", 'm', x'5b5d'" if version >= 7 else ""
         job = ("t", f"open{n}", "mine", n, 1.5, "pending", "b1", f"open{n}", 5, None, 1, b"d", b"{}", b"prompt")
-        connection.execute("INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", job)
+        connection.execute(f"INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?{more})", job)
     for n in range(2):
         entry = (None, "t", f"ended{n}", "b1", f"ended{n}", n, "success", None, None, b"{}", zlib.compress(b"entry"))
         connection.execute("INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,?,?)", entry)
@@ -67,6 +68,7 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         assert [(job.prompt_id, job.tag, job.submission) for job in jobs] == [
             (f"open{n}", 1.5, b"prompt") for n in range(3)
         ]
+        assert {(job.mark, job.given_up) for job in jobs} == {("m" if version >= 7 else "", b"[]")}
         assert [ended.prompt_id for ended in await store.history()] == ["ended0", "ended1"]
         assert await store.history_entry("t", "ended1") == b"entry"
         file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *(("e", 1, 7) if version >= 6 else ("", 0, 0)))
