@@ -16,6 +16,7 @@ from gateway.comfy.client import BackendError, HistoryEntry
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
+from gateway.comfy.redaction import redact_entry
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
@@ -53,6 +54,7 @@ class Collector:
         missing: told of a job whose backend has no entry for it.
         goes_again: told of each job that ran, with its entry; whether it is not over, but runs again.
         freed: told when a place on a backend is free.
+        is_kept_apart: returns True for a job whose errors must tell no path of the host.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Collector:
         missing: Callable[[Job], None],
         goes_again: Callable[[Job, Backend, dict[str, Any]], Awaitable[bool]],
         freed: Callable[[], None],
+        is_kept_apart: Callable[[Job], bool],
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
@@ -76,6 +79,7 @@ class Collector:
         self._missing = missing
         self._goes_again = goes_again
         self._freed = freed
+        self._is_kept_apart = is_kept_apart
         self._tasks = Tasks("collector")
         self._ends: dict[Assignment, asyncio.Event] = {}
         self._last: dict[str, asyncio.Event] = {}
@@ -201,6 +205,8 @@ class Collector:
         graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
         entry["prompt"] = self._prompt_item(job, graph, ran)
         entry["outputs"] = self._outputs.of_entry(job, backend.name, entry, known)
+        if self._is_kept_apart(job):
+            entry.update(redact_entry(entry))
 
     def _prompt_item(self, job: Job, graph: Any, outputs: Any) -> list[Any]:
         number = job.number if job.submission.number is not None else int(job.number)

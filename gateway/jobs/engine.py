@@ -85,6 +85,7 @@ class Engine:
             self.files, self.placements, store, self.ledger, sight, settings.store.retention.max_files
         )
         telling = Telling(bus)
+        judge = PromptJudge(self.catalogue, policies, self._is_apart)
         self.collector = Collector(
             self.ledger,
             fleet,
@@ -95,9 +96,9 @@ class Engine:
             self._missing,
             lambda job, backend, entry: self.failures.ended(job, backend, entry),
             lambda: self.dispatcher.wake(),
+            judge.is_kept_apart,
         )
         self.uploads = Uploads(settings.uploads, self.files, blobs, store, limits, self.ledger.named.has)
-        judge = PromptJudge(self.catalogue, policies, self._is_apart)
         inputs = Inputs(
             fleet,
             self.files,
@@ -127,7 +128,7 @@ class Engine:
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
-        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics)
+        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, judge.is_kept_apart)
         self.recovery = Recovery(
             self.ledger,
             fleet,

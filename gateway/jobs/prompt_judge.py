@@ -12,6 +12,7 @@ from gateway.comfy.node_review import OPENING, Kind
 from gateway.fleet.catalogue import Catalogue
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Refusal, judge
+from gateway.jobs.job import Job
 from gateway.tenants.policy import Policies
 
 # Lists of these kinds may tell of files.
@@ -54,6 +55,10 @@ class PromptJudge:
         policy = self._policies.of(tenant)
         own = self._catalogue.fleet.backends.keys() if policy.allowed is None else policy.allowed
         return not own <= policy.dedicated
+
+    def is_kept_apart(self, job: Job) -> bool:
+        """Return True if a job's sender must not read about the host and the other tenants that share it."""
+        return not job.submission.by_admin and self.is_judged(job.tenant)
 
     def lists_files(self, class_type: str, input_name: str) -> bool:
         """Return True if an input's list may name files or folders, so that neither it nor its length is told.

@@ -7,10 +7,12 @@ Terminal events are held for the collector; ``status`` is never relayed (it is m
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from gateway.comfy import events, previews
 from gateway.comfy.events import Event, Frame, Kind
+from gateway.comfy.redaction import redact_error
 from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
 from gateway.jobs.job import Job, State
@@ -28,16 +30,27 @@ _BEFORE_START = (State.SENDING, State.PENDING)
 
 
 class Relay:
-    """Turns a backend's messages into ledger moves and frames on the bus."""
+    """Turns a backend's messages into ledger moves and frames on the bus.
+
+    Args:
+        is_kept_apart: returns True for a job whose errors must tell no path of the host.
+    """
 
     def __init__(
-        self, ledger: Ledger, collector: Collector, outputs: Outputs, telling: Telling, metrics: Metrics
+        self,
+        ledger: Ledger,
+        collector: Collector,
+        outputs: Outputs,
+        telling: Telling,
+        metrics: Metrics,
+        is_kept_apart: Callable[[Job], bool],
     ) -> None:
         self._ledger = ledger
         self._collector = collector
         self._outputs = outputs
         self._telling = telling
         self._metrics = metrics
+        self._is_kept_apart = is_kept_apart
         self._tasks = Tasks("relay")
         self._current: dict[str, Job] = {}
         self._strays: dict[str, list[Event]] = {}
@@ -63,6 +76,8 @@ class Relay:
         job.live.heard_at = time.monotonic()
         if job.submission.needs_secrets:
             event = _censored(job, event)
+        if event.type == "execution_error" and self._is_kept_apart(job):
+            event = replace(event, data=redact_error(event.data))
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
         if event.type == "execution_cached" and isinstance(nodes := event.data.get("nodes"), list):

@@ -413,3 +413,25 @@ async def test_names_are_counted(lab: Lab) -> None:
         few = {str(m): node("LoadImage", image=f"t{n:02}{m:02}_.png [temp]") for m in range(19)}
         statuses.add((await ben.post("/prompt", {"prompt": {**few, "s": saved("0")}}))[0])
     assert 429 in statuses
+
+
+async def test_errors_tell_no_path_of_the_host(lab: Lab) -> None:
+    """In events, /history and /api/jobs alike; to an admin they tell it."""
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    prompt = slow(1, steps=1)
+    prompt["3"] = node(
+        "FailNode", image=["1", 0], message="[Errno 2] No such file: '/srv/comfyui/input/annas/secret.png'"
+    )
+    prompt["2"]["inputs"]["images"] = ["3", 0]
+    for name, is_told in ("ben", False), ("boss", True):
+        comfy = caller(lab, gateway, name)
+        listener = await comfy.listen("c")
+        prompt_id = await comfy.prompt(prompt, "c")
+        event = (await listener.next("execution_error"))["data"]
+        entry = await comfy.entry(prompt_id)
+        listed = await comfy.get(f"/api/jobs/{prompt_id}")
+        del entry["prompt"], listed["workflow"]
+        for told in (event["exception_message"], json.dumps(entry), json.dumps(listed)):
+            assert ("/srv/comfyui" in told) is is_told, told
+            assert "secret.png" in told
