@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
@@ -172,6 +174,14 @@ class GatewayProcess(Server):
             arguments += ["--backend", url]
         environment = {f"COMFYUI_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
         super().__init__(arguments, environment)
+        self.data_dir = data_dir
+
+    def upstream_ids(self) -> dict[str, str]:
+        """The id that each job has on its backend, by its prompt_id, as the journal tells."""
+        connection = sqlite3.connect(f"file:{self.data_dir / 'gateway.sqlite3'}?mode=ro", uri=True)
+        with contextlib.closing(connection):
+            queries = [f"SELECT prompt_id, upstream_id FROM {table}" for table in ("history", "jobs")]
+            return {row[0]: row[1] for query in queries for row in connection.execute(query)}
 
     def log_lines(self) -> list[dict[str, Any]]:
         """What it logged."""

@@ -308,14 +308,19 @@ async def test_a_second_run_does_not_tell_what_was_missed_of_the_first(lab: Lab)
     await comfy.post("/gateway/backends/b2/drain")
     first = await comfy.prompt(slow(1, steps=15))
     second = await comfy.prompt(slow(2, steps=60, step_seconds=0.05), "c")
-    await there.running(first)
+    await there.running(gateway.upstream_ids()[first])
     await simulators[0].fault(lab.http, "drop-socket")
-    await there.running(second)
+    await there.running(gateway.upstream_ids()[second])
     await simulators[0].no_faults(lab.http)
     await listener.next("progress", prompt_id=second)
     await comfy.post("/gateway/backends/b2/resume")
     await simulators[0].kill()
-    await Comfy(lab.http, simulators[1].url).running(second)
+
+    async def runs_again() -> bool:
+        queue = await Comfy(lab.http, simulators[1].url).get("/queue")
+        return any(item[1] == gateway.upstream_ids()[second] for item in queue["queue_running"])
+
+    await until(runs_again, what="it runs on the other")
     await listener.end_of(second)
     types = listener.of(second)
     assert types.count("execution_start") == 1
@@ -417,7 +422,7 @@ async def test_after_a_restart_requests_wait_until_open_jobs_are_accounted_for(l
     await comfy.running(ended)
     await gateway.kill()
     there = Comfy(lab.http, simulator.url)
-    await there.running(running)
+    await there.running(gateway.upstream_ids()[running])
     await simulator.fault(lab.http, "slow:1")
     starting = asyncio.create_task(lab.gateway(simulator, options=("--no-auth", "--port", str(port))))
 

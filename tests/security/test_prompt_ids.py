@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import uuid
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,17 +227,6 @@ async def test_a_delete_that_the_backend_did_not_confirm_is_tried_again(lab: Lab
 # -- what is journalled, and what of a given-up assignment is remembered ---------------------------------------------
 
 
-def journalled(directory: Path) -> set[str]:
-    """The upstream ids that a journal has now."""
-    connection = sqlite3.connect(f"file:{directory / 'gateway.sqlite3'}?mode=ro", uri=True)
-    try:
-        return {
-            row[0] for table in ("jobs", "history") for row in connection.execute(f"SELECT upstream_id FROM {table}")
-        }
-    finally:
-        connection.close()
-
-
 async def test_each_assignment_is_journalled_before_the_backend_hears_of_it(lab: Lab) -> None:
     """Each under a fresh id, which is nobody's but the gateway's."""
     async with between(lab, await lab.simulator()) as backend:
@@ -251,7 +238,7 @@ async def test_each_assignment_is_journalled_before_the_backend_hears_of_it(lab:
             if (request.method, request.path) != ("POST", "/prompt"):
                 return None
             sent = json.loads(body)["prompt_id"]
-            if sent not in journalled(lab.directory / "data"):
+            if sent not in gateway.upstream_ids().values():
                 missing.append(sent)
             if len(backend.sent) < 3:
                 # It is asked again, once it has waited.
