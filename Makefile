@@ -22,6 +22,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy --strict gateway
 	$(BIN)/lint-imports
 
+# BEFORE=dir, a checkout of an earlier commit, adds rows against the gateway there.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 

@@ -30,9 +30,16 @@ async def run(rounds: int, seconds: float) -> list[Row]:
     return [await _post(rounds, seconds), _decision(), await _waiting()]
 
 
-async def _rate(url: str, seconds: float) -> float:
-    script = f"wrk.method='POST'\nwrk.body=[==[{_body()}]==]\nwrk.headers['Content-Type']='application/json'\n"
+async def posted(url: str, seconds: float, body: str, key: str = "") -> float:
+    """POST /prompt requests a second that are answered with 200."""
+    headers = {"Content-Type": "application/json", **({"X-API-Key": key} if key else {})}
+    lines = [f"wrk.headers['{name}']='{value}'" for name, value in headers.items()]
+    script = "\n".join(["wrk.method='POST'", f"wrk.body=[==[{body}]==]", *lines, ""])
     return (await servers.wrk(f"{url}/prompt", seconds, script=script))["rate"]
+
+
+async def _rate(url: str, seconds: float) -> float:
+    return await posted(url, seconds, _body())
 
 
 async def accepted(backend: str, seconds: float, **settings: str) -> float:

@@ -36,8 +36,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def python(*arguments: str, core: str = SERVER_CORE, **environment: str) -> AsyncIterator[Running]:
-    """A Python server that prints its URL when it is ready."""
+async def python(
+    *arguments: str, core: str = SERVER_CORE, checkout: Path | None = None, **environment: str
+) -> AsyncIterator[Running]:
+    """A Python server that prints its URL when it is ready. With `checkout` it runs the code that lies there."""
     process = await asyncio.create_subprocess_exec(
         "taskset",
         "-c",
@@ -48,6 +50,7 @@ async def python(*arguments: str, core: str = SERVER_CORE, **environment: str) -
         # The yardstick complains of each connection that the load generator ends with.
         stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, **environment},
+        cwd=checkout,
     )
     assert process.stdout is not None
     try:
@@ -70,7 +73,11 @@ async def python(*arguments: str, core: str = SERVER_CORE, **environment: str) -
 
 @contextlib.asynccontextmanager
 async def gateway(
-    *backends: str, core: str = SERVER_CORE, config: Path | None = None, **settings: str
+    *backends: str,
+    core: str = SERVER_CORE,
+    config: Path | None = None,
+    checkout: Path | None = None,
+    **settings: str,
 ) -> AsyncIterator[Running]:
     """A gateway on a fresh journal, requests not logged and backends hardly probed; without `config` open to all."""
     environment = {f"COMFYUI_GATEWAY_{k}": v for k, v in {**_SETTINGS, **settings}.items()}
@@ -79,7 +86,7 @@ async def gateway(
         arguments = ["-m", "gateway", "serve", *access, "--port", "0", "--data-dir", data]
         for backend in backends:
             arguments += ["--backend", backend]
-        async with python(*arguments, core=core, **environment) as running:
+        async with python(*arguments, core=core, checkout=checkout, **environment) as running:
             yield running
 
 

@@ -5,7 +5,7 @@ Two backends may have a class of the same name and not of the same making, so a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gateway.comfy.class_profiles import ClassProfile, profile_of
@@ -26,14 +26,14 @@ class Profiles:
     common: Mapping[str, ClassProfile] = field(default_factory=dict)
     varied: Mapping[str, Mapping[str, ClassProfile]] = field(default_factory=dict)
 
-    def groups(self, classes: Iterable[str], backends: Collection[str]) -> list[tuple[frozenset[str], Lookup]]:
+    def groups(self, classes: Iterable[str], backends: frozenset[str]) -> list[tuple[frozenset[str], Lookup]]:
         """Return the backends in groups on which these classes are the same, each with its profiles.
 
         A backend that lacks a class is in the group of those that lack it.
         """
         differing = sorted({name for name in classes if name in self.varied}) if self.varied else []
         if not differing:
-            return [(frozenset(backends), self.common.get)]
+            return [(backends, self.common.get)]
         groups: dict[tuple[int, ...], list[str]] = {}
         for backend in backends:
             key = tuple(id(self.varied[name].get(backend)) for name in differing)

@@ -16,8 +16,9 @@ from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.inputs import Inputs
+from gateway.jobs.isolation import Judged
 from gateway.jobs.job import Job
-from gateway.jobs.prompt_judge import Judged, PromptJudge
+from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.refusals import (
     isolation_error,
     policy_error,
@@ -43,6 +44,7 @@ _OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
     "SelectVAEDevice": frozenset({"device"}),
     "ModelAttentionBackend": frozenset({"attention"}),
 }
+MAX_SETS = 1_000
 _WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": "latent"}
 
 
@@ -58,6 +60,7 @@ class Checks:
         self._judge = judge
         self._limits = limits
         self._files_of: object = None
+        self._sets: dict[frozenset[str], frozenset[str]] = {}
         self._file_inputs: frozenset[tuple[str, str]] = frozenset()
 
     @property
@@ -86,8 +89,10 @@ class Checks:
 
         A prompt of an isolated tenant goes to a shared backend only while that backend's own catalogue is known.
         """
+        return self._able_and_free(tenant, submission, self._judge.of(tenant, submission))
+
+    def _able_and_free(self, tenant: str, submission: Submission, judged: Judged | None) -> frozenset[str] | None:
         able = self._able(tenant, submission)
-        judged = self._judge.of(tenant, submission)
         if judged is None:
             return able
         free = self._judge.dedicated(tenant)
@@ -96,8 +101,13 @@ class Checks:
             shared = frozenset()
         may = shared | free
         if able is not None:
-            return able & may
-        return None if may >= self._inputs.fleet.backends.keys() else may
+            may = able & may
+        elif may >= self._inputs.fleet.backends.keys():
+            return None
+        # Ten thousand waiting jobs have a few sets among them.
+        if len(self._sets) > MAX_SETS:
+            self._sets.clear()
+        return self._sets.setdefault(may, may)
 
     def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
@@ -114,16 +124,23 @@ class Checks:
     def able_for(self, job: Job) -> frozenset[str] | None:
         """Return the same for a job that waits, and note why none may run it; again only when the catalogue changed."""
         if job.judged_by != self._catalogue.version:
-            job.able, job.judged_by = self.able(job.tenant, job.submission), self._catalogue.version
-            job.unfit = self._unfit(job.tenant, job.submission) if job.able is not None and not job.able else None
+            job.judgement = judged = self._judge.of(job.tenant, job.submission, job.judgement)
+            job.able = self._able_and_free(job.tenant, job.submission, judged)
+            job.judged_by = self._catalogue.version
+            job.unfit = self._unfit(job.tenant, judged) if job.able is not None and not job.able else None
         return job.able
 
-    def _unfit(self, tenant: str, submission: Submission) -> str | None:
+    def is_judged_anew(self, job: Job) -> bool:
+        """Return True if the catalogue has changed so that the job has to be judged again, which takes a while."""
+        if job.judged_by == self._catalogue.version:
+            return False
+        return job.judgement is not None and job.judgement.edition is not self._catalogue.edition
+
+    def _unfit(self, tenant: str, judged: Judged | None) -> str | None:
         """Return the reason why no backend may run a prompt that was accepted, None if it only has to wait.
 
         The fleet's node classes may have changed since.
         """
-        judged = self._judge.of(tenant, submission)
         if judged is None or not judged.refusals or self._judge.dedicated(tenant):
             return None
         first = judged.refusals[0]
@@ -136,10 +153,10 @@ class Checks:
             return frozenset()
         return abilities.needs_of(wire.loads(submission.prompt), known)
 
-    def refuse(self, tenant: str, submission: Submission, *, may_name_all: bool) -> frozenset[str] | None:
+    def refuse(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Refuse what can't run, or must not; returns the backends that are able to run it, None if any will do.
 
-        A file that is another tenant's answers as one that is not there, unless the caller `may_name_all`.
+        A file that is another tenant's answers as one that is not there, except to an admin.
 
         Raises:
             Rejection: it can't run, or names what its tenant must not.
@@ -153,7 +170,7 @@ class Checks:
         is_free = bool(self._judge.dedicated(tenant))
         if judged is not None and not judged.backends and not is_free:
             self._refuse_judged(tenant, submission, judged)
-        if not (may_name_all or is_free) and submission.files:
+        if not (submission.by_admin or is_free) and submission.files:
             if judged is not None:
                 names = self._inputs.unproven(tenant, submission.files)
                 self._limits.bad_names(tenant, names, time.monotonic())
@@ -163,7 +180,7 @@ class Checks:
         able = self._able(tenant, submission)
         if able is not None and not able:
             self._refuse_impossible(tenant, submission)
-        return self.able(tenant, submission) if judged is not None else able
+        return self._able_and_free(tenant, submission, judged)
 
     def is_judged(self, tenant: str) -> bool:
         """Return True if a tenant shares backends with strangers, so that it may open nothing but its own."""

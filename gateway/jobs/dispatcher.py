@@ -49,6 +49,8 @@ RETRY_AFTER_SECONDS = 5
 WRITTEN_WITHIN_SECONDS = 1.0
 # A timer may fire a moment before its time, and nothing else wake its job.
 EARLY_SECONDS = 0.02
+# Waiting jobs that are judged anew in one turn of the loop, after the catalogue has changed.
+MAX_JUDGED = 100
 
 
 class Dispatcher:
@@ -101,14 +103,11 @@ class Dispatcher:
         tenant: str,
         submission: Submission,
         answer_early: Callable[[Reply], None],
-        *,
-        may_name_all: bool = False,
     ) -> Reply:
         """Accept a prompt.
 
         Args:
             answer_early: called if the backend lets the client wait too long: the answer that it may have now.
-            may_name_all: whether it may name files that are not its tenant's.
 
         Raises:
             Overloaded: nothing can take it, and enough are waiting.
@@ -122,7 +121,7 @@ class Dispatcher:
         if self._lacks_backends(tenant):
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
         self._chooser.one_more_waits(tenant)
-        able, checked = self._checks.refuse(tenant, submission, may_name_all=may_name_all), None
+        able, checked = self._checks.refuse(tenant, submission), None
         if self._chooser.must_wait(tenant, submission, able, self._settings) or self._checks.is_restricted(tenant):
             checked = await self._checks.check(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
@@ -197,10 +196,16 @@ class Dispatcher:
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[frozenset[str] | None, ...]] = set()
-        now, tenants = time.monotonic(), self._chooser.tenants_to_go()
+        now, tenants, judged = time.monotonic(), self._chooser.tenants_to_go(), 0
         for job in self._ledger.waiting.jobs() if tenants else ():
             if job.tenant not in tenants or job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
+            if self._checks.is_judged_anew(job):
+                judged += 1
+                if judged > MAX_JUDGED:
+                    # The rest has its turn when others have had theirs: to judge a prompt means to parse it.
+                    self._tasks.start(self._wake_after(0), "judging")
+                    return
             if job.submission.lacks_secrets:
                 self._fail(job, *partner_keys.LOST)
                 continue

@@ -16,6 +16,7 @@ from gateway.comfy.node_review import OPENING, Kind
 from gateway.comfy.templates import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
 from gateway.comfy.writing import wrong_with_file_part, wrong_with_prefix
+from gateway.fleet.editions import Edition
 
 # A refusal names no more than so many inputs: a prompt may have a million.
 MAX_REFUSALS = 100
@@ -62,6 +63,23 @@ class Judgement:
 
     refusals: tuple[Refusal, ...] = ()
     unknown: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The judgement of one prompt on the fleet as it is.
+
+    Attributes:
+        edition: the edition of the catalogue that it rests on.
+        backends: the shared backends that may run the prompt.
+        refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
+        is_known: False if no shared backend has said yet which classes it has.
+    """
+
+    edition: Edition | None
+    backends: frozenset[str]
+    refusals: tuple[Refusal, ...] = ()
+    is_known: bool = True
 
 
 def judge(

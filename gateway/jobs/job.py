@@ -10,6 +10,7 @@ from typing import Any
 from gateway.comfy import wire
 from gateway.comfy.events import Frame
 from gateway.jobs.admission import Submission
+from gateway.jobs.isolation import Judged
 
 
 class State(StrEnum):
@@ -127,6 +128,7 @@ class Job:
     pinned: frozenset[str] | None = None
     able: frozenset[str] | None = None
     judged_by: int | None = None
+    judgement: Judged | None = None
     unfit: str | None = None
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()

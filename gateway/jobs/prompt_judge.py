@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.class_profiles import ClassProfile
 from gateway.comfy.node_review import OPENING, Kind
 from gateway.fleet.catalogue import Catalogue
+from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Submission
-from gateway.jobs.isolation import Refusal, judge
+from gateway.jobs.isolation import Judged, Refusal, judge
 from gateway.jobs.job import Job
-from gateway.tenants.policy import Policies
+from gateway.tenants.policy import Policies, Policy
 
+_NONE: frozenset[str] = frozenset()
 # Lists of these kinds may tell of files.
 _LISTING = OPENING | {Kind.DATASETS, Kind.UNREVIEWED}
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """The judgement of one prompt.
-
-    Attributes:
-        version: the version of the catalogue that it rests on.
-        backends: the shared backends that may run the prompt.
-        refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
-        is_known: False if no shared backend has said yet which classes it has.
-    """
-
-    version: int
-    backends: frozenset[str]
-    refusals: tuple[Refusal, ...] = ()
-    is_known: bool = True
 
 
 class PromptJudge:
@@ -47,6 +31,9 @@ class PromptJudge:
         self._catalogue = catalogue
         self._policies = policies
         self._is_apart = is_apart
+        # The shared backends of each policy, as one object: ten thousand waiting jobs have the same.
+        self._shared: dict[int, frozenset[str]] = {}
+        self._shared_of: Edition | None = None
 
     def is_judged(self, tenant: str) -> bool:
         """Return True if a tenant's prompts are judged: it is not alone, and shares a backend with others."""
@@ -80,33 +67,46 @@ class PromptJudge:
             return None
         return lambda prompt: self._judge(tenant, prompt)
 
-    def of(self, tenant: str, submission: Submission) -> Judged | None:
-        """Return the judgement of a submission by today's catalogue, None if it needs none."""
+    def of(self, tenant: str, submission: Submission, last: Judged | None = None) -> Judged | None:
+        """Return the judgement of a submission by today's catalogue, None if it needs none.
+
+        Args:
+            last: the judgement that it had last, if any.
+        """
         if submission.by_admin or not self.is_judged(tenant):
             return None
-        known = submission.judgement
-        if isinstance(known, Judged) and known.version == self._catalogue.version:
-            return known
+        edition = self._catalogue.edition
+        for known in (last, submission.judgement):
+            if isinstance(known, Judged) and known.edition is edition:
+                return known
         return self._judge(tenant, wire.loads(submission.prompt))
 
+    def _shared_by(self, policy: Policy, edition: Edition) -> frozenset[str]:
+        if self._shared_of is not edition:
+            self._shared, self._shared_of = {}, edition
+        found = self._shared.get(id(policy))
+        if found is None:
+            described = edition.abilities.backends - policy.dedicated
+            found = described if policy.allowed is None else described & policy.allowed
+            self._shared[id(policy)] = found
+        return found
+
     def _judge(self, tenant: str, prompt: Mapping[str, Any]) -> Judged:
-        policy, catalogue = self._policies.of(tenant), self._catalogue
-        edition = catalogue.edition
-        described = catalogue.described_by - policy.dedicated
-        shared = described if policy.allowed is None else described & policy.allowed
+        policy, edition = self._policies.of(tenant), self._catalogue.edition
+        shared = self._shared_by(policy, edition) if edition is not None else _NONE
         if edition is None or not shared:
-            return Judged(catalogue.version, frozenset(), is_known=False)
+            return Judged(edition, _NONE, is_known=False)
 
         def trusts(profile: ClassProfile) -> bool:
             return policy.trusts(profile.name, profile.pack)
 
         classes = {name for node in prompt.values() if isinstance(name := node.get("class_type"), str)}
-        able: frozenset[str] = frozenset()
+        able = _NONE
         refusals: tuple[Refusal, ...] = ()
         for names, profile in edition.profiles.groups(classes, shared):
             judgement = judge(prompt, profile, trusts)
             if not (judgement.refusals or judgement.unknown):
-                able |= names
+                able = able | names if able else names
             elif not refusals:
                 refusals = judgement.refusals
-        return Judged(catalogue.version, able, () if able else refusals)
+        return Judged(edition, able, () if able else refusals)

@@ -67,7 +67,7 @@ async def post_prompt(request: web.Request) -> web.Response:
             by_admin=identity.is_admin,
             inspect=engine.checks.inspector(identity.tenant, by_admin=identity.is_admin),
         )
-        reply = await engine.dispatcher.submit(identity.tenant, submission, early.write, may_name_all=identity.is_admin)
+        reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
         return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())

@@ -221,7 +221,11 @@ def codes(targets: Targets) -> Iterator[Variant]:
             yield Variant(f"expression reads, {label}, {through}", code, objects="IMAGE", through=through)
     yield Variant("expression writes", f"a.save_to('{path.rsplit('/', 1)[0]}/{MARK}.py')", objects="VIDEO")
     yield Variant("expression shows", "a", objects="VIDEO")
-    for label, text in (("jinja", "{{ config }}"), ("fstring", "{__import__('os').environ}"), ("shell", f"$(cat {path})")):
+    for label, text in (
+        ("jinja", "{{ config }}"),
+        ("fstring", "{__import__('os').environ}"),
+        ("shell", f"$(cat {path})"),
+    ):
         yield Variant(f"template {label}", text)
 
 

@@ -181,7 +181,9 @@ class Recipes:
 
     def can_fill(self, class_type: str, attacked: str) -> bool:
         """Return True if all other inputs of a class can be filled."""
-        return all(self._can_make(each) for each in self._inputs[class_type] if each.is_required and each.name != attacked)
+        return all(
+            self._can_make(each) for each in self._inputs[class_type] if each.is_required and each.name != attacked
+        )
 
     def _fill_members(
         self, prompt: dict[str, Any], inputs: dict[str, Any], known: list[Input], attacked: str, variant: Variant
