@@ -273,9 +273,12 @@ class Ledger:
         """It ran to its end; its history entry is being fetched."""
         self._move(job, Move.COLLECT, job.assignment)
 
-    def lose(self, job: Job) -> None:
-        """Its backend does not have it any more, or must not: it waits to be sent again."""
+    def lose(self, job: Job, *, for_good: bool = False) -> None:
+        """Let a job wait to be sent again: its backend lost it or, `for_good`, must not go on with it."""
+        former = job.assignment
         self._move(job, Move.LOSE, None)
+        if for_good:
+            job.given_up = tuple(each for each in job.given_up if each is not former)
         job.attempts += 1
         job.has_entry, job.start_time, job.started_at = False, None, None
         live = job.live

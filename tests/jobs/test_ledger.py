@@ -208,6 +208,15 @@ def test_an_id_of_the_backends_own_must_be_one(upstream_id: Any) -> None:
     assert ledger.may_be_called(job, PROMPT_ID)
 
 
+def test_an_assignment_that_is_given_up_for_good_is_a_copy_and_not_taken_back() -> None:
+    ledger = new_ledger()
+    job = admit(ledger)
+    former = sent(ledger, job)
+    ledger.lose(job, for_good=True)
+    assert ledger.copies.has("b1", former.upstream_id)
+    assert not job.given_up
+
+
 def test_an_id_of_the_backends_own_must_be_nobody_elses() -> None:
     ledger = new_ledger()
     job, other, cancelled = admit(ledger), admit(ledger), admit(ledger)
