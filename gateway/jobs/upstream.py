@@ -186,7 +186,7 @@ async def look_for(
         except Refused:
             return Offer.REFUSED, upstream_id
         except BackendError as error:
-            _log.info("asking", backend=backend.name, prompt_id=upstream_id, error=str(error))
+            _log.info("asking", backend=backend.name, upstream_id=upstream_id, error=str(error))
         await asyncio.sleep(ASK_PAUSE_SECONDS)
     return Offer.UNKNOWN, upstream_id
 

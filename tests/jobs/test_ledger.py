@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.jobs.admission import read
 from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, Assignment, Delivery, Job, State
-from gateway.jobs.ledger import LIFE, IllegalMove, Ledger, Move
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.transitions import LIFE, IllegalMove, Move
 from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.workflows import slow
