@@ -12,7 +12,7 @@ from click import Command
 from click.testing import CliRunner
 
 from gateway.cli import main
-from gateway.jobs.ledger import LIFE
+from gateway.jobs.transitions import LIFE
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.web.routes import COMFYUI, JOBS, OWN

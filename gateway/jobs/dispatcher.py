@@ -319,7 +319,7 @@ class Dispatcher:
                     return None
                 if isinstance(outcome, Reply):
                     return outcome
-                is_here = _is_sent_by(job, assignment)
+                is_here = job.is_sent_by(assignment)
                 if is_here:
                     self._place(job, self._choose(job, *tried))
                 if outcome is Offer.REFUSED:
@@ -336,7 +336,7 @@ class Dispatcher:
         outcome = "taken"
         try:
             changed = await self._inputs.prepare(job, backend)
-            if self._turns.get(job) is not turn or not _is_sent_by(job, assignment):
+            if self._turns.get(job) is not turn or not job.is_sent_by(assignment):
                 outcome = "withdrawn"
                 return Offer.UNKNOWN
             body = upstream_body(job, assignment, self._client_id, changed)
@@ -385,8 +385,8 @@ class Dispatcher:
             # If the answer ties the prompt to no id, or to another prompt's, ask after the id that was given to it.
             _log.warning("an odd answer", backend=backend.name, prompt_id=job.prompt_id)
             return await self._ask(job, backend, assignment, answer)
-        self._ledger.offered(assignment, is_there=known_as == own_id or _is_with(job, assignment))
-        if _is_with(job, assignment):
+        self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
+        if job.assignment is assignment:
             told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
             self._ledger.taken(job, known_as, job.translate(wire.dumps(told)))
         else:
@@ -402,8 +402,8 @@ class Dispatcher:
         if answer is not None:
             self._ledger.offered(assignment, is_there=True)
         times = 2 if answer is None else 1
-        outcome, known_as = await look_for(backend, assignment, times, lambda: _is_sent_by(job, assignment))
-        if outcome is Offer.TAKEN and _is_with(job, assignment):
+        outcome, known_as = await look_for(backend, assignment, times, lambda: job.is_sent_by(assignment))
+        if outcome is Offer.TAKEN and job.assignment is assignment:
             if known_as != assignment.upstream_id and not self._ledger.may_be_called(job, known_as):
                 outcome = Offer.NOT_SENT
             else:
@@ -419,13 +419,3 @@ class Dispatcher:
             job.attempts += 1
             return Offer.NOT_SENT
         return failed_there(answer, assignment.translate(answer.body, job.prompt_id))
-
-
-def _is_with(job: Job, assignment: Assignment) -> bool:
-    """Return True if this is the job's assignment still: it may have been cancelled or given up meanwhile."""
-    return job.assignment is assignment
-
-
-def _is_sent_by(job: Job, assignment: Assignment) -> bool:
-    """Return True if the job is being sent so still."""
-    return job.assignment is assignment and job.state is State.SENDING

@@ -151,6 +151,10 @@ class Job:
         """Return its id on its backend; empty while it has none."""
         return self.assignment.upstream_id if self.assignment is not None else ""
 
+    def is_sent_by(self, assignment: Assignment) -> bool:
+        """Return True while it is being sent so: it may be cancelled or given up meanwhile."""
+        return self.state is State.SENDING and self.assignment is assignment
+
     def translate(self, data: bytes) -> bytes:
         """Return what its backend says of it in terms of its prompt_id."""
         return self.assignment.translate(data, self.prompt_id) if self.assignment is not None else data

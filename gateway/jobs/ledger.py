@@ -1,15 +1,14 @@
 """The ledger: the gateway's own record of every job, and the only writer of a job's state.
 
-`LIFE` is the whole life of a job. Each transition goes through `Ledger._move`, which refuses one that is not in the
-table. What clients read (/queue, /prompt, `status`) is made from here, from bytes encoded once.
+Each transition goes through `Ledger._move`, which refuses one that is not in the table (`transitions.py`). What clients
+read (/queue, /prompt, `status`) is made from here, from bytes encoded once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Iterable
 
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
@@ -22,63 +21,14 @@ from gateway.jobs.named_files import NamedFiles
 from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.topics import status_topic
+from gateway.jobs.transitions import Move, after
 from gateway.jobs.waiting import WaitingList
 from gateway.store.protocol import Bus, HistoryRecord, HistoryRemoval, JobRemoval, Store
-
-
-class Move(StrEnum):
-    """What can happen to a job."""
-
-    HOLD = "hold"
-    SEND = "send"
-    TAKE = "take"
-    START = "start"
-    COLLECT = "collect"
-    LOSE = "lose"
-    RECALL = "recall"
-    SUCCEED = "succeed"
-    FAIL = "fail"
-    CANCEL = "cancel"
-
-
-LIFE: Mapping[tuple[State, Move], State] = {
-    (State.ACCEPTED, Move.HOLD): State.WAITING,
-    (State.ACCEPTED, Move.SEND): State.SENDING,
-    (State.WAITING, Move.SEND): State.SENDING,
-    (State.SENDING, Move.SEND): State.SENDING,
-    (State.SENDING, Move.HOLD): State.WAITING,
-    (State.SENDING, Move.TAKE): State.PENDING,
-    (State.SENDING, Move.START): State.RUNNING,
-    (State.PENDING, Move.START): State.RUNNING,
-    (State.SENDING, Move.COLLECT): State.COLLECTING,
-    (State.PENDING, Move.COLLECT): State.COLLECTING,
-    (State.RUNNING, Move.COLLECT): State.COLLECTING,
-    (State.SENDING, Move.LOSE): State.WAITING,
-    (State.PENDING, Move.LOSE): State.WAITING,
-    (State.RUNNING, Move.LOSE): State.WAITING,
-    (State.COLLECTING, Move.LOSE): State.WAITING,
-    (State.PENDING, Move.RECALL): State.WAITING,
-    (State.COLLECTING, Move.SUCCEED): State.SUCCEEDED,
-    (State.COLLECTING, Move.FAIL): State.FAILED,
-    (State.COLLECTING, Move.CANCEL): State.CANCELLED,
-    (State.ACCEPTED, Move.FAIL): State.FAILED,
-    (State.WAITING, Move.FAIL): State.FAILED,
-    (State.SENDING, Move.FAIL): State.FAILED,
-    (State.ACCEPTED, Move.CANCEL): State.CANCELLED,
-    (State.WAITING, Move.CANCEL): State.CANCELLED,
-    (State.SENDING, Move.CANCEL): State.CANCELLED,
-    (State.PENDING, Move.CANCEL): State.CANCELLED,
-    (State.RUNNING, Move.CANCEL): State.CANCELLED,
-}
 
 # Of the assignments of a job that were given up so many are remembered, the newest.
 MAX_GIVEN_UP = 8
 
 _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move.CANCEL}
-
-
-class IllegalMove(Exception):
-    """A transition that is not in `LIFE`: an error of ours."""
 
 
 class Ledger:
@@ -273,9 +223,12 @@ class Ledger:
         """It ran to its end; its history entry is being fetched."""
         self._move(job, Move.COLLECT, job.assignment)
 
-    def lose(self, job: Job) -> None:
-        """Its backend does not have it any more, or must not: it waits to be sent again."""
+    def lose(self, job: Job, *, for_good: bool = False) -> None:
+        """Let a job wait to be sent again: its backend lost it or, `for_good`, must not go on with it."""
+        former = job.assignment
         self._move(job, Move.LOSE, None)
+        if for_good:
+            job.given_up = tuple(each for each in job.given_up if each is not former)
         job.attempts += 1
         job.has_entry, job.start_time, job.started_at = False, None, None
         live = job.live
@@ -318,7 +271,7 @@ class Ledger:
         """
         if self._jobs.get(job.key) is not job:
             return False
-        _after(job, _OUTCOME_MOVES[outcome])
+        after(job, _OUTCOME_MOVES[outcome])
         place = job.assignment, job.state, job.attempts
         record = history_record(job, outcome, entry, summary)
         await self._store.write([record])
@@ -368,7 +321,7 @@ class Ledger:
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
     def _move(self, job: Job, move: Move, assignment: Assignment | None) -> None:
-        state, former = _after(job, move), job.assignment
+        state, former = after(job, move), job.assignment
         self._leave(job)
         if former is not None and (former is not assignment or state in ENDED):
             self._give_up(job, former, has_ended=job.has_entry or (job.state is State.COLLECTING and state in ENDED))
@@ -415,10 +368,3 @@ class Ledger:
     def _announce(self, job: Job) -> None:
         """Let the tenant's sessions know that its counts may have changed."""
         self._bus.publish(status_topic(job.tenant), None)
-
-
-def _after(job: Job, move: Move) -> State:
-    state = LIFE.get((job.state, move))
-    if state is None:
-        raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
-    return state

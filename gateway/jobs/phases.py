@@ -20,6 +20,7 @@ def log_phase(
         duration_ms=round(seconds * 1000),
         model=", ".join(sorted(job.submission.models)) or None,
         backend=backend,
+        upstream_id=job.upstream_id or None,
         tenant=job.tenant,
         error=error,
     )

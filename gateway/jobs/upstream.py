@@ -162,14 +162,14 @@ async def _entry(backend: Backend, upstream_id: str, mark: str, timeout: float) 
 async def look_for(
     backend: Backend, assignment: Assignment, times: int, is_there: Callable[[], bool]
 ) -> tuple[Offer, str]:
-    """Whether a backend has a prompt to whose offer no clear answer came.
+    """Find out whether a backend has a prompt to whose offer no clear answer came.
 
     What the offer left behind may still be on its way through a busy loop, so the backend has to say no several times.
     While it does not answer it is asked again, until the fleet gives it up.
 
     Args:
         times: how often it must have answered that it does not have the prompt.
-        is_there: whether the job still is that backend's.
+        is_there: returns True while the job is that backend's.
 
     Returns:
         TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile. And the prompt's id there.
@@ -186,7 +186,7 @@ async def look_for(
         except Refused:
             return Offer.REFUSED, upstream_id
         except BackendError as error:
-            _log.info("asking", backend=backend.name, prompt_id=upstream_id, error=str(error))
+            _log.info("asking", backend=backend.name, upstream_id=upstream_id, error=str(error))
         await asyncio.sleep(ASK_PAUSE_SECONDS)
     return Offer.UNKNOWN, upstream_id
 

@@ -136,5 +136,5 @@ class Watch:
         if job.state is State.RUNNING:
             backend.stopping = upstream_id
             self._stopping_since[backend.name] = time.monotonic()
-        self._ledger.lose(job)
+        self._ledger.lose(job, for_good=True)
         self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")

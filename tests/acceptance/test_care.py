@@ -111,7 +111,7 @@ async def test_a_failure_is_found_out_without_its_event(lab: Lab) -> None:
     await comfy.running(prompt_id)
     await simulators[0].fault(lab.http, "drop-socket")
     await simulators[0].fault(lab.http, "oom")
-    there = await Comfy(lab.http, simulators[0].url).entry(prompt_id)
+    there = await Comfy(lab.http, simulators[0].url).entry(gateway.upstream_ids()[prompt_id])
     assert there["status"]["messages"][-1][0] == "execution_error"
     assert prompt_id not in await comfy.get("/history")
     async with lab.http.delete(f"{simulators[0].url}/simulator/faults?fault=drop-socket") as answer:
@@ -435,7 +435,8 @@ async def test_a_backend_that_heeds_no_interrupt(lab: Lab) -> None:
     await simulators[0].no_faults(lab.http)
     await lab.backends_up(gateway, 2)
     await idle(lab, *simulators)
-    assert list(await Comfy(lab.http, simulators[0].url).get("/history")) == [stuck]
+    there = await Comfy(lab.http, simulators[0].url).get("/history")
+    assert [entry["prompt"][2] for entry in there.values()] == [slow(1, steps=1000)]
 
 
 @pytest.mark.parametrize("state", ["waiting", "sending", "pending", "running"])

@@ -54,7 +54,7 @@ async def test_running_jobs_go_on_and_new_ones_are_refused(lab: Lab) -> None:
     assert await metric(comfy, "journal_writable") == 0
     await listener.next("progress", prompt_id=ids[0], value=25)
     for prompt_id in ids:
-        await there.entry(prompt_id)
+        await there.entry(gateway.upstream_ids()[prompt_id])
 
     async def all_owed() -> bool:
         return await metric(comfy, "journal_owed") >= 3
@@ -199,7 +199,7 @@ async def test_it_is_started_again_on_a_full_disk(lab: Lab) -> None:
     ids = [await Comfy(lab.http, gateway.url).prompt(slow(n, steps=20)) for n in range(3)]
     fill(lab, gateway)
     for prompt_id in ids:
-        await Comfy(lab.http, simulator.url).entry(prompt_id)
+        await Comfy(lab.http, simulator.url).entry(gateway.upstream_ids()[prompt_id])
     await gateway.kill()
     again = GatewayProcess(lab.directory / "data", [simulator.url], ("--no-auth",), {"probe__interval": 0.25})
     again.wrapper = ["prlimit", f"--fsize={room(lab)}:unlimited"]
@@ -228,7 +228,7 @@ async def test_it_ends_politely_on_a_full_disk(lab: Lab) -> None:
     prompt_id = await comfy.prompt(slow(steps=20))
     await comfy.running(prompt_id)
     fill(lab, gateway)
-    await Comfy(lab.http, simulator.url).entry(prompt_id)
+    await Comfy(lab.http, simulator.url).entry(gateway.upstream_ids()[prompt_id])
     gateway.signal(signal.SIGTERM)
     assert await asyncio.wait_for(gateway.wait(), 30) == 0
     again = await lab.gateway(simulator)

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.jobs.admission import read
 from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, Assignment, Delivery, Job, State
-from gateway.jobs.ledger import LIFE, IllegalMove, Ledger, Move
+from gateway.jobs.ledger import Ledger
+from gateway.jobs.transitions import LIFE, IllegalMove, Move
 from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.workflows import slow
@@ -206,6 +207,15 @@ def test_an_id_of_the_backends_own_must_be_one(upstream_id: Any) -> None:
     sent(ledger, job)
     assert not ledger.may_be_called(job, upstream_id)
     assert ledger.may_be_called(job, PROMPT_ID)
+
+
+def test_an_assignment_that_is_given_up_for_good_is_a_copy_and_not_taken_back() -> None:
+    ledger = new_ledger()
+    job = admit(ledger)
+    former = sent(ledger, job)
+    ledger.lose(job, for_good=True)
+    assert ledger.copies.has("b1", former.upstream_id)
+    assert not job.given_up
 
 
 def test_an_id_of_the_backends_own_must_be_nobody_elses() -> None:

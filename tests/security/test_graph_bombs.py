@@ -215,7 +215,8 @@ async def test_passed_on_as_comfyui_reads_it(served: tuple[Lab, GatewayProcess, 
     entry = await Comfy(lab.http, gateway.url).entry(answer["prompt_id"])
     wanted = json.dumps(json.loads(body)["prompt"])
     assert json.dumps(entry["prompt"][2]) == wanted
-    there = (await Comfy(lab.http, simulator.url).get("/history"))[answer["prompt_id"]]
+    upstream_id = gateway.upstream_ids()[answer["prompt_id"]]
+    there = (await Comfy(lab.http, simulator.url).get("/history"))[upstream_id]
     assert json.dumps(there["prompt"][2]) == wanted
     assert peak(gateway.pid) - before < MOST_GROWTH
 
