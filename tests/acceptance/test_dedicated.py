@@ -252,3 +252,41 @@ async def test_a_tenant_without_any_backend_is_told_so(lab: Lab) -> None:
         assert "b1" not in text
         assert (await text_of(anna, path))[0] in (200, 404)
     await anna.entry(await anna.prompt(slow()))
+
+
+async def test_what_an_admin_views_is_put_on_no_backend_that_its_owner_may_not_use(lab: Lab) -> None:
+    """An admin reads everything from everywhere, but an upload goes to a backend only if its owner may use it."""
+    simulators = await lab.simulators(2)
+    named = {"anna": {"labels": ["hers"]}}
+    config = write_config(lab, simulators, {"named": named}, {"b2": ["hers"]}, dedicated=ANNAS)
+    gateway = await serve(lab, config, 2)
+    anna, ben, boss = (caller(lab, gateway, name) for name in ("anna", "ben", BOSS))
+    for down, owner in ((0, ben), (1, anna)):
+        await simulators[down].kill()
+        await lab.backends_up(gateway, 1)
+        name = f"of-{down}.png"
+        assert (await upload(owner, png((8, 8, 8)), name))[0] == 200
+        tenant = "ben" if owner is ben else "anna"
+        for query in ("", f"&tenant={tenant}"):
+            status, _ = await text_of(boss, f"/view?filename={name}&type=input&preview=webp{query}")
+            assert status == 503, (name, query)
+        original = json.dumps({"filename": name, "type": "input", "subfolder": ""})
+        status, _ = await upload(boss, png((0, 0, 0)), "mask.png", "mask", original_ref=original)
+        assert status == 503, name
+        counted = await simulators[1 - down].requests(lab.http)
+        assert not [route for route in counted if "/upload/" in route], counted
+        simulators[down] = await lab.simulator(port=simulators[down].port)
+        await lab.backends_up(gateway, 2)
+        # The owner's own backend is there again, and shows it.
+        assert (await text_of(boss, f"/view?filename={name}&type=input&preview=webp"))[0] == 200
+        assert not [route for route in await simulators[1 - down].requests(lab.http) if "/upload/" in route]
+        simulators[down] = await restarted(lab, gateway, simulators[down])
+
+
+async def restarted(lab: Lab, gateway: GatewayProcess, simulator: Simulator) -> Simulator:
+    """Restart a backend, so that it counts from zero."""
+    await simulator.stop()
+    await lab.backends_up(gateway, 1)
+    again = await lab.simulator(port=simulator.port)
+    await lab.backends_up(gateway, 2)
+    return again
