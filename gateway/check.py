@@ -30,6 +30,7 @@ from gateway.tenants.policy import Policies
 
 GIB = 1024**3
 EXIT_USAGE = 2
+MAX_NAMED_TENANTS = 10
 _ADDRESS = re.compile(r"https?://[^/\s?#@]+(/[^?#\s]*)?")
 # Not the gateway's own variable: what is asked may be a ComfyUI, and that is told no keys of the gateway.
 _KEY = "COMFYUI_KEY"
@@ -94,6 +95,8 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
         sys.exit(EXIT_USAGE)
     for place in unknown_tenants(settings):
         click.echo(f"{place}: no key of the configuration stands for this tenant; one of the store may", err=True)
+    if (warning := without_backends(settings)) is not None:
+        click.echo(warning, err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
     if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
@@ -110,6 +113,22 @@ def unknown_tenants(settings: Settings) -> list[str]:
     for place, backend in enumerate(settings.backends):
         places += [f"backends[{place}].tenants: {tenant}" for tenant in backend.tenants if tenant not in known]
     return places
+
+
+def without_backends(settings: Settings) -> str | None:
+    """Return the warning that tenants which the configuration does not name have no backend; None if they have one."""
+    policies = Policies(settings.tenants, settings.backends)
+    if not (settings.backends and policies.default.lacks_backends):
+        return None
+    keyring = Keyring(settings.auth, settings.tenants.anonymous)
+    known = keyring.user_tenants | keyring.admin_tenants
+    lacking = sorted(tenant for tenant in known if policies.of(tenant).lacks_backends)
+    more = f" and {len(lacking) - MAX_NAMED_TENANTS} more" if len(lacking) > MAX_NAMED_TENANTS else ""
+    named = ", ".join(lacking[:MAX_NAMED_TENANTS]) or "none"
+    return (
+        "tenants.default: every backend that it may use is dedicated to named tenants; all others are refused "
+        f"(by the configuration's keys: {named}{more}); share a backend, or add them to the tenants of one"
+    )
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:

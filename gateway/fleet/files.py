@@ -301,6 +301,10 @@ class FileIndex:
         """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""
         return self._first.get(visible)
 
+    def owners(self, visible: FileRef, upload: Upload) -> list[str]:
+        """Return the tenants that gave an upload this name: several, if they brought the same bytes."""
+        return [tenant for tenant, own in self._uploads.items() if own.get(visible) == upload]
+
 
 def _name_and_folders(ref: FileRef) -> Iterator[FileRef]:
     """Yield a file's name and the folders that it lies in, as a file system may take them for others."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gateway.comfy.node_review import review
 from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.packs import MAX_NAMED_CLASSES, Pack, line_to_paste, packs_of, untrusted
+from gateway.fleet.packs import Pack, line_to_paste, log_fields, packs_of, untrusted
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policies
@@ -55,9 +55,4 @@ class PackWatch:
             line = line_to_paste(found, self._policies.trust)
             if found and line != logged:
                 logged = line
-                _log.warning(
-                    "packs_untrusted",
-                    packs=[pack.name for pack in found[:MAX_NAMED_CLASSES]],
-                    classes=sum(len(pack.untrusted) for pack in found),
-                    hint=f"isolated tenants get 400 for these classes; to trust all of them: {line}",
-                )
+                _log.warning("packs_untrusted", **log_fields(found, self._policies.trust))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,10 @@ MAX_PACKS = 1_000
 MAX_NAMED_CLASSES = 100
 # The longest pattern that the setting takes.
 MAX_PATTERN = 256
+# Bounds of one log line.
+MAX_LOGGED_PACKS = 50
+MAX_LOGGED_NAME = 100
+MAX_LOGGED_HINT = 2_000
 _GLOB = re.compile(r"([*?[])")
 
 
@@ -91,6 +95,21 @@ def line_to_paste(packs: Iterable[Pack], trusted: Collection[str]) -> str:
     # In the configuration a dollar sign begins a variable.
     shown = ", ".join(json.dumps(pattern, ensure_ascii=False).replace("$", "$$") for pattern in patterns)
     return f"tenants: {{default: {{nodes: {{trust: [{shown}]}}}}}}"
+
+
+def log_fields(found: Sequence[Pack], trusted: Collection[str]) -> dict[str, Any]:
+    """Return the fields of the log line about untrusted packs, bounded whatever a backend calls its packs."""
+    hint = f"isolated tenants get 400 for these classes; to trust all of them: {line_to_paste(found, trusted)}"
+    if len(hint) > MAX_LOGGED_HINT:
+        hint = (
+            "isolated tenants get 400 for these classes; GET /gateway/packs shows the setting that trusts all of them"
+        )
+    return {
+        "packs": [pack.name[:MAX_LOGGED_NAME] for pack in found[:MAX_LOGGED_PACKS]],
+        "packs_count": len(found),
+        "classes": sum(len(pack.untrusted) for pack in found),
+        "hint": hint,
+    }
 
 
 def _patterns(packs: Iterable[Pack]) -> Iterator[str]:

@@ -20,6 +20,11 @@ FLUSH_SECONDS = 60.0
 # Seconds for which an answer waits for the disk; what has been revoked is so from the first moment.
 ANSWER_WITHIN = 5.0
 
+ISOLATION_HINT = (
+    "a second tenant has a key, so isolated tenants on shared backends may use only reviewed node classes and trusted "
+    "packs from now on; GET /gateway/packs shows which packs wait for trust"
+)
+
 
 class KeyRefused(Exception):
     """What was asked can't be done with this key; the text says why, and what to do."""
@@ -90,8 +95,11 @@ class StoredKeys:
             identity = self._keyring.identity_of(name, role, tenant)
             key = Key(identity, Source.STORE, digest_of(secret), tenant, time.time(), expires)
             await self._store.try_write([_record_of(key)])
+            had_strangers = self._keyring.has_strangers
             self._keyring.close()
             self._add(key)
+            if self._keyring.has_strangers and not had_strangers:
+                _log.warning("isolation_started", tenants=sorted(self._keyring.user_tenants), hint=ISOLATION_HINT)
             return key, secret
 
     def _check_new(self, name: str, role: Role, tenant: str, expires: float | None) -> None:

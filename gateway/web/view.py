@@ -44,6 +44,18 @@ def _find(gateway: Parts, identity: Identity, ref: FileRef) -> Holder | Upload |
     return gateway.engine.files.find_any(ref) if found is None and identity.is_admin else found
 
 
+def _may_hold(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) -> frozenset[str] | None:
+    """Return the backends that an upload may be put on to be shown; None for all.
+
+    If an admin asks, its owner's backends count, because code on other backends must not read the upload.
+    """
+    files, policies = gateway.engine.files, gateway.policies
+    is_own = files.find(identity.tenant, ref) == upload
+    owners = [identity.tenant] if is_own else files.owners(ref, upload)
+    found = [allowed for owner in owners if (allowed := policies.of(owner).allowed) is not None]
+    return frozenset().union(*found) if len(found) == len(owners) else None
+
+
 def _may_look_around(identity: Identity) -> bool:
     """Whether a file that the ledger does not know may be looked for: it may be anybody's."""
     return identity.is_admin or not identity.isolated
@@ -127,8 +139,9 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
     if is_plain and kept.is_file():
         gateway.engine.uploads.use(upload.digest)
         return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
+    allowed = _may_hold(gateway, whose(request), ref, upload)
     try:
-        backend, there = await gateway.engine.placer.somewhere(ref, upload, readable(request))
+        backend, there = await gateway.engine.placer.somewhere(ref, upload, allowed)
     except BackendError as error:
         return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
     except FileMissing:
@@ -217,7 +230,8 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
     allowed = None if identity.is_admin else gateway.policies.of(identity.tenant).allowed
     match _find(gateway, identity, ref):
         case Upload() as upload:
-            return *await gateway.engine.placer.somewhere(ref, upload, allowed), UNTOLD
+            may_hold = _may_hold(gateway, identity, ref, upload)
+            return *await gateway.engine.placer.somewhere(ref, upload, may_hold), UNTOLD
         case Holder(name, filename) as holder:
             backend = gateway.fleet.backends.get(name)
             if _is_closed(gateway, identity, name):

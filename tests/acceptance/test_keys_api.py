@@ -195,6 +195,33 @@ async def test_what_is_refused(lab: Lab) -> None:
     assert (status, "auth.max_keys" in answer["error"]["details"]) == (409, True)
 
 
+async def test_the_log_says_when_a_tenant_is_alone_no_more(lab: Lab) -> None:
+    """When the first key of another tenant is made: from then on prompts of both are judged."""
+    config = lab.directory / "alone.yaml"
+    config.write_text(f"auth: {{keys: [{{name: anna, key: {ANNA}}}, {{name: boss, key: {BOSS}, role: admin}}]}}\n")
+    gateway = await lab.gateway(await lab.simulator(), options=("--config", str(config)))
+
+    def started() -> list[list[str]]:
+        return [line["tenants"] for line in gateway.log_lines() if line["event"] == "isolation_started"]
+
+    await make(lab, gateway, "anna-too", tenant="anna")
+    await make(lab, gateway, "boss-too", role="admin", tenant="staff")
+    await make(lab, gateway, "eye", role="metrics")
+    await make(lab, gateway, "ben")
+    await make(lab, gateway, "eve")
+    await make(lab, gateway, "ben-too", tenant="ben")
+    for name in ("ben", "ben-too", "eve"):
+        await ask(lab, gateway, "DELETE", f"/{name}")
+    await make(lab, gateway, "carol")
+
+    async def twice() -> bool:
+        return len(started()) >= 2
+
+    await until(twice)
+    await gateway.stop()
+    assert started() == [["anna", "ben"], ["anna", "carol"]]
+
+
 async def test_many_at_once(lab: Lab) -> None:
     """Of those who ask for one name at the same time one gets it."""
     gateway = await with_keys(lab, await lab.simulator())

@@ -88,10 +88,25 @@ def test_another_version_of_comfyui_is_told(capsys: pytest.CaptureFixture[str]) 
 
 async def test_a_dedicated_backend_for_nobody(lab: Lab) -> None:
     """A hint and no more: the tenant's key may be in the store."""
-    simulator = await lab.simulator()
-    config = write_config(lab, [simulator], {}, {}, dedicated={"b1": ["anna", "anan"]})
+    simulators = await lab.simulators(2)
+    config = write_config(lab, simulators, {}, {}, dedicated={"b1": ["anna", "anan"]})
     code, _, error = await command("check", "--config", str(config), cwd=lab.directory)
     assert code == 0
     assert (
         error == "backends[0].tenants: anan: no key of the configuration stands for this tenant; one of the store may\n"
     )
+
+
+async def test_check_warns_of_tenants_that_have_no_backend(lab: Lab) -> None:
+    """Every backend is dedicated to others. It is a warning, because such a gateway may be meant."""
+    simulator = await lab.simulator()
+    config = write_config(lab, [simulator], {}, {}, dedicated={"b1": ["anna"]})
+    code, _, error = await command("check", "--config", str(config), cwd=lab.directory)
+    assert code == 0
+    assert error == (
+        "tenants.default: every backend that it may use is dedicated to named tenants; all others are refused "
+        "(by the configuration's keys: ben, boss, eve); share a backend, or add them to the tenants of one\n"
+    )
+    config = write_config(lab, [simulator], {}, {}, dedicated={"b1": ["anna", "ben", "boss", "eve"]})
+    code, _, error = await command("check", "--config", str(config), cwd=lab.directory)
+    assert "(by the configuration's keys: none)" in error

@@ -12,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.node_review import review
-from gateway.fleet.packs import MAX_NAMED_CLASSES, MAX_PACKS, MAX_PATTERN, Pack, line_to_paste, packs_of, untrusted
+from gateway.fleet.packs import (
+    MAX_LOGGED_HINT,
+    MAX_LOGGED_NAME,
+    MAX_LOGGED_PACKS,
+    MAX_NAMED_CLASSES,
+    MAX_PACKS,
+    MAX_PATTERN,
+    Pack,
+    line_to_paste,
+    log_fields,
+    packs_of,
+    untrusted,
+)
 from gateway.settings import TenantSettings, load
 from gateway.tenants.policy import Policies
 
@@ -97,6 +109,25 @@ def test_the_line_keeps_what_is_trusted() -> None:
     assert line_to_paste(found, ["shell-pack", "Old*"]) == (
         'tenants: {default: {nodes: {trust: ["shell-pack", "Old*", "comfy_extras.nodes_new"]}}}'
     )
+
+
+def test_a_log_line_has_a_bound() -> None:
+    """However many packs a backend has, and however long their names are."""
+    found = [Pack(f"{n}" + "x" * 100_000, is_stock=False, untrusted={"A"}) for n in range(MAX_PACKS)]
+    fields = log_fields(found, ["*"] * 1_000)
+    assert (fields["packs_count"], fields["classes"]) == (MAX_PACKS, MAX_PACKS)
+    assert len(fields["packs"]) == MAX_LOGGED_PACKS
+    assert {len(name) for name in fields["packs"]} == {MAX_LOGGED_NAME}
+    assert len(fields["hint"]) <= MAX_LOGGED_HINT
+    assert fields["hint"].endswith("GET /gateway/packs shows the setting that trusts all of them")
+    few = log_fields([Pack("impact", is_stock=False, untrusted={"A", "B"})], ["old"])
+    assert few == {
+        "packs": ["impact"],
+        "packs_count": 1,
+        "classes": 2,
+        "hint": "isolated tenants get 400 for these classes; "
+        'to trust all of them: tenants: {default: {nodes: {trust: ["old", "impact"]}}}',
+    }
 
 
 @given(st.lists(st.text(min_size=1, max_size=300), max_size=4))
