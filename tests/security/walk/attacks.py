@@ -83,6 +83,7 @@ def plain(targets: Targets) -> dict[str, str]:
         "bare output": targets.output,
         "marker": targets.marker,
         "marker relative": f"{up}{targets.marker.lstrip('/')}",
+        "marker picture": f"{up}{targets.marker.lstrip('/').rsplit('.', 1)[0]}.png",
         "marker [output]": f"{up}{targets.marker.lstrip('/')} [output]",
         "output relative": f"../output/{targets.output}",
     }
@@ -221,7 +222,11 @@ def codes(targets: Targets) -> Iterator[Variant]:
             yield Variant(f"expression reads, {label}, {through}", code, objects="IMAGE", through=through)
     yield Variant("expression writes", f"a.save_to('{path.rsplit('/', 1)[0]}/{MARK}.py')", objects="VIDEO")
     yield Variant("expression shows", "a", objects="VIDEO")
-    for label, text in (("jinja", "{{ config }}"), ("fstring", "{__import__('os').environ}"), ("shell", f"$(cat {path})")):
+    for label, text in (
+        ("jinja", "{{ config }}"),
+        ("fstring", "{__import__('os').environ}"),
+        ("shell", f"$(cat {path})"),
+    ):
         yield Variant(f"template {label}", text)
 
 
