@@ -20,6 +20,7 @@ from tests.security.walk.run import Case, Figures, Hit, Walk, cases, now, sample
 from tests.security.walk.victim import Disk, Victim, attackers_files
 
 MAX_TOLD = 40
+MAX_PROMPT = 2000
 _KEYS = {name: f"{name}-key-of-the-walk-0123456789" for name in ("anna", "ben", "boss")}
 
 
@@ -63,7 +64,6 @@ async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -
     anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=_KEYS[name]) for name in ("anna", "ben"))
     base = options.base_directory.resolve() if options.base_directory else None
     host = lab.directory / "host"
-    host.mkdir()
     victim = Victim(anna, await anna.get("/object_info"), random.Random(options.seed))
     targets = await victim.make(host / "marker.txt", str(base or ""))
     own, playlists = await attackers_files(ben, targets, str(base or ""))
@@ -73,10 +73,10 @@ async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -
     recipes, figures = Recipes(info, own), Figures()
     globs = options.classes or ["*"]
     chosen = [name for name in recipes.classes() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-    found = sample(cases(recipes, targets, info, chosen, figures), options.limit, options.seed)
-    figures.counts["made"] = len(found)
-    walking = Walk(ben, victim.secrets, Disk(base, host / "marker.txt"), figures)
-    walking.know(found)
+    every = cases(recipes, targets, info, chosen, figures)
+    found = sample(every, options.limit, options.seed)
+    figures.counts["prompts"] = len(every)
+    walking = Walk(ben, recipes, victim.secrets, Disk(base, host / "marker.txt"), figures)
     await walking.view_names(targets)
     await walking.run(found, progress)
     return figures, walking, found
@@ -89,7 +89,7 @@ def told(figures: Figures, walking: Walk, seconds: float) -> list[str]:
         by_class.setdefault(hit.case.class_type if hit.case else "", []).append(hit)
     lines = [
         f"classes {figures.classes}, inputs {figures.inputs}, ways {len(figures.ways)}, "
-        f"inputs whose class can't be filled {figures.unfillable}",
+        f"classes that need what no node makes {figures.unfillable}",
         ", ".join(f"{name} {count}" for name, count in figures.counts.items()),
         "refused: " + ", ".join(f"{name} {count}" for name, count in figures.refused.most_common()),
         f"hits {len(walking.hits)}, of classes: "
@@ -98,8 +98,7 @@ def told(figures: Figures, walking: Walk, seconds: float) -> list[str]:
     ]
     for hits in by_class.values():
         lines += [f"HIT {hit.told()}" for hit in hits[: max(1, MAX_TOLD // max(len(by_class), 1))]]
-        case = hits[0].case
-        lines += [f"    {json.dumps(case.prompt)[:2000]}"] if case is not None else []
+        lines += [f"    {hits[0].prompt[:MAX_PROMPT]}"] if hits[0].prompt else []
     return [*lines, *(f"NOTE {hit.told()}" for hit in list(walking.notes.values())[:5])]
 
 
@@ -107,7 +106,7 @@ def report(figures: Figures, walking: Walk) -> dict[str, Any]:
     """Return all of it, for a file."""
 
     def listed(hits: dict[Any, Hit]) -> list[dict[str, Any]]:
-        return [{"hit": hit.told(), "prompt": hit.case.prompt if hit.case else None} for hit in hits.values()]
+        return [{"hit": hit.told(), "body": hit.prompt} for hit in hits.values()]
 
     return {
         "classes": figures.classes,
@@ -125,7 +124,7 @@ async def main(arguments: list[str]) -> int:
     options = _arguments(arguments)
     started = now()
     with tempfile.TemporaryDirectory(prefix="walk-") as folder:
-        lab = Lab(Path(folder).resolve())
+        lab = Lab(Path(folder))
         try:
             url = options.comfyui
             if options.simulator:

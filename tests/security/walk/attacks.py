@@ -83,6 +83,7 @@ def plain(targets: Targets) -> dict[str, str]:
         "bare output": targets.output,
         "marker": targets.marker,
         "marker relative": f"{up}{targets.marker.lstrip('/')}",
+        "marker picture": f"{up}{targets.marker.lstrip('/').rsplit('.', 1)[0]}.png",
         "marker [output]": f"{up}{targets.marker.lstrip('/')} [output]",
         "output relative": f"../output/{targets.output}",
     }

@@ -69,7 +69,10 @@ class Input:
 
 def inputs_of(description: Mapping[str, Any]) -> list[Input]:
     """Return all inputs of a class, those of each choice of a dynamic combo included."""
-    return list(_inputs(description["input"], "", {}, True))
+    by_name: dict[str, Input] = {}
+    for each in _inputs(description["input"], "", {}, True):
+        by_name.setdefault(each.name, each)
+    return list(by_name.values())
 
 
 def _inputs(declared: Any, prefix: str, context: Mapping[str, Any], is_needed: bool) -> Iterator[Input]:
@@ -138,7 +141,7 @@ class Recipes:
             if not description.get("output_node") and not description.get("api_node") and not name.startswith("Test")
         ]
         while True:
-            ready = [name for name in left if self._is_fillable(name)]
+            ready = [name for name in left if self.is_fillable(name)]
             if not ready:
                 return
             left = [name for name in left if name not in ready]
@@ -146,9 +149,6 @@ class Recipes:
                 for slot, output in enumerate(self._info[name]["output"]):
                     for type_ in str(output).split(",") if isinstance(output, str) else ():
                         self.makers.setdefault(type_, (name, slot))
-
-    def _is_fillable(self, class_type: str) -> bool:
-        return all(self._can_make(each) for each in self._inputs[class_type] if each.is_required)
 
     def _can_make(self, given: Input) -> bool:
         if given.type == "COMBO":
@@ -178,6 +178,10 @@ class Recipes:
         target["inputs"][attacked] = copy.deepcopy(variant.value)
         self._show(prompt, class_type)
         return prompt
+
+    def is_fillable(self, class_type: str) -> bool:
+        """Return True if all that a class needs can be made."""
+        return all(self._can_make(each) for each in self._inputs[class_type] if each.is_required)
 
     def can_fill(self, class_type: str, attacked: str) -> bool:
         """Return True if all other inputs of a class can be filled."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,21 +40,26 @@ class Case:
     number: int
     class_type: str
     input_name: str
-    label: str
-    prompt: Mapping[str, Any]
+    variant: Variant
+
+    @property
+    def prompt_id(self) -> uuid.UUID:
+        """Return the id that the attacker chooses, so that the first event already tells the case."""
+        return uuid.UUID(int=self.number + 1, version=4)
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A secret that came back, and how."""
+    """A secret that came back, and how; `prompt` is what was sent."""
 
     finding: Finding
     where: str
     case: Case | None
+    prompt: str
 
     def told(self) -> str:
         """Return it in one line."""
-        of = f"{self.case.class_type}.{self.case.input_name}, {self.case.label}" if self.case else "no prompt"
+        of = f"{self.case.class_type}.{self.case.input_name}, {self.case.variant.label}" if self.case else "no prompt"
         return f"{self.finding.kind} {self.finding.name} in {self.where}: {of}"
 
 
@@ -77,6 +83,7 @@ def cases(recipes: Recipes, targets: Targets, info: Mapping[str, Any], chosen: l
     for class_type in chosen:
         known = recipes.inputs(class_type)
         seen.classes += 1
+        seen.unfillable += not recipes.is_fillable(class_type)
         seen.inputs += len({each.name for each in known})
         ways: list[tuple[str, list[Variant]]] = [
             (each.name, text if recipes.takes_text(each) else others) for each in known
@@ -86,12 +93,9 @@ def cases(recipes: Recipes, targets: Targets, info: Mapping[str, Any], chosen: l
         for name, variants in ways:
             # Without a model the prompt can't run; what it is refused with is looked at once.
             is_fillable = recipes.can_fill(class_type, name)
-            seen.unfillable += not is_fillable
             for variant in variants if is_fillable else variants[:1]:
                 seen.ways.add(variant.label)
-                with contextlib.suppress(CannotFill):
-                    prompt = recipes.prompt(class_type, name, variant)
-                    found.append(Case(len(found), class_type, name, variant.label, prompt))
+                found.append(Case(len(found), class_type, name, variant))
     return found
 
 
@@ -104,8 +108,10 @@ def sample(found: list[Case], limit: int | None, seed: int) -> list[Case]:
 class Walk:
     """Walks as the attacker. Hits are collected, each kind once a case."""
 
-    def __init__(self, ben: Comfy, secrets: Secrets, disk: Disk, figures: Figures) -> None:
+    def __init__(self, ben: Comfy, recipes: Recipes, secrets: Secrets, disk: Disk, figures: Figures) -> None:
         self._ben = ben
+        self._recipes = recipes
+        self._by_number: dict[str, Case] = {}
         self._secrets = secrets
         self._disk = disk
         self._figures = figures
@@ -118,6 +124,7 @@ class Walk:
 
     async def run(self, found: list[Case], progress: Any) -> None:
         """Send all prompts; return when all have ended and all is looked at."""
+        self._by_number = {str(case.number): case for case in found}
         url = f"{self._ben.url}/ws?clientId={CLIENT_ID}&events=interleave"
         async with self._ben.http.ws_connect(url, max_msg_size=0, headers=self._ben.headers) as socket:
             listening = asyncio.create_task(self._listen(socket))
@@ -137,7 +144,11 @@ class Walk:
             await self._one(case)
 
     async def _one(self, case: Case) -> None:
-        text = json.dumps({"prompt": case.prompt, "client_id": CLIENT_ID}).replace(MARK, f"{WORD}{case.number}w")
+        text = self._body(case)
+        if text is None:
+            self._figures.counts["can't be filled"] += 1
+            return
+        self._cases[str(case.prompt_id)] = case
         async with self._running:
             status, body = await self._post(text)
             self._figures.counts["sent"] += 1
@@ -146,13 +157,20 @@ class Walk:
             self._found(self._secrets.in_value(answer), f"the answer {status}", case)
             if status != 200 or not isinstance(answer, dict):
                 self._refused(status, answer)
+                del self._cases[str(case.prompt_id)]
                 return
             self._figures.counts["accepted"] += 1
-            prompt_id = str(answer["prompt_id"])
-            self._cases[prompt_id] = case
-            await self._ended(prompt_id)
-            await self._read(prompt_id, case)
-            self._cases.pop(prompt_id, None)
+            await self._ended(str(case.prompt_id))
+            await self._read(str(case.prompt_id), case)
+            del self._cases[str(case.prompt_id)]
+
+    def _body(self, case: Case) -> str | None:
+        try:
+            prompt = self._recipes.prompt(case.class_type, case.input_name, case.variant)
+        except CannotFill:
+            return None
+        body = {"prompt": prompt, "client_id": CLIENT_ID, "prompt_id": str(case.prompt_id)}
+        return json.dumps(body).replace(MARK, f"{WORD}{case.number}w")
 
     async def _post(self, text: str) -> tuple[int, bytes]:
         headers = {**self._ben.headers, "Content-Type": "application/json"}
@@ -225,7 +243,8 @@ class Walk:
     def _found(self, found: set[Finding], where: str, case: Case | None) -> None:
         for finding in found:
             kept = self.notes if finding.kind == "note" else self.hits
-            kept.setdefault((finding, -1 if case is None else case.number), Hit(finding, where, case))
+            prompt = "" if case is None else self._body(case) or ""
+            kept.setdefault((finding, -1 if case is None else case.number), Hit(finding, where, case, prompt))
 
     async def look_around(self) -> None:
         """Read all lists as the attacker, and look at the disk."""
@@ -256,12 +275,6 @@ class Walk:
         for path in await asyncio.to_thread(self._disk.written, WORD):
             number = path.name.split(WORD, 1)[1].split("w", 1)[0]
             self._found({Finding("disk", "written outside output/")}, str(path), self._by_number.get(number))
-
-    _by_number: dict[str, Case] = {}  # noqa: RUF012
-
-    def know(self, found: list[Case]) -> None:
-        """Remember the cases by number, for files that bear one."""
-        self._by_number = {str(case.number): case for case in found}
 
     async def view_names(self, targets: Targets) -> None:
         """Ask for the victim's files by their names."""

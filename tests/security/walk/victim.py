@@ -18,8 +18,17 @@ from tests.comfy_client import Comfy
 from tests.security.walk.attacks import Targets, node
 from tests.security.walk.verdict import CELLS, Picture, Secrets
 
-# Suffixes that make loaders take a playlist for their own kind of file.
-_PLAYLISTS = ("mp4", "webm", "wav", "png", "m3u8", "ffconcat")
+# Playlists by kind and name: suffixes that make loaders take one for their own kind of file.
+_PLAYLISTS = (
+    ("concat", "concat.mp4"),
+    ("concat", "concat.png"),
+    ("concat", "concat.wav"),
+    ("concat", "annas/concat.mp4"),
+    ("below", "below.mp4"),
+    ("m3u8", "list.mp4"),
+    ("m3u8", "list.m3u8"),
+    ("host", "host.mp4"),
+)
 _RATE = 8000
 
 
@@ -69,8 +78,7 @@ class Victim:
         unsent = f"{self.word('name')}.png"
         await upload(self.comfy, self.picture("unsent"), unsent)
         await upload(self.comfy, self.picture("unsent in a folder"), "x.png", self.word("name"))
-        marker.write_text(f"{self.word('marker')} " * 10)
-        marker.with_suffix(".png").write_bytes(self.picture("host"))
+        self._mark_host(marker)
         output = await self._saved("output", "SaveImage", "annao")
         output_sub = await self._saved("output in a folder", "SaveImage", "annas/annao")
         await self._saved("unsent output", "SaveImage", f"{self.word('name')}/{self.word('name')}")
@@ -93,6 +101,11 @@ class Victim:
             overwritten="annas",
             own_image="bens.png",
         )
+
+    def _mark_host(self, marker: Path) -> None:
+        marker.parent.mkdir()
+        marker.write_text(f"{self.word('marker')} " * 10)
+        marker.with_suffix(".png").write_bytes(self.picture("host"))
 
     async def _run(self, prompt: dict[str, Any]) -> dict[str, Any]:
         prompt_id = await self.comfy.prompt(prompt)
@@ -145,24 +158,22 @@ async def attackers_files(comfy: Comfy, targets: Targets, base: str) -> tuple[di
     await upload(comfy, _wav(1), "bens.wav")
     image = targets.own_image
     widget = {"image": image, "mask": image, "normal": image, "recording": "", "camera_info": None}
-    taken = []
-    for suffix in _PLAYLISTS:
-        for kind, text in _playlists(targets, base).items():
-            for folder in ("", "annas"):
-                name = f"bens-{kind}.{suffix}"
-                # What a tenant may not upload it may still name.
-                await upload(comfy, text.encode(), name, folder)
-                taken.append(f"{folder}/{name}" if folder else name)
-    return {"WEBCAM": image, "AUDIO_RECORD": "bens.wav", "LOAD_3D": widget}, tuple(taken)
+    texts = _playlists(targets, base)
+    for kind, name in _PLAYLISTS:
+        folder, _, filename = name.rpartition("/")
+        # What a tenant may not upload it may still name.
+        await upload(comfy, texts[kind].encode(), filename, folder)
+    own = {"WEBCAM": image, "AUDIO_RECORD": "bens.wav", "LOAD_3D": widget}
+    return own, tuple(name for _, name in _PLAYLISTS)
 
 
 def _playlists(targets: Targets, base: str) -> dict[str, str]:
     root = f"{base}/input" if base else ".."
     return {
         "concat": f"ffconcat version 1.0\nfile '{targets.upload}'\nduration 1\n",
-        "concat-sub": f"ffconcat version 1.0\nfile '{targets.sub}'\nduration 1\n",
+        "below": f"ffconcat version 1.0\nfile '{targets.sub}'\nduration 1\n",
         "m3u8": f"#EXTM3U\n#EXTINF:1,\n../input/{targets.upload}\n#EXTINF:1,\n{root}/{targets.sub}\n#EXT-X-ENDLIST\n",
-        "m3u8-host": f"#EXTM3U\n#EXTINF:1,\n{targets.marker.rsplit('.', 1)[0]}.png\n#EXT-X-ENDLIST\n",
+        "host": f"#EXTM3U\n#EXTINF:1,\n{targets.marker.rsplit('.', 1)[0]}.png\n#EXT-X-ENDLIST\n",
     }
 
 
