@@ -194,7 +194,7 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
         case Kind.OBJECT:
             return "it must be linked to a node that makes its value" if _has_text(value) else None
         case Kind.CHOICE:
-            is_listed = profile.is_reviewed or not _has_text(value) or value in known.choices
+            is_listed = profile.is_reviewed or all(text in known.choices for _, text in texts(value))
             return None if is_listed else "it must be one of the choices that the class lists"
         case Kind.REPLACING:
             return None if value == "increment" else "it must be 'increment': a file that is there may be another's"
