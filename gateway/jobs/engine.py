@@ -36,7 +36,7 @@ from gateway.jobs.relay import Relay
 from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
-from gateway.jobs.upstream import extra_of
+from gateway.jobs.upstream import MARK, extra_of
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
@@ -180,7 +180,10 @@ class Engine:
                 self.ledger.copies.ended(record.upstream_id)
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
-            job = _restored(job_record, names)
+            # If an earlier version sent a job under its client's id, and an ended job has the same, run it again unless
+            # it is in a queue still, because an entry that a backend has under that id may be either's.
+            is_doubtful = not job_record.mark and self.ledger.copies.has_ended(job_record.upstream_id)
+            job = _restored(job_record, frozenset() if is_doubtful else names)
             self.ledger.restore(job)
             self.retries.resume(job)
             self.ledger.restore_number(job_record.number)
@@ -253,9 +256,15 @@ class Engine:
         running = chain.from_iterable([(b, item) for item in b.queue.running] for b in backends if b.pulse.alive)
         pending = chain.from_iterable([(b, item) for item in b.queue.pending] for b in backends if b.pulse.alive)
         return (
-            [partner_keys.without(item) for backend, item in running if not self.is_ours(backend, item)],
-            [partner_keys.without(item) for backend, item in pending if not self.is_ours(backend, item)],
+            [_shown(item) for backend, item in running if not self.is_ours(backend, item)],
+            [_shown(item) for backend, item in pending if not self.is_ours(backend, item)],
         )
+
+
+def _shown(item: Sequence[Any]) -> Any:
+    """Return a foreign item of a queue as an admin may see it: no partner keys, and no mark of another gateway."""
+    extra = {key: value for key, value in extra_of(item).items() if key != MARK}
+    return partner_keys.without([*item[:3], extra, *item[4:]] if extra_of(item) else list(item))
 
 
 def _restored(record: JobRecord, backends: Collection[str]) -> Job:

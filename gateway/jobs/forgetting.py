@@ -1,12 +1,13 @@
 """Delete history entries on backends: a delete that a backend did not confirm is tried again. Kept in memory alone.
 
 What a backend still holds of a deleted entry is shown to nobody, so nobody waits for it. A backend that is started
-again has forgotten all entries (execution.py, PromptQueue).
+again has forgotten all entries, and one that is not forgets the oldest of 10,000 (execution.py, PromptQueue).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from itertools import islice
 
@@ -22,6 +23,8 @@ MAX_WAITING = 10_000
 MAX_AT_ONCE = 500
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 60.0
+# After so long a delete is given up: such a backend does not delete at all.
+GIVE_UP_SECONDS = 3600.0
 
 
 class Forgetting:
@@ -30,7 +33,8 @@ class Forgetting:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._tasks = Tasks("forgetting")
-        self._waiting: dict[str, dict[str, None]] = {}
+        # By backend, each id with the time at which it is given up (monotonic seconds), the oldest first.
+        self._waiting: dict[str, dict[str, float]] = {}
         self._connected: dict[str, asyncio.Event] = {}
 
     async def close(self) -> None:
@@ -41,7 +45,7 @@ class Forgetting:
         """Delete entries on a backend."""
         is_idle = backend not in self._waiting
         waiting = self._waiting.setdefault(backend, {})
-        waiting.update(dict.fromkeys(upstream_ids))
+        waiting.update(dict.fromkeys(upstream_ids, time.monotonic() + GIVE_UP_SECONDS))
         while len(waiting) > MAX_WAITING:
             del waiting[next(iter(waiting))]
         if is_idle:
@@ -53,7 +57,7 @@ class Forgetting:
         if (event := self._connected.get(backend)) is not None:
             event.set()
 
-    async def _delete(self, backend: str, waiting: dict[str, None]) -> None:
+    async def _delete(self, backend: str, waiting: dict[str, float]) -> None:
         pause, connected = FIRST_PAUSE_SECONDS, self._connected[backend]
         try:
             while waiting:
@@ -64,12 +68,19 @@ class Forgetting:
                     _log.info("deleting history", backend=backend, error=str(error), again_in_seconds=pause)
                     await _wait(connected, pause)
                     pause = min(pause * 2, MAX_PAUSE_SECONDS)
+                    drop_late(waiting, time.monotonic())
                 else:
                     pause = FIRST_PAUSE_SECONDS
                     for upstream_id in some:
                         waiting.pop(upstream_id, None)
         finally:
             del self._waiting[backend], self._connected[backend]
+
+
+def drop_late(waiting: dict[str, float], now: float) -> None:
+    """Drop the ids that are tried no more."""
+    for upstream_id in [each for each, until in waiting.items() if until <= now]:
+        del waiting[upstream_id]
 
 
 async def _wait(connected: asyncio.Event, seconds: float) -> None:
