@@ -34,6 +34,8 @@ _TELLING_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
 _UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload", "image_folder", "remote")
 _MEDIA = ("image", "video", "audio")
 _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
+# Whose a named file is, is another question (jobs/inputs.py).
+_TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.MODEL, Kind.FILE, Kind.FILES, Kind.FOLDER})
 # Dynamic inputs inside each other: ComfyUI's own go two deep.
 _MAX_DEPTH = 8
 _MAX_INPUTS = 2_000
@@ -47,12 +49,14 @@ class InputProfile:
         types: its declared types, as /object_info names them; COMBO for a list.
         template: the template that a MatchType input shares with outputs; empty for any other.
         choices: the list of a class that nobody has reviewed; its other inputs have none.
+        takes_scalars: True if any text, number, boolean or null may be given as it is.
     """
 
     kind: Kind
     types: frozenset[str]
     template: str = ""
     choices: frozenset[Any] = frozenset()
+    takes_scalars: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,10 @@ def _input_profile(name: str, spec: list[Any], reviewed: Mapping[str, Kind] | No
     template_id = str(template.get("template_id", "")) if isinstance(template, Mapping) else ""
     kind = kind_of(reviewed, name) if reviewed is not None else None
     if kind is not None:
-        return InputProfile(kind, types, template_id)
+        return InputProfile(kind, types, template_id, takes_scalars=kind in _TAKE_SCALARS)
     if types <= NUMERIC and types:
-        return InputProfile(Kind.COUNT, types)
+        # ComfyUI makes a number of a text where one type is declared (execution.py, validate_inputs).
+        return InputProfile(Kind.COUNT, types, takes_scalars=len(types) == 1)
     if spec[0] in _DYNAMIC:
         # Its members are judged one by one; of a DynamicCombo the value itself is a choice.
         return InputProfile(Kind.CHOICE, types, choices=frozenset(_keys(options)))
@@ -168,7 +173,7 @@ def _input_profile(name: str, spec: list[Any], reviewed: Mapping[str, Kind] | No
 def _choice_profile(spec: list[Any], options: Mapping[str, Any], *, is_reviewed: bool) -> InputProfile:
     types = frozenset({"COMBO"})
     if is_reviewed:
-        return InputProfile(Kind.CHOICE, types)
+        return InputProfile(Kind.CHOICE, types, takes_scalars=True)
     listed = spec[0] if isinstance(spec[0], list) else options.get("options")
     choices = [each for each in listed if isinstance(each, (str, int, float))] if isinstance(listed, list) else []
     offers_files = any(options.get(flag) for flag in _UPLOAD_FLAGS) or any(map(_is_media, choices))
@@ -204,7 +209,8 @@ def _either(one: InputProfile, other: InputProfile) -> InputProfile:
         kind = Kind.CHOICE
     else:
         kind = one.kind if one.kind is other.kind else Kind.UNREVIEWED
-    return InputProfile(kind, one.types | other.types, one.template, one.choices & other.choices)
+    takes_scalars = one.takes_scalars and other.takes_scalars
+    return InputProfile(kind, one.types | other.types, one.template, one.choices & other.choices, takes_scalars)
 
 
 def _passed(place: int, types: frozenset[str], templates: Any, inputs: Mapping[str, InputProfile]) -> tuple[str, ...]:

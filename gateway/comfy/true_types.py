@@ -66,8 +66,13 @@ class TrueTypes:
         cycle counts as a broken link: ComfyUI refuses it, too.
         """
         start: _Output = (link[0], link[1])
-        if start in self._known:
-            return self._known[start]
+        known = self._known.get(start)
+        if known is not None:
+            return known
+        declared = self._declared(start)
+        if declared is not None:
+            self._known[start] = declared
+            return declared
         steps = {start: self._step(start)}
         path = [start]
         while path:
@@ -87,6 +92,16 @@ class TrueTypes:
                 steps[child] = self._step(child)
                 path.append(child)
         return self._known[start]
+
+    def _declared(self, output: _Output) -> frozenset[str] | None:
+        """Return the types of an output that hands nothing on, None if it may."""
+        node = self._prompt.get(output[0])
+        class_type = node.get("class_type") if isinstance(node, dict) else None
+        profile = self._profile(class_type) if isinstance(class_type, str) else None
+        if profile is None or output[1] >= len(profile.outputs) or profile.passes[output[1]]:
+            return None
+        declared = profile.outputs[output[1]]
+        return None if not declared or ANY_TYPE in declared or MATCH_TYPE in declared else declared
 
     def _step(self, output: _Output) -> tuple[set[str], list[_Output]]:
         """Return what is known of one output at once, and the outputs whose types it has besides."""

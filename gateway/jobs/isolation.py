@@ -6,8 +6,9 @@ can't be judged is refused. Whose a named file is, `gateway.jobs.inputs` knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from gateway.comfy.class_profiles import ANY_TYPE, MAY_HOLD_TEXT, NUMERIC, TEXTUAL, ClassProfile, InputProfile
@@ -20,6 +21,7 @@ from gateway.fleet.editions import Edition
 
 # A refusal names no more than so many inputs: a prompt may have a million.
 MAX_REFUSALS = 100
+_MALFORMED = "a link must be [node id, slot], the slot an integer from 0 on"
 SETTING = "tenants.default.nodes.trust"
 # The types of a link that a kind of input takes. Kinds that are not here take any link, or none.
 _LINKED: Mapping[Kind, frozenset[str]] = {
@@ -105,7 +107,12 @@ def judge(
         if known is None:
             unknown.add(class_type)
             continue
-        for input_name, reason in _wrong(node.get("inputs"), known, trusts(known), types):
+        inputs = node.get("inputs")
+        if known.carriers:
+            found = _judge_class(inputs, known, trusts, types)
+        else:
+            found = _judge_inputs(inputs, known, trusts, types) if isinstance(inputs, dict) else None
+        for input_name, reason in found or ():
             meta = node.get("_meta")
             title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
             refusals.append(Refusal(node_id, class_type, known.pack, title, input_name, reason))
@@ -114,23 +121,41 @@ def judge(
     return Judgement(tuple(refusals), frozenset(unknown))
 
 
-def _wrong(inputs: Any, profile: ClassProfile, is_trusted: bool, types: TrueTypes) -> Iterator[tuple[str | None, str]]:
-    """Yield (input name, reason) for each thing that is wrong with a node."""
-    if profile.carriers and not is_trusted:
-        yield None, _not_trusted(profile)
-        return
-    if not isinstance(inputs, dict):
-        return
+_Found = list[tuple[str | None, str]]
+
+
+def _judge_class(
+    inputs: Any, profile: ClassProfile, trusts: Callable[[ClassProfile], bool], types: TrueTypes
+) -> _Found | None:
+    if not trusts(profile):
+        return [(None, _not_trusted(profile))]
+    return _judge_inputs(inputs, profile, trusts, types) if isinstance(inputs, dict) else None
+
+
+def _judge_inputs(
+    inputs: dict[str, Any], profile: ClassProfile, trusts: Callable[[ClassProfile], bool], types: TrueTypes
+) -> _Found | None:
+    """Return what is wrong with each input, None if nothing is. Most are numbers and texts, so those go first."""
+    found: _Found = []
+    own = profile.inputs
     for name, raw in inputs.items():
-        value = unwrapped(raw)
-        known = profile.inputs.get(name)
-        if isinstance(value, list) and is_link(value):
-            if value is not raw or not is_plain_link(value):
-                yield name, "a link must be [node id, slot], the slot an integer from 0 on"
-            elif not is_trusted and (reason := _wrong_link(known, value, types, profile.is_reviewed)) is not None:
-                yield name, reason
-        elif not is_trusted and (reason := _wrong_literal(known, value, profile)) is not None:
-            yield name, reason
+        kind = type(raw)
+        known = own.get(name)
+        if kind is list:
+            if is_plain_link(raw):
+                reason = _wrong_link(known, raw, types, profile.is_reviewed)
+            else:
+                reason = _MALFORMED if is_link(raw) else _wrong_literal(known, raw, profile)
+            is_form = reason is _MALFORMED
+        elif kind is not dict and known is not None and known.takes_scalars:
+            continue
+        else:
+            value = unwrapped(raw)
+            is_form = isinstance(value, list) and is_link(value)
+            reason = _MALFORMED if is_form else _wrong_literal(known, value, profile)
+        if reason is not None and (is_form or not trusts(profile)):
+            found.append((name, reason))
+    return found or None
 
 
 def _not_trusted(profile: ClassProfile) -> str:
@@ -152,15 +177,19 @@ def _wrong_link(known: InputProfile | None, link: Any, types: TrueTypes, is_revi
         return "the name of a file or folder must be given as it is, not linked"
     if known.kind in _LINKS_REFUSED:
         return "its value must be given as it is, not linked"
-    true = types.of(link)
+    return _wrong_types(types.of(link), known.kind, known.types, is_reviewed)
+
+
+@lru_cache(maxsize=10_000)
+def _wrong_types(true: frozenset[str], kind: Kind, declared: frozenset[str], is_reviewed: bool) -> str | None:
     if BROKEN in true:
         return "it is linked to a node or an output that is not there"
-    allowed = _LINKED.get(known.kind)
-    wrong = true - allowed if allowed is not None else _wrong_object(true, known.types, is_reviewed)
+    allowed = _LINKED.get(kind)
+    wrong = true - allowed if allowed is not None else _wrong_object(true, declared, is_reviewed)
     if not wrong:
         return None
     shown = ", ".join(sorted("anything" if each == ANY_TYPE else each for each in wrong))
-    return f"it may be given {shown} through this link, and takes {', '.join(sorted(known.types))}"
+    return f"it may be given {shown} through this link, and takes {', '.join(sorted(declared))}"
 
 
 def _wrong_object(true: frozenset[str], declared: frozenset[str], is_reviewed: bool) -> frozenset[str]:

