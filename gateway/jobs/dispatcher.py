@@ -388,7 +388,8 @@ class Dispatcher:
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
         if job.assignment is assignment:
             told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
-            self._ledger.taken(job, known_as, job.translate(wire.dumps(told)))
+            said = wire.dumps(told).replace(known_as.encode(), job.prompt_id.encode())
+            self._ledger.taken(job, known_as, assignment.translate(said, job.prompt_id))
         else:
             # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, known_as)

@@ -424,8 +424,11 @@ async def test_no_client_sees_an_upstream_id(lab: Lab, old: tuple[str, ...]) -> 
         theirs: list[str] = []
 
         def note(answer: bytes) -> bytes:
-            theirs.append(json.loads(answer)["prompt_id"])
-            return answer
+            value = json.loads(answer)
+            theirs.append(value["prompt_id"])
+            error = {"type": "t", "message": f"of {theirs[-1]}, {backend.ids[-1]}", "details": "", "extra_info": {}}
+            value["node_errors"]["2"] = {"errors": [error], "dependent_outputs": ["2"], "class_type": "SaveImage"}
+            return json.dumps(value).encode()
 
         backend.rewrite = note
         seen, ids = b"", []
@@ -436,6 +439,7 @@ async def test_no_client_sees_an_upstream_id(lab: Lab, old: tuple[str, ...]) -> 
             seen += answer.body
             if answer.status == 200:
                 ids.append(json.loads(answer.body)["prompt_id"])
+                assert f"of {ids[-1]}, {ids[-1]}".encode() in answer.body
         await anna.running(ids[-1])
         told = {"type": "custom", "data": {"prompt_id": theirs[-1], "text": f"this is {theirs[-1]}", "x": [theirs[-1]]}}
         await broadcast(lab, backend.simulator, told)
