@@ -435,3 +435,25 @@ async def test_errors_tell_no_path_of_the_host(lab: Lab) -> None:
         for told in (event["exception_message"], json.dumps(entry), json.dumps(listed)):
             assert ("/srv/comfyui" in told) is is_told, told
             assert "secret.png" in told
+
+
+async def test_the_letters_of_a_preview_are_worth_nothing(lab: Lab) -> None:
+    """The next prompt with the same node id gets the five letters of the one before, so its sender knows that name."""
+    simulator = await lab.simulator()
+    gateway = await start(lab, simulator)
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    hers = await made(anna, slow(ANNAS, save=False))
+    bens = await made(ben, slow(2, save=False))
+    assert (hers["type"], hers["filename"][:-10]) == ("temp", bens["filename"][:-10])
+    assert hers["filename"] != bens["filename"]
+    async with lab.http.get(f"{gateway.url}/view", params=hers, headers=ben.headers) as answer:
+        assert answer.status == 404
+    for loaded in (
+        {"1": node("LoadImage", image=f"{hers['filename']} [temp]"), "2": saved("1")},
+        {
+            "1": node("Painter", mask=f"{hers['filename']} [temp]", width=64, height=64, bg_color="#000000"),
+            "2": saved("1"),
+        },
+    ):
+        await refused(ben, loaded)
+    assert colour(await anna.view(hers)) == seed_colour(ANNAS)
