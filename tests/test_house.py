@@ -31,7 +31,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    long = {str(p): n for p in (ROOT / "gateway").rglob("*.py") if (n := len(p.read_text().splitlines())) > 410}
+    long = {str(p): n for p in (ROOT / "gateway").rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert not long
 
 

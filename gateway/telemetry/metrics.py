@@ -38,6 +38,7 @@ class Metrics:
         self.ram_total = gauge("backend_ram_total_bytes", "Memory of the backend's machine", "backend")
         self.probe_seconds = histogram("probe_seconds", "Time of a probe", _HTTP_BUCKETS, "backend", "outcome")
 
+        self.prompts_refused = counter("prompts_refused_total", "Prompts that the gateway refused, by error", "error")
         self.jobs = counter("jobs_total", "Jobs ended, by outcome", "outcome", "backend")
         self.retries = counter("jobs_retried_total", "Jobs sent again, by reason", "backend", "reason")
         self.jobs_waiting = gauge("jobs_waiting", "Jobs accepted and waiting in the gateway")

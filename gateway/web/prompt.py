@@ -13,11 +13,15 @@ from gateway.jobs.admission import Bounds, Rejection, read
 from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
 from gateway.jobs.reply import Overloaded, Reply
 from gateway.settings import Settings
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
 from gateway.web.answers import json, json_bytes, problem
 from gateway.web.bodies import read_json
 from gateway.web.contents import NOSNIFF
 from gateway.web.limits import told
 from gateway.web.parts import caller, parts
+
+_log = logs.get("prompts")
 
 
 class _EarlyAnswer:
@@ -69,6 +73,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         )
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
+        _count(parts(request).metrics, identity.tenant, rejection)
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
         return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
     except wire.MalformedJson as error:
@@ -78,6 +83,16 @@ async def post_prompt(request: web.Request) -> web.Response:
         parts(request).metrics.limited.labels("max_waiting").inc()
         return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
     return await early.written() or _response(reply, rates())
+
+
+def _count(metrics: Metrics, tenant: str, rejection: Rejection) -> None:
+    """Count a refusal, and log which class or input an operator may want to look at."""
+    error = rejection.body["error"]
+    metrics.prompts_refused.labels(error["type"]).inc()
+    extra = error.get("extra_info") or {}
+    if "pack" in extra:
+        named = {name: extra.get(name) for name in ("class_type", "pack", "input_name")}
+        _log.info("prompt_refused", tenant=tenant, error=error["type"], **named)
 
 
 def _bounds(settings: Settings) -> Bounds:
