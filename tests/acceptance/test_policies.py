@@ -12,7 +12,7 @@ from gateway.cli import main
 from tests.acceptance.test_takeover import history_there
 from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
-from tests.lab import Lab, Simulator, until
+from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.tenancy import BOSS, caller, serve, write_config
 from tests.workflows import slow, text_to_image
 
@@ -35,9 +35,10 @@ async def known(comfy: Comfy, node_class: str) -> None:
     await until(look)
 
 
-async def ran_on(lab: Lab, simulators: Iterable[Simulator]) -> list[set[str]]:
-    """What each backend ran."""
-    return [set(await history_there(lab, simulator)) for simulator in simulators]
+async def ran_on(lab: Lab, gateway: GatewayProcess, simulators: Iterable[Simulator]) -> list[set[str]]:
+    """The prompt_ids of what each backend ran: nothing of it but the last run of each job."""
+    known = {upstream_id: prompt_id for prompt_id, upstream_id in gateway.upstream_ids().items()}
+    return [{known[each] for each in await history_there(lab, simulator)} for simulator in simulators]
 
 
 async def test_jobs_go_where_the_labels_say(lab: Lab) -> None:
@@ -50,7 +51,7 @@ async def test_jobs_go_where_the_labels_say(lab: Lab) -> None:
     for comfy, ids in ((anna, mine), (ben, others)):
         for prompt_id in ids:
             assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
-    small, big = await ran_on(lab, simulators)
+    small, big = await ran_on(lab, gateway, simulators)
     assert set(mine) <= big
     assert small
     assert small | big == {*mine, *others}
@@ -75,7 +76,7 @@ async def test_jobs_wait_for_their_own_backend(lab: Lab) -> None:
     config = write_config(lab, simulators, {"named": {"anna": {"labels": ["small"]}}}, LABELS)
     gateway = await serve(lab, config, 1)
     assert (await caller(lab, gateway, "anna").entry(mine))["status"]["status_str"] == "success"
-    assert mine in (await ran_on(lab, simulators[:1]))[0]
+    assert mine in (await ran_on(lab, gateway, simulators[:1]))[0]
 
 
 async def test_what_others_have_is_not_told(lab: Lab) -> None:
@@ -146,7 +147,7 @@ async def test_refused_nodes_and_models(lab: Lab) -> None:
     assert (status, body["error"]["type"]) == (400, "prompt_outputs_failed_validation")
     assert "secret" not in json.dumps(body)
     # Nothing of it reached a backend, and nobody else is refused.
-    assert not any(await ran_on(lab, simulators))
+    assert not any(await ran_on(lab, gateway, simulators))
     await anna.entry(await anna.prompt(text_to_image(model="both.safetensors")))
     await ben.entry(await ben.prompt(text_to_image(model="secret.safetensors")))
     await boss.entry(await boss.prompt(text_to_image(model="secret.safetensors")))
@@ -265,10 +266,10 @@ async def test_takeover_respects_labels(lab: Lab) -> None:
     mine, other = await anna.prompt(slow(1)), await ben.prompt(slow(2))
     simulators[0] = await lab.simulator(port=simulators[0].port)
     assert (await ben.entry(other))["status"]["status_str"] == "success"
-    assert other in (await ran_on(lab, simulators[:1]))[0]
+    assert other in (await ran_on(lab, gateway, simulators[:1]))[0]
     await anna.post("/interrupt", {"prompt_id": first})
     await anna.entry(mine)
-    small, big = await ran_on(lab, simulators)
+    small, big = await ran_on(lab, gateway, simulators)
     assert mine in big
     assert mine not in small
 
@@ -283,7 +284,7 @@ async def test_a_lost_backends_jobs_stay_with_their_label(lab: Lab) -> None:
     await simulators[1].kill()
     for prompt_id in ids:
         assert (await anna.entry(prompt_id))["status"]["status_str"] == "success"
-    small, big = await ran_on(lab, [simulators[0], simulators[2]])
+    small, big = await ran_on(lab, gateway, [simulators[0], simulators[2]])
     assert not small
     assert big <= set(ids)
     assert big
