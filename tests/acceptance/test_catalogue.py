@@ -95,10 +95,10 @@ async def test_a_prompt_goes_where_its_model_is(lab: Lab) -> None:
     await busy(lab, second, 3)
     ids = [await comfy.prompt(text_to_image(n, 2, model="b.safetensors")) for n in range(4)]
     queue = await Comfy(lab.http, second.url).get("/queue")
-    assert {item[1] for item in queue["queue_pending"]} >= set(ids)
+    assert {item[1] for item in queue["queue_pending"]} >= {gateway.upstream_ids()[each] for each in ids}
     other = await comfy.prompt(text_to_image(9, 2, model="a.safetensors"))
     entry = await comfy.entry(other)
-    assert other in await Comfy(lab.http, first.url).get("/history")
+    assert gateway.upstream_ids()[other] in await Comfy(lab.http, first.url).get("/history")
     assert entry["status"]["status_str"] == "success"
     status, answer = await comfy.post("/prompt", {"prompt": text_to_image(model="nowhere.safetensors")})
     assert (status, answer["node_errors"]["1"]["errors"][0]["type"]) == (400, "value_not_in_list")
@@ -137,7 +137,7 @@ async def test_a_prompt_waits_for_the_only_backend_that_can(lab: Lab) -> None:
     await comfy.entry(passing)
     assert [item[1] for item in (await comfy.get("/queue"))["queue_pending"]] == [waiting]
     assert (await comfy.entry(waiting))["status"]["status_str"] == "success"
-    assert waiting in await Comfy(lab.http, second.url).get("/history")
+    assert gateway.upstream_ids()[waiting] in await Comfy(lab.http, second.url).get("/history")
 
 
 @pytest.mark.parametrize("sent", ["sub/style.safetensors", "sub\\style.safetensors"])
