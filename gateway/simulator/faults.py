@@ -4,7 +4,7 @@
 |---|---|
 | `refuse`, `refuse:S` | nothing listens for S (5) seconds, and open connections are reset |
 | `hang` | requests are accepted and never answered |
-| `500`, `500:/prompt` | requests, or those of one path, are answered 500 |
+| `500`, `500:/prompt`, `500:/history/*` | requests, or those of one path, or of all that begin so, are answered 500 |
 | `slow:S` | each answer comes S seconds late |
 | `drop-socket` | each WebSocket is dropped at once, and again when it reconnects |
 | `block-loop:S` | the next job that starts blocks the event loop for S seconds |
@@ -74,6 +74,11 @@ class Fault:
     def number(self) -> float:
         """The argument as a number; 1 if there is none."""
         return float(self.argument) if self.argument else 1.0
+
+    def is_of(self, path: str) -> bool:
+        """Return True if the argument names a path: itself, by its beginning and a ``*``, or by naming none."""
+        argument = self.argument
+        return argument in ("", path) or (argument.endswith("*") and path.startswith(argument[:-1]))
 
 
 def parse(specification: str) -> Fault:

@@ -156,7 +156,7 @@ class Simulator:
         if self._is_too_old_for(path):
             # ComfyUI's static files answer for every path, but only to GET.
             return web.Response(status=404 if request.method == "GET" else 405)
-        if failing is not None and failing.argument in ("", path):
+        if failing is not None and failing.is_of(path):
             return _bare_500()
         return None
 
