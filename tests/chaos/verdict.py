@@ -48,12 +48,22 @@ async def look(comfy: Comfy, world: World, clients: list[Client]) -> tuple[Histo
             problems += _entry_problems(accepted, history.get(accepted.prompt_id))
         problems += _story_problems(client, history)
     problems += _strangers(clients, history)
+    problems += _id_problems(world, clients, history)
     problems += await _picture_problems(comfy, history)
     problems += await _list_problems(comfy, history)
     executions = _executions(world)
     found.reruns = sum(len(runs) > 1 for runs in executions.values())
     problems += _run_twice(world, clients, executions)
     return history, found
+
+
+def _id_problems(world: World, clients: list[Client], history: History) -> list[str]:
+    """No client is told what a job is called on its backend."""
+    ids = {each for each in world.gateways[-1].upstream_ids().values() if each}
+    said = wire.dumps(history).decode()
+    problems = [f"{each}: /history names it" for each in ids if each in said]
+    told = {prompt_id for client in clients for prompt_id in client.listening.stories}
+    return problems + [f"{each}: events name it" for each in ids & told]
 
 
 def _terminal_of(entry: dict[str, Any]) -> list[str]:
