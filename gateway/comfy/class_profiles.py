@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.comfy.node_review import Kind, Review, kind_of, pack_of
@@ -35,10 +35,15 @@ _UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload", 
 _MEDIA = ("image", "video", "audio")
 _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
 # Whose a named file is, is another question (jobs/inputs.py).
-_TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.MODEL, Kind.FILE, Kind.FILES, Kind.FOLDER})
+_TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.FILE, Kind.FILES, Kind.FOLDER})
 # Dynamic inputs inside each other: ComfyUI's own go two deep.
 _MAX_DEPTH = 8
 _MAX_INPUTS = 2_000
+
+# What must hold in a node for a member of a dynamic input to be there: the input's name and the option that it must
+# have; None where any value will do.
+Conditions = tuple[tuple[str, str | None], ...]
+_Laid = tuple[str, list[Any], Conditions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ class InputProfile:
         template: the template that a MatchType input shares with outputs; empty for any other.
         choices: the list of a class that nobody has reviewed; its other inputs have none.
         takes_scalars: True if any text, number, boolean or null may be given as it is.
+        takes_links: False for the name of a group of members (Autogrow) or of an option (DynamicCombo). ComfyUI passes
+            a link there on, and validates nothing behind it.
+        present: for a member that is not always there, the conditions of which one must hold; empty for any other.
     """
 
     kind: Kind
@@ -57,6 +65,15 @@ class InputProfile:
     template: str = ""
     choices: frozenset[Any] = frozenset()
     takes_scalars: bool = False
+    takes_links: bool = True
+    present: tuple[Conditions, ...] = ()
+
+    def is_in(self, inputs: Mapping[str, Any]) -> bool:
+        """Return True if a node with these inputs has this one, by ComfyUI's rules (comfy_api/latest/_io.py)."""
+        return not self.present or any(
+            all(name in inputs and (key is None or inputs[name] == key) for name, key in conditions)
+            for conditions in self.present
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +107,12 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
     reviewed = review.inputs(name, module)
     parts = description.get("input") or {}
     inputs: dict[str, InputProfile] = {}
-    for input_name, spec in _laid_out(parts):
-        made = _input_profile(input_name, spec, reviewed)
+    for input_name, spec, conditions in _laid_out(parts):
+        made = replace(
+            _input_profile(input_name, spec, reviewed),
+            takes_links=spec[0] not in (_AUTOGROW, _DYNAMIC_COMBO),
+            present=(conditions,) if conditions else (),
+        )
         known = inputs.get(input_name)
         # If two options of one DynamicCombo have an input of one name, nothing less than both must hold.
         inputs[input_name] = made if known is None or known == made else _either(known, made)
@@ -114,39 +135,43 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
     return ClassProfile(name, pack_of(module), reviewed is not None, inputs, outputs, passes, tuple(carriers))
 
 
-def _laid_out(parts: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, list[Any]]]:
+def _laid_out(
+    parts: Mapping[str, Any], prefix: str = "", conditions: Conditions = (), depth: int = 0
+) -> Iterator[_Laid]:
     for part in ("required", "optional"):
         for name, spec in (parts.get(part) or {}).items():
             if isinstance(spec, (list, tuple)) and spec:
-                yield from _members(prefix + name, list(spec), depth)
+                yield from _members(prefix + name, list(spec), conditions, depth)
 
 
-def _members(name: str, spec: list[Any], depth: int) -> Iterator[tuple[str, list[Any]]]:
+def _members(name: str, spec: list[Any], conditions: Conditions, depth: int) -> Iterator[_Laid]:
     """Yield an input and, if it is dynamic, its members."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    yield name, spec
+    yield name, spec, conditions
     if spec[0] not in _DYNAMIC or depth >= _MAX_DEPTH:
         return
     if spec[0] == _AUTOGROW:
-        yield from _autogrow(name, options.get("template"), depth)
+        yield from _autogrow(name, options.get("template"), conditions, depth)
     elif spec[0] == _DYNAMIC_COMBO:
         for option in options.get("options") or ():
             if isinstance(option, Mapping) and isinstance(option.get("inputs"), Mapping):
-                yield from _laid_out(option["inputs"], f"{name}.", depth + 1)
+                key = option.get("key")
+                chosen = (*conditions, (name, key if isinstance(key, str) else ""))
+                yield from _laid_out(option["inputs"], f"{name}.", chosen, depth + 1)
     elif isinstance(options.get("inputs"), Mapping):
-        yield from _laid_out(options["inputs"], f"{name}.", depth + 1)
+        yield from _laid_out(options["inputs"], f"{name}.", (*conditions, (name, None)), depth + 1)
 
 
-def _autogrow(name: str, template: Any, depth: int) -> Iterator[tuple[str, list[Any]]]:
+def _autogrow(name: str, template: Any, conditions: Conditions, depth: int) -> Iterator[_Laid]:
     if not isinstance(template, Mapping) or not isinstance(template.get("input"), Mapping):
         return
-    inner = next((spec for _, spec in _laid_out(template["input"], "", depth + 1)), None)
+    inner = next((spec for _, spec, _ in _laid_out(template["input"], depth=depth + 1)), None)
     names, prefix, most = template.get("names"), template.get("prefix"), template.get("max")
     if isinstance(prefix, str) and isinstance(most, int):
         names = [f"{prefix}{place}" for place in range(min(most, 100))]
     for member in names if isinstance(names, list) and inner is not None else ():
         assert inner is not None
-        yield f"{name}.{member}", inner
+        yield f"{name}.{member}", inner, conditions
 
 
 def _input_profile(name: str, spec: list[Any], reviewed: Mapping[str, Kind] | None) -> InputProfile:
@@ -158,8 +183,7 @@ def _input_profile(name: str, spec: list[Any], reviewed: Mapping[str, Kind] | No
     if kind is not None:
         return InputProfile(kind, types, template_id, takes_scalars=kind in _TAKE_SCALARS)
     if types <= NUMERIC and types:
-        # ComfyUI makes a number of a text where one type is declared (execution.py, validate_inputs).
-        return InputProfile(Kind.COUNT, types, takes_scalars=len(types) == 1)
+        return InputProfile(Kind.COUNT, types)
     if spec[0] in _DYNAMIC:
         # Its members are judged one by one; of a DynamicCombo the value itself is a choice.
         return InputProfile(Kind.CHOICE, types, choices=frozenset(_keys(options)))
@@ -210,7 +234,16 @@ def _either(one: InputProfile, other: InputProfile) -> InputProfile:
     else:
         kind = one.kind if one.kind is other.kind else Kind.UNREVIEWED
     takes_scalars = one.takes_scalars and other.takes_scalars
-    return InputProfile(kind, one.types | other.types, one.template, one.choices & other.choices, takes_scalars)
+    return InputProfile(
+        kind,
+        one.types | other.types,
+        one.template,
+        one.choices & other.choices,
+        takes_scalars,
+        takes_links=one.takes_links and other.takes_links,
+        # A member that is there whatever is chosen has no conditions.
+        present=tuple(dict.fromkeys((*one.present, *other.present))) if one.present and other.present else (),
+    )
 
 
 def _passed(place: int, types: frozenset[str], templates: Any, inputs: Mapping[str, InputProfile]) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ MODELS_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat",
 # "pic.png [output]" names the folder too; one character before the bracket goes with it (folder_paths.py,
 # annotated_filepath).
 ANNOTATED = re.compile(r"^(?P<path>.*).\[(?P<kind>input|output|temp)\]\Z", re.DOTALL)
-_PATTERN = re.compile(r"[%*?\[\]{}]")
+# Not a name alone: a pattern, or what Windows takes for another name ("C:a.png", "a.png::$DATA", "A~1.PNG").
+_PATTERN = re.compile(r"[%*?\[\]{}:]|~(?=[0-9])")
 _SIBLING = re.compile(
     r"^[^/\\]+\.(png|jpe?g|webp|gif|mp4|webm|mkv|mov|avi|wav|mp3|flac|ogg|opus|m4a|glb|latent)$", re.I
 )
@@ -59,15 +60,16 @@ def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
 
 
 def is_pattern(ref: FileRef) -> bool:
-    """Return True if PyAV may take a file's name for a pattern and open files of other names.
+    """Return True if a file's name may open files of other names.
 
-    Numbered (``%05d``) in all versions, globs up to FFmpeg 8.0 (libavformat/img2dec.c).
+    PyAV takes it for a pattern, numbered (``%05d``) in all versions, a glob up to FFmpeg 8.0 (libavformat/img2dec.c).
+    Windows takes ``:`` for a drive or a stream of a file, and ``~1`` may belong to the short form of a long name.
     """
     return _PATTERN.search(ref.subfolder + ref.filename) is not None
 
 
 def without_pattern(ref: FileRef) -> FileRef:
-    """Return a file's name with ``_`` for each character that may make a pattern of it."""
+    """Return a file's name with ``_`` for each character that may make more than a name of it."""
     return FileRef(ref.kind, _PATTERN.sub("_", ref.subfolder), _PATTERN.sub("_", ref.filename))
 
 

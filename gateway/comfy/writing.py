@@ -1,4 +1,4 @@
-"""Names that savers are given: prefixes and folders below output/, and parts of file names. Pure.
+"""Names that savers are given: prefixes and folders below output/, and parts of file names; names of models. Pure.
 
 ComfyUI joins them to its output folder. `get_save_image_path` (folder_paths.py) refuses what leads out of it. The
 savers of datasets don't (comfy_extras/nodes_dataset.py).
@@ -63,3 +63,16 @@ def wrong_with_file_part(value: Any) -> str | None:
     if len(value) > _MAX_PREFIX or any(char in value for char in "/\\\0:") or ".." in value:
         return "it becomes part of a file's name, so it must hold no '/', '\\', ':' and no '..'"
     return None
+
+
+def wrong_with_model_name(value: Any) -> str | None:
+    """Return the reason why a model's name is refused, None if it stays below the folder of models.
+
+    Most loaders can't leave it; DiffusersLoader joins what it is given (nodes.py).
+    """
+    if not isinstance(value, str):
+        return None
+    is_inside = (
+        not value.startswith(("/", "\\")) and _DRIVE.match(value) is None and ".." not in _SEPARATORS.split(value)
+    )
+    return None if is_inside else "it must be a name below the folder of models"

@@ -83,7 +83,7 @@ class Inputs:
             # If the name leads out of its folder, is no text or another node's to say, nobody can tell what it opens.
             return file.declared or file.annotated
         if file.folder:
-            if not ref.subfolder:
+            if not ref.subfolder or is_pattern(ref):
                 # The root is everybody's.
                 return True
             folder = spelled_alike(ref)

@@ -6,6 +6,7 @@ can't be judged is refused. Whose a named file is, `gateway.jobs.inputs` knows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from gateway.comfy.graph import texts
 from gateway.comfy.node_review import OPENING, Kind
 from gateway.comfy.templates import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
-from gateway.comfy.writing import wrong_with_file_part, wrong_with_prefix
+from gateway.comfy.writing import wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
 from gateway.fleet.editions import Edition
 
 # A refusal names no more than so many inputs: a prompt may have a million.
@@ -35,6 +36,12 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
 }
 _LINKS_REFUSED = frozenset(
     {Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS, Kind.REPLACING}
+)
+_NUMBERS = frozenset({int, float, bool})
+_NUMBER_TEXT = re.compile(
+    r"\s*(?:[+-]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|[+-]?inf(?:inity)?"
+    r"|true|false|yes|no|on|off|enabled?|disabled?|)\s*",
+    re.ASCII | re.IGNORECASE,
 )
 _SHARED_DATASETS = "it names a folder of datasets, which all tenants share"
 
@@ -143,11 +150,13 @@ def _judge_inputs(
         known = own.get(name)
         if kind is list:
             if is_plain_link(raw):
-                reason = _wrong_link(known, raw, types, profile.is_reviewed)
+                reason = _wrong_link(known, raw, inputs, types, profile.is_reviewed)
             else:
                 reason = _MALFORMED if is_link(raw) else _wrong_literal(known, raw, profile)
             is_form = reason is _MALFORMED
-        elif kind is not dict and known is not None and known.takes_scalars:
+        elif known is not None and (
+            (known.takes_scalars and kind is not dict) or (known.kind is Kind.COUNT and kind in _NUMBERS)
+        ):
             continue
         else:
             value = unwrapped(raw)
@@ -166,10 +175,13 @@ def _not_trusted(profile: ClassProfile) -> str:
     )
 
 
-def _wrong_link(known: InputProfile | None, link: Any, types: TrueTypes, is_reviewed: bool) -> str | None:
+def _wrong_link(
+    known: InputProfile | None, link: Any, inputs: Mapping[str, Any], types: TrueTypes, is_reviewed: bool
+) -> str | None:
     """Return the reason why an input must not be linked so, None if it may."""
-    if known is None:
-        # ComfyUI hands it to the node, be it declared or not (execution.py, get_input_data).
+    if known is None or not known.takes_links or not known.is_in(inputs):
+        # ComfyUI hands it to the node, be it declared or not (execution.py, get_input_data), and runs what is behind
+        # it without validating that: nothing there is made a number, or held against its list.
         return "the class has no such input, so it must not be linked"
     if known.kind in (Kind.ANY, Kind.DATA):
         return None
@@ -218,8 +230,9 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
         case Kind.NUMBER:
             return None if value is None or isinstance(value, (int, float)) else "it must be a number or a boolean"
         case Kind.COUNT:
-            is_converted = len(known.types) == 1
-            return None if is_converted or not _has_text(value) else "it must be a number or a boolean"
+            return _wrong_number(value, known.types)
+        case Kind.MODEL:
+            return wrong_with_model_name(value)
         case Kind.OBJECT:
             return "it must be linked to a node that makes its value" if _has_text(value) else None
         case Kind.CHOICE:
@@ -231,6 +244,18 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
             return _SHARED_DATASETS if _has_text(value) else None
         case _:
             return None
+
+
+def _wrong_number(value: Any, declared: frozenset[str]) -> str | None:
+    """Return the reason why a literal is no number and no boolean.
+
+    ComfyUI makes a number of a text where one type is declared (execution.py, validate_inputs). Nothing is made of it
+    behind an undeclared link of a class that the operator trusts, so it must be harmless as it is.
+    """
+    if value is None or isinstance(value, (int, float)):
+        return None
+    is_spelled = isinstance(value, str) and len(declared) == 1 and _NUMBER_TEXT.fullmatch(value) is not None
+    return None if is_spelled else "it must be a number or a boolean"
 
 
 def _has_text(value: Any) -> bool:

@@ -20,6 +20,16 @@ _TEMPLATE = {"template": {"template_id": "t", "allowed_types": "*"}}
 _VALUES = {
     "template": {"input": {"required": {"value": ["FLOAT,INT,BOOLEAN", {}]}}, "names": ["a", "b"], "min": 1},
 }
+_INNER = {"options": [{"key": "h264", "inputs": {"required": {"crf": ["INT", {}]}}}, {"key": "copy", "inputs": {}}]}
+_SIZES = {
+    "options": [
+        {"key": "both", "inputs": {"required": {"width": ["INT", {}], "height": ["INT", {}]}}},
+        {"key": "width", "inputs": {"required": {"width": ["INT", {}]}}},
+        {"key": "video", "inputs": {"required": {"codec": ["COMFY_DYNAMICCOMBO_V3", _INNER]}}},
+        {"key": "none", "inputs": {}},
+    ]
+}
+_SLOT = {"slotType": "IMAGE", "inputs": {"optional": {"scale": ["INT", {}]}}}
 CUSTOM = "custom_nodes.some-pack"
 INFO = {
     "Text": described(["STRING"], value=["STRING", {}]),
@@ -42,6 +52,9 @@ INFO = {
     "Sampler": described(["LATENT"], model=["MODEL", {}], seed=["INT", {}], name=[["euler"], {}]),
     "Format": described(["STRING"], f_string=["STRING", {}], values=["COMFY_AUTOGROW_V3", _VALUES]),
     "Formula": described(["FLOAT"], expression=["STRING", {}], values=["COMFY_AUTOGROW_V3", _VALUES]),
+    "Resize": described(
+        ["IMAGE"], size=["COMFY_DYNAMICCOMBO_V3", _SIZES], slot=["COMFY_DYNAMICSLOT_V3", _SLOT], image=["IMAGE", {}]
+    ),
     "Datasets": described([], folder_name=["STRING", {}]),
     "Newer": described([], text=["STRING", {}], more=["STRING", {}]),
     "Harmless": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], strength=["FLOAT", {}], mode=[["x", "y"], {}]),
@@ -73,6 +86,7 @@ REVIEW = Review(
         "Sampler": {},
         "Format": {"f_string": Kind.FORMAT, "values": Kind.ANY, "values.*": Kind.ANY},
         "Formula": {"expression": Kind.EXPRESSION, "values": Kind.NUMBER, "values.*": Kind.NUMBER},
+        "Resize": {},
         "Datasets": {"folder_name": Kind.DATASETS},
         "Newer": {"text": Kind.TEXT},
     },
@@ -117,6 +131,11 @@ def takes(class_type: str, name: str, source: str, *trusted: str) -> bool:
         ("Text", "value", "../any/thing.png [output]", True),
         ("Show", "source", {"any": ["thing"]}, True),
         ("Number", "value", "7", True),
+        ("Number", "value", " -1.5e3", True),
+        ("Number", "value", "/../7", False),
+        ("Number", "value", {"a": "7"}, False),
+        ("Number", "value", [1, 2, 3], False),
+        ("Sampler", "seed", {"__value__": "../7"}, False),
         ("Image", "width", 8, True),
         ("Video", "images", "a/name.png", False),
         ("Video", "images", {"deep": [{"er": "a/name.png"}]}, False),
@@ -134,6 +153,10 @@ def takes(class_type: str, name: str, source: str, *trusted: str) -> bool:
         ("SaveSteps", "steps", 5, True),
         ("SaveSteps", "steps", "../5", False),
         ("LoadModel", "name", "m.safetensors", True),
+        ("LoadModel", "name", "sub/m..v2.safetensors", True),
+        ("LoadModel", "name", "../../output", False),
+        ("LoadModel", "name", "/etc", False),
+        ("LoadModel", "name", "sub\\..\\..\\m", False),
         ("Format", "f_string", "{a}", True),
         ("Format", "f_string", "{a.b}", False),
         ("Format", "f_string", {"__value__": "{a.b}"}, False),
@@ -184,6 +207,9 @@ def test_literals(class_type: str, name: str, value: Any, is_fine: bool) -> None
         ("Format", "values.z", ""),
         ("Formula", "expression", ""),
         ("Formula", "values.b", "INT"),
+        ("Formula", "values", ""),
+        ("Format", "values", ""),
+        ("Resize", "size", ""),
         ("Datasets", "folder_name", ""),
         ("Text", "undeclared", ""),
         ("Harmless", "undeclared", ""),
@@ -196,6 +222,37 @@ def test_literals(class_type: str, name: str, value: Any, is_fine: bool) -> None
 def test_links(class_type: str, name: str, fits: str, source: str) -> None:
     """A link is judged by its true type: through a switch it passes where it would pass without."""
     assert takes(class_type, name, source) is (source.removeprefix("switched ") in fits.split())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "linked", "is_there"),
+    [
+        ({"size": "both"}, "size.height", True),
+        ({"size": "both"}, "size.width", True),
+        ({"size": "width"}, "size.width", True),
+        ({"size": "width"}, "size.height", False),
+        ({"size": "none"}, "size.width", False),
+        ({"size": "no option"}, "size.width", False),
+        ({"size": {"__value__": "both"}}, "size.width", False),
+        ({"size": ["s", 0]}, "size.width", False),
+        ({}, "size.width", False),
+        ({"size": "video", "size.codec": "h264"}, "size.codec.crf", True),
+        ({"size": "video", "size.codec": "copy"}, "size.codec.crf", False),
+        ({"size": "both", "size.codec": "h264"}, "size.codec.crf", False),
+        ({"size": "video"}, "size.codec", False),
+        ({"slot": ["i", 0]}, "slot.scale", True),
+        ({}, "slot.scale", False),
+    ],
+)
+def test_a_member_of_an_option_is_linked_only_where_the_option_is_chosen(
+    inputs: dict[str, Any], linked: str, is_there: bool
+) -> None:
+    """ComfyUI runs what is behind any other link without validating it: a number there may be a path.
+
+    Seen on a real one: SaveLoRA.steps, linked to PrimitiveInt with a text, wrote outside of output/.
+    """
+    prompt = {"n": {"class_type": "Resize", "inputs": {**inputs, linked: ["s", 0]}}, **SOURCES["INT"]}
+    assert (linked not in {refusal.input_name for refusal in judged(prompt).refusals}) is is_there
 
 
 @pytest.mark.parametrize("link", [["s", -1], ["s", True], ["s", 0.0], {"__value__": ["s", 0]}])
