@@ -147,7 +147,12 @@ def _judge_inputs(
             else:
                 reason = _MALFORMED if is_link(raw) else _wrong_literal(known, raw, profile)
             is_form = reason is _MALFORMED
-        elif kind is not dict and known is not None and known.takes_scalars:
+        elif (
+            kind is not dict
+            and known is not None
+            and known.takes_scalars
+            and not (kind is str and known.kind is Kind.COUNT)
+        ):
             continue
         else:
             value = unwrapped(raw)
@@ -218,8 +223,8 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
         case Kind.NUMBER:
             return None if value is None or isinstance(value, (int, float)) else "it must be a number or a boolean"
         case Kind.COUNT:
-            is_converted = len(known.types) == 1
-            return None if is_converted or not _has_text(value) else "it must be a number or a boolean"
+            is_number = isinstance(value, str) and len(known.types) == 1 and _is_number(value)
+            return None if is_number or not _has_text(value) else "it must be a number or a boolean"
         case Kind.OBJECT:
             return "it must be linked to a node that makes its value" if _has_text(value) else None
         case Kind.CHOICE:
@@ -231,6 +236,21 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
             return _SHARED_DATASETS if _has_text(value) else None
         case _:
             return None
+
+
+def _is_number(text: str) -> bool:
+    """Return True if a text says a number or boolean, so that it is harmless as it is.
+
+    ComfyUI makes a number of a text, but only of the nodes that it validates: behind CustomCombo.index, which the class
+    takes and does not declare, or a dynamic input's option that is not chosen, a text would stay one (execution.py).
+    """
+    if text.strip().lower() in ("true", "false"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _has_text(value: Any) -> bool:
