@@ -121,7 +121,7 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
     # Some classes take an input that they do not declare (CustomCombo's index).
     for input_name, kind in (reviewed or {}).items():
         if input_name not in inputs and not input_name.endswith("*"):
-            inputs[input_name] = InputProfile(kind, frozenset())
+            inputs[input_name] = InputProfile(kind, frozenset(), takes_links=False)
     hidden = parts.get("hidden") or {}
     carriers = [key for key, each in inputs.items() if each.kind is Kind.UNREVIEWED]
     if reviewed is None:
