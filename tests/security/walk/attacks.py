@@ -52,6 +52,8 @@ class Variant:
         helpers: nodes by id, which the value links to.
         objects: the type of what the class's dynamic members are linked to, "" for what they take.
         through: the class that hands the object on as if it were of another type.
+        is_hidden: True if all but one harmless node hang on an input that no class declares. ComfyUI runs such nodes
+            without having validated them.
     """
 
     label: str
@@ -59,6 +61,7 @@ class Variant:
     helpers: Mapping[str, Any] = field(default_factory=dict)
     objects: str = ""
     through: str = "ComfySwitchNode"
+    is_hidden: bool = False
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -196,6 +199,7 @@ def writes(targets: Targets) -> dict[str, str]:
         "write ..\\": f"..\\..\\{MARK}",
         "write loras": f"loras/{MARK}",
         "write a/../..": f"a/../../../user/{MARK}",
+        "write behind a folder": f"/../../user/{MARK}",
     }
 
 
@@ -277,10 +281,22 @@ def linked(label: str, text: str) -> Iterator[Variant]:
     yield Variant(f"combo {label}", ["v5", 0], combo)
     yield Variant(f"combo index {label}", ["v5", 1], combo)
     yield Variant(f"combo switch {label}", ["v3", 0], {**combo, "v3": _switch("v5")})
+    # Behind `index`, which CustomCombo does not declare, ComfyUI validates nothing: a text stays one in an INT.
+    number = node("PrimitiveInt", value=text)
+    yield Variant(
+        f"text as a number {label}", ["v7", 1], {"v6": number, "v7": node("CustomCombo", choice="x", index=["v6", 0])}
+    )
+    yield Variant(f"hidden string {label}", ["v1", 0], source, is_hidden=True)
+    yield Variant(f"hidden {label}", text, is_hidden=True)
+    yield Variant(f"hidden text as a number {label}", ["v6", 0], {"v6": number}, is_hidden=True)
 
 
 def _switch(source: str) -> dict[str, Any]:
     return node("ComfySwitchNode", switch=True, on_true=[source, 0], on_false=[source, 0])
+
+
+# The ways that every text goes, which the others only differ from in what makes the text.
+_MOST = ("switch", "string", "hidden string", "text as a number")
 
 
 def for_text(targets: Targets) -> list[Variant]:
@@ -294,11 +310,11 @@ def for_text(targets: Targets) -> list[Variant]:
     for label in ("upload", "output", "audio", "temp", "marker"):
         found += [*shapes(label, names[label]), *linked(label, names[label])]
     for label in ("sub", "model", "audio output", "numeric"):
-        found += [variant for variant in linked(label, names[label]) if variant.label.startswith(("switch", "string"))]
+        found += [variant for variant in linked(label, names[label]) if variant.label.startswith(_MOST)]
     through = folders(targets) | writes(targets) | {f"playlist {name}": name for name in targets.playlists}
     through["40 KB of ./"] = spelled(targets)["40 KB of ./"]
     for label, value in through.items():
-        found += [variant for variant in linked(label, value) if variant.label.startswith(("switch", "string"))]
+        found += [variant for variant in linked(label, value) if variant.label.startswith(_MOST)]
     return found
 
 
@@ -308,9 +324,11 @@ def for_others(targets: Targets) -> list[Variant]:
     found = [Variant(label, names[label]) for label in ("upload", "output", "marker")]
     found += [Variant("number", int(targets.numeric)), Variant("__value__ output", {"__value__": names["output"]})]
     found += [v for v in shapes("output", names["output"]) if v.label.startswith(("3d object", "list of three"))]
-    kept = ("string", "switch", "concatenate switch", "list switch", "unwrapped link")
-    for label in ("output", "marker"):
-        found += [v for v in linked(label, names[label]) if v.label.removesuffix(f" {label}") in kept]
+    kept = ("string", "switch", "concatenate switch", "list switch", "unwrapped link", "text as a number", "hidden")
+    texts = {label: names[label] for label in ("output", "marker")}
+    texts["write behind a folder"] = writes(targets)["write behind a folder"]
+    for label, text in texts.items():
+        found += [v for v in linked(label, text) if v.label.removesuffix(f" {label}") in kept]
     return found
 
 

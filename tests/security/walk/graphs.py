@@ -40,6 +40,11 @@ _NUMERIC = frozenset({"INT", "FLOAT", "BOOLEAN"})
 _AUTOGROW, _COMBO, _SLOT = "COMFY_AUTOGROW_V3", "COMFY_DYNAMICCOMBO_V3", "COMFY_DYNAMICSLOT_V3"
 _SIDES = ("width", "height", "resolution", "size")
 MAX_SHOWN = 4
+# Viewers save into a folder that begins like the prefix of other savers: "<prefix>_/../" leads out of it.
+PREFIX = "bens"
+VIEWERS_PREFIX = f"{PREFIX}_/{PREFIX}"
+# Classes whose values a saver of weights takes for weights: an object of tensors.
+_LOOKALIKES = {"LORA_MODEL": "EmptyMochiLatentVideo"}
 
 
 class CannotFill(Exception):
@@ -177,6 +182,10 @@ class Recipes:
             self._fill_members(prompt, target["inputs"], known, attacked, variant)
         target["inputs"][attacked] = copy.deepcopy(variant.value)
         self._show(prompt, class_type)
+        if variant.is_hidden:
+            ends = [key for key in prompt if key.startswith("o")] or ["n"]
+            links = {f"hidden{place}": [end, 0] for place, end in enumerate(ends)}
+            prompt["h"] = node("PreviewAny", source="x", **links)
         return prompt
 
     def is_fillable(self, class_type: str) -> bool:
@@ -184,8 +193,8 @@ class Recipes:
         return all(self._can_make(each) for each in self._inputs[class_type] if each.is_required)
 
     def can_fill(self, class_type: str, attacked: str) -> bool:
-        """Return True if all other inputs of a class can be filled."""
-        return all(
+        """Return True if all other inputs of a class can be filled, if need be with stand-ins."""
+        return "ComfySwitchNode" in self._info or all(
             self._can_make(each) for each in self._inputs[class_type] if each.is_required and each.name != attacked
         )
 
@@ -212,7 +221,7 @@ class Recipes:
     def _value(self, prompt: dict[str, Any], given: Input, depth: int = 0) -> Any:
         if given.type == "COMBO":
             if not given.choices:
-                raise CannotFill(given.name)
+                return self._stand_in(prompt, "INT", given, depth)
             wanted = given.options.get("default", given.choices[0])
             choice = wanted if wanted in given.choices else given.choices[0]
             return {"__value__": [choice]} if given.options.get("multiselect") else choice
@@ -230,12 +239,29 @@ class Recipes:
             return copy.deepcopy(_WIDGETS[type_])
         if "default" in given.options:
             return given.options["default"]
-        raise CannotFill(given.name)
+        return self._stand_in(prompt, "IMAGE", given, depth)
+
+    def _stand_in(self, prompt: dict[str, Any], type_: str, given: Input, depth: int) -> list[Any]:
+        """Link an input that no node here can fill to a switch, whose output ComfyUI takes for any type.
+
+        So the node starts, and opens what it opens before it needs the model.
+        """
+        if "ComfySwitchNode" not in self._info:
+            raise CannotFill(given.name)
+        lookalike = _LOOKALIKES.get(given.type)
+        if lookalike is not None and lookalike in self._info:
+            made = self._link_class(prompt, lookalike, 0, depth)
+        else:
+            made = self._link(prompt, type_, depth)
+        prompt[f"stand-in-{type_}"] = node("ComfySwitchNode", switch=True, on_true=made, on_false=made)
+        return [f"stand-in-{type_}", 0]
 
     def _link(self, prompt: dict[str, Any], type_: str, depth: int) -> list[Any]:
         if type_ not in self.makers or depth > 12:
             raise CannotFill(type_)
-        class_type, slot = self.makers[type_]
+        return self._link_class(prompt, *self.makers[type_], depth)
+
+    def _link_class(self, prompt: dict[str, Any], class_type: str, slot: int, depth: int) -> list[Any]:
         node_id = f"m-{class_type}"
         if node_id not in prompt:
             made = node(class_type)
@@ -264,10 +290,10 @@ class Recipes:
             pictures["VIDEO"] = [f"o{slot}.0", 0]
         shown = next((source for type_, source in pictures.items() if type_ in types), None)
         if shown is not None:
-            yield node("SaveImage", images=shown, filename_prefix="bens")
+            yield node("SaveImage", images=shown, filename_prefix=VIEWERS_PREFIX)
             return
         if "SVG" in types and "SaveSVGNode" in self._info:
-            yield node("SaveSVGNode", svg=link, filename_prefix="bens")
+            yield node("SaveSVGNode", svg=link, filename_prefix=VIEWERS_PREFIX)
         if types & {"FILE_3D", "FILE_3D_GLB", "FILE_3D_OBJ"} and "Preview3D" in self._info:
             yield node("Preview3D", model_file=link)
         if "PreviewAny" in self._info:
@@ -277,6 +303,9 @@ class Recipes:
 def _scalar(given: Input) -> Any:
     """Return a valid literal, and a small one: hundreds of thousands of prompts run on a CPU."""
     type_ = next(each for each in ("STRING", "INT", "FLOAT", "BOOLEAN") if each in given.types)
+    if type_ == "STRING" and given.name.endswith("prefix"):
+        # Some defaults name folders of models, which all tenants share.
+        return PREFIX
     options = given.options
     value = options.get("default", _SCALARS[type_])
     if type_ == "INT" and any(side in given.name.lower() for side in _SIDES) and isinstance(value, int) and value > 64:
