@@ -8,7 +8,7 @@ WORKERS ?= 2
 # Where an environment forbids Python to keep what it has compiled, each of a thousand processes would compile anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench chaos model fuzz image clean
+.PHONY: demo test lint bench chaos model fuzz walk image clean
 
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
@@ -33,6 +33,10 @@ chaos: $(VENV)/.dev $(VENV)/.clock
 # SECONDS_OF_FUZZING=3600 for an hour, TARGET=graph for one reader alone, CORPUS=dir to go on from there the next time.
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_OF_FUZZING),300) $(if $(TARGET),--target $(TARGET)) $(if $(CORPUS),--corpus $(CORPUS))
+
+# COMFYUI=http://127.0.0.1:8188 BASE=dir: a ComfyUI that is there for this alone, and its base directory.
+walk: $(VENV)/.dev
+	$(BIN)/python -m tests.security.walk --comfyui $(COMFYUI) $(if $(BASE),--base-directory $(BASE)) $(ARGS)
 
 # The ledger's models, that many runs each.
 model: $(VENV)/.dev

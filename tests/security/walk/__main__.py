@@ -30,6 +30,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--base-directory", metavar="DIR", type=Path, help="ComfyUI's base directory")
     parser.add_argument("--simulator", action="store_true", help="start a simulated ComfyUI")
     parser.add_argument("--classes", metavar="GLOB", action="append", help="walk these classes alone")
+    parser.add_argument("--ways", metavar="GLOB", default="*", help="only the ways to fill an input that are so called")
     parser.add_argument("--limit", metavar="N", type=int, help="send so many of the prompts, chosen by the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
@@ -73,7 +74,11 @@ async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -
     recipes, figures = Recipes(info, own), Figures()
     globs = options.classes or ["*"]
     chosen = [name for name in recipes.classes() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-    every = cases(recipes, targets, info, chosen, figures)
+    every = [
+        case
+        for case in cases(recipes, targets, info, chosen, figures)
+        if fnmatch.fnmatchcase(case.variant.label, options.ways)
+    ]
     found = sample(every, options.limit, options.seed)
     figures.counts["prompts"] = len(every)
     walking = Walk(ben, recipes, victim.secrets, Disk(base, host / "marker.txt"), figures)
