@@ -261,7 +261,9 @@ async def test_a_copy_with_its_originals_time_is_shown(lab: Lab, tmp_path: Path)
         return load("mine.png", "old") | {"9": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
 
     async def is_there() -> bool:
-        return (tmp_path / "input" / "mine.png").exists()
+        # Whole: a copy of a part of it has another time.
+        path = tmp_path / "input" / "mine.png"
+        return path.exists() and path.read_bytes() == png((9, 9, 9))
 
     await until(is_there)
     (tmp_path / "output").mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import json
 import uuid
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -68,9 +69,11 @@ async def sent_while(
 ) -> dict[str, int]:
     """Send a prompt under each of these ids while something fails; the statuses."""
     more = {"partial_execution_targets": 5} if fault == TARGETS else {}
+    asked = (await simulator.requests(lab.http)).get("POST /prompt", 0)
     if fault != TARGETS:
         await simulator.fault(lab.http, fault)
-    asked = (await simulator.requests(lab.http)).get("POST /prompt", 0)
+    if fault.startswith("refuse"):
+        await until(lambda: listens(lab, simulator, is_wanted=False), what="it refuses")
     statuses = {}
     for prompt_id in prompt_ids:
         if fault == "drop-answer":
@@ -90,8 +93,24 @@ async def sent_while(
             await simulator.fault(lab.http, fault)
         else:
             statuses[prompt_id] = (await sending)[0]
+    await until(lambda: listens(lab, simulator, is_wanted=True), what="it listens")
     await simulator.no_faults(lab.http)
+
+    async def is_up() -> bool:
+        async with lab.http.get(f"{comfy.url}/readyz") as answer:
+            return bool((await answer.json())["backends_up"] == 1)
+
+    await until(is_up, what="the backend takes work")
     return statuses
+
+
+async def listens(lab: Lab, simulator: Simulator, *, is_wanted: bool) -> bool:
+    """Return True if a backend listens, or does not, as it is wanted."""
+    try:
+        await simulator.requests(lab.http)
+    except aiohttp.ClientConnectionError:
+        return not is_wanted
+    return is_wanted
 
 
 async def test_the_id_of_an_ended_job_opens_nothing(lab: Lab) -> None:
