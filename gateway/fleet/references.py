@@ -23,7 +23,7 @@ def sentence(filename: str, found: str) -> str:
 
 
 class References:
-    """What is known of files that name other files.
+    """Findings about files that name other files, by the digest of their bytes.
 
     A file is looked into in a thread, and at most `MAX_REMEMBERED` results are kept.
     """

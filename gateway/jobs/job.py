@@ -39,7 +39,7 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
 class Delivery(Enum):
-    """Whether a backend may have the prompt of an assignment.
+    """Delivery of an assignment's prompt to its backend.
 
     NONE: certainly not. UNDER_WAY: its POST /prompt has no outcome yet. ARRIVED: it has it, or had.
     """

@@ -20,16 +20,24 @@ def policy_error(found: Sequence[Denied]) -> dict[str, Any]:
 
     It says the same whether a backend has such a class or model or not.
     """
+    return _error_of([(each, _denied_error(each)) for each in found[:_MANY_DENIED]])
+
+
+def isolation_error(found: Sequence[Refusal]) -> dict[str, Any]:
+    """Return the 400 of a prompt that shared backends may not run: each reason at its node, in ComfyUI's form."""
+    return _error_of([(each, _isolation_error(each)) for each in found[:_MANY_DENIED]])
+
+
+def _error_of(found: Sequence[tuple[Denied | Refusal, dict[str, Any]]]) -> dict[str, Any]:
+    """Return an error body whose error is the first of those found, and whose node_errors hold all."""
     node_errors: dict[str, Any] = {}
-    for each in found[:_MANY_DENIED]:
-        own = node_errors.setdefault(
-            each.node_id, {"errors": [], "dependent_outputs": [], "class_type": each.class_type}
-        )
-        own["errors"].append(_denied_error(each))
-    first = _denied_error(found[0])
-    title = {"node_id": found[0].node_id, "class_type": found[0].class_type, "node_title": found[0].title}
+    for each, error in found:
+        own = {"errors": [], "dependent_outputs": [], "class_type": each.class_type}
+        node_errors.setdefault(each.node_id, own)["errors"].append(error)
+    each, first = found[0]
+    title = {"node_id": each.node_id, "class_type": each.class_type, "node_title": each.title}
     extra = {**title, **first["extra_info"]}
-    return error_body(first["type"], first["message"], f"Node ID '#{found[0].node_id}'", extra, node_errors)
+    return error_body(first["type"], first["message"], f"Node ID '#{each.node_id}'", extra, node_errors)
 
 
 def _denied_error(each: Denied) -> dict[str, Any]:
@@ -38,20 +46,6 @@ def _denied_error(each: Denied) -> dict[str, Any]:
     extra = {"input_name": each.input_name, "received_value": each.value}
     details = f"{each.input_name}: '{each.value}'"
     return {"type": "model_denied", "message": each.sentence, "details": details, "extra_info": extra}
-
-
-def isolation_error(found: Sequence[Refusal]) -> dict[str, Any]:
-    """Return the 400 of a prompt that shared backends may not run: each reason at its node, in ComfyUI's form."""
-    node_errors: dict[str, Any] = {}
-    for each in found[:_MANY_DENIED]:
-        own = node_errors.setdefault(
-            each.node_id, {"errors": [], "dependent_outputs": [], "class_type": each.class_type}
-        )
-        own["errors"].append(_isolation_error(each))
-    first = _isolation_error(found[0])
-    title = {"node_id": found[0].node_id, "class_type": found[0].class_type, "node_title": found[0].title}
-    extra = {**title, **first["extra_info"]}
-    return error_body(first["type"], first["message"], f"Node ID '#{found[0].node_id}'", extra, node_errors)
 
 
 def _isolation_error(each: Refusal) -> dict[str, Any]:

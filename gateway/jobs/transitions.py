@@ -9,7 +9,7 @@ from gateway.jobs.job import Job, State
 
 
 class Move(StrEnum):
-    """What can happen to a job."""
+    """Event in the life of a job."""
 
     HOLD = "hold"
     SEND = "send"

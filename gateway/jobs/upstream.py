@@ -35,7 +35,7 @@ class Offer(Enum):
 
 
 class Where(Enum):
-    """Where a backend has a prompt."""
+    """Place of a prompt on a backend."""
 
     RUNNING = auto()
     PENDING = auto()
@@ -45,7 +45,7 @@ class Where(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """What a backend says of an assignment's prompt: where it is, under which id, and its entry if it ended."""
+    """Answer of a backend about an assignment's prompt: its place, its id there, and its entry if it ended."""
 
     where: Where
     upstream_id: str

@@ -130,7 +130,7 @@ def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: File
 
 
 def _limit(gateway: Parts, tenant: str) -> int:
-    """What is taken: no more than every backend of the tenant's takes (ComfyUI's --max-upload-size)."""
+    """Return the limits of an upload: no more than each backend of the tenant takes (ComfyUI's --max-upload-size)."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
     told = (backend.features.get("max_upload_size") for backend in backends)
