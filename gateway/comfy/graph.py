@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref, folder_of
@@ -64,10 +65,11 @@ class Survey:
     separated: tuple[tuple[str, str, str], ...] = ()
 
 
-def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = ()) -> Survey:
+def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = (), most: int | None = None) -> Survey:
     """Look once through a prompt. Nodes that are not well-formed are passed over.
 
-    `file_inputs` are the (class_type, input name) that are known to take a file's name, suffix or none.
+    `file_inputs` are the (class_type, input name) that are known to take a file's name, suffix or none. Of an input
+    that is no text, one file more than `most` are told at most.
     """
     nodes: list[tuple[str, str]] = []
     models: set[str] = set()
@@ -86,7 +88,8 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
         for name, value in inputs.items():
             declared = (class_type, name) in file_inputs
             if not isinstance(value, str) or (class_type, name) in FOLDER_INPUTS:
-                files += _other_files(node_id, class_type, name, value, declared=declared)
+                found = _other_files(node_id, class_type, name, value, declared=declared)
+                files += found if most is None else islice(found, max(most + 1 - len(files), 0))
             elif not value:
                 continue
             elif declared and value != "none":
@@ -134,16 +137,33 @@ def _number_input(node_id: str, name: str, value: float) -> FileInput:
 
 
 def texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every text in a value, with the keys and places that lead to it."""
-    left: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    """Every text in a value, with the keys and places that lead to it.
+
+    Two paths of 200 keys take more memory than what they lead to, so a path is made for a text alone, when it is due.
+    """
+    if isinstance(value, str):
+        yield (), value
+        return
+    path: list[str | int] = []
+    left = [_items(value)]
     while left:
-        path, item = left.pop()
-        if isinstance(item, str):
-            yield path, item
-        elif isinstance(item, dict):
-            left.extend(((*path, key), inner) for key, inner in item.items())
-        elif isinstance(item, list):
-            left.extend(((*path, place), inner) for place, inner in enumerate(item))
+        for key, item in left[-1]:
+            if isinstance(item, str):
+                yield (*path, key), item
+            elif isinstance(item, (dict, list)):
+                path.append(key)
+                left.append(_items(item))
+                break
+        else:
+            left.pop()
+            if path:
+                path.pop()
+
+
+def _items(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return enumerate(value) if isinstance(value, list) else iter(())
 
 
 def _file_input(node_id: str, name: str, value: str, *, declared: bool, path: tuple[str | int, ...] = ()) -> FileInput:

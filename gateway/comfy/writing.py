@@ -12,6 +12,7 @@ from typing import Any
 # Folders below output/ that ComfyUI adds to its folders of models (main.py): what lies there is listed for all.
 MODEL_FOLDERS = frozenset({"checkpoints", "clip", "vae", "diffusion_models", "loras"})
 _MAX_PREFIX = 4_096
+_MAX_FOLDERS = 100
 _SEPARATORS = re.compile(r"[/\\]+")
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -25,6 +26,8 @@ def wrong_with_prefix(value: Any) -> str | None:
         return "it must be a text"
     if len(value) > _MAX_PREFIX:
         return f"it may have {_MAX_PREFIX} characters at most"
+    if value.count("/") + value.count("\\") > _MAX_FOLDERS:
+        return f"it may name {_MAX_FOLDERS} folders at most"
     if "\0" in value:
         return "it must not hold a NUL"
     if value.startswith(("/", "\\")) or _DRIVE.match(value):

@@ -148,7 +148,7 @@ def read(
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     _check_graph(prompt, bounds)
-    found = graph.survey(prompt, file_inputs)
+    found = graph.survey(prompt, file_inputs, bounds.nodes)
     _check_count("files that it names", len(found.files), bounds.nodes)
     judgement = inspect(prompt) if inspect is not None else None
     return _submission(value, found, dumps, partner_keys.may_hold(body), by_admin, judgement)

@@ -22,6 +22,9 @@ from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
 from gateway.tenants.policy import Policies
 
+# ComfyUI opens what these name without having looked whether it is there (nodes_painter.py, nodes_audio.py,
+# nodes_load_3d.py): a prompt that waits would get what is uploaded under the name meanwhile.
+_UNCHECKED = frozenset({("Painter", "mask"), ("RecordAudio", "audio"), ("Load3D", "image")})
 # Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
 Place = tuple[str | int, ...]
 
@@ -120,8 +123,8 @@ class Inputs:
         changed: dict[Place, str] = {}
         try:
             judged = self.judged(job.tenant) and not self._is_free(job, backend)
-            for file in self.foreign(job.tenant, submission.files) if judged else ():
-                raise FileMissing(f"Invalid file: {file.value}")
+            if judged:
+                await self._refuse_foreign(job, backend)
             for file in submission.files:
                 there = await self._there(job.tenant, file, backend, judged)
                 if there is not None and there != file.ref:
@@ -143,6 +146,27 @@ class Inputs:
             if spelled != value:
                 changed[node_id, name] = spelled
         return changed
+
+    async def _refuse_foreign(self, job: Job, backend: Backend) -> None:
+        """Refuse the job's files that are another's, or nobody's and not there, so that they may become another's.
+
+        What is there keeps its name, because ComfyUI gives an upload another one.
+
+        Raises:
+            FileMissing: there is one.
+            BackendError: the backend does not say.
+        """
+        classes = dict(job.submission.nodes)
+        for file in job.submission.files:
+            if not file.declared or (classes[file.node_id], file.input_name) not in _UNCHECKED:
+                continue
+            if file.ref is None or self.files.find(job.tenant, file.ref) is not None:
+                continue
+            if not await self.placer.has(backend, file.ref):
+                raise FileMissing(f"Invalid file: {file.value}")
+        # After the backend was asked: an upload may have come meanwhile.
+        for file in self.foreign(job.tenant, job.submission.files):
+            raise FileMissing(f"Invalid file: {file.value}")
 
     def _is_free(self, job: Job, backend: Backend) -> bool:
         """Return True if a job may name any file on a backend: an admin's job, or the backend is its tenant's own."""

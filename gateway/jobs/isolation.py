@@ -22,6 +22,8 @@ from gateway.fleet.editions import Edition
 
 # A refusal names no more than so many inputs: a prompt may have a million.
 MAX_REFUSALS = 100
+# The characters of all formulas of a prompt together: a prompt is judged while all others wait.
+MAX_FORMULAS = 20_000
 _MALFORMED = "a link must be [node id, slot], the slot an integer from 0 on"
 SETTING = "tenants.default.nodes.trust"
 # The types of a link that a kind of input takes. Kinds that are not here take any link, or none.
@@ -37,12 +39,14 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
 _LINKS_REFUSED = frozenset(
     {Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS, Kind.REPLACING}
 )
+_MAX_NUMBER_TEXT = 400
 _NUMBERS = frozenset({int, float, bool})
 _NUMBER_TEXT = re.compile(
-    r"\s*(?:[+-]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|[+-]?inf(?:inity)?"
-    r"|true|false|yes|no|on|off|enabled?|disabled?|)\s*",
+    r"(?:[+-]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|[+-]?inf(?:inity)?"
+    r"|true|false|yes|no|on|off|enabled?|disabled?|)",
     re.ASCII | re.IGNORECASE,
 )
+_TOO_MANY_FORMULAS = f"the formulas of a prompt may have {MAX_FORMULAS} characters together at most"
 _SHARED_DATASETS = "it names a folder of datasets, which all tenants share"
 
 
@@ -91,6 +95,9 @@ class Judged:
     is_known: bool = True
 
 
+_Found = list[tuple[str | None, str]]
+
+
 def judge(
     prompt: Mapping[str, Any],
     profile: Callable[[str], ClassProfile | None],
@@ -106,6 +113,7 @@ def judge(
     types = TrueTypes(prompt, profile, trusts)
     refusals: list[Refusal] = []
     unknown: set[str] = set()
+    formulas = 0
     for node_id, node in prompt.items():
         class_type = node.get("class_type")
         if not isinstance(class_type, str):
@@ -115,7 +123,11 @@ def judge(
             unknown.add(class_type)
             continue
         inputs = node.get("inputs")
-        if known.carriers:
+        if known.formulas:
+            formulas += _length_of(known.formulas, inputs)
+        if formulas > MAX_FORMULAS:
+            found: _Found | None = [(known.formulas[0], _TOO_MANY_FORMULAS)]
+        elif known.carriers:
             found = _judge_class(inputs, known, trusts, types)
         else:
             found = _judge_inputs(inputs, known, trusts, types) if isinstance(inputs, dict) else None
@@ -123,12 +135,15 @@ def judge(
             meta = node.get("_meta")
             title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
             refusals.append(Refusal(node_id, class_type, known.pack, title, input_name, reason))
-            if len(refusals) >= MAX_REFUSALS:
+            if len(refusals) >= MAX_REFUSALS or formulas > MAX_FORMULAS:
                 return Judgement(tuple(refusals), frozenset(unknown))
     return Judgement(tuple(refusals), frozenset(unknown))
 
 
-_Found = list[tuple[str | None, str]]
+def _length_of(names: tuple[str, ...], inputs: Any) -> int:
+    if not isinstance(inputs, dict):
+        return 0
+    return sum(len(value) for name in names if isinstance(value := unwrapped(inputs.get(name)), str))
 
 
 def _judge_class(
@@ -254,8 +269,10 @@ def _wrong_number(value: Any, declared: frozenset[str]) -> str | None:
     """
     if value is None or isinstance(value, (int, float)):
         return None
-    is_spelled = isinstance(value, str) and len(declared) == 1 and _NUMBER_TEXT.fullmatch(value) is not None
-    return None if is_spelled else "it must be a number or a boolean"
+    is_short = isinstance(value, str) and len(declared) == 1 and len(value) <= _MAX_NUMBER_TEXT
+    return (
+        None if is_short and _NUMBER_TEXT.fullmatch(value.strip()) is not None else "it must be a number or a boolean"
+    )
 
 
 def _has_text(value: Any) -> bool:

@@ -69,3 +69,9 @@ def test_parts_of_names_pass(part: object) -> None:
 @pytest.mark.parametrize("part", ["a/b", "..", "a\\b", "c:d", "a\0", ["x"], "x" * 5000])
 def test_parts_that_make_a_path_are_refused(part: object) -> None:
     assert wrong_with_file_part(part) is not None
+
+
+def test_a_prefix_names_a_hundred_folders_at_most() -> None:
+    assert wrong_with_prefix("a/" * 100) is None
+    assert wrong_with_prefix("a/" * 101) is not None
+    assert wrong_with_prefix("a\\" * 101) is not None

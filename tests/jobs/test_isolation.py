@@ -8,7 +8,7 @@ import pytest
 
 from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Kind, Review
-from gateway.jobs.isolation import MAX_REFUSALS, Judgement, judge
+from gateway.jobs.isolation import MAX_FORMULAS, MAX_REFUSALS, Judgement, judge
 
 
 def described(output: list[Any], module: str = "nodes", hidden: Any = None, **inputs: Any) -> dict[str, Any]:
@@ -322,3 +322,15 @@ def test_refusals_are_bounded() -> None:
 @pytest.mark.parametrize("inputs", [None, [], "text", 5])
 def test_inputs_that_are_no_object_are_the_backends_to_refuse(inputs: Any) -> None:
     assert not judged({"n": {"class_type": "Text", "inputs": inputs}}).refusals
+
+
+def test_the_formulas_of_a_prompt_are_bounded_together() -> None:
+    """A formula of 2,000 characters takes ten milliseconds to parse, and the gateway serves nobody meanwhile."""
+    fine = {str(n): node("Formula", expression="a+" * 499 + "a") for n in range(MAX_FORMULAS // 1_000)}
+    assert not judged(fine).refusals
+    found = judged({**fine, "z": node("Formula", expression={"__value__": "a+" * 499 + "a"})}).refusals
+    assert [refusal.node_id for refusal in found] == ["z"]
+
+
+def test_a_long_text_is_no_number() -> None:
+    assert not passes("Number", "value", " " * 1_000_000 + "1")

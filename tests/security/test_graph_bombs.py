@@ -107,6 +107,12 @@ REFUSED: dict[str, Bomb] = {
         400,
         "graph_too_large",
     ),
+    "900,000 files 190 deep": (
+        lambda: inputs('"a": ' + '{"a":' * 190 + "[" + many(900_000, lambda _: '"a.png"') + "]" + "}" * 190),
+        {},
+        400,
+        "graph_too_large",
+    ),
     "a number of 100,000 digits": (lambda: inputs('"a": ' + "9" * 100_000), {}, 400, "invalid_json"),
     "a number of 10 million digits": (lambda: inputs('"a": ' + "9" * 10_000_000), {}, 400, "invalid_json"),
     "invalid UTF-8": (lambda: inputs('"a": "?"').replace(b"?", b"\xff\xfe\xfa"), {}, 400, "invalid_json"),
