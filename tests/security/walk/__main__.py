@@ -68,7 +68,7 @@ async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -
     targets = await victim.make(host / "marker.txt", str(base or ""))
     own, playlists = await attackers_files(ben, targets, str(base or ""))
     targets = replace(targets, playlists=playlists)
-    victim.secrets.notes |= {f"{base}/": "ComfyUI's base directory"} if base else {}
+    victim.secrets.notes |= {str(base)} if base else set()
     info = await ben.get("/object_info")
     recipes, figures = Recipes(info, own), Figures()
     globs = options.classes or ["*"]

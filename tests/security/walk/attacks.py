@@ -203,14 +203,17 @@ def codes(targets: Targets) -> Iterator[Variant]:
     """Yield templates and expressions, with the objects that they reach into."""
     globals_ = "a.save_to.__globals__[os].sys.modules"
     history = "instance.prompt_queue.history"
+    # The first so many characters: an answer that shows the history, in the history, would double with each prompt.
+    start = "!r:.100000"
     formats = {
-        "history": f"{{{globals_}[server].PromptServer.{history}}}",
-        "history of the simulator": f"{{{globals_}[gateway.simulator.server].Simulator.instance.queue.history}}",
+        "history": f"{{{globals_}[server].PromptServer.{history}{start}}}",
+        "history of the simulator": f"{{{globals_}[gateway.simulator.server].Simulator.instance.queue.history{start}}}",
         "environment": "{a.save_to.__globals__[os].environ}",
-        "nested": f"{{b:{{{globals_}[server].PromptServer.{history}}}}}",
-        "class": "{a.__class__.__init__.__globals__}",
-        "converted": f"{{{globals_}[gateway.simulator.server].Simulator.instance.queue.history!r}}",
+        "class": f"{{a.__class__.__init__.__globals__{start}}}",
+        "index": "{a.__dict__[frames]}",
     }
+    nested = f"{{b:{{{globals_}[gateway.simulator.server].Simulator.instance.queue.history!r:.5000}}}}"
+    formats |= {"nested": nested, "nested in text": "a {b:>{a.save_to.__globals__}}"}
     for label, text in formats.items():
         yield Variant(f"format {label}", text, objects="VIDEO")
         yield Variant(f"format {label}, combo", text, objects="VIDEO", through="CustomCombo")

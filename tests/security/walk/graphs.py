@@ -204,6 +204,10 @@ class Recipes:
         }[variant.through]
         prompt["s"] = through
         inputs[first] = ["s", slot]
+        second = f"{first[:-1]}b"
+        if "{b" in str(variant.value) and any(each.name == second for each in known):
+            # A nested format spec is shown in the error of a text that can't take it.
+            inputs[second] = "x"
 
     def _value(self, prompt: dict[str, Any], given: Input, depth: int = 0) -> Any:
         if given.type == "COMBO":

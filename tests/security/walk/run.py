@@ -124,6 +124,8 @@ class Walk:
 
     async def run(self, found: list[Case], progress: Any) -> None:
         """Send all prompts; return when all have ended and all is looked at."""
+        # Files of an earlier walk are nobody's.
+        self._disk.written(WORD)
         self._by_number = {str(case.number): case for case in found}
         url = f"{self._ben.url}/ws?clientId={CLIENT_ID}&events=interleave"
         async with self._ben.http.ws_connect(url, max_msg_size=0, headers=self._ben.headers) as socket:
@@ -244,6 +246,9 @@ class Walk:
         for finding in found:
             kept = self.notes if finding.kind == "note" else self.hits
             prompt = "" if case is None else self._body(case) or ""
+            if finding.kind == "note" and (case is None or finding.name in prompt):
+                # The attacker said it.
+                continue
             kept.setdefault((finding, -1 if case is None else case.number), Hit(finding, where, case, prompt))
 
     async def look_around(self) -> None:

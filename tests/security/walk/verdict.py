@@ -62,7 +62,7 @@ class Secrets:
     words: dict[str, str] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
     numbers: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: set[str] = field(default_factory=set)
     _searched: tuple[int, re.Pattern[bytes], dict[bytes, Finding]] | None = None
 
     def _pattern(self) -> tuple[re.Pattern[bytes], dict[bytes, Finding]]:
@@ -74,8 +74,8 @@ class Secrets:
             for picture in self.pictures:
                 for colour in picture.colours:
                     forms[printed(colour).encode()] = Finding("pixels", picture.name)
-            for text, kind in self.notes.items():
-                forms[text.encode()] = Finding("note", kind)
+            for text in self.notes:
+                forms[text.encode()] = Finding("note", text)
             ordered = sorted(forms, key=len, reverse=True)
             self._searched = (size, re.compile(b"|".join(map(re.escape, ordered)) or b"(?!)"), forms)
         return self._searched[1], self._searched[2]

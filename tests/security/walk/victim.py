@@ -192,6 +192,7 @@ class Disk:
     base: Path | None
     marker: Path
     _files: dict[Path, bytes] = field(default_factory=dict)
+    _written: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         kept = [self.marker, self.marker.with_suffix(".png")]
@@ -209,12 +210,14 @@ class Disk:
         return found
 
     def written(self, mark: str) -> list[Path]:
-        """Return files outside output/ and temp/ whose names have the mark."""
-        found = [path for path in self.marker.parent.rglob(f"*{mark}*") if path.is_file()]
+        """Return files outside output/ and temp/ whose names have the mark; each once."""
+        found = list(self.marker.parent.rglob(f"*{mark}*"))
         if self.base is not None:
             free = {self.base / "output", self.base / "temp"}
             found += [path for path in self.base.rglob(f"*{mark}*") if not free & set(path.parents)]
             found += self.base.parent.glob(f"*{mark}*")
             # Models that are saved below output/ are listed for all.
             found += (self.base / "output" / "loras").rglob(f"*{mark}*")
-        return found
+        new = [path for path in found if path not in self._written]
+        self._written |= set(new)
+        return new
