@@ -8,7 +8,7 @@ WORKERS ?= 2
 # Where an environment forbids Python to keep what it has compiled, each of a thousand processes would compile anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench chaos model fuzz walk image clean
+.PHONY: demo test lint bench chaos walk model fuzz image clean
 
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
@@ -34,9 +34,10 @@ chaos: $(VENV)/.dev $(VENV)/.clock
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_OF_FUZZING),300) $(if $(TARGET),--target $(TARGET)) $(if $(CORPUS),--corpus $(CORPUS))
 
-# COMFYUI=http://127.0.0.1:8188 BASE=dir: a ComfyUI that is there for this alone, and its base directory.
+# All node classes of a ComfyUI of the walk's own, looked through as another tenant: COMFYUI=http://127.0.0.1:8188, BASE
+# its --base-directory. ARGS="--limit 5000 --seed 3" for a part of it; without COMFYUI a simulated one.
 walk: $(VENV)/.dev
-	$(BIN)/python -m tests.security.walk --comfyui $(COMFYUI) $(if $(BASE),--base-directory $(BASE)) $(ARGS)
+	$(BIN)/python -m tests.security.walk $(if $(COMFYUI),--comfyui $(COMFYUI),--simulator) $(if $(BASE),--base-directory $(BASE)) $(ARGS)
 
 # The ledger's models, that many runs each.
 model: $(VENV)/.dev

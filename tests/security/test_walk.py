@@ -1,43 +1,137 @@
-"""The walk's short form, over a simulated ComfyUI: nothing of another tenant's or of the host's comes back.
+"""The walk through node classes: what it sees, and a fixed part of it over the simulator.
 
-The long form walks a real one: `make walk`.
+All of it is run by hand, on a real ComfyUI: ``make walk``.
 """
 
 from __future__ import annotations
 
-from argparse import Namespace
-from typing import Any
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFilter, ImageOps
 
 from tests.lab import Lab
-from tests.security.walk.__main__ import told, walk
-from tests.security.walk.run import Figures, Walk
+from tests.security.walk.run import Case, Hit
+from tests.security.walk.start import prepare
+from tests.security.walk.verdict import Finding, Picture, Secrets
 
-
-async def walked(lab: Lab, **options: Any) -> tuple[Figures, Walk]:
-    base = lab.directory / "comfyui"
-    simulator = await lab.simulator("--base-dir", str(base))
-    chosen: dict[str, Any] = {
-        "base_directory": base,
-        "classes": None,
-        "ways": "*",
-        "limit": None,
-        "seed": 1,
-        "trust": [],
+WORD = "zebra-in-a-marker"
+PICTURE = Picture("upload", ((201, 13, 77), (30, 140, 60)), tuple(int(n * n % 7 < 3) for n in range(64)))
+SECRETS = Secrets(words={WORD: "marker"}, pictures=[PICTURE], numbers={"0.3014, 0.3014, 0.3014": "audio"})
+# Inputs that open, run or write something, and the ways that once led to another tenant's files.
+INPUTS = frozenset(
+    {
+        "LoadImage.image",
+        "LoadImageMask.image",
+        "LoadImageOutput.image",
+        "LoadAudio.audio",
+        "LoadVideo.file",
+        "Load3D.image",
+        "Load3D.model_file",
+        "LoadImageDataSetFromFolder.folder",
+        "LoadImageTextDataSetFromFolder.folder",
+        "Painter.mask",
+        "RecordAudio.audio",
+        "WebcamCapture.image",
     }
-    figures, walking, _ = await walk(lab, simulator.url, Namespace(**{**chosen, **options}), lambda _: None)
-    return figures, walking
+)
+WAYS = frozenset(
+    {
+        "output",
+        "audio",
+        "numeric",
+        "number",
+        "40 KB of ./ [output]",
+        "trailing /.",
+        "folder .",
+        "switch folder .",
+        "concatenate switch audio",
+        "concatenate switch output",
+        "unwrapped link output",
+        "3d object output",
+        "playlist concat.mp4",
+    }
+)
+CODE = frozenset({"StringFormat.f_string", "ComfyMathExpression.expression"})
+SAVERS = frozenset({"SaveImageTextDataSetToFolder.filename_prefix", "PreviewImage.filename_prefix"})
+SAVERS_WAYS = frozenset({"write ../input", "write over an upload", "string write ../../user", "switch output"})
 
 
-async def test_a_sample_of_all_ways_into_all_inputs(lab: Lab) -> None:
-    figures, walking = await walked(lab, limit=200)
-    assert walking.hits == {}, "\n".join(told(figures, walking, 0))
-    assert figures.classes >= 50
-    assert figures.counts["sent"] == 200
-    assert figures.counts["run"] >= 10
-    assert sum(figures.refused.values()) >= 50
+def _png(image: Image.Image) -> bytes:
+    with io.BytesIO() as buffer:
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
-async def test_the_walk_finds_what_is_open(lab: Lab) -> None:
-    """With everything trusted, as it was before there was a review, the same ways lead to another's secrets."""
-    _, walking = await walked(lab, ways="*history*", trust=["*"], classes=["StringFormat"])
-    assert {hit.case.input_name for hit in walking.hits.values() if hit.case} == {"f_string"}
+def _picture() -> Image.Image:
+    return Image.open(io.BytesIO(PICTURE.png()))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        _picture(),
+        ImageOps.invert(_picture()),
+        _picture().convert("L"),
+        _picture().resize((200, 90)),
+        _picture().filter(ImageFilter.BoxBlur(2)),
+        _picture().getchannel("R"),
+        Image.new("RGB", (8, 8), PICTURE.colours[1]),
+    ],
+)
+def test_a_planted_picture_is_found_however_it_is_changed(image: Image.Image) -> None:
+    assert SECRETS.in_file(_png(image)) == {Finding("pixels", "upload")}
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGB", (64, 64), (1, 2, 3)), Image.linear_gradient("L"), Image.radial_gradient("L")]
+)
+def test_other_pictures_are_not_taken_for_it(image: Image.Image) -> None:
+    assert SECRETS.in_file(_png(image)) == set()
+    assert SECRETS.in_picture(b"no picture") == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"so {WORD}.", Finding("marker", WORD)),
+        (str(list(WORD.encode())), Finding("marker", WORD)),
+        (WORD.encode().hex(), Finding("marker", WORD)),
+        ("tensor([[0.7882, 0.0510, 0.3020]])", Finding("pixels", "upload")),
+        ("tensor([[[0.3014, 0.3014, 0.3014]]])", Finding("numbers", "audio")),
+        ("zebra", None),
+    ],
+)
+def test_planted_texts_are_found_as_texts_and_as_numbers(text: str, found: Finding | None) -> None:
+    assert SECRETS.in_bytes(text.encode()) == ({found} if found else set())
+    assert SECRETS.in_value({"a": [text]}) == ({found} if found else set())
+
+
+async def _walk(lab: Lab, *inputs: tuple[frozenset[str], frozenset[str]], trust: tuple[str, ...] = ()) -> list[Hit]:
+    base: Path = lab.directory / "comfyui"
+    url = (await lab.simulator("--base-dir", str(base))).url
+    prepared = await prepare(lab, url, base, trust=trust)
+
+    def is_chosen(case: Case) -> bool:
+        name, way = f"{case.class_type}.{case.input_name}", case.variant.label
+        return any(name in some and (not ways or way in ways) for some, ways in inputs) and (
+            name not in CODE or bool(case.variant.objects)
+        )
+
+    chosen = [case for case in prepared.cases if is_chosen(case)]
+    await prepared.walk.view_names(prepared.targets)
+    await prepared.walk.run(chosen)
+    assert prepared.figures.counts["sent"] == len(chosen) > 20
+    return list(prepared.walk.hits.values())
+
+
+async def test_nothing_of_another_tenant_comes_back(lab: Lab) -> None:
+    hits = await _walk(lab, (INPUTS, WAYS), (CODE, frozenset()), (SAVERS, SAVERS_WAYS))
+    assert [hit.told() for hit in hits] == []
+
+
+async def test_the_walk_finds_what_trusted_classes_give_away(lab: Lab) -> None:
+    hits = await _walk(lab, (CODE, frozenset()), trust=("*",))
+    found = {(hit.case.class_type, hit.finding.kind) for hit in hits if hit.case is not None}
+    assert {("StringFormat", "prompt"), ("StringFormat", "name"), ("ComfyMathExpression", "marker")} <= found

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fnmatch
 import json
-import random
 import sys
 import tempfile
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
-from tests.security.walk.graphs import Recipes
-from tests.security.walk.run import Case, Figures, Hit, Walk, cases, now, sample
-from tests.security.walk.victim import Disk, Victim, attackers_files
+from tests.lab import Lab
+from tests.security.walk.run import Figures, Hit, Walk, sample
+from tests.security.walk.start import prepare
 
 MAX_TOLD = 40
 MAX_PROMPT = 2000
-_KEYS = {name: f"{name}-key-of-the-walk-0123456789" for name in ("anna", "ben", "boss")}
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
@@ -30,7 +25,6 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--base-directory", metavar="DIR", type=Path, help="ComfyUI's base directory")
     parser.add_argument("--simulator", action="store_true", help="start a simulated ComfyUI")
     parser.add_argument("--classes", metavar="GLOB", action="append", help="walk these classes alone")
-    parser.add_argument("--ways", metavar="GLOB", default="*", help="only the ways to fill an input that are so called")
     parser.add_argument("--limit", metavar="N", type=int, help="send so many of the prompts, chosen by the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
@@ -39,52 +33,6 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     if bool(parsed.comfyui) == parsed.simulator:
         parser.error("give either --comfyui or --simulator")
     return parsed
-
-
-async def gateway_for(lab: Lab, url: str, trust: list[str]) -> GatewayProcess:
-    """Start a gateway before a ComfyUI, with keys of isolated tenants."""
-    keys = [{"name": name, "key": key, "role": "admin" if name == "boss" else "user"} for name, key in _KEYS.items()]
-    # The limit on unknown names would stop the walk; what it is there for is tested elsewhere.
-    limits = {"bad_names_per_minute": None, "bad_names_per_prompt": None}
-    config = {
-        "auth": {"keys": keys, "isolation": "isolated"},
-        "tenants": {"default": {"nodes": {"trust": trust}, "limits": limits}},
-    }
-    path = lab.directory / "gateway.yaml"
-    path.write_text(json.dumps(config))
-    gateway = GatewayProcess(lab.directory / "data", [url], ("--config", str(path)), {"probe__interval": 0.25})
-    lab.servers.append(gateway)
-    await gateway.start()
-    await lab.backends_up(gateway, 1)
-    return gateway
-
-
-async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -> tuple[Figures, Walk, list[Case]]:
-    """Set everything up, and walk."""
-    gateway = await gateway_for(lab, url, options.trust)
-    anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=_KEYS[name]) for name in ("anna", "ben"))
-    base = options.base_directory.resolve() if options.base_directory else None
-    host = lab.directory / "host"
-    victim = Victim(anna, await anna.get("/object_info"), random.Random(options.seed))
-    targets = await victim.make(host / "marker.txt", str(base or ""))
-    own, playlists = await attackers_files(ben, targets, str(base or ""))
-    targets = replace(targets, playlists=playlists)
-    victim.secrets.notes |= {str(base)} if base else set()
-    info = await ben.get("/object_info")
-    recipes, figures = Recipes(info, own), Figures()
-    globs = options.classes or ["*"]
-    chosen = [name for name in recipes.classes() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-    every = [
-        case
-        for case in cases(recipes, targets, info, chosen, figures)
-        if fnmatch.fnmatchcase(case.variant.label, options.ways)
-    ]
-    found = sample(every, options.limit, options.seed)
-    figures.counts["prompts"] = len(every)
-    walking = Walk(ben, recipes, victim.secrets, Disk(base, host / "marker.txt"), figures)
-    await walking.view_names(targets)
-    await walking.run(found, progress)
-    return figures, walking, found
 
 
 def told(figures: Figures, walking: Walk, seconds: float) -> list[str]:
@@ -127,7 +75,7 @@ def report(figures: Figures, walking: Walk) -> dict[str, Any]:
 async def main(arguments: list[str]) -> int:
     """Walk; return the exit code: 1 if anything of the victim's came back."""
     options = _arguments(arguments)
-    started = now()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="walk-") as folder:
         lab = Lab(Path(folder))
         try:
@@ -137,14 +85,19 @@ async def main(arguments: list[str]) -> int:
                 url = (await lab.simulator("--base-dir", str(options.base_directory))).url
 
             def progress(done: int) -> None:
-                print(f"{done} prompts, {now() - started:.0f} s", file=sys.stderr, flush=True)
+                print(f"{done} prompts, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-            figures, walking, _ = await walk(lab, url, options, progress)
+            base = options.base_directory.resolve() if options.base_directory else None
+            globs = options.classes or ("*",)
+            prepared = await prepare(lab, url, base, trust=options.trust, globs=globs, seed=options.seed)
+            walking, figures = prepared.walk, prepared.figures
+            await walking.view_names(prepared.targets)
+            await walking.run(sample(prepared.cases, options.limit, options.seed), progress)
+            print("\n".join(told(figures, walking, time.monotonic() - started)))
+            if options.report is not None:
+                options.report.write_text(json.dumps(report(figures, walking), indent=1))
         finally:
             await lab.close()
-    print("\n".join(told(figures, walking, now() - started)))
-    if options.report is not None:
-        options.report.write_text(json.dumps(report(figures, walking), indent=1))
     return 1 if walking.hits else 0
 
 

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import json
 import random
-import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +121,7 @@ class Walk:
         self._running = asyncio.Semaphore(MAX_RUNNING)
         self._files: set[tuple[str, str, str]] = set()
 
-    async def run(self, found: list[Case], progress: Any) -> None:
+    async def run(self, found: list[Case], progress: Callable[[int], None] = lambda _: None) -> None:
         """Send all prompts; return when all have ended and all is looked at."""
         # Files of an earlier walk are nobody's.
         self._disk.written(WORD)
@@ -317,8 +316,3 @@ def _files(outputs: Any) -> Iterator[tuple[str, str, str]]:
             left.extend(value.values())
         elif isinstance(value, list):
             left.extend(value)
-
-
-def now() -> float:
-    """Return a time for durations."""
-    return time.monotonic()

@@ -1,0 +1,73 @@
+"""A walk put together: a gateway, the victim, the attacker and the prompts."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.comfy_client import Comfy
+from tests.lab import GatewayProcess, Lab
+from tests.security.walk.attacks import Targets
+from tests.security.walk.graphs import Recipes
+from tests.security.walk.run import Case, Figures, Walk, cases
+from tests.security.walk.victim import Disk, Victim, attackers_files
+
+_KEYS = {name: f"{name}-key-of-the-walk-0123456789" for name in ("anna", "ben", "boss")}
+
+
+async def _gateway(lab: Lab, url: str, trust: Sequence[str]) -> GatewayProcess:
+    """Start a gateway before a ComfyUI, with keys of isolated tenants."""
+    keys = [{"name": name, "key": key, "role": "admin" if name == "boss" else "user"} for name, key in _KEYS.items()]
+    # The limit on unknown names would stop the walk; what it is there for is tested elsewhere.
+    limits = {"bad_names_per_minute": None, "bad_names_per_prompt": None}
+    config = {
+        "auth": {"keys": keys, "isolation": "isolated"},
+        "tenants": {"default": {"nodes": {"trust": list(trust)}, "limits": limits}},
+    }
+    path = lab.directory / "gateway.yaml"
+    path.write_text(json.dumps(config))
+    gateway = GatewayProcess(lab.directory / "data", [url], ("--config", str(path)), {"probe__interval": 0.25})
+    lab.servers.append(gateway)
+    await gateway.start()
+    await lab.backends_up(gateway, 1)
+    return gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A walk that can begin: the victim's files are there, and the prompts are known."""
+
+    walk: Walk
+    targets: Targets
+    cases: list[Case]
+    figures: Figures
+
+
+async def prepare(
+    lab: Lab, url: str, base: Path | None, *, trust: Sequence[str] = (), globs: Sequence[str] = ("*",), seed: int = 1
+) -> Prepared:
+    """Start a gateway before a ComfyUI and make the victim's files.
+
+    Args:
+        base: ComfyUI's base directory, None if unknown.
+        trust: packs and classes that the operator trusts.
+        globs: patterns of the classes to walk.
+    """
+    gateway = await _gateway(lab, url, trust)
+    anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=_KEYS[name]) for name in ("anna", "ben"))
+    marker = lab.directory / "host" / "marker.txt"
+    victim = Victim(anna, await anna.get("/object_info"), random.Random(seed))
+    targets = await victim.make(marker, str(base or ""))
+    own, playlists = await attackers_files(ben, targets, str(base or ""))
+    targets = replace(targets, playlists=playlists)
+    victim.secrets.notes |= {str(base)} if base else set()
+    info = await ben.get("/object_info")
+    recipes, figures = Recipes(info, own), Figures()
+    chosen = [name for name in recipes.classes() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    found = cases(recipes, targets, info, chosen, figures)
+    figures.counts["prompts"] = len(found)
+    return Prepared(Walk(ben, recipes, victim.secrets, Disk(base, marker), figures), targets, found, figures)
