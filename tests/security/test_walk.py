@@ -23,6 +23,7 @@ async def walked(lab: Lab, **options: Any) -> tuple[Figures, Walk]:
         "limit": None,
         "seed": 1,
         "trust": [],
+        "environment_word": "",
     }
     figures, walking, _ = await walk(lab, simulator.url, Namespace(**{**chosen, **options}), lambda _: None)
     return figures, walking

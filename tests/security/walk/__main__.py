@@ -7,6 +7,7 @@ import asyncio
 import fnmatch
 import json
 import random
+import secrets
 import sys
 import tempfile
 from dataclasses import replace
@@ -34,6 +35,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", metavar="N", type=int, help="send so many of the prompts, chosen by the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
+    parser.add_argument("--environment-word", metavar="WORD", help="a word in the environment of the ComfyUI")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write figures and hits there, as JSON")
     parsed = parser.parse_args(arguments)
     if bool(parsed.comfyui) == parsed.simulator:
@@ -69,6 +71,8 @@ async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -
     targets = await victim.make(host / "marker.txt", str(base or ""))
     own, playlists = await attackers_files(ben, targets, str(base or ""))
     targets = replace(targets, playlists=playlists)
+    if options.environment_word:
+        victim.secrets.words[options.environment_word] = "environment"
     victim.secrets.notes |= {str(base)} if base else set()
     info = await ben.get("/object_info")
     recipes, figures = Recipes(info, own), Figures()
@@ -84,6 +88,7 @@ async def walk(lab: Lab, url: str, options: argparse.Namespace, progress: Any) -
     walking = Walk(ben, recipes, victim.secrets, Disk(base, host / "marker.txt"), figures)
     await walking.view_names(targets)
     await walking.run(found, progress)
+    walking.found_lost(await victim.lost())
     return figures, walking, found
 
 
@@ -134,7 +139,10 @@ async def main(arguments: list[str]) -> int:
             url = options.comfyui
             if options.simulator:
                 options.base_directory = lab.directory / "comfyui"
-                url = (await lab.simulator("--base-dir", str(options.base_directory))).url
+                options.environment_word = f"environment-{secrets.token_hex(8)}"
+                environment = {"WALK_WORD": options.environment_word}
+                simulator = await lab.simulator("--base-dir", str(options.base_directory), environment=environment)
+                url = simulator.url
 
             def progress(done: int) -> None:
                 print(f"{done} prompts, {now() - started:.0f} s", file=sys.stderr, flush=True)
