@@ -122,6 +122,7 @@ async def _walk(lab: Lab, *inputs: tuple[frozenset[str], frozenset[str]], trust:
     chosen = [case for case in prepared.cases if is_chosen(case)]
     await prepared.walk.view_names(prepared.targets)
     await prepared.walk.run(chosen)
+    prepared.walk.found_lost(await prepared.victim.lost())
     assert prepared.figures.counts["sent"] == len(chosen) > 20
     return list(prepared.walk.hits.values())
 

@@ -28,6 +28,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", metavar="N", type=int, help="send so many of the prompts, chosen by the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
+    parser.add_argument("--environment-word", metavar="WORD", help="a word in the environment of that ComfyUI")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write figures and hits there, as JSON")
     parsed = parser.parse_args(arguments)
     if bool(parsed.comfyui) == parsed.simulator:
@@ -91,8 +92,11 @@ async def main(arguments: list[str]) -> int:
             globs = options.classes or ("*",)
             prepared = await prepare(lab, url, base, trust=options.trust, globs=globs, seed=options.seed)
             walking, figures = prepared.walk, prepared.figures
+            if options.environment_word:
+                prepared.victim.secrets.words[options.environment_word] = "environment"
             await walking.view_names(prepared.targets)
             await walking.run(sample(prepared.cases, options.limit, options.seed), progress)
+            walking.found_lost(await prepared.victim.lost())
             print("\n".join(told(figures, walking, time.monotonic() - started)))
             if options.report is not None:
                 options.report.write_text(json.dumps(report(figures, walking), indent=1))

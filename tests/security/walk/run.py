@@ -280,6 +280,11 @@ class Walk:
             number = path.name.split(WORD, 1)[1].split("w", 1)[0]
             self._found({Finding("disk", "written outside output/")}, str(path), self._by_number.get(number))
 
+    def found_lost(self, names: list[str]) -> None:
+        """Count files that their owner has lost as hits."""
+        for name in names:
+            self._found({Finding("lost", name)}, "/view as its owner", None)
+
     async def view_names(self, targets: Targets) -> None:
         """Ask for the victim's files by their names."""
         for name in plain(targets).values():

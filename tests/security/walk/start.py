@@ -42,6 +42,7 @@ class Prepared:
     """A walk that can begin: the victim's files are there, and the prompts are known."""
 
     walk: Walk
+    victim: Victim
     targets: Targets
     cases: list[Case]
     figures: Figures
@@ -70,4 +71,5 @@ async def prepare(
     chosen = [name for name in recipes.classes() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
     found = cases(recipes, targets, info, chosen, figures)
     figures.counts["prompts"] = len(found)
-    return Prepared(Walk(ben, recipes, victim.secrets, Disk(base, marker), figures), targets, found, figures)
+    walk = Walk(ben, recipes, victim.secrets, Disk(base, marker), figures)
+    return Prepared(walk, victim, targets, found, figures)

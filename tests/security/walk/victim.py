@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
+from gateway.comfy.graph import MODEL_SUFFIXES
+from gateway.comfy.writing import MODEL_FOLDERS
 from tests.comfy_client import Comfy
 from tests.security.walk.attacks import Targets, node
 from tests.security.walk.verdict import CELLS, Picture, Secrets
@@ -40,6 +42,7 @@ class Victim:
     object_info: Mapping[str, Any]
     source: random.Random
     secrets: Secrets = field(default_factory=Secrets)
+    _made: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     def word(self, kind: str) -> str:
         """Return a word that only the victim writes."""
@@ -119,7 +122,19 @@ class Victim:
         inputs: dict[str, Any] = {"images": ["1", 0]} | ({"filename_prefix": prefix} if prefix else {})
         entry = await self._run({"1": node("LoadImage", image=source), "2": node(class_type, **inputs)})
         (image,) = self.comfy.images(entry)
+        self._made.append((image, await self.comfy.view(image)))
         return "/".join(filter(None, (image["subfolder"], image["filename"])))
+
+    async def lost(self) -> list[str]:
+        """Return the names of its outputs and previews that it can't read any more, or that are others now."""
+        names = []
+        for image, data in self._made:
+            async with self.comfy.http.get(
+                f"{self.comfy.url}/view", params=image, headers=self.comfy.headers
+            ) as answer:
+                if answer.status != 200 or await answer.read() != data:
+                    names.append(image["filename"])
+        return names
 
     async def _saved_sound(self) -> str:
         """Save a sound; return its name, or one that it would have."""
@@ -216,8 +231,9 @@ class Disk:
             free = {self.base / "output", self.base / "temp"}
             found += [path for path in self.base.rglob(f"*{mark}*") if not free & set(path.parents)]
             found += self.base.parent.glob(f"*{mark}*")
-            # Models that are saved below output/ are listed for all.
-            found += (self.base / "output" / "loras").rglob(f"*{mark}*")
+            # Models that are saved below output/ are listed for all. Other files there are listed to nobody.
+            inside = (path for folder in MODEL_FOLDERS for path in (self.base / "output" / folder).rglob(f"*{mark}*"))
+            found += [path for path in inside if path.suffix in MODEL_SUFFIXES]
         new = [path for path in found if path not in self._written]
         self._written |= set(new)
         return new
