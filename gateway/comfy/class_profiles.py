@@ -87,6 +87,7 @@ class ClassProfile:
         carriers: why the class has to be trusted, as names of inputs; empty for a class that is reviewed or harmless.
         formulas: the inputs that are evaluated as Python: parsing them takes a thousand times longer than a look at a
             number.
+        hears_id: True if a node of the class is told its id, which the prompt's sender chooses.
     """
 
     name: str
@@ -97,6 +98,7 @@ class ClassProfile:
     passes: tuple[tuple[str, ...], ...]
     carriers: tuple[str, ...]
     formulas: tuple[str, ...] = ()
+    hears_id: bool = False
 
     @property
     def needs_trust(self) -> bool:
@@ -128,7 +130,7 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
     hidden = parts.get("hidden") or {}
     carriers = [key for key, each in inputs.items() if each.kind is Kind.UNREVIEWED]
     if reviewed is None:
-        carriers += [key for key, type_ in hidden.items() if isinstance(type_, str) and type_ in _TELLING_HIDDEN]
+        carriers += [key for key, type_ in hidden.items() if not _TELLING_HIDDEN.isdisjoint(_hidden_types(type_))]
         if len(inputs) > _MAX_INPUTS:
             carriers.append("…")
     outputs = tuple(_types(type_) for type_ in description.get("output") or ())
@@ -136,7 +138,17 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
         _passed(place, types, description.get("output_matchtypes"), inputs) for place, types in enumerate(outputs)
     )
     formulas = tuple(key for key, each in inputs.items() if each.kind is Kind.EXPRESSION)
-    return ClassProfile(name, pack_of(module), reviewed is not None, inputs, outputs, passes, tuple(carriers), formulas)
+    return ClassProfile(
+        name,
+        pack_of(module),
+        reviewed is not None,
+        inputs,
+        outputs,
+        passes,
+        tuple(carriers),
+        formulas,
+        hears_id=any("UNIQUE_ID" in _hidden_types(type_) for type_ in hidden.values()),
+    )
 
 
 def _laid_out(
@@ -248,6 +260,11 @@ def _either(one: InputProfile, other: InputProfile) -> InputProfile:
         # A member that is there whatever is chosen has no conditions.
         present=tuple(dict.fromkeys((*one.present, *other.present))) if one.present and other.present else (),
     )
+
+
+def _hidden_types(declared: Any) -> list[str]:
+    """Return what a hidden input is: V1 classes give a text, V3 classes a list (comfy_api/latest/_io.py)."""
+    return [part for part in (declared if isinstance(declared, list) else [declared]) if isinstance(part, str)]
 
 
 def _passed(place: int, types: frozenset[str], templates: Any, inputs: Mapping[str, InputProfile]) -> tuple[str, ...]:

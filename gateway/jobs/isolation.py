@@ -39,6 +39,8 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
 _LINKS_REFUSED = frozenset(
     {Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS, Kind.REPLACING}
 )
+# Ids as web UIs give them: numbers, also of nodes in subgraphs ("12:3"), UUIDs and words.
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
 _MAX_NUMBER_TEXT = 400
 _NUMBERS = frozenset({int, float, bool})
 _NUMBER_TEXT = re.compile(
@@ -127,6 +129,8 @@ def judge(
             formulas += _length_of(known.formulas, inputs)
         if formulas > MAX_FORMULAS:
             found: _Found | None = [(known.formulas[0], _TOO_MANY_FORMULAS)]
+        elif known.hears_id and not (known.is_reviewed or _PLAIN_ID.fullmatch(node_id) or trusts(known)):
+            found = [(None, _not_trusted_with_id(known, node_id))]
         elif known.carriers:
             found = _judge_class(inputs, known, trusts, types)
         else:
@@ -187,6 +191,13 @@ def _not_trusted(profile: ClassProfile) -> str:
     return (
         f"Node class '{profile.name}' of the pack '{profile.pack}' is not reviewed, and its input {shown} may carry a "
         f'name or code; the operator can allow it with {SETTING}: ["{profile.pack}"]'
+    )
+
+
+def _not_trusted_with_id(profile: ClassProfile, node_id: str) -> str:
+    return (
+        f"Node class '{profile.name}' of the pack '{profile.pack}' is not reviewed and is told its node's id, so "
+        f"'{node_id[:50]}' may be a name to it; give the node a number as its id"
     )
 
 

@@ -61,6 +61,9 @@ INFO = {
     "Named": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], path=["STRING", {}]),
     "Anything": described(["*"], CUSTOM, value=["*", {}]),
     "Told": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], hidden={"prompt": "PROMPT"}),
+    "Marked": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], hidden={"me": "UNIQUE_ID"}),
+    "ToldV3": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], hidden={"prompt": ["PROMPT"]}),
+    "MarkedV3": described(["IMAGE"], CUSTOM, image=["IMAGE", {}], hidden={"unique_id": ["UNIQUE_ID"]}),
     "Folder": described(["IMAGE"], CUSTOM, file=[["a.png", "b.png"], {}]),
     "Flagged": described(["IMAGE"], CUSTOM, file=[["none"], {"image_upload": True}]),
     "Remote": described(["IMAGE"], CUSTOM, file=["COMBO", {"remote": {"route": "/x"}}]),
@@ -265,7 +268,7 @@ def test_a_link_to_nothing_is_refused_where_its_type_counts() -> None:
     assert not passes("Video", "images", ["nobody", 0])
 
 
-@pytest.mark.parametrize("name", ["Named", "Anything", "Told", "Folder", "Flagged", "Remote", "Newer"])
+@pytest.mark.parametrize("name", ["Named", "Anything", "Told", "ToldV3", "Folder", "Flagged", "Remote", "Newer"])
 def test_a_class_that_may_carry_a_name_or_code_waits_for_the_operator(name: str) -> None:
     refusal = judged({"n": node(name)}).refusals[0]
     assert refusal.input_name is None
@@ -334,3 +337,14 @@ def test_the_formulas_of_a_prompt_are_bounded_together() -> None:
 
 def test_a_long_text_is_no_number() -> None:
     assert not passes("Number", "value", " " * 1_000_000 + "1")
+
+
+@pytest.mark.parametrize(
+    ("node_id", "is_fine"),
+    [("7", True), ("12:3", True), ("a-b_c", True), ("../7", False), ("a.png", False), ("", False)],
+)
+def test_an_id_that_may_be_a_name_is_told_to_no_class_that_nobody_reviewed(node_id: str, is_fine: bool) -> None:
+    for name in ("Marked", "MarkedV3"):
+        assert (not judged({node_id: node(name)}).refusals) is is_fine
+    assert not judged({node_id: node("Marked")}, "some-pack").refusals
+    assert not judged({node_id: node("Image")}).refusals
