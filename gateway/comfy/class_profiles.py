@@ -35,7 +35,7 @@ _UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload", 
 _MEDIA = ("image", "video", "audio")
 _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
 # Whose a named file is, is another question (jobs/inputs.py).
-_TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.FILE, Kind.FILES, Kind.FOLDER})
+_TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.FILE, Kind.FILES})
 # Dynamic inputs inside each other: ComfyUI's own go two deep.
 _MAX_DEPTH = 8
 _MAX_INPUTS = 2_000
@@ -85,8 +85,8 @@ class ClassProfile:
         outputs: the declared types of each output.
         passes: for each output, the inputs whose values it may hand on.
         carriers: why the class has to be trusted, as names of inputs; empty for a class that is reviewed or harmless.
-        formulas: the inputs that are evaluated as Python: parsing them takes a thousand times longer than a look at a
-            number.
+        formulas: the inputs that are evaluated as Python, and formats: parsing them takes a thousand times longer than
+            a look at a number.
         hears_id: True if a node of the class is told its id, which the prompt's sender chooses.
     """
 
@@ -137,7 +137,7 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
     passes = tuple(
         _passed(place, types, description.get("output_matchtypes"), inputs) for place, types in enumerate(outputs)
     )
-    formulas = tuple(key for key, each in inputs.items() if each.kind is Kind.EXPRESSION)
+    formulas = tuple(key for key, each in inputs.items() if each.kind in (Kind.EXPRESSION, Kind.FORMAT))
     return ClassProfile(
         name,
         pack_of(module),

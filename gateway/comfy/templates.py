@@ -15,7 +15,7 @@ _PLAIN_FIELD = re.compile(r"[A-Za-z0-9_]*")
 # A width or precision: StringFormat would make a text of that many characters.
 _LONG_NUMBER = re.compile(r"\d{5,}")
 _MAX_EXPRESSION = 2_000
-_MAX_FORMAT = 1_000_000
+_MAX_FORMAT = 100_000
 _PLAIN_NODES = (
     ast.Expression,
     ast.BinOp,

@@ -204,10 +204,10 @@ class Checks:
         """
         if not judged.is_known:
             raise Overloaded("no backend has said yet which node classes it has, so no prompt can be judged")
-        is_untrusted = any(refusal.input_name is None for refusal in judged.refusals)
-        found = None if is_untrusted else self._validate(submission, self._classes(tenant, submission), ())
+        may_be_comfyuis = all(refusal.is_linked for refusal in judged.refusals)
+        found = self._validate(submission, self._classes(tenant, submission), ()) if may_be_comfyuis else None
         if found is not None and not found.valid:
-            # If ComfyUI refuses it as well, its own words say more.
+            # If ComfyUI refuses the links as well, its own words say more.
             raise self._rejection(tenant, found.body())
         if judged.refusals:
             raise Rejection(400, isolation_error(judged.refusals))

@@ -22,7 +22,8 @@ from gateway.fleet.editions import Edition
 
 # A refusal names no more than so many inputs: a prompt may have a million.
 MAX_REFUSALS = 100
-# The characters of all formulas of a prompt together: a prompt is judged while all others wait.
+# The characters of all formulas of a prompt together; formats may have ten times as many. While a prompt is judged all
+# others wait.
 MAX_FORMULAS = 20_000
 _MALFORMED = "a link must be [node id, slot], the slot an integer from 0 on"
 SETTING = "tenants.default.nodes.trust"
@@ -48,7 +49,10 @@ _NUMBER_TEXT = re.compile(
     r"|true|false|yes|no|on|off|enabled?|disabled?|)",
     re.ASCII | re.IGNORECASE,
 )
-_TOO_MANY_FORMULAS = f"the formulas of a prompt may have {MAX_FORMULAS} characters together at most"
+_TOO_MANY_FORMULAS = (
+    f"the formulas of a prompt may have {MAX_FORMULAS} characters together at most, its formats ten times as many"
+)
+_SHARED_FOLDER = "it reads all files of a folder, and another tenant's upload may come to lie there"
 _SHARED_DATASETS = "it names a folder of datasets, which all tenants share"
 
 
@@ -59,6 +63,7 @@ class Refusal:
     Attributes:
         input_name: the input, None if the class as a whole is not trusted.
         reason: the sentence for the client, without a full stop.
+        is_linked: True if the input is linked. ComfyUI may refuse the link, too.
     """
 
     node_id: str
@@ -67,6 +72,7 @@ class Refusal:
     title: Any
     input_name: str | None
     reason: str
+    is_linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def judge(
             continue
         inputs = node.get("inputs")
         if known.formulas:
-            formulas += _length_of(known.formulas, inputs)
+            formulas += _length_of(known, inputs)
         if formulas > MAX_FORMULAS:
             found: _Found | None = [(known.formulas[0], _TOO_MANY_FORMULAS)]
         elif known.hears_id and not (known.is_reviewed or _PLAIN_ID.fullmatch(node_id) or trusts(known)):
@@ -138,16 +144,20 @@ def judge(
         for input_name, reason in found or ():
             meta = node.get("_meta")
             title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
-            refusals.append(Refusal(node_id, class_type, known.pack, title, input_name, reason))
+            is_linked = input_name is not None and is_link(unwrapped(inputs[input_name]))
+            refusals.append(Refusal(node_id, class_type, known.pack, title, input_name, reason, is_linked))
             if len(refusals) >= MAX_REFUSALS or formulas > MAX_FORMULAS:
                 return Judgement(tuple(refusals), frozenset(unknown))
     return Judgement(tuple(refusals), frozenset(unknown))
 
 
-def _length_of(names: tuple[str, ...], inputs: Any) -> int:
-    if not isinstance(inputs, dict):
-        return 0
-    return sum(len(value) for name in names if isinstance(value := unwrapped(inputs.get(name)), str))
+def _length_of(profile: ClassProfile, inputs: Any) -> int:
+    """Return the characters of a node's formulas, and a tenth of those of its formats, which are read faster."""
+    length = 0
+    for name in profile.formulas if isinstance(inputs, dict) else ():
+        if isinstance(value := unwrapped(inputs.get(name)), str):
+            length += len(value) if profile.inputs[name].kind is Kind.EXPRESSION else len(value) // 10
+    return length
 
 
 def _judge_class(
@@ -266,6 +276,8 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
             return None if is_listed else "it must be one of the choices that the class lists"
         case Kind.REPLACING:
             return None if value == "increment" else "it must be 'increment': a file that is there may be another's"
+        case Kind.FOLDER:
+            return _SHARED_FOLDER if _has_text(value) else None
         case Kind.DATASETS:
             return _SHARED_DATASETS if _has_text(value) else None
         case _:

@@ -86,7 +86,8 @@ class Lockout:
         failures.until = now + min(delay, settings.most)
         self.latest = max(self.latest, failures.until)
         _put(self._locked, network, failures, self._room)
-        return failures.until - now
+        # A difference of large numbers may be a little more than what was added.
+        return min(failures.until - now, settings.most)
 
 
 def _put(table: OrderedDict[str, _Failures], network: str, failures: _Failures, room: int) -> None:
