@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.comfy.node_review import Kind, Review, kind_of, pack_of
@@ -58,6 +58,8 @@ class InputProfile:
         takes_links: False for the name of a group of members (Autogrow) or of an option (DynamicCombo). ComfyUI passes
             a link there on, and validates nothing behind it.
         present: for a member that is not always there, the conditions of which one must hold; empty for any other.
+        is_count: True for a number.
+        takes_own_type: True if a link needs nothing but an output of the input's own type.
     """
 
     kind: Kind
@@ -67,6 +69,14 @@ class InputProfile:
     takes_scalars: bool = False
     takes_links: bool = True
     present: tuple[Conditions, ...] = ()
+    # What is asked for each input of each prompt.
+    is_count: bool = field(init=False)
+    takes_own_type: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_count", self.kind is Kind.COUNT)
+        own = self.kind is Kind.OBJECT and self.takes_links and not self.present
+        object.__setattr__(self, "takes_own_type", own)
 
     def is_in(self, inputs: Mapping[str, Any]) -> bool:
         """Return True if a node with these inputs has this one, by ComfyUI's rules (comfy_api/latest/_io.py)."""

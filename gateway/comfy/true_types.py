@@ -69,7 +69,7 @@ class TrueTypes:
         known = self._known.get(start)
         if known is not None:
             return known
-        declared = self._declared(start)
+        declared = self.declared(*start)
         if declared is not None:
             self._known[start] = declared
             return declared
@@ -93,14 +93,14 @@ class TrueTypes:
                 path.append(child)
         return self._known[start]
 
-    def _declared(self, output: _Output) -> frozenset[str] | None:
-        """Return the types of an output that hands nothing on, None if it may."""
-        node = self._prompt.get(output[0])
+    def declared(self, node_id: str, slot: int) -> frozenset[str] | None:
+        """Return the types of an output that hands nothing on, None if it may, or is not there."""
+        node = self._prompt.get(node_id)
         class_type = node.get("class_type") if isinstance(node, dict) else None
         profile = self._profile(class_type) if isinstance(class_type, str) else None
-        if profile is None or output[1] >= len(profile.outputs) or profile.passes[output[1]]:
+        if profile is None or not 0 <= slot < len(profile.outputs) or profile.passes[slot]:
             return None
-        declared = profile.outputs[output[1]]
+        declared = profile.outputs[slot]
         return None if not declared or ANY_TYPE in declared or MATCH_TYPE in declared else declared
 
     def _step(self, output: _Output) -> tuple[set[str], list[_Output]]:

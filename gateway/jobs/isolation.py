@@ -178,14 +178,18 @@ def _judge_inputs(
         kind = type(raw)
         known = own.get(name)
         if kind is list:
+            if known is not None and known.takes_own_type and len(raw) == 2:
+                node_id, slot = raw
+                if type(node_id) is str and type(slot) is int:
+                    declared = types.declared(node_id, slot)
+                    if declared is not None and declared <= known.types:
+                        continue
             if is_plain_link(raw):
                 reason = _wrong_link(known, raw, inputs, types, profile.is_reviewed)
             else:
                 reason = _MALFORMED if is_link(raw) else _wrong_literal(known, raw, profile)
             is_form = reason is _MALFORMED
-        elif known is not None and (
-            (known.takes_scalars and kind is not dict) or (known.kind is Kind.COUNT and kind in _NUMBERS)
-        ):
+        elif known is not None and kind is not dict and (known.takes_scalars or (known.is_count and kind in _NUMBERS)):
             continue
         else:
             value = unwrapped(raw)
