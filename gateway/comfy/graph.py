@@ -86,8 +86,12 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
         if not isinstance(inputs, dict):
             continue
         for name, value in inputs.items():
-            declared = (class_type, name) in file_inputs
-            if not isinstance(value, str) or (class_type, name) in FOLDER_INPUTS:
+            place = (class_type, name)
+            declared = place in file_inputs
+            is_text = isinstance(value, str)
+            if not is_text and not declared and not isinstance(value, dict) and place not in FOLDER_INPUTS:
+                continue
+            if not is_text or place in FOLDER_INPUTS:
                 found = _other_files(node_id, class_type, name, value, declared=declared)
                 files += found if most is None else islice(found, max(most + 1 - len(files), 0))
             elif not value:
