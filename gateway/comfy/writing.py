@@ -32,6 +32,10 @@ def wrong_with_prefix(value: Any) -> str | None:
         return "it must not hold a NUL"
     if value.startswith(("/", "\\")) or _DRIVE.match(value):
         return "it must be a path inside the output folder"
+    if value and _SEPARATORS.split(value)[-1].rstrip(" .") == "":
+        # get_save_image_path (folder_paths.py) measures the name before it resolves the path, finds none of the files
+        # that are there, and counts from 1 again: what it writes replaces another's.
+        return "it must end in the name of a file, not in a separator or a dot"
     parts = [part for part in _SEPARATORS.split(value) if part not in ("", ".")]
     depth = 0
     for part in parts:

@@ -15,7 +15,6 @@ from gateway.comfy.writing import wrong_with_file_part, wrong_with_prefix
         "a/../b",
         "./x",
         "",
-        ".",
         "%date:yyyy-MM-dd%/%width%",
         "loras",
         "my/loras/x",
@@ -72,6 +71,11 @@ def test_parts_that_make_a_path_are_refused(part: object) -> None:
 
 
 def test_a_prefix_names_a_hundred_folders_at_most() -> None:
-    assert wrong_with_prefix("a/" * 100) is None
-    assert wrong_with_prefix("a/" * 101) is not None
-    assert wrong_with_prefix("a\\" * 101) is not None
+    assert wrong_with_prefix("a/" * 100 + "x") is None
+    assert wrong_with_prefix("a/" * 101 + "x") is not None
+    assert wrong_with_prefix("a\\" * 101 + "x") is not None
+
+
+@pytest.mark.parametrize("prefix", ["annao/", "annao/.", "annao//", "x/../annao/", "annao/x/..", "annao\\"])
+def test_a_prefix_that_counts_from_one_again_is_refused(prefix: str) -> None:
+    assert wrong_with_prefix(prefix) == "it must end in the name of a file, not in a separator or a dot"
