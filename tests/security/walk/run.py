@@ -25,6 +25,7 @@ WORD = "walkw"
 MAX_POSTS = 16
 MAX_RUNNING = 12
 MAX_FILES = 8
+MAX_LOST = 200
 RUN_SECONDS = 30.0
 # After so many prompts the attacker reads all that it can read, and the disk is looked at.
 READ_EVERY = 2000
@@ -126,23 +127,32 @@ class Walk:
         # Files of an earlier walk are nobody's.
         self._disk.written(WORD)
         self._by_number = {str(case.number): case for case in found}
-        url = f"{self._ben.url}/ws?clientId={CLIENT_ID}&events=interleave"
-        async with self._ben.http.ws_connect(url, max_msg_size=0, headers=self._ben.headers) as socket:
-            listening = asyncio.create_task(self._listen(socket))
-            try:
-                for start in range(0, len(found), READ_EVERY):
-                    waiting = iter(found[start : start + READ_EVERY])
-                    await asyncio.gather(*(self._work(waiting) for _ in range(MAX_POSTS)))
-                    await self.look_around()
-                    progress(min(start + READ_EVERY, len(found)))
-            finally:
-                listening.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await listening
+        connected = asyncio.Event()
+        listening = asyncio.create_task(self._stay_connected(connected))
+        try:
+            async with asyncio.timeout(RUN_SECONDS):
+                await connected.wait()
+            for start in range(0, len(found), READ_EVERY):
+                waiting = iter(found[start : start + READ_EVERY])
+                await asyncio.gather(*(self._work(waiting) for _ in range(MAX_POSTS)))
+                await self.look_around()
+                progress(min(start + READ_EVERY, len(found)))
+        finally:
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
 
     async def _work(self, waiting: Iterator[Case]) -> None:
         for case in waiting:
-            await self._one(case)
+            try:
+                await self._one(case)
+            except (TimeoutError, aiohttp.ClientError):
+                # A walk takes half an hour. If the machine sleeps meanwhile, only the requests under way are lost.
+                self._figures.counts["without an answer"] += 1
+                if self._figures.counts["without an answer"] > MAX_LOST:
+                    raise
+            finally:
+                self._cases.pop(str(case.prompt_id), None)
 
     async def _one(self, case: Case) -> None:
         text = self._body(case)
@@ -158,12 +168,10 @@ class Walk:
             self._found(self._secrets.in_value(answer), f"the answer {status}", case)
             if status != 200 or not isinstance(answer, dict):
                 self._refused(status, answer)
-                del self._cases[str(case.prompt_id)]
                 return
             self._figures.counts["accepted"] += 1
             await self._ended(str(case.prompt_id))
             await self._read(str(case.prompt_id), case)
-            del self._cases[str(case.prompt_id)]
 
     def _body(self, case: Case) -> str | None:
         try:
@@ -225,6 +233,14 @@ class Walk:
         where = f"/view of {kind}/{subfolder}/{filename}"
         found = await asyncio.to_thread(self._secrets.in_file, body)
         self._found(found, where, case)
+
+    async def _stay_connected(self, connected: asyncio.Event) -> None:
+        url = f"{self._ben.url}/ws?clientId={CLIENT_ID}&events=interleave"
+        while True:
+            async with self._ben.http.ws_connect(url, max_msg_size=0, headers=self._ben.headers) as socket:
+                connected.set()
+                await self._listen(socket)
+            self._figures.counts["sockets lost"] += 1
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for message in socket:
