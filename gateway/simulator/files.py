@@ -161,7 +161,8 @@ class Files:
         subfolder, filename = os.path.split(os.path.normpath(prefix))
         folder = self.within(self.folder(kind), subfolder)
         folder.mkdir(parents=True, exist_ok=True)
-        taken = [_counter(entry.name, filename) for entry in folder.iterdir()]
+        length = len(os.path.basename(prefix))
+        taken = [_counter(entry.name, filename, length) for entry in folder.iterdir()]
         return folder, filename, max(taken, default=0) + 1, subfolder
 
     def upload(self, kind: str, subfolder: str, filename: str, data: bytes, overwrite: bool) -> tuple[str, Path, bool]:
@@ -199,11 +200,15 @@ def _variables(size: tuple[int, int]) -> dict[str, str]:
     }
 
 
-def _counter(name: str, prefix: str) -> int:
-    """The counter in a file's name; 0 if the name is not of this prefix (folder_paths.py, get_save_image_path)."""
-    if not name.startswith(f"{prefix}_"):
+def _counter(name: str, prefix: str, length: int) -> int:
+    """Return the counter in a file's name; 0 if the name is not of this prefix (folder_paths.py, get_save_image_path).
+
+    ComfyUI takes the prefix's length before it makes a normal path of it. So ``a/`` always counts from 1 and replaces
+    the files of the prefix ``a``.
+    """
+    if name[: length + 1] != f"{prefix}_":
         return 0
-    digits = name[len(prefix) + 1 :].split(".")[0].split("_")[0]
+    digits = name[length + 1 :].split(".")[0].split("_")[0]
     return int(digits) if digits.isdecimal() else 0
 
 

@@ -114,6 +114,9 @@ def _file_of(form: Any) -> tuple[str, bytes] | None:
 
 
 def _disposition(path: Path) -> str:
+    if any(char < " " for char in path.name):
+        # aiohttp refuses such a header when it is sent; ComfyUI answers 500 as well.
+        raise ValueError("Forbidden control character detected in headers")
     escaped = path.name.replace("\\", "\\\\").replace('"', '\\"')
     return f'filename="{escaped}"'
 

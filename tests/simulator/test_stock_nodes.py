@@ -233,3 +233,25 @@ async def test_lists_make_one_call_a_value(lab: Lab) -> None:
     entry = await comfy.entry(await comfy.prompt(prompt))
     assert entry["outputs"]["5"]["text"] == ["xa", "xb"]
     assert [file["filename"] for file in entry["outputs"]["5"]["files"]] == ["t_00001.txt", "t_00002.txt"]
+
+
+async def test_a_prefix_with_a_slash_behind_it_counts_from_one_again(lab: Lab) -> None:
+    comfy = await _start(lab)
+
+    async def name(prefix: str) -> str:
+        prompt = {
+            "1": _node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+            "2": _node("SaveImage", images=["1", 0], filename_prefix=prefix),
+        }
+        return str(comfy.images(await comfy.entry(await comfy.prompt(prompt)))[0]["filename"])
+
+    prefixes = ("abc", "abc", "abc/", "abc/.", "x/../abc", "ab/x/..", "ab/x/..")
+    assert [await name(prefix) for prefix in prefixes] == [
+        "abc_00001_.png",
+        "abc_00002_.png",
+        "abc_00001_.png",
+        "abc_00001_.png",
+        "abc_00003_.png",
+        "ab_00001_.png",
+        "ab_00002_.png",
+    ]

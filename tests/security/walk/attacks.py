@@ -24,6 +24,7 @@ class Targets:
     Attributes:
         base: ComfyUI's base directory, "" if unknown.
         overwritten: the stem of an upload whose name a saver of folders makes: ``<stem>_00000.png``.
+        replaced: prefixes with which a saver may count from 1 again, and so replace an output.
     """
 
     upload: str
@@ -41,6 +42,7 @@ class Targets:
     base: str
     overwritten: str
     own_image: str
+    replaced: tuple[str, ...] = ()
     playlists: tuple[str, ...] = ()
 
 
@@ -200,7 +202,7 @@ def writes(targets: Targets) -> dict[str, str]:
         "write loras": f"loras/{MARK}",
         "write a/../..": f"a/../../../user/{MARK}",
         "write behind a folder": f"/../../user/{MARK}",
-    }
+    } | {f"replace {prefix}": prefix for prefix in targets.replaced}
 
 
 def codes(targets: Targets) -> Iterator[Variant]:

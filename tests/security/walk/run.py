@@ -218,8 +218,15 @@ class Walk:
         self._found(self._secrets.in_value(entry), "its history entry", case)
         succeeded = entry["status"]["status_str"] == "success"
         self._figures.counts["run" if succeeded else "failed in a node"] += 1
-        for file in list(_files(entry["outputs"]))[:MAX_FILES]:
+        files = list(_files(entry["outputs"]))[:MAX_FILES]
+        if any(filename in self._disk.names for filename, _, _ in files):
+            self._look_at_disk(case)
+        for file in files:
             await self._view(file, case)
+
+    def _look_at_disk(self, case: Case | None) -> None:
+        for path in self._disk.changed():
+            self._found({Finding("disk", f"changed {path.name}")}, str(path), case)
 
     async def _view(self, file: tuple[str, str, str], case: Case | None) -> None:
         filename, subfolder, kind = file
@@ -290,8 +297,7 @@ class Walk:
             async with self._ben.http.get(self._ben.url + path, headers=self._ben.headers) as answer:
                 body = await answer.read()
             self._found(await asyncio.to_thread(self._secrets.in_bytes, body), f"GET {path}", None)
-        for path in await asyncio.to_thread(self._disk.changed):
-            self._found({Finding("disk", f"changed {path.name}")}, str(path), None)
+        self._look_at_disk(None)
         for path in await asyncio.to_thread(self._disk.written, WORD):
             number = path.name.split(WORD, 1)[1].split("w", 1)[0]
             self._found({Finding("disk", "written outside output/")}, str(path), self._by_number.get(number))

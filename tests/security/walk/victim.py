@@ -84,6 +84,7 @@ class Victim:
         self._mark_host(marker)
         output = await self._saved("output", "SaveImage", "annao")
         output_sub = await self._saved("output in a folder", "SaveImage", "annas/annao")
+        await self._saved("numbered output", "SaveImage", "annab0")
         await self._saved("unsent output", "SaveImage", f"{self.word('name')}/{self.word('name')}")
         temp = await self._saved("temp", "PreviewImage", "")
         await self._say()
@@ -103,6 +104,7 @@ class Victim:
             base=base,
             overwritten="annas",
             own_image="bens.png",
+            replaced=("annao/", "annao/.", "annao/x/..", "annas/annao//", "annab%batch_num%"),
         )
 
     def _mark_host(self, marker: Path) -> None:
@@ -214,6 +216,11 @@ class Disk:
         for kind in ("input", "output", "temp") if self.base is not None else ():
             kept += [path for path in (self.base / kind).rglob("*") if path.is_file()]  # type: ignore[operator]
         self._files = {path: hashlib.sha256(path.read_bytes()).digest() for path in kept}
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names of the files."""
+        return {path.name for path in self._files}
 
     def changed(self) -> list[Path]:
         """Return the victim's and the host's files that are gone, or are others now; each once."""
