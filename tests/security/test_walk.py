@@ -55,6 +55,8 @@ WAYS = frozenset(
 )
 CODE = frozenset({"StringFormat.f_string", "ComfyMathExpression.expression"})
 SAVERS = frozenset({"SaveImageTextDataSetToFolder.filename_prefix", "PreviewImage.filename_prefix"})
+PREFIX = frozenset({"SaveImage.filename_prefix"})
+PREFIX_WAYS = frozenset({"replace annao/", "replace annab%batch_num%", "string replace annas/annao//"})
 SAVERS_WAYS = frozenset({"write ../input", "write over an upload", "string write ../../user", "switch output"})
 
 
@@ -128,7 +130,7 @@ async def _walk(lab: Lab, *inputs: tuple[frozenset[str], frozenset[str]], trust:
 
 
 async def test_nothing_of_another_tenant_comes_back(lab: Lab) -> None:
-    hits = await _walk(lab, (INPUTS, WAYS), (CODE, frozenset()), (SAVERS, SAVERS_WAYS))
+    hits = await _walk(lab, (INPUTS, WAYS), (CODE, frozenset()), (SAVERS, SAVERS_WAYS), (PREFIX, PREFIX_WAYS))
     assert [hit.told() for hit in hits] == []
 
 
