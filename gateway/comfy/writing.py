@@ -36,6 +36,9 @@ def wrong_with_prefix(value: Any) -> str | None:
         # get_save_image_path (folder_paths.py) measures the name before it resolves the path, finds none of the files
         # that are there, and counts from 1 again: what it writes replaces another's.
         return "it must end in the name of a file, not in a separator or a dot"
+    if "%batch_num%" in value:
+        # Savers put the number in after they have counted the files of the name as it was.
+        return "it must not hold %batch_num%: the numbered name may be that of another's file"
     parts = [part for part in _SEPARATORS.split(value) if part not in ("", ".")]
     depth = 0
     for part in parts:

@@ -35,7 +35,8 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
     Kind.PATH_PART: NUMERIC,
     Kind.CHOICE: frozenset({"COMBO", TRUSTED_ANY}) | NUMERIC,
     Kind.MODEL: frozenset({"COMBO", TRUSTED_ANY}),
-    Kind.OUTPUT_PREFIX: TEXTUAL | NUMERIC,
+    # A text that is made while the prompt runs may end in a separator, and so replace another's files.
+    Kind.OUTPUT_PREFIX: NUMERIC,
 }
 _LINKS_REFUSED = frozenset(
     {Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS, Kind.REPLACING}

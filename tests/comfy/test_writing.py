@@ -79,3 +79,7 @@ def test_a_prefix_names_a_hundred_folders_at_most() -> None:
 @pytest.mark.parametrize("prefix", ["annao/", "annao/.", "annao//", "x/../annao/", "annao/x/..", "annao\\"])
 def test_a_prefix_that_counts_from_one_again_is_refused(prefix: str) -> None:
     assert wrong_with_prefix(prefix) == "it must end in the name of a file, not in a separator or a dot"
+
+
+def test_a_prefix_that_is_numbered_after_counting_is_refused() -> None:
+    assert "%batch_num%" in str(wrong_with_prefix("annab%batch_num%"))

@@ -196,7 +196,7 @@ def test_literals(class_type: str, name: str, value: Any, is_fine: bool) -> None
         ("Number", "value", "INT"),
         ("Image", "width", "INT"),
         ("Video", "images", "INT IMAGE VIDEO"),
-        ("Save", "filename_prefix", "STRING INT"),
+        ("Save", "filename_prefix", "INT"),
         ("Dump", "folder_name", ""),
         ("Replace", "mode", ""),
         ("SaveModel", "filename_prefix", ""),
