@@ -36,6 +36,9 @@ _MEDIA = ("image", "video", "audio")
 _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
 # Whose a named file is, is another question (jobs/inputs.py).
 _TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.FILE, Kind.FILES})
+_SCALARS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
+_NUMBERS: frozenset[type] = frozenset({int, float, bool})
+_NAMING = frozenset({Kind.OUTPUT_PREFIX, Kind.MODEL_PREFIX, Kind.UNCHECKED_PREFIX, Kind.MODEL})
 # Dynamic inputs inside each other: ComfyUI's own go two deep.
 _MAX_DEPTH = 8
 _MAX_INPUTS = 2_000
@@ -58,8 +61,6 @@ class InputProfile:
         takes_links: False for the name of a group of members (Autogrow) or of an option (DynamicCombo). ComfyUI passes
             a link there on, and validates nothing behind it.
         present: for a member that is not always there, the conditions of which one must hold; empty for any other.
-        is_count: True for a number.
-        takes_own_type: True if a link needs nothing but an output of the input's own type.
     """
 
     kind: Kind
@@ -69,14 +70,6 @@ class InputProfile:
     takes_scalars: bool = False
     takes_links: bool = True
     present: tuple[Conditions, ...] = ()
-    # What is asked for each input of each prompt.
-    is_count: bool = field(init=False)
-    takes_own_type: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "is_count", self.kind is Kind.COUNT)
-        own = self.kind is Kind.OBJECT and self.takes_links and not self.present
-        object.__setattr__(self, "takes_own_type", own)
 
     def is_in(self, inputs: Mapping[str, Any]) -> bool:
         """Return True if a node with these inputs has this one, by ComfyUI's rules (comfy_api/latest/_io.py)."""
@@ -98,6 +91,11 @@ class ClassProfile:
         formulas: the inputs that are evaluated as Python, and formats: parsing them takes a thousand times longer than
             a look at a number.
         hears_id: True if a node of the class is told its id, which the prompt's sender chooses.
+        needs_look: True if more than a node's inputs decides whether the class may run.
+        plain: for each input that may be given any text or number as it is, the types of these in Python.
+        names: the inputs that take a prefix or the name of a model.
+        own_types: the inputs that need nothing of a link but an output of their own types, with these types.
+        own_outputs: the types of the outputs that hand on nothing that the node was given, by slot.
     """
 
     name: str
@@ -109,6 +107,33 @@ class ClassProfile:
     carriers: tuple[str, ...]
     formulas: tuple[str, ...] = ()
     hears_id: bool = False
+    # Asked for each input of each prompt, so they are made once.
+    needs_look: bool = field(init=False)
+    plain: Mapping[str, frozenset[type]] = field(init=False)
+    names: frozenset[str] = field(init=False)
+    own_types: Mapping[str, frozenset[str]] = field(init=False)
+    own_outputs: Mapping[int, frozenset[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        needs_look = self.formulas or self.carriers or (self.hears_id and not self.is_reviewed)
+        object.__setattr__(self, "needs_look", bool(needs_look))
+        plain = {name: _SCALARS if each.takes_scalars else _NUMBERS for name, each in self.inputs.items()}
+        kinds = {name: each.kind for name, each in self.inputs.items()}
+        plain = {name: types for name, types in plain.items() if types is _SCALARS or kinds[name] is Kind.COUNT}
+        object.__setattr__(self, "plain", plain)
+        object.__setattr__(self, "names", frozenset(name for name, kind in kinds.items() if kind in _NAMING))
+        own_types = {
+            name: each.types
+            for name, each in self.inputs.items()
+            if each.kind is Kind.OBJECT and each.takes_links and not each.present
+        }
+        object.__setattr__(self, "own_types", own_types)
+        own_outputs = {
+            slot: types
+            for slot, (types, passed) in enumerate(zip(self.outputs, self.passes, strict=True))
+            if types and not passed and types.isdisjoint((ANY_TYPE, MATCH_TYPE))
+        }
+        object.__setattr__(self, "own_outputs", own_outputs)
 
     @property
     def needs_trust(self) -> bool:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ _BARE_KINDS = ("[input]", "[output]", "[temp]")
 _FILE_KEYS = ("image", "mask", "normal", "recording", "__value__")
 # What stands for a file's name that is another node's to say.
 LINKED = "(linked)"
+_NO_NAMES: frozenset[str] = frozenset()
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
 # These load all that is in a folder below input (comfy_extras/nodes_dataset.py).
 FOLDER_INPUTS = frozenset(
@@ -75,6 +77,7 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
     models: set[str] = set()
     files: list[FileInput] = []
     separated: list[tuple[str, str, str]] = []
+    by_class = _by_class(frozenset(file_inputs))
     for node_id, node in prompt.items():
         class_type = node.get("class_type") if isinstance(node, dict) else None
         if not isinstance(class_type, str):
@@ -85,13 +88,14 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
         inputs = node.get("inputs")
         if not isinstance(inputs, dict):
             continue
+        # Most classes name no file, and most inputs are numbers and links.
+        names = by_class.get(class_type, _NO_NAMES)
         for name, value in inputs.items():
-            place = (class_type, name)
-            declared = place in file_inputs
+            declared = name in names
             is_text = isinstance(value, str)
-            if not is_text and not declared and not isinstance(value, dict) and place not in FOLDER_INPUTS:
+            if not is_text and not declared and not isinstance(value, dict):
                 continue
-            if not is_text or place in FOLDER_INPUTS:
+            if not is_text or (declared and (class_type, name) in FOLDER_INPUTS):
                 found = _other_files(node_id, class_type, name, value, declared=declared)
                 files += found if most is None else islice(found, max(most + 1 - len(files), 0))
             elif not value:
@@ -107,6 +111,15 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
             elif ANNOTATED.match(value) or _FILE_NAME.search(value):
                 files.append(_file_input(node_id, name, value, declared=False))
     return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
+
+
+@lru_cache(maxsize=4)
+def _by_class(file_inputs: frozenset[tuple[str, str]]) -> dict[str, frozenset[str]]:
+    """Return the names of the inputs that name files or folders, by class."""
+    found: dict[str, set[str]] = {}
+    for class_type, name in file_inputs | FOLDER_INPUTS:
+        found.setdefault(class_type, set()).add(name)
+    return {class_type: frozenset(names) for class_type, names in found.items()}
 
 
 def _other_files(node_id: str, class_type: str, name: str, value: Any, *, declared: bool) -> Iterator[FileInput]:

@@ -44,18 +44,18 @@ class TrueTypes:
 
     Args:
         prompt: the graph, nodes by id.
-        profile: returns a class's profile, None if no backend describes it.
+        profiles: the profiles of the nodes' classes, by node id; without the nodes whose class no backend describes.
         trusts: returns True if the operator trusts a class.
     """
 
     def __init__(
         self,
         prompt: Mapping[str, Any],
-        profile: Callable[[str], ClassProfile | None],
+        profiles: Mapping[str, ClassProfile],
         trusts: Callable[[ClassProfile], bool],
     ) -> None:
         self._prompt = prompt
-        self._profile = profile
+        self._profiles = profiles
         self._trusts = trusts
         self._known: dict[_Output, frozenset[str]] = {}
 
@@ -69,10 +69,6 @@ class TrueTypes:
         known = self._known.get(start)
         if known is not None:
             return known
-        declared = self.declared(*start)
-        if declared is not None:
-            self._known[start] = declared
-            return declared
         steps = {start: self._step(start)}
         path = [start]
         while path:
@@ -93,24 +89,13 @@ class TrueTypes:
                 path.append(child)
         return self._known[start]
 
-    def declared(self, node_id: str, slot: int) -> frozenset[str] | None:
-        """Return the types of an output that hands nothing on, None if it may, or is not there."""
-        node = self._prompt.get(node_id)
-        class_type = node.get("class_type") if isinstance(node, dict) else None
-        profile = self._profile(class_type) if isinstance(class_type, str) else None
-        if profile is None or not 0 <= slot < len(profile.outputs) or profile.passes[slot]:
-            return None
-        declared = profile.outputs[slot]
-        return None if not declared or ANY_TYPE in declared or MATCH_TYPE in declared else declared
-
     def _step(self, output: _Output) -> tuple[set[str], list[_Output]]:
         """Return what is known of one output at once, and the outputs whose types it has besides."""
         node_id, slot = output
-        node = self._prompt.get(node_id)
-        class_type = node.get("class_type") if isinstance(node, dict) else None
-        profile = self._profile(class_type) if isinstance(class_type, str) else None
-        if profile is None or not isinstance(node, dict) or slot >= len(profile.outputs):
+        profile = self._profiles.get(node_id)
+        if profile is None or slot >= len(profile.outputs):
             return {BROKEN}, []
+        node = self._prompt[node_id]
         declared, passed = profile.outputs[slot], profile.passes[slot]
         if MATCH_TYPE in declared and passed:
             return self._passed(node.get("inputs"), profile, passed)

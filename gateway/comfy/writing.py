@@ -15,6 +15,8 @@ _MAX_PREFIX = 4_096
 _MAX_FOLDERS = 100
 _SEPARATORS = re.compile(r"[/\\]+")
 _DRIVE = re.compile(r"^[A-Za-z]:")
+# A prefix or model that nothing is wrong with: most are a name in one folder, without a dot at its end.
+BARE_NAME = re.compile(r"[A-Za-z0-9_.-]{0,200}[A-Za-z0-9_-]")
 
 
 def wrong_with_prefix(value: Any) -> str | None:
@@ -24,6 +26,8 @@ def wrong_with_prefix(value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         return "it must be a text"
+    if BARE_NAME.fullmatch(value):
+        return None
     if len(value) > _MAX_PREFIX:
         return f"it may have {_MAX_PREFIX} characters at most"
     if value.count("/") + value.count("\\") > _MAX_FOLDERS:
@@ -46,8 +50,7 @@ def wrong_with_prefix(value: Any) -> str | None:
         depth += -1 if part.rstrip(" .") == "" and part.startswith("..") else 1
         if depth < 0:
             return "it must be a path inside the output folder"
-    # CLIPSave puts a text behind the prefix, so "loras/" is a folder too.
-    first = _first_folder([*parts, ""] if value[-1:] in ("/", "\\", ".") else parts)
+    first = _first_folder(parts)
     if first in MODEL_FOLDERS:
         return f"'{first}' is a folder of models, which all tenants share"
     return None
@@ -80,7 +83,7 @@ def wrong_with_model_name(value: Any) -> str | None:
 
     Most loaders can't leave it; DiffusersLoader joins what it is given (nodes.py).
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or BARE_NAME.fullmatch(value):
         return None
     is_inside = (
         not value.startswith(("/", "\\")) and _DRIVE.match(value) is None and ".." not in _SEPARATORS.split(value)

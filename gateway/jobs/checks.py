@@ -121,6 +121,11 @@ class Checks:
         is_any_known = not allowed.isdisjoint(known.backends)
         return allowed if names is None or not is_any_known else (names | self._catalogue.unknown()) & allowed
 
+    def remember(self, job: Job, able: frozenset[str] | None) -> None:
+        """Keep the backends that `refuse` has just found for a job, so that they are not worked out again."""
+        if able is None or able:
+            job.able, job.judged_by = able, self._catalogue.version
+
     def able_for(self, job: Job) -> frozenset[str] | None:
         """Return the same for a job that waits, and note why none may run it; again only when the catalogue changed."""
         if job.judged_by != self._catalogue.version:

@@ -65,22 +65,21 @@ class Chooser:
         choice = shortest_queue(candidate for candidate in possible if candidate.name in names)
         return self._fleet.backends[choice.name] if choice else None
 
-    def must_wait(
+    def find_now(
         self, tenant: str, submission: Submission, able: frozenset[str] | None, most: DispatchSettings
-    ) -> bool:
-        """Whether no backend can take a prompt now, so that it has to wait in the gateway.
+    ) -> Backend | None:
+        """Return the backend for a prompt that is to be accepted, None if it has to wait in the gateway.
 
         Raises:
             Overloaded: enough wait already, by `most`.
         """
-        if self.may_run_more(tenant) and self.find(tenant, submission, able) is not None:
-            return False
+        found = self.find(tenant, submission, able) if self.may_run_more(tenant) else None
         waiting = self._ledger.waiting
-        if len(waiting) >= most.max_waiting:
+        if found is None and len(waiting) >= most.max_waiting:
             raise Overloaded(f"{len(waiting)} prompts are waiting already, and no backend has room")
-        if waiting.bytes + submission.size > most.max_waiting_bytes:
+        if found is None and waiting.bytes + submission.size > most.max_waiting_bytes:
             raise Overloaded(f"{waiting.bytes} bytes of prompts are waiting already, and no backend has room")
-        return True
+        return found
 
     def may_run_more(self, tenant: str) -> bool:
         """Whether one more of a tenant's jobs may go to a backend, by its own limit."""

@@ -122,7 +122,9 @@ class Dispatcher:
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
         self._chooser.one_more_waits(tenant)
         able, checked = self._checks.refuse(tenant, submission), None
-        if self._chooser.must_wait(tenant, submission, able, self._settings) or self._checks.is_restricted(tenant):
+        backend = self._chooser.find_now(tenant, submission, able, self._settings)
+        must_check = backend is None or self._checks.is_restricted(tenant)
+        if must_check:
             checked = await self._checks.check(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
@@ -132,14 +134,19 @@ class Dispatcher:
         job = self._ledger.admit(tenant, submission, outputs)
         if checked is not None and checked.node_errors:
             job.node_errors = wire.dumps(checked.node_errors)
-        return await self._take(job, answer_early)
+        if must_check:
+            # Others were sent while this one was checked.
+            backend = self._choose(job)
+        else:
+            self._checks.remember(job, able)
+        return await self._take(job, backend, answer_early)
 
-    async def _take(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
+    async def _take(self, job: Job, backend: Backend | None, answer_early: Callable[[Reply], None]) -> Reply:
         """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
         with self._replies.to(job) as reply:
             self._telling.hold_until_answered(job)
             try:
-                self._place(job, self._choose(job))
+                self._place(job, backend)
                 answer = await self._reply_to(job, answer_early)
                 reply.set_result(answer)
             finally:

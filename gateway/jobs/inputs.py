@@ -122,7 +122,7 @@ class Inputs:
         submission = job.submission
         changed: dict[Place, str] = {}
         try:
-            judged = self.judged(job.tenant) and not self._is_free(job, backend)
+            judged = bool(submission.files) and self.judged(job.tenant) and not self._is_free(job, backend)
             if judged:
                 await self._refuse_foreign(job, backend)
             for file in submission.files:
@@ -140,7 +140,7 @@ class Inputs:
             raise Unreachable(str(error)) from error
         except (FileMissing, StoreError) as error:
             raise InputMissing(str(error)) from error
-        classes = dict(submission.nodes)
+        classes = dict(submission.nodes) if submission.separated else {}
         for node_id, name, value in submission.separated:
             spelled = self.catalogue.spelled(backend.name, classes[node_id], name, value)
             if spelled != value:

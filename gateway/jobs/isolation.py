@@ -17,7 +17,7 @@ from gateway.comfy.graph import texts
 from gateway.comfy.node_review import OPENING, Kind
 from gateway.comfy.templates import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
-from gateway.comfy.writing import wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
+from gateway.comfy.writing import BARE_NAME, wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
 from gateway.fleet.editions import Edition
 
 # A refusal names no more than so many inputs: a prompt may have a million.
@@ -44,7 +44,6 @@ _LINKS_REFUSED = frozenset(
 # Ids as web UIs give them: numbers, also of nodes in subgraphs ("12:3"), UUIDs and words.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
 _MAX_NUMBER_TEXT = 400
-_NUMBERS = frozenset({int, float, bool})
 _NUMBER_TEXT = re.compile(
     r"(?:[+-]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|[+-]?inf(?:inity)?"
     r"|true|false|yes|no|on|off|enabled?|disabled?|)",
@@ -105,6 +104,7 @@ class Judged:
 
 
 _Found = list[tuple[str | None, str]]
+_MAY_RUN = Judgement()
 
 
 def judge(
@@ -119,37 +119,39 @@ def judge(
         profile: returns a class's profile, None if no backend describes it.
         trusts: returns True if the operator trusts a class.
     """
-    types = TrueTypes(prompt, profile, trusts)
-    refusals: list[Refusal] = []
+    profiles: dict[str, ClassProfile] = {}
     unknown: set[str] = set()
-    formulas = 0
     for node_id, node in prompt.items():
         class_type = node.get("class_type")
-        if not isinstance(class_type, str):
-            continue
-        known = profile(class_type)
-        if known is None:
-            unknown.add(class_type)
-            continue
+        if isinstance(class_type, str):
+            known = profile(class_type)
+            if known is None:
+                unknown.add(class_type)
+            else:
+                profiles[node_id] = known
+    types = TrueTypes(prompt, profiles, trusts)
+    refusals: list[Refusal] = []
+    formulas = 0
+    for node_id, known in profiles.items():
+        node = prompt[node_id]
         inputs = node.get("inputs")
-        if known.formulas:
+        found: _Found | None = None
+        if known.needs_look:
             formulas += _length_of(known, inputs)
-        if formulas > MAX_FORMULAS:
-            found: _Found | None = [(known.formulas[0], _TOO_MANY_FORMULAS)]
-        elif known.hears_id and not (known.is_reviewed or _PLAIN_ID.fullmatch(node_id) or trusts(known)):
-            found = [(None, _not_trusted_with_id(known, node_id))]
-        elif known.carriers:
-            found = _judge_class(inputs, known, trusts, types)
-        else:
-            found = _judge_inputs(inputs, known, trusts, types) if isinstance(inputs, dict) else None
+            if formulas > MAX_FORMULAS:
+                found = [(known.formulas[0], _TOO_MANY_FORMULAS)]
+            else:
+                found = _judge_class(node_id, known, trusts)
+        if found is None and isinstance(inputs, dict):
+            found = _judge_inputs(inputs, known, profiles, trusts, types)
         for input_name, reason in found or ():
             meta = node.get("_meta")
-            title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
+            title = meta.get("title", known.name) if isinstance(meta, dict) else known.name
             is_linked = input_name is not None and is_link(unwrapped(inputs[input_name]))
-            refusals.append(Refusal(node_id, class_type, known.pack, title, input_name, reason, is_linked))
+            refusals.append(Refusal(node_id, known.name, known.pack, title, input_name, reason, is_linked))
             if len(refusals) >= MAX_REFUSALS or formulas > MAX_FORMULAS:
                 return Judgement(tuple(refusals), frozenset(unknown))
-    return Judgement(tuple(refusals), frozenset(unknown))
+    return Judgement(tuple(refusals), frozenset(unknown)) if refusals or unknown else _MAY_RUN
 
 
 def _length_of(profile: ClassProfile, inputs: Any) -> int:
@@ -161,44 +163,58 @@ def _length_of(profile: ClassProfile, inputs: Any) -> int:
     return length
 
 
-def _judge_class(
-    inputs: Any, profile: ClassProfile, trusts: Callable[[ClassProfile], bool], types: TrueTypes
-) -> _Found | None:
-    if not trusts(profile):
+def _judge_class(node_id: str, profile: ClassProfile, trusts: Callable[[ClassProfile], bool]) -> _Found | None:
+    if profile.carriers and not trusts(profile):
         return [(None, _not_trusted(profile))]
-    return _judge_inputs(inputs, profile, trusts, types) if isinstance(inputs, dict) else None
+    if profile.hears_id and not (profile.is_reviewed or _PLAIN_ID.fullmatch(node_id) or trusts(profile)):
+        return [(None, _not_trusted_with_id(profile, node_id))]
+    return None
 
 
 def _judge_inputs(
-    inputs: dict[str, Any], profile: ClassProfile, trusts: Callable[[ClassProfile], bool], types: TrueTypes
+    inputs: dict[str, Any],
+    profile: ClassProfile,
+    profiles: Mapping[str, ClassProfile],
+    trusts: Callable[[ClassProfile], bool],
+    types: TrueTypes,
 ) -> _Found | None:
-    """Return what is wrong with each input, None if nothing is. Most are numbers and texts, so those go first."""
-    found: _Found = []
-    own = profile.inputs
+    """Return what is wrong with each input, None if nothing is.
+
+    Most inputs are numbers, texts and links to an output of their own type. These are passed in this loop, because it
+    runs for each input of each prompt.
+    """
+    found: _Found | None = None
+    plain, names, own_types = profile.plain, profile.names, profile.own_types
     for name, raw in inputs.items():
         kind = type(raw)
-        known = own.get(name)
         if kind is list:
-            if known is not None and known.takes_own_type and len(raw) == 2:
+            if name in own_types and len(raw) == 2:
                 node_id, slot = raw
-                if type(node_id) is str and type(slot) is int:
-                    declared = types.declared(node_id, slot)
-                    if declared is not None and declared <= known.types:
+                if type(node_id) is str and type(slot) is int and (source := profiles.get(node_id)) is not None:
+                    made = source.own_outputs.get(slot)
+                    if made is not None and made <= own_types[name]:
                         continue
-            if is_plain_link(raw):
-                reason = _wrong_link(known, raw, inputs, types, profile.is_reviewed)
-            else:
-                reason = _MALFORMED if is_link(raw) else _wrong_literal(known, raw, profile)
-            is_form = reason is _MALFORMED
-        elif known is not None and kind is not dict and (known.takes_scalars or (known.is_count and kind in _NUMBERS)):
+        elif name in plain:
+            if kind in plain[name]:
+                continue
+        elif kind is str and name in names and BARE_NAME.fullmatch(raw):
             continue
-        else:
-            value = unwrapped(raw)
-            is_form = isinstance(value, list) and is_link(value)
-            reason = _MALFORMED if is_form else _wrong_literal(known, value, profile)
+        reason, is_form = _wrong_input(inputs, name, profile, types)
         if reason is not None and (is_form or not trusts(profile)):
+            found = found or []
             found.append((name, reason))
-    return found or None
+    return found
+
+
+def _wrong_input(inputs: dict[str, Any], name: str, profile: ClassProfile, types: TrueTypes) -> tuple[str | None, bool]:
+    """Return the reason why an input is refused, None if it is not; and True if the reason is the form of a link."""
+    known, raw = profile.inputs.get(name), inputs[name]
+    if is_plain_link(raw):
+        return _wrong_link(known, raw, inputs, types, profile.is_reviewed), False
+    value = unwrapped(raw)
+    if is_link(value):
+        return _MALFORMED, True
+    return _wrong_literal(known, value, profile), False
 
 
 def _not_trusted(profile: ClassProfile) -> str:

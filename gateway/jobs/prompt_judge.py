@@ -34,6 +34,7 @@ class PromptJudge:
         # The shared backends of each policy, as one object: ten thousand waiting jobs have the same.
         self._shared: dict[int, frozenset[str]] = {}
         self._shared_of: Edition | None = None
+        self._last: Judged | None = None
 
     def is_judged(self, tenant: str) -> bool:
         """Return True if a tenant's prompts are judged: it is not alone, and shares a backend with others."""
@@ -73,12 +74,13 @@ class PromptJudge:
         Args:
             last: the judgement that it had last, if any.
         """
-        if submission.by_admin or not self.is_judged(tenant):
-            return None
         edition = self._catalogue.edition
         for known in (last, submission.judgement):
+            # If the tenant is alone by now, this refuses more than it must, until the catalogue changes.
             if isinstance(known, Judged) and known.edition is edition:
                 return known
+        if submission.by_admin or not self.is_judged(tenant):
+            return None
         return self._judge(tenant, wire.loads(submission.prompt))
 
     def _shared_by(self, policy: Policy, edition: Edition) -> frozenset[str]:
@@ -100,7 +102,7 @@ class PromptJudge:
         def trusts(profile: ClassProfile) -> bool:
             return policy.trusts(profile.name, profile.pack)
 
-        classes = {name for node in prompt.values() if isinstance(name := node.get("class_type"), str)}
+        classes = (name for node in prompt.values() if isinstance(name := node.get("class_type"), str))
         able = _NONE
         refusals: tuple[Refusal, ...] = ()
         for names, profile in edition.profiles.groups(classes, shared):
@@ -109,4 +111,12 @@ class PromptJudge:
                 able = able | names if able else names
             elif not refusals:
                 refusals = judgement.refusals
+        if able is shared:
+            return self._all_shared(edition, able)
         return Judged(edition, able, () if able else refusals)
+
+    def _all_shared(self, edition: Edition, shared: frozenset[str]) -> Judged:
+        """Return the judgement of a prompt that all shared backends may run: one object for most prompts."""
+        if self._last is None or self._last.edition is not edition or self._last.backends is not shared:
+            self._last = Judged(edition, shared)
+        return self._last
