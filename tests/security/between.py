@@ -20,7 +20,8 @@ Hook = Callable[[web.Request, bytes], Awaitable[web.Response | None]]
 class Between:
     """The proxy. `sent` are the bodies of POST /prompt; a `hook` that returns an answer keeps the request to itself.
 
-    `rewrite` makes what is answered to a POST /prompt of what the ComfyUI answered.
+    `rewrite` makes what is answered to a POST /prompt of what the ComfyUI answered; `rewrite_headers` makes the headers
+    of each response.
     """
 
     def __init__(self, lab: Lab, simulator: Simulator) -> None:
@@ -30,6 +31,7 @@ class Between:
         self.sent: list[dict[str, Any]] = []
         self.hook: Hook | None = None
         self.rewrite: Callable[[bytes], bytes] | None = None
+        self.rewrite_headers: Callable[[dict[str, str]], dict[str, str]] | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -51,6 +53,8 @@ class Between:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
         async with self.lab.http.request(request.method, url, data=body, headers=headers) as answer:
             told = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
+            if self.rewrite_headers is not None:
+                told = self.rewrite_headers(told)
             data = await answer.read()
             if is_prompt and answer.status == 200 and self.rewrite is not None:
                 data = self.rewrite(data)
