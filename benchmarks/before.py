@@ -5,7 +5,6 @@ Run with ``BEFORE=DIR``, a checkout of the commit to compare with. Without it th
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import tempfile
@@ -19,7 +18,7 @@ import psutil
 import yaml
 
 from benchmarks import servers
-from benchmarks.prompts import posted
+from benchmarks.prompts import posted, send, wait_until_up
 from benchmarks.table import Row, in_turns, ratio
 from tests.lab import until
 from tests.workflows import text_to_image
@@ -74,12 +73,7 @@ async def _gateway(checkout: Path, backend: str, is_shared: bool) -> AsyncIterat
             config.write_text(yaml.safe_dump({"auth": {"keys": keys}}))
         async with servers.gateway(backend, config=config, checkout=checkout) as gateway:
             async with aiohttp.ClientSession() as http:
-
-                async def is_up() -> bool:
-                    async with http.get(f"{gateway.url}/readyz") as answer:
-                        return bool((await answer.json())["backends_up"])
-
-                await until(is_up)
+                await wait_until_up(http, gateway.url)
             yield gateway
 
 
@@ -99,7 +93,7 @@ async def _post(before: Path, what: str, prompt: dict[str, Any], is_shared: bool
 async def _job(before: Path, what: str, prompt: dict[str, Any], is_shared: bool, rounds: int) -> Row:
     """CPU time of the gateway for each job, from POST /prompt until its history entry is there."""
     jobs = 50 if rounds == 1 else 300
-    body = json.dumps({"prompt": prompt, "client_id": "bench"})
+    body = json.dumps({"prompt": prompt, "client_id": "bench"}).encode()
     options = ("--port", "0", "--steps-per-second", "100000")
 
     async def milliseconds(checkout: Path) -> float:
@@ -118,14 +112,8 @@ async def _job(before: Path, what: str, prompt: dict[str, Any], is_shared: bool,
     return Row(what, f"{now:.2f} ms", f"before {then:.2f} ms", ratio(ratios), "1.05")
 
 
-async def _all_end(http: aiohttp.ClientSession, url: str, body: str, count: int) -> None:
-    limit = asyncio.Semaphore(8)
-
-    async def one() -> None:
-        async with limit, http.post(f"{url}/prompt", data=body) as answer:
-            answer.raise_for_status()
-
-    await asyncio.gather(*(one() for _ in range(count)))
+async def _all_end(http: aiohttp.ClientSession, url: str, body: bytes, count: int) -> None:
+    await send(http, url, body, count, at_once=8)
 
     async def is_empty() -> bool:
         async with http.get(f"{url}/prompt") as answer:

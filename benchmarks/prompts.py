@@ -45,7 +45,7 @@ async def _rate(url: str, seconds: float) -> float:
 async def accepted(backend: str, seconds: float, **settings: str) -> float:
     """Prompts that a gateway accepts in a second. A fresh one each time: it keeps what it accepted."""
     async with servers.gateway(backend, **settings) as gateway, aiohttp.ClientSession() as http:
-        await _up(http, gateway.url)
+        await wait_until_up(http, gateway.url)
         return await _rate(gateway.url, seconds)
 
 
@@ -61,7 +61,9 @@ async def _post(rounds: int, seconds: float) -> Row:
     return Row("POST /prompt, 3 KB, journal FULL", f"{mine:,.0f}/s", bare, ratio(ratios), "0.5")
 
 
-async def _up(http: aiohttp.ClientSession, url: str) -> None:
+async def wait_until_up(http: aiohttp.ClientSession, url: str) -> None:
+    """Wait until a gateway has a backend that takes work."""
+
     async def look() -> bool:
         async with http.get(f"{url}/readyz") as answer:
             return bool((await answer.json())["backends_up"])
@@ -82,9 +84,9 @@ async def _waiting() -> Row:
     async with servers.gateway(*backends) as gateway, aiohttp.ClientSession() as http:
         process = psutil.Process(gateway.process.pid)
         body = _body().encode()
-        await _send(http, gateway.url, body, 200)
+        await send(http, gateway.url, body, 200, at_once=32)
         before = process.memory_info().rss
-        await _send(http, gateway.url, body, WAITING - 200)
+        await send(http, gateway.url, body, WAITING - 200, at_once=32)
         after = process.memory_info().rss
     each = (after - before) / (WAITING - 200)
     return Row(
@@ -92,8 +94,9 @@ async def _waiting() -> Row:
     )
 
 
-async def _send(http: aiohttp.ClientSession, url: str, body: bytes, count: int) -> None:
-    limit = asyncio.Semaphore(32)
+async def send(http: aiohttp.ClientSession, url: str, body: bytes, count: int, *, at_once: int) -> None:
+    """POST a prompt `count` times; each must be accepted."""
+    limit = asyncio.Semaphore(at_once)
 
     async def one() -> None:
         async with limit, http.post(f"{url}/prompt", data=body) as answer:

@@ -10,7 +10,7 @@ import aiohttp
 import psutil
 
 from benchmarks import servers
-from benchmarks.prompts import _up
+from benchmarks.prompts import wait_until_up
 from benchmarks.table import Row
 from tests.workflows import slow
 
@@ -25,7 +25,7 @@ async def run(rounds: int, seconds: float) -> list[Row]:
         servers.gateway(source.url) as gateway,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
     ):
-        await _up(http, gateway.url)
+        await wait_until_up(http, gateway.url)
         process = psutil.Process(gateway.process.pid)
         before = process.memory_info().rss
         sockets = [await http.ws_connect(f"{gateway.url}/ws?clientId=c{n}&events=interleave") for n in range(SOCKETS)]
