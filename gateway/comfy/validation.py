@@ -121,7 +121,9 @@ class _Validator:
         for output in outputs:
             try:
                 result = self._walk(output)
-            except Exception as error:  # noqa: BLE001 - as ComfyUI: whatever a graph provokes is reported as its error
+            except Exception as error:  # noqa: BLE001
+                # If a graph makes its validation raise, report that as the output's error, because ComfyUI does so
+                # (execution.py, validate_prompt), with any exception.
                 result = self._validated[output] = _Result(False, [_exception("exception_during_validation", error)])
             if result.valid:
                 good.append(output)
@@ -161,6 +163,8 @@ class _Validator:
                 answer, failure = self._validated.setdefault(node_id, stop.value), None
                 continue
             except Exception as raised:
+                # If a node's check raises, raise it in the node above, because ComfyUI's recursion would; run() reports
+                # it if no node does.
                 stack.pop()
                 self._visiting.popitem()
                 if not stack:
@@ -248,7 +252,9 @@ class _Validator:
     def _follow(self, name: str, value: list[Any], type_: Any, options: Any) -> Generator[str, _Result, bool]:
         try:
             return (yield value[0]).valid
-        except Exception as error:  # noqa: BLE001 - as ComfyUI: an inner node's failure is reported as that node's
+        except Exception as error:  # noqa: BLE001
+            # If the check of a linked node raises, report that at the linked node, because ComfyUI does so
+            # (execution.py, validate_inputs), with any exception.
             reason = _exception("exception_during_inner_validation", error)
             extra = reason["extra_info"]
             extra |= {"input_name": name, "input_config": [type_, options], "linked_node": value}
@@ -293,7 +299,7 @@ def _check_value(
             inputs[name] = value = value["__value__"]
         if isinstance(type_, str) and type_ in _CONVERSIONS:
             inputs[name] = value = _CONVERSIONS[type_](value)
-    except Exception as error:  # noqa: BLE001 - as ComfyUI: whatever a conversion raises is the value's fault
+    except (TypeError, ValueError, OverflowError) as error:
         extra = {
             "input_name": name,
             "input_config": [type_, options],

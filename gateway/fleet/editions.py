@@ -127,6 +127,7 @@ def make_sound_edition(
     Their descriptions were read with care. If the merge raises all the same, the fault is the gateway's: the other
     backends must not pay for it.
     """
+    # If any exception comes, merge them one by one, because it does not tell whose description it comes of.
     with contextlib.suppress(Exception):
         return make_edition(infos, is_upload), {}
     sound: dict[str, Mapping[str, Any]] = {}
@@ -134,7 +135,8 @@ def make_sound_edition(
     for name, info in infos.items():
         try:
             make_edition({**sound, name: info}, is_upload)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it comes of this backend's description
+        except Exception as error:  # noqa: BLE001
+            # If any exception comes now, leave this backend out, because those before it were merged without one.
             broken[name] = error
         else:
             sound[name] = info

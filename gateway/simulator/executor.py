@@ -156,7 +156,8 @@ class Execution:
         except NodeInterrupted:
             self._message("execution_interrupted", {**self._where(), "executed": list(self._executed)})
             success = False
-        except Exception as error:  # noqa: BLE001 - as ComfyUI: whatever a node raises ends the prompt, not the process
+        except Exception as error:  # noqa: BLE001
+            # If a node raises, end its prompt alone, because ComfyUI goes on with the next one (execution.py).
             self._message("execution_error", self._error(error))
             success = False
         self._sockets.executing = None

@@ -221,7 +221,8 @@ class SqliteStore:
         began = time.perf_counter()
         try:
             self._execute([change for batch in batches for change in batch.changes])
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the thread must live, or nothing is ever written again
+        except Exception as failure:  # noqa: BLE001
+            # If a change can't be written, for any reason, go on, because nothing is ever written without this thread.
             if trouble.may_pass(failure):
                 return self._put_off(batches, trouble.sentence("the journal can't be written", failure))
             if len(batches) > 1:
@@ -243,11 +244,11 @@ class SqliteStore:
             for change in changes:
                 apply(connection, change)
             connection.execute("COMMIT")
-        except Exception:
+        finally:
+            # If a change failed, take back those before it, because the next commit begins its own transaction.
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
-            raise
 
     def _put_off(self, batches: list[_Batch], reason: str) -> tuple[list[_Batch], bool]:
         assert self._loop is not None
