@@ -9,6 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+# The words of util-linux, BusyBox and the kernel for EPERM and EACCES.
+_FORBIDDEN = ("superuser", "permission denied", "not permitted", "are you root")
+
 
 def fill(pid: int, size: int) -> None:
     """From now on the process can't make a file longer than `size` bytes: its writes beyond fail (EFBIG)."""
@@ -35,16 +38,19 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
     """A file system of its own, so large. For root in a container that may mount.
 
     Raises:
-        PermissionError: this process may not.
+        PermissionError: this process may not mount.
+        OSError: the mount failed for another reason.
     """
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
     try:
-        done = subprocess.run(mount, capture_output=True, text=True)
+        done = subprocess.run(mount, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     except FileNotFoundError as error:
         raise PermissionError("there is no mount") from error
     if done.returncode:
-        raise PermissionError(done.stderr.strip())
+        # If the kernel or mount itself refuses, say so by the type, because only then a test may be skipped.
+        is_forbidden = any(words in done.stderr.lower() for words in _FORBIDDEN)
+        raise (PermissionError if is_forbidden else OSError)(done.stderr.strip())
     try:
         yield place
     finally:

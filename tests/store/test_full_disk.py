@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -93,22 +94,30 @@ async def test_it_closes_on_a_full_disk(tmp_path: Path) -> None:
             await end
 
 
-async def test_a_file_system_that_is_full(tmp_path: Path) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(disk.small_disk(tmp_path / "disk", 4))
+        except PermissionError as error:
+            # If this process may not mount, skip the test, because the other tests show the same without a mount.
+            pytest.skip(f"no file system can be mounted here: {error}")
+        yield place
+
+
+async def test_a_file_system_that_is_full(small_disk: Path) -> None:
     """The same on a real one, where this process may mount one."""
-    try:
-        with disk.small_disk(tmp_path / "disk", 4) as place:
-            store = SqliteStore(place)
-            await store.open()
-            filler = disk.stuff(place)
-            with pytest.raises(StoreError, match="the disk is full"):
-                await store.try_write([job("refused")])
-            end = store.write([ended("first")])
-            filler.unlink()
-            await end
-            await well(store)
-            await store.close()
-    except PermissionError as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
+    store = SqliteStore(small_disk)
+    await store.open()
+    filler = disk.stuff(small_disk)
+    with pytest.raises(StoreError, match="the disk is full"):
+        await store.try_write([job("refused")])
+    end = store.write([ended("first")])
+    filler.unlink()
+    await end
+    await well(store)
+    await store.close()
 
 
 def test_a_read_only_file_is_said_so(tmp_path: Path) -> None:
