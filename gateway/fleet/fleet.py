@@ -22,7 +22,7 @@ from gateway.store.protocol import BackendRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, pause
 
 _log = logs.get("fleet")
 
@@ -282,7 +282,7 @@ class Fleet:
             self._listener.available()
 
     async def _listen_for_ever(self, backend: Backend) -> None:
-        pause = RECONNECT_FIRST
+        seconds, wake = RECONNECT_FIRST, self._wake[backend.name]
         while True:
             began = time.monotonic()
             try:
@@ -300,24 +300,17 @@ class Fleet:
                 backend.connected = False
                 self._sockets.pop(backend.name, None)
             # A socket that held for a while earns a quick reconnect; one that fails at once must not spin.
-            pause = RECONNECT_FIRST if time.monotonic() - began > RECONNECT_MOST else min(pause * 2, RECONNECT_MOST)
-            await self._pause(backend, pause * random.uniform(0.8, 1.2))
+            held = time.monotonic() - began > RECONNECT_MOST
+            seconds = RECONNECT_FIRST if held else min(seconds * 2, RECONNECT_MOST)
+            # If a probe finds the backend up again, reconnect at once, because its jobs wait for the socket.
+            wake.clear()
+            await pause(seconds * random.uniform(0.8, 1.2), wake)
 
     def _cut(self, backend: Backend) -> None:
         """Drop the socket of a backend that was given up: should it come back, it is reconciled like a new one."""
         scope = self._sockets.get(backend.name)
         if scope is not None:
             scope.reschedule(asyncio.get_running_loop().time())
-
-    async def _pause(self, backend: Backend, seconds: float) -> None:
-        """Wait, but not longer than until a probe is answered by a backend that was down."""
-        wake = self._wake[backend.name]
-        wake.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await wake.wait()
-        except TimeoutError:
-            pass
 
     async def _listen(self, backend: Backend) -> None:
         # A model load blocks ComfyUI's loop, pongs included, so the wait for a pong is as long as for any sign of life.

@@ -30,7 +30,7 @@ from gateway.jobs.upstream import locate_prompt
 from gateway.store.protocol import Bus, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, pause
 
 _log = logs.get("jobs")
 
@@ -114,11 +114,7 @@ class Collector:
     ) -> None:
         backend = self._fleet.backends[assignment.backend]
         try:
-            try:
-                async with asyncio.timeout(END_GRACE):
-                    await end.wait()
-            except TimeoutError:
-                pass
+            await pause(END_GRACE, end)
             found = await self._fetch(job, backend, assignment)
             if found is not None:
                 # That is its end, whatever becomes of the backend while it waits for its turn, or for the disk.

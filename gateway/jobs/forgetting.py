@@ -14,7 +14,7 @@ from itertools import islice
 from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
 from gateway.telemetry import logs
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, pause
 
 _log = logs.get("jobs")
 
@@ -58,19 +58,20 @@ class Forgetting:
             event.set()
 
     async def _delete(self, backend: str, waiting: dict[str, float]) -> None:
-        pause, connected = FIRST_PAUSE_SECONDS, self._connected[backend]
+        seconds, connected = FIRST_PAUSE_SECONDS, self._connected[backend]
         try:
             while waiting:
                 some = list(islice(waiting, MAX_AT_ONCE))
                 try:
                     await self._fleet.backends[backend].client.delete_history(some)
                 except BackendError as error:
-                    _log.info("deleting history", backend=backend, error=str(error), again_in_seconds=pause)
-                    await _wait(connected, pause)
-                    pause = min(pause * 2, MAX_PAUSE_SECONDS)
+                    _log.info("deleting history", backend=backend, error=str(error), again_in_seconds=seconds)
+                    connected.clear()
+                    await pause(seconds, connected)
+                    seconds = min(seconds * 2, MAX_PAUSE_SECONDS)
                     drop_late(waiting, time.monotonic())
                 else:
-                    pause = FIRST_PAUSE_SECONDS
+                    seconds = FIRST_PAUSE_SECONDS
                     for upstream_id in some:
                         waiting.pop(upstream_id, None)
         finally:
@@ -81,13 +82,3 @@ def drop_late(waiting: dict[str, float], now: float) -> None:
     """Drop the ids that are tried no more."""
     for upstream_id in [each for each, until in waiting.items() if until <= now]:
         del waiting[upstream_id]
-
-
-async def _wait(connected: asyncio.Event, seconds: float) -> None:
-    """Wait for a time, but not longer than until a backend comes back."""
-    connected.clear()
-    try:
-        async with asyncio.timeout(seconds):
-            await connected.wait()
-    except TimeoutError:
-        pass

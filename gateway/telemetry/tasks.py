@@ -1,4 +1,7 @@
-"""Background tasks with an owner: a failure is logged with its traceback, and all are awaited at the end."""
+"""Background tasks with an owner: a failure is logged with its traceback, and all are awaited at the end.
+
+And the pauses of such tasks, which an event cuts short.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +48,12 @@ class Tasks:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def pause(seconds: float, event: asyncio.Event) -> None:
+    """Wait for a time, but not longer than until an event is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway.settings import ServerTlsSettings
 from gateway.settings.tls import load_chain
 from gateway.telemetry import logs
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, pause
 
 _log = logs.get("tls")
 
@@ -50,11 +50,7 @@ class Certificates:
 
     async def _watch(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(WATCH_SECONDS):
-                    await self._look.wait()
-            except TimeoutError:
-                pass
+            await pause(WATCH_SECONDS, self._look)
             self._look.clear()
             signature = await asyncio.to_thread(self._signature)
             if signature == self._seen:
