@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
 from tests.lab import Lab, Server
@@ -37,6 +38,16 @@ def zygote() -> Iterator[None]:
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     """Processes for one test."""
     lab = Lab(tmp_path)
+    try:
+        yield lab
+    finally:
+        await lab.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
+    """Processes for those tests of a module that run in the module's loop, and do not disturb each other."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
         yield lab
     finally:

@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import png, upload
+from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.security.test_isolation import SECRET, node, saved
 from tests.security.world import caller, start
 from tests.workflows import slow
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-def painted(mask: Any) -> dict[str, Any]:
-    """Paint a file over what takes two seconds to make. Painter checks no name before it runs."""
-    sampler = slow(steps=40, step_seconds=0.05)["1"]
+
+@dataclass
+class World:
+    """The input folder of a backend, and two tenants before it."""
+
+    inputs: Path
+    anna: Comfy
+    ben: Comfy
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(shared_lab: Lab) -> World:
+    """One for all of these: each test has file names of its own."""
+    inputs = shared_lab.directory / "comfyui" / "input"
+    inputs.mkdir(parents=True)
+    (inputs / "hand.png").write_bytes(png((1, 2, 3)))
+    gateway = await start(shared_lab, await shared_lab.simulator("--base-dir", str(inputs.parent)))
+    return World(inputs, caller(shared_lab, gateway, "anna"), caller(shared_lab, gateway, "ben"))
+
+
+def painted(mask: Any, steps: int = 1) -> dict[str, Any]:
+    """Paint a file over what takes a twentieth of a second a step to make. Painter checks no name before it runs."""
+    sampler = slow(steps=steps, step_seconds=0.05)["1"]
     painter = node("Painter", mask=mask, width=64, height=64, bg_color="#000000", image=["1", 0])
     return {"1": sampler, "2": painter, "3": node("SaveImage", images=["2", 0], filename_prefix="bens")}
 
 
-@pytest.mark.parametrize("mask", ["image.png", {"__value__": "image.png"}, "./image.png"])
-async def test_a_name_that_is_nobodys_yet_does_not_wait_for_an_upload(lab: Lab, tmp_path: Path, mask: Any) -> None:
-    simulator = await lab.simulator("--base-dir", str(tmp_path))
-    gateway = await start(lab, simulator)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
-    status, answer = await ben.post("/prompt", {"prompt": painted(mask)})
-    await upload(anna, png(SECRET), "image.png")
+SPELLED: dict[str, Callable[[str], Any]] = {
+    "plain": lambda name: name,
+    "wrapped": lambda name: {"__value__": name},
+    "below-a-dot": lambda name: f"./{name}",
+}
+
+
+@pytest.mark.parametrize("how", SPELLED)
+async def test_a_name_that_is_nobodys_yet_does_not_wait_for_an_upload(world: World, how: str) -> None:
+    """If it were let through, the prompt would run until the upload is there."""
+    name = f"{how}.png"
+    status, answer = await world.ben.post("/prompt", {"prompt": painted(SPELLED[how](name), steps=40)})
+    await upload(world.anna, png(SECRET), name)
 
     async def is_placed() -> bool:
-        return (tmp_path / "input" / "image.png").exists()
+        return (world.inputs / name).exists()
 
     await until(is_placed)
     colours = []
     if status == 200:
-        entry = await ben.entry(answer["prompt_id"])
-        colours = [colour(await ben.view(image)) for image in ben.images(entry)]
+        entry = await world.ben.entry(answer["prompt_id"])
+        colours = [colour(await world.ben.view(image)) for image in world.ben.images(entry)]
     assert SECRET not in colours
 
 
-async def test_what_is_there_is_opened(lab: Lab, tmp_path: Path) -> None:
+async def test_what_is_there_is_opened(world: World) -> None:
     """The operator's files, the tenant's own, and none at all."""
-    (tmp_path / "input").mkdir()
-    (tmp_path / "input" / "hand.png").write_bytes(png((1, 2, 3)))
-    simulator = await lab.simulator("--base-dir", str(tmp_path))
-    ben = caller(lab, await start(lab, simulator), "ben")
+    ben = world.ben
     await upload(ben, png((4, 5, 6)), "bens.png")
     for mask, wanted in (("hand.png", (1, 2, 3)), ("bens.png", (4, 5, 6)), ("", None)):
         entry = await ben.entry(await ben.prompt(painted(mask)))
@@ -55,12 +83,10 @@ async def test_what_is_there_is_opened(lab: Lab, tmp_path: Path) -> None:
         assert wanted is None or colours == {wanted}
 
 
-async def test_no_folder_is_read_because_another_upload_may_come_into_it(lab: Lab) -> None:
+async def test_no_folder_is_read_because_another_upload_may_come_into_it(world: World) -> None:
     """Its own is refused too: until its turn comes, another tenant may have put a file there."""
-    gateway = await start(lab, await lab.simulator())
-    ben = caller(lab, gateway, "ben")
-    await upload(ben, png((4, 5, 6)), "bens.png", subfolder="pasted")
-    status, answer = await ben.post(
+    await upload(world.ben, png((4, 5, 6)), "bens.png", subfolder="pasted")
+    status, answer = await world.ben.post(
         "/prompt", {"prompt": {"1": node("LoadImageDataSetFromFolder", folder="pasted"), "2": saved("1")}}
     )
     assert (status, answer["error"]["type"]) == (400, "input_refused")
