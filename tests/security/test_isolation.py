@@ -11,8 +11,8 @@ import wave
 from itertools import product
 from typing import Any
 
-import aiohttp
 import pytest
+import pytest_asyncio
 
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
@@ -20,8 +20,8 @@ from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
 from tests.security.test_copies import made
-from tests.security.world import caller, start
-from tests.tenancy import BOSS, serve, write_config
+from tests.security.world import World, caller, start, start_world
+from tests.tenancy import BOSS, key_of, serve, write_config
 from tests.tenancy import caller as holder
 from tests.workflows import slow
 
@@ -30,6 +30,13 @@ ANNAS = 0x112233
 # The limit on names would end these tests; it has one of its own.
 MANY_NAMES = {"tenants__default__limits__bad_names_per_minute": 1_000_000}
 SETTING = "tenants.default.nodes.trust"
+sharing = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(shared_lab: Lab) -> World:
+    """One for all that is refused: an attack that fails leaves nothing behind for the next one."""
+    return await start_world(shared_lab, **MANY_NAMES)
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -84,11 +91,10 @@ def sound() -> bytes:
 LOADERS = ("LoadImage", "LoadImageMask", "LoadImageOutput")
 
 
+@sharing
 @pytest.mark.parametrize("kind", ["output", "input", "temp"])
-async def test_a_name_of_any_length_and_spelling_opens_nothing_of_anothers(lab: Lab, kind: str) -> None:
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator, **MANY_NAMES)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+async def test_a_name_of_any_length_and_spelling_opens_nothing_of_anothers(world: World, kind: str) -> None:
+    anna, ben = world.anna, world.ben
     if kind == "input":
         await upload(anna, png(SECRET), "annas.png")
         image = {"filename": "annas.png"}
@@ -120,16 +126,12 @@ async def test_a_name_of_any_length_and_spelling_opens_nothing_of_anothers(lab: 
 FOLDERS = (".", "", "a/..", "..", "/", "annas")
 
 
+@sharing
 @pytest.mark.parametrize("loader", ["LoadImageDataSetFromFolder", "LoadImageTextDataSetFromFolder"])
-async def test_no_folder_is_opened_whatever_says_its_name(lab: Lab, loader: str) -> None:
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator, **MANY_NAMES)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+async def test_no_folder_is_opened_whatever_says_its_name(world: World, loader: str) -> None:
+    anna, ben = world.anna, world.ben
     await upload(anna, png(SECRET), "annas.png")
-    form = aiohttp.FormData({"subfolder": "annas"})
-    form.add_field("image", png(SECRET), filename="below.png")
-    async with lab.http.post(f"{gateway.url}/upload/image", data=form, headers=anna.headers) as answer:
-        assert answer.status == 200
+    assert (await upload(anna, png(SECRET), "below.png", subfolder="annas"))[0] == 200
     for value in FOLDERS:
         text, listed = node("PrimitiveString", value=value), node("CreateList", **{"inputs.input0": ["1", 0]})
         for folder, between in (
@@ -143,10 +145,9 @@ async def test_no_folder_is_opened_whatever_says_its_name(lab: Lab, loader: str)
             assert tells(SECRET) not in told, (value, folder)
 
 
-async def test_inputs_that_open_files_without_saying_so(lab: Lab) -> None:
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+@sharing
+async def test_inputs_that_open_files_without_saying_so(world: World) -> None:
+    anna, ben = world.anna, world.ben
     await upload(anna, png(SECRET), "1234567")
     await upload(anna, sound(), "annas.wav")
     widget = {"image": "1234567", "mask": "1234567", "normal": "1234567", "recording": "", "camera_info": None}
@@ -183,10 +184,9 @@ FIELDS = (
 )
 
 
-async def test_a_format_reaches_no_insides(lab: Lab) -> None:
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+@sharing
+async def test_a_format_reaches_no_insides(world: World) -> None:
+    anna, ben = world.anna, world.ben
     await anna.entry(await anna.prompt({"1": node("PrimitiveString", value="annas-word"), "2": shown("1")}))
     values = {"values.a": ["v", 0], "values.b": 3}
     for field in FIELDS:
@@ -200,11 +200,10 @@ async def test_a_format_reaches_no_insides(lab: Lab) -> None:
     assert "x-003" in await seen(ben, {"3": plain, "4": shown("3")})
 
 
-async def test_an_expression_calls_no_methods(lab: Lab) -> None:
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator)
-    ben = caller(lab, gateway, "ben")
-    marker = lab.directory / "host.txt"
+@sharing
+async def test_an_expression_calls_no_methods(world: World) -> None:
+    ben = world.ben
+    marker = world.lab.directory / "host.txt"
     marker.write_text("host-word")
     reads = f"a.untyped_storage().from_file('{marker}', False, 9).tolist()"
 
@@ -241,14 +240,12 @@ SAVERS = [
 ]
 
 
-async def test_savers_write_nowhere_else(lab: Lab) -> None:
-    base = lab.directory / "base"
-    simulator = await lab.simulator("--base-dir", str(base))
-    gateway = await start(lab, simulator)
+@sharing
+async def test_savers_write_nowhere_else(world: World) -> None:
     for saver in SAVERS:
         prompt = {"i": IMAGE, "p": node("PrimitiveString", value="steered/x"), "s": saver}
-        await refused(caller(lab, gateway, "ben"), prompt)
-    assert not list(lab.directory.rglob("*evil*"))
+        await refused(world.ben, prompt)
+    assert not list(world.lab.directory.rglob("*evil*"))
 
 
 PLAYLISTS = [
@@ -258,17 +255,14 @@ PLAYLISTS = [
 ]
 
 
-async def test_uploads_that_name_other_files_are_refused(lab: Lab) -> None:
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+@sharing
+async def test_uploads_that_name_other_files_are_refused(world: World) -> None:
+    anna, ben = world.anna, world.ben
     await upload(anna, png(SECRET), "annas.png")
     for name, data in PLAYLISTS:
-        form = aiohttp.FormData()
-        form.add_field("image", data, filename=name)
-        async with lab.http.post(f"{gateway.url}/upload/image", data=form, headers=ben.headers) as answer:
-            assert answer.status == 400
-            assert name in await answer.text()
+        status, answer = await upload(ben, data, name)
+        assert status == 400
+        assert name in json.dumps(answer)
         # Nor is what a prompt wrote opened as a playlist.
         text = node("PrimitiveString", value=data.decode())
         entry = await ben.entry(
@@ -343,7 +337,7 @@ async def keyed(lab: Lab, gateway: GatewayProcess, name: str) -> Comfy:
 async def test_a_single_tenant_is_refused_nothing_until_it_has_company(lab: Lab) -> None:
     simulator = await lab.simulator()
     path = lab.directory / "alone.json"
-    keys = [{"name": BOSS, "key": holder_key(BOSS), "role": "admin"}]
+    keys = [{"name": BOSS, "key": key_of(BOSS), "role": "admin"}]
     path.write_text(json.dumps({"auth": {"keys": keys}, "backends": [{"url": simulator.url, "name": "b1"}]}))
     gateway = await serve(lab, path, 1)
     anna = await keyed(lab, gateway, "anna")
@@ -355,15 +349,11 @@ async def test_a_single_tenant_is_refused_nothing_until_it_has_company(lab: Lab)
     assert "save_to" in await seen(anna, EVIL)
 
 
-def holder_key(name: str) -> str:
-    return f"a-key-for-tests-of-{name}"
-
-
 async def test_before_a_backend_has_described_itself_nothing_is_let_through(lab: Lab) -> None:
     """It waits, or is answered with 503: without a catalogue nobody can say what an input opens."""
     simulator = await lab.simulator()
     await simulator.fault(lab.http, "500:/object_info")
-    gateway = await start(lab, simulator, catalogue__timeout=1.0, catalogue__refresh=0.5)
+    gateway = await start(lab, simulator, catalogue__timeout=1.0, catalogue__refresh=0.1)
     ben = caller(lab, gateway, "ben")
     prompt = {"1": node("PrimitiveString", value="x"), "2": shown("1")}
     status, answer = await ben.post("/prompt", {"prompt": prompt})
@@ -379,7 +369,7 @@ async def test_before_a_backend_has_described_itself_nothing_is_let_through(lab:
 async def test_a_backend_that_comes_back_gets_nothing_until_it_has_described_itself(lab: Lab) -> None:
     """It may have other node classes than before."""
     simulator = await lab.simulator("--without", "FailNode")
-    gateway = await start(lab, simulator, catalogue__timeout=1.0, catalogue__refresh=0.5)
+    gateway = await start(lab, simulator, catalogue__timeout=1.0, catalogue__refresh=0.1)
     ben = caller(lab, gateway, "ben")
     prompt = {"1": node("PrimitiveString", value="x"), "2": shown("1")}
     await ben.entry(await ben.prompt(prompt))
@@ -408,17 +398,16 @@ async def test_names_are_counted(lab: Lab) -> None:
     assert 429 in statuses
 
 
-async def test_errors_tell_no_path_of_the_host(lab: Lab) -> None:
+@sharing
+async def test_errors_tell_no_path_of_the_host(world: World) -> None:
     """In events, /history and /api/jobs alike; to an admin they tell it."""
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator)
     prompt = slow(1, steps=1)
     prompt["3"] = node(
         "FailNode", image=["1", 0], message="[Errno 2] No such file: '/srv/comfyui/input/annas/secret.png'"
     )
     prompt["2"]["inputs"]["images"] = ["3", 0]
     for name, is_told in ("ben", False), ("boss", True):
-        comfy = caller(lab, gateway, name)
+        comfy = caller(world.lab, world.gateway, name)
         listener = await comfy.listen("c")
         prompt_id = await comfy.prompt(prompt, "c")
         event = (await listener.next("execution_error"))["data"]
@@ -430,16 +419,15 @@ async def test_errors_tell_no_path_of_the_host(lab: Lab) -> None:
             assert "secret.png" in told
 
 
-async def test_the_letters_of_a_preview_are_worth_nothing(lab: Lab) -> None:
+@sharing
+async def test_the_letters_of_a_preview_are_worth_nothing(world: World) -> None:
     """The next prompt with the same node id gets the five letters of the one before, so its sender knows that name."""
-    simulator = await lab.simulator()
-    gateway = await start(lab, simulator)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    anna, ben = world.anna, world.ben
     hers = await made(anna, slow(ANNAS, save=False))
     bens = await made(ben, slow(2, save=False))
     assert (hers["type"], hers["filename"][:-10]) == ("temp", bens["filename"][:-10])
     assert hers["filename"] != bens["filename"]
-    async with lab.http.get(f"{gateway.url}/view", params=hers, headers=ben.headers) as answer:
+    async with ben.http.get(f"{ben.url}/view", params=hers, headers=ben.headers) as answer:
         assert answer.status == 404
     for loaded in (
         {"1": node("LoadImage", image=f"{hers['filename']} [temp]"), "2": saved("1")},

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,32 +10,21 @@ import pytest_asyncio
 
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import png, upload
-from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.security.test_isolation import SECRET, node, saved
-from tests.security.world import caller, start
+from tests.security.world import World, base_of, start_world
 from tests.workflows import slow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@dataclass
-class World:
-    """The input folder of a backend, and two tenants before it."""
-
-    inputs: Path
-    anna: Comfy
-    ben: Comfy
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(shared_lab: Lab) -> World:
     """One for all of these: each test has file names of its own."""
-    inputs = shared_lab.directory / "comfyui" / "input"
+    inputs = base_of(shared_lab) / "input"
     inputs.mkdir(parents=True)
     (inputs / "hand.png").write_bytes(png((1, 2, 3)))
-    gateway = await start(shared_lab, await shared_lab.simulator("--base-dir", str(inputs.parent)))
-    return World(inputs, caller(shared_lab, gateway, "anna"), caller(shared_lab, gateway, "ben"))
+    return await start_world(shared_lab)
 
 
 def painted(mask: Any, steps: int = 1) -> dict[str, Any]:
@@ -62,7 +49,7 @@ async def test_a_name_that_is_nobodys_yet_does_not_wait_for_an_upload(world: Wor
     await upload(world.anna, png(SECRET), name)
 
     async def is_placed() -> bool:
-        return (world.inputs / name).exists()
+        return (world.base / "input" / name).exists()
 
     await until(is_placed)
     colours = []
