@@ -34,7 +34,7 @@ def wrong_with_prefix(value: Any) -> str | None:
         return f"it may name {_MAX_FOLDERS} folders at most"
     if "\0" in value:
         return "it must not hold a NUL"
-    if value.startswith(("/", "\\")) or _DRIVE.match(value):
+    if value.startswith(("/", "\\")):
         return "it must be a path inside the output folder"
     if value and _SEPARATORS.split(value)[-1].rstrip(" .") == "":
         # get_save_image_path (folder_paths.py) measures the name before it resolves the path, finds none of the files
@@ -48,7 +48,8 @@ def wrong_with_prefix(value: Any) -> str | None:
     for part in parts:
         # A file system of Windows takes trailing dots and blanks away.
         depth += -1 if part.rstrip(" .") == "" and part.startswith("..") else 1
-        if depth < 0:
+        # Windows begins anew at a drive, wherever it stands (os.path.join).
+        if depth < 0 or _DRIVE.match(part):
             return "it must be a path inside the output folder"
     first = _first_folder(parts)
     if first in MODEL_FOLDERS:

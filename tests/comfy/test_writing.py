@@ -37,6 +37,8 @@ def test_names_inside_pass(prefix: object) -> None:
         "\\\\host\\share",
         "..\\x",
         "C:/x",
+        "a/D:x",
+        "a\\d:\\x",
         "c:x",
         ".. /x",
         "a/.. /../x",
