@@ -229,7 +229,7 @@ async def test_a_file_put_there_by_hand_is_fetched_from_where_it_is(lab: Lab, tm
 async def test_one_backends_odd_answer_spoils_nothing_of_the_others(lab: Lab) -> None:
     """Malformed classes of every kind, also under the names of the other's, and answers that are no catalogue."""
     odd, good = await lab.simulators(2)
-    gateway = await lab.gateway(odd, good, catalogue__refresh=0.1)
+    gateway = await lab.gateway(odd, good, catalogue__refresh=0.03)
     comfy, behind = Comfy(lab.http, gateway.url), Comfy(lab.http, good.url)
 
     async def asked_again() -> bool:

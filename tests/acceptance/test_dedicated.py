@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.acceptance.test_takeover import history_there
@@ -39,6 +41,16 @@ async def text_of(comfy: Comfy, path: str) -> tuple[int, str]:
         return answer.status, f"{dict(answer.headers)} {await answer.text(errors='replace')}"
 
 
+@asynccontextmanager
+async def held(lab: Lab, simulators: list[Simulator]) -> AsyncIterator[None]:
+    """Let no sampler end meanwhile, so that each prompt finds those before it on their backends."""
+    for simulator in simulators:
+        await simulator.fault(lab.http, "silent")
+    yield
+    for simulator in simulators:
+        await simulator.no_faults(lab.http)
+
+
 async def start(lab: Lab, *options: tuple[str, ...], **more: Any) -> tuple[list[Simulator], GatewayProcess]:
     """Start two backends and a gateway that dedicates the second one to anna."""
     both = options or ((), ())
@@ -51,9 +63,9 @@ async def test_prompts_go_to_a_dedicated_backend_from_its_tenants_alone(lab: Lab
     """An admin's don't either. While the shared backend is down, prompts of others wait for it."""
     simulators, gateway = await start(lab)
     anna, too, ben, boss = (caller(lab, gateway, name) for name in ("anna", "anna-too", "ben", BOSS))
-    short = {"steps": 4, "step_seconds": 0.05}
-    hers = [await each.prompt(saving(f"annas-{n}", **short)) for n, each in enumerate((anna, anna, too, too))]
-    others = [await each.prompt(saving(f"others-{n}", **short)) for n, each in enumerate((ben, ben, boss))]
+    async with held(lab, simulators):
+        hers = [await each.prompt(saving(f"annas-{n}", steps=1)) for n, each in enumerate((anna, anna, too, too))]
+        others = [await each.prompt(saving(f"others-{n}", steps=1)) for n, each in enumerate((ben, ben, boss))]
     for comfy, ids in ((anna, hers), (ben, others[:2]), (boss, others[2:])):
         for prompt_id in ids:
             assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
@@ -166,10 +178,10 @@ async def test_two_tenants_share_a_dedicated_backend(lab: Lab) -> None:
     )
     gateway = await serve(lab, config, 3)
     anna, ben, eve = (caller(lab, gateway, name) for name in ("anna", "ben", "eve"))
-    short = {"steps": 4, "step_seconds": 0.05}
-    ids = [(ben, await ben.prompt(saving(f"bens-{n}", **short))) for n in range(2)]
-    ids += [(eve, await eve.prompt(saving(f"eves-{n}", **short))) for n in range(2)]
-    ids += [(anna, await anna.prompt(saving(f"annas-{n}", **short))) for n in range(4)]
+    async with held(lab, simulators):
+        ids = [(ben, await ben.prompt(saving(f"bens-{n}", steps=1))) for n in range(2)]
+        ids += [(eve, await eve.prompt(saving(f"eves-{n}", steps=1))) for n in range(2)]
+        ids += [(anna, await anna.prompt(saving(f"annas-{n}", steps=1))) for n in range(4)]
     for comfy, prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
     found = [

@@ -88,6 +88,8 @@ def _raw(values: list[Any]) -> tuple[bytes, ...]:
 
 UPSTREAM = "22222222-2222-4333-8444-555555555555"
 _INFO = load_object_info(SimulatorOptions())
+# Beside an odd backend, a good one with some classes of each kind is enough, and a tenth of the work.
+_FEW = {name: _INFO[name] for name in ("CheckpointLoaderSimple", "CreateVideo", "KSampler", "LoadImage", "SaveImage")}
 _POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": ["*"]}}}), []).default
 _EDITION = make_edition({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
 
@@ -173,7 +175,7 @@ def object_info(data: bytes) -> None:
     again = read_object_info(read.classes)
     assert not again.dropped
     assert not again.repaired
-    for infos in ({"odd": read.classes, "good": _INFO}, {"good": _INFO, "odd": read.classes}):
+    for infos in ({"odd": read.classes, "good": _FEW}, {"good": _FEW, "odd": read.classes}):
         edition = make_edition(infos, lambda ref: ref.filename == "a.png")
         told = wire.loads(edition.body([FileRef("input", "", "own.png")]).plain)
         assert told.keys() == edition.classes.keys()

@@ -14,7 +14,15 @@ from aiohttp import web
 from tests.lab import Lab, Simulator
 
 HOP_BY_HOP = ("host", "content-length", "transfer-encoding", "connection", "date", "server")
+_Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 Hook = Callable[[web.Request, bytes], Awaitable[web.Response | None]]
+
+
+def drop(request: web.Request) -> web.Response:
+    """Reset the connection of a request: the response is never sent."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)
 
 
 class Between:
@@ -51,43 +59,75 @@ class Between:
         if own is not None:
             return own
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
-        async with self.lab.http.request(request.method, url, data=body, headers=headers) as answer:
-            told = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
-            if self.rewrite_headers is not None:
-                told = self.rewrite_headers(told)
-            data = await answer.read()
-            if is_prompt and answer.status == 200 and self.rewrite is not None:
-                data = self.rewrite(data)
-            return web.Response(status=answer.status, body=data, headers=told)
+        try:
+            async with self.lab.http.request(request.method, url, data=body, headers=headers) as answer:
+                data = await answer.read()
+        except aiohttp.ClientConnectionError:
+            # If the ComfyUI drops the connection, so does the proxy.
+            return drop(request)
+        told = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
+        if self.rewrite_headers is not None:
+            told = self.rewrite_headers(told)
+        if is_prompt and answer.status == 200 and self.rewrite is not None:
+            data = self.rewrite(data)
+        return web.Response(status=answer.status, body=data, headers=told)
 
     async def _socket(self, request: web.Request, url: str) -> web.StreamResponse:
         below = web.WebSocketResponse()
         await below.prepare(request)
         async with self.lab.http.ws_connect(url) as above:
-
-            async def up() -> None:
-                async for message in below:
-                    await above.send_str(message.data)
-
-            sending = asyncio.create_task(up())
-            async for message in above:
-                is_text = message.type is aiohttp.WSMsgType.TEXT
-                await (below.send_str(message.data) if is_text else below.send_bytes(message.data))
-            sending.cancel()
+            ways = [asyncio.create_task(_relay(below, above)), asyncio.create_task(_relay(above, below))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
         return below
+
+    async def open(self) -> None:
+        """Listen, on any port."""
+        app = web.Application(client_max_size=2**24)
+        app.router.add_route("*", "/{path:.*}", self.pass_on)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await self._listen(0)
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def _listen(self, port: int) -> None:
+        self._site = web.TCPSite(self._runner, "127.0.0.1", port)
+        await self._site.start()
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Let nobody connect meanwhile and reset all connections, as if the process had ended; its prompts go on."""
+        port = self._runner.addresses[0][1]
+        await self._site.stop()
+        assert self._runner.server is not None
+        for connection in self._runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        try:
+            yield
+        finally:
+            await self._listen(port)
+
+    async def close(self) -> None:
+        """Stop."""
+        await self._runner.cleanup()
+
+
+async def _relay(source: _Socket, sink: _Socket) -> None:
+    """Pass on what a socket says, until it is closed."""
+    async for message in source:
+        is_text = message.type is aiohttp.WSMsgType.TEXT
+        await (sink.send_str(message.data) if is_text else sink.send_bytes(message.data))
 
 
 @asynccontextmanager
 async def between(lab: Lab, simulator: Simulator) -> AsyncIterator[Between]:
     """Start such a proxy."""
     proxy = Between(lab, simulator)
-    app = web.Application(client_max_size=2**24)
-    app.router.add_route("*", "/{path:.*}", proxy.pass_on)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await proxy.open()
     try:
         yield proxy
     finally:
-        await runner.cleanup()
+        await proxy.close()
