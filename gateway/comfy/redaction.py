@@ -87,6 +87,7 @@ def _redacted(value: Any, depth: int) -> Any:
 
 # What the data of an execution_error tells in words. The rest are ids and names of classes.
 _TOLD = ("exception_message", "traceback", "current_inputs", "current_outputs", "details", "extra_info")
+_TOLD_NAMES = frozenset(_TOLD)
 
 
 def redact_error(data: dict[str, Any]) -> dict[str, Any]:
@@ -109,4 +110,4 @@ def redact_entry(entry: dict[str, Any]) -> dict[str, Any]:
 def _redacted_message(message: Any) -> Any:
     if not isinstance(message, (list, tuple)) or len(message) != 2 or not isinstance(message[1], dict):
         return message
-    return [message[0], redact_error(message[1])]
+    return message if _TOLD_NAMES.isdisjoint(message[1]) else [message[0], redact_error(message[1])]

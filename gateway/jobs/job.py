@@ -64,9 +64,9 @@ class Assignment:
 
     def translate(self, data: bytes, prompt_id: str) -> bytes:
         """Return what a backend says of the prompt in terms of the client's `prompt_id`."""
-        data = data.replace(self.upstream_id.encode(), prompt_id.encode())
-        is_marked = self.mark not in ("", self.upstream_id)
-        return data.replace(self.mark.encode(), prompt_id.encode()) if is_marked else data
+        own, mark, shown = self.upstream_id, self.mark, prompt_id.encode()
+        data = data.replace(own.encode(), shown)
+        return data if mark == own or not mark else data.replace(mark.encode(), shown)
 
 
 @dataclass(slots=True)
