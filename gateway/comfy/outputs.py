@@ -42,8 +42,8 @@ def view_path(ref: FileRef) -> str:
     return "/view?" + urlencode({"filename": ref.filename, **folder, "type": ref.kind})
 
 
-# For a file in an output, and whether the prompt made it: the name that it gets.
-NewName = Callable[[FileRef, bool], str]
+# For a file in an output, and whether the prompt made it: the folder and name that it gets.
+NewName = Callable[[FileRef, bool], FileRef]
 
 
 def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
@@ -106,7 +106,9 @@ _REPEATED = frozenset(
 
 
 def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, made: bool = True) -> Any:
-    """A copy of an output in which each file has the name that `new_name` gives it. Untouched parts are shared.
+    """A copy of an output in which each file has the folder and name that `new_name` gives it.
+
+    Untouched parts are shared. The kind of a file stays.
 
     With `bare` a list's string may be a file's name. `made` goes to `new_name`: whether the prompt made the file,
     or may only have named it.
@@ -130,9 +132,12 @@ def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, mad
     if (ref := ref_of(value)) is not None:
         for key, item in value.items():
             if key == "filename" or (isinstance(item, str) and _SIBLING.match(item)):
-                name = new_name(FileRef(ref.kind, ref.subfolder, item), made)
-                copy[key] = item if name == item else name
-    return copy if any(copy[key] is not item for key, item in value.items()) else value
+                old = FileRef(ref.kind, ref.subfolder, item)
+                new = new_name(old, made)
+                copy[key] = item if new.filename == item else new.filename
+                if key == "filename" and new.subfolder != old.subfolder:
+                    copy["subfolder"] = new.subfolder
+    return copy if len(copy) > len(value) or any(copy[key] is not item for key, item in value.items()) else value
 
 
 def _rename_bare(item: str, new_name: NewName) -> str:
@@ -148,5 +153,12 @@ def _rename_bare(item: str, new_name: NewName) -> str:
         subfolder = folder
     else:
         return item
-    renamed = new_name(FileRef(kind, subfolder, filename), False)
-    return item if renamed == filename else folder + slash + renamed + item[len(path) :]
+    old = FileRef(kind, subfolder, filename)
+    new = new_name(old, False)
+    if new == old:
+        return item
+    if new.subfolder != subfolder:
+        # What is before the subfolder is "temp/", if anything.
+        folder = folder[: len(folder) - len(subfolder)] + new.subfolder
+        slash = "/" if folder and not folder.endswith("/") else ""
+    return folder + slash + new.filename + item[len(path) :]

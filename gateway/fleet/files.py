@@ -20,14 +20,14 @@ from gateway.fleet.placements import spelled_alike
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Where a file is: the backend, and the file's name there (its folder is the same).
+    """Where a file is: the backend, and the file's name there.
 
     `etag` is what to know it by there (see etags.py), None while the job that writes it goes on; `before` is what it
     was until that began.
     """
 
     backend: str
-    filename: str
+    there: FileRef
     etag: str | None = UNTOLD
     before: str = UNTOLD
 
@@ -64,7 +64,7 @@ class FileIndex:
 
     def __init__(self) -> None:
         self._files: dict[tuple[str, FileRef], Holder | Upload] = {}
-        self._names: dict[tuple[str, str, FileRef], str] = {}
+        self._names: dict[tuple[str, str, FileRef], FileRef] = {}
         self._tenants: dict[tuple[str, FileRef], tuple[str, ...]] = {}
         self._first: dict[FileRef, Holder | Upload] = {}
         self._uploads: dict[str, dict[FileRef, Upload]] = {}
@@ -82,7 +82,7 @@ class FileIndex:
 
     def claim(
         self, tenant: str, backend: str, ref: FileRef, origin: Origin = Origin.WROTE, etag: str | None = None
-    ) -> tuple[str, bool]:
+    ) -> tuple[FileRef, bool]:
         """The tenant's name for a file that `backend` calls `ref`, and whether that is news.
 
         A file that its job only names does not become the tenant's if it is another's. Neither does one out of
@@ -93,32 +93,32 @@ class FileIndex:
         known = self._names.get((tenant, *key))
         if known is not None:
             if origin is Origin.WROTE:
-                self._know(tenant, FileRef(ref.kind, ref.subfolder, known), None)
+                self._know(tenant, known, None)
             return known, False
         others = set(self.others(tenant, backend, ref).values())
-        name = self._free_name(tenant, backend, ref)
+        visible = self._free_name(tenant, backend, ref)
         if (others - {GONE} and origin is Origin.NAMED) or (others and origin is Origin.EARLIER and key in self._anew):
-            return name, False
+            return visible, False
         if others and (origin is Origin.EARLIER or etag == CACHED):
             # It is the same file as theirs, whatever lies there by now; unless one of them only named it, too.
             etag = others.pop() if len(others) == 1 else GONE
-        self._put(tenant, FileRef(ref.kind, ref.subfolder, name), Holder(backend, ref.filename, etag))
-        return name, True
+        self._put(tenant, visible, Holder(backend, ref, etag))
+        return visible, True
 
     def others(self, tenant: str, backend: str, ref: FileRef) -> Mapping[str, str | None]:
         """What the other tenants that have a file of a backend know it by."""
         owners = self._tenants.get((backend, ref), ())
         return {owner: self._held(owner, backend, ref).etag for owner in owners if owner != tenant}
 
-    def _free_name(self, tenant: str, backend: str, ref: FileRef) -> str:
-        name, attempt = ref.filename, 0
-        while (tenant, FileRef(ref.kind, ref.subfolder, name)) in self._files:
+    def _free_name(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
+        name, attempt = ref, 0
+        while (tenant, name) in self._files:
             attempt += 1
-            name = marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}")
+            name = replace(ref, filename=marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}"))
         return name
 
     def _held(self, tenant: str, backend: str, ref: FileRef) -> Holder:
-        held = self._files[tenant, FileRef(ref.kind, ref.subfolder, self._names[tenant, backend, ref])]
+        held = self._files[tenant, self._names[tenant, backend, ref]]
         assert isinstance(held, Holder)
         return held
 
@@ -139,16 +139,16 @@ class FileIndex:
 
     def know(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
         """From now on that is what to know a file by. False if it is not the tenant's."""
-        name = self._names.get((tenant, backend, ref))
-        if name is not None:
-            self._know(tenant, FileRef(ref.kind, ref.subfolder, name), etag)
-        return name is not None
+        visible = self._names.get((tenant, backend, ref))
+        if visible is not None:
+            self._know(tenant, visible, etag)
+        return visible is not None
 
     def restore(self, tenant: str, visible: FileRef, holder: Holder, is_anew: bool = False) -> None:
         """Put back what an earlier run remembered."""
         self._put(tenant, visible, holder)
         if is_anew:
-            self._anew.add((holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)))
+            self._anew.add((holder.backend, holder.there))
 
     def is_anew(self, backend: str, ref: FileRef) -> bool:
         """Whether what a backend calls so was another's before."""
@@ -157,9 +157,9 @@ class FileIndex:
     def _put(self, tenant: str, visible: FileRef, holder: Holder) -> None:
         self._files[tenant, visible] = holder
         self._first.setdefault(visible, holder)
-        there = FileRef(visible.kind, visible.subfolder, holder.filename)
-        self._names[tenant, holder.backend, there] = visible.filename
-        self._tenants[holder.backend, there] = (*self._tenants.get((holder.backend, there), ()), tenant)
+        self._names[tenant, holder.backend, holder.there] = visible
+        at = (holder.backend, holder.there)
+        self._tenants[at] = (*self._tenants.get(at, ()), tenant)
         made = self._made.setdefault(tenant, {})
         self._made_count += visible not in made
         made[visible] = None
@@ -177,19 +177,18 @@ class FileIndex:
             for visible in list(islice(self._made[tenant], min(excess, TRIM_BATCH))):
                 held = self._files.pop((tenant, visible))
                 assert isinstance(held, Holder)
-                there = FileRef(visible.kind, visible.subfolder, held.filename)
-                self._forget(tenant, held.backend, there)
-                if (held.backend, there) not in self._tenants:
-                    self._anew.discard((held.backend, there))
+                self._forget(tenant, held.backend, held.there)
+                if (held.backend, held.there) not in self._tenants:
+                    self._anew.discard((held.backend, held.there))
                 if self._first.get(visible) is held:
                     del self._first[visible]
                 gone.append((tenant, visible))
         return gone
 
-    def _forget(self, tenant: str, backend: str, there: FileRef) -> str | None:
+    def _forget(self, tenant: str, backend: str, there: FileRef) -> FileRef | None:
         """A file is not the tenant's any more; returns what the tenant called it."""
-        name = self._names.pop((tenant, backend, there), None)
-        if name is not None and self._made[tenant].pop(FileRef(there.kind, there.subfolder, name), _MISSING) is None:
+        visible = self._names.pop((tenant, backend, there), None)
+        if visible is not None and self._made[tenant].pop(visible, _MISSING) is None:
             self._made_count -= 1
             if not self._made[tenant]:
                 del self._made[tenant]
@@ -198,7 +197,7 @@ class FileIndex:
             self._tenants[backend, there] = left
         else:
             self._tenants.pop((backend, there), None)
-        return name
+        return visible
 
     def replaced(self, tenant: str, backend: str, ref: FileRef, *, proven: bool = True) -> list[tuple[str, FileRef]]:
         """A prompt of the tenant's wrote this file: what others know by that name is gone, and it is not theirs.
@@ -208,9 +207,8 @@ class FileIndex:
         """
         gone = []
         for other, etag in self.others(tenant, backend, ref).items():
-            if (not proven and etag != UNTOLD) or (name := self._forget(other, backend, ref)) is None:
+            if (not proven and etag != UNTOLD) or (visible := self._forget(other, backend, ref)) is None:
                 continue
-            visible = FileRef(ref.kind, ref.subfolder, name)
             if (holder := self._files.pop((other, visible), None)) is not None and self._first.get(visible) is holder:
                 del self._first[visible]
             gone.append((other, visible))
@@ -237,7 +235,7 @@ class FileIndex:
         """From now on the name means these bytes."""
         before = self._files.get((tenant, ref))
         if isinstance(before, Holder):
-            self._forget(tenant, before.backend, FileRef(ref.kind, ref.subfolder, before.filename))
+            self._forget(tenant, before.backend, before.there)
         if ref not in self._uploads.get(tenant, _NONE):
             for name in _name_and_folders(ref):
                 self._owners.setdefault(name, Counter())[tenant] += 1

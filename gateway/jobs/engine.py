@@ -166,7 +166,9 @@ class Engine:
         """Read the journal: files, history, open jobs. What became of those is found out when backends connect."""
         for file in await self._store.files():
             visible = FileRef(file.kind, file.subfolder, file.filename)
-            self.files.restore(file.tenant, visible, Holder(file.backend, file.upstream, file.etag), bool(file.anew))
+            folder = file.subfolder if file.upstream_subfolder is None else file.upstream_subfolder
+            there = FileRef(file.kind, folder, file.upstream)
+            self.files.restore(file.tenant, visible, Holder(file.backend, there, file.etag), bool(file.anew))
         for placed in await self._store.placements():
             ref = FileRef(placed.kind, placed.subfolder, placed.filename)
             wanted = FileRef(placed.kind, placed.subfolder, placed.wanted)

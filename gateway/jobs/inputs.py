@@ -182,16 +182,13 @@ class Inputs:
                 self.uploads.use(found.digest)
                 return await self.placer.ensure(backend, ref, found, judged=judged)
             case Holder():
-                assert ref is not None
-                return await self._from_owner(tenant, found, ref, backend, judged)
+                return await self._from_owner(tenant, found, backend, judged)
         # A text that ends like a file's name is most likely a text.
         may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
-    async def _from_owner(
-        self, tenant: str, holder: Holder, visible: FileRef, backend: Backend, judged: bool
-    ) -> FileRef:
-        owner, ref = holder.backend, FileRef(visible.kind, visible.subfolder, holder.filename)
+    async def _from_owner(self, tenant: str, holder: Holder, backend: Backend, judged: bool) -> FileRef:
+        owner, ref = holder.backend, holder.there
         if owner == backend.name and self.sight(tenant) is Sight.ALL:
             return ref
         # A copy also where it lies: while the prompt is pending, another's may take the name.

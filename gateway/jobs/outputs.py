@@ -105,11 +105,11 @@ class Outputs:
         wanted: dict[FileRef, bool] = {}
         cached, status = _cached(entry.get("status")), entry.get("status")
 
-        def note(ref: FileRef, is_made: bool, node_id: str) -> str:
+        def note(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
             held, is_new = self._files.held(job.tenant, backend.name, ref), node_id not in cached
             if self._is_one(ref) and ((is_made and is_new) or held is None or not held.is_known):
                 wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
-            return ref.filename
+            return ref
 
         def judge(ref: FileRef, answer: Answer) -> etags.Found:
             held = self._files.held(job.tenant, backend.name, ref)
@@ -138,8 +138,8 @@ class Outputs:
             match self._files.find(job.tenant, ref):
                 case Upload(digest):
                     placed.append(self._placements.find(backend, ref, digest))
-                case Holder(owner, filename):
-                    copy = copy_of(FileRef(ref.kind, ref.subfolder, filename), owner)
+                case Holder(owner, there):
+                    copy = copy_of(there, owner)
                     placed.append(self._placements.find(backend, copy, self._placements.digest_at(backend, copy) or ""))
         return {each.etag.removeprefix("W/") for each in placed if each is not None and each.etag}
 
@@ -159,7 +159,7 @@ class Outputs:
         cached = _cached(entry.get("status"))
         fresh: list[FileRecord | FileRemoval] = []
 
-        def name(ref: FileRef, is_made: bool, node_id: str) -> str:
+        def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
             return self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
 
         renamed = _each(entry.get("outputs"), name)
@@ -174,7 +174,7 @@ class Outputs:
         """
         fresh: list[FileRecord | FileRemoval] = []
 
-        def name(ref: FileRef, is_made: bool, _: str) -> str:
+        def name(ref: FileRef, is_made: bool, _: str) -> FileRef:
             return self._name(job, backend, ref, is_made, ran, fresh, None)
 
         renamed = _each({"": output}, name)[""]
@@ -203,13 +203,13 @@ class Outputs:
         ran: bool,
         fresh: list[FileRecord | FileRemoval],
         found: etags.Found | None,
-    ) -> str:
+    ) -> FileRef:
         """The tenant's name for a file; what is to be remembered for ever goes into `fresh`."""
         if self._is_upload(ref):
             # An upload is not made one's own by a node that shows it.
             return self._uploaded_as(job.tenant, backend, ref)
         if not self._is_one(ref):
-            return ref.filename
+            return ref
         if found is None and self._sight(job.tenant) is Sight.ALL:
             found = etags.Found(etags.UNTOLD, is_new=True)
         origin, etag = _origin(is_made, ran), found.etag if found is not None else None
@@ -243,22 +243,33 @@ class Outputs:
         is_own, is_theirs = (any(each and etags.are_same(etag, each) for each in known) for known in (own, others))
         return is_theirs and not is_own
 
-    def _record(self, tenant: str, backend: str, ref: FileRef, visible: str) -> FileRecord:
+    def _record(self, tenant: str, backend: str, ref: FileRef, visible: FileRef) -> FileRecord:
         held, is_anew = self._files.held(tenant, backend, ref), self._files.is_anew(backend, ref)
         etag = held.etag if held is not None else None
         now = int(time.time() * 1000)
-        return FileRecord(tenant, ref.kind, ref.subfolder, visible, backend, ref.filename, etag, int(is_anew), now)
+        return FileRecord(
+            tenant,
+            visible.kind,
+            visible.subfolder,
+            visible.filename,
+            backend,
+            ref.filename,
+            etag,
+            int(is_anew),
+            now,
+            None if ref.subfolder == visible.subfolder else ref.subfolder,
+        )
 
     def _is_upload(self, ref: FileRef) -> bool:
         return ref.kind == "input" and self._placements.is_name(ref)
 
-    def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> str:
+    def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
         """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
         digest = self._placements.digest_at(backend, ref)
         for own, upload in self._files.uploads(tenant).items():
             if upload.digest == digest and (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
-                return own.filename
-        return ref.filename
+                return own
+        return ref
 
 
 def _origin(is_made: bool, ran: bool) -> Origin:
@@ -267,17 +278,17 @@ def _origin(is_made: bool, ran: bool) -> Origin:
     return Origin.WROTE if ran else Origin.EARLIER
 
 
-def _each(outputs: Any, new_name: Callable[[FileRef, bool, str], str]) -> Any:
+def _each(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef]) -> Any:
     """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
 
     Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
     """
     left = etags.MOST
 
-    def name(ref: FileRef, is_made: bool, node_id: str) -> str:
+    def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
         nonlocal left
         left -= 1
-        return new_name(ref, is_made, node_id) if left >= 0 else ref.filename
+        return new_name(ref, is_made, node_id) if left >= 0 else ref
 
     if not isinstance(outputs, dict):
         return rename(outputs, lambda ref, is_made: name(ref, is_made, ""))

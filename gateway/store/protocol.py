@@ -98,7 +98,8 @@ class FileRecord:
     """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend.
 
     `etag` is what it is known by there, None while that is not known; `anew` is 1 if what the backend calls so was
-    another's before. `made_at` is when it was last told of (milliseconds since 1970).
+    another's before. `made_at` is when it was last told of (milliseconds since 1970). `upstream_subfolder` is its
+    folder there, None if that is `subfolder`.
     """
 
     tenant: str
@@ -110,6 +111,7 @@ class FileRecord:
     etag: str | None = ""
     anew: int = 0
     made_at: int = 0
+    upstream_subfolder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

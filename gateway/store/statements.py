@@ -39,7 +39,7 @@ _PUT_HISTORY = """INSERT OR REPLACE INTO history
 (tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary, entry)
 VALUES (?,?,?,?,?,?,?,?,?,?)"""
 _DROP_HISTORY = "DELETE FROM history WHERE tenant=? AND prompt_id=?"
-_PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?)"
+_PUT_FILE = "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?,?)"
 _DROP_FILE = "DELETE FROM files WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"
 _PUT_UPLOAD = "INSERT OR REPLACE INTO uploads VALUES (?,?,?,?,?,?,?)"
 _DROP_UPLOAD = "DELETE FROM uploads WHERE tenant=? AND kind=? AND subfolder=? AND filename=?"

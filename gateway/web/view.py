@@ -117,14 +117,13 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
     """A file that the ledger knows for the caller's; None for any other, whatever name it has by now."""
     gateway, identity = parts(request), whose(request)
     match _find(gateway, identity, ref):
-        case Holder(name, filename) as holder:
+        case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None:
                 return _unavailable(name, "not configured any more")
             # An admin who asks as a tenant sees what is there, too.
             if _is_closed(gateway, caller(request), name):
                 return problem(404, "file_closed", "This file can't be had any more", _CLOSED)
-            there = FileRef(ref.kind, ref.subfolder, filename)
             return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, there, holder))
         case Upload() as upload:
             return await _from_uploads(request, ref, upload, path)
@@ -232,13 +231,12 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
         case Upload() as upload:
             may_hold = _may_hold(gateway, identity, ref, upload)
             return *await gateway.engine.placer.somewhere(ref, upload, may_hold), UNTOLD
-        case Holder(name, filename) as holder:
+        case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if _is_closed(gateway, identity, name):
                 raise FileMissing(_CLOSED)
             if backend is None or not backend.pulse.alive:
                 raise Unreachable(f"backend '{name}' that has it is down")
-            there = FileRef(ref.kind, ref.subfolder, filename)
             return backend, there, _expected(gateway, identity, there, holder)
     if not _may_look_around(identity):
         return None

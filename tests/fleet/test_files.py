@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,15 +14,19 @@ from gateway.fleet.files import FileIndex, Holder, Origin, Upload, marked
 REF = FileRef("output", "", "ComfyUI_00001_.png")
 
 
+def named(filename: str) -> FileRef:
+    return FileRef("output", "", filename)
+
+
 def test_the_first_keeps_its_name_and_one_that_collides_is_marked() -> None:
     files = FileIndex()
-    assert files.claim("t", "b1", REF) == ("ComfyUI_00001_.png", True)
-    assert files.claim("t", "b2", REF) == ("ComfyUI_00001_~b2.png", True)
-    assert files.claim("t", "b2", REF) == ("ComfyUI_00001_~b2.png", False)
-    assert files.claim("other", "b2", REF) == ("ComfyUI_00001_.png", True)
-    assert files.find("t", REF) == Holder("b1", "ComfyUI_00001_.png", None)
-    assert files.find("t", FileRef("output", "", "ComfyUI_00001_~b2.png")) == Holder("b2", "ComfyUI_00001_.png", None)
-    assert files.find("other", REF) == Holder("b2", "ComfyUI_00001_.png", None)
+    assert files.claim("t", "b1", REF) == (named("ComfyUI_00001_.png"), True)
+    assert files.claim("t", "b2", REF) == (named("ComfyUI_00001_~b2.png"), True)
+    assert files.claim("t", "b2", REF) == (named("ComfyUI_00001_~b2.png"), False)
+    assert files.claim("other", "b2", REF) == (named("ComfyUI_00001_.png"), True)
+    assert files.find("t", REF) == Holder("b1", REF, None)
+    assert files.find("t", FileRef("output", "", "ComfyUI_00001_~b2.png")) == Holder("b2", REF, None)
+    assert files.find("other", REF) == Holder("b2", REF, None)
     assert files.find("third", REF) is None
 
 
@@ -28,15 +34,15 @@ def test_a_file_that_is_really_called_so() -> None:
     files = FileIndex()
     files.claim("t", "b1", FileRef("output", "", "x~b2.png"))
     files.claim("t", "b1", FileRef("output", "", "x.png"))
-    assert files.claim("t", "b2", FileRef("output", "", "x.png"))[0] == "x~b2-2.png"
+    assert files.claim("t", "b2", FileRef("output", "", "x.png"))[0] == named("x~b2-2.png")
 
 
 def test_a_file_that_is_only_named_stays_its_owners() -> None:
     files = FileIndex()
-    assert files.claim("t", "b1", REF, Origin.NAMED) == (REF.filename, True)
-    assert files.claim("thief", "b1", REF, Origin.NAMED) == (REF.filename, False)
+    assert files.claim("t", "b1", REF, Origin.NAMED) == (REF, True)
+    assert files.claim("thief", "b1", REF, Origin.NAMED) == (REF, False)
     assert files.find("thief", REF) is None
-    assert files.claim("twin", "b1", REF, Origin.EARLIER) == (REF.filename, True)
+    assert files.claim("twin", "b1", REF, Origin.EARLIER) == (REF, True)
 
 
 def test_a_file_that_was_written_anew_is_its_writers_alone() -> None:
@@ -45,23 +51,23 @@ def test_a_file_that_was_written_anew_is_its_writers_alone() -> None:
         files.claim(tenant, "b1", REF)
     assert files.replaced("u", "b1", REF) == [("t", REF)]
     assert files.replaced("u", "b1", REF) == []
-    assert (files.find("t", REF), files.find("u", REF)) == (None, Holder("b1", REF.filename, None))
-    assert files.claim("t", "b2", REF) == (REF.filename, True)
+    assert (files.find("t", REF), files.find("u", REF)) == (None, Holder("b1", REF, None))
+    assert files.claim("t", "b2", REF) == (REF, True)
 
 
 def test_a_file_is_known_by_its_etag_until_it_is_written_again() -> None:
     files = FileIndex()
     assert (files.held("t", "b1", REF), files.know("t", "b1", REF, "e1")) == (None, False)
     files.claim("t", "b1", REF)
-    assert files.held("t", "b1", REF) == Holder("b1", REF.filename, None)
+    assert files.held("t", "b1", REF) == Holder("b1", REF, None)
     assert files.know("t", "b1", REF, "e1")
     files.claim("t", "b1", REF, Origin.EARLIER)
-    assert (files.find("t", REF), files.find_any(REF)) == (Holder("b1", REF.filename, "e1"),) * 2
+    assert (files.find("t", REF), files.find_any(REF)) == (Holder("b1", REF, "e1"),) * 2
     for _ in range(2):
         files.claim("t", "b1", REF, Origin.WROTE)
-        assert files.held("t", "b1", REF) == Holder("b1", REF.filename, None, before="e1")
+        assert files.held("t", "b1", REF) == Holder("b1", REF, None, before="e1")
     files.know("t", "b1", REF, "e2")
-    assert files.held("t", "b1", REF) == Holder("b1", REF.filename, "e2")
+    assert files.held("t", "b1", REF) == Holder("b1", REF, "e2")
 
 
 def test_the_caches_file_is_what_it_was_for_others() -> None:
@@ -109,11 +115,11 @@ def test_what_the_cache_means_is_nobodys_once_its_name_was_given_anew() -> None:
     files.claim("u", "b1", REF)
     assert files.is_anew("b1", REF)
     again = FileIndex()
-    again.restore("u", REF, Holder("b1", REF.filename, "e2"), is_anew=True)
+    again.restore("u", REF, Holder("b1", REF, "e2"), is_anew=True)
     for index in (files, again):
-        assert index.claim("t", "b1", REF, Origin.EARLIER) == (REF.filename, False)
+        assert index.claim("t", "b1", REF, Origin.EARLIER) == (REF, False)
         assert index.find("t", REF) is None
-        assert index.claim("u", "b1", REF, Origin.EARLIER) == (REF.filename, False)
+        assert index.claim("u", "b1", REF, Origin.EARLIER) == (REF, False)
         assert index.find("u", REF) is not None
 
 
@@ -121,7 +127,7 @@ def test_a_name_that_leads_nowhere_is_not_one_that_leads_elsewhere() -> None:
     files = FileIndex()
     files.claim("t", "b2", REF)
     files.claim("u", "b1", REF)
-    assert files.claim("t", "b1", REF, Origin.NAMED) == ("ComfyUI_00001_~b1.png", False)
+    assert files.claim("t", "b1", REF, Origin.NAMED) == (named("ComfyUI_00001_~b1.png"), False)
     assert files.find("t", FileRef("output", "", "ComfyUI_00001_~b1.png")) is None
 
 
@@ -147,10 +153,9 @@ def test_names_are_unique_in_a_tenant_and_lead_back(claims: list[tuple[str, str,
     given_names: dict[tuple[str, FileRef], tuple[str, FileRef]] = {}
     for tenant, backend, kind, subfolder, filename in claims:
         ref = FileRef(kind, subfolder, filename)
-        name, _ = files.claim(tenant, backend, ref)
-        visible = FileRef(kind, subfolder, name)
+        visible, _ = files.claim(tenant, backend, ref)
         assert given_names.setdefault((tenant, visible), (backend, ref)) == (backend, ref)
-        assert files.find(tenant, visible) == Holder(backend, filename, None)
+        assert files.find(tenant, visible) == Holder(backend, ref, None)
 
 
 def test_outputs_are_renamed_however_deep() -> None:
@@ -160,11 +165,26 @@ def test_outputs_are_renamed_however_deep() -> None:
         "text": ["a.png"],
         "animated": [True],
     }
-    renamed = rename(output, lambda ref, _: "new-" + ref.filename)
+    renamed = rename(output, lambda ref, _: replace(ref, filename=f"new-{ref.filename}"))
     assert renamed["images"][0]["filename"] == "new-a.png"
     assert renamed["gifs"][0]["nested"]["list"][0] == {"filename": "new-b.mp4", "format": "video/mp4"}
     assert renamed["text"] == ["a.png"]
-    assert rename(output, lambda ref, _: ref.filename) is output
+    assert rename(output, lambda ref, _: ref) is output
+
+
+def test_outputs_are_moved_to_other_folders() -> None:
+    output = {
+        "images": [{"filename": "a.png", "subfolder": "o/secret/f", "type": "output"}, {"filename": "b.png"}],
+        "result": ["o/secret/f/3d/mesh.glb [output]", "o/secret/f/mesh.glb", "temp/deep/bg_1.png", "bare.glb"],
+    }
+
+    def moved(ref: FileRef, _: bool) -> FileRef:
+        folder = ref.subfolder.removeprefix("o/secret/f").removeprefix("/")
+        return FileRef(ref.kind, folder if ref.filename != "bare.glb" else "into", ref.filename)
+
+    renamed = rename(output, moved)
+    assert renamed["images"] == [{"filename": "a.png", "subfolder": "", "type": "output"}, {"filename": "b.png"}]
+    assert renamed["result"] == ["3d/mesh.glb [output]", "mesh.glb", "temp/deep/bg_1.png", "into/bare.glb"]
 
 
 def numbered(n: int) -> FileRef:
@@ -180,7 +200,7 @@ def test_of_whoever_has_most_the_oldest_are_forgotten() -> None:
     assert files.trim(6, lambda _: True) == []
     assert files.trim(4, lambda _: True) == [("many", numbered(1)), ("many", numbered(2))]
     assert [files.find("many", numbered(n)) is not None for n in range(5)] == [True, False, False, True, True]
-    assert files.claim("other", "b1", numbered(1), Origin.NAMED) == ("1.png", True), "nobody's any more"
+    assert files.claim("other", "b1", numbered(1), Origin.NAMED) == (named("1.png"), True), "nobody's any more"
     assert files.trim(0, lambda tenant: tenant == "few") == [("few", numbered(9))]
     assert files.find_any(numbered(9)) is None
     assert (files.find("few", numbered(9)), len(files)) == (None, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,8 +45,8 @@ def test_an_upload_and_an_output_never_share_a_name() -> None:
     ref = files.allot("t", output, A.digest, overwrite=False)
     assert ref.filename == "x (1).png"
     files.put_upload("t", ref, A)
-    assert files.claim("t", "b1", ref) == ("x (1)~b1.png", True)
-    assert files.find("t", output) == Holder("b1", "x.png", None)
+    assert files.claim("t", "b1", ref) == (FileRef("output", "", "x (1)~b1.png"), True)
+    assert files.find("t", output) == Holder("b1", FileRef("output", "", "x.png"), None)
 
 
 def test_a_placed_name_is_somebodys_in_every_spelling() -> None:
@@ -99,10 +100,10 @@ def test_each_tenants_lists_offer_its_own() -> None:
 def test_files_in_outputs_of_all_kinds() -> None:
     seen: list[FileRef] = []
 
-    def name(ref: FileRef, made: bool) -> str:
+    def name(ref: FileRef, made: bool) -> FileRef:
         seen.append(ref)
         assert made is not (ref.filename in ("mesh.glb", "other.obj", "bg_1.png", "told.png"))
-        return f"new-{ref.filename}"
+        return replace(ref, filename=f"new-{ref.filename}")
 
     output = {
         "gifs": [{"filename": "a.mp4", "subfolder": "v", "type": "temp", "workflow": "a.png", "format": "video/h264"}],
@@ -119,7 +120,7 @@ def test_files_in_outputs_of_all_kinds() -> None:
     assert FileRef("temp", "v", "a.png") in seen
     assert FileRef("temp", "", "bg_1.png") in seen
     assert FileRef("output", "3d", "other.obj") in seen
-    assert rename(output, lambda ref, _: ref.filename) is output
+    assert rename(output, lambda ref, _: ref) is output
 
 
 def test_lists_of_folders_and_latents_show_a_tenant_its_own() -> None:

@@ -156,7 +156,7 @@ def event(data: bytes) -> None:
             continue
         assert found.ends_prompt in (True, False)
         frame = events.frame_of(found, "p", found.raw)
-        rename(found.data.get("output"), lambda ref, made: ref.filename)
+        rename(found.data.get("output"), lambda ref, made: ref)
         for interleave in (True, False):
             sequencer, outbox = Sequencer(interleave=interleave), Outbox(1 << 12)
             for each in (Frame(Kind.LIFECYCLE, b"{}", "other"), frame, events.end_frame("other"), frame):

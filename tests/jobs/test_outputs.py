@@ -11,9 +11,9 @@ def test_of_a_million_files_that_a_node_tells_of_most_keep_their_names() -> None
     """Each costs memory for ever, a row, and a question to the backend, whether it is there or not."""
     asked: list[str] = []
 
-    def name(ref: FileRef, is_made: bool, node_id: str) -> str:
+    def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
         asked.append(node_id)
-        return "x"
+        return FileRef(ref.kind, ref.subfolder, "x")
 
     half = {"images": [{"filename": "a.png"}] * (MOST // 2 + 1)}
     renamed = _each({"1": half, "2": half}, name)

@@ -42,6 +42,7 @@ def journal_of(version: int, directory: Path) -> None:
         entry = (None, "t", f"ended{n}", "b1", f"ended{n}", n, "success", None, None, b"{}", zlib.compress(b"entry"))
         connection.execute("INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,?,?)", entry)
     more = ", 'e', 1, 7" if version >= 6 else ""
+    more += ", 'o/s/f'" if version >= 8 else ""
     connection.execute(f"INSERT INTO files VALUES ('t', 'output', '', 'x.png', 'b1', 'x.png'{more})")
     if version >= 2:
         connection.execute("INSERT INTO uploads VALUES ('t', 'input', '', 'u.png', 'aa', 3, 7)")
@@ -71,7 +72,9 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         assert {(job.mark, job.given_up) for job in jobs} == {("m" if version >= 7 else "", b"[]")}
         assert [ended.prompt_id for ended in await store.history()] == ["ended0", "ended1"]
         assert await store.history_entry("t", "ended1") == b"entry"
-        file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *(("e", 1, 7) if version >= 6 else ("", 0, 0)))
+        known_by = ("e", 1, 7) if version >= 6 else ("", 0, 0)
+        folder = "o/s/f" if version >= 8 else None
+        file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *known_by, folder)
         assert await store.files() == [file]
         known = version >= 2
         assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7)] * known
@@ -90,15 +93,18 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
 
 async def test_a_migration_that_stops_half_way_is_done_again(tmp_path: Path) -> None:
     """Each version is a transaction: the file is of one version or of the next."""
-    journal_of(LATEST - 1, tmp_path / "data")
+    changes = {number: re.findall(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", script) for number, script in migrations()}
+    # The latest one of several changes: the last change fails, and the others must be undone.
+    version = max(number for number, added in changes.items() if len(added) > 1)
+    journal_of(version - 1, tmp_path / "data")
     connection = sqlite3.connect(tmp_path / "data" / FILE_NAME)
-    added = re.findall(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", migrations()[-1][1])
+    added = changes[version]
     table, column = added[-1]
     connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     connection.commit()
     with pytest.raises(StoreError, match="can't be opened"):
         await SqliteStore(tmp_path / "data").open()
-    assert connection.execute("PRAGMA user_version").fetchone() == (LATEST - 1,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (version - 1,)
     assert added[0][1] not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
     connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     connection.close()
