@@ -1,0 +1,73 @@
+"""Names that nobody can guess, for the folders and nodes of isolated tenants on shared backends. Pure.
+
+Each name is a keyed hash of its tenant and its purpose, so it needs no record: the same key gives the same name again.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+
+from gateway.comfy.outputs import FileRef
+
+# A key has 256 bits, a folder's name 128. A node's id has 96: it must look like no folder.
+KEY_SIZE = 32
+_FOLDER_DIGITS = 32
+_NODE_DIGITS = 24
+# A separator as Linux and Windows write it, also inside JSON and in an address.
+_SEPARATOR = r"(?:/|\\{1,2}|%2[Ff]|%5[Cc])"
+# A secret folder, with the folder in it that keeps files from lying directly in the secret one. Nothing is said of the
+# character before it: in JSON that may be the "n" of a line's end.
+SECRET_FOLDER = rf"[uo]{_SEPARATOR}[0-9a-f]{{{_FOLDER_DIGITS}}}({_SEPARATOR}f)?"
+_IN_TEXT = re.compile(SECRET_FOLDER)
+_IN_BYTES = re.compile(SECRET_FOLDER.encode())
+
+
+class SecretNames:
+    """The names that one key gives.
+
+    Args:
+        key: `KEY_SIZE` random bytes, which no client and no backend ever sees. Files can be found by their names for
+            as long as it is kept.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < KEY_SIZE:
+            raise ValueError(f"the key of secret names needs {KEY_SIZE} bytes, not {len(key)}")
+        self._key = key
+
+    def output_folder(self, tenant: str, digest: bytes) -> str:
+        """Return the folder below output/ for what one saver of a tenant writes.
+
+        Args:
+            digest: the digest of the part of the graph that the saver depends on (`gateway.comfy.subgraph`).
+        """
+        return f"o/{self._name(b'output', tenant.encode('utf-8', 'surrogatepass'), digest)[:_FOLDER_DIGITS]}/f"
+
+    def upload_folder(self, tenant: str, ref: FileRef) -> str:
+        """Return the folder below input/ for one upload of a tenant, by the name that the tenant gave the upload.
+
+        An upload that replaces another of its name lies in the same folder.
+        """
+        parts = (part.encode("utf-8", "surrogatepass") for part in (tenant, ref.kind, ref.subfolder, ref.filename))
+        return f"u/{self._name(b'upload', *parts)[:_FOLDER_DIGITS]}/f"
+
+    def added_node(self, tenant: str, digest: bytes, role: str) -> str:
+        """Return the id of a node that the gateway adds to a tenant's prompt.
+
+        Args:
+            digest: the digest of the part of the graph for which the node is added.
+            role: the node's purpose there.
+        """
+        parts = (tenant.encode("utf-8", "surrogatepass"), digest, role.encode("utf-8", "surrogatepass"))
+        return f"g{self._name(b'node', *parts)[:_NODE_DIGITS]}"
+
+    def _name(self, *parts: bytes) -> str:
+        """Return a keyed hash of some parts. Each has its length before it, so no other parts read the same."""
+        message = b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])
+        return hmac.digest(self._key, message, "sha256").hex()
+
+
+def holds_secret(text: str | bytes) -> bool:
+    """Return True if a text, or bytes of one, may hold the name of a secret folder."""
+    return (_IN_TEXT.search(text) if isinstance(text, str) else _IN_BYTES.search(text)) is not None
