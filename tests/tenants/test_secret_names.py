@@ -86,7 +86,14 @@ def test_secret_folders_are_found(before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [json.dumps, quote, lambda folder: folder.replace("/", "\\"), lambda folder: quote(folder, safe="").lower()]
+    "made",
+    [
+        json.dumps,
+        quote,
+        lambda folder: quote(folder, safe="").lower(),
+        lambda folder: folder.replace("/", "\\"),
+        lambda folder: quote(folder.replace("/", "\\")),
+    ],
 )
 def test_secret_folders_are_found_as_windows_json_and_addresses_spell_them(made: Callable[[str], str]) -> None:
     for folder in (NAMES.output_folder("anna", DIGEST), NAMES.upload_folder("anna", REF)):
