@@ -38,7 +38,12 @@ _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
 _TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.FILE, Kind.FILES})
 _SCALARS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 _NUMBERS: frozenset[type] = frozenset({int, float, bool})
-_NAMING = frozenset({Kind.OUTPUT_PREFIX, Kind.MODEL_PREFIX, Kind.UNCHECKED_PREFIX, Kind.MODEL})
+# The value decides where below output/ the class writes.
+_STEERING = frozenset({Kind.OUTPUT_PREFIX, Kind.MODEL_PREFIX, Kind.UNCHECKED_FOLDER})
+_NAMING = _STEERING | {Kind.UNCHECKED_PREFIX, Kind.MODEL}
+# Classes that nobody has reviewed call such an input so, if they use get_save_image_path (folder_paths.py).
+_PREFIX = "filename_prefix"
+_USUAL_PREFIX = "ComfyUI"
 # Dynamic inputs inside each other: ComfyUI's own go two deep.
 _MAX_DEPTH = 8
 _MAX_INPUTS = 2_000
@@ -46,7 +51,8 @@ _MAX_INPUTS = 2_000
 # What must hold in a node for a member of a dynamic input to be there: the input's name and the option that it must
 # have; None where any value will do.
 Conditions = tuple[tuple[str, str | None], ...]
-_Laid = tuple[str, list[Any], Conditions]
+# An input's name and declaration, its conditions, and True if a node may leave it out.
+_Laid = tuple[str, list[Any], Conditions, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,8 @@ class InputProfile:
         takes_links: False for the name of a group of members (Autogrow) or of an option (DynamicCombo). ComfyUI passes
             a link there on, and validates nothing behind it.
         present: for a member that is not always there, the conditions of which one must hold; empty for any other.
+        default: for an input in `ClassProfile.savers`, the text that it has if a node leaves it out; None if ComfyUI
+            refuses such a node.
     """
 
     kind: Kind
@@ -70,6 +78,7 @@ class InputProfile:
     takes_scalars: bool = False
     takes_links: bool = True
     present: tuple[Conditions, ...] = ()
+    default: str | None = None
 
     def is_in(self, inputs: Mapping[str, Any]) -> bool:
         """Return True if a node with these inputs has this one, by ComfyUI's rules (comfy_api/latest/_io.py)."""
@@ -94,6 +103,7 @@ class ClassProfile:
         needs_look: True if more than a node's inputs decides whether the class may run.
         plain: for each input that may be given any text or number as it is, the types of these in Python.
         names: the inputs that take a prefix or the name of a model.
+        savers: the inputs whose value decides where below output/ the class writes.
         own_types: the inputs that need nothing of a link but an output of their own types, with these types.
         own_outputs: the types of the outputs that hand on nothing that the node was given, by slot.
     """
@@ -111,6 +121,7 @@ class ClassProfile:
     needs_look: bool = field(init=False)
     plain: Mapping[str, frozenset[type]] = field(init=False)
     names: frozenset[str] = field(init=False)
+    savers: tuple[str, ...] = field(init=False)
     own_types: Mapping[str, frozenset[str]] = field(init=False)
     own_outputs: Mapping[int, frozenset[str]] = field(init=False)
 
@@ -122,6 +133,8 @@ class ClassProfile:
         plain = {name: types for name, types in plain.items() if types is _SCALARS or kinds[name] is Kind.COUNT}
         object.__setattr__(self, "plain", plain)
         object.__setattr__(self, "names", frozenset(name for name, kind in kinds.items() if kind in _NAMING))
+        savers = tuple(name for name, each in self.inputs.items() if _is_saver(name, each, self.is_reviewed))
+        object.__setattr__(self, "savers", savers)
         own_types = {
             name: each.types
             for name, each in self.inputs.items()
@@ -147,12 +160,14 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
     reviewed = review.inputs(name, module)
     parts = description.get("input") or {}
     inputs: dict[str, InputProfile] = {}
-    for input_name, spec, conditions in _laid_out(parts):
+    for input_name, spec, conditions, is_optional in _laid_out(parts):
         made = replace(
             _input_profile(input_name, spec, reviewed),
             takes_links=spec[0] not in (_AUTOGROW, _DYNAMIC_COMBO),
             present=(conditions,) if conditions else (),
         )
+        if is_optional and _is_saver(input_name, made, reviewed is not None):
+            made = replace(made, default=_default(spec))
         known = inputs.get(input_name)
         # If two options of one DynamicCombo have an input of one name, nothing less than both must hold.
         inputs[input_name] = made if known is None or known == made else _either(known, made)
@@ -192,13 +207,13 @@ def _laid_out(
     for part in ("required", "optional"):
         for name, spec in (parts.get(part) or {}).items():
             if isinstance(spec, (list, tuple)) and spec:
-                yield from _members(prefix + name, list(spec), conditions, depth)
+                yield from _members(prefix + name, list(spec), conditions, depth, is_optional=part == "optional")
 
 
-def _members(name: str, spec: list[Any], conditions: Conditions, depth: int) -> Iterator[_Laid]:
+def _members(name: str, spec: list[Any], conditions: Conditions, depth: int, *, is_optional: bool) -> Iterator[_Laid]:
     """Yield an input and, if it is dynamic, its members."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    yield name, spec, conditions
+    yield name, spec, conditions, is_optional
     if spec[0] not in _DYNAMIC or depth >= _MAX_DEPTH:
         return
     if spec[0] == _AUTOGROW:
@@ -216,13 +231,14 @@ def _members(name: str, spec: list[Any], conditions: Conditions, depth: int) -> 
 def _autogrow(name: str, template: Any, conditions: Conditions, depth: int) -> Iterator[_Laid]:
     if not isinstance(template, Mapping) or not isinstance(template.get("input"), Mapping):
         return
-    inner = next((spec for _, spec, _ in _laid_out(template["input"], depth=depth + 1)), None)
+    inner = next((spec for _, spec, _, _ in _laid_out(template["input"], depth=depth + 1)), None)
     names, prefix, most = template.get("names"), template.get("prefix"), template.get("max")
     if isinstance(prefix, str) and isinstance(most, int):
         names = [f"{prefix}{place}" for place in range(min(most, 100))]
     for member in names if isinstance(names, list) and inner is not None else ():
         assert inner is not None
-        yield f"{name}.{member}", inner, conditions
+        # A node without a member has one member less: nothing stands in for it.
+        yield f"{name}.{member}", inner, conditions, False
 
 
 def _input_profile(name: str, spec: list[Any], reviewed: Mapping[str, Kind] | None) -> InputProfile:
@@ -254,6 +270,18 @@ def _choice_profile(spec: list[Any], options: Mapping[str, Any], *, is_reviewed:
     offers_files = any(options.get(flag) for flag in _UPLOAD_FLAGS) or any(map(_is_media, choices))
     kind = Kind.UNREVIEWED if offers_files or not isinstance(listed, list) else Kind.CHOICE
     return InputProfile(kind, types, choices=frozenset(choices))
+
+
+def _is_saver(name: str, known: InputProfile, is_reviewed: bool) -> bool:
+    """Return True if the value of an input decides where below output/ its class writes."""
+    if is_reviewed:
+        return known.kind in _STEERING
+    return name.rpartition(".")[2] == _PREFIX and known.types == {"STRING"}
+
+
+def _default(spec: list[Any]) -> str:
+    default = spec[1].get("default") if len(spec) > 1 and isinstance(spec[1], Mapping) else None
+    return default if isinstance(default, str) else _USUAL_PREFIX
 
 
 def _keys(options: Mapping[str, Any]) -> Iterator[str]:
@@ -294,6 +322,7 @@ def _either(one: InputProfile, other: InputProfile) -> InputProfile:
         takes_links=one.takes_links and other.takes_links,
         # A member that is there whatever is chosen has no conditions.
         present=tuple(dict.fromkeys((*one.present, *other.present))) if one.present and other.present else (),
+        default=one.default if one.default is not None else other.default,
     )
 
 

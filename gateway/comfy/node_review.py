@@ -34,6 +34,7 @@ class Kind(StrEnum):
     MODEL = "model"
     DATASETS = "datasets"
     OUTPUT_PREFIX = "output_prefix"
+    UNCHECKED_FOLDER = "unchecked_folder"
     UNCHECKED_PREFIX = "unchecked_prefix"
     MODEL_PREFIX = "model_prefix"
     REPLACING = "replacing"

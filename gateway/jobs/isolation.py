@@ -39,7 +39,15 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
     Kind.OUTPUT_PREFIX: NUMERIC,
 }
 _LINKS_REFUSED = frozenset(
-    {Kind.UNCHECKED_PREFIX, Kind.MODEL_PREFIX, Kind.FORMAT, Kind.EXPRESSION, Kind.DATASETS, Kind.REPLACING}
+    {
+        Kind.UNCHECKED_FOLDER,
+        Kind.UNCHECKED_PREFIX,
+        Kind.MODEL_PREFIX,
+        Kind.FORMAT,
+        Kind.EXPRESSION,
+        Kind.DATASETS,
+        Kind.REPLACING,
+    }
 )
 # Ids as web UIs give them: numbers, also of nodes in subgraphs ("12:3"), UUIDs and words.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
@@ -276,7 +284,7 @@ def _wrong_literal(known: InputProfile | None, value: Any, profile: ClassProfile
         # ComfyUI drops it, unless the class takes all inputs (execution.py, get_input_data).
         return None if profile.is_reviewed or not _has_text(value) else "the class has no such input"
     match known.kind:
-        case Kind.OUTPUT_PREFIX | Kind.MODEL_PREFIX | Kind.UNCHECKED_PREFIX:
+        case Kind.OUTPUT_PREFIX | Kind.MODEL_PREFIX | Kind.UNCHECKED_FOLDER | Kind.UNCHECKED_PREFIX:
             return wrong_with_prefix(value)
         case Kind.PATH_PART:
             return wrong_with_file_part(value)
