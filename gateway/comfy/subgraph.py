@@ -1,7 +1,9 @@
 """Digests of the parts of a graph that nodes depend on. Pure.
 
 Equal parts have equal digests, whatever the ids of their nodes. ComfyUI's cache compares the same
-(comfy_execution/caching.py, CacheKeySetInputSignature), so a node that it need not run again keeps its digest.
+(comfy_execution/caching.py, CacheKeySetInputSignature): a node's signature lists its ancestors in the order in which
+their links lead to them, and names each by its place in that list. So a node that ComfyUI need not run again keeps its
+digest.
 """
 
 from __future__ import annotations
@@ -16,62 +18,85 @@ import orjson
 from gateway.comfy.true_types import is_link, unwrapped
 
 DIGEST_SIZE = 32
-# The digest of a node that is not there, and of the source of a link that closes a cycle. ComfyUI refuses both.
-_ABSENT = "0" * (2 * DIGEST_SIZE)
+# Visits of nodes for all digests of a prompt. A graph of thousands of savers behind thousands of nodes takes more.
+_VISITS, _VISITS_PER_NODE = 2_000, 4
+# The class, the inputs and the links of a node, the links as name, source and slot.
+_Node = tuple[Any, dict[str, Any], list[tuple[str, str, Any]]]
+_MISSING: _Node = (None, {}, [])
 
 
 def digests(prompt: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes]:
-    """Return the digest of each wanted node: of its class, its literals, and the digests and slots that it links to.
+    """Return the digest of each wanted node: of its class, its literals, and those of all nodes that it depends on.
 
     The order of keys, the ids of nodes and `_meta` change nothing. 1, 1.0, true and "1" are four literals. A value
-    under ``__value__`` counts as the value itself, because ComfyUI unwraps it.
+    under ``__value__`` counts as the value itself, because ComfyUI unwraps it. A cycle, and a link to no node, have
+    digests as well: ComfyUI refuses both.
 
-    A chain of thousands of nodes is a legal graph, so this walks without recursion, and each node once. `prompt` is
-    JSON of a bounded depth (`gateway.comfy.wire.read_bounded`).
+    If a graph takes too many visits, the digests of the last nodes are of the whole prompt and the node's id.
+
+    `prompt` is JSON of a bounded depth (`gateway.comfy.wire.read_bounded`).
     """
-    wanted = list(wanted)
-    known: dict[str, str] = {}
-    opened: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for start in wanted:
-        path = [start]
-        while path:
-            node_id = path[-1]
-            if node_id in known:
-                path.pop()
-                continue
-            node = prompt.get(node_id)
-            if not isinstance(node, dict):
-                known[node_id] = _ABSENT
-                continue
-            parts = opened.get(node_id)
-            if parts is None:
-                parts = opened[node_id] = _parted(node.get("inputs"))
-                further = [link[0] for link in parts[1].values() if link[0] not in known]
-                if further:
-                    path += further
-                    continue
-            # If a node comes up again before its sources are known, it is in a cycle.
-            literals, links = parts
-            linked = {name: [known.get(link[0], _ABSENT), link[1]] for name, link in links.items()}
-            known[node_id] = _digest([node.get("class_type"), literals, linked])
-    return {node_id: bytes.fromhex(known[node_id]) for node_id in wanted}
+    found: dict[str, bytes] = {}
+    opened: dict[str, _Node] = {}
+    left = _VISITS + _VISITS_PER_NODE * len(prompt)
+    for node_id in wanted:
+        rows = _rows(prompt, node_id, opened, left)
+        left -= len(rows)
+        found[node_id] = _digest(rows if left >= 0 else [prompt, node_id])
+    return found
 
 
-def _parted(inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the literals and the links of a node."""
-    literals: dict[str, Any] = {}
-    links: dict[str, Any] = {}
-    for name, raw in inputs.items() if isinstance(inputs, dict) else ():
-        value = unwrapped(raw)
-        if type(value) is list and is_link(value):
-            links[name] = value
-        else:
-            literals[name] = value
-    return literals, links
+def _rows(prompt: Mapping[str, Any], start: str, opened: dict[str, _Node], most: int) -> list[Any]:
+    """Return the class and inputs of a node and of all that it depends on; one node more than `most` at most.
+
+    A link is the place of its source in this list, and the slot.
+    """
+    places = {start: 0}
+    order = [start]
+    rows: list[Any] = []
+    for node_id in order:
+        if len(rows) > most:
+            break
+        node = opened.get(node_id)
+        if node is None:
+            node = opened[node_id] = _opened(prompt.get(node_id))
+        class_type, inputs, links = node
+        if links:
+            inputs = inputs.copy()
+            for name, source, slot in links:
+                place = places.get(source)
+                if place is None:
+                    place = places[source] = len(order)
+                    order.append(source)
+                inputs[name] = (place, slot)
+        rows.append((class_type, inputs))
+    return rows
 
 
-def _digest(value: Any) -> str:
-    return blake2b(_encoded(value), digest_size=DIGEST_SIZE).hexdigest()
+def _opened(node: Any) -> _Node:
+    """Take a node apart."""
+    given = node.get("inputs") if isinstance(node, dict) else None
+    if not isinstance(given, dict):
+        return (node.get("class_type"), {}, []) if isinstance(node, dict) else _MISSING
+    inputs: dict[str, Any] = {}
+    links: list[tuple[str, str, Any]] = []
+    for name, raw in given.items():
+        kind = type(raw)
+        value = unwrapped(raw) if kind is dict else raw
+        inputs[name] = value
+        if (kind is list or kind is dict) and is_link(value):
+            links.append((name, value[0], value[1]))
+    if len(links) > 1:
+        links.sort(key=_name_of)
+    return node.get("class_type"), inputs, links
+
+
+def _name_of(link: tuple[str, str, Any]) -> str:
+    return link[0]
+
+
+def _digest(value: Any) -> bytes:
+    return blake2b(_encoded(value), digest_size=DIGEST_SIZE).digest()
 
 
 def _encoded(value: Any) -> bytes:
