@@ -20,6 +20,7 @@ from gateway.tenants.keys import Keyring
 from gateway.tenants.limits import Limits
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.policy import Policies
+from gateway.tenants.secret_names import SecretNames
 from gateway.tenants.sign_ins import SignIns
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.authentication import Authentication
@@ -89,7 +90,8 @@ class Gateway:
         await userdata.open()
         policies = Policies(settings.tenants, settings.backends)
         limits = Limits(policies)
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring)
+        names = SecretNames(await store.names_key())
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names)
         await engine.restore()
         packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 
 from tests.lab import until
 
+# A secret folder, or a file that is called after one (gateway/tenants/secret_names.py).
+_SECRET = re.compile(rb"(?<![0-9A-Za-z])[uo](?:[/\\\\-]|%2[Ff]|%5[Cc])+[0-9a-f]{32}(?![0-9a-f])")
+
 
 class Comfy:
-    """A ComfyUI, or a gateway, at `url`, with the headers of one caller."""
+    """A ComfyUI, or a gateway, at `url`, with the headers of one caller.
+
+    Whatever a caller with a key receives, in any test, names no secret folder.
+    """
 
     def __init__(self, http: aiohttp.ClientSession, url: str, **headers: str) -> None:
         self.http = http
         self.url = url
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        # False for a caller that names secret folders itself: refusals repeat what was sent.
+        self.is_watched = bool(headers)
+
+    def watch(self, what: str, raw: bytes) -> None:
+        """Assert that received bytes name no secret folder."""
+        found = _SECRET.search(raw) if self.is_watched else None
+        assert found is None, (what, found)
 
     async def get(self, path: str, **params: str) -> Any:
         """GET JSON."""
         async with self.http.get(self.url + path, params=params, headers=self.headers) as answer:
+            self.watch(path, await answer.read())
             assert answer.status == 200, (path, answer.status, await answer.text())
             return await answer.json()
 
     async def post(self, path: str, body: Any = None) -> tuple[int, Any]:
         """POST JSON; (status, JSON or text)."""
         async with self.http.post(self.url + path, json=body, headers=self.headers) as answer:
+            self.watch(path, await answer.read())
             is_json = answer.headers.get("Content-Type", "").startswith("application/json")
             return answer.status, await answer.json() if is_json else await answer.text()
 
@@ -71,7 +88,7 @@ class Comfy:
     async def listen(self, client_id: str, query: str = "", flags: dict[str, Any] | None = None) -> Listener:
         """Connect a WebSocket."""
         url = f"{self.url}/ws?clientId={client_id}{query}"
-        listener = Listener(await self.http.ws_connect(url, max_msg_size=0, headers=self.headers))
+        listener = Listener(await self.http.ws_connect(url, max_msg_size=0, headers=self.headers), self.watch)
         if flags is not None:
             await listener.socket.send_json({"type": "feature_flags", "data": flags})
         await listener.next("status")
@@ -81,8 +98,11 @@ class Comfy:
 class Listener:
     """What a WebSocket is told, in order: JSON messages, and ``binary N`` with the prompt's id where it says one."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(
+        self, socket: aiohttp.ClientWebSocketResponse, watch: Callable[[str, bytes], None] = lambda *_: None
+    ) -> None:
         self.socket = socket
+        self.watch = watch
         self.heard: list[dict[str, Any]] = []
 
     async def receive(self, limit: float = 20.0) -> dict[str, Any]:
@@ -91,6 +111,7 @@ class Listener:
         if message.type is aiohttp.WSMsgType.BINARY:
             event = {"type": f"binary {struct.unpack('>I', message.data[:4])[0]}", "data": {}, "raw": message.data}
         elif message.type is aiohttp.WSMsgType.TEXT:
+            self.watch("/ws", message.data.encode())
             event = json.loads(message.data)
         else:
             event = {"type": f"closed {message.type.name}", "data": {"code": message.data}}

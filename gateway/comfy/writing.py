@@ -14,7 +14,8 @@ MODEL_FOLDERS = frozenset({"checkpoints", "clip", "vae", "diffusion_models", "lo
 _MAX_PREFIX = 4_096
 _MAX_FOLDERS = 100
 _SEPARATORS = re.compile(r"[/\\]+")
-_DRIVE = re.compile(r"^[A-Za-z]:")
+# Windows takes any character before a colon for a drive (ntpath.splitdrive).
+_DRIVE = re.compile(r"^.:", re.DOTALL)
 # A prefix or model that nothing is wrong with: most are a name in one folder, without a dot at its end.
 BARE_NAME = re.compile(r"[A-Za-z0-9_.-]{0,200}[A-Za-z0-9_-]")
 
@@ -36,13 +37,6 @@ def wrong_with_prefix(value: Any) -> str | None:
         return "it must not hold a NUL"
     if value.startswith(("/", "\\")):
         return "it must be a path inside the output folder"
-    if value and _SEPARATORS.split(value)[-1].rstrip(" .") == "":
-        # get_save_image_path (folder_paths.py) measures the name before it resolves the path, finds none of the files
-        # that are there, and counts from 1 again: what it writes replaces another's.
-        return "it must end in the name of a file, not in a separator or a dot"
-    if "%batch_num%" in value:
-        # Savers put the number in after they have counted the files of the name as it was.
-        return "it must not hold %batch_num%: the numbered name may be that of another's file"
     parts = [part for part in _SEPARATORS.split(value) if part not in ("", ".")]
     depth = 0
     for part in parts:

@@ -20,6 +20,7 @@ from typing import Any
 from gateway.comfy import wire
 from gateway.comfy.client import Answer, BackendError, BadAnswer
 from gateway.comfy.object_info import ObjectInfo, read_object_info
+from gateway.comfy.outputs import FileRef
 from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
@@ -32,6 +33,7 @@ from gateway.settings import CatalogueSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policy, View
+from gateway.tenants.secret_names import is_secret_path
 
 _log = logs.get("catalogue")
 
@@ -207,12 +209,17 @@ class Catalogue:
         Return None if no backend is left.
         """
         known = dict(self._infos)
-        edition, broken = await asyncio.to_thread(make_sound_edition, infos, self.placements.is_name)
+        edition, broken = await asyncio.to_thread(make_sound_edition, infos, self._is_kept_back)
         for name, error in broken.items():
             _log.error("object_info_left_out", backend=name, error=repr(error), exc_info=error)
             if self._infos.get(name) is known[name]:
                 del self._infos[name]
         return edition if len(broken) < len(infos) else None
+
+    def _is_kept_back(self, ref: FileRef) -> bool:
+        """Return True for a name that a list must not tell: an upload's, or a secret folder's of an earlier journal."""
+        path = f"{ref.subfolder}/{ref.filename}".strip("/")
+        return is_secret_path(path) or self.placements.is_name(ref)
 
     def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
         """These node classes as one with this policy sees them: without those that it does not see."""

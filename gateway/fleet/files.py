@@ -14,6 +14,7 @@ from itertools import count, islice
 from os.path import splitext
 
 from gateway.comfy.outputs import FileRef
+from gateway.comfy.saved_names import Saved, saved
 from gateway.fleet.etags import CACHED, GONE, UNTOLD
 from gateway.fleet.placements import spelled_alike
 
@@ -73,6 +74,10 @@ class FileIndex:
         self._owners: dict[FileRef, Counter[str]] = {}
         # What a backend calls a file so was another's before.
         self._anew: set[tuple[str, FileRef]] = set()
+        # The highest number of the outputs with one folder and prefix, and how many of these there are.
+        self._counts: dict[tuple[str, FileRef, str], tuple[int, int]] = {}
+        # The number that a tenant sees in the names of files that have one number in one folder of a backend.
+        self._numbers: dict[tuple[str, str, FileRef, str, int], tuple[int, int]] = {}
         # What each tenant's jobs made, in the order in which it was last written.
         self._made: dict[str, dict[FileRef, None]] = {}
         self._made_count = 0
@@ -81,9 +86,17 @@ class FileIndex:
         return len(self._files)
 
     def claim(
-        self, tenant: str, backend: str, ref: FileRef, origin: Origin = Origin.WROTE, etag: str | None = None
+        self,
+        tenant: str,
+        backend: str,
+        ref: FileRef,
+        origin: Origin = Origin.WROTE,
+        etag: str | None = None,
+        visible: FileRef | None = None,
     ) -> tuple[FileRef, bool]:
         """The tenant's name for a file that `backend` calls `ref`, and whether that is news.
+
+        `visible` is the name that it is to have if it has none and that is free; None for the one that it has there.
 
         A file that its job only names does not become the tenant's if it is another's. Neither does one out of
         ComfyUI's cache whose name was given anew: what the cache meant may have been another's before. `etag` is what
@@ -96,7 +109,7 @@ class FileIndex:
                 self._know(tenant, known, None)
             return known, False
         others = set(self.others(tenant, backend, ref).values())
-        visible = self._free_name(tenant, backend, ref)
+        visible = self._free_name(tenant, backend, visible or ref)
         if (others - {GONE} and origin is Origin.NAMED) or (others and origin is Origin.EARLIER and key in self._anew):
             return visible, False
         if others and (origin is Origin.EARLIER or etag == CACHED):
@@ -116,6 +129,54 @@ class FileIndex:
             attempt += 1
             name = replace(ref, filename=marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}"))
         return name
+
+    def number_for(self, tenant: str, backend: str, there: FileRef, folder: FileRef, parts: Saved) -> int:
+        """Return the number that a tenant is to see in a file's name: one more than the highest so far.
+
+        Files that have one number in one folder of a backend, like a film and its first picture, have one number here.
+
+        Args:
+            there: the file on its backend.
+            folder: the folder that the tenant sees, as a file without a name.
+            parts: those of its name as the tenant sees it, with the backend's number.
+        """
+        known = self._numbers.get((tenant, backend, *_numbered(there, parts)))
+        return known[0] if known is not None else self.next_number(tenant, folder, parts)
+
+    def next_number(self, tenant: str, folder: FileRef, parts: Saved) -> int:
+        """Return one more than the highest number of a tenant's files with a folder and prefix."""
+        return self._counts.get((tenant, folder, parts.prefix), (0, 0))[0] + 1
+
+    def _count(self, tenant: str, visible: FileRef, holder: Holder, step: int) -> None:
+        """Take a file into the counts, or out of them. A count goes with the last file that it counts."""
+        parts = saved(visible.filename) if visible.kind == "output" else None
+        if parts is None:
+            return
+        key = (tenant, replace(visible, filename=""), parts.prefix)
+        highest, count = self._counts.get(key, (0, 0))
+        self._counts[key] = (max(highest, parts.number) if step > 0 else highest, count + step)
+        if count + step <= 0:
+            del self._counts[key]
+        there = saved(holder.there.filename)
+        if there is None or holder.there.subfolder == visible.subfolder:
+            return
+        own = (tenant, holder.backend, *_numbered(holder.there, there))
+        _, count = self._numbers.get(own, (0, 0))
+        self._numbers[own] = (parts.number, count + step)
+        if count + step <= 0:
+            del self._numbers[own]
+
+    def forget(self, tenant: str, backend: str, there: FileRef) -> FileRef | None:
+        """A tenant's file is gone from its backend; returns the name that means nothing now, None if it had none."""
+        visible = self._names.get((tenant, backend, there))
+        if visible is None:
+            return None
+        holder = self._files.pop((tenant, visible))
+        assert isinstance(holder, Holder)
+        self._forget(tenant, holder)
+        if self._first.get(visible) is holder:
+            del self._first[visible]
+        return visible
 
     def _held(self, tenant: str, backend: str, ref: FileRef) -> Holder:
         held = self._files[tenant, self._names[tenant, backend, ref]]
@@ -158,6 +219,7 @@ class FileIndex:
         self._files[tenant, visible] = holder
         self._first.setdefault(visible, holder)
         self._names[tenant, holder.backend, holder.there] = visible
+        self._count(tenant, visible, holder, 1)
         at = (holder.backend, holder.there)
         self._tenants[at] = (*self._tenants.get(at, ()), tenant)
         made = self._made.setdefault(tenant, {})
@@ -177,7 +239,7 @@ class FileIndex:
             for visible in list(islice(self._made[tenant], min(excess, TRIM_BATCH))):
                 held = self._files.pop((tenant, visible))
                 assert isinstance(held, Holder)
-                self._forget(tenant, held.backend, held.there)
+                self._forget(tenant, held)
                 if (held.backend, held.there) not in self._tenants:
                     self._anew.discard((held.backend, held.there))
                 if self._first.get(visible) is held:
@@ -185,9 +247,12 @@ class FileIndex:
                 gone.append((tenant, visible))
         return gone
 
-    def _forget(self, tenant: str, backend: str, there: FileRef) -> FileRef | None:
+    def _forget(self, tenant: str, holder: Holder) -> FileRef | None:
         """A file is not the tenant's any more; returns what the tenant called it."""
+        backend, there = holder.backend, holder.there
         visible = self._names.pop((tenant, backend, there), None)
+        if visible is not None:
+            self._count(tenant, visible, holder, -1)
         if visible is not None and self._made[tenant].pop(visible, _MISSING) is None:
             self._made_count -= 1
             if not self._made[tenant]:
@@ -207,7 +272,9 @@ class FileIndex:
         """
         gone = []
         for other, etag in self.others(tenant, backend, ref).items():
-            if (not proven and etag != UNTOLD) or (visible := self._forget(other, backend, ref)) is None:
+            if not proven and etag != UNTOLD:
+                continue
+            if (visible := self._forget(other, self._held(other, backend, ref))) is None:
                 continue
             if (holder := self._files.pop((other, visible), None)) is not None and self._first.get(visible) is holder:
                 del self._first[visible]
@@ -235,7 +302,7 @@ class FileIndex:
         """From now on the name means these bytes."""
         before = self._files.get((tenant, ref))
         if isinstance(before, Holder):
-            self._forget(tenant, before.backend, before.there)
+            self._forget(tenant, before)
         if ref not in self._uploads.get(tenant, _NONE):
             for name in _name_and_folders(ref):
                 self._owners.setdefault(name, Counter())[tenant] += 1
@@ -302,6 +369,12 @@ class FileIndex:
     def owners(self, visible: FileRef, upload: Upload) -> list[str]:
         """Return the tenants that gave an upload this name: several, if they brought the same bytes."""
         return [tenant for tenant, own in self._uploads.items() if own.get(visible) == upload]
+
+
+def _numbered(there: FileRef, parts: Saved) -> tuple[FileRef, str, int]:
+    """Return what files have in common that have one number in one folder of a backend."""
+    saved_there = saved(there.filename) or parts
+    return replace(there, filename=""), saved_there.prefix, saved_there.number
 
 
 def _name_and_folders(ref: FileRef) -> Iterator[FileRef]:

@@ -98,10 +98,13 @@ class Placer:
         for key in [key for key in self._copies if backend.name in key[:2]]:
             del self._copies[key]
 
-    async def ensure(self, backend: Backend, wanted: FileRef, upload: Upload, *, judged: bool = False) -> FileRef:
+    async def ensure(
+        self, backend: Backend, wanted: FileRef, upload: Upload, *, shown: str = "", judged: bool = False
+    ) -> FileRef:
         """Make sure that an upload is on a backend; returns what it is called there.
 
         Args:
+            shown: its name in errors, if that is not the one that it is to have there.
             judged: whether to refuse a file that names other files, and to put none where its name is a pattern.
 
         Raises:
@@ -109,13 +112,13 @@ class Placer:
             FileMissing, StoreError: the gateway's own copy can't be read, or names other files.
         """
         if judged and (found := await self.references.of_upload(wanted.filename, upload.digest)) is not None:
-            raise FileMissing(sentence(wanted.filename, found))
+            raise FileMissing(sentence(shown or wanted.filename, found))
         wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
         if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic()):
             return known.ref
         key = (backend.name, wanted, upload.digest)
-        return await self._once(key, lambda: self._ensure(backend, wanted, upload, known))
+        return await self._once(key, lambda: self._ensure(backend, wanted, upload, known, shown or wanted.filename))
 
     async def copy(
         self, source: Backend, ref: FileRef, target: Backend, known: Known = UNTOLD, *, judged: bool = False
@@ -135,30 +138,36 @@ class Placer:
         key = (target.name, source.name, ref, known, judged)
         return await self._once(key, lambda: self._current_copy(source, ref, target, known, judged))
 
-    def spread(self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None) -> None:
-        """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time."""
+    def spread(self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None) -> None:
+        """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time.
+
+        `place` returns the name that it is to have on a backend.
+        """
         for backend in self._fleet.alive(allowed):
             waiting = self._spreading.get(backend.name)
             if waiting is None:
                 waiting = self._spreading[backend.name] = deque(maxlen=MAX_SPREADING)
                 self._tasks.start(self._spread(backend, waiting), f"spread:{backend.name}")
-            waiting.append((wanted, upload))
+            waiting.append((place(backend.name), upload))
 
     async def somewhere(
-        self, wanted: FileRef, upload: Upload, allowed: Collection[str] | None = None
+        self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None
     ) -> tuple[Backend, FileRef]:
         """A backend that is `allowed` (None: all) and has an upload, which it may just have got, and its name there.
+
+        `place` returns the name that it is to have on a backend.
 
         Raises:
             BackendError: none can be reached.
             FileMissing, StoreError: the gateway's own copy can't be read.
         """
         alive = self._fleet.alive(allowed)
-        alive.sort(key=lambda backend: self._placements.find(backend.name, wanted, upload.digest) is None)
+        places = {backend.name: place(backend.name) for backend in alive}
+        alive.sort(key=lambda backend: self._placements.find(backend.name, places[backend.name], upload.digest) is None)
         failure: BackendError = Unreachable("no backend can be reached")
         for backend in alive:
             try:
-                return backend, await self.ensure(backend, wanted, upload)
+                return backend, await self.ensure(backend, places[backend.name], upload)
             except BackendError as error:
                 failure = error
         raise failure
@@ -207,13 +216,15 @@ class Placer:
             raise outcome
         return outcome
 
-    async def _ensure(self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None) -> FileRef:
+    async def _ensure(
+        self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None, shown: str
+    ) -> FileRef:
         if known is not None and await self._look(backend, known.ref) == known.etag:
             self._placements.trust(backend.name, known, time.monotonic())
             return known.ref
         path = self._blobs.path(upload.digest)
         if not await self._blobs.has(upload.digest):
-            raise FileMissing(f"the gateway's copy of '{wanted.filename}' is gone")
+            raise FileMissing(f"the gateway's copy of '{shown}' is gone")
         asked = wanted
         if wanted.kind != "input" or self._placements.digest_at(backend.name, wanted) not in (None, upload.digest):
             # A node that is saving at this moment may be about to take the very name: an output must not replace it.
@@ -221,15 +232,15 @@ class Placer:
             asked = FileRef(wanted.kind, wanted.subfolder, marked(wanted.filename, upload.digest[:8]))
         # Its name must be known for somebody's before a prompt of anybody's can read it.
         with self._placements.arriving(asked):
-            placement = await self._put(backend, asked, wanted, path, upload.size, upload.digest)
+            placement = await self._put(backend, asked, wanted, path, upload.size, upload.digest, shown)
         self._placements.trust(backend.name, placement, time.monotonic())
         return placement.ref
 
     async def _put(
-        self, backend: Backend, asked: FileRef, wanted: FileRef, path: Path, size: int, digest: str
+        self, backend: Backend, asked: FileRef, wanted: FileRef, path: Path, size: int, digest: str, shown: str
     ) -> Placement:
         """Send a file that is to be called `wanted`, and remember for ever where it lies."""
-        ref = await self._send(backend, asked, path, size)
+        ref = await self._send(backend, asked, path, size, shown)
         placement = Placement(ref, await self._look(backend, ref) or "")
         self._placements.put(backend.name, wanted, digest, placement)
         record = PlacementRecord(
@@ -288,15 +299,15 @@ class Placer:
                 raise FileMissing(sentence(ref.filename, names))
             # It is as little for others to see as what it is a copy of.
             with self._placements.arriving(asked):
-                placement = await self._put(target, asked, asked, path, writer.size, digest)
+                placement = await self._put(target, asked, asked, path, writer.size, digest, ref.filename)
         return _Copy(placement.ref, placement.etag, source_etag, names)
 
-    async def _send(self, backend: Backend, asked: FileRef, path: Path, size: int) -> FileRef:
+    async def _send(self, backend: Backend, asked: FileRef, path: Path, size: int, shown: str) -> FileRef:
         form = {"type": asked.kind, "subfolder": asked.subfolder}
         status, answer = await post_file(backend, "/upload/image", path, size, asked.filename, form)
         self._metrics.files_placed.labels(backend.name, "ok" if status == 200 else "refused").inc()
         if status != 200:
-            raise BadAnswer(f"backend '{backend.name}' answered {status} to the file '{asked.filename}'", status)
+            raise BadAnswer(f"backend '{backend.name}' answered {status} to the file '{shown}'", status)
         try:
             value: Any = wire.loads(answer)
             return FileRef(asked.kind, folder_of(value.get("subfolder") or ""), str(value["name"]))

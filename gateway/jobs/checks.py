@@ -29,6 +29,7 @@ from gateway.jobs.refusals import (
     scrubbed,
 )
 from gateway.jobs.reply import Overloaded
+from gateway.jobs.steering import Steering
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Denied, Policies
 
@@ -134,6 +135,10 @@ class Checks:
             job.judged_by = self._catalogue.version
             job.unfit = self._unfit(job.tenant, judged) if job.able is not None and not job.able else None
         return job.able
+
+    def steering(self, job: Job, backend: str) -> Steering:
+        """Return the changes by which a job's savers write into secret folders on a backend."""
+        return self._judge.steering(job, backend)
 
     def is_judged_anew(self, job: Job) -> bool:
         """Return True if the catalogue has changed so that the job has to be judged again, which takes a while."""

@@ -195,14 +195,16 @@ class Collector:
         """Put back what the client sent, and give the files the names that its tenant knows."""
         if job.submission.needs_secrets:
             entry.update(job.submission.censor().value(entry))
+        entry.update(self._outputs.without_added(job, entry) or {})
         prompt = entry.get("prompt")
         ran = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
-        is_as_sent = not job.submission.files and not job.submission.separated
+        is_as_sent = not (job.submission.files or job.submission.separated or self._is_kept_apart(job))
         graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
         entry["prompt"] = self._prompt_item(job, graph, ran)
         entry["outputs"] = self._outputs.of_entry(job, backend.name, entry, known)
         if self._is_kept_apart(job):
-            entry.update(redact_entry(entry))
+            told = {key: value for key, value in entry.items() if key != "prompt"}
+            entry.update(redact_entry(self._outputs.reveal_value(job, told)))
 
     def _prompt_item(self, job: Job, graph: Any, outputs: Any) -> list[Any]:
         number = job.number if job.submission.number is not None else int(job.number)

@@ -346,7 +346,9 @@ class Dispatcher:
             if self._turns.get(job) is not turn or not job.is_sent_by(assignment):
                 outcome = "withdrawn"
                 return Offer.UNKNOWN
-            body = upstream_body(job, assignment, self._client_id, changed)
+            steering = self._checks.steering(job, backend.name)
+            job.live.added = frozenset(steering.added)
+            body = upstream_body(job, assignment, self._client_id, changed, steering)
             self._ledger.offering(assignment)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
         except InputMissing as error:
@@ -376,7 +378,8 @@ class Dispatcher:
                 return await self._taken(job, backend, assignment, answer)
             outcome = f"{answer.status // 100}xx"
             if answer.status < 500:
-                body = assignment.translate(answer.body, job.prompt_id)
+                body = self._inputs.outputs.without_added_in_json(job, answer.body)
+                body = assignment.translate(self._inputs.outputs.reveal(job, body), job.prompt_id)
                 body = self._checks.told(job.tenant, job.submission.censor().encoded(body))
                 return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
@@ -394,6 +397,9 @@ class Dispatcher:
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
         if job.assignment is assignment:
+            if node_errors:
+                told = self._inputs.outputs.without_added(job, {"node_errors": node_errors}) or {}
+                node_errors = self._inputs.outputs.reveal_value(job, told.get("node_errors"))
             told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
             said = wire.dumps(told).replace(known_as.encode(), job.prompt_id.encode())
             self._ledger.taken(job, known_as, assignment.translate(said, job.prompt_id))
@@ -426,4 +432,5 @@ class Dispatcher:
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT
-        return failed_there(answer, assignment.translate(answer.body, job.prompt_id))
+        body = self._inputs.outputs.reveal(job, answer.body)
+        return failed_there(answer, assignment.translate(body, job.prompt_id))

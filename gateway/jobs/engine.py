@@ -36,6 +36,7 @@ from gateway.jobs.relay import Relay
 from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
+from gateway.jobs.upload_places import UploadPlaces
 from gateway.jobs.upstream import MARK, extra_of
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
@@ -46,6 +47,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies
+from gateway.tenants.secret_names import SecretNames
 
 
 class Engine:
@@ -53,6 +55,7 @@ class Engine:
 
     Args:
         keyring: tells which files a tenant may name, and whether it is alone on the fleet.
+        names: makes the names of what tenants put on backends that they share with strangers.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Engine:
         policies: Policies,
         limits: Limits,
         keyring: Keyring,
+        names: SecretNames,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -81,11 +85,19 @@ class Engine:
         self.placer = Placer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(store, settings.history.max_items, settings.history.memory)
         self.ledger = Ledger(store, bus, self.history, client_id)
+        judge = PromptJudge(self.catalogue, policies, self._is_apart, names)
+        self.places = UploadPlaces(names, judge.is_hidden)
         self.outputs = Outputs(
-            self.files, self.placements, store, self.ledger, sight, settings.store.retention.max_files
+            self.files,
+            self.placements,
+            store,
+            self.ledger,
+            sight,
+            self.places,
+            judge.steering,
+            settings.store.retention.max_files,
         )
         telling = Telling(bus)
-        judge = PromptJudge(self.catalogue, policies, self._is_apart)
         self.collector = Collector(
             self.ledger,
             fleet,
@@ -110,6 +122,8 @@ class Engine:
             policies,
             sight,
             self._is_apart,
+            self.places,
+            judge.is_reviewed,
         )
         self.checks = Checks(self.catalogue, inputs, policies, judge, limits)
         self.dispatcher = Dispatcher(

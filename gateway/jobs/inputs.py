@@ -18,6 +18,7 @@ from gateway.fleet.placer import FileMissing, Placer, SourceDown
 from gateway.fleet.uploads import Uploads
 from gateway.jobs.job import Job
 from gateway.jobs.outputs import Outputs
+from gateway.jobs.upload_places import UploadPlaces
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
 from gateway.tenants.policy import Policies
@@ -40,6 +41,7 @@ class Inputs:
     Args:
         sight: which files a tenant may name.
         judged: returns True for a tenant that shares backends with strangers.
+        is_reviewed: returns True for a class that takes any name below a folder where it takes a file.
     """
 
     fleet: Fleet
@@ -52,6 +54,8 @@ class Inputs:
     policies: Policies
     sight: Callable[[str], Sight]
     judged: Callable[[str], bool]
+    places: UploadPlaces
+    is_reviewed: Callable[[str], bool]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
@@ -125,8 +129,9 @@ class Inputs:
             judged = bool(submission.files) and self.judged(job.tenant) and not self._is_free(job, backend)
             if judged:
                 await self._refuse_foreign(job, backend)
+            classes = dict(submission.nodes) if submission.files or submission.separated else {}
             for file in submission.files:
-                there = await self._there(job.tenant, file, backend, judged)
+                there = await self._there(job.tenant, file, classes[file.node_id], backend, judged)
                 if there is not None and there != file.ref:
                     changed[file.node_id, file.input_name, *file.path] = file.renamed(there)
         except (Refused, Unreachable):
@@ -140,7 +145,6 @@ class Inputs:
             raise Unreachable(str(error)) from error
         except (FileMissing, StoreError) as error:
             raise InputMissing(str(error)) from error
-        classes = dict(submission.nodes) if submission.separated else {}
         for node_id, name, value in submission.separated:
             spelled = self.catalogue.spelled(backend.name, classes[node_id], name, value)
             if spelled != value:
@@ -172,15 +176,22 @@ class Inputs:
         """Return True if a job may name any file on a backend: an admin's job, or the backend is its tenant's own."""
         return job.submission.by_admin or backend.name in self.policies.of(job.tenant).dedicated
 
-    async def _there(self, tenant: str, file: FileInput, backend: Backend, judged: bool) -> FileRef | None:
+    async def _there(
+        self, tenant: str, file: FileInput, class_type: str, backend: Backend, judged: bool
+    ) -> FileRef | None:
         """What the backend calls a file; None where that is not the gateway's to say."""
         ref = file.ref
         found = self.files.find(tenant, ref) if ref is not None else None
         match found:
             case Upload():
                 assert ref is not None
+                is_reviewed = self.is_reviewed(class_type)
+                place = self.places.of(tenant, ref, backend.name, in_root=not is_reviewed)
+                if place != ref and is_reviewed and not file.declared:
+                    # A text that is no file's name to its class: it must stay what it is.
+                    return None
                 self.uploads.use(found.digest)
-                return await self.placer.ensure(backend, ref, found, judged=judged)
+                return await self.placer.ensure(backend, place, found, shown=ref.filename, judged=judged)
             case Holder():
                 return await self._from_owner(tenant, found, backend, judged)
         # A text that ends like a file's name is most likely a text.

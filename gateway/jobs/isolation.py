@@ -19,6 +19,7 @@ from gateway.comfy.templates import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
 from gateway.comfy.writing import BARE_NAME, wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
 from gateway.fleet.editions import Edition
+from gateway.jobs.steering import UNCHANGED, Steering
 
 # A refusal names no more than so many inputs: a prompt may have a million.
 MAX_REFUSALS = 100
@@ -35,8 +36,8 @@ _LINKED: Mapping[Kind, frozenset[str]] = {
     Kind.PATH_PART: NUMERIC,
     Kind.CHOICE: frozenset({"COMBO", TRUSTED_ANY}) | NUMERIC,
     Kind.MODEL: frozenset({"COMBO", TRUSTED_ANY}),
-    # A text that is made while the prompt runs may end in a separator, and so replace another's files.
-    Kind.OUTPUT_PREFIX: NUMERIC,
+    # Behind a stock node that joins it to a secret folder.
+    Kind.OUTPUT_PREFIX: frozenset({"STRING", TRUSTED_ANY}),
 }
 _LINKS_REFUSED = frozenset(
     {
@@ -103,12 +104,14 @@ class Judged:
         backends: the shared backends that may run the prompt.
         refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
         is_known: False if no shared backend has said yet which classes it has.
+        steering: the changes by which its savers write into secret folders on these backends.
     """
 
     edition: Edition | None
     backends: frozenset[str]
     refusals: tuple[Refusal, ...] = ()
     is_known: bool = True
+    steering: Steering = UNCHANGED
 
 
 _Found = list[tuple[str | None, str]]

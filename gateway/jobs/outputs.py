@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
-from gateway.comfy import events, history
+from gateway.comfy import events, history, wire
 from gateway.comfy.client import Answer
 from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for, rename
 from gateway.fleet import etags
@@ -19,11 +20,17 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex, Holder, Origin, Upload
 from gateway.fleet.placements import Placement, Placements
 from gateway.fleet.placer import copy_of
+from gateway.jobs.added_nodes import without_added
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.revealing import reveal_json, reveal_value
+from gateway.jobs.steering import UNCHANGED, Steering
+from gateway.jobs.upload_places import UploadPlaces
+from gateway.jobs.visible_names import is_steered, visible_name
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
 from gateway.tenants.keys import LOCAL_TENANT, Sight
+from gateway.tenants.secret_names import holds_secret
 
 _log = logs.get("files")
 
@@ -35,6 +42,7 @@ class Outputs:
 
     Args:
         sight: which files a tenant may name.
+        steering: returns the changes by which a job's savers write into secret folders on a backend.
         most: how many files of jobs to know, of all tenants together.
     """
 
@@ -45,6 +53,8 @@ class Outputs:
         store: Store,
         ledger: Ledger,
         sight: Callable[[str], Sight],
+        places: UploadPlaces,
+        steering: Callable[[Job, str], Steering],
         most: int,
     ) -> None:
         self._files = files
@@ -52,6 +62,8 @@ class Outputs:
         self._store = store
         self._ledger = ledger
         self._sight = sight
+        self._places = places
+        self._steering = steering
         self._most = most
 
     def expected(self, tenant: str, ref: FileRef, holder: Holder) -> etags.Known:
@@ -137,7 +149,9 @@ class Outputs:
         for ref in {file.ref for file in job.submission.files if file.ref is not None}:
             match self._files.find(job.tenant, ref):
                 case Upload(digest):
-                    placed.append(self._placements.find(backend, ref, digest))
+                    for in_root in (False, True):
+                        place = self._places.of(job.tenant, ref, backend, in_root=in_root)
+                        placed.append(self._placements.find(backend, place, digest))
                 case Holder(owner, there):
                     copy = copy_of(there, owner)
                     placed.append(self._placements.find(backend, copy, self._placements.digest_at(backend, copy) or ""))
@@ -159,8 +173,13 @@ class Outputs:
         cached = _cached(entry.get("status"))
         fresh: list[FileRecord | FileRemoval] = []
 
+        # Equal savers tell of one file, which has one name.
+        named: dict[FileRef, FileRef] = {}
+
         def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
-            return self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
+            if ref not in named:
+                named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
+            return named[ref]
 
         renamed = _each(entry.get("outputs"), name)
         self._remember(fresh)
@@ -180,6 +199,41 @@ class Outputs:
         renamed = _each({"": output}, name)[""]
         self._remember(fresh)
         return renamed
+
+    def without_added(self, job: Job, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what a backend says of a job without nodes that the gateway added; None if it is about these alone."""
+        if job.live.added is None:
+            job.live.added = frozenset(self._steering(job, job.backend).added) if job.backend else frozenset()
+        if not job.live.added:
+            return data
+
+        def saver(node_id: str) -> tuple[str, str]:
+            steering = self._steering(job, job.backend) if job.backend else UNCHANGED
+            own_id = steering.saver_of(node_id)
+            return own_id, dict(job.submission.nodes).get(own_id, "")
+
+        return without_added(data, job.live.added, saver)
+
+    def without_added_in_json(self, job: Job, raw: bytes) -> bytes:
+        """Return the same of a body, which is as it was if no nodes were added."""
+        if not job.live.added:
+            return raw
+        try:
+            data = wire.loads(raw)
+        except wire.MalformedJson:
+            return raw
+        told = self.without_added(job, data) if isinstance(data, dict) else None
+        return raw if told is None else wire.dumps(told)
+
+    def reveal(self, job: Job, raw: bytes) -> bytes:
+        """Return what a backend says of a job in names that its tenant knows. `raw` is JSON."""
+        if not holds_secret(raw):
+            return raw
+        return reveal_json(raw, self._places.names_of(job.tenant, job.submission.files))
+
+    def reveal_value(self, job: Job, value: Any) -> Any:
+        """Return the same of a value."""
+        return reveal_value(value, self._places.names_of(job.tenant, job.submission.files))
 
     def _remember(self, fresh: list[FileRecord | FileRemoval]) -> None:
         """Write what is new, and forget what is too much."""
@@ -221,7 +275,17 @@ class Outputs:
             gone = self._files.replaced(job.tenant, backend, ref, proven=is_proven)
             fresh += [FileRemoval(tenant, each.kind, each.subfolder, each.filename) for tenant, each in gone]
         first = None if ran else etags.CACHED
-        visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first)
+        wanted = None
+        if is_steered(ref):
+            held = self._files.held(job.tenant, backend, ref)
+            wanted = visible_name(ref, partial(self._files.number_for, job.tenant, backend, ref))
+            if origin is Origin.WROTE and held is not None and held.is_known:
+                # The folder was emptied, and counts from 1 again: an earlier job's file is gone, with its name.
+                wanted = visible_name(ref, partial(self._files.next_number, job.tenant))
+                gone_name = self._files.forget(job.tenant, backend, ref)
+                assert gone_name is not None
+                fresh.append(FileRemoval(job.tenant, gone_name.kind, gone_name.subfolder, gone_name.filename))
+        visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first, wanted)
         held = self._files.held(job.tenant, backend, ref)
         is_learnt = etag is not None and held is not None and not held.is_known
         if is_learnt and etag is not None:
@@ -266,10 +330,11 @@ class Outputs:
     def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
         """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
         digest = self._placements.digest_at(backend, ref)
-        for own, upload in self._files.uploads(tenant).items():
-            if upload.digest == digest and (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
+        same = [own for own, upload in self._files.uploads(tenant).items() if upload.digest == digest]
+        for own in same:
+            if (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
                 return own
-        return ref
+        return self._places.visible(tenant, same, ref, backend) or ref
 
 
 def _origin(is_made: bool, ran: bool) -> Origin:

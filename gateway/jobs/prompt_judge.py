@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from gateway.comfy import wire
@@ -13,7 +14,9 @@ from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged, Refusal, judge
 from gateway.jobs.job import Job
+from gateway.jobs.steering import JOIN, REPLACE, UNCHANGED, Steering, steer
 from gateway.tenants.policy import Policies, Policy
+from gateway.tenants.secret_names import SecretNames
 
 _NONE: frozenset[str] = frozenset()
 # Lists of these kinds may tell of files.
@@ -25,16 +28,19 @@ class PromptJudge:
 
     Args:
         is_apart: returns True for a tenant that is not alone on the fleet.
+        names: makes the names of the secret folders into which savers are steered.
     """
 
-    def __init__(self, catalogue: Catalogue, policies: Policies, is_apart: Callable[[str], bool]) -> None:
+    def __init__(
+        self, catalogue: Catalogue, policies: Policies, is_apart: Callable[[str], bool], names: SecretNames
+    ) -> None:
         self._catalogue = catalogue
         self._policies = policies
         self._is_apart = is_apart
+        self._names = names
         # The shared backends of each policy, as one object: ten thousand waiting jobs have the same.
         self._shared: dict[int, frozenset[str]] = {}
         self._shared_of: Edition | None = None
-        self._last: Judged | None = None
 
     def is_judged(self, tenant: str) -> bool:
         """Return True if a tenant's prompts are judged: it is not alone, and shares a backend with others."""
@@ -57,6 +63,20 @@ class PromptJudge:
         profile = edition.profiles.common.get(class_type) if edition is not None else None
         known = profile.inputs.get(input_name) if profile is not None and profile.is_reviewed else None
         return known is None or known.kind in _LISTING
+
+    def is_hidden(self, tenant: str, backend: str) -> bool:
+        """Return True if a tenant's files on a backend lie among those of strangers."""
+        return self.is_judged(tenant) and backend not in self._policies.of(tenant).dedicated
+
+    def is_reviewed(self, class_type: str) -> bool:
+        """Return True if a class is stock and was reviewed, wherever it is."""
+        edition = self._catalogue.edition
+        if edition is None:
+            return False
+        profiles = edition.profiles
+        common = profiles.common.get(class_type)
+        known = [common] if common is not None else list(profiles.varied.get(class_type, {}).values())
+        return bool(known) and all(profile.is_reviewed for profile in known)
 
     def dedicated(self, tenant: str) -> frozenset[str]:
         """Return the names of the backends on which a tenant is refused nothing."""
@@ -105,18 +125,48 @@ class PromptJudge:
         classes = (name for node in prompt.values() if isinstance(name := node.get("class_type"), str))
         able = _NONE
         refusals: tuple[Refusal, ...] = ()
+        steering = UNCHANGED
         for names, profile in edition.profiles.groups(classes, shared):
             judgement = judge(prompt, profile, trusts)
-            if not (judgement.refusals or judgement.unknown):
-                able = able | names if able else names
-            elif not refusals:
-                refusals = judgement.refusals
-        if able is shared:
-            return self._all_shared(edition, able)
-        return Judged(edition, able, () if able else refusals)
+            if judgement.refusals or judgement.unknown:
+                refusals = refusals or judgement.refusals
+                continue
+            steered = self._steer(tenant, prompt, profile)
+            if steered.refused:
+                refusals = refusals or _unsteerable(prompt, profile, steered)
+            elif not able:
+                able, steering = names, steered
+            elif steered == steering:
+                # If backends differ in which inputs decide where a class writes, those like the first one run it.
+                able = able | names
+        return Judged(edition, able, () if able else refusals, steering=steering)
 
-    def _all_shared(self, edition: Edition, shared: frozenset[str]) -> Judged:
-        """Return the judgement of a prompt that all shared backends may run: one object for most prompts."""
-        if self._last is None or self._last.edition is not edition or self._last.backends is not shared:
-            self._last = Judged(edition, shared)
-        return self._last
+    def _steer(self, tenant: str, prompt: Mapping[str, Any], profile: Callable[[str], ClassProfile | None]) -> Steering:
+        folder_of = partial(self._names.output_folder, tenant)
+        node_id_of = partial(self._names.added_node, tenant)
+        return steer(prompt, profile, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)))
+
+    def steering(self, job: Job, backend: str) -> Steering:
+        """Return the changes by which a job's savers write into secret folders, none if it shares no backend."""
+        if job.submission.by_admin or not self.is_hidden(job.tenant, backend):
+            return UNCHANGED
+        judged = self.of(job.tenant, job.submission, job.judgement)
+        return judged.steering if judged is not None else UNCHANGED
+
+
+def _is_reviewed(profile: ClassProfile | None) -> bool:
+    return profile is not None and profile.is_reviewed
+
+
+def _unsteerable(
+    prompt: Mapping[str, Any], profile: Callable[[str], ClassProfile | None], steering: Steering
+) -> tuple[Refusal, ...]:
+    """Return the refusals of linked prefixes that can't be put below a secret folder."""
+    found = []
+    for node_id, name in steering.refused:
+        class_type = prompt[node_id]["class_type"]
+        known = profile(class_type)
+        pack = known.pack if known is not None else ""
+        reason = f"give it as it is: a link needs the stock classes {REPLACE} and {JOIN}, which no backend here has"
+        found.append(Refusal(node_id, class_type, pack, class_type, name, reason, is_linked=True))
+    return tuple(found)

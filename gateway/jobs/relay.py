@@ -27,6 +27,7 @@ from gateway.telemetry.tasks import Tasks
 BINARY_WITH_METADATA = 4
 MAX_BEFORE_END = 8
 _BEFORE_START = (State.SENDING, State.PENDING)
+_NONE: frozenset[str] = frozenset()
 
 
 class Relay:
@@ -77,9 +78,16 @@ class Relay:
         if job.submission.needs_secrets:
             event = _censored(job, event)
         if event.type == "execution_error" and self._is_kept_apart(job):
-            event = replace(event, data=redact_error(event.data))
+            # Before paths are cut, because the last name of a path is kept.
+            event = replace(event, data=redact_error(self._outputs.reveal_value(job, event.data)))
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
+        if job.live.added != _NONE:
+            told = self._outputs.without_added(job, event.data)
+            if told is None:
+                return
+            if told is not event.data:
+                event = replace(event, data=told, raw=events.encode(event.type, told))
         if event.type == "execution_cached" and isinstance(nodes := event.data.get("nodes"), list):
             job.live.cached = frozenset(node for node in nodes if isinstance(node, str))
         if event.type in events.TERMINAL:
@@ -189,6 +197,8 @@ class Relay:
             renamed = self._outputs.of_node(job, backend.name, output, ran=ran)
             if renamed is not output:
                 payload = events.encode(event.type, {**event.data, "output": renamed})
+        if event.type not in events.PROGRESS:
+            payload = self._outputs.reveal(job, payload)
         frame = events.frame_of(event, job.prompt_id, job.translate(payload))
         if event.type == "executing":
             job.live.executing = frame

@@ -11,20 +11,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.comfy import wire
 from gateway.comfy.class_profiles import ClassProfile
 from gateway.comfy.subgraph import digests
 from gateway.comfy.true_types import is_link, unwrapped
+from gateway.comfy.writing import BARE_NAME
 
 # The stock classes that steer a linked prefix (comfy_extras/nodes_string.py).
 REPLACE, JOIN = "RegexReplace", "StringConcatenate"
-# The name for a prefix that names no file, or would lead out of its folder.
+# The name for a prefix that would lead out of its folder.
 SAFE_NAME = "ComfyUI"
-# The prefix that clients see for one that names no file: ComfyUI calls such files "._00001_.png".
-NO_NAME = "."
-_DRIVE = re.compile(r"[A-Za-z]:")
+# The prefix that clients see for one that names no file: ComfyUI calls such files "._00001_.png". And the prefix that
+# goes upstream instead.
+NO_NAME, UNNAMED = ".", "=.="
+# Windows takes any character before a colon for a drive (ntpath.splitdrive).
+_DRIVE = re.compile(r".:", re.DOTALL)
+_JSON_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Parts of a linked text that may lead out of a folder: "..", a drive at the start of a name (os.path.join of Windows
 # begins anew there), and a last part that is empty or a dot, of which normpath would make the name of the folder.
-LEADS_OUT = r"\.\.|(?:^|(?<=[/\\]))(?:[A-Za-z]:|\.?\Z)"
+LEADS_OUT = r"\.\.|(?:^|(?<=[/\\]))(?:[^/\\]:|\.?\Z)"
 INSTEAD = "__"
 
 _Input = tuple[str, str]
@@ -39,14 +44,22 @@ class Steering:
         added: the added nodes, by id.
         folders: the node ids of savers, by secret folder. Equal savers share a folder, which has the first one's id.
         refused: the inputs, as node id and input name, that can't be steered.
-        shown: for a secret folder in which files have another prefix than clients see, both, the true one first.
+        is_literal: True if each change is of a text that the prompt holds, and all are of inputs with one name.
     """
 
     changed: Mapping[_Input, Any]
     added: Mapping[str, dict[str, Any]]
     folders: Mapping[str, str]
     refused: tuple[_Input, ...]
-    shown: Mapping[str, tuple[str, str]]
+    is_literal: bool = False
+
+    def saver_of(self, node_id: str) -> str:
+        """Return the id of a saver for whose sake a node was added."""
+        linked = {value[0]: saver for (saver, _), value in self.changed.items() if isinstance(value, list)}
+        for joined, saver in linked.items():
+            if node_id in (joined, self.added[joined]["inputs"]["string_b"][0]):
+                return saver
+        return node_id
 
     def applied(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the prompt with these changes. The nodes that do not change are those of `prompt` itself."""
@@ -61,7 +74,7 @@ class Steering:
         return nodes
 
 
-_UNCHANGED = Steering({}, {}, {}, (), {})
+UNCHANGED = Steering({}, {}, {}, ())
 
 
 def steer(
@@ -88,20 +101,18 @@ def steer(
         if known is not None and known.savers and isinstance(node.get("inputs"), dict):
             savers[node_id] = known
     if not savers:
-        return _UNCHANGED
+        return UNCHANGED
     changed: dict[_Input, Any] = {}
     added: dict[str, dict[str, Any]] = {}
     folders: dict[str, str] = {}
     refused: list[_Input] = []
-    shown: dict[str, tuple[str, str]] = {}
+    is_literal = True
     for node_id, digest in digests(prompt, savers).items():
         folder = folder_of(digest)
         for name, value in _given(prompt[node_id]["inputs"], savers[node_id]):
+            is_literal = is_literal and type(value) is str and name in prompt[node_id]["inputs"]
             if not isinstance(value, list):
-                true, seen = _placed(unwrapped(value))
-                changed[node_id, name] = f"{folder}/{true}"
-                if true != seen:
-                    shown[folder] = (true, seen)
+                changed[node_id, name] = f"{folder}/{_placed(unwrapped(value))}"
             elif is_link(value) and has_class(REPLACE) and has_class(JOIN):
                 changed[node_id, name] = _joined(folder, value, digest, prompt, added, node_id_of)
             else:
@@ -109,7 +120,31 @@ def steer(
                 refused.append((node_id, name))
                 continue
             folders.setdefault(folder, node_id)
-    return Steering(changed, added, folders, tuple(refused), shown)
+    is_literal = is_literal and len({name for _, name in changed}) == 1
+    return Steering(changed, added, folders, tuple(refused), is_literal)
+
+
+def spliced(raw: bytes, steering: Steering) -> bytes | None:
+    """Return an encoded prompt with the changes put in, without parsing it; None if that is not safe.
+
+    Args:
+        raw: the prompt, encoded without blanks (`gateway.comfy.wire.dumps`), of which `steering` was made.
+    """
+    if not steering.is_literal:
+        return None
+    (_, name), *_ = steering.changed
+    # A quote within a text has a backslash before it, so these bytes are a key wherever they are.
+    first, *pieces = raw.split(f'"{name}":'.encode())
+    # Each saver has the input. If there are no more keys of the name, each piece begins with one saver's text.
+    if len(pieces) != len(steering.changed):
+        return None
+    parts = [first]
+    for piece, text in zip(pieces, steering.changed.values(), strict=True):
+        match = _JSON_TEXT.match(piece)
+        if match is None:
+            return None
+        parts.append(wire.dumps(text) + piece[match.end() :])
+    return f'"{name}":'.encode().join(parts)
 
 
 def _given(inputs: Mapping[str, Any], profile: ClassProfile) -> Iterator[tuple[str, Any]]:
@@ -124,22 +159,24 @@ def _given(inputs: Mapping[str, Any], profile: ClassProfile) -> Iterator[tuple[s
             yield name, default
 
 
-def _placed(value: Any) -> tuple[str, str]:
-    """Return what a literal prefix becomes in its folder, and what a client sees of it.
+def _placed(value: Any) -> str:
+    """Return what a literal prefix becomes in its folder.
 
     ComfyUI makes a text of it (execution.py, validate_inputs) and normalises that (folder_paths.py,
     get_save_image_path). Backslashes separate, because a backend may run on Windows.
     """
+    if type(value) is str and BARE_NAME.fullmatch(value):
+        return value
     text = str(value).replace("\\", "/")
     if "\0" in text:
-        return SAFE_NAME, SAFE_NAME
+        return SAFE_NAME
     path = posixpath.normpath(text)
     if path == ".":
-        return SAFE_NAME, NO_NAME
+        return UNNAMED
     # Windows takes dots and blanks away at the end of a name.
     if any(part.strip(" .") == "" or _DRIVE.match(part) for part in path.split("/")):
-        return SAFE_NAME, SAFE_NAME
-    return path, path
+        return SAFE_NAME
+    return path
 
 
 def _joined(

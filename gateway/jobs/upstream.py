@@ -15,6 +15,7 @@ from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
 from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.steering import Steering, spliced
 from gateway.telemetry import logs
 
 _log = logs.get("upstream")
@@ -57,10 +58,13 @@ class Located:
         return self.where in (Where.RUNNING, Where.PENDING)
 
 
-def upstream_body(job: Job, assignment: Assignment, client_id: str, changed: Mapping[Place, str]) -> bytes:
+def upstream_body(
+    job: Job, assignment: Assignment, client_id: str, changed: Mapping[Place, str], steering: Steering
+) -> bytes:
     """The body that sends a job to a backend: its graph, the gateway's client_id, the assignment's id, its tag.
 
-    `changed` are the places in the graph that must say something else there.
+    `changed` are the places in the graph that must name other files there, `steering` the changes of where its savers
+    write.
     """
     submission = job.submission
     parts = [submission.extra_data[1:-1]]
@@ -71,7 +75,7 @@ def upstream_body(job: Job, assignment: Assignment, client_id: str, changed: Map
     extra = b",".join(part for part in parts if part)
     rest = submission.rest[1:-1]
     return b'{"prompt":%b,"client_id":"%b","prompt_id":"%b","number":%b,"extra_data":{%b}%b%b}' % (
-        _prompt_for(job, changed),
+        _prompt_for(job, changed, steering),
         client_id.encode(),
         assignment.upstream_id.encode(),
         repr(job.tag).encode(),
@@ -81,16 +85,19 @@ def upstream_body(job: Job, assignment: Assignment, client_id: str, changed: Map
     )
 
 
-def _prompt_for(job: Job, changed: Mapping[Place, str]) -> bytes:
-    if not changed:
-        return job.submission.prompt
-    prompt: dict[str, Any] = wire.loads(job.submission.prompt)
+def _prompt_for(job: Job, changed: Mapping[Place, str], steering: Steering) -> bytes:
+    raw = job.submission.prompt
+    if not changed and not steering.changed:
+        return raw
+    if not changed and (done := spliced(raw, steering)) is not None:
+        return done
+    prompt = steering.applied(wire.loads(raw))
     for (node_id, *path, last), value in changed.items():
         inside: Any = prompt[str(node_id)]["inputs"]
         for key in path:
             inside = inside[key]
         inside[last] = value
-    return wire.encoder_for(job.submission.prompt)(prompt)
+    return wire.encoder_for(raw)(prompt)
 
 
 def taken_as(answer: Answer) -> tuple[Any, Any]:

@@ -303,6 +303,13 @@ class Store(Protocol):
     def owed(self) -> int:
         """How many writes are kept until the disk takes them."""
 
+    async def names_key(self) -> bytes:
+        """The key of secret names: 32 bytes, the same for ever.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+
     async def identity(self) -> str:
         """The client_id that this gateway uses towards its backends; the same after a restart."""
 

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import fcntl
 import queue
+import secrets
 import sqlite3
 import threading
 import time
@@ -294,6 +295,18 @@ class SqliteStore:
             self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('client_id', ?)", (fresh,))
             row = self._connection.execute("SELECT value FROM meta WHERE key='client_id'").fetchone()
             return str(row[0])
+
+        return await self._read(read, "the journal can't be read")
+
+    async def names_key(self) -> bytes:
+        """The stored key of secret names, 32 bytes, made at the first start."""
+
+        def read() -> bytes:
+            assert self._connection is not None
+            fresh = secrets.token_hex(32)
+            self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('names_key', ?)", (fresh,))
+            row = self._connection.execute("SELECT value FROM meta WHERE key='names_key'").fetchone()
+            return bytes.fromhex(row[0])
 
         return await self._read(read, "the journal can't be read")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from os.path import splitext
 from typing import Any
 
@@ -121,7 +122,8 @@ async def _refuse_reference(
 def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: FileRef) -> web.Response:
     upload = gateway.engine.files.find(tenant, ref)
     if isinstance(upload, Upload):
-        gateway.engine.placer.spread(ref, upload, gateway.policies.of(tenant).allowed)
+        place = partial(gateway.engine.places.of, tenant, ref)
+        gateway.engine.placer.spread(place, upload, gateway.policies.of(tenant).allowed)
     # A renamed file keeps whatever path was part of its name.
     assert form.filename is not None
     name = form.filename if ref == wanted else form.filename[: -len(wanted.filename)] + ref.filename

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mimetypes
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -54,6 +55,13 @@ def _may_hold(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) 
     owners = [identity.tenant] if is_own else files.owners(ref, upload)
     found = [allowed for owner in owners if (allowed := policies.of(owner).allowed) is not None]
     return frozenset().union(*found) if len(found) == len(owners) else None
+
+
+def _place(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) -> Callable[[str], FileRef]:
+    """Return what tells the place of an upload on each backend. If an admin asks, its owner's places count."""
+    is_own = gateway.engine.files.find(identity.tenant, ref) == upload
+    owners = [identity.tenant] if is_own else gateway.engine.files.owners(ref, upload)
+    return partial(gateway.engine.places.of, owners[0] if owners else identity.tenant, ref)
 
 
 def _may_look_around(identity: Identity) -> bool:
@@ -140,7 +148,8 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
         return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
     allowed = _may_hold(gateway, whose(request), ref, upload)
     try:
-        backend, there = await gateway.engine.placer.somewhere(ref, upload, allowed)
+        place = _place(gateway, whose(request), ref, upload)
+        backend, there = await gateway.engine.placer.somewhere(place, upload, allowed)
     except BackendError as error:
         return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
     except FileMissing:
@@ -230,7 +239,8 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
     match _find(gateway, identity, ref):
         case Upload() as upload:
             may_hold = _may_hold(gateway, identity, ref, upload)
-            return *await gateway.engine.placer.somewhere(ref, upload, may_hold), UNTOLD
+            place = _place(gateway, identity, ref, upload)
+            return *await gateway.engine.placer.somewhere(place, upload, may_hold), UNTOLD
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if _is_closed(gateway, identity, name):

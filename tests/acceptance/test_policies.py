@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main
 from tests.acceptance.test_takeover import history_there
-from tests.acceptance.test_uploads import png, upload
+from tests.acceptance.test_uploads import brought, png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.tenancy import BOSS, caller, serve, write_config
@@ -217,7 +217,7 @@ async def test_files_stay_where_their_tenant_may_go(lab: Lab) -> None:
     await upload(ben, png((8, 8, 8)), "bens.png")
 
     async def spread() -> bool:
-        return all((directory / "input" / "bens.png").is_file() for directory in directories)
+        return all(brought(directory, png((8, 8, 8))) for directory in directories)
 
     await until(spread)
     prompt = slow(1)
@@ -225,7 +225,7 @@ async def test_files_stay_where_their_tenant_may_go(lab: Lab) -> None:
     prompt["9"] = {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}}
     image = anna.images(await anna.entry(await anna.prompt(prompt)))[0]
     assert await anna.view(image)
-    assert not (directories[0] / "input" / "annas.png").exists()
+    assert not brought(directories[0], png((9, 9, 9)))
     await gateway.stop()
     config = write_config(lab, simulators, {"named": {"anna": {"labels": ["small"]}}}, LABELS)
     gateway = await serve(lab, config, 2)
@@ -237,7 +237,7 @@ async def test_files_stay_where_their_tenant_may_go(lab: Lab) -> None:
     assert "not for this key any more" in json.dumps(answer)
     prompt["8"]["inputs"]["image"] = "annas.png"
     await anna.entry(await anna.prompt(prompt))
-    assert (directories[0] / "input" / "annas.png").is_file()
+    assert brought(directories[0], png((9, 9, 9)))
 
 
 async def test_what_is_passed_on_goes_to_the_tenants_backends(lab: Lab) -> None:

@@ -47,10 +47,6 @@ def test_names_inside_pass(prefix: object) -> None:
         "loras/x",
         "LORAS/x",
         "./loras/x",
-        "loras/",
-        "loras/.",
-        "a/../loras/",
-        "loras\\",
         "a/../loras/x",
         "loras./x",
         "checkpoints\\x",
@@ -78,10 +74,7 @@ def test_a_prefix_names_a_hundred_folders_at_most() -> None:
     assert wrong_with_prefix("a\\" * 101 + "x") is not None
 
 
-@pytest.mark.parametrize("prefix", ["annao/", "annao/.", "annao//", "x/../annao/", "annao/x/..", "annao\\"])
-def test_a_prefix_that_counts_from_one_again_is_refused(prefix: str) -> None:
-    assert wrong_with_prefix(prefix) == "it must end in the name of a file, not in a separator or a dot"
-
-
-def test_a_prefix_that_is_numbered_after_counting_is_refused() -> None:
-    assert "%batch_num%" in str(wrong_with_prefix("annab%batch_num%"))
+@pytest.mark.parametrize("prefix", ["", ".", "annao/", "annao/.", "annao//", "x/../annao/", "annao\\", "a%batch_num%"])
+def test_a_prefix_may_count_from_one_again(prefix: str) -> None:
+    """What it replaces is the tenant's own: each saver writes into a secret folder."""
+    assert wrong_with_prefix(prefix) is None

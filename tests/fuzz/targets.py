@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -32,6 +32,7 @@ from gateway.jobs.collector import _error_of, _last_message
 from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import _cached, _each, _time_of
 from gateway.jobs.partner_keys import NAMES
+from gateway.jobs.steering import UNCHANGED
 from gateway.jobs.upstream import MARK, Where, find_in, taken_as, upstream_body
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
@@ -116,7 +117,7 @@ def graph(data: bytes) -> None:
         assert seeds.SECRET.encode() not in text or seeds.SECRET not in submission.secrets.values()
     assert not any(key in shown[3] for key in NAMES)
     assignment = Assignment("b1", UPSTREAM, UPSTREAM)
-    sent = wire.loads(upstream_body(job, assignment, "gateway", {}))
+    sent = wire.loads(upstream_body(job, assignment, "gateway", {}, UNCHANGED))
     assert (sent["prompt_id"], sent["extra_data"][MARK]) == (UPSTREAM, UPSTREAM)
     said = submission.censor().encoded(wire.dumps_exact({"a": [seeds.SECRET], "current_inputs": shown[3]}))
     assert _plain(submission.censor().value(wire.loads(said))) == _plain(wire.loads(said))
@@ -229,7 +230,9 @@ def entry(data: bytes) -> None:
     outcome = history.outcome_of(value)
     assert failures.cause_of_entry(value) in failures.Cause
     _last_and_cached(value.get("status"))
-    renamed = _each(value.get("outputs"), lambda ref, made, node_id: f"x-{ref.filename}-{made}-{node_id}")
+    renamed = _each(
+        value.get("outputs"), lambda ref, made, node_id: replace(ref, filename=f"x-{ref.filename}-{made}-{node_id}")
+    )
     ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}
     _last_message(ours)
     _error_of(ours)

@@ -69,5 +69,16 @@ def _inputs(placed: dict[str, list[FileRef]], sight: Sight = Sight.OWN) -> Input
     unused: Any = None
     fleet: Any = SimpleNamespace(backends={"b1": None, "b2": None})
     return Inputs(
-        fleet, files, unused, placements, unused, unused, unused, unused, sight=lambda _: sight, judged=lambda _: True
+        fleet,
+        files,
+        unused,
+        placements,
+        unused,
+        unused,
+        unused,
+        unused,
+        sight=lambda _: sight,
+        judged=lambda _: True,
+        places=unused,
+        is_reviewed=lambda _: True,
     )

@@ -198,7 +198,7 @@ def test_literals(class_type: str, name: str, value: Any, is_fine: bool) -> None
         ("Number", "value", "INT"),
         ("Image", "width", "INT"),
         ("Video", "images", "INT IMAGE VIDEO"),
-        ("Save", "filename_prefix", "INT"),
+        ("Save", "filename_prefix", "STRING"),
         ("Dump", "folder_name", ""),
         ("Dump", "filename_prefix", ""),
         ("Replace", "mode", ""),

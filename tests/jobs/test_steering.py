@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.comfy import wire
 from gateway.comfy.class_profiles import profile_of
 from gateway.comfy.node_review import Kind, Review
 from gateway.comfy.subgraph import digests
-from gateway.jobs.steering import INSTEAD, LEADS_OUT, Steering, steer
+from gateway.jobs.steering import INSTEAD, LEADS_OUT, UNNAMED, Steering, spliced, steer
 from gateway.tenants.secret_names import KEY_SIZE, SecretNames
 
 CUSTOM = "custom_nodes.some-pack"
@@ -106,59 +107,60 @@ def assert_inside(prefix: str, folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "true", "seen"),
+    ("prefix", "true"),
     [
-        ("ComfyUI", "ComfyUI", None),
-        ("a/b", "a/b", None),
-        ("a/../b", "b", None),
-        ("./b", "b", None),
-        ("a//b", "a/b", None),
-        ("a/", "a", None),
-        ("a/.", "a", None),
-        ("a\\b", "a/b", None),
-        ("a\\..\\b\\", "b", None),
-        ("%year%/x", "%year%/x", None),
-        ("x%batch_num%", "x%batch_num%", None),
-        ("%date:hh:mm%/..x", "%date:hh:mm%/..x", None),
-        ("a.", "a.", None),
-        (" a ", " a ", None),
-        (5, "5", None),
-        (5.0, "5.0", None),
-        (1e30, "1e+30", None),
-        (True, "True", None),
-        (None, "None", None),
-        ({"__value__": "a/b"}, "a/b", None),
-        ({"__value__": 5}, "5", None),
-        ({"__value__": ["t", 0]}, "['t', 0]", None),
-        ({"a": 1}, "{'a': 1}", None),
+        ("ComfyUI", "ComfyUI"),
+        ("a/b", "a/b"),
+        ("a/../b", "b"),
+        ("./b", "b"),
+        ("a//b", "a/b"),
+        ("a/", "a"),
+        ("a/.", "a"),
+        ("a\\b", "a/b"),
+        ("a\\..\\b\\", "b"),
+        ("%year%/x", "%year%/x"),
+        ("x%batch_num%", "x%batch_num%"),
+        ("%date:hh:mm%/..x", "%date:hh:mm%/..x"),
+        ("a.", "a."),
+        (" a ", " a "),
+        (5, "5"),
+        (5.0, "5.0"),
+        (1e30, "1e+30"),
+        (True, "True"),
+        (None, "None"),
+        ({"__value__": "a/b"}, "a/b"),
+        ({"__value__": 5}, "5"),
+        ({"__value__": ["t", 0]}, "['t', 0]"),
+        ({"a": 1}, "{'a': 1}"),
         # ComfyUI writes "._00001_.png".
-        ("", "ComfyUI", "."),
-        (".", "ComfyUI", "."),
-        ("./", "ComfyUI", "."),
-        ("a/..", "ComfyUI", "."),
-        ({"__value__": ""}, "ComfyUI", "."),
+        ("", UNNAMED),
+        (".", UNNAMED),
+        ("./", UNNAMED),
+        ("a/..", UNNAMED),
+        ({"__value__": ""}, UNNAMED),
         # These are refused before, so the name is nobody's wish.
-        ("/a", "ComfyUI", None),
-        ("//host/a", "ComfyUI", None),
-        ("\\\\host\\a", "ComfyUI", None),
-        ("C:a", "ComfyUI", None),
-        ("c:\\a", "ComfyUI", None),
-        ("a/D:x", "ComfyUI", None),
-        ("..", "ComfyUI", None),
-        ("../a", "ComfyUI", None),
-        ("a/../../b", "ComfyUI", None),
-        ("..\\a", "ComfyUI", None),
-        ("a/.. /b", "ComfyUI", None),
-        ("...", "ComfyUI", None),
-        ("a\0b", "ComfyUI", None),
+        ("/a", "ComfyUI"),
+        ("//host/a", "ComfyUI"),
+        ("\\\\host\\a", "ComfyUI"),
+        ("C:a", "ComfyUI"),
+        ("c:\\a", "ComfyUI"),
+        ("a/D:x", "ComfyUI"),
+        ("a/1:x", "ComfyUI"),
+        ({"/": None}, "ComfyUI"),
+        ("..", "ComfyUI"),
+        ("../a", "ComfyUI"),
+        ("a/../../b", "ComfyUI"),
+        ("..\\a", "ComfyUI"),
+        ("a/.. /b", "ComfyUI"),
+        ("...", "ComfyUI"),
+        ("a\0b", "ComfyUI"),
     ],
 )
-def test_a_literal_prefix_gets_its_folder(prefix: Any, true: str, seen: str | None) -> None:
+def test_a_literal_prefix_gets_its_folder(prefix: Any, true: str) -> None:
     made = steered({"1": save(prefix), "i": IMAGE})
     (folder,) = made.folders
     assert made.changed == {("1", "filename_prefix"): f"{folder}/{true}"}
     assert made.folders == {folder: "1"}
-    assert made.shown == ({} if seen is None else {folder: (true, seen)})
     assert (made.added, made.refused) == ({}, ())
     assert re.fullmatch("o/[0-9a-f]{32}/f", folder)
 
@@ -214,7 +216,7 @@ def test_the_input_that_decides_is_steered_alone(class_type: str, inputs: Any, n
 def test_nothing_else_is_changed(each: dict[str, Any]) -> None:
     prompt = {"1": each, "i": IMAGE}
     made = steered(prompt)
-    assert (made.changed, made.added, made.folders, made.refused, made.shown) == ({}, {}, {}, (), {})
+    assert (made.changed, made.added, made.folders, made.refused) == ({}, {}, {}, ())
     assert made.applied(prompt) is prompt
 
 
@@ -371,3 +373,38 @@ def test_another_tenants_folder_as_a_prefix_leads_nowhere() -> None:
     (folder,) = made.folders
     assert made.changed["1", "filename_prefix"] == f"{folder}/{secret}/pic"
     assert folder != secret
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"1": save("pic"), "2": save('a "quoted" \\ name'), "i": IMAGE},
+        {"1": save("pic"), "i": IMAGE, "t": {"class_type": "Text", "inputs": {"value": '"filename_prefix":"pic"'}}},
+        {"1": save("üñ"), "i": IMAGE},
+    ],
+)
+def test_texts_are_put_in_without_parsing_the_prompt(prompt: dict[str, Any]) -> None:
+    made = steered(prompt)
+    assert spliced(wire.dumps(prompt), made) == wire.dumps(made.applied(prompt))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"1": save("pic"), "i": IMAGE, "x": {"class_type": "Text", "inputs": {"value": {"filename_prefix": "pic"}}}},
+        {"1": {**save("pic"), "_meta": {"filename_prefix": "x"}}, "i": IMAGE},
+        {"1": save("pic"), "2": save(5), "i": IMAGE},
+        {"1": save("pic"), "2": save({"__value__": "pic"}), "i": IMAGE},
+        {"i": IMAGE},
+    ],
+)
+def test_a_prompt_that_may_be_read_otherwise_is_parsed(prompt: dict[str, Any]) -> None:
+    assert spliced(wire.dumps(prompt), steered(prompt)) is None
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
+def test_what_is_put_in_is_what_a_parser_would_put_in(prefixes: list[str]) -> None:
+    prompt = {"i": IMAGE, **{str(n): save(prefix) for n, prefix in enumerate(prefixes)}}
+    made = steered(prompt)
+    done = spliced(wire.dumps(prompt), made)
+    assert done is None or wire.loads(done) == made.applied(prompt)

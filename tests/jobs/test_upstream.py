@@ -12,6 +12,7 @@ from gateway.comfy.client import Answer, Queue
 from gateway.jobs.admission import read
 from gateway.jobs.job import Assignment, Delivery, Job, State
 from gateway.jobs.records import job_of, job_record
+from gateway.jobs.steering import UNCHANGED
 from gateway.jobs.upstream import MARK, Where, extra_of, find_in, taken_as, upstream_body
 from tests.workflows import slow
 
@@ -29,7 +30,9 @@ def job_with(**more: Any) -> Job:
     [{}, {"a": 1}, {MARK: "mine"}, {"api_key_comfy_org": "secret-key"}, {"a": 1, "auth_token_comfy_org": "x"}],
 )
 def test_the_mark_goes_upstream_and_a_clients_own_does_not_count(extra: dict[str, Any]) -> None:
-    body = json.loads(upstream_body(job_with(extra_data=extra), Assignment("b1", OWN, THEIRS), "gateway", {}))
+    body = json.loads(
+        upstream_body(job_with(extra_data=extra), Assignment("b1", OWN, THEIRS), "gateway", {}, UNCHANGED)
+    )
     assert body["prompt_id"] == OWN
     assert body["extra_data"] == {**extra, MARK: THEIRS}
     assert (body["client_id"], body["number"]) == ("gateway", 2.5)

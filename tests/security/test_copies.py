@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import folder, load, png, result, upload
+from tests.acceptance.test_uploads import brought, load, png, result, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab
 from tests.security.world import ask, caller, start
@@ -45,22 +46,24 @@ async def saved_and_goes_on(comfy: Comfy, seed: int) -> str:
 def clean(base: Path, kind: str = "output") -> None:
     """What an operator's nightly job does."""
     for path in (base / kind).iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 async def test_a_copy_of_what_is_not_there_any_more_is_nobodys_input(lab: Lab, tmp_path: Path) -> None:
     """An output folder that is cleaned counts from 1 again: Ben's file has the name that Anna's copied one had."""
-    first, second = await lab.simulator("--base-dir", str(tmp_path)), await lab.simulator()
-    gateway = await start(lab, first, second)
+    bases = [tmp_path / "one", tmp_path / "two"]
+    for base in bases:
+        base.mkdir()
+    gateway = await start(lab, *[await lab.simulator("--base-dir", str(base)) for base in bases])
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     await only(lab, gateway, "b1")
     annas = f"{(await made(anna, slow(ANNAS)))['filename']} [output]"
     await only(lab, gateway, "b2")
     for n in range(2):
         assert await result(anna, load(annas, f"again{n}")) == seed_colour(ANNAS)
-    copies = [name for name in await folder(lab, second, "output") if "~b1" in name]
+    copies = [path for path in (bases[1] / "output").rglob("*") if "~b1" in path.name]
     assert len(copies) == 1, "the second prompt has the copy of the first"
-    clean(tmp_path)
+    clean(bases[0])
     await only(lab, gateway, "b1")
     bens = f"{(await made(ben, slow(BENS)))['filename']} [output]"
     assert bens == annas
@@ -82,9 +85,9 @@ async def test_what_a_job_has_written_is_its_own_before_it_ends(lab: Lab, tmp_pa
     await ben.entry(prompt_id)
 
 
-async def test_a_team_gets_no_copy_of_a_guests(lab: Lab) -> None:
-    """A copy, and an upload that got another name on its backend, are none of the team's, also after a restart."""
-    simulators = await lab.simulators(2)
+async def test_a_team_gets_no_copy_of_a_guests(lab: Lab, tmp_path: Path) -> None:
+    """A copy, and an upload in the place that it got on its backend, are none of the team's, also after a restart."""
+    simulators = [await lab.simulator(), await lab.simulator("--base-dir", str(tmp_path))]
     shared: dict[str, Any] = {"isolation": "shared", "tenants": {"other": "guest"}}
     gateway = await start(lab, *simulators, **shared)
     guest, mate = caller(lab, gateway, "other"), caller(lab, gateway, "mate")
@@ -92,16 +95,20 @@ async def test_a_team_gets_no_copy_of_a_guests(lab: Lab) -> None:
     guests = f"{(await made(guest, slow(ANNAS)))['filename']} [output]"
     await only(lab, gateway, "b2")
     assert await result(guest, load(guests)) == seed_colour(ANNAS)
-    (copy,) = (name for name in await folder(lab, simulators[1], "output") if "~b1" in name)
+    (copied,) = (path for path in (tmp_path / "output").rglob("*") if "~b1" in path.name)
+    copy = str(copied.relative_to(tmp_path / "output"))
     for comfy, colour_of in ((mate, (1, 1, 1)), (guest, (2, 2, 2))):
         await upload(comfy, png(colour_of), "pic.png")
         assert await result(comfy, load("pic.png", "pic")) == colour_of
-    (second,) = (name for name in await folder(lab, simulators[1]) if name.startswith("pic") and name != "pic.png")
+    (place,) = brought(tmp_path, png((2, 2, 2)))
 
     async def is_kept_from(mate: Comfy) -> None:
-        for query in ({"filename": copy}, {"filename": second, "type": "input"}):
+        mate.is_watched = False
+        for kind, path in (("output", copy), ("input", place)):
+            subfolder, _, filename = path.rpartition("/")
+            query = {"filename": filename, "subfolder": subfolder, "type": kind}
             assert (await ask(mate, "GET", "/view?" + urlencode(query))).status == 404
-        for said in (f"{copy} [output]", second):
+        for said in (f"{copy} [output]", place):
             assert (await mate.post("/prompt", {"prompt": load(said)}))[0] == 400
 
     await is_kept_from(mate)

@@ -19,7 +19,7 @@ import pytest
 
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import load, png, upload
+from tests.acceptance.test_uploads import brought, load, png, upload
 from tests.clock import Clock
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
@@ -32,9 +32,12 @@ SECRET = (1, 2, 3)
 
 
 def written_by_another(base: Path, image: Mapping[str, str]) -> None:
-    """The folder is emptied, and another's node has written a file under the name, of which nothing is known yet."""
+    """The folder is emptied, and another's node has written a file wherever one was, and by the name that is seen."""
+    places = [path for path in (base / "output").rglob("*") if path.is_file()]
     clean(base)
-    (base / "output" / image["filename"]).write_bytes(png(SECRET))
+    for place in (*places, base / "output" / image["filename"]):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(png(SECRET))
 
 
 async def assert_is_not_shown(comfy: Comfy, image: Mapping[str, str]) -> None:
@@ -95,26 +98,24 @@ async def test_what_another_is_writing_is_not_shown_under_an_old_name(lab: Lab, 
 
 
 async def test_a_result_out_of_the_cache_leads_to_nobody_elses_file(lab: Lab, tmp_path: Path) -> None:
-    """Anna's prompt comes again: ComfyUI's cache names the file that it wrote then, which is Ben's by now.
-
-    The cache has the nodes of the last prompt: so Ben's has all of Anna's as well.
-    """
+    """Anna's prompt comes again after the folder was emptied, and after Ben's, which has all of hers as well."""
     simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache")
     gateway = await start(lab, simulator)
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     image = await made(anna, slow(ANNAS))
     clean(tmp_path)
     both = slow(ANNAS) | {str(int(n) + 2): node for n, node in slow(BENS).items()}
-    both["4"]["inputs"] = {"images": ["3", 0], "filename_prefix": "ComfyUI"}
-    assert ben.images(await ben.entry(await ben.prompt(both))) == [image, image]
-    again = await made(anna, slow(ANNAS))
-    assert (await ask(anna, "GET", f"/view?{urlencode(again)}")).status == 404
-    assert colour(await ben.view(image)) == seed_colour(BENS)
-    assert await gateway.stop() == 0
-    gateway = await start(lab, simulator)
-    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
-    assert (await ask(anna, "GET", f"/view?{urlencode(await made(anna, slow(ANNAS)))}")).status == 404
-    assert colour(await ben.view(image)) == seed_colour(BENS)
+    both["4"]["inputs"] = {"images": ["3", 0], "filename_prefix": "bens"}
+    bens = ben.images(await ben.entry(await ben.prompt(both)))
+    for _ in range(2):
+        again = await made(anna, slow(ANNAS))
+        assert colour(await anna.view(again)) == seed_colour(ANNAS)
+        assert [colour(await ben.view(each)) for each in bens] == [seed_colour(ANNAS), seed_colour(BENS)]
+        assert (await ask(anna, "GET", f"/view?{urlencode(bens[1])}")).status == 404
+        assert image == again or (await ask(anna, "GET", f"/view?{urlencode(image)}")).status == 404
+        assert await gateway.stop() == 0
+        gateway = await start(lab, simulator)
+        anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
 
 
 async def test_a_result_out_of_the_cache_is_shown_while_it_is_what_it_was(lab: Lab, tmp_path: Path) -> None:
@@ -136,11 +137,13 @@ async def test_a_file_that_ones_own_job_writes_again_is_shown(lab: Lab, tmp_path
     anna = caller(lab, gateway, "anna")
     image = await made(anna, slow(ANNAS))
     clean(tmp_path)
-    prompt_id = await saved_and_goes_on(anna, BENS)
-    assert colour(await anna.view(image)) == seed_colour(BENS)
+    prompt_id = await saved_and_goes_on(anna, ANNAS)
+    again = {**image, "filename": image["filename"].replace("00001", "00002")}
+    assert colour(await anna.view(again)) == seed_colour(ANNAS)
     assert (await anna.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
     await anna.entry(prompt_id)
-    assert colour(await anna.view(image)) == seed_colour(BENS)
+    assert colour(await anna.view(again)) == seed_colour(ANNAS)
+    assert (await ask(anna, "GET", f"/view?{urlencode(image)}")).status == 404, "an earlier job's file is gone"
 
 
 async def test_a_prompt_that_waited_does_not_read_what_the_one_before_it_wrote(lab: Lab, tmp_path: Path) -> None:
@@ -207,8 +210,9 @@ async def test_a_team_does_not_see_what_a_guest_is_writing(lab: Lab, tmp_path: P
     listener = await guest.listen("c")
     prompt_id = await guest.prompt(slow(BENS, steps=1000), "c")
     await listener.next("progress")
-    for name in (image["filename"], "guessed.png"):
-        (tmp_path / "output" / name).write_bytes(png(SECRET))
+    (place,) = (path for path in (tmp_path / "output").rglob("*.png") if path != older)
+    for name, path in ((image["filename"], place), ("guessed.png", tmp_path / "output" / "guessed.png")):
+        path.write_bytes(png(SECRET))
         query = {"filename": name, "type": "output", **({"preview": preview} if preview else {})}
         assert (await ask(mate, "GET", f"/view?{urlencode(query)}")).status == 404, name
     query = {"filename": "older.png", **({"preview": preview} if preview else {})}
@@ -260,14 +264,13 @@ async def test_a_copy_with_its_originals_time_is_shown(lab: Lab, tmp_path: Path)
         ui = {"images": [{"filename": name, "type": "output"}]}
         return load("mine.png", "old") | {"9": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
 
-    async def is_there() -> bool:
+    async def placed() -> list[str]:
         # Whole: a copy of a part of it has another time.
-        path = tmp_path / "input" / "mine.png"
-        return path.exists() and path.read_bytes() == png((9, 9, 9))
+        return brought(tmp_path, png((9, 9, 9)))
 
-    await until(is_there)
+    (mine,) = await until(placed)
     (tmp_path / "output").mkdir(exist_ok=True)
-    shutil.copy2(tmp_path / "input" / "mine.png", tmp_path / "output" / "copy.png")
+    shutil.copy2(tmp_path / "input" / mine, tmp_path / "output" / "copy.png")
     (tmp_path / "output" / "other.png").write_bytes(png((9, 9, 9)))
     for name, status in (("copy.png", 200), ("other.png", 404)):
         await anna.entry(await anna.prompt(telling(name)))

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import png, upload
+from tests.acceptance.test_uploads import brought, png, upload
 from tests.lab import Lab, until
 from tests.security.test_isolation import SECRET, node, saved
 from tests.security.world import World, base_of, start_world
@@ -44,12 +44,12 @@ SPELLED: dict[str, Callable[[str], Any]] = {
 @pytest.mark.parametrize("how", SPELLED)
 async def test_a_name_that_is_nobodys_yet_does_not_wait_for_an_upload(world: World, how: str) -> None:
     """If it were let through, the prompt would run until the upload is there."""
-    name = f"{how}.png"
+    name, before = f"{how}.png", len(brought(world.base, png(SECRET)))
     status, answer = await world.ben.post("/prompt", {"prompt": painted(SPELLED[how](name), steps=40)})
     await upload(world.anna, png(SECRET), name)
 
     async def is_placed() -> bool:
-        return (world.base / "input" / name).exists()
+        return len(brought(world.base, png(SECRET))) > before
 
     await until(is_placed)
     colours = []

@@ -153,7 +153,7 @@ async def test_neither_a_team_nor_its_guest_has_what_it_names_of_the_others(lab:
     simulator = await lab.simulator("--base-dir", str(tmp_path))
     gateway = await start(lab, simulator, isolation="shared", tenants={"other": "guest"})
     guest, mate = caller(lab, gateway, "other"), caller(lab, gateway, "mate")
-    guests, mates = await made(guest, slow(ANNAS)), await made(mate, slow(BENS))
+    guests, mates = await made(guest, slow(ANNAS, prefix="guests")), await made(mate, slow(BENS, prefix="mates"))
     for comfy, theirs, own in ((mate, guests, mates), (guest, mates, guests)):
         listener = await comfy.listen("c")
         ui = {"images": [theirs], "result": [theirs]}

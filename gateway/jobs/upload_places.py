@@ -1,0 +1,67 @@
+"""Places of uploads on backends: a secret folder for each upload of a tenant that shares the backend with strangers.
+
+Two stock classes read one level below a folder that they are given (comfy_extras/nodes_dataset.py), so a file in
+``input/u/<secret>/f`` is below no folder that anybody can name. One folder for each upload, because a saved picture
+names all the files of its prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from gateway.comfy.graph import FileInput
+from gateway.comfy.outputs import FileRef
+from gateway.tenants.secret_names import SecretNames
+
+# What is left of a client's name: the suffix, which some nodes go by.
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")
+_FILE = "f"
+
+
+class UploadPlaces:
+    """Places of uploads.
+
+    Args:
+        is_hidden: returns True if a tenant's files on a backend lie among those of strangers, by the names of both.
+    """
+
+    def __init__(self, names: SecretNames, is_hidden: Callable[[str, str], bool]) -> None:
+        self._names = names
+        self._is_hidden = is_hidden
+
+    def of(self, tenant: str, ref: FileRef, backend: str, *, in_root: bool = False) -> FileRef:
+        """Return the folder and name that an upload is to have on a backend.
+
+        Args:
+            ref: the folder and name that the tenant knows.
+            in_root: True for a class that may take no name but one of its list, which names the files of the root.
+        """
+        if not self._is_hidden(tenant, backend):
+            return ref
+        folder = self._names.upload_folder(tenant, ref)
+        match = _SUFFIX.search(ref.filename)
+        suffix = match[0] if match is not None else ""
+        if in_root:
+            return FileRef(ref.kind, "", folder.removesuffix("/f").replace("/", "-") + suffix)
+        return FileRef(ref.kind, folder, _FILE + suffix)
+
+    def names_of(self, tenant: str, files: Iterable[FileInput]) -> dict[str, str]:
+        """Return the paths of a prompt's files as their tenant knows them, by the 32 digits of their secret folders."""
+        names: dict[str, str] = {}
+        for file in files:
+            if (ref := file.ref) is not None and not file.folder:
+                path = f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
+                names[self._names.upload_folder(tenant, ref)[2:-2]] = path
+        return names
+
+    def visible(self, tenant: str, refs: Iterable[FileRef], there: FileRef, backend: str) -> FileRef | None:
+        """Return which of a tenant's uploads lies at a place on a backend, None if none of `refs` does."""
+        for ref in refs:
+            place = self.of(tenant, ref, backend)
+            if (place.kind, place.subfolder) == (there.kind, there.subfolder) and ref != place:
+                return ref
+            root = self.of(tenant, ref, backend, in_root=True)
+            if ref != root and there.subfolder == "" and there.filename.startswith(root.filename.partition(".")[0]):
+                return ref
+        return None
