@@ -110,10 +110,15 @@ def test_planted_texts_are_found_as_texts_and_as_numbers(text: str, found: Findi
     assert SECRETS.in_value({"a": [text]}) == ({found} if found else set())
 
 
-async def _walk(lab: Lab, *inputs: tuple[frozenset[str], frozenset[str]], trust: tuple[str, ...] = ()) -> list[Hit]:
+async def _walk(
+    lab: Lab,
+    *inputs: tuple[frozenset[str], frozenset[str]],
+    trust: tuple[str, ...] = (),
+    is_checked: bool = True,
+) -> list[Hit]:
     base: Path = lab.directory / "comfyui"
     url = (await lab.simulator("--base-dir", str(base))).url
-    prepared = await prepare(lab, url, base, trust=trust)
+    prepared = await prepare(lab, url, base, trust=trust, is_checked=is_checked)
 
     def is_chosen(case: Case) -> bool:
         name, way = f"{case.class_type}.{case.input_name}", case.variant.label
@@ -131,6 +136,11 @@ async def _walk(lab: Lab, *inputs: tuple[frozenset[str], frozenset[str]], trust:
 
 async def test_nothing_of_another_tenant_comes_back(lab: Lab) -> None:
     hits = await _walk(lab, (INPUTS, WAYS), (CODE, frozenset()), (SAVERS, SAVERS_WAYS), (PREFIX, PREFIX_WAYS))
+    assert [hit.told() for hit in hits] == []
+
+
+async def test_secret_folders_hold_where_no_name_is_checked(lab: Lab) -> None:
+    hits = await _walk(lab, (INPUTS, WAYS), (SAVERS, SAVERS_WAYS), (PREFIX, PREFIX_WAYS), is_checked=False)
     assert [hit.told() for hit in hits] == []
 
 

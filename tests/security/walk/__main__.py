@@ -28,6 +28,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", metavar="N", type=int, help="send so many of the prompts, chosen by the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
+    parser.add_argument("--unchecked", action="store_true", help="let all names pass: secret folders alone hold")
     parser.add_argument("--environment-word", metavar="WORD", help="a word in the environment of that ComfyUI")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write figures and hits there, as JSON")
     parsed = parser.parse_args(arguments)
@@ -90,7 +91,15 @@ async def main(arguments: list[str]) -> int:
 
             base = options.base_directory.resolve() if options.base_directory else None
             globs = options.classes or ("*",)
-            prepared = await prepare(lab, url, base, trust=options.trust, globs=globs, seed=options.seed)
+            prepared = await prepare(
+                lab,
+                url,
+                base,
+                trust=options.trust,
+                globs=globs,
+                seed=options.seed,
+                is_checked=not options.unchecked,
+            )
             walking, figures = prepared.walk, prepared.figures
             if options.environment_word:
                 prepared.victim.secrets.words[options.environment_word] = "environment"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab
+from tests.security.walk import unchecked
 from tests.security.walk.attacks import Targets
 from tests.security.walk.graphs import Recipes
 from tests.security.walk.run import Case, Figures, Walk, cases
@@ -19,7 +20,7 @@ from tests.security.walk.victim import Disk, Victim, attackers_files
 _KEYS = {name: f"{name}-key-of-the-walk-0123456789" for name in ("anna", "ben", "boss")}
 
 
-async def _gateway(lab: Lab, url: str, trust: Sequence[str]) -> GatewayProcess:
+async def _gateway(lab: Lab, url: str, trust: Sequence[str], *, is_checked: bool) -> GatewayProcess:
     """Start a gateway before a ComfyUI, with keys of isolated tenants."""
     keys = [{"name": name, "key": key, "role": "admin" if name == "boss" else "user"} for name, key in _KEYS.items()]
     # The limit on unknown names would stop the walk; what it is there for is tested elsewhere.
@@ -31,6 +32,8 @@ async def _gateway(lab: Lab, url: str, trust: Sequence[str]) -> GatewayProcess:
     path = lab.directory / "gateway.yaml"
     path.write_text(json.dumps(config))
     gateway = GatewayProcess(lab.directory / "data", [url], ("--config", str(path)), {"probe__interval": 0.25})
+    if not is_checked:
+        gateway.arguments[0] = unchecked.__name__
     lab.servers.append(gateway)
     await gateway.start()
     await lab.backends_up(gateway, 1)
@@ -49,7 +52,14 @@ class Prepared:
 
 
 async def prepare(
-    lab: Lab, url: str, base: Path | None, *, trust: Sequence[str] = (), globs: Sequence[str] = ("*",), seed: int = 1
+    lab: Lab,
+    url: str,
+    base: Path | None,
+    *,
+    trust: Sequence[str] = (),
+    globs: Sequence[str] = ("*",),
+    seed: int = 1,
+    is_checked: bool = True,
 ) -> Prepared:
     """Start a gateway before a ComfyUI and make the victim's files.
 
@@ -57,8 +67,9 @@ async def prepare(
         base: ComfyUI's base directory, None if unknown.
         trust: packs and classes that the operator trusts.
         globs: patterns of the classes to walk.
+        is_checked: False to let all names pass, so that secret folders alone keep files apart. Previews lie in none.
     """
-    gateway = await _gateway(lab, url, trust)
+    gateway = await _gateway(lab, url, trust, is_checked=is_checked)
     anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=_KEYS[name]) for name in ("anna", "ben"))
     marker = lab.directory / "host" / "marker.txt"
     victim = Victim(anna, await anna.get("/object_info"), random.Random(seed))
@@ -66,6 +77,8 @@ async def prepare(
     own, playlists = await attackers_files(ben, targets, str(base or ""))
     targets = replace(targets, playlists=playlists)
     victim.secrets.notes |= {str(base)} if base else set()
+    if not is_checked:
+        victim.secrets.pictures[:] = [each for each in victim.secrets.pictures if each.name != "temp"]
     info = await ben.get("/object_info")
     recipes, figures = Recipes(info, own), Figures()
     chosen = [name for name in recipes.classes() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
