@@ -48,12 +48,14 @@ class UploadPlaces:
 
     def names_of(self, tenant: str, files: Iterable[FileInput]) -> dict[str, str]:
         """Return the paths of a prompt's files as their tenant knows them, by the 32 digits of their secret folders."""
-        names: dict[str, str] = {}
-        for file in files:
-            if (ref := file.ref) is not None and not file.folder:
-                path = f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
-                names[self._names.upload_folder(tenant, ref)[2:-2]] = path
-        return names
+        return self.names(tenant, (file.ref for file in files if file.ref is not None and not file.folder))
+
+    def names(self, tenant: str, refs: Iterable[FileRef]) -> dict[str, str]:
+        """Return the paths of uploads, by the 32 digits of their secret folders."""
+        return {
+            self._names.upload_folder(tenant, ref)[2:-2]: "/".join(filter(None, (ref.subfolder, ref.filename)))
+            for ref in refs
+        }
 
     def visible(self, tenant: str, refs: Iterable[FileRef], there: FileRef, backend: str) -> FileRef | None:
         """Return which of a tenant's uploads lies at a place on a backend, None if none of `refs` does."""

@@ -52,6 +52,12 @@ class StoreSettings(Model):
     retention: RetentionSettings = RetentionSettings()
 
 
+class OutputSettings(Model):
+    """How what jobs wrote is shown."""
+
+    hide_names: bool = False
+
+
 class UploadSettings(Model):
     """What clients bring, kept in the data directory and put on the backends."""
 

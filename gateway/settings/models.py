@@ -11,7 +11,14 @@ from pydantic import field_validator, model_validator
 from gateway.settings.auth import AuthSettings
 from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
 from gateway.settings.base import Model
-from gateway.settings.jobs import CatalogueSettings, DispatchSettings, HistorySettings, StoreSettings, UploadSettings
+from gateway.settings.jobs import (
+    CatalogueSettings,
+    DispatchSettings,
+    HistorySettings,
+    OutputSettings,
+    StoreSettings,
+    UploadSettings,
+)
 from gateway.settings.routes import RouteSettings, UserDataSettings
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
 from gateway.settings.tenants import TenantSettings
@@ -41,6 +48,7 @@ class Settings(Model):
     sessions: SessionSettings = SessionSettings()
     store: StoreSettings = StoreSettings()
     uploads: UploadSettings = UploadSettings()
+    outputs: OutputSettings = OutputSettings()
     userdata: UserDataSettings = UserDataSettings()
     routes: RouteSettings = RouteSettings()
     catalogue: CatalogueSettings = CatalogueSettings()

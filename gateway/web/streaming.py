@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlencode
 
 import aiohttp
@@ -12,6 +12,7 @@ from aiohttp import web
 from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
+from gateway.comfy.png_texts import Patch
 from gateway.fleet.backend import Backend
 from gateway.tenants.carriers import QUERY_PARAMETER
 from gateway.web import contents
@@ -72,6 +73,7 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
 }
 _CORS = "access-control-"
 CHUNK = 2**18
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-")
 
 
 def upstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
@@ -141,10 +143,12 @@ async def relay(
     *,
     is_callers: bool = True,
     is_style: bool = False,
+    patches: Sequence[Patch] = (),
 ) -> web.StreamResponse:
     """Stream a backend's answer to the client; with `rename` (old, new) the file in it is called otherwise.
 
-    `is_callers` says that it is what some caller made, `is_style` that it may be a style sheet all the same.
+    `patches` are written over the file, of which the answer may be one part. `is_callers` says that it is what some
+    caller made, `is_style` that it may be a style sheet all the same.
     """
     headers = downstream_headers(upstream.headers)
     if is_callers:
@@ -164,10 +168,21 @@ async def relay(
     request["streaming"] = True
     await response.prepare(request)
     if request.method != "HEAD":
+        offset = _offset_of(upstream)
         async for chunk in upstream.content.iter_any():
-            await response.write(chunk)
+            told = chunk
+            for patch in patches:
+                told = patch.applied(told, offset)
+            offset += len(chunk)
+            await response.write(told)
     await response.write_eof()
     return response
+
+
+def _offset_of(upstream: aiohttp.ClientResponse) -> int:
+    """Return the place in its file at which an answer begins (RFC 9110, section 14.4)."""
+    match = _CONTENT_RANGE.match(upstream.headers.get("Content-Range", "")) if upstream.status == 206 else None
+    return int(match[1]) if match is not None else 0
 
 
 async def send_whole(request: web.Request, body: bytes, headers: Mapping[str, str]) -> web.StreamResponse:

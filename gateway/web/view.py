@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import urlencode
 
+import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
 from gateway.comfy.client import BackendError, Refused, Unreachable
-from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of
+from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of, view_path
+from gateway.comfy.png_texts import Patch, holds_texts, text_patches
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, has, is_older, is_same
 from gateway.fleet.files import Holder, Upload
@@ -21,9 +23,11 @@ from gateway.tenants.keys import Identity
 from gateway.web.answers import empty, problem
 from gateway.web.contents import defuse
 from gateway.web.parts import Parts, caller, parts, readable, whose
-from gateway.web.streaming import quoted, relay, upstream_headers
+from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
+# Bytes of a PNG file in which its texts are looked for. They come before the picture's data.
+USUAL_HEAD, MAX_HEAD = 2**17, 2**24
 _OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
 
 
@@ -182,11 +186,15 @@ async def _from_backend(
     """What a backend shows; None if that is another file than the one that is known so."""
     headers = upstream_headers(request.headers)
     try:
+        hidden = await _hidden_names(request, backend, there, path)
+        if hidden and "," in headers.get("Range", ""):
+            # The parts of an answer with several have no place of their own to be written over.
+            del headers["Range"]
         async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
             # Asked after the answer has begun: what that was made of had not changed till then.
             if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
                 return None
-            return await relay(request, found, (there.filename, ref.filename))
+            return await relay(request, found, (there.filename, ref.filename), patches=hidden)
     except Unreachable as error:
         if isinstance(error, Refused):
             parts(request).fleet.refused(backend)
@@ -195,6 +203,37 @@ async def _from_backend(
         if request.get("streaming"):
             raise
         return _unavailable(backend.name, str(backend.health))
+
+
+async def _hidden_names(request: web.Request, backend: Backend, there: FileRef, path: str) -> list[Patch]:
+    """Return what to write over the secret names in a PNG file (`outputs.hide_names`), nothing for any other.
+
+    Raises:
+        BackendError: the backend can't be reached.
+    """
+    gateway, identity, query = parts(request), caller(request), request.rel_url.query
+    is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
+    is_hidden = gateway.settings.outputs.hide_names and not identity.is_admin and gateway.is_judged(identity.tenant)
+    if not (is_hidden and is_plain and there.filename.lower().endswith(".png")):
+        return []
+    head = b""
+    for size in (USUAL_HEAD, MAX_HEAD):
+        first = {"Range": f"bytes=0-{size - 1}"}
+        async with backend.client.open("GET", view_path(there), headers=first) as found:
+            head = await _up_to(found, size) if found.status in (200, 206) else b""
+        if len(head) < size or holds_texts(head):
+            break
+    return text_patches(head, partial(gateway.engine.outputs.reveal_text, identity.tenant))
+
+
+async def _up_to(found: aiohttp.ClientResponse, size: int) -> bytes:
+    """Return the first `size` bytes of an answer."""
+    head = bytearray()
+    async for chunk in found.content.iter_chunked(CHUNK):
+        head += chunk
+        if len(head) >= size:
+            break
+    return bytes(head[:size])
 
 
 def _unavailable(backend: str, state: str) -> web.Response:

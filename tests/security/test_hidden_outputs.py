@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
+from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.security.test_hidden_uploads import SECRET, surfaces
@@ -178,3 +181,30 @@ async def test_a_lone_tenant_sees_no_difference(lab: Lab, tmp_path: Path) -> Non
     gateway = await lab.gateway(await lab.simulator("--base-dir", str(tmp_path)))
     assert await names(Comfy(lab.http, gateway.url), saving(1, a="pic")) == ["pic_00001_.png"]
     assert written(tmp_path) == ["pic_00001_.png"]
+
+
+async def test_secret_folders_in_a_picture_are_written_over(lab: Lab, tmp_path: Path) -> None:
+    """If the operator wants it, also in the parts of a file, and not on the disk."""
+    simulator = await lab.simulator("--base-dir", str(tmp_path))
+    gateway = await start(lab, simulator, outputs__hide_names="true")
+    anna = caller(lab, gateway, "anna")
+    await upload(anna, png((1, 2, 3)), "cat.png", subfolder="my")
+    prompt: dict[str, Any] = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "my/cat.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "deep/pic"}},
+    }
+    (image,) = anna.images(await anna.entry(await anna.prompt(prompt)))
+    whole = await anna.view(image)
+    (there,) = (tmp_path / "output").rglob("*.png")
+    assert SECRET.search(there.read_text("latin-1"))
+    assert not SECRET.search(whole.decode("latin-1"))
+    assert len(whole) == there.stat().st_size
+    with Image.open(io.BytesIO(whole)) as opened:
+        assert json.loads(opened.info["prompt"]) == prompt
+    parts = []
+    for start_at in range(0, len(whole), 100):
+        headers = {**anna.headers, "Range": f"bytes={start_at}-{start_at + 99}"}
+        async with lab.http.get(f"{gateway.url}/view", params=image, headers=headers) as answer:
+            assert answer.status == 206
+            parts.append(await answer.read())
+    assert b"".join(parts) == whole
