@@ -149,6 +149,11 @@ class ClassProfile:
         object.__setattr__(self, "own_outputs", own_outputs)
 
     @property
+    def saves_models(self) -> bool:
+        """Return True if what the class saves may be meant for the folders of models."""
+        return any(self.inputs[name].kind is Kind.MODEL_PREFIX for name in self.savers)
+
+    @property
     def needs_trust(self) -> bool:
         """Return True if an isolated tenant may use the class only with the operator's word."""
         return bool(self.carriers)

@@ -131,7 +131,7 @@ class PromptJudge:
             if judgement.refusals or judgement.unknown:
                 refusals = refusals or judgement.refusals
                 continue
-            steered = self._steer(tenant, prompt, profile)
+            steered = self._steer(tenant, prompt, profile, trusts)
             if steered.refused:
                 refusals = refusals or _unsteerable(prompt, profile, steered)
             elif not able:
@@ -141,10 +141,21 @@ class PromptJudge:
                 able = able | names
         return Judged(edition, able, () if able else refusals, steering=steering)
 
-    def _steer(self, tenant: str, prompt: Mapping[str, Any], profile: Callable[[str], ClassProfile | None]) -> Steering:
+    def _steer(
+        self,
+        tenant: str,
+        prompt: Mapping[str, Any],
+        profile: Callable[[str], ClassProfile | None],
+        trusts: Callable[[ClassProfile], bool],
+    ) -> Steering:
+        def steered(name: str) -> ClassProfile | None:
+            known = profile(name)
+            # If the operator trusts a class that saves models, what it saves is everybody's: loaders must find it.
+            return None if known is not None and known.saves_models and trusts(known) else known
+
         folder_of = partial(self._names.output_folder, tenant)
         node_id_of = partial(self._names.added_node, tenant)
-        return steer(prompt, profile, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)))
+        return steer(prompt, steered, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)))
 
     def steering(self, job: Job, backend: str) -> Steering:
         """Return the changes by which a job's savers write into secret folders, none if it shares no backend."""

@@ -1,0 +1,46 @@
+"""Steering for a tenant and the fleet as it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.comfy.node_review import review
+from gateway.fleet.profiles import make_profiles
+from gateway.jobs.prompt_judge import PromptJudge
+from gateway.settings import BackendSettings, TenantSettings
+from gateway.tenants.policy import Policies
+from gateway.tenants.secret_names import KEY_SIZE, SecretNames
+
+_INFO = {
+    name: {"input": {"required": {made: [made.upper()], "filename_prefix": ["STRING", {}]}}, "python_module": "nodes"}
+    for name, made in (("CheckpointSave", "model"), ("SaveImage", "images"))
+}
+
+
+def steered(class_type: str, prefix: str, trust: tuple[str, ...]) -> Any:
+    """Return what a saver's prefix becomes, None if the prompt may not run."""
+    tenants = TenantSettings.model_validate({"default": {"nodes": {"trust": list(trust)}}})
+    policies = Policies(tenants, [BackendSettings(url="http://127.0.0.1:1", name="b1")])
+    profiles = make_profiles({"b1": _INFO}, review())
+    edition = SimpleNamespace(profiles=profiles, abilities=SimpleNamespace(backends=frozenset({"b1"})))
+    catalogue: Any = SimpleNamespace(edition=edition, fleet=SimpleNamespace(backends={"b1": None}))
+    judge = PromptJudge(catalogue, policies, lambda _: True, SecretNames(bytes(KEY_SIZE)))
+    inspect = judge.inspector("ben", by_admin=False)
+    assert inspect is not None
+    judged = inspect({"1": {"class_type": class_type, "inputs": {"filename_prefix": prefix}}})
+    return judged.steering.changed.get(("1", "filename_prefix"), prefix) if judged.backends else None
+
+
+def test_savers_of_models_are_steered_like_others() -> None:
+    for class_type in ("CheckpointSave", "SaveImage"):
+        assert steered(class_type, "mine", ()).startswith("o/")
+    assert steered("CheckpointSave", "checkpoints/mine", ()) is None
+
+
+@pytest.mark.parametrize("trust", [("CheckpointSave",), ("*",)])
+def test_trusted_savers_of_models_write_where_the_prompt_says(trust: tuple[str, ...]) -> None:
+    assert steered("CheckpointSave", "checkpoints/mine", trust) == "checkpoints/mine"
+    assert steered("SaveImage", "mine", trust).startswith("o/")
