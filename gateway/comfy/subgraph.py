@@ -78,13 +78,15 @@ def _opened(node: Any) -> _Node:
     given = node.get("inputs") if isinstance(node, dict) else None
     if not isinstance(given, dict):
         return (node.get("class_type"), {}, []) if isinstance(node, dict) else _MISSING
-    inputs: dict[str, Any] = {}
+    inputs = given.copy()
     links: list[tuple[str, str, Any]] = []
-    for name, raw in given.items():
-        kind = type(raw)
-        value = unwrapped(raw) if kind is dict else raw
-        inputs[name] = value
-        if (kind is list or kind is dict) and is_link(value):
+    # Most inputs are texts, numbers and links, so this looks at no more than it must.
+    for name, value in given.items():
+        kind = type(value)
+        if kind is dict:
+            value = inputs[name] = unwrapped(value)
+            kind = type(value)
+        if kind is list and len(value) == 2 and is_link(value):
             links.append((name, value[0], value[1]))
     if len(links) > 1:
         links.sort(key=_name_of)

@@ -148,14 +148,13 @@ class PromptJudge:
         profile: Callable[[str], ClassProfile | None],
         trusts: Callable[[ClassProfile], bool],
     ) -> Steering:
-        def steered(name: str) -> ClassProfile | None:
-            known = profile(name)
+        def is_spared(known: ClassProfile) -> bool:
             # If the operator trusts a class that saves models, what it saves is everybody's: loaders must find it.
-            return None if known is not None and known.saves_models and trusts(known) else known
+            return known.saves_models and trusts(known)
 
         folder_of = partial(self._names.output_folder, tenant)
         node_id_of = partial(self._names.added_node, tenant)
-        return steer(prompt, steered, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)))
+        return steer(prompt, profile, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)), is_spared)
 
     def steering(self, job: Job, backend: str) -> Steering:
         """Return the changes by which a job's savers write into secret folders, none if it shares no backend."""

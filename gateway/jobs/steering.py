@@ -83,6 +83,7 @@ def steer(
     folder_of: Callable[[bytes], str],
     node_id_of: Callable[[bytes, str], str],
     has_class: Callable[[str], bool],
+    is_spared: Callable[[ClassProfile], bool] = lambda _: False,
 ) -> Steering:
     """Return what to change in a prompt, so that each saver writes into a secret folder.
 
@@ -93,12 +94,13 @@ def steer(
         node_id_of: returns the id of a node to add, by the digest of the saver and the node's role. No two of these
             share an id.
         has_class: returns True if the backend that will run the prompt has a class.
+        is_spared: returns True for a class that writes where the prompt says.
     """
     savers: dict[str, ClassProfile] = {}
     for node_id, node in prompt.items():
         class_type = node.get("class_type")
         known = profile(class_type) if isinstance(class_type, str) else None
-        if known is not None and known.savers and isinstance(node.get("inputs"), dict):
+        if known is not None and known.savers and isinstance(node.get("inputs"), dict) and not is_spared(known):
             savers[node_id] = known
     if not savers:
         return UNCHANGED
