@@ -18,8 +18,10 @@ import orjson
 from gateway.comfy.true_types import is_link, unwrapped
 
 DIGEST_SIZE = 32
-# Visits of nodes for all digests of a prompt. A graph of thousands of savers behind thousands of nodes takes more.
-_VISITS, _VISITS_PER_NODE = 2_000, 4
+# The inputs that are looked at for all digests of a prompt. Thousands of savers behind thousands of nodes take more.
+_LOOKS, _LOOKS_PER_NODE = 10_000, 10
+# Longer texts count by their digests, because each saver behind one would read it again.
+_MAX_TEXT = 1_000
 # The class, the inputs and the links of a node, the links as name, source and slot.
 _Node = tuple[Any, dict[str, Any], list[tuple[str, str, Any]]]
 _MISSING: _Node = (None, {}, [])
@@ -32,35 +34,41 @@ def digests(prompt: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes
     under ``__value__`` counts as the value itself, because ComfyUI unwraps it. A cycle, and a link to no node, have
     digests as well: ComfyUI refuses both.
 
-    If a graph takes too many visits, the digests of the last nodes are of the whole prompt and the node's id.
+    If a graph takes too long, the digests of the last nodes are of the whole prompt and the node's id.
 
     `prompt` is JSON of a bounded depth (`gateway.comfy.wire.read_bounded`).
     """
     found: dict[str, bytes] = {}
     opened: dict[str, _Node] = {}
-    left = _VISITS + _VISITS_PER_NODE * len(prompt)
+    left = _LOOKS + _LOOKS_PER_NODE * len(prompt)
+    whole = b""
     for node_id in wanted:
-        rows = _rows(prompt, node_id, opened, left)
-        left -= len(rows)
-        found[node_id] = _digest(rows if left >= 0 else [prompt, node_id])
+        rows: list[Any] = []
+        left -= _collect(prompt, node_id, opened, left, rows)
+        if left >= 0:
+            found[node_id] = _digest(rows)
+        else:
+            whole = whole or _digest(prompt)
+            found[node_id] = _digest([whole.hex(), node_id])
     return found
 
 
-def _rows(prompt: Mapping[str, Any], start: str, opened: dict[str, _Node], most: int) -> list[Any]:
-    """Return the class and inputs of a node and of all that it depends on; one node more than `most` at most.
+def _collect(prompt: Mapping[str, Any], start: str, opened: dict[str, _Node], most: int, rows: list[Any]) -> int:
+    """Collect the class and inputs of a node and of all that it depends on; return how many inputs were looked at.
 
-    A link is the place of its source in this list, and the slot.
+    A link is the place of its source in this list, and the slot. If there are more inputs than `most`, this stops.
     """
     places = {start: 0}
     order = [start]
-    rows: list[Any] = []
+    looks = 0
     for node_id in order:
-        if len(rows) > most:
+        if looks > most:
             break
         node = opened.get(node_id)
         if node is None:
             node = opened[node_id] = _opened(prompt.get(node_id))
         class_type, inputs, links = node
+        looks += 1 + len(inputs)
         if links:
             inputs = inputs.copy()
             for name, source, slot in links:
@@ -70,7 +78,7 @@ def _rows(prompt: Mapping[str, Any], start: str, opened: dict[str, _Node], most:
                     order.append(source)
                 inputs[name] = (place, slot)
         rows.append((class_type, inputs))
-    return rows
+    return looks
 
 
 def _opened(node: Any) -> _Node:
@@ -88,6 +96,8 @@ def _opened(node: Any) -> _Node:
             kind = type(value)
         if kind is list and len(value) == 2 and is_link(value):
             links.append((name, value[0], value[1]))
+        elif kind is list or kind is dict or (kind is str and len(value) > _MAX_TEXT):
+            inputs[name] = _digest([value]).hex()
     if len(links) > 1:
         links.sort(key=_name_of)
     return node.get("class_type"), inputs, links

@@ -347,7 +347,7 @@ class Dispatcher:
                 outcome = "withdrawn"
                 return Offer.UNKNOWN
             steering = self._checks.steering(job, backend.name)
-            job.live.added = frozenset(steering.added)
+            job.live.added, job.live.folders = frozenset(steering.added), frozenset(steering.folders)
             body = upstream_body(job, assignment, self._client_id, changed, steering)
             self._ledger.offering(assignment)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)

@@ -76,12 +76,14 @@ class Live:
     `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end. While
     it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
     `cached` are the nodes whose results an earlier prompt left, None while its backend has not said. `added` are the
-    nodes that the gateway added to its prompt there, None if that is not known since a restart.
+    nodes that the gateway added to its prompt there, `folders` the secret folders that its savers write into; None if
+    that is not known since a restart.
     """
 
     executing: Frame | None = None
     progress_state: Frame | None = None
     added: frozenset[str] | None = None
+    folders: frozenset[str] | None = None
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
     cached_told: bool = False

@@ -26,7 +26,7 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.revealing import reveal_json, reveal_value
 from gateway.jobs.steering import UNCHANGED, Steering
 from gateway.jobs.upload_places import UploadPlaces
-from gateway.jobs.visible_names import is_steered, visible_name
+from gateway.jobs.visible_names import is_steered, secret_folder, visible_name
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
 from gateway.tenants.keys import LOCAL_TENANT, Sight
@@ -119,7 +119,8 @@ class Outputs:
 
         def note(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
             held, is_new = self._files.held(job.tenant, backend.name, ref), node_id not in cached
-            if self._is_one(ref) and ((is_made and is_new) or held is None or not held.is_known):
+            is_wanted = (is_made and is_new) or held is None or not held.is_known
+            if is_wanted and self._is_one(ref) and not self._is_strange(job, backend.name, ref):
                 wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
             return ref
 
@@ -202,8 +203,7 @@ class Outputs:
 
     def without_added(self, job: Job, data: dict[str, Any]) -> dict[str, Any] | None:
         """Return what a backend says of a job without nodes that the gateway added; None if it is about these alone."""
-        if job.live.added is None:
-            job.live.added = frozenset(self._steering(job, job.backend).added) if job.backend else frozenset()
+        self._know_steering(job)
         if not job.live.added:
             return data
 
@@ -213,6 +213,22 @@ class Outputs:
             return own_id, dict(job.submission.nodes).get(own_id, "")
 
         return without_added(data, job.live.added, saver)
+
+    def _know_steering(self, job: Job) -> None:
+        """Work out again what a restart has forgotten of a job's steering."""
+        if job.live.added is None or job.live.folders is None:
+            steering = self._steering(job, job.backend) if job.backend else UNCHANGED
+            job.live.added, job.live.folders = frozenset(steering.added), frozenset(steering.folders)
+
+    def _is_strange(self, job: Job, backend: str, ref: FileRef) -> bool:
+        """Return True if a file lies in a secret folder into which no saver of the job writes, and is not the tenant's.
+
+        A custom node may know another tenant's folder, and say that it wrote there.
+        """
+        if not is_steered(ref) or self._files.held(job.tenant, backend, ref) is not None:
+            return False
+        self._know_steering(job)
+        return secret_folder(ref) not in (job.live.folders or ())
 
     def without_added_in_json(self, job: Job, raw: bytes) -> bytes:
         """Return the same of a body, which is as it was if no nodes were added."""
@@ -269,6 +285,8 @@ class Outputs:
         if self._is_upload(ref):
             # An upload is not made one's own by a node that shows it.
             return self._uploaded_as(job.tenant, backend, ref)
+        if self._is_strange(job, backend, ref):
+            return visible_name(ref, lambda _, parts: parts.number)
         if not self._is_one(ref):
             return ref
         if found is None and self._sight(job.tenant) is Sight.ALL:

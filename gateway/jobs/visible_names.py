@@ -14,12 +14,18 @@ from gateway.comfy.outputs import FileRef
 from gateway.comfy.saved_names import Saved, saved
 from gateway.jobs.steering import NO_NAME, UNNAMED
 
-_FOLDER = re.compile(r"o/[0-9a-f]{32}/f(?:/(?P<rest>.*))?", re.DOTALL)
+_FOLDER = re.compile(r"(?P<secret>o/[0-9a-f]{32}/f)(?:/(?P<rest>.*))?", re.DOTALL)
 
 
 def is_steered(there: FileRef) -> bool:
     """Return True if a file on a backend lies where a saver was steered to."""
     return there.kind == "output" and _FOLDER.fullmatch(there.subfolder) is not None
+
+
+def secret_folder(there: FileRef) -> str:
+    """Return the secret folder of a steered file, empty for any other file."""
+    match = _FOLDER.fullmatch(there.subfolder)
+    return match["secret"] if match is not None and there.kind == "output" else ""
 
 
 def visible_name(there: FileRef, number_of: Callable[[FileRef, Saved], int]) -> FileRef:

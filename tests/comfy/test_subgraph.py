@@ -168,3 +168,17 @@ def test_broken_graphs_have_digests(prompt: dict[str, Any]) -> None:
     assert first == digests(prompt, ["1", "2", "1"])
     assert set(first) == {"1", "2"}
     assert {len(digest) for digest in first.values()} == {DIGEST_SIZE}
+
+
+def test_thousands_of_savers_behind_a_long_chain_and_a_long_text_take_little_work() -> None:
+    """Each has a digest of its own; the work is counted by what is encoded."""
+
+    def made(**inputs: Any) -> dict[str, Any]:
+        return {"class_type": "A", "inputs": inputs}
+
+    prompt: dict[str, Any] = {"0": made(value="x" * 100_000)}
+    prompt |= {str(n): made(value=[str(n - 1), 0]) for n in range(1, 3_000)}
+    savers = {f"s{n}": made(images=["2999", 0], filename_prefix=f"p{n}") for n in range(3_000)}
+    found = digests(prompt | savers, savers)
+    assert len(set(found.values())) == 3_000
+    assert digests(prompt | savers, savers) == found

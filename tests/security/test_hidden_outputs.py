@@ -183,6 +183,25 @@ async def test_a_lone_tenant_sees_no_difference(lab: Lab, tmp_path: Path) -> Non
     assert written(tmp_path) == ["pic_00001_.png"]
 
 
+async def test_a_node_that_names_anothers_secret_folder_gets_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Whatever a custom node tells of: only its own job's folders make a file the job's."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    (name,) = await names(anna, saving(5, a="pic"))
+    (place,) = written(tmp_path)
+    folder, _, filename = place.rpartition("/")
+    ben.is_watched = False
+    for told in (filename, "other_00001_.png"):
+        ui = {"images": [{"filename": told, "subfolder": folder, "type": "output"}], "result": [f"{folder}/mesh.glb"]}
+        prompt = {"t": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
+        output = (await ben.entry(await ben.prompt(prompt)))["outputs"]["t"]
+        assert output == {"images": [{"filename": told, "subfolder": "", "type": "output"}], "result": ["mesh.glb"]}
+        query = f"filename={told}&type=output"
+        async with lab.http.get(f"{gateway.url}/view?{query}", headers=ben.headers) as answer:
+            assert answer.status == 404
+    assert colour(await anna.view({"filename": name, "type": "output"})) == seed_colour(5)
+
+
 async def test_secret_folders_in_a_picture_are_written_over(lab: Lab, tmp_path: Path) -> None:
     """If the operator wants it, also in the parts of a file, and not on the disk."""
     simulator = await lab.simulator("--base-dir", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A gateway that lets isolated tenants name any file, folder and dataset: secret folders alone keep theirs apart.
+"""A gateway that lets isolated tenants name any file and folder: secret folders alone keep theirs apart.
 
 ``python -m tests.security.walk.unchecked serve …``. Rules for code and for where savers write hold as ever.
 """
@@ -9,10 +9,8 @@ from collections.abc import Collection
 from typing import Any
 
 from gateway.comfy.graph import FileInput
-from gateway.comfy.node_review import OPENING, Kind
+from gateway.comfy.node_review import OPENING
 from gateway.jobs import inputs, isolation
-
-_NAMES = OPENING | {Kind.DATASETS}
 
 
 def switch_off() -> None:
@@ -20,10 +18,10 @@ def switch_off() -> None:
     wrong_literal, wrong_link = isolation._wrong_literal, isolation._wrong_link
 
     def literal(known: Any, value: Any, profile: Any) -> str | None:
-        return None if known is not None and known.kind in _NAMES else wrong_literal(known, value, profile)
+        return None if known is not None and known.kind in OPENING else wrong_literal(known, value, profile)
 
     def link(known: Any, *rest: Any) -> str | None:
-        return None if known is not None and known.kind in _NAMES else wrong_link(known, *rest)
+        return None if known is not None and known.kind in OPENING else wrong_link(known, *rest)
 
     def foreign(self: inputs.Inputs, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         return []
