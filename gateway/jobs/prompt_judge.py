@@ -132,7 +132,11 @@ class PromptJudge:
                 refusals = refusals or judgement.refusals
                 continue
             steered = self._steer(tenant, prompt, profile, trusts)
-            if steered.refused:
+            if steered.added:
+                # The groups differ in the prompt's own classes alone, so a backend may lack an added one.
+                for added in (REPLACE, JOIN):
+                    names = names & edition.abilities.classes.get(added, names)
+            if steered.refused or not names:
                 refusals = refusals or _unsteerable(prompt, profile, steered)
             elif not able:
                 able, steering = names, steered
@@ -173,7 +177,8 @@ def _unsteerable(
 ) -> tuple[Refusal, ...]:
     """Return the refusals of linked prefixes that can't be put below a secret folder."""
     found = []
-    for node_id, name in steering.refused:
+    linked = (place for place, value in steering.changed.items() if isinstance(value, list))
+    for node_id, name in (*steering.refused, *linked):
         class_type = prompt[node_id]["class_type"]
         known = profile(class_type)
         pack = known.pack if known is not None else ""

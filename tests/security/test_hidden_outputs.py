@@ -164,6 +164,14 @@ async def test_a_linked_prefix_is_put_below_a_secret_folder(lab: Lab, tmp_path: 
     assert all(PLACE.fullmatch(place) for place in written(tmp_path))
 
 
+async def test_a_linked_prefix_goes_to_a_backend_that_can_steer_it(lab: Lab) -> None:
+    lacking = await lab.simulator("--without", "RegexReplace")
+    anna = caller(lab, await start(lab, lacking, await lab.simulator()), "anna")
+    prompts = [await anna.prompt(linked(number, "pic")) for number in range(4)]
+    seen = [anna.images(await anna.entry(prompt))[0]["filename"] for prompt in prompts]
+    assert sorted(seen) == [f"pic_{number:05}_.png" for number in range(1, 5)]
+
+
 async def test_an_output_is_the_input_of_a_later_prompt(lab: Lab) -> None:
     gateway = await start(lab, *await lab.simulators(2))
     anna = caller(lab, gateway, "anna")
@@ -227,3 +235,10 @@ async def test_secret_folders_in_a_picture_are_written_over(lab: Lab, tmp_path: 
             assert answer.status == 206
             parts.append(await answer.read())
     assert b"".join(parts) == whole
+
+
+async def test_a_linked_prefix_is_refused_if_no_backend_of_the_tenant_can_steer_it(lab: Lab) -> None:
+    gateway = await start(lab, await lab.simulator("--without", "RegexReplace"))
+    status, answer = await caller(lab, gateway, "anna").post("/prompt", {"prompt": linked(1, "pic")})
+    assert status == 400
+    assert "needs the stock classes RegexReplace" in json.dumps(answer)
