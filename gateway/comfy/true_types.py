@@ -59,6 +59,10 @@ class TrueTypes:
         self._trusts = trusts
         self._known: dict[_Output, frozenset[str]] = {}
 
+    def has(self, node_id: str) -> bool:
+        """Return True if the prompt has a node. The gateway may add others, which are not the client's."""
+        return node_id in self._prompt
+
     def of(self, link: Any) -> frozenset[str]:
         """Return the types that a link may carry. `link` is a plain link.
 

@@ -144,8 +144,14 @@ class FileIndex:
         return known[0] if known is not None else self.next_number(tenant, folder, parts)
 
     def next_number(self, tenant: str, folder: FileRef, parts: Saved) -> int:
-        """Return one more than the highest number of a tenant's files with a folder and prefix."""
-        return self._counts.get((tenant, folder, parts.prefix), (0, 0))[0] + 1
+        """Return one more than the highest number of a tenant's files with a folder and prefix.
+
+        An upload may have the name that this makes.
+        """
+        number = self._counts.get((tenant, folder, parts.prefix), (0, 0))[0] + 1
+        while (tenant, replace(folder, filename=replace(parts, number=number).filename)) in self._files:
+            number += 1
+        return number
 
     def _count(self, tenant: str, visible: FileRef, holder: Holder, step: int) -> None:
         """Take a file into the counts, or out of them. A count goes with the last file that it counts."""
@@ -161,8 +167,8 @@ class FileIndex:
         if there is None or holder.there.subfolder == visible.subfolder:
             return
         own = (tenant, holder.backend, *_numbered(holder.there, there))
-        _, count = self._numbers.get(own, (0, 0))
-        self._numbers[own] = (parts.number, count + step)
+        number, count = self._numbers.get(own, (parts.number, 0))
+        self._numbers[own] = (parts.number if step > 0 else number, count + step)
         if count + step <= 0:
             del self._numbers[own]
 

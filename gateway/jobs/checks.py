@@ -136,8 +136,11 @@ class Checks:
             job.unfit = self._unfit(job.tenant, judged) if job.able is not None and not job.able else None
         return job.able
 
-    def steering(self, job: Job, backend: str) -> Steering:
-        """Return the changes by which a job's savers write into secret folders on a backend."""
+    def steering(self, job: Job, backend: str) -> Steering | None:
+        """Return the changes by which a job's savers write into secret folders on a backend.
+
+        None if the backend must not run the job any more: its node classes, or what is trusted, have changed.
+        """
         return self._judge.steering(job, backend)
 
     def is_judged_anew(self, job: Job) -> bool:

@@ -347,7 +347,10 @@ class Dispatcher:
                 outcome = "withdrawn"
                 return Offer.UNKNOWN
             steering = self._checks.steering(job, backend.name)
-            job.live.added, job.live.folders = frozenset(steering.added), frozenset(steering.folders)
+            if steering is None:
+                outcome = "not judged"
+                return Offer.NOT_SENT
+            job.live.added, job.live.folders = steering.savers, frozenset(steering.folders)
             body = upstream_body(job, assignment, self._client_id, changed, steering)
             self._ledger.offering(assignment)
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
@@ -378,7 +381,7 @@ class Dispatcher:
                 return await self._taken(job, backend, assignment, answer)
             outcome = f"{answer.status // 100}xx"
             if answer.status < 500:
-                body = self._inputs.outputs.without_added_in_json(job, answer.body)
+                body = job.without_added(self._inputs.outputs.without_added_in_json(job, answer.body))
                 body = assignment.translate(self._inputs.outputs.reveal(job, body), job.prompt_id)
                 body = self._checks.told(job.tenant, job.submission.censor().encoded(body))
                 return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
@@ -401,7 +404,7 @@ class Dispatcher:
                 told = self._inputs.outputs.without_added(job, {"node_errors": node_errors}) or {}
                 node_errors = self._inputs.outputs.reveal_value(job, told.get("node_errors"))
             told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
-            said = wire.dumps(told).replace(known_as.encode(), job.prompt_id.encode())
+            said = job.without_added(wire.dumps(told)).replace(known_as.encode(), job.prompt_id.encode())
             self._ledger.taken(job, known_as, assignment.translate(said, job.prompt_id))
         else:
             # Cancelled or given up while it was on its way.
@@ -432,5 +435,5 @@ class Dispatcher:
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT
-        body = self._inputs.outputs.reveal(job, answer.body)
+        body = job.without_added(self._inputs.outputs.reveal(job, answer.body))
         return failed_there(answer, assignment.translate(body, job.prompt_id))

@@ -252,7 +252,7 @@ def _wrong_link(
         # it without validating that: nothing there is made a number, or held against its list.
         return "the class has no such input, so it must not be linked"
     if known.kind in (Kind.ANY, Kind.DATA):
-        return None
+        return None if types.has(link[0]) else "it is linked to a node that is not there"
     if known.kind in OPENING:
         return "the name of a file or folder must be given as it is, not linked"
     if known.kind in _LINKS_REFUSED:

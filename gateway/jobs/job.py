@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Any
@@ -76,13 +76,13 @@ class Live:
     `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end. While
     it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
     `cached` are the nodes whose results an earlier prompt left, None while its backend has not said. `added` are the
-    nodes that the gateway added to its prompt there, `folders` the secret folders that its savers write into; None if
-    that is not known since a restart.
+    nodes that the gateway added to its prompt there, each with its saver; `folders` are the secret folders that its
+    savers write into. Both are None if that is not known since a restart.
     """
 
     executing: Frame | None = None
     progress_state: Frame | None = None
-    added: frozenset[str] | None = None
+    added: Mapping[str, str] | None = None
     folders: frozenset[str] | None = None
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
@@ -161,7 +161,18 @@ class Job:
 
     def translate(self, data: bytes) -> bytes:
         """Return what its backend says of it in terms of its prompt_id."""
+        if self.live.added:
+            data = self.without_added(data)
         return self.assignment.translate(data, self.prompt_id) if self.assignment is not None else data
+
+    def without_added(self, data: bytes) -> bytes:
+        """Return JSON with the id of a saver in place of each node that was added for the saver's sake.
+
+        The texts of errors may hold Python's form of the whole prompt.
+        """
+        for added, saver in (self.live.added or {}).items():
+            data = data.replace(added.encode(), wire.dumps(saver)[1:-1])
+        return data
 
     @property
     def is_ending(self) -> bool:

@@ -23,7 +23,7 @@ from gateway.fleet.placer import copy_of
 from gateway.jobs.added_nodes import without_added
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
-from gateway.jobs.revealing import reveal_json, reveal_value
+from gateway.jobs.revealing import reveal_bytes, reveal_json, reveal_value
 from gateway.jobs.steering import UNCHANGED, Steering
 from gateway.jobs.upload_places import UploadPlaces
 from gateway.jobs.visible_names import is_steered, secret_folder, visible_name
@@ -34,6 +34,8 @@ from gateway.tenants.secret_names import holds_secret
 
 _log = logs.get("files")
 
+# A secret folder makes a path so much longer than what the tenant sees of it.
+SECRET_LENGTH = len("o//f/") + 32
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
 
@@ -54,7 +56,7 @@ class Outputs:
         ledger: Ledger,
         sight: Callable[[str], Sight],
         places: UploadPlaces,
-        steering: Callable[[Job, str], Steering],
+        steering: Callable[[Job, str], Steering | None],
         most: int,
     ) -> None:
         self._files = files
@@ -167,7 +169,7 @@ class Outputs:
     def _is_one(self, ref: FileRef) -> bool:
         """Whether it is a file that can be told of, and no upload."""
         path = ref.kind + ref.subfolder + ref.filename
-        return len(path) <= MAX_PATH and can_be_asked_for(path) and not self._is_upload(ref)
+        return len(path) <= MAX_PATH + SECRET_LENGTH and can_be_asked_for(path) and not self._is_upload(ref)
 
     def of_entry(self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, etags.Found]) -> Any:
         """An entry's outputs with the names that the job's tenant knows; `known` is what was learnt of its files."""
@@ -207,18 +209,19 @@ class Outputs:
         if not job.live.added:
             return data
 
-        def saver(node_id: str) -> tuple[str, str]:
-            steering = self._steering(job, job.backend) if job.backend else UNCHANGED
-            own_id = steering.saver_of(node_id)
-            return own_id, dict(job.submission.nodes).get(own_id, "")
+        added = job.live.added
 
-        return without_added(data, job.live.added, saver)
+        def saver(node_id: str) -> tuple[str, str]:
+            return added[node_id], dict(job.submission.nodes).get(added[node_id], "")
+
+        return without_added(data, added, saver)
 
     def _know_steering(self, job: Job) -> None:
         """Work out again what a restart has forgotten of a job's steering."""
-        if job.live.added is None or job.live.folders is None:
+        if job.live.added is None:
             steering = self._steering(job, job.backend) if job.backend else UNCHANGED
-            job.live.added, job.live.folders = frozenset(steering.added), frozenset(steering.folders)
+            job.live.added = steering.savers if steering is not None else {}
+            job.live.folders = frozenset(steering.folders) if steering is not None else None
 
     def _is_strange(self, job: Job, backend: str, ref: FileRef) -> bool:
         """Return True if a file lies in a secret folder into which no saver of the job writes, and is not the tenant's.
@@ -228,7 +231,8 @@ class Outputs:
         if not is_steered(ref) or self._files.held(job.tenant, backend, ref) is not None:
             return False
         self._know_steering(job)
-        return secret_folder(ref) not in (job.live.folders or ())
+        # If the prompt is judged otherwise since a restart, nobody knows its folders: its files' times decide.
+        return job.live.folders is not None and secret_folder(ref) not in job.live.folders
 
     def without_added_in_json(self, job: Job, raw: bytes) -> bytes:
         """Return the same of a body, which is as it was if no nodes were added."""
@@ -246,6 +250,12 @@ class Outputs:
         if not holds_secret(raw):
             return raw
         return reveal_json(raw, self._places.names_of(job.tenant, job.submission.files))
+
+    def reveal_bytes(self, job: Job, data: bytes) -> bytes:
+        """Return the same of a binary message, in which texts are not JSON."""
+        if not holds_secret(data):
+            return data
+        return reveal_bytes(data, self._places.names_of(job.tenant, job.submission.files))
 
     def reveal_text(self, tenant: str, raw: bytes) -> bytes:
         """Return JSON that a file of a tenant's holds in names that the tenant knows; never longer than it was."""
@@ -306,9 +316,11 @@ class Outputs:
             wanted = visible_name(ref, partial(self._files.number_for, job.tenant, backend, ref))
             if origin is Origin.WROTE and held is not None and held.is_known:
                 # The folder was emptied, and counts from 1 again: an earlier job's file is gone, with its name.
-                wanted = visible_name(ref, partial(self._files.next_number, job.tenant))
+                following = visible_name(ref, partial(self._files.next_number, job.tenant))
                 gone_name = self._files.forget(job.tenant, backend, ref)
                 assert gone_name is not None
+                # If another file of this number has its new name already, this one gets the same number.
+                wanted = following if wanted == gone_name else wanted
                 fresh.append(FileRemoval(job.tenant, gone_name.kind, gone_name.subfolder, gone_name.filename))
         visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first, wanted)
         held = self._files.held(job.tenant, backend, ref)

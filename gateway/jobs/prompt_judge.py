@@ -160,12 +160,17 @@ class PromptJudge:
         node_id_of = partial(self._names.added_node, tenant)
         return steer(prompt, profile, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)), is_spared)
 
-    def steering(self, job: Job, backend: str) -> Steering:
-        """Return the changes by which a job's savers write into secret folders, none if it shares no backend."""
+    def steering(self, job: Job, backend: str) -> Steering | None:
+        """Return the changes by which a job's savers write into secret folders, none if it shares no backend.
+
+        None if the backend must not run the job by today's catalogue.
+        """
         if job.submission.by_admin or not self.is_hidden(job.tenant, backend):
             return UNCHANGED
         judged = self.of(job.tenant, job.submission, job.judgement)
-        return judged.steering if judged is not None else UNCHANGED
+        if judged is None:
+            return UNCHANGED
+        return judged.steering if backend in judged.backends else None
 
 
 def _is_reviewed(profile: ClassProfile | None) -> bool:

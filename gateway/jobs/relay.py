@@ -27,7 +27,6 @@ from gateway.telemetry.tasks import Tasks
 BINARY_WITH_METADATA = 4
 MAX_BEFORE_END = 8
 _BEFORE_START = (State.SENDING, State.PENDING)
-_NONE: frozenset[str] = frozenset()
 
 
 class Relay:
@@ -82,7 +81,7 @@ class Relay:
             event = replace(event, data=redact_error(self._outputs.reveal_value(job, event.data)))
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
-        if job.live.added != _NONE:
+        if job.live.added is None or job.live.added:
             told = self._outputs.without_added(job, event.data)
             if told is None:
                 return
@@ -121,6 +120,8 @@ class Relay:
             self.start(backend, job, int(time.time() * 1000))
         self._telling.start(job, int(time.time() * 1000))
         data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
+        if not is_preview:
+            data = self._outputs.reveal_bytes(job, data)
         kind = Kind.PREVIEW if is_preview else Kind.OTHER
         self._tell(job, str(kind), Frame(kind, data, job.prompt_id, str(kind), binary=True))
 

@@ -46,12 +46,20 @@ def reveal_json(raw: bytes, names: Mapping[str, str]) -> bytes:
     return _SECRET_BYTES.sub(lambda match: encoded.get(match[1] or b"", b""), raw)
 
 
+def reveal_bytes(data: bytes, names: Mapping[str, str]) -> bytes:
+    """Return a binary message with the tenant's names in place of secret ones."""
+    encoded = {secret.encode(): name.encode("utf-8", "replace") for secret, name in names.items()}
+    return _SECRET_BYTES.sub(lambda match: encoded.get(match[1] or b"", b""), data)
+
+
 def reveal_value(value: Any, names: Mapping[str, str], depth: int = MAX_DEPTH) -> Any:
     """Return a JSON value with the tenant's names in place of secret ones. Untouched parts are shared."""
     if isinstance(value, str):
         return reveal(value, names)
-    if depth == 0 or not isinstance(value, (dict, list)):
+    if not isinstance(value, (dict, list)):
         return value
+    if depth == 0:
+        return "…"
     if isinstance(value, dict):
         copy = {reveal(key, names): reveal_value(item, names, depth - 1) for key, item in value.items()}
         is_same = (

@@ -26,6 +26,7 @@ SAFE_NAME = "ComfyUI"
 NO_NAME, UNNAMED = ".", "=.="
 # Windows takes any character before a colon for a drive (ntpath.splitdrive).
 _DRIVE = re.compile(r".:", re.DOTALL)
+_SECRET_FOLDERS = re.compile(r"\A(?:o/[0-9a-f]{32}/f/)+")
 _JSON_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Parts of a linked text that may lead out of a folder: "..", a drive at the start of a name (os.path.join of Windows
 # begins anew there), and a last part that is empty or a dot, of which normpath would make the name of the folder.
@@ -53,13 +54,16 @@ class Steering:
     refused: tuple[_Input, ...]
     is_literal: bool = False
 
-    def saver_of(self, node_id: str) -> str:
-        """Return the id of a saver for whose sake a node was added."""
-        linked = {value[0]: saver for (saver, _), value in self.changed.items() if isinstance(value, list)}
-        for joined, saver in linked.items():
-            if node_id in (joined, self.added[joined]["inputs"]["string_b"][0]):
-                return saver
-        return node_id
+    @property
+    def savers(self) -> dict[str, str]:
+        """Return the added nodes, each with the id of the saver for whose sake it was added."""
+        found: dict[str, str] = {}
+        for (saver, _), value in self.changed.items():
+            if isinstance(value, list):
+                joined = value[0]
+                for node_id in (joined, self.added[joined]["inputs"]["string_b"][0]):
+                    found.setdefault(node_id, saver)
+        return found
 
     def applied(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the prompt with these changes. The nodes that do not change are those of `prompt` itself."""
@@ -169,7 +173,8 @@ def _placed(value: Any) -> str:
     """
     if type(value) is str and BARE_NAME.fullmatch(value):
         return value
-    text = str(value).replace("\\", "/")
+    # A prompt out of a picture of the tenant's own has the secret folder of an earlier time before its prefix.
+    text = _SECRET_FOLDERS.sub("", str(value).replace("\\", "/"))
     if "\0" in text:
         return SAFE_NAME
     path = posixpath.normpath(text)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.outputs import FileRef, rename
+from gateway.comfy.saved_names import saved
 from gateway.fleet.etags import CACHED, GONE, UNTOLD
 from gateway.fleet.files import FileIndex, Holder, Origin, Upload, marked
 
@@ -240,3 +241,39 @@ def test_an_upload_is_its_owners_before_any_backend_has_it() -> None:
     assert files.is_others_upload("anna", FileRef("input", "pics", ""))
     files.drop_upload("anna", ref)
     assert not any(files.is_others_upload("ben", spelled) for spelled in spellings)
+
+
+def test_files_of_one_number_have_one_number_also_when_they_are_written_anew() -> None:
+    """A film and its first picture, in a folder that was emptied."""
+    files = FileIndex()
+    there = {suffix: FileRef("output", "o/s/f", f"film_00001{suffix}") for suffix in (".mp4", ".png")}
+    folder = FileRef("output", "", "")
+
+    def visible(suffix: str, number: int) -> FileRef:
+        return FileRef("output", "", f"film_{number:05}{suffix}")
+
+    for suffix, ref in there.items():
+        parts = saved(ref.filename)
+        assert parts is not None
+        number = files.number_for("t", "b1", ref, folder, parts)
+        assert files.claim("t", "b1", ref, visible=visible(suffix, number)) == (visible(suffix, 1), True)
+    film, picture = there.values()
+    parts = saved(film.filename)
+    assert parts is not None
+    assert files.next_number("t", folder, parts) == 2
+    assert files.forget("t", "b1", film) == visible(".mp4", 1)
+    files.claim("t", "b1", film, visible=visible(".mp4", 2))
+    assert files.number_for("t", "b1", picture, folder, parts) == 2
+    assert files.forget("t", "b1", picture) == visible(".png", 1)
+    assert files.number_for("t", "b1", picture, folder, parts) == 2
+    assert files.next_number("t", folder, parts) == 3
+
+
+def test_a_count_goes_with_the_last_file_that_it_counts() -> None:
+    files = FileIndex()
+    parts, folder = saved("pic_00007_.png"), FileRef("output", "", "")
+    assert parts is not None
+    files.claim("t", "b1", named("pic_00007_.png"))
+    assert files.next_number("t", folder, parts) == 8
+    assert files.trim(0, lambda _: True) == [("t", named("pic_00007_.png"))]
+    assert files.next_number("t", folder, parts) == 1

@@ -210,6 +210,40 @@ async def test_a_node_that_names_anothers_secret_folder_gets_nothing(lab: Lab, t
     assert colour(await anna.view({"filename": name, "type": "output"})) == seed_colour(5)
 
 
+async def test_the_prompt_out_of_an_own_picture_runs_again(lab: Lab, tmp_path: Path) -> None:
+    """Its prefix has the secret folder of then, which the new name must not have, nor a name that is told before."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna = caller(lab, gateway, "anna")
+    assert await names(anna, saving(1, a="deep/pic")) == ["deep/pic_00001_.png"]
+    (place,) = written(tmp_path)
+    secret = place.removesuffix("deep/pic_00001_.png")
+    anna.is_watched = False
+    assert await names(anna, saving(2, a=f"{secret}deep/pic")) == ["deep/pic_00002_.png"]
+
+
+async def test_names_do_not_collide_with_uploads_into_outputs(lab: Lab) -> None:
+    gateway = await start(lab, await lab.simulator())
+    anna = caller(lab, gateway, "anna")
+    await upload(anna, png((1, 2, 3)), "pic_00001_.png", type="output")
+    assert await names(anna, saving(1, a="pic")) == ["pic_00002_.png"]
+    await upload(anna, png((4, 5, 6)), "pic_00002_.png", type="output", overwrite="true")
+    assert await names(anna, saving(2, a="pic")) == ["pic_00003_.png"]
+
+
+async def test_a_link_to_an_added_node_is_refused(lab: Lab, tmp_path: Path) -> None:
+    """Its id is in the pictures of the tenant's own."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna = caller(lab, gateway, "anna")
+    await names(anna, linked(1, "pic"))
+    (there,) = (tmp_path / "output").rglob("*.png")
+    added = sorted(set(re.findall(r'"(g[0-9a-f]{24})"', there.read_text("latin-1"))))
+    assert len(added) == 2
+    for node_id in added:
+        prompt = linked(1, "pic")
+        prompt["p"] = {"class_type": "PreviewAny", "inputs": {"source": [node_id, 0]}}
+        assert (await anna.post("/prompt", {"prompt": prompt}))[0] == 400
+
+
 async def test_secret_folders_in_a_picture_are_written_over(lab: Lab, tmp_path: Path) -> None:
     """If the operator wants it, also in the parts of a file, and not on the disk."""
     simulator = await lab.simulator("--base-dir", str(tmp_path))
