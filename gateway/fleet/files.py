@@ -21,7 +21,7 @@ from gateway.fleet.placements import spelled_alike
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Where a file is: the backend, and the file's name there.
+    """Place of a file: the backend, and the file's name there.
 
     `etag` is what to know it by there (see etags.py), None while the job that writes it goes on; `before` is what it
     was until that began.

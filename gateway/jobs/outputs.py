@@ -25,7 +25,7 @@ from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.revealing import reveal_bytes, reveal_json, reveal_value
 from gateway.jobs.steering import UNCHANGED, Steering
-from gateway.jobs.upload_places import UploadPlaces
+from gateway.jobs.upload_places import UploadPlaces, path_of, secret_of
 from gateway.jobs.visible_names import is_steered, secret_folder, visible_name
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
@@ -36,6 +36,8 @@ _log = logs.get("files")
 
 # A secret folder makes a path so much longer than what the tenant sees of it.
 SECRET_LENGTH = len("o//f/") + 32
+# Tenants whose uploads are known by their secret folders, those asked for last.
+MAX_TENANTS = 16
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
 
@@ -66,6 +68,7 @@ class Outputs:
         self._sight = sight
         self._places = places
         self._steering = steering
+        self._by_secret: dict[str, tuple[int, Mapping[str, FileRef]]] = {}
         self._most = most
 
     def expected(self, tenant: str, ref: FileRef, holder: Holder) -> etags.Known:
@@ -261,7 +264,7 @@ class Outputs:
         """Return JSON that a file of a tenant's holds in names that the tenant knows; never longer than it was."""
         if not holds_secret(raw):
             return raw
-        told = reveal_json(raw, self._places.names(tenant, self._files.uploads(tenant)))
+        told = reveal_json(raw, {secret: path_of(ref) for secret, ref in self._uploads_of(tenant).items()})
         return told if len(told) <= len(raw) else reveal_json(raw, {})
 
     def reveal_value(self, job: Job, value: Any) -> Any:
@@ -366,12 +369,27 @@ class Outputs:
 
     def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
         """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
+        if secret := secret_of(ref):
+            return self._uploads_of(tenant).get(secret, ref)
         digest = self._placements.digest_at(backend, ref)
-        same = [own for own, upload in self._files.uploads(tenant).items() if upload.digest == digest]
-        for own in same:
-            if (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
+        for own, upload in self._files.uploads(tenant).items():
+            if upload.digest == digest and (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
                 return own
-        return self._places.visible(tenant, same, ref, backend) or ref
+        return ref
+
+    def _uploads_of(self, tenant: str) -> Mapping[str, FileRef]:
+        """Return a tenant's uploads by the 32 digits of their secret folders.
+
+        They are worked out once for all files that a job tells of, until the tenant's uploads change.
+        """
+        version = self._files.version(tenant)
+        known = self._by_secret.pop(tenant, None)
+        if known is None or known[0] != version:
+            known = version, {self._places.secret(tenant, ref): ref for ref in self._files.uploads(tenant)}
+        self._by_secret[tenant] = known
+        while len(self._by_secret) > MAX_TENANTS:
+            del self._by_secret[next(iter(self._by_secret))]
+        return known[1]
 
 
 def _origin(is_made: bool, ran: bool) -> Origin:

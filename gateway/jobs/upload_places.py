@@ -17,6 +17,7 @@ from gateway.tenants.secret_names import SecretNames
 # What is left of a client's name: the suffix, which some nodes go by.
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")
 _FILE = "f"
+_SECRET = re.compile(r"u(?:/|-)([0-9a-f]{32})(?![0-9a-f])")
 
 
 class UploadPlaces:
@@ -48,22 +49,20 @@ class UploadPlaces:
 
     def names_of(self, tenant: str, files: Iterable[FileInput]) -> dict[str, str]:
         """Return the paths of a prompt's files as their tenant knows them, by the 32 digits of their secret folders."""
-        return self.names(tenant, (file.ref for file in files if file.ref is not None and not file.folder))
+        refs = (file.ref for file in files if file.ref is not None and not file.folder)
+        return {self.secret(tenant, ref): path_of(ref) for ref in refs}
 
-    def names(self, tenant: str, refs: Iterable[FileRef]) -> dict[str, str]:
-        """Return the paths of uploads, by the 32 digits of their secret folders."""
-        return {
-            self._names.upload_folder(tenant, ref)[2:-2]: "/".join(filter(None, (ref.subfolder, ref.filename)))
-            for ref in refs
-        }
+    def secret(self, tenant: str, ref: FileRef) -> str:
+        """Return the 32 digits of an upload's secret folder."""
+        return self._names.upload_folder(tenant, ref)[2:-2]
 
-    def visible(self, tenant: str, refs: Iterable[FileRef], there: FileRef, backend: str) -> FileRef | None:
-        """Return which of a tenant's uploads lies at a place on a backend, None if none of `refs` does."""
-        for ref in refs:
-            place = self.of(tenant, ref, backend)
-            if (place.kind, place.subfolder) == (there.kind, there.subfolder) and ref != place:
-                return ref
-            root = self.of(tenant, ref, backend, in_root=True)
-            if ref != root and there.subfolder == "" and there.filename.startswith(root.filename.partition(".")[0]):
-                return ref
-        return None
+
+def path_of(ref: FileRef) -> str:
+    """Return a file's path below its folder of inputs or outputs."""
+    return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
+
+
+def secret_of(there: FileRef) -> str:
+    """Return the 32 digits of the secret folder in which an upload lies, or after which it is called; else nothing."""
+    match = _SECRET.match(path_of(there))
+    return match[1] if match is not None else ""

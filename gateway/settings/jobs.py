@@ -53,7 +53,7 @@ class StoreSettings(Model):
 
 
 class OutputSettings(Model):
-    """How what jobs wrote is shown."""
+    """Settings for showing the files that jobs wrote."""
 
     hide_names: bool = False
 

@@ -27,7 +27,7 @@ from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
 # Bytes of a PNG file in which its texts are looked for. They come before the picture's data.
-USUAL_HEAD, MAX_HEAD = 2**17, 2**24
+USUAL_HEAD, MAX_HEAD = 2**17, 2**21
 _OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
 
 

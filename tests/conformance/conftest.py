@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
@@ -20,13 +19,9 @@ class Target:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
+async def lab(shared_lab: Lab) -> Lab:
     """Processes for all tests of a module, which run in its loop: as before a real ComfyUI, none needs fresh ones."""
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    try:
-        yield lab
-    finally:
-        await lab.close()
+    return shared_lab
 
 
 @pytest_asyncio.fixture(params=["simulator", "gateway"], scope="module", loop_scope="module")

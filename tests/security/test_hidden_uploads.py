@@ -135,3 +135,18 @@ async def test_a_lone_tenant_sees_no_difference(lab: Lab, tmp_path: Path) -> Non
     await upload(comfy, PICTURE, "cat.png")
     assert await result(comfy, load("cat.png")) == (9, 8, 7)
     assert await placed(tmp_path, PICTURE) == ["cat.png"]
+
+
+async def test_a_node_that_shows_an_upload_tells_of_its_own_name(lab: Lab, tmp_path: Path) -> None:
+    """Of uploads with the same bytes each has its own; another tenant's has none."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    for name in ("one.png", "two.png"):
+        await upload(anna, PICTURE, name, subfolder="deep")
+    places = await placed(tmp_path, PICTURE, 2)
+    files = [{"subfolder": place.rpartition("/")[0], "filename": "f.png", "type": "input"} for place in places]
+    prompt = {"t": {"class_type": "TellNode", "inputs": {"ui": json.dumps({"images": files})}}}
+    for comfy, seen in ((anna, {("deep", "one.png"), ("deep", "two.png")}), (ben, {("", "f.png")})):
+        comfy.is_watched = False
+        entry = await comfy.entry(await comfy.prompt(prompt))
+        assert {(image["subfolder"], image["filename"]) for image in comfy.images(entry)} == seen
