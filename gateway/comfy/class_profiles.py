@@ -104,6 +104,7 @@ class ClassProfile:
         plain: for each input that may be given any text or number as it is, the types of these in Python.
         names: the inputs that take a prefix or the name of a model.
         savers: the inputs whose value decides where below output/ the class writes.
+        saves_models: True if what the class saves may be meant for the folders of models.
         own_types: the inputs that need nothing of a link but an output of their own types, with these types.
         own_outputs: the types of the outputs that hand on nothing that the node was given, by slot.
     """
@@ -122,6 +123,7 @@ class ClassProfile:
     plain: Mapping[str, frozenset[type]] = field(init=False)
     names: frozenset[str] = field(init=False)
     savers: tuple[str, ...] = field(init=False)
+    saves_models: bool = field(init=False)
     own_types: Mapping[str, frozenset[str]] = field(init=False)
     own_outputs: Mapping[int, frozenset[str]] = field(init=False)
 
@@ -135,6 +137,7 @@ class ClassProfile:
         object.__setattr__(self, "names", frozenset(name for name, kind in kinds.items() if kind in _NAMING))
         savers = tuple(name for name, each in self.inputs.items() if _is_saver(name, each, self.is_reviewed))
         object.__setattr__(self, "savers", savers)
+        object.__setattr__(self, "saves_models", any(kinds[name] is Kind.MODEL_PREFIX for name in savers))
         own_types = {
             name: each.types
             for name, each in self.inputs.items()
@@ -147,11 +150,6 @@ class ClassProfile:
             if types and not passed and types.isdisjoint((ANY_TYPE, MATCH_TYPE))
         }
         object.__setattr__(self, "own_outputs", own_outputs)
-
-    @property
-    def saves_models(self) -> bool:
-        """Return True if what the class saves may be meant for the folders of models."""
-        return any(self.inputs[name].kind is Kind.MODEL_PREFIX for name in self.savers)
 
     @property
     def needs_trust(self) -> bool:

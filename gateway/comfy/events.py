@@ -7,6 +7,7 @@ and comfy_execution/progress.py (progress_state, previews).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -48,19 +49,33 @@ class Event:
         return self.type == "executing" and self.data.get("node") is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """One frame for a client.
 
     `kind` says how it may be treated on the way. LIFECYCLE and END frames always arrive; of STATUS, PROGRESS and
     PREVIEW frames only the newest of a `slot` matters; END is the last frame of its prompt.
+
+    Attributes:
+        said: the message, in a backend's ids if there is a `translate`.
+        translate: returns the message in the client's ids, given it and the client's prompt_id. It runs when the
+            payload is read for the first time, because most progress is replaced by newer progress or read by nobody.
     """
 
     kind: Kind
-    payload: bytes
+    said: bytes
     prompt_id: str | None = None
     slot: str = ""
     binary: bool = False
+    translate: Callable[[bytes, str], bytes] | None = None
+
+    @property
+    def payload(self) -> bytes:
+        """Return the message for the client."""
+        if self.translate is not None:
+            self.said = self.translate(self.said, self.prompt_id or "")
+            self.translate = None
+        return self.said
 
 
 def parse(message: str | bytes) -> Event | None:
@@ -84,15 +99,19 @@ def encode(type_: str, data: dict[str, Any]) -> bytes:
     return wire.dumps({"type": type_, "data": data})
 
 
-def frame_of(event: Event, prompt_id: str, payload: bytes) -> Frame:
-    """The frame that passes `event` on for `prompt_id`, as `payload` says it to its client."""
+def frame_of(
+    event: Event, prompt_id: str, said: bytes, translate: Callable[[bytes, str], bytes] | None = None
+) -> Frame:
+    """Return the frame that passes `event` on for `prompt_id`, with the message and translation of a `Frame`."""
     if event.type in PROGRESS:
-        return Frame(Kind.PROGRESS, payload, prompt_id, event.type)
-    if event.ends_prompt:
-        return Frame(Kind.END, payload, prompt_id)
-    if event.type in LIFECYCLE:
-        return Frame(Kind.LIFECYCLE, payload, prompt_id)
-    return Frame(Kind.OTHER, payload, prompt_id, event.type)
+        kind, slot = Kind.PROGRESS, event.type
+    elif event.ends_prompt:
+        kind, slot = Kind.END, ""
+    elif event.type in LIFECYCLE:
+        kind, slot = Kind.LIFECYCLE, ""
+    else:
+        kind, slot = Kind.OTHER, event.type
+    return Frame(kind, said, prompt_id, slot, translate=translate)
 
 
 def timestamp_of(data: dict[str, Any]) -> int | None:

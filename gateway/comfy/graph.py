@@ -91,11 +91,11 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
         # Most classes name no file, and most inputs are numbers and links.
         names = by_class.get(class_type, _NO_NAMES)
         for name, value in inputs.items():
+            kind = type(value)
             declared = name in names
-            is_text = isinstance(value, str)
-            if not is_text and not declared and not isinstance(value, dict):
+            if kind is not str and kind is not dict and not declared:
                 continue
-            if not is_text or (declared and (class_type, name) in FOLDER_INPUTS):
+            if kind is not str or (declared and (class_type, name) in FOLDER_INPUTS):
                 found = _other_files(node_id, class_type, name, value, declared=declared)
                 files += found if most is None else islice(found, max(most + 1 - len(files), 0))
             elif not value:

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any
 
 import orjson
 
 from gateway.comfy.true_types import is_link, unwrapped
 
-DIGEST_SIZE = 32
 # The inputs that are looked at for all digests of a prompt. Thousands of savers behind thousands of nodes take more.
 _LOOKS, _LOOKS_PER_NODE = 10_000, 10
 # Longer texts count by their digests, because each saver behind one would read it again.
-_MAX_TEXT = 1_000
-# The class, the inputs and the links of a node, the links as name, source and slot.
-_Node = tuple[Any, dict[str, Any], list[tuple[str, str, Any]]]
-_MISSING: _Node = (None, {}, [])
+MAX_TEXT = 1_000
+# A link of a node: the name of the input, the source, the slot.
+Link = tuple[str, str, Any]
+# A node's class, its inputs without unusual values, and its links in the order of their names.
+OpenedNode = tuple[Any, dict[str, Any], list[Link]]
+_MISSING: OpenedNode = (None, {}, [])
 
 
-def digests(prompt: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes]:
+def digests(
+    prompt: Mapping[str, Any], wanted: Iterable[str], opened: dict[str, OpenedNode] | None = None
+) -> dict[str, bytes]:
     """Return the digest of each wanted node: of its class, its literals, and those of all nodes that it depends on.
 
     The order of keys, the ids of nodes and `_meta` change nothing. 1, 1.0, true and "1" are four literals. A value
@@ -36,10 +39,12 @@ def digests(prompt: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes
 
     If a graph takes too long, the digests of the last nodes are of the whole prompt and the node's id.
 
-    `prompt` is JSON of a bounded depth (`gateway.comfy.wire.read_bounded`).
+    `prompt` is JSON of a bounded depth (`gateway.comfy.wire.read_bounded`). `opened` are nodes of it that a caller has
+    taken apart: all their inputs are plain links, numbers, null, and texts of `MAX_TEXT` characters at most. More are
+    added.
     """
     found: dict[str, bytes] = {}
-    opened: dict[str, _Node] = {}
+    opened = {} if opened is None else opened
     left = _LOOKS + _LOOKS_PER_NODE * len(prompt)
     whole = b""
     for node_id in wanted:
@@ -53,7 +58,7 @@ def digests(prompt: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, bytes
     return found
 
 
-def _collect(prompt: Mapping[str, Any], start: str, opened: dict[str, _Node], most: int, rows: list[Any]) -> int:
+def _collect(prompt: Mapping[str, Any], start: str, opened: dict[str, OpenedNode], most: int, rows: list[Any]) -> int:
     """Collect the class and inputs of a node and of all that it depends on; return how many inputs were looked at.
 
     A link is the place of its source in this list, and the slot. If there are more inputs than `most`, this stops.
@@ -81,34 +86,40 @@ def _collect(prompt: Mapping[str, Any], start: str, opened: dict[str, _Node], mo
     return looks
 
 
-def _opened(node: Any) -> _Node:
+def _opened(node: Any) -> OpenedNode:
     """Take a node apart."""
     given = node.get("inputs") if isinstance(node, dict) else None
     if not isinstance(given, dict):
         return (node.get("class_type"), {}, []) if isinstance(node, dict) else _MISSING
-    inputs = given.copy()
+    inputs: dict[str, Any] = given
     links: list[tuple[str, str, Any]] = []
     # Most inputs are texts, numbers and links, so this looks at no more than it must.
     for name, value in given.items():
         kind = type(value)
-        if kind is dict:
-            value = inputs[name] = unwrapped(value)
-            kind = type(value)
-        if kind is list and len(value) == 2 and is_link(value):
-            links.append((name, value[0], value[1]))
-        elif kind is list or kind is dict or (kind is str and len(value) > _MAX_TEXT):
-            inputs[name] = _digest([value]).hex()
+        if kind is int or kind is float or (kind is str and len(value) <= MAX_TEXT):
+            continue
+        if kind is list and len(value) == 2:
+            source, slot = value
+            if type(source) is str and type(slot) is int:
+                links.append((name, source, slot))
+                continue
+        counted = unwrapped(value)
+        if is_link(counted):
+            links.append((name, *counted))
+            continue
+        if isinstance(counted, (str, list, dict)) and not (isinstance(counted, str) and len(counted) <= MAX_TEXT):
+            counted = _digest([counted]).hex()
+        if counted is not value:
+            inputs = inputs.copy() if inputs is given else inputs
+            inputs[name] = counted
     if len(links) > 1:
-        links.sort(key=_name_of)
+        # No two have one name, so their sources are never compared.
+        links.sort()
     return node.get("class_type"), inputs, links
 
 
-def _name_of(link: tuple[str, str, Any]) -> str:
-    return link[0]
-
-
 def _digest(value: Any) -> bytes:
-    return blake2b(_encoded(value), digest_size=DIGEST_SIZE).digest()
+    return sha256(_encoded(value)).digest()
 
 
 def _encoded(value: Any) -> bytes:

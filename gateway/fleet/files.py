@@ -158,13 +158,13 @@ class FileIndex:
         parts = saved(visible.filename) if visible.kind == "output" else None
         if parts is None:
             return
-        key = (tenant, replace(visible, filename=""), parts.prefix)
+        key = (tenant, FileRef(visible.kind, visible.subfolder, ""), parts.prefix)
         highest, count = self._counts.get(key, (0, 0))
         self._counts[key] = (max(highest, parts.number) if step > 0 else highest, count + step)
         if count + step <= 0:
             del self._counts[key]
-        there = saved(holder.there.filename)
-        if there is None or holder.there.subfolder == visible.subfolder:
+        there = saved(holder.there.filename) if holder.there.subfolder != visible.subfolder else None
+        if there is None:
             return
         own = (tenant, holder.backend, *_numbered(holder.there, there))
         number, count = self._numbers.get(own, (parts.number, 0))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from gateway.comfy.class_profiles import ANY_TYPE, MAY_HOLD_TEXT, NUMERIC, TEXTUAL, ClassProfile, InputProfile
 from gateway.comfy.graph import texts
 from gateway.comfy.node_review import OPENING, Kind
+from gateway.comfy.subgraph import MAX_TEXT, Link, OpenedNode
 from gateway.comfy.templates import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
 from gateway.comfy.writing import BARE_NAME, wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
@@ -88,11 +89,14 @@ class Refusal:
 class Judgement:
     """The result of judging a prompt: `refusals` are empty if it may run on shared backends.
 
-    `unknown` are the classes that no backend describes.
+    `unknown` are the classes that no backend describes. `savers` are the nodes that write where their inputs say, with
+    the profiles of their classes. If there are any, `opened` are the nodes that were taken apart on the way.
     """
 
     refusals: tuple[Refusal, ...] = ()
     unknown: frozenset[str] = frozenset()
+    savers: Mapping[str, ClassProfile] = field(default_factory=dict)
+    opened: dict[str, OpenedNode] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,6 @@ class Judged:
 
 
 _Found = list[tuple[str | None, str]]
-_MAY_RUN = Judgement()
 
 
 def judge(
@@ -131,6 +134,7 @@ def judge(
         trusts: returns True if the operator trusts a class.
     """
     profiles: dict[str, ClassProfile] = {}
+    savers: dict[str, ClassProfile] = {}
     unknown: set[str] = set()
     for node_id, node in prompt.items():
         class_type = node.get("class_type")
@@ -140,7 +144,10 @@ def judge(
                 unknown.add(class_type)
             else:
                 profiles[node_id] = known
+                if known.savers:
+                    savers[node_id] = known
     types = TrueTypes(prompt, profiles, trusts)
+    opened: dict[str, OpenedNode] = {}
     refusals: list[Refusal] = []
     formulas = 0
     for node_id, known in profiles.items():
@@ -154,7 +161,9 @@ def judge(
             else:
                 found = _judge_class(node_id, known, trusts)
         if found is None and isinstance(inputs, dict):
-            found = _judge_inputs(inputs, known, profiles, trusts, types)
+            found, links = _judge_inputs(inputs, known, profiles, trusts, types)
+            if links is not None and savers:
+                opened[node_id] = (known.name, inputs, links)
         for input_name, reason in found or ():
             meta = node.get("_meta")
             title = meta.get("title", known.name) if isinstance(meta, dict) else known.name
@@ -162,7 +171,7 @@ def judge(
             refusals.append(Refusal(node_id, known.name, known.pack, title, input_name, reason, is_linked))
             if len(refusals) >= MAX_REFUSALS or formulas > MAX_FORMULAS:
                 return Judgement(tuple(refusals), frozenset(unknown))
-    return Judgement(tuple(refusals), frozenset(unknown)) if refusals or unknown else _MAY_RUN
+    return Judgement(tuple(refusals), frozenset(unknown), savers, opened)
 
 
 def _length_of(profile: ClassProfile, inputs: Any) -> int:
@@ -188,13 +197,15 @@ def _judge_inputs(
     profiles: Mapping[str, ClassProfile],
     trusts: Callable[[ClassProfile], bool],
     types: TrueTypes,
-) -> _Found | None:
-    """Return what is wrong with each input, None if nothing is.
+) -> tuple[_Found | None, list[Link] | None]:
+    """Return what is wrong with each input, None if nothing is, and the node's links, None if some value is unusual.
 
     Most inputs are numbers, texts and links to an output of their own type. These are passed in this loop, because it
     runs for each input of each prompt.
     """
     found: _Found | None = None
+    links: list[Link] = []
+    is_usual = True
     plain, names, own_types = profile.plain, profile.names, profile.own_types
     for name, raw in inputs.items():
         kind = type(raw)
@@ -204,17 +215,25 @@ def _judge_inputs(
                 if type(node_id) is str and type(slot) is int and (source := profiles.get(node_id)) is not None:
                     made = source.own_outputs.get(slot)
                     if made is not None and made <= own_types[name]:
+                        links.append((name, node_id, slot))
                         continue
         elif name in plain:
             if kind in plain[name]:
+                if kind is str and len(raw) > MAX_TEXT:
+                    is_usual = False
                 continue
         elif kind is str and name in names and BARE_NAME.fullmatch(raw):
             continue
+        is_usual = False
         reason, is_form = _wrong_input(inputs, name, profile, types)
         if reason is not None and (is_form or not trusts(profile)):
             found = found or []
             found.append((name, reason))
-    return found
+    if not is_usual:
+        return found, None
+    if len(links) > 1:
+        links.sort()
+    return found, links
 
 
 def _wrong_input(inputs: dict[str, Any], name: str, profile: ClassProfile, types: TrueTypes) -> tuple[str | None, bool]:

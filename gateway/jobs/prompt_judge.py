@@ -14,7 +14,7 @@ from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged, Refusal, judge
 from gateway.jobs.job import Job
-from gateway.jobs.steering import JOIN, REPLACE, UNCHANGED, Steering, steer
+from gateway.jobs.steering import JOIN, REPLACE, UNCHANGED, Plan, Steering, plan, steer
 from gateway.tenants.policy import Policies, Policy
 from gateway.tenants.secret_names import SecretNames
 
@@ -125,40 +125,28 @@ class PromptJudge:
         classes = (name for node in prompt.values() if isinstance(name := node.get("class_type"), str))
         able = _NONE
         refusals: tuple[Refusal, ...] = ()
+        chosen: Plan | None = None
         steering = UNCHANGED
         for names, profile in edition.profiles.groups(classes, shared):
             judgement = judge(prompt, profile, trusts)
             if judgement.refusals or judgement.unknown:
                 refusals = refusals or judgement.refusals
                 continue
-            steered = self._steer(tenant, prompt, profile, trusts)
-            if steered.added:
+            planned = _plan(prompt, judgement.savers, profile, trusts)
+            if planned.has_links:
                 # The groups differ in the prompt's own classes alone, so a backend may lack an added one.
                 for added in (REPLACE, JOIN):
                     names = names & edition.abilities.classes.get(added, names)
-            if steered.refused or not names:
-                refusals = refusals or _unsteerable(prompt, profile, steered)
+            if planned.refused or not names:
+                refusals = refusals or _unsteerable(prompt, profile, planned)
             elif not able:
-                able, steering = names, steered
-            elif steered == steering:
+                able, chosen = names, planned
+                folder_of, node_id_of = self._names.output_folders(tenant), partial(self._names.added_node, tenant)
+                steering = steer(prompt, planned, folder_of, node_id_of, judgement.opened)
+            elif planned == chosen:
                 # If backends differ in which inputs decide where a class writes, those like the first one run it.
                 able = able | names
         return Judged(edition, able, () if able else refusals, steering=steering)
-
-    def _steer(
-        self,
-        tenant: str,
-        prompt: Mapping[str, Any],
-        profile: Callable[[str], ClassProfile | None],
-        trusts: Callable[[ClassProfile], bool],
-    ) -> Steering:
-        def is_spared(known: ClassProfile) -> bool:
-            # If the operator trusts a class that saves models, what it saves is everybody's: loaders must find it.
-            return known.saves_models and trusts(known)
-
-        folder_of = partial(self._names.output_folder, tenant)
-        node_id_of = partial(self._names.added_node, tenant)
-        return steer(prompt, profile, folder_of, node_id_of, lambda name: _is_reviewed(profile(name)), is_spared)
 
     def steering(self, job: Job, backend: str) -> Steering | None:
         """Return the changes by which a job's savers write into secret folders, none if it shares no backend.
@@ -177,13 +165,25 @@ def _is_reviewed(profile: ClassProfile | None) -> bool:
     return profile is not None and profile.is_reviewed
 
 
+def _plan(
+    prompt: Mapping[str, Any],
+    savers: Mapping[str, ClassProfile],
+    profile: Callable[[str], ClassProfile | None],
+    trusts: Callable[[ClassProfile], bool],
+) -> Plan:
+    def is_spared(known: ClassProfile) -> bool:
+        # If the operator trusts a class that saves models, what it saves is everybody's: loaders must find it.
+        return known.saves_models and trusts(known)
+
+    return plan(prompt, savers, lambda name: _is_reviewed(profile(name)), is_spared)
+
+
 def _unsteerable(
-    prompt: Mapping[str, Any], profile: Callable[[str], ClassProfile | None], steering: Steering
+    prompt: Mapping[str, Any], profile: Callable[[str], ClassProfile | None], planned: Plan
 ) -> tuple[Refusal, ...]:
     """Return the refusals of linked prefixes that can't be put below a secret folder."""
     found = []
-    linked = (place for place, value in steering.changed.items() if isinstance(value, list))
-    for node_id, name in (*steering.refused, *linked):
+    for node_id, name in (*planned.refused, *planned.linked):
         class_type = prompt[node_id]["class_type"]
         known = profile(class_type)
         pack = known.pack if known is not None else ""

@@ -200,7 +200,10 @@ class Relay:
                 payload = events.encode(event.type, {**event.data, "output": renamed})
         if event.type not in events.PROGRESS:
             payload = self._outputs.reveal(job, payload)
-        frame = events.frame_of(event, job.prompt_id, job.translate(payload))
+        if job.live.added:
+            payload = job.without_added(payload)
+        translate = job.assignment.translate if job.assignment is not None else None
+        frame = events.frame_of(event, job.prompt_id, payload, translate)
         if event.type == "executing":
             job.live.executing = frame
         elif event.type == "progress_state":

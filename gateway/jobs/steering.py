@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.class_profiles import ClassProfile
-from gateway.comfy.subgraph import digests
+from gateway.comfy.subgraph import OpenedNode, digests
 from gateway.comfy.true_types import is_link, unwrapped
 from gateway.comfy.writing import BARE_NAME
 
@@ -37,6 +37,30 @@ _Input = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """The inputs of a prompt that decide where its savers write.
+
+    Attributes:
+        inputs: each as node id, input name and value: a link, or what ComfyUI makes a text of. If the node leaves an
+            input out, its value is the default.
+        refused: the inputs, as node id and input name, that can't be steered.
+        has_links: True if a value is a link, so that nodes will be added.
+    """
+
+    inputs: tuple[tuple[str, str, Any], ...] = ()
+    refused: tuple[_Input, ...] = ()
+    has_links: bool = False
+
+    @property
+    def linked(self) -> Iterator[_Input]:
+        """Yield the inputs whose values are links."""
+        return ((node_id, name) for node_id, name, value in self.inputs if isinstance(value, list))
+
+
+NO_PLAN = Plan()
+
+
+@dataclass(frozen=True, slots=True)
 class Steering:
     """Changes to a prompt, by which its savers write into secret folders alone.
 
@@ -44,14 +68,12 @@ class Steering:
         changed: the new values of inputs, by node id and input name: texts, and links to added nodes.
         added: the added nodes, by id.
         folders: the node ids of savers, by secret folder. Equal savers share a folder, which has the first one's id.
-        refused: the inputs, as node id and input name, that can't be steered.
         is_literal: True if each change is of a text that the prompt holds, and all are of inputs with one name.
     """
 
     changed: Mapping[_Input, Any]
     added: Mapping[str, dict[str, Any]]
     folders: Mapping[str, str]
-    refused: tuple[_Input, ...]
     is_literal: bool = False
 
     @property
@@ -78,56 +100,80 @@ class Steering:
         return nodes
 
 
-UNCHANGED = Steering({}, {}, {}, ())
+UNCHANGED = Steering({}, {}, {})
+
+
+def plan(
+    prompt: Mapping[str, Any],
+    savers: Mapping[str, ClassProfile],
+    has_class: Callable[[str], bool],
+    is_spared: Callable[[ClassProfile], bool] = lambda _: False,
+) -> Plan:
+    """Return which inputs of a prompt to steer.
+
+    Args:
+        prompt: the graph as the client sent it, nodes by id, each an object.
+        savers: the nodes that write where their inputs say, with the profiles of their classes.
+        has_class: returns True if the backend that will run the prompt has a class.
+        is_spared: returns True for a class that writes where the prompt says.
+    """
+    found: list[tuple[str, str, Any]] = []
+    refused: list[_Input] = []
+    has_links = False
+    for node_id, profile in savers.items():
+        inputs = prompt[node_id].get("inputs")
+        if not isinstance(inputs, dict) or is_spared(profile):
+            continue
+        for name, value in _given(inputs, profile):
+            if isinstance(value, list):
+                # ComfyUI takes any list for a link, and refuses one that is none.
+                if not (is_link(value) and has_class(REPLACE) and has_class(JOIN)):
+                    refused.append((node_id, name))
+                    continue
+                has_links = True
+            found.append((node_id, name, value))
+    return Plan(tuple(found), tuple(refused), has_links) if found or refused else NO_PLAN
 
 
 def steer(
     prompt: Mapping[str, Any],
-    profile: Callable[[str], ClassProfile | None],
+    planned: Plan,
     folder_of: Callable[[bytes], str],
     node_id_of: Callable[[bytes, str], str],
-    has_class: Callable[[str], bool],
-    is_spared: Callable[[ClassProfile], bool] = lambda _: False,
+    opened: dict[str, OpenedNode] | None = None,
 ) -> Steering:
     """Return what to change in a prompt, so that each saver writes into a secret folder.
 
     Args:
         prompt: the graph as the client sent it, nodes by id, each an object.
-        profile: returns a class's profile, None if no backend describes it.
+        planned: the inputs to steer.
         folder_of: returns the secret folder for the digest of a saver's part of the graph (`gateway.comfy.subgraph`).
         node_id_of: returns the id of a node to add, by the digest of the saver and the node's role. No two of these
             share an id.
-        has_class: returns True if the backend that will run the prompt has a class.
-        is_spared: returns True for a class that writes where the prompt says.
+        opened: nodes that were taken apart (`gateway.comfy.subgraph.digests`).
     """
-    savers: dict[str, ClassProfile] = {}
-    for node_id, node in prompt.items():
-        class_type = node.get("class_type")
-        known = profile(class_type) if isinstance(class_type, str) else None
-        if known is not None and known.savers and isinstance(node.get("inputs"), dict) and not is_spared(known):
-            savers[node_id] = known
-    if not savers:
+    if not planned.inputs:
         return UNCHANGED
     changed: dict[_Input, Any] = {}
     added: dict[str, dict[str, Any]] = {}
     folders: dict[str, str] = {}
-    refused: list[_Input] = []
+    names: set[str] = set()
     is_literal = True
-    for node_id, digest in digests(prompt, savers).items():
+    found = digests(prompt, dict.fromkeys([node_id for node_id, _, _ in planned.inputs]), opened)
+    for node_id, name, value in planned.inputs:
+        digest = found[node_id]
         folder = folder_of(digest)
-        for name, value in _given(prompt[node_id]["inputs"], savers[node_id]):
-            is_literal = is_literal and type(value) is str and name in prompt[node_id]["inputs"]
-            if not isinstance(value, list):
-                changed[node_id, name] = f"{folder}/{_placed(unwrapped(value))}"
-            elif is_link(value) and has_class(REPLACE) and has_class(JOIN):
-                changed[node_id, name] = _joined(folder, value, digest, prompt, added, node_id_of)
-            else:
-                # ComfyUI takes any list for a link, and refuses one that is none.
-                refused.append((node_id, name))
-                continue
-            folders.setdefault(folder, node_id)
-    is_literal = is_literal and len({name for _, name in changed}) == 1
-    return Steering(changed, added, folders, tuple(refused), is_literal)
+        if isinstance(value, list):
+            changed[node_id, name] = _joined(folder, value, digest, prompt, added, node_id_of)
+            is_literal = False
+        else:
+            is_text = type(value) is str
+            is_bare = is_text and BARE_NAME.fullmatch(value) is not None
+            changed[node_id, name] = f"{folder}/{value if is_bare else _placed(unwrapped(value))}"
+            is_literal = is_literal and is_text and name in prompt[node_id]["inputs"]
+        names.add(name)
+        folders.setdefault(folder, node_id)
+    return Steering(changed, added, folders, is_literal and len(names) == 1)
 
 
 def spliced(raw: bytes, steering: Steering) -> bytes | None:
@@ -171,8 +217,6 @@ def _placed(value: Any) -> str:
     ComfyUI makes a text of it (execution.py, validate_inputs) and normalises that (folder_paths.py,
     get_save_image_path). Backslashes separate, because a backend may run on Windows.
     """
-    if type(value) is str and BARE_NAME.fullmatch(value):
-        return value
     # A prompt out of a picture of the tenant's own has the secret folder of an earlier time before its prefix.
     text = _SECRET_FOLDERS.sub("", str(value).replace("\\", "/"))
     if "\0" in text:

@@ -19,7 +19,9 @@ _FOLDER = re.compile(r"(?P<secret>o/[0-9a-f]{32}/f)(?:/(?P<rest>.*))?", re.DOTAL
 
 def is_steered(there: FileRef) -> bool:
     """Return True if a file on a backend lies where a saver was steered to."""
-    return there.kind == "output" and _FOLDER.fullmatch(there.subfolder) is not None
+    return (
+        there.kind == "output" and there.subfolder.startswith("o/") and _FOLDER.fullmatch(there.subfolder) is not None
+    )
 
 
 def secret_folder(there: FileRef) -> str:

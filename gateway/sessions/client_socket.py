@@ -69,7 +69,7 @@ class ClientSocket:
         if frame.kind is Kind.PREVIEW and not self._wants_metadata:
             legacy = previews.to_legacy(frame.payload)
             if legacy is not None:
-                self._held = replace(frame, payload=legacy)
+                self._held = replace(frame, said=legacy)
         if held is not None and frame.slot != "progress":
             self._put(held)
             held = None

@@ -7,6 +7,7 @@ the same name again.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from hashlib import blake2b
 
 from gateway.comfy.outputs import FileRef
@@ -40,14 +41,19 @@ class SecretNames:
             raise ValueError(f"the key of secret names needs {KEY_SIZE} bytes, not {len(key)}")
         self._key = key
 
-    def output_folder(self, tenant: str, digest: bytes) -> str:
-        """Return the folder below output/ for what one saver of a tenant writes.
+    def output_folders(self, tenant: str) -> Callable[[bytes], str]:
+        """Return a function that returns the folder below output/ for what one saver of a tenant writes.
 
-        Args:
-            digest: the digest of the part of the graph that the saver depends on (`gateway.comfy.subgraph`).
+        It takes the digest of the part of the graph that the saver depends on (`gateway.comfy.subgraph`).
         """
-        parts = (b"output", tenant.encode("utf-8", "surrogatepass"), digest)
-        return f"o/{self._name(_FOLDER_DIGITS, *parts)}/f"
+        start = self._hash(_FOLDER_DIGITS, b"output", tenant.encode("utf-8", "surrogatepass"))
+
+        def folder_of(digest: bytes) -> str:
+            hash_ = start.copy()
+            hash_.update(len(digest).to_bytes(8, "big") + digest)
+            return f"o/{hash_.hexdigest()}/f"
+
+        return folder_of
 
     def upload_folder(self, tenant: str, ref: FileRef) -> str:
         """Return the folder below input/ for one upload of a tenant, by the name that the tenant gave the upload.
@@ -69,8 +75,11 @@ class SecretNames:
 
     def _name(self, digits: int, *parts: bytes) -> str:
         """Return a keyed hash of some parts. Each has its length before it, so no other parts read the same."""
+        return self._hash(digits, *parts).hexdigest()
+
+    def _hash(self, digits: int, *parts: bytes) -> blake2b:
         message = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
-        return blake2b(message, key=self._key, digest_size=digits // 2).hexdigest()
+        return blake2b(message, key=self._key, digest_size=digits // 2)
 
 
 def is_secret_path(path: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.comfy import wire
 from gateway.comfy.node_review import review
 from gateway.fleet.profiles import make_profiles
 from gateway.jobs.prompt_judge import PromptJudge
@@ -30,8 +31,11 @@ def steered(class_type: str, prefix: str, trust: tuple[str, ...]) -> Any:
     judge = PromptJudge(catalogue, policies, lambda _: True, SecretNames(bytes(KEY_SIZE)))
     inspect = judge.inspector("ben", by_admin=False)
     assert inspect is not None
-    judged = inspect({"1": {"class_type": class_type, "inputs": {"filename_prefix": prefix}}})
-    return judged.steering.changed.get(("1", "filename_prefix"), prefix) if judged.backends else None
+    prompt = {"1": {"class_type": class_type, "inputs": {"filename_prefix": prefix}}}
+    submission: Any = SimpleNamespace(by_admin=False, judgement=inspect(prompt), prompt=wire.dumps(prompt))
+    job: Any = SimpleNamespace(tenant="ben", submission=submission, judgement=None)
+    steering = judge.steering(job, "b1")
+    return steering.changed.get(("1", "filename_prefix"), prefix) if steering is not None else None
 
 
 def test_savers_of_models_are_steered_like_others() -> None:

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy import wire
-from gateway.comfy.class_profiles import profile_of
+from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Kind, Review
 from gateway.comfy.subgraph import digests
-from gateway.jobs.steering import INSTEAD, LEADS_OUT, UNNAMED, Steering, spliced, steer
+from gateway.jobs.steering import INSTEAD, LEADS_OUT, UNCHANGED, UNNAMED, Plan, Steering, plan, spliced, steer
 from gateway.tenants.secret_names import KEY_SIZE, SecretNames
 
 CUSTOM = "custom_nodes.some-pack"
@@ -67,14 +67,23 @@ _JSON = st.recursive(
 )
 
 
+def planned(prompt: dict[str, Any], classes: frozenset[str] = STRING_NODES) -> Plan:
+    savers: dict[str, ClassProfile] = {}
+    for node_id, each in prompt.items():
+        class_type = each.get("class_type")
+        profile = PROFILES.get(class_type) if isinstance(class_type, str) else None
+        if profile is not None and profile.savers:
+            savers[node_id] = profile
+    return plan(prompt, savers, classes.__contains__)
+
+
 def steered(prompt: dict[str, Any], tenant: str = "anna", classes: frozenset[str] = STRING_NODES) -> Steering:
     before = copy.deepcopy(prompt)
     made = steer(
         prompt,
-        PROFILES.get,
-        lambda digest: NAMES.output_folder(tenant, digest),
+        planned(prompt, classes),
+        NAMES.output_folders(tenant),
         lambda digest, role: NAMES.added_node(tenant, digest, role),
-        classes.__contains__,
     )
     assert prompt == before or "nan" in str(prompt)
     return made
@@ -163,7 +172,7 @@ def test_a_literal_prefix_gets_its_folder(prefix: Any, true: str) -> None:
     (folder,) = made.folders
     assert made.changed == {("1", "filename_prefix"): f"{folder}/{true}"}
     assert made.folders == {folder: "1"}
-    assert (made.added, made.refused) == ({}, ())
+    assert made.added == {}
     assert re.fullmatch("o/[0-9a-f]{32}/f", folder)
 
 
@@ -178,9 +187,9 @@ def test_no_literal_leads_out_of_its_folder(prefix: Any) -> None:
 
 @pytest.mark.parametrize("value", [[], ["1"], [1, 0], ["t", "0"], ["t", 0, 0], [["t", 0], 0], ["t", None]])
 def test_a_list_that_is_no_link_is_refused(value: list[Any]) -> None:
-    made = steered({"1": save(value), "i": IMAGE})
-    assert made.refused == (("1", "filename_prefix"),)
-    assert (made.changed, made.added, made.folders) == ({}, {}, {})
+    prompt = {"1": save(value), "i": IMAGE}
+    assert planned(prompt).refused == (("1", "filename_prefix"),)
+    assert steered(prompt) is UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -218,7 +227,8 @@ def test_the_input_that_decides_is_steered_alone(class_type: str, inputs: Any, n
 def test_nothing_else_is_changed(each: dict[str, Any]) -> None:
     prompt = {"1": each, "i": IMAGE}
     made = steered(prompt)
-    assert (made.changed, made.added, made.folders, made.refused) == ({}, {}, {}, ())
+    assert planned(prompt) == Plan()
+    assert made is UNCHANGED
     assert made.applied(prompt) is prompt
 
 
@@ -298,8 +308,9 @@ def test_no_linked_text_leads_out_of_its_folder(text: str) -> None:
 
 @pytest.mark.parametrize("classes", [frozenset[str](), *(STRING_NODES - {one} for one in sorted(STRING_NODES))])
 def test_a_linked_prefix_is_refused_where_the_string_nodes_are_missing(classes: frozenset[str]) -> None:
-    made = steered({**linked("x"), "2": save("y")}, classes=classes)
-    assert made.refused == (("1", "filename_prefix"),)
+    prompt = {**linked("x"), "2": save("y")}
+    made = steered(prompt, classes=classes)
+    assert planned(prompt, classes).refused == (("1", "filename_prefix"),)
     assert made.added == {}
     assert [*made.folders.values()] == ["2"]
     assert [*made.changed] == [("2", "filename_prefix")]
@@ -344,7 +355,7 @@ def test_many_savers_take_no_longer_than_they_are_many() -> None:
         asked += 1
         return NAMES.added_node("anna", digest, role)
 
-    made = steer(prompt, PROFILES.get, lambda digest: NAMES.output_folder("anna", digest), node_id_of, lambda _: True)
+    made = steer(prompt, planned(prompt), NAMES.output_folders("anna"), node_id_of)
     assert asked == len(made.added) == 10_000
     assert [*made.folders.values()] == ["s0"]
 
@@ -365,12 +376,12 @@ def test_names_follow_the_tenant_and_the_graph_alone(prompt: dict[str, Any]) -> 
 
 def test_the_folder_is_that_of_the_clients_own_graph() -> None:
     prompt: dict[str, Any] = {"1": save("a/../b"), "2": save("b"), "3": node("Custom"), "i": IMAGE}
-    expected = {node_id: NAMES.output_folder("anna", each) for node_id, each in digests(prompt, "123").items()}
+    expected = {node_id: NAMES.output_folders("anna")(each) for node_id, each in digests(prompt, "123").items()}
     assert steered(prompt).folders == {folder: node_id for node_id, folder in expected.items()}
 
 
 def test_another_tenants_folder_as_a_prefix_leads_nowhere() -> None:
-    secret = NAMES.output_folder("anna", b"x")
+    secret = NAMES.output_folders("anna")(b"x")
     made = steered({"1": save(f"{secret}/pic"), "i": IMAGE}, "ben")
     (folder,) = made.folders
     assert made.changed["1", "filename_prefix"] == f"{folder}/pic"

@@ -26,14 +26,14 @@ _NODES = st.tuples(_TEXTS, st.binary(max_size=6), _TEXTS)
 
 
 def test_names_have_their_forms() -> None:
-    assert re.fullmatch(r"o/[0-9a-f]{32}/f", NAMES.output_folder("anna", DIGEST))
+    assert re.fullmatch(r"o/[0-9a-f]{32}/f", NAMES.output_folders("anna")(DIGEST))
     assert re.fullmatch(r"u/[0-9a-f]{32}/f", NAMES.upload_folder("anna", REF))
     assert re.fullmatch(r"g[0-9a-f]{24}", NAMES.added_node("anna", DIGEST, "join"))
 
 
 def test_names_stay_what_they_are() -> None:
     """Files on backends are found by these names: another way to make them would lose the files."""
-    assert NAMES.output_folder("anna", DIGEST) == "o/06a29dc4d13fe86de598497680d169e7/f"
+    assert NAMES.output_folders("anna")(DIGEST) == "o/06a29dc4d13fe86de598497680d169e7/f"
     assert NAMES.upload_folder("anna", REF) == "u/d36e9fb057e96c8f66198f17d2eb93b0/f"
     assert NAMES.added_node("anna", DIGEST, "join") == "g2330f7be303cc18143e4ad9b"
 
@@ -42,10 +42,10 @@ def test_no_two_purposes_tenants_or_parts_share_a_name() -> None:
     same = SecretNames(KEY)
     other = SecretNames(KEY[::-1])
     found = [
-        *(names.output_folder(tenant, DIGEST) for names in (NAMES, other) for tenant in ("anna", "ben", "")),
+        *(names.output_folders(tenant)(DIGEST) for names in (NAMES, other) for tenant in ("anna", "ben", "")),
         *(names.upload_folder(tenant, REF) for names in (NAMES, other) for tenant in ("anna", "ben", "")),
         *(names.added_node(tenant, DIGEST, "join") for names in (NAMES, other) for tenant in ("anna", "ben", "")),
-        NAMES.output_folder("anna", DIGEST[:-1]),
+        NAMES.output_folders("anna")(DIGEST[:-1]),
         NAMES.upload_folder("anna", FileRef("temp", "sub", "a.png")),
         NAMES.upload_folder("anna", FileRef("input", "", "sub/a.png")),
         NAMES.upload_folder("anna", FileRef("input", "suba", ".png")),
@@ -54,7 +54,7 @@ def test_no_two_purposes_tenants_or_parts_share_a_name() -> None:
     ]
     secrets = {name.removesuffix("/f").removeprefix("o/").removeprefix("u/").removeprefix("g")[:24] for name in found}
     assert len(secrets) == len(found)
-    assert same.output_folder("anna", DIGEST) == NAMES.output_folder("anna", DIGEST)
+    assert same.output_folders("anna")(DIGEST) == NAMES.output_folders("anna")(DIGEST)
 
 
 @given(_UPLOADS, _UPLOADS)
@@ -77,7 +77,7 @@ def test_a_longer_tenant_with_a_shorter_name_is_another_upload(tenant: str, cut:
 
 @given(_TEXTS, _TEXTS)
 def test_secret_folders_are_found(before: str, after: str) -> None:
-    for folder in (NAMES.output_folder("anna", DIGEST), NAMES.upload_folder("anna", REF)):
+    for folder in (NAMES.output_folders("anna")(DIGEST), NAMES.upload_folder("anna", REF)):
         for spelling in (folder, folder.removesuffix("/f")):
             text = before + spelling + after
             assert holds_secret(text)
@@ -96,7 +96,7 @@ def test_secret_folders_are_found(before: str, after: str) -> None:
     ],
 )
 def test_secret_folders_are_found_as_windows_json_and_addresses_spell_them(made: Callable[[str], str]) -> None:
-    for folder in (NAMES.output_folder("anna", DIGEST), NAMES.upload_folder("anna", REF)):
+    for folder in (NAMES.output_folders("anna")(DIGEST), NAMES.upload_folder("anna", REF)):
         for spelling in (made(folder), json.dumps({"x": f"\n{made(folder)}\n"})):
             match = re.search(SECRET_FOLDER, spelling)
             assert match is not None
