@@ -42,7 +42,8 @@ def read_bounded(data: bytes, most_depth: int, most_values: int = MOST_VALUES) -
         MalformedJson: it is not JSON.
     """
     opened = data.count(b"[") + data.count(b"{")
-    if opened + data.count(b",") > most_values:
+    # Each value takes a byte at least, so a short document need not be counted.
+    if len(data) > most_values and opened + data.count(b",") > most_values:
         raise TooMuchJson(f"it has more than {most_values} values")
     value, is_plain = _parse(data)
     if opened > most_depth and _is_deeper(value, most_depth):
