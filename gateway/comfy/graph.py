@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -65,6 +65,28 @@ class Survey:
     models: frozenset[str]
     files: tuple[FileInput, ...]
     separated: tuple[tuple[str, str, str], ...] = ()
+
+
+def rename_files(prompt: Mapping[str, Any], files: Iterable[FileInput], renamed: Callable[[FileRef], FileRef]) -> bool:
+    """Put other names in place of the files that a prompt names; return True if there was one.
+
+    Args:
+        prompt: the graph, which is changed.
+        files: the files that it names (`survey`).
+        renamed: returns the file to name instead, or the same.
+    """
+    is_changed = False
+    for file in files:
+        new = renamed(file.ref) if file.ref is not None and not file.folder else file.ref
+        if new is None or new == file.ref:
+            continue
+        *path, last = (file.input_name, *file.path)
+        inside: Any = prompt[file.node_id]["inputs"]
+        for key in path:
+            inside = inside[key]
+        inside[last] = file.renamed(new)
+        is_changed = True
+    return is_changed
 
 
 def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = (), most: int | None = None) -> Survey:

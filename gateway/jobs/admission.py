@@ -12,6 +12,7 @@ from gateway.comfy import graph, wire
 from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no_prompt
 from gateway.comfy.jobs import encoded_workflow_id
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
+from gateway.comfy.outputs import FileRef
 from gateway.jobs import partner_keys
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
@@ -122,10 +123,13 @@ def read(
     *,
     by_admin: bool = False,
     inspect: Callable[[Mapping[str, Any]], object] | None = None,
+    own_name: Callable[[FileRef], FileRef] | None = None,
 ) -> Submission:
     """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
 
-    `inspect` is given the graph while it is at hand parsed; what it returns is the submission's `judgement`.
+    `inspect` is given the graph while it is at hand parsed; what it returns is the submission's `judgement`. `own_name`
+    returns the tenant's name for one of its uploads that is named by its secret folder: a picture of the tenant's own
+    holds its prompt with such names.
 
     What goes to a backend is made from what was read here, never from `body`: of a key that is there twice the last
     one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one.
@@ -150,6 +154,8 @@ def read(
     _check_graph(prompt, bounds)
     found = graph.survey(prompt, file_inputs, bounds.nodes)
     _check_count("files that it names", len(found.files), bounds.nodes)
+    if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
+        found = graph.survey(prompt, file_inputs, bounds.nodes)
     judgement = inspect(prompt) if inspect is not None else None
     return _submission(value, found, dumps, partner_keys.may_hold(body), by_admin, judgement)
 

@@ -377,6 +377,11 @@ class Outputs:
                 return own
         return ref
 
+    def own_name(self, tenant: str, ref: FileRef) -> FileRef:
+        """Return a tenant's name for an upload of its own that is named by its secret folder; the same for all else."""
+        secret = secret_of(ref) if ref.kind == "input" else ""
+        return self._uploads_of(tenant).get(secret, ref) if secret else ref
+
     def _uploads_of(self, tenant: str) -> Mapping[str, FileRef]:
         """Return a tenant's uploads by the 32 digits of their secret folders.
 

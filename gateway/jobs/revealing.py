@@ -15,7 +15,7 @@ from gateway.comfy import wire
 MAX_DEPTH = 64
 _SEPARATORS = r"(?:[/\\]+|%2[Ff]|%5[Cc])"
 # What may be before a secret name: no letter and no digit, save those of an escape in JSON.
-_BEFORE = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))"
+_BEFORE = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4})|(?<=%2[Ff])|(?<=%5[Cc]))"
 # An upload's folder, with the file in it as ComfyUI may have called it, or its name in the root.
 _UPLOAD = rf"u(?:{_SEPARATORS}|-)([0-9a-f]{{32}})(?:{_SEPARATORS}f){{0,2}}"
 _NUMBERED = r"(?:~[0-9a-f]{8})?(?: \(\d+\))?(?:\.[A-Za-z0-9]{1,10})?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -70,6 +71,7 @@ async def post_prompt(request: web.Request) -> web.Response:
             _bounds(parts(request).settings),
             by_admin=identity.is_admin,
             inspect=engine.checks.inspector(identity.tenant, by_admin=identity.is_admin),
+            own_name=partial(engine.outputs.own_name, identity.tenant),
         )
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:

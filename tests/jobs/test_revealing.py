@@ -22,6 +22,8 @@ NAMES = {HEX: 'my/"cat".png'}
         (f"u/{OTHER}/f/f.png", ""),
         (f"/base/output/o/{HEX}/f/deep/pic_00001_.png", "/base/output/deep/pic_00001_.png"),
         (f"subfolder=o%2F{HEX}%2Ff&x", "subfolder=&x"),
+        (f"subfolder=x%2Fo%2F{HEX}%2Ff&x", "subfolder=x%2F&x"),
+        (f"image=a%5cu%5C{HEX}%5Cf%5Cf.png", 'image=a%5cmy/"cat".png'),
         (f"o/{HEX}", ""),
         (f"menu/{HEX}/f and video/{HEX}", f"menu/{HEX}/f and video/{HEX}"),
         ("a text", "a text"),

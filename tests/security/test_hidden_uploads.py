@@ -150,3 +150,19 @@ async def test_a_node_that_shows_an_upload_tells_of_its_own_name(lab: Lab, tmp_p
         comfy.is_watched = False
         entry = await comfy.entry(await comfy.prompt(prompt))
         assert {(image["subfolder"], image["filename"]) for image in comfy.images(entry)} == seen
+
+
+async def test_a_prompt_out_of_a_picture_names_its_uploads_again(lab: Lab, tmp_path: Path) -> None:
+    """The prompt in a picture is the one that the backend ran, so it names an upload by its secret folder."""
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path)))
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    await upload(anna, PICTURE, "cat.png", subfolder="deep")
+    assert await result(anna, load("deep/cat.png"))
+    (place,) = await placed(tmp_path, PICTURE)
+    again = await anna.entry(await anna.prompt(load(place)))
+    assert again["prompt"][2]["1"]["inputs"]["image"] == "deep/cat.png"
+    assert again["status"]["status_str"] == "success"
+    # A refusal repeats the name that ben himself gave.
+    ben.is_watched = False
+    for body in (load(place), load(place.replace("/f/f", "/f/../f/f"))):
+        assert (await ben.post("/prompt", {"prompt": body}))[0] == 400
