@@ -43,7 +43,26 @@ def large() -> dict[str, Any]:
     return prompt
 
 
-_PROMPTS = {"1 KB, 7 nodes": text_to_image(steps=1), "10 KB, 55 nodes": large()}
+def passes() -> dict[str, Any]:
+    """A prompt of 49 nodes and 10 KB: fifteen samplers, each refining the latent of the one before, and one saver."""
+    prompt = text_to_image(steps=1)
+    last = "6"
+    for n in range(1, 15):
+        for key in ("2", "3", "6"):
+            prompt[f"{n}{key}"] = json.loads(json.dumps(prompt[key]))
+        prompt[f"{n}2"]["inputs"]["text"] = f"picture {n} of an astronaut on a horse, " * 9
+        links = {"positive": [f"{n}2", 0], "negative": [f"{n}3", 0], "latent_image": [last, 0]}
+        prompt[f"{n}6"]["inputs"] |= links
+        last = f"{n}6"
+    prompt["5"]["inputs"]["samples"] = [last, 0]
+    return prompt
+
+
+_PROMPTS = {
+    "1 KB, 7 nodes": text_to_image(steps=1),
+    "10 KB, 49 nodes, 1 saver": passes(),
+    "10 KB, 55 nodes, 9 savers": large(),
+}
 
 
 def _before() -> Path | None:
