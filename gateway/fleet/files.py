@@ -146,9 +146,11 @@ class FileIndex:
     def next_number(self, tenant: str, folder: FileRef, parts: Saved) -> int:
         """Return one more than the highest number of a tenant's files with a folder and prefix.
 
-        An upload may have the name that this makes.
+        The first file keeps its number, because ComfyUI counts on over the pictures of a batch even if each has a
+        prefix of its own (``%batch_num%``). An upload may have the name that this makes.
         """
-        number = self._counts.get((tenant, folder, parts.prefix), (0, 0))[0] + 1
+        known = self._counts.get((tenant, folder, parts.prefix))
+        number = known[0] + 1 if known is not None else parts.number
         while (tenant, replace(folder, filename=replace(parts, number=number).filename)) in self._files:
             number += 1
         return number

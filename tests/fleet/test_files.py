@@ -276,4 +276,15 @@ def test_a_count_goes_with_the_last_file_that_it_counts() -> None:
     files.claim("t", "b1", named("pic_00007_.png"))
     assert files.next_number("t", folder, parts) == 8
     assert files.trim(0, lambda _: True) == [("t", named("pic_00007_.png"))]
-    assert files.next_number("t", folder, parts) == 1
+    assert files.next_number("t", folder, replace(parts, number=3)) == 3
+
+
+def test_pictures_of_a_batch_with_a_prefix_each_keep_their_numbers() -> None:
+    """ComfyUI counts on over a batch, also if the prefix has ``%batch_num%`` (nodes.py, SaveImage)."""
+    files = FileIndex()
+    for place, name in enumerate(("x0_00001_.png", "x1_00002_.png", "x2_00003_.png")):
+        there, parts = FileRef("output", "o/s/f", name), saved(name)
+        assert parts is not None
+        number = files.number_for("t", "b1", there, FileRef("output", "", ""), parts)
+        assert number == place + 1
+        assert files.claim("t", "b1", there, visible=named(name)) == (named(name), True)
