@@ -16,6 +16,7 @@ from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import count_failure
 from gateway.tenants.keys import Keyring
 from gateway.tenants.limits import Limits
 from gateway.tenants.lockout import Lockout
@@ -62,6 +63,7 @@ class Gateway:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings, metrics = self.settings, Metrics()
+        count_failure.set(lambda task: metrics.task_failures.labels(task).inc())
         store = SqliteStore(settings.data_dir, settings.store.synchronous, metrics.journal_seconds.observe)
         await store.open()
         stack.push_async_callback(store.close)

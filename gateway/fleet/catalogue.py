@@ -90,7 +90,7 @@ class Catalogue:
 
     def start(self) -> None:
         """Begin to read the backends again and again."""
-        self._tasks.start(self._refresh_for_ever(), "refresh")
+        self._tasks.repeat(self._refresh, "refresh", self.settings.refresh, at_once=False)
 
     async def close(self) -> None:
         """Stop reading."""
@@ -121,12 +121,10 @@ class Catalogue:
             await asyncio.wait(list(self._reading.values()), timeout=self.settings.timeout)
         return self.edition
 
-    async def _refresh_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.refresh)
-            for backend in self.fleet.backends.values():
-                if backend.eligible:
-                    self.changed(backend)
+    async def _refresh(self) -> None:
+        for backend in self.fleet.backends.values():
+            if backend.eligible:
+                self.changed(backend)
 
     async def _read(self, backend: Backend) -> None:
         """Read a backend; again if it was connected meanwhile, because the answer may be the process's before."""

@@ -22,7 +22,7 @@ from gateway.store.protocol import BackendRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks, pause
+from gateway.telemetry.tasks import Loop, Tasks
 
 _log = logs.get("fleet")
 
@@ -66,7 +66,8 @@ class Fleet:
         self._held: list[BackendRecord] = []
         self._listener: FleetListener
         self._tasks = Tasks("fleet")
-        self._wake: dict[str, asyncio.Event] = {}
+        self._listening: dict[str, Loop] = {}
+        self._reconnect_after: dict[str, float] = {}
         self._sockets: dict[str, asyncio.Timeout] = {}
         self.backends: dict[str, Backend] = {}
         names, eject = [entry.name for entry in settings.backends], settings.ejection
@@ -99,14 +100,15 @@ class Fleet:
                 tenants=frozenset(entry.tenants),
             )
             self.backends[backend.name] = backend
-            self._wake[backend.name] = asyncio.Event()
             self._metrics.backend_up.labels(backend.name).set(0)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
             self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
         self._restore_standings()
         for backend in self.backends.values():
-            self._tasks.start(self._probe_for_ever(backend), f"probe:{backend.name}")
-            self._tasks.start(self._listen_for_ever(backend), f"socket:{backend.name}")
+            self._tasks.repeat(partial(self._probe, backend), f"probe:{backend.name}", self._probe_pause)
+            listening = partial(self._listen_once, backend), f"socket:{backend.name}"
+            self._reconnect_after[backend.name] = RECONNECT_FIRST
+            self._listening[backend.name] = self._tasks.repeat(*listening, partial(self._reconnect_pause, backend))
 
     def _restore_standings(self) -> None:
         for record in self._held:
@@ -214,11 +216,8 @@ class Fleet:
     def _is_ejected(self, name: str) -> int:
         return int(name in self.ejections.ejected(time.monotonic()))
 
-    async def _probe_for_ever(self, backend: Backend) -> None:
-        interval = self._settings.probe.interval
-        while True:
-            await self._probe(backend)
-            await asyncio.sleep(interval * random.uniform(0.8, 1.2))
+    def _probe_pause(self) -> float:
+        return self._settings.probe.interval * random.uniform(0.8, 1.2)
 
     async def _probe(self, backend: Backend) -> None:
         was, began = backend.health, time.monotonic()
@@ -278,33 +277,35 @@ class Fleet:
             self._cut(backend)
             self._listener.down(backend)
         elif now is Health.UP:
-            self._wake[backend.name].set()
+            # If a probe finds the backend up again, reconnect at once, because its jobs wait for the socket.
+            self._listening[backend.name].wake()
             self._listener.available()
 
-    async def _listen_for_ever(self, backend: Backend) -> None:
-        seconds, wake = RECONNECT_FIRST, self._wake[backend.name]
-        while True:
-            began = time.monotonic()
-            try:
-                await self._listen(backend)
-            except Refused:
-                self.refused(backend)
-            except TimeoutError:
-                pass
-            except BackendError as error:
-                _log.warning("socket failed", backend=backend.name, error=str(error))
-            finally:
-                if backend.connected:
-                    # Is its process gone? A refused connection tells at once, and its jobs need not wait for the pause.
-                    self._tasks.start(self._probe(backend), f"look:{backend.name}")
-                backend.connected = False
-                self._sockets.pop(backend.name, None)
+    async def _listen_once(self, backend: Backend) -> None:
+        """Connect, and listen until the socket breaks."""
+        began = time.monotonic()
+        try:
+            await self._listen(backend)
+        except Refused:
+            self.refused(backend)
+        except TimeoutError:
+            pass
+        except BackendError as error:
+            _log.warning("socket failed", backend=backend.name, error=str(error))
+        finally:
+            if backend.connected:
+                # Is its process gone? A refused connection tells at once, and its jobs need not wait for the pause.
+                self._tasks.start(self._probe(backend), f"look:{backend.name}")
+            backend.connected = False
+            self._sockets.pop(backend.name, None)
             # A socket that held for a while earns a quick reconnect; one that fails at once must not spin.
             held = time.monotonic() - began > RECONNECT_MOST
-            seconds = RECONNECT_FIRST if held else min(seconds * 2, RECONNECT_MOST)
-            # If a probe finds the backend up again, reconnect at once, because its jobs wait for the socket.
-            wake.clear()
-            await pause(seconds * random.uniform(0.8, 1.2), wake)
+            seconds = RECONNECT_FIRST if held else min(self._reconnect_after[backend.name] * 2, RECONNECT_MOST)
+            self._reconnect_after[backend.name] = seconds
+            self._listening[backend.name].forget_wake()
+
+    def _reconnect_pause(self, backend: Backend) -> float:
+        return self._reconnect_after[backend.name] * random.uniform(0.8, 1.2)
 
     def _cut(self, backend: Backend) -> None:
         """Drop the socket of a backend that was given up: should it come back, it is reconciled like a new one."""

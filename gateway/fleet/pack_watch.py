@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from gateway.comfy.node_review import review
 from gateway.fleet.catalogue import Catalogue
+from gateway.fleet.editions import Edition
 from gateway.fleet.packs import Pack, line_to_paste, log_fields, packs_of, untrusted
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -29,10 +30,12 @@ class PackWatch:
         self._policies = policies
         self._is_needed = is_needed
         self._tasks = Tasks("packs")
+        self._seen: Edition | None = None
+        self._logged = ""
 
     def start(self) -> None:
         """Begin to look for changes of the catalogue."""
-        self._tasks.start(self._watch(), "watch")
+        self._tasks.repeat(self._look, "watch", LOOK_SECONDS, at_once=False)
 
     async def close(self) -> None:
         """Stop looking."""
@@ -44,15 +47,12 @@ class PackWatch:
         infos = {name: info for name in names if (info := self._catalogue.info(name))}
         return await asyncio.to_thread(packs_of, infos, self._policies.default.trusts, review())
 
-    async def _watch(self) -> None:
-        seen, logged = None, ""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            edition = self._catalogue.edition
-            if edition is None or edition is seen or not self._is_needed():
-                continue
-            seen, found = edition, untrusted(await self.packs())
-            line = line_to_paste(found, self._policies.trust)
-            if found and line != logged:
-                logged = line
-                _log.warning("packs_untrusted", **log_fields(found, self._policies.trust))
+    async def _look(self) -> None:
+        edition = self._catalogue.edition
+        if edition is None or edition is self._seen or not self._is_needed():
+            return
+        self._seen, found = edition, untrusted(await self.packs())
+        line = line_to_paste(found, self._policies.trust)
+        if found and line != self._logged:
+            self._logged = line
+            _log.warning("packs_untrusted", **log_fields(found, self._policies.trust))

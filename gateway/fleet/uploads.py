@@ -79,7 +79,7 @@ class Uploads:
 
     def start(self) -> None:
         """Begin to let go of what nobody has used for long."""
-        self._tasks.start(self._sweep_for_ever(), "sweep")
+        self._tasks.repeat(self._sweep_again, "sweep", min(SWEEP_SECONDS, self._settings.keep), at_once=False)
 
     async def close(self) -> None:
         """Stop."""
@@ -239,13 +239,11 @@ class Uploads:
         self._store.write([UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in kept.names])
         await self.blobs.remove(digest)
 
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(min(SWEEP_SECONDS, self._settings.keep))
-            try:
-                await self.sweep(_now())
-            except StoreError as error:
-                _log.error("sweeping", error=str(error))
+    async def _sweep_again(self) -> None:
+        try:
+            await self.sweep(_now())
+        except StoreError as error:
+            _log.error("sweeping", error=str(error))
 
     async def sweep(self, now: int) -> None:
         """Let go of what nobody has used for `uploads.keep` before `now` (milliseconds since 1970)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from pathlib import Path
@@ -41,19 +40,17 @@ class Retention:
 
     def start(self) -> None:
         """Begin to sweep, now and then again and again."""
-        self._tasks.start(self._sweep_for_ever(), "sweep")
+        self._tasks.repeat(self._sweep_again, "sweep", min(SWEEP_SECONDS, self._settings.max_age / 4))
 
     async def close(self) -> None:
         """Stop."""
         await self._tasks.close()
 
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            try:
-                await self.sweep(self._clocks())
-            except StoreError as error:
-                _log.error("sweeping", error=str(error))
-            await asyncio.sleep(min(SWEEP_SECONDS, self._settings.max_age / 4))
+    async def _sweep_again(self) -> None:
+        try:
+            await self.sweep(self._clocks())
+        except StoreError as error:
+            _log.error("sweeping", error=str(error))
 
     def _clocks(self) -> ClockReading:
         # It counts while the machine sleeps, too.

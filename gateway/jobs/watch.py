@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from gateway.fleet.backend import Backend
@@ -52,16 +51,14 @@ class Watch:
     def start(self) -> None:
         """Look, before any backend gets work: a deadline may have passed while the gateway was down. Then keep on."""
         self._look(time.monotonic())
-        self._tasks.start(self._look_for_ever(), "look")
+        self._tasks.repeat(self._look_again, "look", LOOK_SECONDS, at_once=False)
 
     async def close(self) -> None:
         """Stop looking."""
         await self._tasks.close()
 
-    async def _look_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self._look(time.monotonic())
+    async def _look_again(self) -> None:
+        self._look(time.monotonic())
 
     def _look(self, now: float) -> None:
         for job in self._ledger.jobs():

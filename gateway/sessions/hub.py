@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -53,7 +52,7 @@ class Hub:
 
     def start(self) -> None:
         """Begin to look after slow readers."""
-        self._tasks.start(self._sweep(), "sweep")
+        self._tasks.repeat(self._sweep, "sweep", SWEEP_SECONDS, at_once=False)
 
     async def close(self) -> None:
         """Close all sockets with 1001, as a server that goes away does (RFC 6455, section 7.4.1)."""
@@ -132,10 +131,8 @@ class Hub:
         return known[1]
 
     async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            self.close_ended()
-            now = time.monotonic()
-            for socket, (request, _) in list(self._sockets.items()):
-                if socket.is_stalled(now, self._settings.stalled_after):
-                    socket.drop(request)
+        self.close_ended()
+        now = time.monotonic()
+        for socket, (request, _) in list(self._sockets.items()):
+            if socket.is_stalled(now, self._settings.stalled_after):
+                socket.drop(request)

@@ -40,6 +40,7 @@ from gateway.store.protocol import (
     UploadRecord,
 )
 from gateway.store.statements import apply, migrate
+from gateway.telemetry.tasks import Failures
 
 _T = TypeVar("_T")
 
@@ -94,6 +95,7 @@ class SqliteStore:
         self._writing: sqlite3.Connection | None = None
         self._trouble = ""
         self._owed = 0
+        self._failures = Failures()
 
     @property
     def trouble(self) -> str:
@@ -207,14 +209,22 @@ class SqliteStore:
             try:
                 given = self._queue.get(timeout=RETRY_SECONDS if is_in_trouble else None)
             except queue.Empty:
-                owed, is_in_trouble = self._commit(owed)
+                owed, is_in_trouble = self._try_commit(owed)
                 continue
             is_last = given is None
-            owed, is_in_trouble = self._commit(owed + (given or []))
+            owed, is_in_trouble = self._try_commit(owed + (given or []))
             self._loop.call_soon_threadsafe(self._hand_over)
         if owed:
             error = StoreError("the journal was closed before the disk took this")
             self._loop.call_soon_threadsafe(self._settle, owed, error, 0, "")
+
+    def _try_commit(self, batches: list[_Batch]) -> tuple[list[_Batch], bool]:
+        """Commit like `_commit`; an unexpected error leaves all of them owed, because nothing else writes."""
+        try:
+            return self._commit(batches)
+        except Exception as error:  # noqa: BLE001
+            self._failures.report("store:writer", error)
+            return batches, True
 
     def _commit(self, batches: list[_Batch]) -> tuple[list[_Batch], bool]:
         """Write them in one commit. Returns those that are owed, and whether the disk takes nothing."""

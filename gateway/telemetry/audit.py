@@ -135,7 +135,7 @@ class Audit:
 
     def start(self) -> None:
         """Begin to tell of what is counted."""
-        self._tasks.start(self._tell_for_ever(), "tell")
+        self._tasks.repeat(self._tell_again, "tell", INTERVAL_SECONDS / 4, at_once=False)
 
     async def close(self) -> None:
         """Tell of what is counted still."""
@@ -190,10 +190,8 @@ class Audit:
         reason, count = str(refusal.reason), refusal.count
         self.note(action, refusal.who, address, refusal.what, outcome, reason=reason, count=count)
 
-    async def _tell_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_SECONDS / 4)
-            self._tell(asyncio.get_running_loop().time())
+    async def _tell_again(self) -> None:
+        self._tell(asyncio.get_running_loop().time())
 
     def _tell(self, now: float) -> None:
         for refusal in (*self._refusals.due(now), *self._forbidden.due(now)):

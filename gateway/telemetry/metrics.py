@@ -68,6 +68,7 @@ class Metrics:
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)
         self.tasks = gauge("tasks", "Tasks of the event loop")
+        self.task_failures = counter("task_failures_total", "Unexpected errors in background tasks, by task", "task")
 
     def render(self) -> bytes:
         """The text exposition format, as Prometheus reads it."""

@@ -1,18 +1,100 @@
 """Background tasks with an owner: a failure is logged with its traceback, and all are awaited at the end.
 
-And the pauses of such tasks, which an event cuts short.
+Work that is done once is started with `Tasks.start`; work that goes on as long as the gateway is a `Loop`, which no
+failure ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from gateway.telemetry import logs
 
 _log = logs.get("tasks")
 _T = TypeVar("_T")
+
+# Seconds before a loop goes on that has failed: doubled with each failure in a row.
+FIRST_BACKOFF, MAX_BACKOFF = 0.5, 15.0
+
+# All loops that run in this process.
+running: set[Loop] = set()
+
+# Counts a failure, given the name of its task. Set before the parts of a gateway are made, because each takes it then.
+count_failure: ContextVar[Callable[[str], None] | None] = ContextVar("count_failure", default=None)
+
+
+class Loop:
+    """Work that is done again and again until its owner is closed.
+
+    An unexpected exception is logged with its traceback and counted; the work goes on after a pause.
+
+    Attributes:
+        name: the name of the task, for logs and metrics.
+        work: does one round.
+        rounds: how many rounds have ended well.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        rest: Callable[[], float],
+        failed: Callable[[str, BaseException], None],
+    ) -> None:
+        self.name = name
+        self.work = work
+        self.rounds = 0
+        self._rest = rest
+        self._failed = failed
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Begin the next round at once: cut the pause short, or leave it out if a round is under way."""
+        self._woken.set()
+
+    def forget_wake(self) -> None:
+        """Pause after this round, though it was woken meanwhile."""
+        self._woken.clear()
+
+    async def run(self, *, at_once: bool) -> None:
+        """Do rounds for ever, the first one after a pause unless it is to be `at_once`."""
+        seconds, backoff = 0.0 if at_once else self._rest(), FIRST_BACKOFF
+        while True:
+            # If the work has no pause of its own, let others run all the same.
+            await pause(seconds, self._woken) if seconds > 0 else await asyncio.sleep(0)
+            self._woken.clear()
+            try:
+                await self.work()
+                seconds = self._rest()
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
+                self._failed(self.name, error)
+                seconds, backoff = backoff, min(backoff * 2, MAX_BACKOFF)
+            else:
+                self.rounds, backoff = self.rounds + 1, FIRST_BACKOFF
+
+
+def _is_cancelled() -> bool:
+    """Return True if the current task is to end, False if it only waited for another one that was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class Failures:
+    """Reports unexpected errors of work in the background: a line in the log with the traceback, and a count."""
+
+    def __init__(self) -> None:
+        self._count = count_failure.get()
+
+    def report(self, counted: str, error: BaseException, name: str = "") -> None:
+        """Report an error; it is counted as `counted`, and logged as the task `name` if that says more."""
+        if self._count is not None:
+            self._count(counted)
+        _log.error("task failed", task=name or counted, error=repr(error), exc_info=error)
 
 
 class Tasks:
@@ -21,6 +103,7 @@ class Tasks:
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._failures = Failures()
         self._closing = False
 
     def start(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
@@ -32,13 +115,31 @@ class Tasks:
             task.cancel()
         return task
 
+    def repeat(
+        self,
+        work: Callable[[], Awaitable[None]],
+        name: str,
+        rest: Callable[[], float] | float,
+        *,
+        at_once: bool = True,
+    ) -> Loop:
+        """Do `work` again and again, with `rest` seconds in between, until `close`. No failure ends it.
+
+        The first round is `at_once`, or after such a rest.
+        """
+        seconds = rest if callable(rest) else lambda: rest
+        loop = Loop(f"{self._owner}:{name}", work, seconds, self._failures.report)
+        running.add(loop)
+        self.start(loop.run(at_once=at_once), name).add_done_callback(lambda _: running.discard(loop))
+        return loop
+
     def __len__(self) -> int:
         return len(self._tasks)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("task failed", task=task.get_name(), error=repr(error), exc_info=error)
+            self._failures.report(self._owner, error, task.get_name())
 
     async def close(self) -> None:
         """Cancel the tasks that still run and wait until each has ended."""

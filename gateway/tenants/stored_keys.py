@@ -67,7 +67,7 @@ class StoredKeys:
 
     def start(self) -> None:
         """Begin to write now and then when keys were used last."""
-        self._tasks.start(self._flush_for_ever(), "flush")
+        self._tasks.repeat(self._flush_again, "flush", FLUSH_SECONDS, at_once=False)
 
     async def close(self) -> None:
         """Stop, and write it once more."""
@@ -187,10 +187,8 @@ class StoredKeys:
             _seconds(record.used_at),
         )
 
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            self._flush()
+    async def _flush_again(self) -> None:
+        self._flush()
 
     def _flush(self) -> None:
         """Write what was used since the last time."""

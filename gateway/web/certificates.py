@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway.settings import ServerTlsSettings
 from gateway.settings.tls import load_chain
 from gateway.telemetry import logs
-from gateway.telemetry.tasks import Tasks, pause
+from gateway.telemetry.tasks import Loop, Tasks
 
 _log = logs.get("tls")
 
@@ -33,11 +33,11 @@ class Certificates:
         self._seen = self._signature()
         self.context = self._load()
         self._tasks = Tasks("certificates")
-        self._look = asyncio.Event()
+        self._loop: Loop | None = None
 
     def start(self) -> None:
         """Begin to look whether the files change."""
-        self._tasks.start(self._watch(), "watch")
+        self._loop = self._tasks.repeat(self._look, "watch", WATCH_SECONDS, at_once=False)
 
     async def close(self) -> None:
         """Stop that."""
@@ -46,23 +46,21 @@ class Certificates:
     def reload(self) -> None:
         """Look now, and read the files even if they seem to be the same."""
         self._seen = ()
-        self._look.set()
+        if self._loop is not None:
+            self._loop.wake()
 
-    async def _watch(self) -> None:
-        while True:
-            await pause(WATCH_SECONDS, self._look)
-            self._look.clear()
-            signature = await asyncio.to_thread(self._signature)
-            if signature == self._seen:
-                continue
-            self._seen = signature
-            try:
-                self.context = await asyncio.to_thread(self._load)
-            except ValueError as error:
-                # Half of a new pair, perhaps: the other half changes the files again.
-                _log.error("the new certificate can't be used, the old one stays", error=str(error))
-            else:
-                _log.info("a new certificate is in use", certificate=str(self._certificate))
+    async def _look(self) -> None:
+        signature = await asyncio.to_thread(self._signature)
+        if signature == self._seen:
+            return
+        self._seen = signature
+        try:
+            self.context = await asyncio.to_thread(self._load)
+        except ValueError as error:
+            # Half of a new pair, perhaps: the other half changes the files again.
+            _log.error("the new certificate can't be used, the old one stays", error=str(error))
+        else:
+            _log.info("a new certificate is in use", certificate=str(self._certificate))
 
     def _signature(self) -> tuple[object, ...]:
         return tuple(_identity(path) for path in (self._certificate, self._key))

@@ -135,7 +135,9 @@ class Connections:
 
     def start(self) -> None:
         """Begin to look after those whose time is up."""
-        self._tasks.start(self._sweep_for_ever(), "sweep")
+        settings = self._settings
+        shortest = min(settings.header_timeout, settings.body_timeout, settings.send_timeout)
+        self._tasks.repeat(self._sweep, "sweep", max(min(shortest / 4, SWEEP_MOST), SWEEP_LEAST), at_once=False)
 
     async def close(self) -> None:
         """Stop that. The connections are closed by the server that they belong to."""
@@ -218,14 +220,10 @@ class Connections:
         connection.cut()
         self.closed(connection)
 
-    async def _sweep_for_ever(self) -> None:
-        settings = self._settings
-        shortest = min(settings.header_timeout, settings.body_timeout, settings.send_timeout)
-        while True:
-            await asyncio.sleep(max(min(shortest / 4, SWEEP_MOST), SWEEP_LEAST))
-            now = time.monotonic()
-            for connection in list(self._all):
-                self._look(connection, now)
+    async def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self._all):
+            self._look(connection, now)
 
     def _look(self, connection: Connection, now: float) -> None:
         pace, transport, payload = connection.pace, connection.transport, connection.payload

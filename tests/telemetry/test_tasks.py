@@ -1,0 +1,170 @@
+"""Long-lived work goes on, whatever it raises: each loop of a gateway, and the store's thread."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest_asyncio
+import trustme
+
+import gateway
+from gateway.app import Gateway
+from gateway.settings import BackendSettings, ServerSettings, ServerTlsSettings, Settings
+from gateway.store.protocol import TimeMark
+from gateway.store.sqlite import SqliteStore
+from gateway.telemetry import tasks
+from gateway.telemetry.tasks import Loop, Tasks
+from tests.lab import Lab, until
+
+SOURCE = Path(gateway.__file__).parent
+# They end with what they serve: the demo's process, a client's socket.
+ENDING = {("demo.py", "_draw"), ("demo.py", "_backends_up"), ("sessions/client_socket.py", "_write")}
+
+
+class Odd(Exception):
+    """Nobody expects it."""
+
+
+async def raise_odd() -> None:
+    """Do one round that fails."""
+    raise Odd
+
+
+@functools.cache
+def nodes() -> list[tuple[str, ast.AST]]:
+    """All calls and coroutines of the gateway, save the simulator's, with their files."""
+    found: list[tuple[str, ast.AST]] = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        text = path.read_text()
+        if not name.startswith("simulator/") and any(word in text for word in ("async def", "Thread(", ".repeat(")):
+            found += [(name, node) for node in ast.walk(ast.parse(text))]
+    return [(name, node) for name, node in found if isinstance(node, (ast.Call, ast.AsyncFunctionDef))]
+
+
+def call_sites(method: str) -> list[str]:
+    """Return the file of each call of a method of this name."""
+    called = [(name, node.func) for name, node in nodes() if isinstance(node, ast.Call)]
+    return [name for name, function in called if isinstance(function, ast.Attribute) and function.attr == method]
+
+
+def test_nothing_else_runs_for_ever() -> None:
+    """A coroutine that never ends by itself would end with its first unexpected error."""
+    endless = set()
+    for name, function in nodes():
+        if not isinstance(function, ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.While) and isinstance(node.test, ast.Constant) and node.test.value:
+                endless.add((name, function.name))
+    assert endless - ENDING == {("telemetry/tasks.py", "run")}
+    assert call_sites("Thread") == ["store/sqlite.py"]
+
+
+@pytest_asyncio.fixture
+async def started(lab: Lab, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway in this process, with all loops that there are."""
+    simulator = await lab.simulator()
+    leaf = trustme.CA().issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    leaf.cert_chain_pems[0].write_to_path(certificate)
+    leaf.private_key_pem.write_to_path(key)
+    server = ServerSettings(port=0, tls=ServerTlsSettings(certificate=certificate, key=key))
+    backends = (BackendSettings(url=simulator.url, name="b1"),)
+    made = Gateway(Settings(server=server, data_dir=tmp_path / "data", backends=backends))
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_each_loop_goes_on(started: Gateway) -> None:
+    loops = list(tasks.running)
+    assert len({loop.name.removesuffix(":b1") for loop in loops}) == len(loops) == len(call_sites("repeat"))
+    await asyncio.gather(*(fails_and_goes_on(loop, started) for loop in loops))
+    backend = started.parts.fleet.backends["b1"]
+    await until(lambda: holds(lambda: backend.eligible), what="the backend takes work again")
+
+
+async def fails_and_goes_on(loop: Loop, started: Gateway) -> None:
+    """Have the next round of a loop fail, and see that another one follows."""
+    registry, proper = started.parts.metrics.registry, loop.work
+
+    def failures() -> float | None:
+        return registry.get_sample_value("comfyui_gateway_task_failures_total", {"task": loop.name})
+
+    assert failures() is None
+    loop.work = raise_odd
+    await next_round(loop, started)
+    await until(lambda: holds(lambda: failures() == 1), what=f"{loop.name} fails")
+    loop.work, before = proper, loop.rounds
+    loop.wake()
+    if loop.name.startswith("fleet:socket"):
+        backend = started.parts.fleet.backends["b1"]
+        await until(lambda: holds(lambda: backend.connected), what="the socket is back")
+    else:
+        await until(lambda: holds(lambda: loop.rounds > before), what=f"{loop.name} goes on")
+
+
+async def next_round(loop: Loop, started: Gateway) -> None:
+    """Have the round end that is under way, and the next one begin."""
+    if loop.name.startswith("fleet:socket"):
+        fleet = started.parts.fleet
+        await until(lambda: holds(lambda: fleet.backends["b1"].connected), what="the socket is up")
+        fleet._cut(fleet.backends["b1"])
+        await until(lambda: holds(lambda: not fleet.backends["b1"].connected), what="the socket is down")
+    loop.wake()
+
+
+async def holds(look: Callable[[], bool]) -> bool:
+    """Return what `look` does, for `until`."""
+    return look()
+
+
+async def test_a_loop_ends_only_if_it_is_cancelled_itself() -> None:
+    """It may wait for another task that somebody cancels."""
+    owner, rounds = Tasks("test"), 0
+    third = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            other = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+            other.cancel()
+            await other
+        if rounds == 2:
+            raise Odd
+        third.set()
+        loop.work = never
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    loop = owner.repeat(work, "work", 0.0)
+    while not third.is_set():
+        loop.wake()
+        await asyncio.sleep(0)
+    await owner.close()
+    assert rounds == 3
+    assert loop not in tasks.running
+
+
+async def test_the_stores_thread_goes_on(tmp_path: Path) -> None:
+    raised: list[float] = []
+
+    def observe(seconds: float) -> None:
+        raised.append(seconds)
+        if len(raised) == 1:
+            raise Odd
+
+    store = SqliteStore(tmp_path, "NORMAL", observe)
+    await store.open()
+    for _ in range(2):
+        write: Awaitable[None] = store.try_write([TimeMark(1)])
+        await write
+    await store.close()
+    assert len(raised) > 1
