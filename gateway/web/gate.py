@@ -24,7 +24,7 @@ from gateway.web.bodies import MOST, REACHED
 from gateway.web.connections import SlowBody
 from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
-from gateway.web.parts import GRANT, IDENTITY, Parts
+from gateway.web.parts import GRANT, IDENTITY, STREAMING, Parts
 from gateway.web.unpacking import TAKEN, BadPacking, UnknownCoding
 
 _log = logs.get("http")
@@ -186,10 +186,31 @@ def _is_operations(route: str) -> bool:
     return route.startswith("/gateway/") or route in ("/metrics", "/healthz", "/readyz")
 
 
+async def _answer_or_cut(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Call the handler. If it fails in the middle of its answer, cut the connection.
+
+    Whatever was written after that would be taken for the rest of the answer, or of the next one.
+    """
+    try:
+        return await handler(request)
+    except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+        raise
+    except Exception as error:
+        if not request.get(STREAMING):
+            raise
+        if isinstance(error, BackendError):
+            _log.warning("answer_cut", path=request.path, error=str(error))
+        else:
+            _log.error("answer_cut", path=request.path, error=repr(error), exc_info=error)
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=502)
+
+
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler; what it may raise is an answer too. The type says who is to blame."""
     try:
-        return await handler(request)
+        return await _answer_or_cut(request, handler)
     except web.HTTPRequestEntityTooLarge as error:
         return problem(413, "body_too_large", "The request body is too large", str(error.text))
     except UnknownCoding as error:
@@ -207,7 +228,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(request.content.exception(), SlowBody):
             details = str(request.content.exception())
             return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})
-        if request.transport is None or request.get("streaming"):
+        if request.transport is None:
             raise web.HTTPBadGateway from error
         _log.warning("backend", path=request.path, error=str(error))
         return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})

@@ -10,7 +10,7 @@ from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
 from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
-from gateway.web.parts import caller, parts, tells_whose, whose
+from gateway.web.parts import STREAMING, caller, parts, tells_whose, whose
 from gateway.web.queue import BadBody, ids_of, read_object
 
 # Bytes of entries that an answer holds in memory at a time.
@@ -95,7 +95,7 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
 
 async def _begun(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=JSON_HEADERS)
-    request["streaming"] = True
+    request[STREAMING] = True
     await response.prepare(request)
     return response
 

@@ -54,6 +54,8 @@ class Parts:
 
 PARTS = web.AppKey("parts", Parts)
 IDENTITY = "identity"
+# Set once part of an answer may be out.
+STREAMING = "streaming"
 # What let the caller in: whatever takes long ends when that holds no more.
 GRANT = "grant"
 

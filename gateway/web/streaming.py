@@ -12,6 +12,7 @@ from aiohttp import web
 from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
+from gateway.comfy.client import Unanswered
 from gateway.comfy.png_texts import Patch
 from gateway.fleet.backend import Backend
 from gateway.tenants.carriers import QUERY_PARAMETER
@@ -19,7 +20,7 @@ from gateway.web import contents
 from gateway.web.addresses import parse_address
 from gateway.web.bodies import stream_body
 from gateway.web.contents import defuse, guard_page
-from gateway.web.parts import IDENTITY, parts
+from gateway.web.parts import IDENTITY, STREAMING, parts
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -73,6 +74,7 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
 }
 _CORS = "access-control-"
 CHUNK = 2**18
+_LENGTH = re.compile(r"\d{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-")
 
 
@@ -164,17 +166,23 @@ async def relay(
         location = shown_location(upstream.headers["Location"], asked, URL(base))
         if location is not None:
             headers["Location"] = location
+    if not _LENGTH.fullmatch(",".join(headers.getall("Content-Length", ()))):
+        headers.popall("Content-Length", None)
     response = web.StreamResponse(status=upstream.status, headers=headers)
-    request["streaming"] = True
+    request[STREAMING] = True
     await response.prepare(request)
     if request.method != "HEAD":
-        offset = _offset_of(upstream)
+        offset, sent = _offset_of(upstream), 0
         async for chunk in upstream.content.iter_any():
             told = chunk
             for patch in patches:
                 told = patch.applied(told, offset)
             offset += len(chunk)
+            sent += len(chunk)
             await response.write(told)
+        told_length = response.content_length
+        if told_length is not None and sent != told_length and upstream.status not in (204, 304):
+            raise Unanswered(f"the answer has {sent} bytes, and said {told_length}")
     await response.write_eof()
     return response
 
@@ -190,7 +198,7 @@ async def send_whole(request: web.Request, body: bytes, headers: Mapping[str, st
     if len(body) <= CHUNK:
         return web.Response(body=body, headers=headers)
     response = web.StreamResponse(headers={**headers, "Content-Length": str(len(body))})
-    request["streaming"] = True
+    request[STREAMING] = True
     await response.prepare(request)
     if request.method != "HEAD":
         for start in range(0, len(body), CHUNK):
@@ -209,7 +217,7 @@ async def send_pieces(request: web.Request, pieces: Iterable[bytes], headers: Ma
         if size > CHUNK:
             if response is None:
                 response = web.StreamResponse(headers=headers)
-                request["streaming"] = True
+                request[STREAMING] = True
                 await response.prepare(request)
             if request.method == "HEAD":
                 return response

@@ -22,7 +22,7 @@ from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
 from gateway.web.answers import empty, problem
 from gateway.web.contents import defuse
-from gateway.web.parts import Parts, caller, parts, readable, whose
+from gateway.web.parts import STREAMING, Parts, caller, parts, readable, whose
 from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
@@ -200,7 +200,7 @@ async def _from_backend(
             parts(request).fleet.refused(backend)
         return _unavailable(backend.name, str(backend.health))
     except BackendError:
-        if request.get("streaming"):
+        if request.get(STREAMING):
             raise
         return _unavailable(backend.name, str(backend.health))
 
@@ -262,7 +262,7 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
                 if found.status != 404 and (since is None or await is_older(backend, ref, since)):
                     return await relay(request, found)
         except BackendError:
-            if request.get("streaming"):
+            if request.get(STREAMING):
                 raise
     return empty(404)
 

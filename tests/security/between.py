@@ -29,7 +29,7 @@ class Between:
     """The proxy. `sent` are the bodies of POST /prompt; a `hook` that returns an answer keeps the request to itself.
 
     `rewrite` makes what is answered to a POST /prompt of what the ComfyUI answered; `rewrite_headers` makes the headers
-    of each response.
+    of each response. `socket` is the gateway's, the one that was opened last.
     """
 
     def __init__(self, lab: Lab, simulator: Simulator) -> None:
@@ -38,6 +38,7 @@ class Between:
         self.url = ""
         self.sent: list[dict[str, Any]] = []
         self.hook: Hook | None = None
+        self.socket: web.WebSocketResponse | None = None
         self.rewrite: Callable[[bytes], bytes] | None = None
         self.rewrite_headers: Callable[[dict[str, str]], dict[str, str]] | None = None
 
@@ -75,6 +76,7 @@ class Between:
     async def _socket(self, request: web.Request, url: str) -> web.StreamResponse:
         below = web.WebSocketResponse()
         await below.prepare(request)
+        self.socket = below
         async with self.lab.http.ws_connect(url) as above:
             ways = [asyncio.create_task(_relay(below, above)), asyncio.create_task(_relay(above, below))]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
