@@ -16,7 +16,7 @@ import click
 from yarl import URL
 
 from gateway.comfy import wire
-from gateway.comfy.client import BackendError, BadAnswer, ComfyClient
+from gateway.comfy.client import MAX_OBJECT_INFO, BackendError, BadAnswer, ComfyClient
 from gateway.comfy.node_review import review
 from gateway.comfy.object_info import read_object_info
 from gateway.conformance import suite
@@ -192,15 +192,14 @@ async def _row(
         classes = await _classes(client, settings.catalogue.timeout) if asks_classes else None
     except BackendError as error:
         return Row(backend.name, backend.url, f"no: {error}")
-    devices = stats.get("devices") or []
-    free = sum(device.get("vram_free") or 0 for device in devices) / GIB
-    total = sum(device.get("vram_total") or 0 for device in devices) / GIB
+    free = sum(device.get("vram_free", 0) for device in stats.devices) / GIB
+    total = sum(device.get("vram_total", 0) for device in stats.devices) / GIB
     return Row(
         backend.name,
         backend.url,
         "yes",
-        str(stats["system"].get("comfyui_version", "?")),
-        ", ".join(str(device.get("name")) for device in devices),
+        stats.version,
+        ", ".join(str(device.get("name")) for device in stats.devices),
         f"{free:.1f} of {total:.1f} GiB free",
         f"{len(queue.running)} running, {len(queue.pending)} pending",
         classes,
@@ -213,7 +212,7 @@ async def _classes(client: ComfyClient, timeout: float) -> Mapping[str, Any]:
     Raises:
         BackendError: it can't be read.
     """
-    answer = await client.call("GET", "/object_info", timeout=timeout)
+    answer = await client.call("GET", "/object_info", timeout=timeout, most=MAX_OBJECT_INFO)
     try:
         info = wire.loads(answer.body) if answer.status == 200 else None
     except wire.MalformedJson:

@@ -3,50 +3,82 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 from multidict import MultiMapping
 from yarl import URL
 
 from gateway.comfy import wire
+from gateway.comfy.answers import (
+    MAX_RESULT_VALUES,
+    HistoryEntry,
+    Queue,
+    SystemStats,
+    read_history_entry,
+    read_large_history_entry,
+    read_large_queue,
+    read_queue,
+    read_system_stats,
+)
+from gateway.comfy.backend_errors import (
+    BackendError,
+    BadAnswer,
+    Redirected,
+    Refused,
+    TimedOut,
+    Unanswered,
+    Unreachable,
+    UnreadableEntry,
+    translated,
+    translated_errors,
+)
+from gateway.comfy.bodies import MAX_ANSWER, checked, pieces, whole
+from gateway.comfy.json_stream import JsonStream, TooLarge
 
-# A ComfyUI's own limit on what one message may weigh: none. Previews and custom events of some MB are seen.
-MAX_SOCKET_MESSAGE = 128 * 1024 * 1024
-# An answer that is read whole, decompressed. The /object_info of a large installation has some 10 MB.
-MAX_ANSWER = 256 * 1024 * 1024
+__all__ = [
+    "MAX_ANSWER",
+    "MAX_OBJECT_INFO",
+    "MAX_REPLY",
+    "MAX_SOCKET_MESSAGE",
+    "Access",
+    "Answer",
+    "BackendError",
+    "BadAnswer",
+    "ComfyClient",
+    "Refused",
+    "TimedOut",
+    "Unanswered",
+    "Unreachable",
+    "UnreadableEntry",
+    "pieces",
+    "whole",
+]
+
+_T = TypeVar("_T")
+
+# A ComfyUI's own limit on what one message may weigh: none. Pictures as results, of some 10 MB, are seen.
+MAX_SOCKET_MESSAGE = 64 * 2**20
+# Bytes of answers, unpacked, by their kinds. The first is that of one which is read as it comes.
+MAX_STREAM = 256 * 2**20
+MAX_STATS = 256 * 2**10
+# A refusal lists the choices of each input that it refuses.
+MAX_REPLY = 8 * 2**20
+# The /object_info of a large installation has some 10 MB; one of 100 MB was seen.
+MAX_OBJECT_INFO = 256 * 2**20
+# An answer of so many bytes is parsed in one piece, whatever is in it. A larger one is read as it comes.
+SMALL_ANSWER = 2**17
+_UNPACKED = {"Accept-Encoding": "identity"}
+# Bytes of a job's result, beside its graph, unless the settings say otherwise.
+MAX_RESULT = 8 * 2**20
 
 
-class BackendError(Exception):
-    """A backend did not do what was asked."""
-
-
-class Unreachable(BackendError):
-    """No connection was made, so nothing was sent."""
-
-
-class Refused(Unreachable):
-    """The connection was refused: no process listens there."""
-
-
-class Unanswered(BackendError):
-    """Something was sent and no whole answer came back: it may have been carried out."""
-
-
-class TimedOut(Unanswered):
-    """No answer within the time limit, while the connection stands: slow, which is not dead."""
-
-
-class BadAnswer(BackendError):
-    """An answer came that a ComfyUI does not give. `status` is its HTTP status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+# A socket whose text messages come as bytes.
+Socket = aiohttp.ClientWebSocketResponse[Literal[False]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +107,7 @@ class ComfyClient:
         connect_timeout: limit for making a connection.
         timeout: limit for a whole call, where a call does not say otherwise.
         access: what this ComfyUI, or a proxy before it, wants of its callers.
+        max_result: bytes of a history entry beside its graph; one with more is unreadable.
     """
 
     def __init__(
@@ -84,6 +117,7 @@ class ComfyClient:
         connect_timeout: float = 3.0,
         timeout: float = 5.0,
         access: Access = Access(),
+        max_result: int = MAX_RESULT,
     ) -> None:
         self.base = base
         self._session = session
@@ -91,6 +125,7 @@ class ComfyClient:
         self._tls: ssl.SSLContext | bool = access.tls or True
         self._connect_timeout = connect_timeout
         self._timeout = timeout
+        self._max_result = max_result
         self._prompt_url = self.url("/prompt")
 
     def url(self, path_qs: str) -> URL:
@@ -109,12 +144,26 @@ class ComfyClient:
         *,
         timeout: float | None = -1,
         headers: Mapping[str, str] | None = None,
+        most: int = MAX_ANSWER,
     ) -> Answer:
-        """One request and its whole answer, whatever its status.
+        """One request and its whole answer of up to `most` bytes, whatever its status.
 
         Raises:
             Unreachable, Unanswered: see there.
+            BadAnswer: it has more, or is no answer that a client may be given.
         """
+        async with self._request(method, path, body, timeout, headers) as response:
+            return Answer(response.status, response.headers, await whole(response, most))
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        timeout: float | None = -1,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         total = self._timeout if timeout == -1 else timeout
         sent_headers = {"Content-Type": "application/json"} if body is not None else {}
         sent_headers.update(headers or {})
@@ -127,42 +176,91 @@ class ComfyClient:
                 headers=sent_headers,
                 timeout=self.limit(total),
                 allow_redirects=False,
+                auto_decompress=False,
                 ssl=self._tls,
             ) as response:
-                return Answer(response.status, response.headers, await whole(response))
+                yield checked(response)
         except (aiohttp.ClientError, OSError) as error:
             raise translated(error) from error
 
-    async def json(self, path: str, *, timeout: float | None = -1) -> Any:
-        """GET a path and parse the answer.
+    async def _read(
+        self,
+        path: str,
+        timeout: float | None,
+        small: Callable[[bytes], _T],
+        large: Callable[[JsonStream], Awaitable[_T]],
+    ) -> _T:
+        """GET a path and read the answer: `small` ones whole, `large` ones as they come.
 
         Raises:
-            BadAnswer: it was not 200, or not JSON.
+            BadAnswer: it was not 200.
+            Unreadable: it was not read.
         """
-        return _parsed(path, await self.call("GET", path, timeout=timeout))
+        # Little may unpack to much, and this is asked again and again.
+        async with self._request("GET", path, timeout=timeout, headers=_UNPACKED) as response:
+            if response.status != 200:
+                raise BadAnswer(f"GET {path} answered {response.status}", response.status)
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise BadAnswer(f"GET {path} answered in a coding that was not asked for", 200)
+            first, size = [], 0
+            source = pieces(response, MAX_STREAM)
+            async for piece in source:
+                first.append(piece)
+                size += len(piece)
+                if size > SMALL_ANSWER:
+                    try:
+                        return await large(JsonStream(_chained(first, source), MAX_STREAM))
+                    except TooLarge as error:
+                        error.size = max(error.size, response.content_length or 0)
+                        raise
+            return small(b"".join(first))
 
     async def queue(self) -> Queue:
-        """GET /queue."""
-        value = await self.json("/queue")
-        try:
-            return Queue(_items(value["queue_running"]), _items(value["queue_pending"]))
-        except (KeyError, TypeError) as error:
-            raise BadAnswer("GET /queue did not answer as ComfyUI does", 200) from error
+        """GET /queue. Of a large one the graphs are not read.
 
-    async def system_stats(self) -> dict[str, Any]:
-        """GET /system_stats."""
-        value = await self.json("/system_stats")
-        if not isinstance(value, dict) or not isinstance(value.get("system"), dict):
-            raise BadAnswer("GET /system_stats did not answer as ComfyUI does", 200)
-        return value
+        Raises:
+            BadAnswer: it is no queue.
+        """
+        try:
+            return await self._read("/queue", -1, lambda body: read_queue(wire.loads(body)), read_large_queue)
+        except ValueError as error:
+            raise BadAnswer(f"GET /queue did not answer as ComfyUI does: {error}", 200) from error
+
+    async def system_stats(self) -> SystemStats:
+        """GET /system_stats.
+
+        Raises:
+            BadAnswer: it has none.
+        """
+        answer = await self.call("GET", "/system_stats", most=MAX_STATS, headers=_UNPACKED)
+        if answer.status != 200:
+            raise BadAnswer(f"GET /system_stats answered {answer.status}", answer.status)
+        try:
+            return read_system_stats(wire.loads(answer.body))
+        except ValueError as error:
+            raise BadAnswer(f"GET /system_stats did not answer as ComfyUI does: {error}", 200) from error
 
     async def history_entry(self, prompt_id: str, *, timeout: float | None = -1) -> HistoryEntry | None:
-        """GET /history/{prompt_id}: the entry, None if there is none."""
-        path = f"/history/{prompt_id}"
-        answer = await self.call("GET", path, timeout=timeout)
-        value = _parsed(path, answer)
-        entry = value.get(prompt_id) if isinstance(value, dict) else None
-        return HistoryEntry(entry, wire.encoder_for(answer.body)) if isinstance(entry, dict) else None
+        """GET /history/{prompt_id}: the entry, None if there is none. The graph of a large one is not read.
+
+        Raises:
+            UnreadableEntry: it can't be read.
+        """
+
+        def small(body: bytes) -> HistoryEntry | None:
+            return read_history_entry(wire.loads(body), prompt_id, body)
+
+        async def large(document: JsonStream) -> HistoryEntry | None:
+            return await read_large_history_entry(document, prompt_id, self._max_result)
+
+        try:
+            return await self._read(f"/history/{prompt_id}", timeout, small, large)
+        except TooLarge as error:
+            most = f"its result may have {self._max_result} (history.max_result), and {MAX_RESULT_VALUES} values"
+            reason = f"its history entry is too large: {error.size} bytes or more; {most}"
+            raise UnreadableEntry(reason, is_final=True) from error
+        except ValueError as error:
+            raise UnreadableEntry(f"its history entry can't be read: {error}", is_final=False) from error
 
     async def delete_pending(self, prompt_ids: Sequence[str]) -> None:
         """POST /queue: take prompts out of the queue. One that runs is left alone (execution.py)."""
@@ -215,10 +313,10 @@ class ComfyClient:
                 ssl=self._tls,
             ) as response,
         ):
-            yield response
+            yield checked(response)
 
     @asynccontextmanager
-    async def socket(self, client_id: str, heartbeat: float = 20.0) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async def socket(self, client_id: str, heartbeat: float = 20.0) -> AsyncIterator[Socket]:
         """The /ws of this ComfyUI, as `client_id`. `heartbeat` is the seconds between pings."""
         async with (
             translated_errors(),
@@ -233,6 +331,7 @@ class ComfyClient:
                 self.url(f"/ws?clientId={client_id}"),
                 headers={**self._session.headers, **self._authorization},
                 max_msg_size=MAX_SOCKET_MESSAGE,
+                decode_text=False,
                 heartbeat=heartbeat,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
                 ssl=self._tls,
@@ -241,124 +340,18 @@ class ComfyClient:
             yield socket
 
 
-async def pieces(response: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
-    """An answer, as it comes.
-
-    Raises:
-        BadAnswer: it has more than `most` bytes, and may have no end.
-    """
-    size = 0 if response.method == "HEAD" else response.content_length or 0
-    if size <= most:
-        size = 0
-        async for piece in response.content.iter_any():
-            size += len(piece)
-            if size > most:
-                break
-            yield piece
-    if size > most:
-        response.close()
-        raise BadAnswer(f"an answer of more than {most} bytes", response.status)
-
-
-async def whole(response: aiohttp.ClientResponse) -> bytes:
-    """All of an answer, unless it is more than any ComfyUI answers.
-
-    Raises:
-        BadAnswer: it is.
-    """
-    return b"".join([piece async for piece in pieces(response, MAX_ANSWER)])
-
-
-class _Redirected(aiohttp.ClientError):
-    """The handshake was answered with a redirect: what a caller knows of a backend is not for where that leads."""
+async def _chained(first: Iterable[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in first:
+        yield piece
+    async for piece in rest:
+        yield piece
 
 
 def _refusing_redirects() -> aiohttp.TraceConfig:
     async def refuse(_: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams) -> None:
         params.response.close()
-        raise _Redirected
+        raise Redirected
 
     config = aiohttp.TraceConfig()
     config.on_request_redirect.append(refuse)
     return config
-
-
-def _parsed(path: str, answer: Answer) -> Any:
-    if answer.status != 200:
-        raise BadAnswer(f"GET {path} answered {answer.status}", answer.status)
-    try:
-        return wire.loads(answer.body)
-    except wire.MalformedJson as error:
-        raise BadAnswer(f"GET {path} did not answer JSON", answer.status) from error
-
-
-def _items(items: Any) -> tuple[Sequence[Any], ...]:
-    """Return those items of a queue that are of ComfyUI's form."""
-    return tuple(item for item in items if isinstance(item, list) and len(item) >= 2 and isinstance(item[1], str))
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """A history entry, and the encoder that keeps what JSON has no word for (NaN)."""
-
-    entry: dict[str, Any]
-    encode: Callable[[Any], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A backend's /queue: items are ``[number, prompt_id, prompt, extra_data, outputs]``."""
-
-    running: tuple[Sequence[Any], ...]
-    pending: tuple[Sequence[Any], ...]
-
-    @property
-    def running_ids(self) -> frozenset[str]:
-        """The prompt ids that run."""
-        return frozenset(item[1] for item in self.running)
-
-    @property
-    def pending_ids(self) -> frozenset[str]:
-        """The prompt ids that are pending."""
-        return frozenset(item[1] for item in self.pending)
-
-
-@asynccontextmanager
-async def translated_errors() -> AsyncIterator[None]:
-    """Turn aiohttp's errors into ours."""
-    try:
-        yield
-    except (aiohttp.ClientError, OSError) as error:
-        raise translated(error) from error
-
-
-def translated(error: Exception) -> BackendError:
-    """What an error of aiohttp's says: was anything sent, and does anybody listen there? TimeoutError is an OSError.
-
-    Its own text is not repeated where it may hold the backend's address: what comes of it may be shown to users.
-    """
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        reason = getattr(error.certificate_error, "verify_message", "") or "it is not the host's"
-        return Unreachable(f"its certificate is not trusted: {reason}")
-    if isinstance(error, aiohttp.ClientSSLError):
-        return Unreachable("it does not speak TLS as it is expected to")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        refused = isinstance(error.os_error, ConnectionRefusedError)
-        return Refused("connection refused") if refused else Unreachable(error.os_error.strerror or "no connection")
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Unreachable("no connection within the time limit")
-    if isinstance(error, TimeoutError):
-        return TimedOut("no answer within the time limit")
-    if isinstance(error, aiohttp.WSServerHandshakeError):
-        return BadAnswer(f"/ws answered {error.status}", error.status)
-    if isinstance(error, OSError) and error.strerror:
-        return Unanswered(f"the connection broke: {error.strerror}")
-    return Unanswered(f"the connection broke: {_PLAIN.get(type(error), type(error).__name__)}")
-
-
-_PLAIN: dict[type[Exception], str] = {
-    aiohttp.ServerDisconnectedError: "it was closed",
-    aiohttp.ClientPayloadError: "the answer ended early",
-    aiohttp.ClientResponseError: "the answer is not HTTP",
-    _Redirected: "it redirects",
-}

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from types import NoneType
 from typing import Any
 
 from gateway.comfy import wire
+from gateway.comfy.answers import MAX_RESULT_VALUES, is_id
 
 TERMINAL = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "executed"}
@@ -21,6 +23,30 @@ TERMINAL_SLOT = "terminal"
 PROGRESS = frozenset({"progress", "progress_state"})
 # What is beyond the year 9999 is no time, and may not fit into what is made of it.
 END_OF_TIME = 253_402_300_800_000
+
+
+# Bytes of a text message. An ``executed`` may hold texts, or pictures as text. A smaller one than the second number is
+# parsed in one piece, whatever is in it.
+MAX_TEXT, MAX_SMALL = 8 * 2**20, 2**17
+_NODE = (str, int, NoneType)
+# The fields that are read of each event, with their types.
+_FIELDS: dict[str, tuple[tuple[str, tuple[type, ...]], ...]] = {
+    "execution_start": (),
+    "execution_cached": (("nodes", (list,)),),
+    "executing": (("node", _NODE),),
+    "executed": (("node", _NODE), ("output", (dict, NoneType))),
+    "progress": (("node", _NODE),),
+    "progress_state": (("nodes", (dict, NoneType)),),
+    "execution_success": (),
+    "execution_interrupted": (("node_id", _NODE), ("node_type", (str, NoneType))),
+    "execution_error": (
+        ("node_id", _NODE),
+        ("node_type", (str, NoneType)),
+        ("exception_type", (str, NoneType)),
+        ("exception_message", (str, NoneType)),
+        ("traceback", (list, NoneType)),
+    ),
+}
 
 
 class Kind(StrEnum):
@@ -79,8 +105,14 @@ class Frame:
 
 
 def parse(message: str | bytes) -> Event | None:
-    """Read a text message; None if it is not of ComfyUI's form."""
+    """Read a text message; None if it is too large, or not of ComfyUI's form.
+
+    Of an event that the gateway knows each field is checked that it reads. What custom nodes send besides is passed on
+    as it is.
+    """
     raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
+    if len(raw) > MAX_SMALL and _is_too_large(raw):
+        return None
     try:
         value = wire.loads(raw)
     except wire.MalformedJson:
@@ -90,8 +122,22 @@ def parse(message: str | bytes) -> Event | None:
     type_, data = value.get("type"), value.get("data")
     if not isinstance(type_, str) or not isinstance(data, dict):
         return None
-    prompt_id = data.get("prompt_id")
-    return Event(type_, data, prompt_id if isinstance(prompt_id, str) else None, raw)
+    prompt_id, fields = data.get("prompt_id"), _FIELDS.get(type_)
+    if fields is not None:
+        if prompt_id is not None and not is_id(prompt_id):
+            return None
+        for name, types in fields:
+            if not isinstance(data.get(name), types):
+                return None
+        if type_ == "executing" and "node" not in data:
+            return None
+        if type_ == "execution_cached" and not all(isinstance(node, str) for node in data["nodes"]):
+            return None
+    return Event(type_, data, prompt_id if is_id(prompt_id) else None, raw)
+
+
+def _is_too_large(raw: bytes) -> bool:
+    return len(raw) > MAX_TEXT or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_RESULT_VALUES
 
 
 def encode(type_: str, data: dict[str, Any]) -> bytes:

@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 
 MAX_DEPTH = 32
 MAX_PATH = 1024
+# No file system has longer ones.
+MAX_NAME = 4096
 KINDS = ("input", "output", "temp")
 MODELS_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat", ".spz", ".ksplat")
 # "pic.png [output]" names the folder too; one character before the bracket goes with it (folder_paths.py,
@@ -84,10 +86,10 @@ def can_be_asked_for(path: str) -> bool:
 def ref_of(value: dict[str, Any]) -> FileRef | None:
     """The file that an object of an output names, if it names one."""
     filename = value.get("filename")
-    if not isinstance(filename, str) or not filename:
+    if not isinstance(filename, str) or not 0 < len(filename) <= MAX_NAME:
         return None
     kind, subfolder = value.get("type", "output"), value.get("subfolder", "")
-    if not isinstance(kind, str) or not isinstance(subfolder, str):
+    if not isinstance(kind, str) or not isinstance(subfolder, str) or len(subfolder) > MAX_NAME:
         return None
     return FileRef(kind, folder_of(subfolder), filename)
 
@@ -131,7 +133,7 @@ def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, mad
     }
     if (ref := ref_of(value)) is not None:
         for key, item in value.items():
-            if key == "filename" or (isinstance(item, str) and _SIBLING.match(item)):
+            if key == "filename" or (isinstance(item, str) and len(item) <= MAX_PATH and _SIBLING.match(item)):
                 old = FileRef(ref.kind, ref.subfolder, item)
                 new = new_name(old, made)
                 copy[key] = item if new.filename == item else new.filename

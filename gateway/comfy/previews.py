@@ -12,6 +12,8 @@ from typing import Any
 
 from gateway.comfy import wire
 
+# Bytes of a preview's metadata; a ComfyUI writes some 200.
+MAX_METADATA = 2**16
 PREVIEW = 1
 _UNENCODED_PREVIEW = 2
 TEXT = 3
@@ -54,7 +56,8 @@ def _span_of(frame: bytes) -> int | None:
         return None
     type_, length = _TWO_U32.unpack_from(frame)
     end: int = _TWO_U32.size + length
-    return end if type_ == PREVIEW_WITH_METADATA and end <= len(frame) else None
+    is_whole = length <= MAX_METADATA and end <= len(frame)
+    return end if type_ == PREVIEW_WITH_METADATA and is_whole else None
 
 
 def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import aiohttp
 
-from gateway.comfy.client import Access, ComfyClient, Queue
+from gateway.comfy.answers import Queue, SystemStats
+from gateway.comfy.client import Access, ComfyClient
 from gateway.fleet.health import Health, Pulse
 from gateway.settings import BackendSettings, Settings
 
@@ -19,7 +20,8 @@ _EMPTY_QUEUE = Queue((), ())
 def client_of(entry: BackendSettings, settings: Settings, session: aiohttp.ClientSession) -> ComfyClient:
     """How a backend is spoken to, with what it asks for."""
     access = Access(entry.auth.header if entry.auth else "", entry.tls.context() if entry.tls else None)
-    return ComfyClient(entry.url, session, settings.dispatch.connect_timeout, settings.probe.timeout, access)
+    limits = settings.dispatch.connect_timeout, settings.probe.timeout
+    return ComfyClient(entry.url, session, *limits, access, settings.history.max_result)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +45,7 @@ class Backend:
     queue: Queue = _EMPTY_QUEUE
     foreign_pending: int = 0
     foreign_running: int = 0
-    stats: Mapping[str, Any] | None = None
+    stats: SystemStats | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     used_at: float = 0.0
@@ -73,8 +75,7 @@ class Backend:
     @property
     def version(self) -> str:
         """Its ComfyUI version, ``?`` while unknown."""
-        system = (self.stats or {}).get("system") or {}
-        return str(system.get("comfyui_version", "?"))
+        return "?" if self.stats is None else self.stats.version
 
     def describe(self) -> dict[str, Any]:
         """What the admin API tells of it."""
@@ -91,5 +92,5 @@ class Backend:
             "max_queue": self.max_queue,
             "queue_running": len(self.queue.running),
             "queue_pending": len(self.queue.pending),
-            "devices": list((self.stats or {}).get("devices") or ()),
+            "devices": [] if self.stats is None else list(self.stats.devices),
         }

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import Answer, BackendError, BadAnswer
+from gateway.comfy.client import MAX_OBJECT_INFO, Answer, BackendError, BadAnswer
+from gateway.comfy.json_stream import Unreadable, parse
 from gateway.comfy.object_info import ObjectInfo, read_object_info
 from gateway.comfy.outputs import FileRef
 from gateway.fleet import merging, views
@@ -38,6 +39,8 @@ from gateway.tenants.secret_names import is_secret_path
 _log = logs.get("catalogue")
 
 MAX_LISTS = 512
+# Of a backend's list of models: ten thousand, with six fields each.
+MAX_LIST_VALUES = 60_000
 MAX_BODIES = 16
 MAX_VIEWS = 64
 MAX_KEPT_ANSWER = 256 * 1024
@@ -139,7 +142,9 @@ class Catalogue:
         """Return True if the backend has described itself."""
         known = self._infos.get(backend.name)
         try:
-            answer = await backend.client.call("GET", "/object_info", timeout=self.settings.timeout)
+            answer = await backend.client.call(
+                "GET", "/object_info", timeout=self.settings.timeout, most=MAX_OBJECT_INFO
+            )
             if answer.status != 200:
                 return False
             read, is_news = await asyncio.to_thread(_read_answer, answer.body, known)
@@ -392,12 +397,12 @@ async def _ask(backend: Backend, path: str) -> Answer | None:
 
 def _list_of(answer: Answer) -> list[Any] | None:
     try:
-        value = wire.loads(answer.body) if answer.status == 200 else None
-    except wire.MalformedJson:
+        value = parse(answer.body, MAX_LIST_VALUES) if answer.status == 200 else None
+    except Unreadable:
         return None
     return value if isinstance(value, list) else None
 
 
 def _identity(item: Any) -> Any:
     """What makes two backends' items the same: the name, where they tell more (sizes, times, their own folders)."""
-    return item.get("name") if isinstance(item, dict) else item
+    return item.get("name", item) if isinstance(item, dict) else item

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import aiohttp
 
 from gateway.comfy import events
-from gateway.comfy.client import BackendError, Queue, Refused, TimedOut, Unreachable
+from gateway.comfy.answers import Queue, read_features
+from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, Refused, TimedOut, Unreachable
 from gateway.fleet.backend import Backend, client_of
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
@@ -38,6 +39,9 @@ class FleetListener(Protocol):
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
+
+    def heard_too_much(self, backend: Backend) -> None:
+        """A message came that is too large to be read. The socket is closed for it, and opened again."""
 
     def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
         """Return True if an item of a backend's queue is of this gateway."""
@@ -258,12 +262,11 @@ class Fleet:
             # Its queue was answered, so it lives; what it has of memory is only shown.
             _log.info("system_stats", backend=backend.name, error=str(error))
             return
-        system = stats.get("system") or {}
-        self._metrics.ram_free.labels(backend.name).set(system.get("ram_free") or 0)
-        self._metrics.ram_total.labels(backend.name).set(system.get("ram_total") or 0)
-        for place, device in enumerate(stats.get("devices") or ()):
-            self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free") or 0)
-            self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total") or 0)
+        self._metrics.ram_free.labels(backend.name).set(stats.system.get("ram_free", 0))
+        self._metrics.ram_total.labels(backend.name).set(stats.system.get("ram_total", 0))
+        for place, device in enumerate(stats.devices):
+            self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free", 0))
+            self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total", 0))
 
     def _changed(self, backend: Backend, was: Health) -> None:
         now = backend.health
@@ -326,9 +329,16 @@ class Fleet:
             async for message in socket:
                 backend.pulse.heard(time.monotonic())
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    self._heard_text(backend, message.data)
+                    self._heard_text(backend, bytes(message.data))
                 elif message.type is aiohttp.WSMsgType.BINARY:
                     self._listener.heard_binary(backend, message.data)
+                elif (
+                    message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+                ):
+                    # The rest of it is not read, so the socket can't be gone on with.
+                    _log.warning("message_too_large", backend=backend.name, most=MAX_SOCKET_MESSAGE)
+                    self._metrics.events_refused.labels(backend.name).inc()
+                    self._listener.heard_too_much(backend)
 
     def _connected(self, backend: Backend) -> None:
         was = backend.health
@@ -338,11 +348,12 @@ class Fleet:
         self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
         self._listener.available()
 
-    def _heard_text(self, backend: Backend, text: str) -> None:
+    def _heard_text(self, backend: Backend, text: bytes) -> None:
         event = events.parse(text)
         if event is None:
-            _log.warning("a message that is not ComfyUI's", backend=backend.name, length=len(text))
+            self._metrics.events_refused.labels(backend.name).inc()
+            _log.warning("event_refused", backend=backend.name, length=len(text))
         elif event.type == "feature_flags":
-            backend.features = event.data
+            backend.features = read_features(event.data)
         else:
             self._listener.heard_event(backend, event)

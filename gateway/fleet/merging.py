@@ -91,7 +91,7 @@ def features(flags: Sequence[Mapping[str, Any]], max_upload_size: int) -> dict[s
     merged = dict(flags[0]) if flags else {}
     for other in flags[1:]:
         merged = {key: value for key, value in merged.items() if key in other and other[key] == value}
-    limits = [limit for f in flags if isinstance(limit := f.get("max_upload_size"), int)]
+    limits = [limit for f in flags if (limit := f.get("max_upload_size")) is not None]
     merged["max_upload_size"] = min([*limits, max_upload_size])
     # Ours, whatever the backends do: previews are given in the form that the client declares.
     merged["supports_preview_metadata"] = True

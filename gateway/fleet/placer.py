@@ -12,12 +12,12 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
-from gateway.comfy import wire
+from gateway.comfy.answers import read_stored
 from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
+from gateway.comfy.json_stream import Unreadable
 from gateway.comfy.outputs import FileRef, folder_of, is_pattern, view_path, without_pattern
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, is_same
@@ -309,9 +309,9 @@ class Placer:
         if status != 200:
             raise BadAnswer(f"backend '{backend.name}' answered {status} to the file '{shown}'", status)
         try:
-            value: Any = wire.loads(answer)
-            return FileRef(asked.kind, folder_of(value.get("subfolder") or ""), str(value["name"]))
-        except (wire.MalformedJson, KeyError, TypeError, AttributeError) as error:
+            folder, name = read_stored(answer)
+            return FileRef(asked.kind, folder_of(folder), name)
+        except Unreadable as error:
             raise BadAnswer("POST /upload/image did not answer as ComfyUI does", status) from error
 
     async def _look(self, backend: Backend, ref: FileRef) -> str | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy import events, history, wire
-from gateway.comfy.client import BackendError, HistoryEntry
+from gateway.comfy.answers import HistoryEntry
+from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEntry
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
@@ -30,7 +32,7 @@ from gateway.jobs.upstream import locate_prompt
 from gateway.store.protocol import Bus, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks, pause
+from gateway.telemetry.tasks import Failures, Tasks, pause
 
 _log = logs.get("jobs")
 
@@ -40,11 +42,46 @@ FETCH_PAUSE_MOST = 5.0
 # An entry that so many answers in a row say is not there; and one of a prompt that they say still runs.
 MAX_ABSENT = 3
 MAX_UNENDED = 12
+# Tries after which a job fails whose entry can't be read, is refused, or does not come in time. A proxy may answer
+# oddly for some seconds; what is too large stays so, and is tried half as often.
+MAX_UNREADABLE = 6
+MAX_REFUSED = 12
+MAX_TIMED_OUT = 5
+_PASSING = (502, 503, 504)
 # A backend that tells of its history, but so often in a row not of a file: that is about the file.
 MOST_LOOKS = 3
 # Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
 END_GRACE = 1.0
 _LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
+
+
+@dataclass(slots=True)
+class Tries:
+    """Counts how often an entry could not be had, by the reason."""
+
+    unreadable: int = 0
+    refused: int = 0
+    timed_out: int = 0
+
+    def are_enough(self, error: BackendError) -> bool:
+        """Count one more, and return True if the job is to fail with that."""
+        match error:
+            case UnreadableEntry():
+                self.unreadable += MAX_UNREADABLE // 2 if error.is_final else 1
+            case BadAnswer(status=status) if status not in _PASSING:
+                self.refused += 1
+            case TimedOut():
+                # The backend's connection stands, and it has all the time that it needs to load a model.
+                self.timed_out += 1
+            case _:
+                # It is gone, or restarts: its own matter, which the fleet sees to.
+                self.timed_out = 0
+        return self.unreadable >= MAX_UNREADABLE or self.refused >= MAX_REFUSED or self.timed_out >= MAX_TIMED_OUT
+
+    @property
+    def are_odd(self) -> bool:
+        """Return True if it may take long, and be about this entry alone."""
+        return self.unreadable + self.refused > 0 or self.timed_out > 1
 
 
 class Collector:
@@ -81,6 +118,7 @@ class Collector:
         self._freed = freed
         self._is_kept_apart = is_kept_apart
         self._tasks = Tasks("collector")
+        self._failures = Failures()
         self._ends: dict[Assignment, asyncio.Event] = {}
         self._last: dict[str, asyncio.Event] = {}
 
@@ -115,8 +153,8 @@ class Collector:
         backend = self._fleet.backends[assignment.backend]
         try:
             await pause(END_GRACE, end)
-            found = await self._fetch(job, backend, assignment)
-            if found is not None:
+            found = await self._fetch(job, backend, assignment, over)
+            if isinstance(found, tuple):
                 # That is its end, whatever becomes of the backend while it waits for its turn, or for the disk.
                 job.has_entry = True
             if before is not None:
@@ -125,23 +163,39 @@ class Collector:
             if not _is_collected(job, assignment):
                 # Lost while it waited for what ran before it.
                 return
-            if found is not None:
+            if isinstance(found, str):
+                self._fail_unread(job, assignment, found)
+            elif found is not None:
                 await self._finish(job, backend, *found)
             else:
                 self._missing(job)
+        except Exception as error:  # noqa: BLE001
+            # If a result breaks the gateway's own code, that job alone fails, because else it would never end.
+            self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            self._fail_unread(job, assignment, f"the gateway could not read it: {type(error).__name__}")
         finally:
             self._ends.pop(assignment, None)
             over.set()
             self._telling.over(job)
 
+    def _fail_unread(self, job: Job, assignment: Assignment, reason: str) -> None:
+        """End a job that ran, and whose result can't be had.
+
+        It does not run again elsewhere, because the prompt may be the cause.
+        """
+        if _is_collected(job, assignment) and not job.is_ending:
+            _log.error("result_unreadable", prompt_id=job.prompt_id, backend=assignment.backend, reason=reason)
+            self._metrics.results_unreadable.labels(assignment.backend).inc()
+            self.fail(job, f"the result on backend '{assignment.backend}' can't be read: {reason}", "ResultUnreadable")
+
     async def _fetch(
-        self, job: Job, backend: Backend, assignment: Assignment
-    ) -> tuple[HistoryEntry, Mapping[FileRef, Found]] | None:
-        """The entry, and what to know its files by.
+        self, job: Job, backend: Backend, assignment: Assignment, over: asyncio.Event
+    ) -> tuple[HistoryEntry, Mapping[FileRef, Found]] | str | None:
+        """The entry, and what to know its files by; a text if it can't be read, which says why.
 
         None if the backend answers that there is none, or the job is not there any more.
         """
-        pause, absent, unended, looks = FETCH_PAUSE, 0, 0, 0
+        pause, absent, unended, looks, tries = FETCH_PAUSE, 0, 0, 0, Tries()
         while _is_collected(job, assignment):
             try:
                 at = await locate_prompt(backend, assignment, entry_first=True, timeout=FETCH_TIMEOUT)
@@ -149,11 +203,19 @@ class Collector:
                     looks += 1
                     known = await self._outputs.learn(job, backend, at.entry.entry, must=looks < MOST_LOOKS)
                     return (at.entry, known) if _is_collected(job, assignment) else None
+                if at.unreadable is not None:
+                    raise at.unreadable
                 absent, unended = (absent, unended + 1) if at.is_queued else (absent + 1, unended)
                 if absent == MAX_ABSENT or unended == MAX_UNENDED:
                     return None
             except BackendError as error:
                 _log.info("fetching an entry", prompt_id=job.prompt_id, backend=backend.name, error=str(error))
+                if tries.are_enough(error):
+                    return str(error)
+                if tries.are_odd:
+                    # Others' jobs there have ends of their own, which need not wait for this one.
+                    over.set()
+                    self._telling.over(job)
             await asyncio.sleep(pause)
             pause = min(pause * 2, FETCH_PAUSE_MOST)
         return None

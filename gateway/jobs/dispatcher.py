@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 
 from gateway.comfy import wire
-from gateway.comfy.client import Answer, Refused, Unanswered, Unreachable
+from gateway.comfy.answers import read_taken
+from gateway.comfy.client import MAX_REPLY, Answer, BadAnswer, Refused, Unanswered, Unreachable
 from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -29,16 +30,16 @@ from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
 from gateway.jobs.replies import Replies
-from gateway.jobs.reply import Reply, failed_there
+from gateway.jobs.reply import Reply, broken_here, failed_there, refused_there, unread
 from gateway.jobs.retries import backoff
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
-from gateway.jobs.upstream import Offer, drop_copies, look_for, taken_as, upstream_body
+from gateway.jobs.upstream import Offer, drop_copies, look_for, upstream_body
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Failures, Tasks
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT
 
@@ -87,6 +88,7 @@ class Dispatcher:
         self._fail = fail
         self._telling = telling
         self._tasks = Tasks("dispatcher")
+        self._failures = Failures()
         self._replies = Replies(ledger)
         self._turns: dict[Job, object] = {}
         self._takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
@@ -321,7 +323,12 @@ class Dispatcher:
             while job.state is State.SENDING and (assignment := job.assignment) is not None:
                 backend = self._fleet.backends[assignment.backend]
                 tried.add(backend.name)
-                outcome = await self._offer(job, backend, assignment, turn)
+                try:
+                    outcome = await self._offer(job, backend, assignment, turn)
+                except Exception as error:  # noqa: BLE001
+                    # If an answer breaks the gateway's own code, this job alone fails, because else it would never end.
+                    self._failures.report("dispatcher", error, f"dispatcher:{job.prompt_id}")
+                    return broken_here(error)
                 if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.UNKNOWN):
                     return None
                 if isinstance(outcome, Reply):
@@ -353,7 +360,7 @@ class Dispatcher:
             job.live.added, job.live.folders = steering.savers, frozenset(steering.folders)
             body = upstream_body(job, assignment, self._client_id, changed, steering)
             self._ledger.offering(assignment)
-            answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience)
+            answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience, most=MAX_REPLY)
         except InputMissing as error:
             outcome = "input missing"
             body_of = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
@@ -376,15 +383,19 @@ class Dispatcher:
         except Unanswered:
             outcome = "unanswered"
             return await self._ask(job, backend, assignment)
+        except BadAnswer as error:
+            outcome = "5xx"
+            _log.warning("an odd answer", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
+            return await self._ask(job, backend, assignment, unread(error))
         else:
             if answer.status == 200:
                 return await self._taken(job, backend, assignment, answer)
-            outcome = f"{answer.status // 100}xx"
-            if answer.status < 500:
+            outcome = f"{answer.status // 100}xx" if answer.status >= 400 else "5xx"
+            if 400 <= answer.status < 500:
                 body = job.without_added(self._inputs.outputs.without_added_in_json(job, answer.body))
                 body = assignment.translate(self._inputs.outputs.reveal(job, body), job.prompt_id)
                 body = self._checks.told(job.tenant, job.submission.censor().encoded(body))
-                return Reply(answer.status, body, answer.headers.get("Content-Type", "application/json"))
+                return refused_there(answer, body)
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, assignment, answer)
         finally:
@@ -393,8 +404,8 @@ class Dispatcher:
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
     async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
-        own_id, (known_as, node_errors) = assignment.upstream_id, taken_as(answer)
-        if known_as != own_id and not self._ledger.may_be_called(job, known_as):
+        own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)
+        if known_as is None or (known_as != own_id and not self._ledger.may_be_called(job, known_as)):
             # If the answer ties the prompt to no id, or to another prompt's, ask after the id that was given to it.
             _log.warning("an odd answer", backend=backend.name, prompt_id=job.prompt_id)
             return await self._ask(job, backend, assignment, answer)

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import Queue
+from gateway.comfy.answers import MARK, Queue
 from gateway.comfy.events import Event
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
@@ -37,7 +37,7 @@ from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
 from gateway.jobs.upload_places import UploadPlaces
-from gateway.jobs.upstream import MARK, extra_of
+from gateway.jobs.upstream import extra_of
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
@@ -236,6 +236,10 @@ class Engine:
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message of a backend."""
         self.relay.heard_binary(backend, frame)
+
+    def heard_too_much(self, backend: Backend) -> None:
+        """A message of a backend was too large to be read."""
+        self.watch.heard_too_much(backend)
 
     def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
         """Return True if an item of a backend's queue is a job of ours, a copy of one, or was one."""

@@ -92,6 +92,7 @@ class Live:
     before_end: list[Frame] = field(default_factory=list)
     heard_at: float = 0.0
     stall_said: bool = False
+    oversized: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from gateway.comfy.client import BackendError, Queue
+from gateway.comfy.answers import MARK, Queue
+from gateway.comfy.client import BackendError, BadAnswer, TimedOut
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs import partner_keys
@@ -16,7 +17,7 @@ from gateway.jobs.job import PLACED, Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.relay import Relay
 from gateway.jobs.retries import Retries
-from gateway.jobs.upstream import MARK, Located, Where, drop_copies, extra_of, locate_prompt
+from gateway.jobs.upstream import Located, Where, drop_copies, extra_of, locate_prompt
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -140,7 +141,13 @@ class Recovery:
         assignment = job.assignment
         if assignment is None:
             return
-        found = await locate_prompt(backend, assignment, queue=queue)
+        try:
+            found = await locate_prompt(backend, assignment, queue=queue)
+        except (BadAnswer, TimedOut) as error:
+            # Its queue was answered, so it is about this entry: the collector asks for it again, a bounded number of
+            # times. Others' jobs must not wait for that.
+            _log.info("settling", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
+            found = Located(Where.ENDED, assignment.upstream_id)
         if job.assignment is not assignment or job.state not in PLACED:
             return
         if self._dispatcher.is_sending(job) or job.recalled:

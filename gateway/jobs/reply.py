@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from multidict import CIMultiDict
+
 from gateway.comfy import wire
-from gateway.comfy.client import Answer
+from gateway.comfy.client import Answer, BadAnswer
 from gateway.comfy.errors import error_body
 from gateway.jobs.job import Job, number_json
 from gateway.store.protocol import HistoryRecord
@@ -45,6 +47,26 @@ def _accepted(ended: HistoryRecord, gave_number: bool) -> bytes:
         number_json(ended.number, gave_number),
         ended.node_errors or b"{}",
     )
+
+
+def unread(error: BadAnswer) -> Answer:
+    """Return what an answer that could not be read counts as: the backend's failure."""
+    return Answer(502, CIMultiDict(), str(error).encode())
+
+
+def refused_there(answer: Answer, said: bytes) -> Reply:
+    """A backend refused a prompt. `said` is its answer's body, fit for the client.
+
+    What is no JSON is not to be taken for a page of the gateway's.
+    """
+    type_ = answer.headers.get("Content-Type", "application/json")
+    is_json = type_.partition(";")[0].strip().lower() == "application/json" and type_.isprintable()
+    return Reply(answer.status, said, type_ if is_json else "text/plain; charset=utf-8")
+
+
+def broken_here(error: Exception) -> Reply:
+    """The gateway's own code failed over a prompt."""
+    return Reply(500, wire.dumps(error_body("gateway_error", "The prompt could not be sent", type(error).__name__)))
 
 
 def failed_there(answer: Answer, said: bytes) -> Reply:

@@ -10,7 +10,8 @@ from enum import Enum, auto
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import Answer, BackendError, HistoryEntry, Queue, Refused
+from gateway.comfy.answers import MARK, HistoryEntry, Queue
+from gateway.comfy.client import BackendError, Refused, UnreadableEntry
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
 from gateway.jobs.job import Assignment, Job, State
@@ -22,8 +23,6 @@ _log = logs.get("upstream")
 
 AGAIN_AFTER_SECONDS = 2.0
 ASK_PAUSE_SECONDS = 0.5
-# The key of extra_data under which an assignment's mark goes upstream. ComfyUI keeps it in its queue and its history.
-MARK = "gateway_assignment"
 
 
 class Offer(Enum):
@@ -46,11 +45,15 @@ class Where(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Answer of a backend about an assignment's prompt: its place, its id there, and its entry if it ended."""
+    """Answer of a backend about an assignment's prompt: its place, its id there, and its entry if it ended.
+
+    `unreadable` says why the entry of one that ended can't be read.
+    """
 
     where: Where
     upstream_id: str
     entry: HistoryEntry | None = None
+    unreadable: UnreadableEntry | None = None
 
     @property
     def is_queued(self) -> bool:
@@ -100,15 +103,6 @@ def _prompt_for(job: Job, changed: Mapping[Place, str], steering: Steering) -> b
     return wire.encoder_for(raw)(prompt)
 
 
-def taken_as(answer: Answer) -> tuple[Any, Any]:
-    """A backend's 200: its own id for the prompt, and the node_errors of those outputs that it leaves out."""
-    try:
-        value = wire.loads(answer.body)
-    except wire.MalformedJson:
-        return None, {}
-    return (value.get("prompt_id"), value.get("node_errors") or {}) if isinstance(value, dict) else (None, {})
-
-
 def extra_of(item: Sequence[Any]) -> Mapping[str, Any]:
     """Return the extra_data of an item of /queue, or of an entry's prompt: both are of the same form."""
     extra = item[3] if len(item) > 3 else None
@@ -149,11 +143,14 @@ async def locate_prompt(
         BackendError: it does not say.
     """
     upstream_id, mark = assignment.upstream_id, assignment.mark
-    if entry_first and (entry := await _entry(backend, upstream_id, mark, timeout)) is not None:
-        return Located(Where.ENDED, upstream_id, entry)
-    found = find_in(await backend.client.queue() if queue is None else queue, upstream_id, mark)
-    if found.where is Where.ABSENT and (entry := await _entry(backend, upstream_id, mark, timeout)) is not None:
-        return Located(Where.ENDED, upstream_id, entry)
+    try:
+        if entry_first and (entry := await _entry(backend, upstream_id, mark, timeout)) is not None:
+            return Located(Where.ENDED, upstream_id, entry)
+        found = find_in(await backend.client.queue() if queue is None else queue, upstream_id, mark)
+        if found.where is Where.ABSENT and (entry := await _entry(backend, upstream_id, mark, timeout)) is not None:
+            return Located(Where.ENDED, upstream_id, entry)
+    except UnreadableEntry as error:
+        return Located(Where.ENDED, upstream_id, unreadable=error)
     return found
 
 

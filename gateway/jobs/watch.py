@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from gateway.comfy.client import MAX_SOCKET_MESSAGE
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
@@ -21,6 +22,8 @@ from gateway.tenants.policy import Policies
 _log = logs.get("watch")
 
 LOOK_SECONDS = 0.5
+# Messages larger than are read, after which a job fails.
+MAX_OVERSIZED = 3
 # Seconds that what was interrupted gets to stop: ComfyUI heeds an interrupt between two steps of a node.
 STOP_SECONDS = 10.0
 
@@ -94,6 +97,21 @@ class Watch:
             if self._settings.job_timeout is not None and silent >= self._settings.job_timeout:
                 self._time_out(job, backend, self._settings.job_timeout)
         self._metrics.jobs_stalled.labels(backend.name).set(stalled)
+
+    def heard_too_much(self, backend: Backend) -> None:
+        """What runs on a backend has said more in one message than is read. If it goes on with that, it ends.
+
+        Each time the socket is opened anew, and other jobs' events may go by unheard meanwhile.
+        """
+        for job in self._ledger.jobs_on(backend.name):
+            if job.state is State.RUNNING:
+                job.live.oversized += 1
+                if job.live.oversized >= MAX_OVERSIZED and not job.is_ending:
+                    _log.error("job ended: its messages are too large", prompt_id=job.prompt_id, backend=backend.name)
+                    self._take_away(job)
+                    most = f"{MAX_SOCKET_MESSAGE} bytes"
+                    reason = f"{MAX_OVERSIZED} of its messages on {backend.name} had more than {most}"
+                    self._collector.fail(job, reason, "ResultUnreadable")
 
     def _say_stalled(self, job: Job, silent: float) -> None:
         if not job.live.stall_said:

@@ -35,6 +35,7 @@ class HistorySettings(Model):
 
     max_items: Count = 10_000
     memory: Bytes = 128 * 1024 * 1024
+    max_result: Bytes = 8 * 1024 * 1024
 
 
 class RetentionSettings(Model):

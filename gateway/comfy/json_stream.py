@@ -1,0 +1,244 @@
+"""Read parts of a large JSON document as it comes, and pass over the rest.
+
+A ComfyUI repeats whole prompts in /queue and /history. What the gateway needs of them is small, so the rest is neither
+kept nor parsed: no piece of this work takes longer than a piece of the document, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from gateway.comfy import wire
+
+# Bytes that are looked at before others run.
+STEP = 2**14
+MAX_KEY = 2**10
+_SPACE = re.compile(rb"[ \t\n\r]*+")
+_SCALAR = re.compile(rb"[^\s,\]}\[{\":]*+")
+# What changes the depth, or begins a text.
+_STRUCTURE = re.compile(rb'["\[\]{}]')
+_INSIDE_TEXT = re.compile(rb'(?:[^"\\]+|\\.)*+', re.DOTALL)
+
+
+class Unreadable(ValueError):
+    """What was read is not what it should be; the text says why."""
+
+
+class TooLarge(Unreadable):
+    """It is larger than is read.
+
+    Attributes:
+        size: bytes that were seen of it; there may be more.
+    """
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+class JsonStream:
+    """A JSON document, read from its beginning to its end.
+
+    Each method begins where the one before has ended. Of what is passed over only brackets and texts are looked at.
+
+    Args:
+        pieces: the document, in pieces of any size.
+        most: bytes that it may have.
+
+    Attributes:
+        size: bytes that came of it so far.
+        kept: bytes of all values that were read so far.
+        encode: the encoder that says again all values that were read.
+    """
+
+    def __init__(self, pieces: AsyncIterator[bytes], most: int) -> None:
+        self._pieces = pieces
+        self._most = most
+        self._data = self._waiting = b""
+        self._at = 0
+        self.size = 0
+        self.encode: Callable[[Any], bytes] = wire.dumps
+        self.kept = 0
+        self._kept: list[bytes] | None = None
+        self._room = 0
+
+    async def members(self) -> AsyncIterator[str]:
+        """The keys of an object. The caller takes or passes over the value of each.
+
+        Raises:
+            Unreadable: it is no object.
+        """
+        await self._take(b"{")
+        if await self._is_next(b"}"):
+            return
+        while True:
+            key = await self.value(MAX_KEY, 1)
+            if not isinstance(key, str):
+                raise Unreadable("a key is no text")
+            await self._take(b":")
+            yield key
+            if not await self._is_next(b","):
+                break
+        await self._take(b"}")
+
+    async def items(self) -> AsyncIterator[int]:
+        """The places in an array. The caller takes or passes over the value of each.
+
+        Raises:
+            Unreadable: it is no array.
+        """
+        await self._take(b"[")
+        if await self._is_next(b"]"):
+            return
+        place = 0
+        while True:
+            yield place
+            place += 1
+            if not await self._is_next(b","):
+                break
+        await self._take(b"]")
+
+    async def value(self, most: int, most_values: int) -> Any:
+        """Parse the next value, of `most` bytes and about `most_values` values.
+
+        Raises:
+            TooLarge: it has more.
+            Unreadable: it is not JSON.
+        """
+        self._kept, self._room = [], most
+        try:
+            await self.skip()
+            raw = b"".join(self._kept)
+        finally:
+            self._kept = None
+        if wire.encoder_for(raw) is wire.dumps_exact:
+            self.encode = wire.dumps_exact
+        return parse(raw, most_values)
+
+    async def skip(self) -> None:
+        """Pass over the next value."""
+        first = await self._next()
+        if first == b'"':
+            await self._skip_text()
+        elif first in (b"[", b"{"):
+            await self._skip_container()
+        else:
+            await self._skip_while(_SCALAR)
+
+    async def kind(self) -> bytes:
+        """Return the first byte of the next value: ``{``, ``[``, ``"`` or another; nothing at the end."""
+        return await self._next()
+
+    async def end(self) -> None:
+        """Make sure that nothing follows.
+
+        Raises:
+            Unreadable: something does.
+        """
+        if await self._next():
+            raise Unreadable("something follows the document")
+
+    # -- bytes ---------------------------------------------------------------------------------------------------
+
+    async def _skip_container(self) -> None:
+        depth = 0
+        while True:
+            found = _STRUCTURE.search(self._data, self._at)
+            if found is None:
+                self._pass(len(self._data))
+                await self._need()
+                continue
+            mark = found[0]
+            if mark == b'"':
+                self._pass(found.start())
+                await self._skip_text()
+                continue
+            self._pass(found.end())
+            depth += 1 if mark in b"[{" else -1
+            if depth == 0:
+                return
+
+    async def _skip_text(self) -> None:
+        self._pass(self._at + 1)
+        while True:
+            found = _INSIDE_TEXT.match(self._data, self._at)
+            assert found is not None
+            self._pass(found.end())
+            if self._at < len(self._data) and self._data[self._at : self._at + 1] == b'"':
+                self._pass(self._at + 1)
+                return
+            # The end of what is there, or half of an escape.
+            await self._need()
+
+    async def _skip_while(self, pattern: re.Pattern[bytes]) -> None:
+        while True:
+            found = pattern.match(self._data, self._at)
+            assert found is not None
+            self._pass(found.end())
+            if self._at < len(self._data) or not await self._fill():
+                return
+
+    def _pass(self, end: int) -> None:
+        """Go on to `end`; keep what lies before it if a value is being read."""
+        if self._kept is not None and end > self._at:
+            self._room -= end - self._at
+            if self._room < 0:
+                raise TooLarge("a value is too large", self.size)
+            self._kept.append(self._data[self._at : end])
+            self.kept += end - self._at
+        self._at = end
+
+    async def _next(self) -> bytes:
+        """The next byte that is no space; nothing at the end."""
+        kept, self._kept = self._kept, None
+        await self._skip_while(_SPACE)
+        self._kept = kept
+        return self._data[self._at : self._at + 1]
+
+    async def _take(self, mark: bytes) -> None:
+        if not await self._is_next(mark):
+            raise Unreadable(f"{mark.decode()} is missing")
+
+    async def _is_next(self, mark: bytes) -> bool:
+        is_next = await self._next() == mark
+        self._at += is_next
+        return is_next
+
+    async def _need(self) -> None:
+        if not await self._fill():
+            raise Unreadable("it ends too early")
+
+    async def _fill(self) -> bool:
+        """Get the next piece; what is passed is let go. False at the end."""
+        if not self._waiting:
+            async for piece in self._pieces:
+                self._waiting = piece
+                self.size += len(piece)
+                if self.size > self._most:
+                    raise TooLarge(f"it has more than {self._most} bytes", self.size)
+                break
+            else:
+                return False
+        # Others run between two steps, even if all pieces are there.
+        await asyncio.sleep(0)
+        self._data, self._at = self._data[self._at :] + self._waiting[:STEP], 0
+        self._waiting = self._waiting[STEP:]
+        return True
+
+
+def parse(raw: bytes, most_values: int) -> Any:
+    """Parse JSON of about `most_values` values at most, counted by what separates them.
+
+    Raises:
+        TooLarge: it has more.
+        Unreadable: it is not JSON.
+    """
+    if len(raw) > most_values and raw.count(b",") + raw.count(b"[") + raw.count(b"{") > most_values:
+        raise TooLarge(f"it has more than {most_values} values", len(raw))
+    try:
+        return wire.loads(raw)
+    except wire.MalformedJson as error:
+        raise Unreadable("it is not JSON") from error
