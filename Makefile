@@ -8,7 +8,7 @@ WORKERS ?= 2
 # Where an environment forbids Python to keep what it has compiled, each of a thousand processes would compile anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench chaos walk model fuzz image clean
+.PHONY: demo test lint bench chaos walk model odd fuzz image clean
 
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
@@ -42,6 +42,10 @@ walk: $(VENV)/.dev
 # The ledger's models, that many runs each.
 model: $(VENV)/.dev
 	MODEL_RUNS=$(or $(RUNS),5000) $(BIN)/python -m pytest -n 2 --timeout 0 tests/jobs/test_ledger.py tests/jobs/test_replay.py -k "TestLedgerMachine or TestJournal"
+
+# A backend that answers oddly beside a good one: so many odd answers of each route, and odd events of each type.
+odd: $(VENV)/.dev
+	ODD_ANSWERS=$(or $(ANSWERS),100) $(BIN)/python -m pytest -n 0 --timeout 0 tests/security/test_odd_answers.py
 
 image:
 	docker build -t comfyui-gateway .

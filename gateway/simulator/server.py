@@ -22,6 +22,7 @@ from gateway.simulator.executor import Executor
 from gateway.simulator.faults import Faults, UnknownFault
 from gateway.simulator.files import Files
 from gateway.simulator.media import Media
+from gateway.simulator.oddities import Oddities
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import Prompts, reply
 from gateway.simulator.queue import PromptQueue
@@ -66,7 +67,8 @@ class Simulator:
         base = options.base_dir or Path(self._scratch.name if self._scratch else ".")
         self.files = Files(base)
         self.faults = Faults(options.faults)
-        self.sockets = Sockets(options.max_upload_mb, self.faults)
+        self.oddities = Oddities()
+        self.sockets = Sockets(options.max_upload_mb, self.faults, self.oddities)
         self.queue = PromptQueue(self._queue_updated)
         object_info = load_object_info(options)
         self.executor = Executor(options, self.queue, self.sockets, self.files, self.faults, object_info)
@@ -138,7 +140,9 @@ class Simulator:
         if request.method == "OPTIONS":
             return web.Response()
         try:
-            return await handler(request)
+            response = await handler(request)
+            is_odd = self.faults.get("odd") is not None and not request.path.startswith(_OWN)
+            return self.oddities.instead_of(response) if is_odd else response
         except ConnectionResetError:
             # The peer went away while its socket was being set up.
             return web.Response(status=499)

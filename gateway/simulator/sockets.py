@@ -12,6 +12,7 @@ from aiohttp import WSMsgType, web
 from gateway.comfy import previews, wire
 from gateway.comfy.previews import Preview
 from gateway.simulator.faults import Faults
+from gateway.simulator.oddities import Oddities
 
 FEATURES: dict[str, Any] = {
     "supports_preview_metadata": True,
@@ -27,8 +28,9 @@ _Message = tuple[str | bytes, str | None]
 class Sockets:
     """All sockets. Messages are sent in the order of `send`, by one task (server.py, publish_loop)."""
 
-    def __init__(self, max_upload_mb: float, faults: Faults) -> None:
+    def __init__(self, max_upload_mb: float, faults: Faults, oddities: Oddities) -> None:
         self._faults = faults
+        self._oddities = oddities
         # As comfy_api/feature_flags.py: a float where the option is one.
         self.features = {**FEATURES, "max_upload_size": int(max_upload_mb * 1024 * 1024)}
         self._sockets: dict[str, web.WebSocketResponse] = {}
@@ -60,6 +62,8 @@ class Sockets:
             targets = list(self._sockets.values()) if sid is None else [self._sockets.get(sid)]
             for socket in targets:
                 if socket is not None and not socket.closed:
+                    if self._faults.get("odd") is not None:
+                        await _write(socket, self._oddities.message())
                     await _write(socket, message)
             self._messages.task_done()
 

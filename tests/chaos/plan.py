@@ -32,6 +32,8 @@ BACKEND_FAULTS: dict[str, tuple[float, float]] = {
     "500": (0.2, 1.0),
     "500:/prompt": (0.2, 1.0),
     "hang": (0.2, 1.0),
+    # Answers and messages that no ComfyUI gives.
+    "odd": (0.2, 1.0),
     "block-loop:0.8": (0.9, 1.2),
     "drop-answer": (0.1, 1.0),
     "drop-socket": (0.1, 0.6),

@@ -16,7 +16,8 @@ from urllib.parse import parse_qsl, quote
 from multidict import CIMultiDict, MultiDict
 
 from gateway.comfy import events, failures, history, previews, wire
-from gateway.comfy.client import Answer, Queue
+from gateway.comfy.answers import MARK, Queue, read_taken
+from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
@@ -33,7 +34,7 @@ from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import _cached, _each, _time_of
 from gateway.jobs.partner_keys import NAMES
 from gateway.jobs.steering import UNCHANGED
-from gateway.jobs.upstream import MARK, Where, find_in, taken_as, upstream_body
+from gateway.jobs.upstream import Where, find_in, upstream_body
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
 from gateway.settings import AuthSettings, KeySettings, TenantSettings
@@ -46,6 +47,7 @@ from gateway.tenants.policy import Policies
 from gateway.tenants.roles import Access, Roles, plain
 from gateway.web.uploads import _original
 from gateway.web.view import requested_file
+from tests import answer_readers
 from tests.fuzz import seeds
 from tests.fuzz.grown import TEXTS, Grown
 
@@ -224,7 +226,7 @@ def entry(data: bytes) -> None:
         return
     if not isinstance(value, dict):
         return
-    taken_as(Answer(200, CIMultiDict(), source))
+    read_taken(source)
     if isinstance(item := value.get("prompt"), list) and len(item) > 1:
         assert find_in(Queue((item,), ()), "an id", UPSTREAM).where in (Where.RUNNING, Where.ABSENT)
     outcome = history.outcome_of(value)
@@ -241,6 +243,12 @@ def entry(data: bytes) -> None:
     wire.dumps_exact(list_jobs([job_of_history("id", ours, include_outputs=False)], JobsQuery()))
     assert outcome in history.Outcome
     told_as_text(source)
+
+
+def answer(data: bytes) -> None:
+    """An answer of a backend to what the gateway itself asks: the first byte says to what."""
+    check, good = answer_readers.CHECKS[data[0] % len(answer_readers.CHECKS) if data else 0]
+    check(_json_of(data[1:], [good]))
 
 
 # -- what a request carries --------------------------------------------------------------------------------------------
@@ -332,6 +340,11 @@ TARGETS = {
         Target("object_info", object_info, _raw(seeds.object_infos())),
         Target("preview", preview, tuple(seeds.previews())),
         Target("entry", entry, _raw(seeds.entries())),
+        Target(
+            "answer",
+            answer,
+            tuple(bytes([n]) + seed for n, (_, good) in enumerate(answer_readers.CHECKS) for seed in _raw([good])),
+        ),
         Target(
             "carrier",
             carrier,
