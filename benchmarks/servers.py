@@ -77,13 +77,20 @@ async def gateway(
     core: str = SERVER_CORE,
     config: Path | None = None,
     checkout: Path | None = None,
+    watch: Path | None = None,
     **settings: str,
 ) -> AsyncIterator[Running]:
-    """A gateway on a fresh journal, requests not logged and backends hardly probed; without `config` open to all."""
+    """A gateway on a fresh journal, requests not logged and backends hardly probed; without `config` open to all.
+
+    With `watch`, a path, it is a watched one (`benchmarks.watched`) that is asked for its figures there.
+    """
     environment = {f"COMFYUI_GATEWAY_{k}": v for k, v in {**_SETTINGS, **settings}.items()}
+    if watch is not None:
+        environment["WATCH_SOCKET"] = str(watch)
+    module = "gateway" if watch is None else "benchmarks.watched"
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as data:
         access = ["--no-auth"] if config is None else ["--config", str(config)]
-        arguments = ["-m", "gateway", "serve", *access, "--port", "0", "--data-dir", data]
+        arguments = ["-m", module, "serve", *access, "--port", "0", "--data-dir", data]
         for backend in backends:
             arguments += ["--backend", backend]
         async with python(*arguments, core=core, checkout=checkout, **environment) as running:

@@ -1,0 +1,101 @@
+"""Longest stalls: what the worst that somebody may send costs the loop, and how much memory it takes.
+
+To add a case, write a coroutine that takes an `Attack` and returns how many requests it made, and put it into `CASES`.
+``python -m benchmarks.stalls [PART OF A NAME…]`` runs those alone and prints all figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from benchmarks import servers
+from benchmarks.attacks import Attack, Case
+from benchmarks.prompts import wait_until_up
+from benchmarks.strangers import STRANGERS
+from benchmarks.table import Row
+
+CASES: tuple[Case, ...] = (*STRANGERS,)
+
+_KEYS = {name: f"a-key-of-the-benchmark-{name}" for name in ("anna", "ben", "boss")}
+_WARM_UP = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def run(rounds: int, seconds: float) -> list[Row]:
+    """A row for each case. Each has a gateway of its own, so that its memory is its own; rounds change nothing."""
+    return [row(case, count, figures) for case in CASES for count, figures in [await measure(case)]]
+
+
+def row(case: Case, count: int, figures: dict[str, float]) -> Row:
+    """A case's line in the table."""
+    found = figures["cpu"] / count if case.is_each else figures["stall"]
+    shown = f"{found:.2f} ms, {figures['grown']:+.1f} MB (at most {figures['peak']:+.1f})"
+    what = "CPU of a request" if case.is_each else "longest stall"
+    return Row(f"{what}: {case.name}", shown, "", f"{found / case.bound:.2f} of the bound", f"{case.bound:g} ms")
+
+
+async def measure(case: Case) -> tuple[int, dict[str, float]]:
+    """Send an attack: how many requests that were, and what it cost (`benchmarks.watched`)."""
+    async with _gateway(case) as (attack, watch):
+        await attack.raw(_WARM_UP, times=200)
+        idle = await watch.figures(pause=0.5)
+        await watch.figures()
+        count = await case.attack(attack)
+        figures = await watch.figures()
+        # What it costs that there is a heartbeat.
+        figures["cpu"] -= idle["cpu"] * figures["seconds"] / idle["seconds"]
+        return count, figures
+
+
+class Watch:
+    """Asks a watched gateway for its figures."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def figures(self, pause: float = 0.0) -> dict[str, float]:
+        """Return those since the last time; with `pause` those of so many seconds."""
+        if pause:
+            await self.figures()
+            await asyncio.sleep(pause)
+        self._writer.write(b"figures\n")
+        figures: dict[str, float] = json.loads(await self._reader.readline())
+        return figures
+
+
+@asynccontextmanager
+async def _gateway(case: Case) -> AsyncIterator[tuple[Attack, Watch]]:
+    with tempfile.TemporaryDirectory(prefix="bench-stalls-") as directory:
+        config, socket = Path(directory) / "gateway.yaml", Path(directory) / "watch"
+        keys = [{"name": name, "key": key, "role": "admin" if name == "boss" else "user"} for name, key in _KEYS.items()]
+        config.write_text(yaml.safe_dump({"auth": {"keys": keys}}))
+        async with (
+            servers.python("-m", "gateway.simulator", "--port", "0", core=servers.LOAD_CORE) as simulator,
+            servers.gateway(simulator.url, config=config, watch=socket, **case.settings) as gateway,
+            aiohttp.ClientSession() as http,
+        ):
+            await wait_until_up(http, gateway.url)
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            yield Attack(gateway.url, gateway.port, _KEYS, http), Watch(reader, writer)
+            writer.close()
+
+
+async def _main(wanted: list[str]) -> None:
+    for case in CASES:
+        if not wanted or any(part in case.name for part in wanted):
+            count, figures = await measure(case)
+            shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
+            print(f"{row(case, count, figures)}\n    {count} requests, {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1:]))

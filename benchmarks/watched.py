@@ -1,0 +1,87 @@
+"""An ordinary gateway beside which a heartbeat measures how long its loop is held: ``python -m benchmarks.watched``.
+
+The arguments are those of the gateway's own command. ``WATCH_SOCKET`` names the Unix socket on which the figures are
+asked for: each line that comes is answered with the figures since the line before (`Watch.report`), as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+
+import psutil
+
+from gateway import app, cli
+
+BEAT_SECONDS = 0.001
+_MILLION = 1_000_000
+
+
+class Watch:
+    """A heartbeat in the loop that it measures.
+
+    `stall` is CPU time of the loop's thread between two beats, `every` that of all threads: one that parses JSON holds
+    the interpreter, and the loop with it.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._loop = asyncio.get_running_loop()
+        self.clear()
+        self._beat()
+
+    def clear(self) -> None:
+        """Forget what was measured."""
+        self._stall = self._every = self._peak = 0.0
+        self._began, self._began_at = time.process_time(), time.monotonic()
+        self._rss = self._most = self._process.memory_info().rss
+        self._note()
+
+    def _note(self) -> None:
+        self._thread, self._all = time.thread_time(), time.process_time()
+
+    def _beat(self) -> None:
+        thread, every = time.thread_time() - self._thread, time.process_time() - self._all
+        self._stall, self._every = max(self._stall, thread), max(self._every, every)
+        if thread > 10 * BEAT_SECONDS or self._loop.time() > self._peak:
+            # If something large was just done, or now and then, look at the memory, because that costs time, too.
+            self._most = max(self._most, self._process.memory_info().rss)
+            self._peak = self._loop.time() + 50 * BEAT_SECONDS
+        self._note()
+        self._loop.call_later(BEAT_SECONDS, self._beat)
+
+    def report(self) -> dict[str, float]:
+        """Return the figures in milliseconds and MB: the longest stalls, all CPU time, seconds, memory and its peak."""
+        rss = self._process.memory_info().rss
+        return {
+            "stall": self._stall * 1000,
+            "every": self._every * 1000,
+            "cpu": (time.process_time() - self._began) * 1000,
+            "seconds": time.monotonic() - self._began_at,
+            "grown": (rss - self._rss) / _MILLION,
+            "peak": (max(self._most, rss) - self._rss) / _MILLION,
+        }
+
+
+class Watched(app.Gateway):
+    """A gateway with a `Watch`."""
+
+    async def start(self) -> None:
+        """Start it, and listen for questions."""
+        await super().start()
+        watch = Watch()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.readline():
+                writer.write(json.dumps(watch.report()).encode() + b"\n")
+                watch.clear()
+            writer.close()
+
+        self._questions = await asyncio.start_unix_server(answer, os.environ["WATCH_SOCKET"])
+
+
+if __name__ == "__main__":
+    cli.Gateway = Watched  # type: ignore[misc]
+    cli.main()
