@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import base64
 from collections.abc import Callable
+from dataclasses import replace
 
-from benchmarks.attacks import Attack, Case
+from benchmarks.attacks import Attack, Case, answer_of
 
 TIMES = 400
+# As much as is taken of a target, and of one header.
+TARGET, FIELD = 8_100, 16_000
 MEGABYTE = b"a" * 1_000_000
 
 
@@ -26,10 +28,15 @@ def post(target: bytes, body: bytes, *headers: bytes, method: bytes = b"POST") -
 
 def chunked(target: bytes, chunk: bytes, times: int, *headers: bytes, method: bytes = b"POST") -> bytes:
     """A request with a body in chunks, without its end."""
-    return get(target, b"Transfer-Encoding: chunked", *headers, method=method) + b"%x\r\n%b\r\n" % (
-        len(chunk),
-        chunk,
-    ) * times
+    return (
+        get(target, b"Transfer-Encoding: chunked", *headers, method=method)
+        + b"%x\r\n%b\r\n"
+        % (
+            len(chunk),
+            chunk,
+        )
+        * times
+    )
 
 
 def each(name: str, make: Callable[[int], bytes], times: int = TIMES) -> Case:
@@ -39,6 +46,17 @@ def each(name: str, make: Callable[[int], bytes], times: int = TIMES) -> Case:
         return await attack.each([make(n) for n in range(times)])
 
     return Case(f"without a key, {name}", attack, bound=1.0, is_each=True)
+
+
+WEBSOCKET = (
+    b"Connection: Upgrade",
+    b"Upgrade: websocket",
+    b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+FORM = b"Content-Type: application/x-www-form-urlencoded"
+PREFLIGHT = (b"Access-Control-Request-Method: GET", b"Origin: http://x")
+COOKIE = b"Cookie: comfyui_gateway_key"
 
 
 def filled(start: bytes, piece: bytes, size: int) -> bytes:
@@ -59,8 +77,8 @@ async def _flood(attack: Attack) -> int:
                     await writer.drain()
             writer.close()
 
-    await asyncio.gather(*(one() for _ in range(4)), return_exceptions=True)
-    return 4
+    await asyncio.gather(*(one() for _ in range(20)), return_exceptions=True)
+    return 20
 
 
 async def _stay(attack: Attack) -> int:
@@ -75,63 +93,109 @@ async def _stay(attack: Attack) -> int:
     return len(pairs)
 
 
-STRANGERS: tuple[Case, ...] = (
+async def _pipelined(attack: Attack) -> int:
+    """Requests in one piece, far more than are answered at once."""
+    count, connections = 400, 10
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", attack.port)
+        writer.write(get(b"/queue") * count)
+        for _ in range(count):
+            await answer_of(reader)
+        writer.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return count * connections
+
+
+async def _idle(attack: Attack) -> int:
+    """Connections that say nothing."""
+    pairs = [await asyncio.open_connection("127.0.0.1", attack.port) for _ in range(1000)]
+    await asyncio.sleep(1)
+    for _, writer in pairs:
+        writer.close()
+    return len(pairs)
+
+
+def _proxied(name: str, make: Callable[[int], bytes]) -> Case:
+    """A case in which the gateway believes what its caller says of others."""
+    return replace(each(name, make), settings={"SERVER__TRUSTED_PROXIES": "127.0.0.0/8"})
+
+
+# Paths and queries at their bounds, then past them.
+TARGETS = (
     each("a request", lambda n: get(b"/queue")),
-    each("sign-in page", lambda n: get(b"/gateway/signin?next=/%d" % n)),
-    each("a path of 8 KB and 100 parts", lambda n: get(filled(b"/%d" % n, b"/" + b"x" * 80, 8000))),
-    each("a path of many parts, 8 KB", lambda n: get(filled(b"/%d" % n, b"/x", 8000))),
-    each("a path of many parts, 32 KB", lambda n: get(filled(b"/%d" % n, b"/x", 32_000))),
-    each("a path of slashes, 32 KB", lambda n: get(filled(b"/%d" % n, b"/", 32_000))),
-    each("a POST path of many parts, 32 KB", lambda n: get(filled(b"/%d" % n, b"/x", 32_000), method=b"POST")),
-    each("a path of %2F, 32 KB", lambda n: get(filled(b"/%d" % n, b"%2Fx", 32_000))),
-    each("a path of %2525, 32 KB", lambda n: get(filled(b"/%d" % n, b"%252525252F", 32_000))),
-    each("a path of no UTF-8, 32 KB", lambda n: get(filled(b"/%d" % n, b"%C3%28", 32_000))),
-    each("a path of dots, 32 KB", lambda n: get(filled(b"/%d" % n, b"/..", 32_000))),
-    each("a path of raw bytes, 32 KB", lambda n: get(filled(b"/%d" % n, b"\xc3\xa9", 32_000))),
-    each("an absolute URL, 32 KB", lambda n: get(filled(b"http://x/%d" % n, b"/x", 32_000))),
-    each("manifest's name, 32 KB", lambda n: get(filled(b"/manifest%d" % n, b".", 32_000))),
-    each("a query of many names", lambda n: get(filled(b"/queue?%d" % n, b"&a", 32_000))),
-    each("a query of many tokens", lambda n: get(filled(b"/queue?token=%d" % n, b"&token=a", 32_000))),
-    each("a query of %25", lambda n: get(filled(b"/queue?token=%d" % n, b"%25", 32_000))),
-    each("a long token", lambda n: get(filled(b"/queue?token=%d" % n, b"a", 32_000))),
-    each("a query for the sign-in page", lambda n: get(filled(b"/gateway/signin?next=/%d" % n, b"%26", 32_000))),
-    each("a page that is asked for", lambda n: get(filled(b"/%d" % n, b"\xc3\xa9", 32_000), b"Accept: text/html")),
-    each("a long X-API-Key", lambda n: get(b"/queue", filled(b"X-API-Key: %d" % n, b"\xff", 32_000))),
-    each("many X-API-Keys", lambda n: get(b"/queue", *(b"X-API-Key: %d-%d" % (n, i) for i in range(100)))),
-    each("long Basic", lambda n: get(b"/queue", b"Authorization: Basic " + base64.b64encode(b"a" * 24_000))),
-    each("a long Cookie", lambda n: get(b"/queue", filled(b"Cookie: comfyui_gateway_key=%d" % n, b"; a=b", 32_000))),
-    each("a Cookie of quotes", lambda n: get(b"/queue", filled(b'Cookie: comfyui_gateway_key=%d; a="' % n, b"\\1", 32_000))),
-    each("a Cookie that is no cookie", lambda n: get(b"/queue", filled(b"Cookie: comfyui_gateway_key", b" ;=", 32_000))),
-    each("a long Host", lambda n: get(b"/queue").replace(b"Host: x", filled(b"Host: %d" % n, b"a", 32_000))),
-    each("a long Origin", lambda n: get(b"/queue", filled(b"Origin: http://%d" % n, b"[", 32_000), b"Referer: http://[")),
-    each("a long Range", lambda n: get(b"/queue", filled(b"Range: bytes=%d-" % n, b",1-2", 32_000))),
-    each("many headers", lambda n: get(b"/queue", *(b"X-%d: a" % i for i in range(120)))),
-    each("many long headers", lambda n: get(b"/queue", *(b"X-%d: %b" % (i, b"a" * 8000) for i in range(110))), 100),
-    each("many names in Connection", lambda n: get(b"/manifest.json", filled(b"Connection: x", b",x", 32_000))),
-    each("many hops", lambda n: get(b"/queue", filled(b"X-Forwarded-For: 1.2.3.4", b",1.2.3.4", 32_000))),
-    each("a WebSocket", lambda n: get(b"/ws?clientId=%d" % n, b"Connection: Upgrade", b"Upgrade: websocket",
-         b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")),
-    each("a WebSocket with 200 KB behind it", lambda n: get(b"/ws?clientId=%d" % n, b"Connection: Upgrade",
-         b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
-         + b"\x89\x80aaaa" * 33_000, 100),
-    each("POST, 200 KB", lambda n: post(b"/prompt", b"a" * 200_000), 100),
-    each("POST, 100,000 chunks", lambda n: chunked(b"/prompt", b"a", 100_000), 50),
-    each("POST, 2,000 chunks", lambda n: chunked(b"/prompt", b"a", 2_000)),
-    each("GET, 2,000 chunks", lambda n: chunked(b"/queue", b"a", 2_000, method=b"GET")),
-    each("GET of the manifest, chunks", lambda n: chunked(b"/manifest.json", b"a", 20_000, method=b"GET"), 50),
-    each("sign-in form of many names", lambda n: post(b"/gateway/signin", b"a&" * 8000,
-         b"Content-Type: application/x-www-form-urlencoded")),
-    each("sign-in form of chunks", lambda n: chunked(b"/gateway/signin", b"a", 100_000,
-         b"Content-Type: application/x-www-form-urlencoded"), 50),
-    each("sign-in form of %25", lambda n: post(b"/gateway/signin", filled(b"key=%d" % n, b"%25", 16_000),
-         b"Content-Type: application/x-www-form-urlencoded")),
-    each("sign-in form in gzip's name", lambda n: post(b"/gateway/signin", b"a" * 16_000,
-         b"Content-Type: application/x-www-form-urlencoded; charset=punycode", b"Content-Encoding: gzip")),
-    each("pipelined requests", lambda n: get(b"/queue") * 400, 20),
-    each("pipelined upgrades", lambda n: get(b"/ws", b"Connection: Upgrade", b"Upgrade: websocket") * 400, 20),
-    each("preflights", lambda n: get(b"/%d" % n, b"Access-Control-Request-Method: GET", b"Origin: http://x", method=b"OPTIONS")),
+    each("the sign-in page", lambda n: get(b"/gateway/signin?next=/%d" % n)),
+    each("a path of 200 parts", lambda n: get(filled(b"/%d" % n, b"/" + b"x" * 40, TARGET))),
+    each("a short path of slashes", lambda n: get(filled(b"/%d" % n, b"/", 200))),
+    each("a path of %2F", lambda n: get(filled(b"/%d" % n, b"%2Fx", TARGET))),
+    each("a path of %252F", lambda n: get(filled(b"/%d" % n, b"%252525252F", TARGET))),
+    each("a path of no UTF-8", lambda n: get(filled(b"/%d" % n, b"%C3%28", TARGET))),
+    each("a path of raw bytes", lambda n: get(filled(b"/%d" % n, b"\xc3\xa9", TARGET))),
+    each("a path of %2F under /api", lambda n: get(filled(b"/api", b"%2Fapi", TARGET) + b"%d" % n)),
+    each("a path that is POSTed to", lambda n: get(filled(b"/%d" % n, b"%2Fx", TARGET), method=b"POST")),
+    each("an absolute URL", lambda n: get(filled(b"http://x/%d" % n, b"%2Fx", TARGET))),
+    each("a name like the manifest's", lambda n: get(filled(b"/manifest%d" % n, b".", TARGET))),
+    each("a path that a page asks for", lambda n: get(filled(b"/%d" % n, b"\xc3\xa9", TARGET), b"Accept: text/html")),
+    each("a query of 1,000 names", lambda n: get(filled(b"/queue?%d" % n, b"&abc%%%02x" % 65, TARGET))),
+    each("a query of 1,000 tokens", lambda n: get(filled(b"/queue?token=%d" % n, b"&token=a", TARGET))),
+    each("a query of %25", lambda n: get(filled(b"/queue?token=%d" % n, b"%25", TARGET))),
+    each("a long token", lambda n: get(filled(b"/queue?token=%d" % n, b"a", TARGET))),
+    each("a long way back from the sign-in page", lambda n: get(filled(b"/gateway/signin?next=/", b"%26", TARGET))),
+    each("a path of 32 KB, many parts", lambda n: get(filled(b"/%d" % n, b"/x", 32_000))),
+    each("a path of 8 KB, many parts", lambda n: get(filled(b"/%d" % n, b"/x", TARGET))),
+    each("a path of 8 KB, dots", lambda n: get(filled(b"/%d" % n, b"/..", TARGET))),
+    each("an absolute URL of many parts", lambda n: get(filled(b"http://x/%d" % n, b"/x", TARGET))),
+    each("a query of 4,000 names", lambda n: get(filled(b"/queue?%d" % n, b"&a", TARGET))),
+)
+HEADERS = (
+    each("a wrong key", lambda n: get(b"/queue", b"X-API-Key: wrong-%d" % n)),
+    each("a long X-API-Key", lambda n: get(b"/queue", filled(b"X-API-Key: %d" % n, b"\xff", FIELD))),
+    each("a hundred X-API-Keys", lambda n: get(b"/queue", *(b"X-API-Key: %d-%d" % (n, i) for i in range(100)))),
+    each("long Basic credentials", lambda n: get(b"/queue", b"Authorization: Basic " + b"YWFh" * 4000)),
+    each("a long Bearer", lambda n: get(b"/queue", filled(b"Authorization: Bearer %d" % n, b" ", FIELD))),
+    each("a long Cookie", lambda n: get(b"/queue", filled(COOKIE + b"=%d" % n, b"; a=b", FIELD))),
+    each("a Cookie of quotes", lambda n: get(b"/queue", filled(COOKIE + b'=%d; a="' % n, b"\\1", FIELD))),
+    each("a Cookie that is no cookie", lambda n: get(b"/queue", filled(COOKIE, b" ;=", FIELD))),
+    each("hundreds of our Cookie", lambda n: get(b"/queue", filled(COOKIE, b";comfyui_gateway_key=a", FIELD))),
+    each("a Cookie to sign out", lambda n: get(b"/gateway/signout", filled(COOKIE, b";a=b", FIELD), method=b"POST")),
+    each("a long Host", lambda n: get(b"/queue").replace(b"Host: x", filled(b"Host: %d" % n, b"a", FIELD))),
+    each("a long Origin", lambda n: get(b"/queue", filled(b"Origin: http://", b"[", FIELD), b"Referer: http://[")),
+    each("a long Referer", lambda n: get(b"/queue", filled(b"Referer: http://x/", b"/?", FIELD), b"Cookie: a=b")),
+    each("a long Range", lambda n: get(b"/queue", filled(b"Range: bytes=%d-" % n, b",1-2", FIELD))),
+    each("120 headers", lambda n: get(b"/queue", *(b"X-%d: a" % i for i in range(120)))),
+    each("31 KB of headers", lambda n: get(b"/queue", *(b"X-%d: %b" % (i, b"a" * 250) for i in range(115)))),
+    each("900 KB of headers", lambda n: get(b"/queue", *(b"X-%d: %b" % (i, b"a" * 8000) for i in range(110))), 100),
+    each("many names in Connection", lambda n: get(b"/manifest.json", filled(b"Connection: x", b",x", FIELD))),
+    _proxied(
+        "many hops", lambda n: get(b"/queue", filled(b"X-Forwarded-For: 1.2.3.%d" % (n % 99), b",127.0.0.1", FIELD))
+    ),
+    _proxied("long names from a proxy", lambda n: get(b"/queue", filled(b"X-Forwarded-Host: %d" % n, b"a", FIELD))),
+    each("a preflight", lambda n: get(b"/%d" % n, *PREFLIGHT, method=b"OPTIONS")),
     each("a method that is none", lambda n: get(b"/", method=b"M" * 30_000)),
     each("no HTTP", lambda n: b"\x16\x03\x01" + b"\xff" * 200_000, 100),
-    Case("without a key, bodies that never end", _flood, bound=1.0, is_each=True),
     Case("without a key, heads that never end", _stay, bound=1.0, is_each=True),
+    Case("without a key, requests in a pipeline", _pipelined, bound=1.0, is_each=True),
+    Case("without a key, 1,000 connections that say nothing", _idle, bound=1.0, is_each=True),
 )
+BODIES = (
+    each("a WebSocket", lambda n: get(b"/ws?clientId=%d" % n, *WEBSOCKET)),
+    each("a WebSocket, 200 KB behind", lambda n: get(b"/ws", *WEBSOCKET) + b"\x89\x80aaaa" * 33_000, 100),
+    each("a POST of 200 KB", lambda n: post(b"/prompt", b"a" * 200_000), 100),
+    each("a POST of 60 KB", lambda n: post(b"/prompt", b"a" * 60_000), 100),
+    each("a POST of 100,000 chunks", lambda n: chunked(b"/prompt", b"a", 100_000), 50),
+    each("a POST of 300 chunks", lambda n: chunked(b"/prompt", b"a", 300)),
+    each("a POST of chunks in a pipeline", lambda n: get(b"/queue") + chunked(b"/prompt", b"a", 100_000), 50),
+    each("a GET of 20,000 chunks", lambda n: chunked(b"/queue", b"a", 20_000, method=b"GET"), 50),
+    each("a GET of 300 chunks", lambda n: chunked(b"/queue", b"a", 300, method=b"GET")),
+    each("the manifest, 20,000 chunks", lambda n: chunked(b"/manifest.json", b"a", 20_000, method=b"GET"), 50),
+    each("the manifest, 60 KB", lambda n: post(b"/manifest.json", b"a" * 60_000, method=b"GET"), 100),
+    each("the manifest", lambda n: get(b"/manifest.json")),
+    each("a sign-in form of many names", lambda n: post(b"/gateway/signin", b"a&" * 8000, FORM)),
+    each("a sign-in form of chunks", lambda n: chunked(b"/gateway/signin", b"a", 100_000, FORM), 50),
+    each("a sign-in form of %25", lambda n: post(b"/gateway/signin", filled(b"key=%d" % n, b"%25", 16_000), FORM)),
+    each("a sign-in form in Punycode", lambda n: post(b"/gateway/signin", b"a" * 16_000, FORM + b"; charset=punycode")),
+    each("a sign-in form of lines", lambda n: post(b"/gateway/signin", b"\n" * 16_000, FORM)),
+    Case("without a key, bodies that never end", _flood, bound=1.0, is_each=True),
+)
+STRANGERS = (*TARGETS, *HEADERS, *BODIES)

@@ -27,6 +27,8 @@ MAX_REFUSALS = 100
 # The characters of all formulas of a prompt together; formats may have ten times as many. While a prompt is judged all
 # others wait.
 MAX_FORMULAS = 20_000
+# Types that a link may carry, of which so many or fewer are judged once and remembered.
+MAX_REMEMBERED_TYPES = 8
 _MALFORMED = "a link must be [node id, slot], the slot an integer from 0 on"
 SETTING = "tenants.default.nodes.trust"
 # The types of a link that a kind of input takes. Kinds that are not here take any link, or none.
@@ -279,8 +281,14 @@ def _wrong_link(
     return _wrong_types(types.of(link), known.kind, known.types, is_reviewed)
 
 
-@lru_cache(maxsize=10_000)
 def _wrong_types(true: frozenset[str], kind: Kind, declared: frozenset[str], is_reviewed: bool) -> str | None:
+    # Only short sets are remembered, because prompts can make any number of long ones.
+    judge = _judge_types if len(true) <= MAX_REMEMBERED_TYPES else _judge_types.__wrapped__
+    return judge(true, kind, declared, is_reviewed)
+
+
+@lru_cache(maxsize=4096)
+def _judge_types(true: frozenset[str], kind: Kind, declared: frozenset[str], is_reviewed: bool) -> str | None:
     if BROKEN in true:
         return "it is linked to a node or an output that is not there"
     allowed = _LINKED.get(kind)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import re
+from collections import deque
+from collections.abc import Sequence
 
 from multidict import MultiMapping
 
 COOKIE = "comfyui_gateway_key"
+# The search is as fast as it is because the expression begins with the name.
+_OWN_COOKIE = re.compile(COOKIE + r"[ \t]*=([^;]*)")
+_BETWEEN = ("", ";", " ", "\t")
 QUERY_PARAMETER = "token"
 
 
@@ -15,7 +20,7 @@ class AmbiguousKey(Exception):
     """One carrier holds several keys that differ; the text names it. Whoever stands in front may take another one."""
 
 
-def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies: Mapping[str, str]) -> str | None:
+def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies: str) -> str | None:
     """The key that a request carries: X-API-Key, Bearer, Basic (the password), ``?token=`` or the cookie.
 
     The first of these that is there and not empty counts, and no other is tried when it is wrong: what a page adds to
@@ -24,7 +29,7 @@ def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies:
     Raises:
         AmbiguousKey: a header or ``token`` is there more than once, with different keys.
     """
-    return key_in_headers(headers) or key_in_query(query) or cookies.get(COOKIE) or None
+    return key_in_headers(headers) or key_in_query(query) or key_in_cookies(cookies)
 
 
 def key_in_headers(headers: MultiMapping[str]) -> str | None:
@@ -53,6 +58,16 @@ def key_in_query(query: MultiMapping[str]) -> str | None:
     """
     sent = query.getall(QUERY_PARAMETER, ())
     return (_only(sent, QUERY_PARAMETER) or None) if sent else None
+
+
+def key_in_cookies(header: str) -> str | None:
+    """Return what the gateway's own cookie in a Cookie header holds, the last one if there are several.
+
+    No other cookie is parsed, because a stranger's long header of many would take milliseconds.
+    """
+    own = (match for match in _OWN_COOKIE.finditer(header) if header[match.start() - 1 : match.start()] in _BETWEEN)
+    found = next(iter(deque(own, maxlen=1)), None)
+    return found[1].strip().strip('"') or None if found is not None else None
 
 
 def _only(found: Sequence[str], name: str) -> str:

@@ -207,8 +207,13 @@ class Roles:
         exact = [row for row in TABLE if not row.path.endswith(_BELOW)]
         below = [row for row in TABLE if row.path.endswith(_BELOW)]
         prefixes = [row for row in self._more if row.path != _BELOW]
-        self._rows = tuple(sorted((*prefixes, *exact, *rest, *below), key=lambda row: -len(_split(row.path)[0])))
-        self._decided = lru_cache(maxsize=4096)(self._decide)
+        rows = tuple(sorted((*prefixes, *exact, *rest, *below), key=lambda row: -len(_split(row.path)[0])))
+        # By the first part of their paths, because callers without a key choose the paths: nothing of them is kept.
+        self._for_all = tuple(row for row in rows if not _split(row.path)[0])
+        firsts = {_split(row.path)[0][0] for row in rows if _split(row.path)[0]}
+        self._by_first = {
+            first: tuple(row for row in rows if _split(row.path)[0][:1] in ((), (first,))) for first in firsts
+        }
 
     def of_route(self, method: str, template: str) -> Access:
         """Who may use a route of the gateway's. An operator's row can keep users from one, but open none.
@@ -231,12 +236,11 @@ class Roles:
 
     def of_path(self, method: str, path: str) -> Access:
         """Who may use a path that the gateway passes on. Nothing is passed on for want of a key."""
-        return self._decided(method, plain(path))
-
-    def _decide(self, method: str, path: Path) -> Access:
-        where = (path.parts, path.under_api)
-        found = (row for row in self._rows if row.fits(method) and (_is_below(row, *where) or _is_of(row, *where)))
-        return next(row.access for row in found if row.access not in (Access.ANYBODY, Access.MONITORING))
+        found = plain(path)
+        where = (found.parts, found.under_api)
+        rows = self._by_first.get(found.parts[0], self._for_all) if found.parts else self._for_all
+        fitting = (row for row in rows if row.fits(method) and (_is_below(row, *where) or _is_of(row, *where)))
+        return next(row.access for row in fitting if row.access not in (Access.ANYBODY, Access.MONITORING))
 
 
 @lru_cache(maxsize=1024)

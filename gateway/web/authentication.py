@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from aiohttp import web
 
@@ -14,7 +13,7 @@ from gateway.telemetry.audit import Audit, Reason
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants import sign_ins
 from gateway.tenants.addresses import network_of
-from gateway.tenants.carriers import COOKIE, AmbiguousKey, key_in_headers, key_in_query
+from gateway.tenants.carriers import AmbiguousKey, key_in_cookies, key_in_headers, key_in_query
 from gateway.tenants.keys import Grant, Keyring, digest_of
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.sign_ins import SignIns
@@ -25,10 +24,9 @@ from gateway.web.navigation import SIGN_IN, is_navigation, to_sign_in
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
 # Seconds for which a use of a key from the same address is not noted again.
 USE_SECONDS = 1.0
-# A client sends the same key with each request, and to hash it is the dearest part of looking it up. The last ones stay
-# in memory, as the request that carried them does; longer ones are no keys of ours, and would only fill it.
-MOST_REMEMBERED = 128
-_digest_of_recent = lru_cache(maxsize=1024)(digest_of)
+# A client sends the same key with each request, and to hash it is the dearest part of looking it up. Those that let
+# somebody in stay in memory, as the request that carried them does; nothing of a stranger's does.
+MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,7 @@ class Authentication:
         self._lockout = lockout
         self._audit = audit
         self._metrics = metrics
+        self._digests: dict[str, str] = {}
         metrics.addresses_locked.set_function(lambda: lockout.waiting(time.monotonic()))
 
     def admit(self, request: web.Request) -> Grant | web.Response:
@@ -97,7 +96,7 @@ class Authentication:
                 return _SIGNED_OUT
             self._use(grant, request, now)
             return grant
-        digest = _digest_of_recent(secret) if len(secret) <= MOST_REMEMBERED else digest_of(secret)
+        digest = self._digests.get(secret) or digest_of(secret)
         grant = self._keyring.grant(digest)
         if self._lockout.latest and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
             return refused
@@ -106,8 +105,15 @@ class Authentication:
         if not grant.holds(now):
             self._tell(Reason.EXPIRED, client_address(request), grant.identity.name)
             return _over(grant)
+        if secret not in self._digests:
+            self._remember(secret, digest)
         self._use(grant, request, now)
         return grant
+
+    def _remember(self, secret: str, digest: str) -> None:
+        if len(self._digests) >= MAX_REMEMBERED:
+            del self._digests[next(iter(self._digests))]
+        self._digests[secret] = digest
 
     def _use(self, grant: Grant, request: web.Request, now: float) -> None:
         key, address = grant.key, client_address(request)
@@ -152,6 +158,6 @@ def _key_of(request: web.Request) -> str | None:
     key = key_in_headers(request.headers)
     if key is None and request.rel_url.raw_query_string:
         key = key_in_query(request.rel_url.query)
-    if key is None and COOKIE in request.headers.get("Cookie", ""):
-        key = request.cookies.get(COOKIE)
+    if key is None and "Cookie" in request.headers:
+        key = key_in_cookies(request.headers["Cookie"])
     return key or None

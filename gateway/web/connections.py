@@ -22,6 +22,7 @@ from gateway.tenants.addresses import network_of
 from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
 from gateway.web.framing import fault
+from gateway.web.intake import MAX_UNREAD, Intake
 from gateway.web.pace import Pace, Phase
 from gateway.web.parts import GRANT
 
@@ -48,12 +49,13 @@ class Connection(asyncio.Protocol):
         address: the peer's, or of those that count as one with it.
     """
 
-    __slots__ = ("_inner", "_table", "address", "fault", "handshake", "pace", "payload", "request",
+    __slots__ = ("_inner", "_table", "address", "fault", "handshake", "intake", "pace", "payload", "request",
                  "transport")  # fmt: skip
 
     def __init__(self, table: Connections, inner: web.RequestHandler, address: str) -> None:
         self._table = table
         self._inner = inner
+        self.intake = Intake(inner)
         self.address = address
         self.pace = Pace(time.monotonic())
         self.payload: Any = None
@@ -68,6 +70,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.pace.made(time.monotonic())
         self._table.made(self, self._inner)
+        self.intake.made(self.transport)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -76,7 +79,7 @@ class Connection(asyncio.Protocol):
         pace.received += len(data)
         if pace.phase is Phase.IDLE:
             pace.first_byte(time.monotonic())
-        self._inner.data_received(data)
+        self.intake.take(data)
 
     def eof_received(self) -> None:
         """The peer sends nothing more."""
@@ -95,6 +98,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._table.closed(self, self._inner)
+        self.intake.lost()
         self._inner.connection_lost(exc)
         self.transport = None
 
@@ -117,15 +121,31 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """All connections of clients. `start` begins to look after them, `close` ends that."""
+    """All connections of clients. `start` begins to look after them, `close` ends that.
 
-    def __init__(self, settings: ServerSettings, proxies: TrustedProxies, metrics: Metrics, most: int) -> None:
+    Args:
+        settings: how many there may be, and how slow.
+        proxies: those that are not counted.
+        metrics: counts connections.
+        most: how many there are files for.
+        intakes: where the gate finds the intake of each connection that stands.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        proxies: TrustedProxies,
+        metrics: Metrics,
+        most: int,
+        intakes: dict[web.RequestHandler, Intake],
+    ) -> None:
         self._settings = settings
         self._proxies = proxies
         self._metrics = metrics
         self._most = most
         self._all: dict[Connection, None] = {}
         self._inner: dict[web.RequestHandler, Connection] = {}
+        self._intakes = intakes
         self._by_address: Counter[str] = Counter()
         self._full_until = 0.0
         self._tasks = Tasks("connections")
@@ -153,6 +173,7 @@ class Connections:
             connection = self._inner.get(protocol)
             if connection is not None:
                 connection.payload, connection.fault = payload, fault(message)
+                connection.intake.began()
                 connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
             return make(message, payload, protocol, writer, task)
 
@@ -161,13 +182,24 @@ class Connections:
             if connection is None:
                 # It is gone already: nobody reads this.
                 return await answer(request)
-            if connection.fault is not None:
-                return _refusal(*connection.fault)
-            connection.request = request
             try:
-                return await answer(request)
+                if connection.fault is not None:
+                    response: web.StreamResponse = _refusal(*connection.fault)
+                else:
+                    connection.request = request
+                    response = await answer(request)
+                if not connection.payload.is_eof():
+                    await _settle(connection, request, response)
+                return response
+            except web.HTTPException as error:
+                if not connection.payload.is_eof():
+                    await _settle(connection, request, error)
+                raise
             finally:
-                connection.pace.ended(time.monotonic())
+                now = time.monotonic()
+                connection.pace.ended(now)
+                if connection.intake.ended():
+                    connection.pace.first_byte(now)
 
         server.request_factory, server.request_handler = made, answered
 
@@ -189,11 +221,13 @@ class Connections:
     def made(self, connection: Connection, inner: web.RequestHandler) -> None:
         """A connection stands."""
         self._inner[inner] = connection
+        self._intakes[inner] = connection.intake
 
     def closed(self, connection: Connection, inner: web.RequestHandler | None = None) -> None:
         """A connection is gone, or its handshake failed."""
         if inner is not None:
             self._inner.pop(inner, None)
+            self._intakes.pop(inner, None)
         if connection not in self._all:
             return
         del self._all[connection]
@@ -251,6 +285,33 @@ class Connections:
             case reason:
                 _log.info("a connection is cut", remote=connection.address, reason=reason)
                 self._cut(connection, reason)
+
+
+async def _settle(connection: Connection, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Send an answer before its request's body is read: read the rest if it is short, else close the connection."""
+    payload = connection.payload
+    if payload.exception() is not None:
+        # The body came too slowly, or is malformed: aiohttp closes the connection.
+        return
+    length = request.content_length
+    # If the client waits for leave to send its body, the body may never come.
+    is_short = length is not None and length <= MAX_UNREAD and "Expect" not in request.headers
+    if not is_short:
+        response.force_close()
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+        if is_short:
+            connection.intake.open()
+            while not payload.is_eof():
+                await payload.readany()
+            return
+    except (OSError, web.RequestPayloadError):
+        # The client is gone, sends too slowly, or ends in mid-body.
+        pass
+    else:
+        await connection.intake.linger()
+    request.protocol.force_close()
 
 
 def _refusal(status: int, reason: str) -> web.StreamResponse:

@@ -14,9 +14,16 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion10, HttpVersion11
 
+from gateway.web.intake import MAX_TARGET
+
 # A host as it stands in a header (RFC 3986, section 3.2.2), with its port.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
+# A domain name has no more characters (RFC 1035, section 2.3.4).
+MAX_HOST = 255
+# aiohttp looks for a route once for each part of a path, and each look-up takes as long as the path is.
+MAX_PARTS = 200
+MAX_QUERY_FIELDS = 1000
 # Names that were found to be such, whoever asked by them.
 MOST_HOSTS = 1024
 _hosts_known: set[str | None] = set()
@@ -29,8 +36,15 @@ def fault(message: RawRequestMessage) -> tuple[int, str] | None:
     # Each request passes here: what nearly all are like is asked first, and the rest only of the others.
     host, version = message.headers.get("Host"), message.version
     is_usual = version is HttpVersion11 and message.method not in _NEVER and message.path[:1] == "/"
-    if is_usual and not message.chunked and host in _hosts_known:
+    if is_usual and not message.chunked and host in _hosts_known and len(message.path) <= MAX_PARTS:
         return None
+    if len(message.path) > MAX_TARGET:
+        return 414, f"the target has more than {MAX_TARGET} bytes"
+    path, _, query = message.path.partition("?")
+    if path.count("/") > MAX_PARTS:
+        return 414, f"the path has more than {MAX_PARTS} parts"
+    if query.count("&") > MAX_QUERY_FIELDS:
+        return 414, f"the query has more than {MAX_QUERY_FIELDS} fields"
     if version not in (HttpVersion11, HttpVersion10):
         return 505, "HTTP/1.1 and HTTP/1.0 are spoken here"
     if message.method in _NEVER:
@@ -45,7 +59,7 @@ def fault(message: RawRequestMessage) -> tuple[int, str] | None:
 
 
 def _is_host(host: str) -> bool:
-    if _HOST.fullmatch(host) is None:
+    if len(host) > MAX_HOST + len(":65535") or _HOST.fullmatch(host) is None:
         return False
     if len(_hosts_known) < MOST_HOSTS:
         _hosts_known.add(host)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_writer import HttpVersion11
 from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
@@ -22,6 +24,7 @@ from gateway.web.answers import problem
 from gateway.web.auditing import is_noted, who_of
 from gateway.web.bodies import MOST, REACHED
 from gateway.web.connections import SlowBody
+from gateway.web.intake import MAX_UNREAD, Intake
 from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
 from gateway.web.parts import GRANT, IDENTITY, STREAMING, Parts
@@ -38,8 +41,9 @@ _ACCEPTS = {"Accept-Encoding": TAKEN}
 class Gate:
     """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
 
-    def __init__(self, gateway: Parts) -> None:
+    def __init__(self, gateway: Parts, intakes: Mapping[web.RequestHandler, Intake]) -> None:
         settings = gateway.settings
+        self._intakes = intakes
         self._limits = gateway.limits
         self._started = gateway.started
         self._origins = Origins(settings)
@@ -63,6 +67,7 @@ class Gate:
         histogram = self._metrics.request_seconds.labels(route)
         access = None if passes_on else self._roles.of_route(method, route)
         acts = access is Access.ADMINS and method not in READS
+        reads_body = method not in READS and (method != "DELETE" or passes_on)
         is_limited = (self._limits.counts_requests or self._limits.bounds_bodies) and not _is_operations(route)
 
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -70,11 +75,15 @@ class Gate:
             status, identity = 500, None
             try:
                 refusal, identity = self._admit(request, access)
+                if refusal is None:
+                    refusal = self._let_in(request, reads_body, is_keyless=identity is None)
                 if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
                     # What became of the jobs of an earlier run is being found out: late rather than wrong.
                     await self._started.wait()
                 if is_limited and identity is not None:
                     refusal = self._limit(request, identity.tenant) or refusal
+                if refusal is None and reads_body and "Expect" in request.headers:
+                    await _answer_expectation(request)
                 response = refusal or await _answer(request, handler)
                 status = response.status
                 return response
@@ -118,6 +127,20 @@ class Gate:
             return _forbidden(identity, access), identity
         request[IDENTITY], request[GRANT] = identity, grant
         return None, identity
+
+    def _let_in(self, request: web.Request, reads_body: bool, *, is_keyless: bool) -> web.Response | None:
+        """Have an admitted request's body read; or return the refusal of a body that nothing reads."""
+        if request.can_read_body and (not reads_body or is_keyless):
+            size = request.content_length
+            if size is None:
+                return problem(411, "length_required", "The body needs a Content-Length", "it came in chunks")
+            if size > MAX_UNREAD:
+                details = f"{size} bytes, of at most {MAX_UNREAD} where no key is needed, or nothing reads them"
+                return problem(413, "body_too_large", "The request body is too large", details)
+        intake = self._intakes.get(request.protocol)
+        if intake is not None:
+            intake.open()
+        return None
 
     def _acts(self, request: web.Request) -> bool:
         """Whether a request that is passed on does something that is for admins alone."""
@@ -166,6 +189,21 @@ class Gate:
             tenant=identity.tenant if identity else None,
             remote=client_address(request),
         )
+
+
+async def _answer_expectation(request: web.Request) -> None:
+    """Tell a client that waits for it to send its body (RFC 9110, section 10.1.1): not before it was admitted.
+
+    Raises:
+        HTTPExpectationFailed: the client expects something else.
+    """
+    if request.version < HttpVersion11 or not request.can_read_body:
+        return
+    if request.headers["Expect"].lower() != "100-continue":
+        raise web.HTTPExpectationFailed
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # The answer itself has not begun.
+    request.writer.output_size = 0
 
 
 def _asked(request: web.Request) -> str:

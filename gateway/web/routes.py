@@ -24,6 +24,7 @@ from gateway.web import (
 )
 from gateway.web.addresses import PROXIES, TrustedProxies
 from gateway.web.gate import Gate
+from gateway.web.intake import INTAKES, Intake
 from gateway.web.parts import GRANT, PARTS, Parts, caller, parts
 
 
@@ -105,7 +106,9 @@ def make_app(gateway: Parts) -> web.Application:
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[PARTS] = gateway
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
-    gate = Gate(gateway)
+    intakes: dict[web.RequestHandler, Intake] = {}
+    app[INTAKES] = intakes
+    gate = Gate(gateway, intakes)
     for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, method, path))
     for method, path, handler in JOBS + COMFYUI:
@@ -130,9 +133,13 @@ def _say_https_only(app: web.Application, seconds: int) -> None:
 
 def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
     if method == "GET":
-        app.router.add_get(path, handler, allow_head=True)
+        app.router.add_get(path, handler, allow_head=True, expect_handler=_say_nothing)
     else:
-        app.router.add_route(method, path, handler)
+        app.router.add_route(method, path, handler, expect_handler=_say_nothing)
+
+
+async def _say_nothing(_: web.Request) -> None:
+    """Leave it to the gate what an Expect header is answered: no stranger is asked for a body."""
 
 
 def _allow_origins(app: web.Application, origins: tuple[str, ...]) -> None:

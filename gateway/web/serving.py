@@ -14,6 +14,7 @@ from gateway.web.certificates import Certificates
 from gateway.web.connections import Connections
 from gateway.web.framing import quiet_logger
 from gateway.web.hosts import configured_hosts
+from gateway.web.intake import INTAKES, MAX_FIELD, MAX_TARGET
 from gateway.web.listener import Listener, files_for
 from gateway.web.redirect import redirecting
 
@@ -21,8 +22,6 @@ from gateway.web.redirect import redirecting
 FILES_BESIDES = 1024
 # Answers that never reach the application (a request that is no HTTP) name it, too; versions are nobody's business.
 aiohttp.web_response.SERVER_SOFTWARE = "comfyui-gateway"  # type: ignore[attr-defined]
-
-MAX_LINE = 32 * 1024
 
 
 class Serving:
@@ -46,13 +45,14 @@ class Serving:
             logger=quiet_logger(),
             shutdown_timeout=server.drain_timeout,
             keepalive_timeout=server.keepalive_timeout,
-            max_line_size=MAX_LINE,
-            max_field_size=MAX_LINE,
+            # Requests that come behind another one are bounded by the parser alone.
+            max_line_size=MAX_TARGET,
+            max_field_size=MAX_FIELD,
             # Bodies are unpacked where they are read (web/unpacking.py), and passed on as they are.
             auto_decompress=False,
         )
         most = files_for(server.max_connections, FILES_BESIDES)
-        self._connections = Connections(server, TrustedProxies(server.trusted_proxies), metrics, most)
+        self._connections = Connections(server, TrustedProxies(server.trusted_proxies), metrics, most, app[INTAKES])
         self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
         self._stack = AsyncExitStack()
         self.port = server.port

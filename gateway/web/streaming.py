@@ -20,6 +20,7 @@ from gateway.web import contents
 from gateway.web.addresses import parse_address
 from gateway.web.bodies import stream_body
 from gateway.web.contents import defuse, guard_page
+from gateway.web.origins import READS
 from gateway.web.parts import IDENTITY, STREAMING, parts
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -73,6 +74,7 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
     "x-powered-by",
 }
 _CORS = "access-control-"
+_OF_A_BODY = ("Content-Length", "Content-Type", "Content-Encoding")
 CHUNK = 2**18
 _LENGTH = re.compile(r"\d{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-")
@@ -244,8 +246,12 @@ async def forward(request: web.Request, backend: Backend, path: str) -> web.Stre
     Raises:
         BackendError: it did not answer.
     """
-    data = stream_body(request)
+    data = None if request.method in READS else stream_body(request)
     headers = upstream_headers(request.headers)
+    if request.method in READS:
+        # The body stays here, because nothing reads that of a GET (RFC 9110, section 9.3.1): so do its headers.
+        for name in _OF_A_BODY:
+            headers.popall(name, None)
     identity = request.get(IDENTITY)
     if identity is None or (identity.isolated and not identity.is_admin):
         # The user of a ComfyUI that has several (--multi-user) is for those to choose who may see all of them.

@@ -259,14 +259,14 @@ _KEYRING = Keyring(AuthSettings(keys=(KeySettings(name="k", key="a-key-for-fuzzi
 def carrier(data: bytes) -> None:
     """The key in a request's headers, query or cookies."""
     parts = [part.decode("utf-8", "surrogateescape") for part in data.split(b"\n")]
-    headers, query, cookies = CIMultiDict[str](), MultiDict[str](), {}
+    headers, query, cookies = CIMultiDict[str](), MultiDict[str](), []
     for part in parts:
         name, _, value = part.partition(":")
         headers.add(name.strip(), value.strip())
         query.extend(parse_qsl(value, errors="replace"))
-        cookies[name] = value
+        cookies.append(f"{name}={value}")
     try:
-        found = presented_key(headers, query, cookies)
+        found = presented_key(headers, query, ";".join(cookies))
     except AmbiguousKey:
         return
     assert found is None or isinstance(found, str)

@@ -17,7 +17,7 @@ def basic(text: str) -> str:
 
 def present(headers: list[tuple[str, str]], query: list[tuple[str, str]], cookie: str) -> str | None:
     """What counts."""
-    cookies = {"comfyui_gateway_key": cookie} if cookie else {}
+    cookies = f"other=1; comfyui_gateway_key={cookie}" if cookie else ""
     return presented_key(CIMultiDict(headers), MultiDict(query), cookies)
 
 

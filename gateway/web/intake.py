@@ -1,0 +1,292 @@
+"""Which bytes of a connection the HTTP parser gets, and when.
+
+A request's head has a bound. The bytes behind the head wait until the gate has admitted the request, because each chunk
+of a stranger's body would cost the parser a microsecond. A body that no handler reads is neither parsed nor kept: the
+gateway answers, throws away a little of what still comes, so that the client can read the answer, and closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+
+from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
+
+from gateway.comfy import wire
+from gateway.comfy.errors import error_body
+
+# The usual bounds of web servers: a request's target, one header with its name, all headers of a request.
+MAX_TARGET = 8190
+MAX_FIELD = 16 * 1024
+MAX_HEAD = 32 * 1024
+# A method, the version, and the blanks between.
+_REST_OF_LINE = 64
+# Before a request is admitted the parser gets so much of what follows its head: a small body, or further requests.
+MAX_AHEAD = 2 * 1024
+# A longer piece is parsed in slices if it has so many lines, because each chunk and each request has some.
+SLICE = 8 * 1024
+BYTES_A_LINE = 32
+# The unread rest of a body is read to its end if it is no longer than this, because the connection then goes on.
+MAX_UNREAD = 64 * 1024
+# Of a longer rest so much is thrown away, for so long, before the connection is closed.
+LINGER_BYTES = 256 * 1024
+LINGER_SECONDS = 1.0
+
+_END = b"\r\n\r\n"
+_STATUS = {414: "URI Too Long", 431: "Request Header Fields Too Large"}
+
+
+class HeadTooLong(Exception):
+    """A request's head is too long; `status` is 414 or 431."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+    def response(self) -> bytes:
+        """Return the whole answer in bytes, because there is no request that aiohttp could answer."""
+        body = wire.dumps(error_body("malformed_request", "The request is not taken", str(self)))
+        head = f"HTTP/1.1 {self.status} {_STATUS[self.status]}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+class Head:
+    """Counter of the bytes of one request's head. Pure."""
+
+    __slots__ = ("_line", "_lines", "_seam", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._lines = 0
+        self._line = 0
+        self._seam = b""
+
+    def take(self, data: bytes) -> int | None:
+        """Return how many of these bytes are left of the head, its end included; None if the head goes on.
+
+        Raises:
+            HeadTooLong: the head, or a line of it, has more bytes than the bounds allow.
+        """
+        start = 0
+        if not self.size:
+            end = data.find(_END)
+            if 0 < end <= MAX_TARGET and data[0] not in b"\r\n":
+                # Nearly all requests come in one piece.
+                self.size = end + len(_END)
+                return self.size
+            # Empty lines before a request don't count (RFC 9112, section 2.2).
+            start = len(data) - len(data.lstrip(b"\r\n"))
+        joined = self._seam + data[start:]
+        at = joined.find(_END)
+        end = at + len(_END) - len(self._seam) + start if at >= 0 else len(data)
+        self._count(data[start:end])
+        self._seam = joined[-3:]
+        return end if at >= 0 else None
+
+    def _count(self, data: bytes) -> None:
+        for number, line in enumerate(data.split(b"\n")):
+            if number:
+                self._lines += 1
+                self._line = 0
+            self._line += len(line)
+            if not self._lines and self._line > MAX_TARGET + _REST_OF_LINE:
+                raise HeadTooLong(414, f"the target has more than {MAX_TARGET} bytes")
+            if self._line > MAX_FIELD:
+                raise HeadTooLong(431, f"a header has more than {MAX_FIELD} bytes")
+        self.size += len(data)
+        if self.size > MAX_HEAD:
+            raise HeadTooLong(431, f"the headers have more than {MAX_HEAD} bytes together")
+
+
+class State(Enum):
+    """State of a connection: HEAD until a head is whole, then SHUT until the gate opens it; GONE once it is closing."""
+
+    HEAD = auto()
+    SHUT = auto()
+    OPEN = auto()
+    GONE = auto()
+
+
+class Intake:
+    """The way from one connection to its parser.
+
+    Args:
+        inner: aiohttp's protocol, which has the parser.
+    """
+
+    __slots__ = ("_ahead", "_dropped", "_head", "_held", "_inner", "_over", "_transport", "state")
+
+    def __init__(self, inner: web.RequestHandler) -> None:
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+        self._head = Head()
+        self._held = bytearray()
+        self._ahead = 0
+        self._dropped = 0
+        self._over: asyncio.Future[None] | None = None
+        self.state = State.HEAD
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes wait."""
+        return len(self._held)
+
+    def made(self, transport: asyncio.Transport) -> None:
+        """Begin: the connection stands."""
+        self._transport = transport
+
+    def lost(self) -> None:
+        """End: the connection is gone."""
+        self.state, self._transport = State.GONE, None
+        self._held.clear()
+        self._end_linger()
+
+    def take(self, data: bytes) -> None:
+        """Pass bytes on to the parser, hold them, or throw them away."""
+        match self.state:
+            case State.HEAD:
+                self._take_head(data)
+            case State.GONE:
+                self._drop(len(data))
+            case _ if self._held:
+                self._hold(data)
+            case State.SHUT:
+                self._take_ahead(data)
+            case State.OPEN if _is_dense(data):
+                self._hold(data)
+                self._pump()
+            case State.OPEN:
+                self._parse(data)
+
+    def began(self) -> None:
+        """Note that the parser has a whole head, whatever was counted: it may have come behind another request."""
+        if self.state is State.HEAD:
+            self.state, self._ahead = State.SHUT, MAX_AHEAD
+
+    def open(self) -> None:
+        """Let the parser have what follows the head: the request is admitted."""
+        if self.state is State.SHUT:
+            self.state = State.OPEN
+            self._pump()
+
+    def ended(self) -> bool:
+        """Turn to the next request, since one was answered and its body is read. Return True if some of it is held."""
+        if self.state is State.GONE:
+            return False
+        # If further requests came behind this one, the parser has the head of the next already.
+        self.state, self._ahead = (State.SHUT, MAX_AHEAD) if self._inner._messages else (State.HEAD, 0)
+        self._head = Head()
+        if not self._held:
+            return False
+        if self.state is State.HEAD:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        return True
+
+    async def linger(self) -> None:
+        """Throw away what comes, for a while: if bytes came to a closed socket, the client would lose the answer."""
+        self._leave()
+        if self._transport is not None and not self._transport.is_closing():
+            self._over = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._over], timeout=LINGER_SECONDS)
+
+    def _take_head(self, data: bytes) -> None:
+        try:
+            end = self._head.take(data)
+        except HeadTooLong as error:
+            self._refuse(error)
+            return
+        if end is None:
+            self._parse(data)
+            return
+        self.state, self._ahead = State.SHUT, MAX_AHEAD
+        if len(data) - end <= MAX_AHEAD:
+            self._ahead -= len(data) - end
+            self._parse(data)
+        else:
+            self._parse(data[:end])
+            self._hold(data[end:])
+
+    def _take_ahead(self, data: bytes) -> None:
+        if len(data) <= self._ahead:
+            self._ahead -= len(data)
+            self._parse(data)
+        else:
+            self._hold(data)
+
+    def _parse(self, data: bytes) -> None:
+        inner = self._inner
+        inner.data_received(data)
+        if inner._messages and isinstance(fault := inner._messages[-1][0], _ErrInfo):
+            # The traceback holds the bytes, and is in a circle with itself: they would stay until the next collection.
+            fault.exc.__traceback__ = None
+
+    def _hold(self, data: bytes) -> None:
+        if not self._held:
+            self._inner._pause_reading_for_buffer()
+        self._held += data
+        if self._transport is not None and self._transport.is_reading():
+            # The parser has resumed it for reasons of its own.
+            self._transport.pause_reading()
+
+    def _pump(self) -> None:
+        """Parse what is held, in slices if there is much to do."""
+        if not self._held or self.state is not State.OPEN:
+            return
+        size = SLICE if _is_dense(self._held) else len(self._held)
+        piece = bytes(self._held[:size])
+        del self._held[:size]
+        self._parse(piece)
+        if self._held:
+            asyncio.get_running_loop().call_soon(self._pump)
+        else:
+            self._inner._resume_reading_for_buffer()
+
+    def _go_on(self) -> None:
+        """Take what is held as the next request's."""
+        if self._held and self.state is State.HEAD:
+            data = bytes(self._held)
+            self._held.clear()
+            self._inner._resume_reading_for_buffer()
+            self.take(data)
+
+    def _refuse(self, error: HeadTooLong) -> None:
+        # Nobody else writes to the connection: no request is being answered.
+        if self._transport is None:
+            return
+        self._transport.write(error.response())
+        self._leave()
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
+
+    def _leave(self) -> None:
+        self.state = State.GONE
+        self._held = bytearray()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            # The client learns that no more comes; not under TLS, which has no half-closed connections.
+            transport.write_eof()
+        if not transport.is_reading():
+            transport.resume_reading()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > LINGER_BYTES:
+            self._end_linger()
+
+    def _end_linger(self) -> None:
+        if self._over is None:
+            if self._transport is not None:
+                self._transport.close()
+        elif not self._over.done():
+            self._over.set_result(None)
+
+
+# The intakes of all connections that stand, by aiohttp's protocol: the gate opens them.
+INTAKES: web.AppKey[dict[web.RequestHandler, Intake]] = web.AppKey("intakes", dict)
+
+
+def _is_dense(data: bytes | bytearray) -> bool:
+    """Return True if a piece is long and has so many lines that it must be parsed in slices."""
+    return len(data) > SLICE and data.count(b"\n") * BYTES_A_LINE > len(data)
