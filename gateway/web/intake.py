@@ -92,7 +92,7 @@ class Head:
             self._line += len(line)
             if not self._lines and self._line > MAX_TARGET + _REST_OF_LINE:
                 raise HeadTooLong(414, f"the target has more than {MAX_TARGET} bytes")
-            if self._line > MAX_FIELD:
+            if self._line > MAX_FIELD + len(b"\r"):
                 raise HeadTooLong(431, f"a header has more than {MAX_FIELD} bytes")
         self.size += len(data)
         if self.size > MAX_HEAD:
