@@ -21,6 +21,8 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 # A domain name has no more characters (RFC 1035, section 2.3.4).
 MAX_HOST = 255
+# Of each name that is remembered, at most.
+MAX_HOSTS_BYTES = 512
 # aiohttp looks for a route once for each part of a path, and each look-up takes as long as the path is.
 MAX_PARTS = 200
 MAX_QUERY_FIELDS = 1000

@@ -14,7 +14,7 @@ from gateway.web.certificates import Certificates
 from gateway.web.connections import Connections
 from gateway.web.framing import quiet_logger
 from gateway.web.hosts import configured_hosts
-from gateway.web.intake import INTAKES, MAX_FIELD, MAX_TARGET
+from gateway.web.intake import INTAKES, MAX_FIELD
 from gateway.web.listener import Listener, files_for
 from gateway.web.redirect import redirecting
 
@@ -45,8 +45,8 @@ class Serving:
             logger=quiet_logger(),
             shutdown_timeout=server.drain_timeout,
             keepalive_timeout=server.keepalive_timeout,
-            # Requests that come behind another one are bounded by the parser alone.
-            max_line_size=MAX_TARGET,
+            # Heads that come behind another request are bounded by the parser alone.
+            max_line_size=MAX_FIELD,
             max_field_size=MAX_FIELD,
             # Bodies are unpacked where they are read (web/unpacking.py), and passed on as they are.
             auto_decompress=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ def take(head: Head, data: bytes, cuts: list[int]) -> tuple[int | None, int]:
     """Where the head ends in all that is given in pieces, and the status of the refusal (0: none)."""
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     try:
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             if start < stop and (end := head.take(data[start:stop])) is not None:
                 return start + end, 0
     except HeadTooLong as error:
@@ -190,9 +191,10 @@ async def flood(port: int, head: bytes, piece: bytes, times: int) -> int:
     taken = 0
     try:
         async with asyncio.timeout(20):
-            for taken in range(times):
+            while taken < times:
                 writer.write(piece)
                 await writer.drain()
+                taken += 1
     except ConnectionError:
         pass
     finally:
