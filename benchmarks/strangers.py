@@ -77,8 +77,15 @@ async def _flood(attack: Attack) -> int:
                     await writer.drain()
             writer.close()
 
-    await asyncio.gather(*(one() for _ in range(20)), return_exceptions=True)
-    return 20
+    room = asyncio.Semaphore(8)
+
+    async def in_turn() -> None:
+        async with room:
+            await one()
+
+    count = 200
+    await asyncio.gather(*(in_turn() for _ in range(count)), return_exceptions=True)
+    return count
 
 
 async def _stay(attack: Attack) -> int:
@@ -115,6 +122,23 @@ async def _idle(attack: Attack) -> int:
     for _, writer in pairs:
         writer.close()
     return len(pairs)
+
+
+async def _refusals(attack: Attack) -> int:
+    """Refusals of all kinds, so many that what they leave behind is collected."""
+    kinds = (
+        get(b"/queue"),
+        get(b"/queue", method=b"PROPFIND"),
+        get(b"/queue", b"X-API-Key: a", b"X-API-Key: b"),
+        get(b"/x" * 1000),
+        get(b"/", b"Accept: text/html"),
+        get(b"/queue", method=b"M"),
+        chunked(b"/healthz", b"a", 2, method=b"GET"),
+        post(b"/gateway/signin", b"key=wrong", FORM),
+        post(b"/gateway/signin", b"\xff", FORM),
+        get(b"/manifest.json"),
+    )
+    return await attack.each([kinds[n % len(kinds)] for n in range(10_000)])
 
 
 def _proxied(name: str, make: Callable[[int], bytes]) -> Case:
@@ -176,6 +200,7 @@ HEADERS = (
     each("no HTTP", lambda n: b"\x16\x03\x01" + b"\xff" * 200_000, 100),
     Case("without a key, heads that never end", _stay, bound=1.0, is_each=True),
     Case("without a key, requests in a pipeline", _pipelined, bound=1.0, is_each=True),
+    Case("without a key, 10,000 refusals", _refusals),
     Case("without a key, 1,000 connections that say nothing", _idle, bound=1.0, is_each=True),
 )
 BODIES = (
@@ -191,11 +216,11 @@ BODIES = (
     each("the manifest, 20,000 chunks", lambda n: chunked(b"/manifest.json", b"a", 20_000, method=b"GET"), 50),
     each("the manifest, 60 KB", lambda n: post(b"/manifest.json", b"a" * 60_000, method=b"GET"), 100),
     each("the manifest", lambda n: get(b"/manifest.json")),
-    each("a sign-in form of many names", lambda n: post(b"/gateway/signin", b"a&" * 8000, FORM)),
+    each("a sign-in form of many names", lambda n: post(b"/gateway/signin", b"a&" * 4000, FORM)),
     each("a sign-in form of chunks", lambda n: chunked(b"/gateway/signin", b"a", 100_000, FORM), 50),
-    each("a sign-in form of %25", lambda n: post(b"/gateway/signin", filled(b"key=%d" % n, b"%25", 16_000), FORM)),
-    each("a sign-in form in Punycode", lambda n: post(b"/gateway/signin", b"a" * 16_000, FORM + b"; charset=punycode")),
-    each("a sign-in form of lines", lambda n: post(b"/gateway/signin", b"\n" * 16_000, FORM)),
+    each("a sign-in form of %25", lambda n: post(b"/gateway/signin", filled(b"key=%d" % n, b"%25", TARGET), FORM)),
+    each("a sign-in form in Punycode", lambda n: post(b"/gateway/signin", b"a" * TARGET, FORM + b"; charset=punycode")),
+    each("a sign-in form of lines", lambda n: post(b"/gateway/signin", b"\n" * TARGET, FORM)),
     Case("without a key, bodies that never end", _flood, bound=1.0, is_each=True),
 )
 STRANGERS = (*TARGETS, *HEADERS, *BODIES)

@@ -187,14 +187,13 @@ class Connections:
                     response: web.StreamResponse = _refusal(*connection.fault)
                 else:
                     connection.request = request
-                    response = await answer(request)
+                    try:
+                        response = await answer(request)
+                    except web.HTTPException as error:
+                        response = _plain(error)
                 if not connection.payload.is_eof():
                     await _settle(connection, request, response)
                 return response
-            except web.HTTPException as error:
-                if not connection.payload.is_eof():
-                    await _settle(connection, request, error)
-                raise
             finally:
                 now = time.monotonic()
                 connection.pace.ended(now)
@@ -285,6 +284,15 @@ class Connections:
             case reason:
                 _log.info("a connection is cut", remote=connection.address, reason=reason)
                 self._cut(connection, reason)
+
+
+def _plain(error: web.HTTPException) -> web.Response:
+    """Return an exception as an answer that is none.
+
+    An exception that aiohttp answers is in a circle with its traceback, which leads to the request and its connection:
+    they would stay until the next collection, and that would take long if a stranger caused thousands.
+    """
+    return web.Response(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
 
 
 async def _settle(connection: Connection, request: web.BaseRequest, response: web.StreamResponse) -> None:

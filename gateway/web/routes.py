@@ -23,6 +23,7 @@ from gateway.web import (
     view,
 )
 from gateway.web.addresses import PROXIES, TrustedProxies
+from gateway.web.answers import problem
 from gateway.web.gate import Gate
 from gateway.web.intake import INTAKES, Intake
 from gateway.web.parts import GRANT, PARTS, Parts, caller, parts
@@ -98,6 +99,7 @@ OWN: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/gateway/packs", operations.get_packs),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
 )
+_ANY_PATH = "/{path:.*}"
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -116,12 +118,19 @@ def make_app(gateway: Parts) -> web.Application:
             _add(app, method, full_path, gate.guard(handler, method, full_path))
     app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
     for method in _METHODS:
-        _add(app, method, "/{path:.*}", gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
+        _add(app, method, _ANY_PATH, gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
     if gateway.settings.server.tls.hsts is not None:
         _say_https_only(app, gateway.settings.server.tls.hsts)
     if gateway.settings.cors.origins:
         _allow_origins(app, gateway.settings.cors.origins)
+    # aiohttp's own 405 is garbage in circles. To collect thousands takes 100 ms, and strangers may cause them.
+    app.router.add_route("*", _ANY_PATH, _refuse_method)
     return app
+
+
+async def _refuse_method(request: web.Request) -> web.Response:
+    details = f"{request.method} is not answered"
+    return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join((*_METHODS, "HEAD"))})
 
 
 def _say_https_only(app: web.Application, seconds: int) -> None:

@@ -25,7 +25,7 @@ from gateway.web.authentication import CHALLENGE, Refused
 from gateway.web.navigation import SIGN_IN
 from gateway.web.parts import IDENTITY, parts
 
-MAX_FORM = 16 * 1024
+MAX_FORM = 8 * 1024
 MAX_FIELDS = 10
 
 _PAGE = (resources.files("gateway.web") / "pages" / "sign_in.html").read_text("utf-8")

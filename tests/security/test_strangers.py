@@ -177,6 +177,16 @@ async def test_a_flood_without_a_key_is_cut_off(pair: Pair) -> None:
     assert pair.backend.asked == []
 
 
+async def test_methods_that_nobody_knows(pair: Pair) -> None:
+    """The gateway refuses them itself, because aiohttp's refusals leave garbage that takes long to collect."""
+    for method in (b"PROPFIND", b"OPTIONS"):
+        heard = await talk(pair.gateway.port, ask(b"/queue", method=method), silence=2)
+        assert heard.statuses == [405]
+        assert b"Allow: GET, POST, PUT, PATCH, DELETE, HEAD\r\n" in heard.raw
+        assert b"method_not_allowed" in heard.raw
+    assert pair.backend.asked == []
+
+
 def kept(act: Callable[[int], object], times: int = 300) -> int:
     """How many bytes it leaves behind to do something with different values."""
     act(0)
