@@ -22,7 +22,7 @@ from gateway.tenants.addresses import network_of
 from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
 from gateway.web.framing import fault
-from gateway.web.intake import MAX_UNREAD, Intake
+from gateway.web.intake import MAX_UNREAD, Intake, State
 from gateway.web.pace import Pace, Phase
 from gateway.web.parts import GRANT
 
@@ -173,7 +173,8 @@ class Connections:
             connection = self._inner.get(protocol)
             if connection is not None:
                 connection.payload, connection.fault = payload, fault(message)
-                connection.intake.began()
+                if connection.intake.state is State.HEAD:
+                    connection.intake.began()
                 connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
             return make(message, payload, protocol, writer, task)
 

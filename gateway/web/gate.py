@@ -68,6 +68,7 @@ class Gate:
         access = None if passes_on else self._roles.of_route(method, route)
         acts = access is Access.ADMINS and method not in READS
         reads_body = method not in READS and (method != "DELETE" or passes_on)
+        has_more = reads_body or route.endswith("/ws")
         is_limited = (self._limits.counts_requests or self._limits.bounds_bodies) and not _is_operations(route)
 
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -75,7 +76,7 @@ class Gate:
             status, identity = 500, None
             try:
                 refusal, identity = self._admit(request, access)
-                if refusal is None:
+                if refusal is None and (has_more or request.can_read_body):
                     refusal = self._let_in(request, reads_body, is_keyless=identity is None)
                 if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
                     # What became of the jobs of an earlier run is being found out: late rather than wrong.
@@ -129,7 +130,7 @@ class Gate:
         return None, identity
 
     def _let_in(self, request: web.Request, reads_body: bool, *, is_keyless: bool) -> web.Response | None:
-        """Have an admitted request's body read; or return the refusal of a body that nothing reads."""
+        """Have what follows an admitted request's head read; or return the refusal of a body that nothing reads."""
         if request.can_read_body and (not reads_body or is_keyless):
             size = request.content_length
             if size is None:

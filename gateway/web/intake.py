@@ -69,15 +69,8 @@ class Head:
         Raises:
             HeadTooLong: the head, or a line of it, has more bytes than the bounds allow.
         """
-        start = 0
-        if not self.size:
-            end = data.find(_END)
-            if 0 < end <= MAX_TARGET and data[0] not in b"\r\n":
-                # Nearly all requests come in one piece.
-                self.size = end + len(_END)
-                return self.size
-            # Empty lines before a request don't count (RFC 9112, section 2.2).
-            start = len(data) - len(data.lstrip(b"\r\n"))
+        # Empty lines before a request don't count (RFC 9112, section 2.2).
+        start = 0 if self.size else len(data) - len(data.lstrip(b"\r\n"))
         joined = self._seam + data[start:]
         at = joined.find(_END)
         end = at + len(_END) - len(self._seam) + start if at >= 0 else len(data)
@@ -109,6 +102,10 @@ class State(Enum):
     GONE = auto()
 
 
+# To look these up in their class costs each request a little.
+_HEAD, _SHUT, _OPEN, _GONE = State
+
+
 class Intake:
     """The way from one connection to its parser. `held` is how many bytes wait.
 
@@ -128,7 +125,7 @@ class Intake:
         self._ahead = 0
         self._dropped = 0
         self._over: asyncio.Future[None] | None = None
-        self.state = State.HEAD
+        self.state = _HEAD
 
     def made(self, transport: asyncio.Transport) -> None:
         """Begin: the connection stands."""
@@ -136,48 +133,60 @@ class Intake:
 
     def lost(self) -> None:
         """End: the connection is gone."""
-        self.state, self._transport = State.GONE, None
+        self.state, self._transport = _GONE, None
         self._forget()
         self._end_linger()
 
     def take(self, data: bytes) -> None:
         """Pass bytes on to the parser, hold them, or throw them away."""
-        match self.state:
-            case State.HEAD:
-                self._take_head(data)
-            case State.GONE:
-                self._drop(len(data))
-            case _ if self._held:
-                self._hold(data)
-            case State.SHUT:
-                self._take_ahead(data)
-            case State.OPEN if _is_dense(data):
-                self._hold(data)
-                self._pump()
-            case State.OPEN:
+        state = self.state
+        if state is _HEAD:
+            if (
+                not self._head.size
+                and len(data) <= MAX_AHEAD
+                and data.endswith(_END)
+                and data.find(_END, 4) == len(data) - 4
+            ):
+                # Nearly all requests are one short head, which came in one piece.
+                self.state, self._ahead = _SHUT, MAX_AHEAD
                 self._parse(data)
+            else:
+                self._take_head(data)
+        elif state is _GONE:
+            self._drop(len(data))
+        elif self._held:
+            self._hold(data)
+        elif state is _SHUT:
+            self._take_ahead(data)
+        elif _is_dense(data):
+            self._hold(data)
+            self._pump()
+        else:
+            self._parse(data)
 
     def began(self) -> None:
         """Note that the parser has a whole head, whatever was counted: it may have come behind another request."""
-        if self.state is State.HEAD:
-            self.state, self._ahead = State.SHUT, MAX_AHEAD
+        if self.state is _HEAD:
+            self.state, self._ahead = _SHUT, MAX_AHEAD
 
     def open(self) -> None:
         """Let the parser have what follows the head: the request is admitted."""
-        if self.state is State.SHUT:
-            self.state = State.OPEN
-            self._pump()
+        if self.state is _SHUT:
+            self.state = _OPEN
+            if self._held:
+                self._pump()
 
     def ended(self) -> bool:
         """Turn to the next request, since one was answered and its body is read. Return True if some of it is held."""
-        if self.state is State.GONE:
+        if self.state is _GONE:
             return False
         # If further requests came behind this one, the parser has the head of the next already.
-        self.state, self._ahead = (State.SHUT, MAX_AHEAD) if self._inner._messages else (State.HEAD, 0)
-        self._head = Head()
+        self.state, self._ahead = (_SHUT, MAX_AHEAD) if self._inner._messages else (_HEAD, 0)
+        if self._head.size:
+            self._head = Head()
         if not self._held:
             return False
-        if self.state is State.HEAD:
+        if self.state is _HEAD:
             asyncio.get_running_loop().call_soon(self._go_on)
         return True
 
@@ -197,7 +206,7 @@ class Intake:
         if end is None:
             self._parse(data)
             return
-        self.state, self._ahead = State.SHUT, MAX_AHEAD
+        self.state, self._ahead = _SHUT, MAX_AHEAD
         if len(data) - end <= MAX_AHEAD:
             self._ahead -= len(data) - end
             self._parse(data)
@@ -215,7 +224,7 @@ class Intake:
     def _parse(self, data: bytes) -> None:
         inner = self._inner
         inner.data_received(data)
-        if inner._messages and isinstance(fault := inner._messages[-1][0], _ErrInfo):
+        if inner._messages and type(fault := inner._messages[-1][0]) is _ErrInfo:
             # The traceback holds the bytes, and is in a circle with itself: they would stay until the next collection.
             fault.exc.__traceback__ = None
 
@@ -230,7 +239,7 @@ class Intake:
 
     def _pump(self) -> None:
         """Parse what is held, in slices if there is much to do."""
-        if not self._held or self.state is not State.OPEN:
+        if not self._held or self.state is not _OPEN:
             return
         piece = bytes(self._held.popleft())
         if _is_dense(piece):
@@ -245,7 +254,7 @@ class Intake:
 
     def _go_on(self) -> None:
         """Take what is held as the next request's."""
-        if self._held and self.state is State.HEAD:
+        if self._held and self.state is _HEAD:
             data = b"".join(self._held)
             self._forget()
             self._inner._resume_reading_for_buffer()
@@ -264,7 +273,7 @@ class Intake:
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
 
     def _leave(self) -> None:
-        self.state = State.GONE
+        self.state = _GONE
         self._forget()
         transport = self._transport
         if transport is None or transport.is_closing():
