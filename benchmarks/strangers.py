@@ -150,6 +150,7 @@ def _proxied(name: str, make: Callable[[int], bytes]) -> Case:
 TARGETS = (
     each("a request", lambda n: get(b"/queue")),
     each("the sign-in page", lambda n: get(b"/gateway/signin?next=/%d" % n)),
+    each("/metrics", lambda n: get(b"/metrics")),
     each("a path of 200 parts", lambda n: get(filled(b"/%d" % n, b"/" + b"x" * 40, TARGET))),
     each("a short path of slashes", lambda n: get(filled(b"/%d" % n, b"/", 200))),
     each("a path of %2F", lambda n: get(filled(b"/%d" % n, b"%2Fx", TARGET))),

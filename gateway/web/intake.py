@@ -141,12 +141,7 @@ class Intake:
         """Pass bytes on to the parser, hold them, or throw them away."""
         state = self.state
         if state is _HEAD:
-            if (
-                not self._head.size
-                and len(data) <= MAX_AHEAD
-                and data.endswith(_END)
-                and data.find(_END, 4) == len(data) - 4
-            ):
+            if len(data) <= MAX_AHEAD and data.find(_END, 4) == len(data) - 4 and not self._head.size:
                 # Nearly all requests are one short head, which came in one piece.
                 self.state, self._ahead = _SHUT, MAX_AHEAD
                 self._parse(data)

@@ -187,6 +187,24 @@ async def test_methods_that_nobody_knows(pair: Pair) -> None:
     assert pair.backend.asked == []
 
 
+async def test_metrics_are_made_once_a_second_for_all_without_a_key(shared_lab: Lab) -> None:
+    """To make them costs more than a stranger may cost."""
+    options = ("--api-key", KEYS["anna"])
+    gateway = GatewayProcess(shared_lab.directory / "open", ["http://127.0.0.1:1"], options, {})
+    shared_lab.servers.append(gateway)
+    await gateway.start()
+
+    async def scrape() -> str:
+        async with shared_lab.http.get(f"{gateway.url}/metrics") as answer:
+            assert answer.status == 200
+            return await answer.text()
+
+    first, *others = await asyncio.gather(*(scrape() for _ in range(20)))
+    assert "comfyui_gateway_connections" in first
+    assert set(others) == {first}
+    await gateway.stop()
+
+
 def kept(act: Callable[[int], object], times: int = 300) -> int:
     """How many bytes it leaves behind to do something with different values."""
     act(0)
