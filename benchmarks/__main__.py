@@ -14,7 +14,7 @@ import aiohttp
 from benchmarks import servers
 from benchmarks.table import Row, render
 
-NAMES = ("reads", "tenants", "prompts", "journal", "batch", "views", "sockets", "slow", "before")
+NAMES = ("reads", "tenants", "prompts", "journal", "batch", "views", "sockets", "slow", "stalls", "before")
 
 
 async def _main(names: list[str], quick: bool) -> None:

@@ -10,8 +10,9 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import groupby
 from pathlib import Path
 
 import aiohttp
@@ -30,8 +31,8 @@ _WARM_UP = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def run(rounds: int, seconds: float) -> list[Row]:
-    """A row for each case. Each has a gateway of its own, so that its memory is its own; rounds change nothing."""
-    return [row(case, count, figures) for case in CASES for count, figures in [await measure(case)]]
+    """A row for each case; rounds change nothing."""
+    return [row(*measured) async for measured in measure(CASES)]
 
 
 def row(case: Case, count: int, figures: dict[str, float]) -> Row:
@@ -42,17 +43,25 @@ def row(case: Case, count: int, figures: dict[str, float]) -> Row:
     return Row(f"{what}: {case.name}", shown, "", f"{found / case.bound:.2f} of the bound", f"{case.bound:g} ms")
 
 
-async def measure(case: Case) -> tuple[int, dict[str, float]]:
-    """Send an attack: how many requests that were, and what it cost (`benchmarks.watched`)."""
-    async with _gateway(case) as (attack, watch):
-        await attack.raw(_WARM_UP, times=200)
-        idle = min([await watch.figures(pause=0.25) for _ in range(3)], key=lambda figures: figures["cpu"])
-        await watch.figures()
-        count = await case.attack(attack)
-        figures = await watch.figures()
-        # The heartbeat costs something, too.
-        figures["cpu"] = max(0.0, figures["cpu"] - idle["cpu"] * figures["seconds"] / idle["seconds"])
-        return count, figures
+async def measure(cases: Iterable[Case]) -> AsyncIterator[tuple[Case, int, dict[str, float]]]:
+    """Send attacks: each case, how many requests that were, and what they cost (`benchmarks.watched`).
+
+    Each case has a gateway of its own, but those whose CPU time is counted by requests share one.
+    """
+    for (is_each, _), found in groupby(cases, lambda case: (case.is_each, case.settings)):
+        group = list(found)
+        for part in [group] if is_each else [[case] for case in group]:
+            async with _gateway(part[0]) as (attack, watch):
+                await attack.raw(_WARM_UP, times=200)
+                idle = min([await watch.figures(pause=0.25) for _ in range(3)], key=lambda figures: figures["cpu"])
+                for case in part:
+                    await watch.figures()
+                    count = await case.attack(attack)
+                    figures = await watch.figures()
+                    # The heartbeat costs something, too.
+                    beats = idle["cpu"] * figures["seconds"] / idle["seconds"]
+                    figures["cpu"] = max(0.0, figures["cpu"] - beats)
+                    yield case, count, figures
 
 
 class Watch:
@@ -91,11 +100,10 @@ async def _gateway(case: Case) -> AsyncIterator[tuple[Attack, Watch]]:
 
 
 async def _main(wanted: list[str]) -> None:
-    for case in CASES:
-        if not wanted or any(part in case.name for part in wanted):
-            count, figures = await measure(case)
-            shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
-            print(f"{row(case, count, figures)}\n    {count} requests, {shown}", flush=True)
+    cases = [case for case in CASES if not wanted or any(part in case.name for part in wanted)]
+    async for case, count, figures in measure(cases):
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
+        print(f"{row(case, count, figures)}\n    {count} requests, {shown}", flush=True)
 
 
 if __name__ == "__main__":
