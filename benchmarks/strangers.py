@@ -141,6 +141,12 @@ async def _refusals(attack: Attack) -> int:
     return await attack.each([kinds[n % len(kinds)] for n in range(10_000)])
 
 
+async def _chunks(attack: Attack) -> int:
+    """Bodies in chunks of one byte, from a user."""
+    request = chunked(b"/prompt", b"a", 400_000, b"X-API-Key: " + attack.keys["anna"].encode()) + b"0\r\n\r\n"
+    return await attack.each([request] * 8)
+
+
 def _proxied(name: str, make: Callable[[int], bytes]) -> Case:
     """A case in which the gateway believes what its caller says of others."""
     return replace(each(name, make), settings={"SERVER__TRUSTED_PROXIES": "127.0.0.0/8"})
@@ -224,4 +230,4 @@ BODIES = (
     each("a sign-in form of lines", lambda n: post(b"/gateway/signin", b"\n" * TARGET, FORM)),
     Case("without a key, bodies that never end", _flood, bound=1.0, is_each=True),
 )
-STRANGERS = (*TARGETS, *HEADERS, *BODIES)
+STRANGERS = (*TARGETS, *HEADERS, *BODIES, Case("a user's bodies of 400,000 chunks", _chunks))

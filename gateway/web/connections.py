@@ -278,7 +278,8 @@ class Connections:
             case "header":
                 self._metrics.connections_cut.labels("header").inc()
                 # Nobody else writes to it: no request has begun, nor is the rest of one being thrown away.
-                if pace.received and (payload is None or payload.is_eof()):
+                is_refused = connection.intake.state is State.GONE
+                if pace.received and (payload is None or payload.is_eof()) and not is_refused:
                     transport.write(TIMED_OUT)
                 transport.close()
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS

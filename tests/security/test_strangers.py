@@ -187,12 +187,33 @@ async def test_methods_that_nobody_knows(pair: Pair) -> None:
     assert pair.backend.asked == []
 
 
-async def test_metrics_are_made_once_a_second_for_all_without_a_key(shared_lab: Lab) -> None:
-    """To make them costs more than a stranger may cost."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(shared_lab: Lab) -> AsyncIterator[GatewayProcess]:
+    """A gateway whose metrics need no key, and that waits for no head."""
     options = ("--api-key", KEYS["anna"])
-    gateway = GatewayProcess(shared_lab.directory / "open", ["http://127.0.0.1:1"], options, {})
+    settings = {"server__header_timeout": 0.2}
+    gateway = GatewayProcess(shared_lab.directory / "open", ["http://127.0.0.1:1"], options, settings)
     shared_lab.servers.append(gateway)
     await gateway.start()
+    yield gateway
+    await gateway.stop()
+
+
+async def test_a_refused_head_is_answered_once(gateway: GatewayProcess) -> None:
+    """Its connection waits for the client to read that; meanwhile the time for headers is over, for others as well."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"GET /" + b"a" * 10_000)
+    heard = await talk(gateway.port, b"GET /a", silence=20)
+    assert (heard.statuses, heard.closed) == ([408], True)
+    refused = await reader.read()
+    assert refused.startswith(b"HTTP/1.1 414 ")
+    assert refused.count(b"HTTP/1.1") == 1
+    writer.close()
+    assert (await talk(gateway.port, b"GET /a", silence=20)).closed
+
+
+async def test_metrics_are_made_once_a_second_for_all_without_a_key(shared_lab: Lab, gateway: GatewayProcess) -> None:
+    """To make them costs more than a stranger may cost."""
 
     async def scrape() -> str:
         async with shared_lab.http.get(f"{gateway.url}/metrics") as answer:
@@ -202,7 +223,6 @@ async def test_metrics_are_made_once_a_second_for_all_without_a_key(shared_lab: 
     first, *others = await asyncio.gather(*(scrape() for _ in range(20)))
     assert "comfyui_gateway_connections" in first
     assert set(others) == {first}
-    await gateway.stop()
 
 
 def kept(act: Callable[[int], object], times: int = 300) -> int:
