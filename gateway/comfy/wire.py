@@ -46,12 +46,46 @@ def read_bounded(data: bytes, most_depth: int, most_values: int = MOST_VALUES) -
     if len(data) > most_values and opened + data.count(b",") > most_values:
         raise TooMuchJson(f"it has more than {most_values} values")
     value, is_plain = _parse(data)
-    if opened > most_depth and _is_deeper(value, most_depth):
+    if opened > most_depth and _is_deeper(value, most_depth, is_plain):
         raise TooMuchJson(f"it is nested more than {most_depth} deep")
     return value, dumps if is_plain else dumps_exact
 
 
-def _is_deeper(value: Any, most: int) -> bool:
+def count_values(data: bytes) -> int:
+    """Return a bound of the values in a JSON document, without parsing it: its commas and opening brackets."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
+def _measure_encoder_depth() -> int:
+    """Return how deep arrays may lie in one another for orjson to write them."""
+    value: list[Any] = []
+    for depth in range(1, 100_000):
+        try:
+            orjson.dumps(value)
+        except TypeError:
+            return depth - 1
+        value = [value]
+    return 0
+
+
+_ENCODER_DEPTH = _measure_encoder_depth()
+
+
+def _is_deeper(value: Any, most: int, is_plain: bool) -> bool:
+    """Return True if arrays and objects lie more than `most` deep. `is_plain`: orjson can write the value.
+
+    orjson writes a value faster than a loop of Python's looks through it, and refuses one that is too deep.
+    """
+    if is_plain and most <= _ENCODER_DEPTH:
+        wrapped = value
+        for _ in range(_ENCODER_DEPTH - most):
+            wrapped = [wrapped]
+        try:
+            orjson.dumps(wrapped)
+        except TypeError:
+            pass
+        else:
+            return False
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(most):
         inner = (item.values() if isinstance(item, dict) else item for item in level)
