@@ -6,7 +6,8 @@ Entries are kept encoded; the newest ones in memory up to a limit, all of them i
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import sys
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from gateway.comfy.jobs import Listed, listed
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store
 
 DROPPED_AT_ONCE = 10
+# Of entries that take too many bytes more go at once: a large one may come to be in place of many small ones.
+MAX_DROPPED = 500
 # Bytes of summaries that are read before others have their turn.
 READ_AT_ONCE = 256 * 1024
 
@@ -33,39 +36,80 @@ class History:
         store: where entries are read that memory does not hold.
         max_items: how many a tenant keeps; the oldest go first (ComfyUI keeps 10,000: execution.py).
         memory: bytes of entries kept in memory.
+        max_bytes: the bytes in the journal of those that a tenant keeps; None for any number.
+        max_total_bytes: the same of all tenants; past it the oldest of the tenant that has most go.
     """
 
-    def __init__(self, store: Store, max_items: int, memory: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        max_items: int,
+        memory: int,
+        max_bytes: int | None = None,
+        max_total_bytes: int | None = None,
+    ) -> None:
         self._store = store
         self._max_items = max_items
         self._memory = memory
         self._ended: dict[str, OrderedDict[str, _Ended]] = {}
         self._entries: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._bytes = 0
+        self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
+        self._max_total_bytes = sys.maxsize if max_total_bytes is None else max_total_bytes
+        self._kept: Counter[str] = Counter()
+        self._kept_in_all = 0
+
+    def kept_bytes(self, tenant: str | None = None) -> int:
+        """Return the bytes that a tenant's entries take in the journal, or those of all (None)."""
+        return self._kept_in_all if tenant is None else self._kept[tenant]
 
     def restore(self, ended: HistoryRecord) -> None:
         """Put back a job of an earlier run; its entry is read when it is asked for."""
         self._ended.setdefault(ended.tenant, OrderedDict())[ended.prompt_id] = _Ended(ended)
+        self._count(ended)
 
     def add(self, record: HistoryRecord) -> list[HistoryRemoval]:
         """Add a job that ended now; what is returned must leave the store, being past the number kept."""
+        if not record.kept.bytes:
+            record.kept.bytes = len(record.entry) + len(record.summary) + len(record.node_errors or b"")
         ended = replace(record, entry=b"")
+        if self.find(ended.tenant, ended.prompt_id) is not None:
+            self.remove(ended.tenant, ended.prompt_id)
         own = self._ended.setdefault(ended.tenant, OrderedDict())
         own[ended.prompt_id] = _Ended(ended)
+        self._count(ended)
         self._keep((ended.tenant, ended.prompt_id), record.entry)
         dropped: list[HistoryRemoval] = []
         # A few at a time: one commit must not be long because the number kept was made smaller.
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
-            prompt_id, _ = own.popitem(last=False)
-            self._drop_entry((ended.tenant, prompt_id))
-            dropped.append(HistoryRemoval(ended.tenant, prompt_id))
+            dropped.append(self._drop_oldest(ended.tenant))
+        # The one that has just come stays, however large it is.
+        while self._kept[ended.tenant] > self._max_bytes and len(own) > 1 and len(dropped) < MAX_DROPPED:
+            dropped.append(self._drop_oldest(ended.tenant))
+        while self._kept_in_all > self._max_total_bytes and len(dropped) < MAX_DROPPED:
+            largest, _ = self._kept.most_common(1)[0]
+            if largest == ended.tenant and len(own) == 1:
+                break
+            dropped.append(self._drop_oldest(largest))
         return dropped
+
+    def _drop_oldest(self, tenant: str) -> HistoryRemoval:
+        prompt_id = next(iter(self._ended[tenant]))
+        self.remove(tenant, prompt_id)
+        return HistoryRemoval(tenant, prompt_id)
+
+    def _count(self, ended: HistoryRecord, sign: int = 1) -> None:
+        self._kept[ended.tenant] += sign * ended.kept.bytes
+        self._kept_in_all += sign * ended.kept.bytes
+        if not self._kept[ended.tenant]:
+            del self._kept[ended.tenant]
 
     def remove(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
         """Forget one; None if the tenant has none of that id."""
         ended = self._ended.get(tenant, OrderedDict()).pop(prompt_id, None)
         if ended is None:
             return None
+        self._count(ended.record, -1)
         self._drop_entry((tenant, prompt_id))
         return ended.record
 

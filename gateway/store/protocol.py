@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -69,9 +69,19 @@ class JobRemoval:
     prompt_id: str
 
 
+@dataclass(slots=True)
+class KeptSize:
+    """The bytes that a record takes in the journal: 0 until it is written there."""
+
+    bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryRecord:
-    """A job that ended. Writing it removes the open job in the same commit. `entry` is the history entry's JSON."""
+    """A job that ended. Writing it removes the open job in the same commit. `entry` is the history entry's JSON.
+
+    The store sets `kept`: only who compresses the entry knows what it comes to.
+    """
 
     tenant: str
     prompt_id: str
@@ -83,6 +93,7 @@ class HistoryRecord:
     node_errors: bytes | None
     summary: bytes
     entry: bytes = b""
+    kept: KeptSize = field(default_factory=KeptSize, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

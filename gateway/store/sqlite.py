@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 from gateway.store import trouble
 from gateway.store.protocol import (
@@ -32,6 +32,7 @@ from gateway.store.protocol import (
     FileRecord,
     HistoryRecord,
     JobRecord,
+    KeptSize,
     KeyRecord,
     PlacementRecord,
     SignInRecord,
@@ -50,8 +51,10 @@ MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 
 _OPEN_JOBS = "SELECT * FROM jobs ORDER BY number, create_time"
-# Without the entries: they are the last column, so that SQLite need not read the pages which they fill.
-_HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary
+# Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
+# length of a blob without reading it.
+_HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,
+length(entry) + length(summary) + ifnull(length(node_errors), 0)
 FROM history ORDER BY position"""
 _ENTRY = "SELECT entry FROM history WHERE tenant=? AND prompt_id=?"
 _OLDEST = "SELECT tenant, prompt_id FROM history ORDER BY position LIMIT ?"
@@ -326,7 +329,8 @@ class SqliteStore:
 
     async def history(self) -> list[HistoryRecord]:
         """All ended jobs without their entries, in the order in which they ended."""
-        return [HistoryRecord(*row) for row in await self._rows(_HISTORY)]  # type: ignore[arg-type]
+        rows = await self._rows(_HISTORY)
+        return [HistoryRecord(*row[:-1], kept=KeptSize(cast(int, row[-1]))) for row in rows]  # type: ignore[arg-type, misc]
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
         """One history entry, decompressed."""

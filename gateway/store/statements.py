@@ -70,7 +70,7 @@ _upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
 _placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
 _backend = attrgetter(*(field.name for field in fields(BackendRecord)))
 _key = attrgetter(*(field.name for field in fields(KeyRecord)))
-_ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name != "entry"))
+_ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name not in ("entry", "kept")))
 _job_update = attrgetter(
     "state",
     "backend",
@@ -95,7 +95,9 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
         case JobRemoval(tenant, prompt_id):
             connection.execute(_DROP_JOB, (tenant, prompt_id))
         case HistoryRecord():
-            connection.execute(_PUT_HISTORY, (*_ended(change), zlib.compress(change.entry, 3)))
+            packed = zlib.compress(change.entry, 3)
+            connection.execute(_PUT_HISTORY, (*_ended(change), packed))
+            change.kept.bytes = len(packed) + len(change.summary) + len(change.node_errors or b"")
             connection.execute(_DROP_JOB, (change.tenant, change.prompt_id))
         case HistoryRemoval(tenant, prompt_id):
             connection.execute(_DROP_HISTORY, (tenant, prompt_id))

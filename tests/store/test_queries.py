@@ -57,6 +57,7 @@ async def test_the_start_reads_no_entries(journal: sqlite3.Connection) -> None:
     """They are the last column and not asked for, so that the pages which they fill are passed over."""
     columns = [row[1] for row in journal.execute("PRAGMA table_info(history)")]
     assert columns[-1] == "entry"
-    assert "entry" not in SERVING["_HISTORY"].replace("entry_", "")
+    # SQLite tells the length of a blob from the beginning of its row.
+    assert "entry" not in SERVING["_HISTORY"].replace("length(entry)", "").replace("entry_", "")
     assert plan(journal, SERVING["_HISTORY"]) == ["SCAN history"]
     journal.close()
