@@ -20,6 +20,10 @@ _BARE_KINDS = ("[input]", "[output]", "[temp]")
 _FILE_KEYS = ("image", "mask", "normal", "recording", "__value__")
 # What stands for a file's name that is another node's to say.
 LINKED = "(linked)"
+# No system opens a longer path: PATH_MAX of Linux.
+MAX_NAME = 4_096
+# All that tells a model or a file by the end of its name is in so many characters.
+_SUFFIX = 13
 _NO_NAMES: frozenset[str] = frozenset()
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
 # These load all that is in a folder below input (comfy_extras/nodes_dataset.py).
@@ -126,11 +130,11 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
                 files.append(_file_input(node_id, name, value, declared=True))
             elif not ("." in value[-13:] or value.endswith("]")):
                 continue
-            elif value.lower().endswith(MODEL_SUFFIXES):
+            elif value[-_SUFFIX:].lower().endswith(MODEL_SUFFIXES):
                 models.add(value)
                 if "/" in value or "\\" in value:
                     separated.append((node_id, name, value))
-            elif ANNOTATED.match(value) or _FILE_NAME.search(value):
+            elif _may_name_file(value):
                 files.append(_file_input(node_id, name, value, declared=False))
     return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
 
@@ -159,7 +163,7 @@ def _other_files(node_id: str, class_type: str, name: str, value: Any, *, declar
             yield FileInput(node_id, name, text, ref, annotated=False, declared=ref is None, folder=True)
     elif isinstance(value, dict):
         for path, text in texts(value):
-            if text and (declared or ANNOTATED.match(text) or _FILE_NAME.search(text)):
+            if text and (declared or _may_name_file(text)):
                 is_file = declared and path[-1] in _FILE_KEYS
                 yield _file_input(node_id, name, text, declared=is_file, path=path)
         if declared and isinstance(value.get("__value__"), (int, float)):
@@ -205,9 +209,18 @@ def _items(value: Any) -> Iterator[tuple[str | int, Any]]:
     return enumerate(value) if isinstance(value, list) else iter(())
 
 
+def _may_name_file(text: str) -> bool:
+    """Return True if a text ends like a file's name, or tells its folder as ComfyUI's own names do."""
+    end = text[-_SUFFIX:]
+    return ANNOTATED.match(end) is not None or _FILE_NAME.search(end) is not None
+
+
 def _file_input(node_id: str, name: str, value: str, *, declared: bool, path: tuple[str | int, ...] = ()) -> FileInput:
     if value in _BARE_KINDS:
         return FileInput(node_id, name, value, None, annotated=True, declared=declared, path=path)
+    if len(value) > MAX_NAME:
+        is_annotated = ANNOTATED.match(value[-_SUFFIX:]) is not None
+        return FileInput(node_id, name, value, None, annotated=is_annotated, declared=declared, path=path)
     match = ANNOTATED.match(value)
     file, kind = (match["path"], match["kind"]) if match else (value, "input")
     return FileInput(node_id, name, value, file_ref(kind, "", file), match is not None, declared, path)
@@ -217,8 +230,10 @@ def output_nodes(
     nodes: Iterable[tuple[str, str]], object_info: Mapping[str, Any], targets: list[str] | None = None
 ) -> list[str]:
     """Of (node_id, class_type), the output nodes; of `targets` alone if given (execution.py, validate_prompt)."""
+    # Of thousands of targets a list would be looked through for each of thousands of nodes.
+    wanted = None if targets is None else frozenset(each for each in targets if isinstance(each, str))
     return [
         node_id
         for node_id, class_type in nodes
-        if (targets is None or node_id in targets) and (object_info.get(class_type) or {}).get("output_node") is True
+        if (wanted is None or node_id in wanted) and (object_info.get(class_type) or {}).get("output_node") is True
     ]

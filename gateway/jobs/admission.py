@@ -18,23 +18,30 @@ from gateway.jobs import partner_keys
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
 # A year, in seconds.
 MOST_DEADLINE = 31_536_000
+# How deep in an input a file's name may lie: each keeps its path.
+MAX_FILE_DEPTH = 32
+# Bytes of memory that a node and a file's name take, beside those of the body.
+_NODE_BYTES, _FILE_BYTES = 512, 1_024
 _EMPTY: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large a graph may be: `nodes`, which is also how many files it may name, and the `depth` of the body's JSON.
+    """How large a prompt may be. A value is a comma or an opening bracket of its JSON, also such as stand in texts.
 
-    A body may have a hundred values for each node.
+    Attributes:
+        nodes: the nodes of the graph, and the files that it may name.
+        depth: how deep the body's JSON may be nested.
+        graph_values: the values of the graph. Whatever judges or changes a prompt goes through all of them.
+        body_values: the values of the body, which also holds the workflow that a web UI embeds.
+        outputs: the nodes that `partial_execution_targets` may name.
     """
 
-    nodes: int = 10_000
+    nodes: int = 2_000
     depth: int = 200
-
-    @property
-    def values(self) -> int:
-        """The values that a body may have in all."""
-        return self.nodes * 100
+    graph_values: int = 40_000
+    body_values: int = 250_000
+    outputs: int = 500
 
 
 _BOUNDS = Bounds()
@@ -67,7 +74,8 @@ class Submission:
 
     `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
     seconds from its acceptance, `workflow_id` encoded. A prompt `by_admin` may name and run all there is. `judgement`
-    is what `read` was told of its graph; the journal does not keep it.
+    is what `read` was told of its graph; the journal does not keep it. `more_bytes` are those of `client_id` and
+    `secrets`, if they are large.
     """
 
     prompt: bytes
@@ -90,11 +98,13 @@ class Submission:
     workflow_id: bytes | None = None
     by_admin: bool = False
     judgement: object = field(default=None, compare=False)
+    more_bytes: int = field(default=0, compare=False)
 
     @property
     def size(self) -> int:
-        """The bytes that are kept of its body."""
-        return len(self.prompt) + len(self.extra_data) + len(self.rest)
+        """Return the bytes of memory that it takes, as far as a client has a say in them."""
+        known = len(self.nodes) * _NODE_BYTES + len(self.files) * _FILE_BYTES
+        return len(self.prompt) + len(self.extra_data) + len(self.rest) + known + self.more_bytes
 
     @property
     def kind(self) -> frozenset[str]:
@@ -138,7 +148,7 @@ def read(
         Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
     """
     try:
-        value, dumps = wire.read_bounded(body, bounds.depth, bounds.values)
+        value, dumps = wire.read_bounded(body, bounds.depth, bounds.body_values)
     except wire.TooMuchJson as error:
         raise _rejection("graph_too_large", "The graph is too large", str(error)) from error
     except wire.MalformedJson as error:
@@ -152,8 +162,14 @@ def read(
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     _check_graph(prompt, bounds)
+    if len(body) > bounds.graph_values:
+        _check_values(body, prompt, dumps, bounds.graph_values)
     found = graph.survey(prompt, file_inputs, bounds.nodes)
     _check_count("files that it names", len(found.files), bounds.nodes)
+    if any(len(file.path) > MAX_FILE_DEPTH for file in found.files):
+        details = f"it names a file more than {MAX_FILE_DEPTH} deep in an input"
+        raise _rejection("graph_too_large", "The graph is too large", details)
+    _check_targets(value.get("partial_execution_targets"), bounds.outputs)
     if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
         found = graph.survey(prompt, file_inputs, bounds.nodes)
     judgement = inspect(prompt) if inspect is not None else None
@@ -202,13 +218,40 @@ def _submission(
         workflow_id=encoded_workflow_id(shown),
         by_admin=by_admin,
         judgement=judgement,
+        more_bytes=_bytes_of(client_id, secrets),
     )
+
+
+def _bytes_of(client_id: Any, secrets: Mapping[str, Any]) -> int:
+    if not secrets and (client_id is None or (type(client_id) is str and len(client_id) < _NODE_BYTES)):
+        return 0
+    return len(wire.dumps_exact([client_id, secrets]))
 
 
 def _check_count(what: str, count: int, most: int) -> None:
     if count > most:
         extra = {"limit": "max_nodes", "value": most, "used": count}
         details = f"{count} {what}; at most {most} are taken (dispatch.max_nodes)"
+        raise _rejection("graph_too_large", "The graph is too large", details, extra)
+
+
+def _check_targets(targets: Any, most: int) -> None:
+    # ComfyUI looks through them for each node, whatever they are (execution.py, validate_prompt).
+    if isinstance(targets, (list, str, dict)) and len(targets) > most:
+        raise too_many_outputs(len(targets), most)
+
+
+def too_many_outputs(count: int, most: int) -> Rejection:
+    """Return the refusal of a prompt with too many output nodes."""
+    details = f"{count} output nodes; at most {most} are taken (dispatch.max_outputs)"
+    extra = {"limit": "max_outputs", "value": most, "used": count}
+    return _rejection("too_many_outputs", "The prompt has too many outputs", details, extra)
+
+
+def _check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: int) -> None:
+    if wire.count_values(body) > most and (used := wire.count_values(dumps(prompt))) > most:
+        details = f"it has more than {most} values (dispatch.max_graph_values)"
+        extra = {"limit": "max_graph_values", "value": most, "used": used}
         raise _rejection("graph_too_large", "The graph is too large", details, extra)
 
 

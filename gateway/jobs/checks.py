@@ -14,7 +14,7 @@ from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities, views
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.editions import Edition
-from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.admission import Rejection, Submission, too_many_outputs
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.isolation import Judged
 from gateway.jobs.job import Job
@@ -50,16 +50,27 @@ _WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": 
 
 
 class Checks:
-    """What is known of a prompt's chances."""
+    """What is known of a prompt's chances.
+
+    Args:
+        max_outputs: how many output nodes a prompt may have. ComfyUI names each one that fails at each node behind it.
+    """
 
     def __init__(
-        self, catalogue: Catalogue, inputs: Inputs, policies: Policies, judge: PromptJudge, limits: Limits
+        self,
+        catalogue: Catalogue,
+        inputs: Inputs,
+        policies: Policies,
+        judge: PromptJudge,
+        limits: Limits,
+        max_outputs: int = 500,
     ) -> None:
         self._catalogue = catalogue
         self._inputs = inputs
         self._policies = policies
         self._judge = judge
         self._limits = limits
+        self._max_outputs = max_outputs
         self._files_of: object = None
         self._sets: dict[frozenset[str], frozenset[str]] = {}
         self._file_inputs: frozenset[tuple[str, str]] = frozenset()
@@ -176,6 +187,8 @@ class Checks:
             LimitReached: it names too many files that are not its tenant's own.
             Overloaded: it can't be judged yet.
         """
+        if len(submission.nodes) > self._max_outputs:
+            self._refuse_many_outputs(submission)
         found = self.denied(tenant, submission)
         if found:
             raise Rejection(400, policy_error(found))
@@ -194,6 +207,25 @@ class Checks:
         if able is not None and not able:
             self._refuse_impossible(tenant, submission)
         return self._able_and_free(tenant, submission, judged)
+
+    def _refuse_many_outputs(self, submission: Submission) -> None:
+        """Refuse a prompt with too many outputs. A node whose class nobody describes may be one.
+
+        Raises:
+            Rejection: it has too many.
+            Overloaded: no backend has said yet which classes are outputs.
+        """
+        edition, targets = self._catalogue.edition, submission.targets
+        if edition is None:
+            raise Overloaded("no backend has said yet which node classes it has, so outputs can't be counted")
+        wanted = None if targets is None else frozenset(each for each in targets if isinstance(each, str))
+        count = 0
+        for node_id, class_type in submission.nodes:
+            if wanted is None or node_id in wanted:
+                known = edition.classes.get(class_type)
+                count += known is None or known.get("output_node") is True
+        if count > self._max_outputs:
+            raise too_many_outputs(count, self._max_outputs)
 
     def is_judged(self, tenant: str) -> bool:
         """Return True if a tenant shares backends with strangers, so that it may open nothing but its own."""

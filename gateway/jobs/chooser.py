@@ -93,19 +93,24 @@ class Chooser:
         """Whether any backend could take a job."""
         return any(candidate.free > 0 for candidate in self._candidates())
 
-    def one_more_waits(self, tenant: str) -> None:
-        """A prompt of a tenant's is about to be accepted.
+    def one_more_waits(self, tenant: str, size: int) -> None:
+        """A prompt of a tenant's is about to be accepted, which takes `size` bytes.
 
         Raises:
-            LimitReached: enough of them wait already.
+            LimitReached: enough of them wait already, or those that are open take enough.
         """
-        if self._limits.of(tenant).jobs_waiting is None:
+        limits = self._limits.of(tenant)
+        opened = self._ledger.open_bytes(tenant)
+        has_room = limits.open_bytes is None or opened + size <= limits.open_bytes
+        if limits.jobs_waiting is None and has_room:
             return
         waiting = self._ledger.unstarted_count(tenant)
         running = self._ledger.remaining(tenant) - waiting
         known = [b.run_seconds for b in self._fleet.backends.values() if b.run_seconds is not None]
         usual = sum(known) / len(known) if known else None
-        self._limits.one_more_waits(tenant, waiting, starts_in(usual, running))
+        next_start = starts_in(usual, running)
+        self._limits.one_more_waits(tenant, waiting, next_start)
+        self._limits.more_bytes_open(tenant, opened, size, next_start)
 
     def used(self, job: Job, backend: Backend) -> None:
         """A job goes to a backend."""

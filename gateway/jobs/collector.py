@@ -16,7 +16,7 @@ from gateway.comfy import events, history, wire
 from gateway.comfy.answers import HistoryEntry
 from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEntry
 from gateway.comfy.events import Frame, Kind
-from gateway.comfy.jobs import job_of_history
+from gateway.comfy.jobs import job_of_history, shortened
 from gateway.comfy.outputs import FileRef
 from gateway.comfy.redaction import redact_entry
 from gateway.fleet.backend import Backend
@@ -52,6 +52,8 @@ _PASSING = (502, 503, 504)
 MOST_LOOKS = 3
 # Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
 END_GRACE = 1.0
+# Bytes of what a list of jobs shows of one: the lists are kept in memory. GET /api/jobs/{id} tells all.
+MAX_SUMMARY = 16 * 1024
 _LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
 
 
@@ -233,7 +235,10 @@ class Collector:
         outcome: history.Outcome,
         encode: Callable[[Any], bytes] = wire.dumps,
     ) -> None:
-        summary = job.translate(wire.dumps(job_of_history(job.prompt_id, entry, include_outputs=False)))
+        listed = job_of_history(job.prompt_id, entry, include_outputs=False)
+        summary = job.translate(wire.dumps(listed))
+        if len(summary) > MAX_SUMMARY:
+            summary = job.translate(wire.dumps(shortened(listed, MAX_SUMMARY)))
         place = job.backend
         pause, attempt = FETCH_PAUSE, job.attempts
         while job.attempts == attempt:

@@ -122,7 +122,7 @@ class Dispatcher:
             return await earlier
         if self._lacks_backends(tenant):
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
-        self._chooser.one_more_waits(tenant)
+        self._chooser.one_more_waits(tenant, submission.size)
         able, checked = self._checks.refuse(tenant, submission), None
         backend = self._chooser.find_now(tenant, submission, able, self._settings)
         must_check = backend is None or self._checks.is_restricted(tenant)
@@ -131,11 +131,10 @@ class Dispatcher:
             earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
                 return await earlier
-            self._chooser.one_more_waits(tenant)
+            self._chooser.one_more_waits(tenant, submission.size)
         outputs = checked.outputs if checked is not None else self._checks.outputs_of(submission)
-        job = self._ledger.admit(tenant, submission, outputs)
-        if checked is not None and checked.node_errors:
-            job.node_errors = wire.dumps(checked.node_errors)
+        node_errors = wire.dumps(checked.node_errors) if checked is not None and checked.node_errors else b"{}"
+        job = self._ledger.admit(tenant, submission, outputs, node_errors)
         if must_check:
             # Others were sent while this one was checked.
             backend = self._choose(job)

@@ -18,6 +18,7 @@ from gateway.fleet.placements import Placement, Placements
 from gateway.fleet.placer import Placer
 from gateway.fleet.uploads import Uploads
 from gateway.jobs import partner_keys
+from gateway.jobs.admission import Bounds
 from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
@@ -30,6 +31,7 @@ from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_judge import PromptJudge
+from gateway.jobs.prompt_reader import PromptReader
 from gateway.jobs.records import job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
@@ -83,7 +85,13 @@ class Engine:
             fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue"
         )
         self.placer = Placer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
-        self.history = History(store, settings.history.max_items, settings.history.memory)
+        self.history = History(
+            store,
+            settings.history.max_items,
+            settings.history.memory,
+            settings.history.max_bytes,
+            settings.store.retention.max_bytes,
+        )
         self.ledger = Ledger(store, bus, self.history, client_id)
         judge = PromptJudge(self.catalogue, policies, self._is_apart, names)
         self.places = UploadPlaces(names, judge.is_hidden)
@@ -125,7 +133,10 @@ class Engine:
             self.places,
             judge.is_reviewed,
         )
-        self.checks = Checks(self.catalogue, inputs, policies, judge, limits)
+        self.checks = Checks(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
+        most = settings.dispatch
+        bounds = Bounds(most.max_nodes, most.max_depth, most.max_graph_values, most.max_body_values, most.max_outputs)
+        self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
@@ -172,6 +183,7 @@ class Engine:
 
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
+        await self.reader.close()
         parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
         for part in (*parts, self.forgetting, self.retention, self.catalogue, self.uploads, self.placer):
             await part.close()

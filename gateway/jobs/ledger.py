@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from gateway.comfy.errors import is_prompt_id
@@ -43,6 +44,8 @@ class Ledger:
         self._upstream: dict[str, Job] = {}
         self._places = Places()
         self._queue_bytes: dict[str, bytes] = {}
+        self._sizes: dict[Job, int] = {}
+        self._open_bytes: Counter[str] = Counter()
         self._number = 0
         self.waiting = WaitingList()
         self.named = NamedFiles()
@@ -84,6 +87,10 @@ class Ledger:
         """A tenant's queue_remaining: its open jobs, as ComfyUI counts pending and running alike."""
         return len(self._tenants.get(tenant, ()))
 
+    def open_bytes(self, tenant: str) -> int:
+        """Return the bytes that a tenant's open jobs take."""
+        return self._open_bytes[tenant]
+
     def load(self, backend: str) -> tuple[int, int]:
         """How many of ours are queued and running on a backend, reservations included."""
         return self._places.load(backend)
@@ -110,7 +117,7 @@ class Ledger:
 
     # -- a job's life --------------------------------------------------------------------------------------------
 
-    def admit(self, tenant: str, submission: Submission, outputs: list[str]) -> Job:
+    def admit(self, tenant: str, submission: Submission, outputs: list[str], node_errors: bytes = b"{}") -> Job:
         """Accept a prompt: from here on it is in /queue."""
         job = Job(
             tenant,
@@ -121,6 +128,7 @@ class Ledger:
             int(time.time() * 1000),
             time.monotonic(),
             outputs=outputs,
+            node_errors=node_errors,
         )
         self._insert(job)
         self._announce(job)
@@ -153,6 +161,9 @@ class Ledger:
 
     def _insert(self, job: Job) -> None:
         self._jobs[job.key] = job
+        # What a backend says of a job that it took comes later, and is not counted.
+        self._sizes[job] = size = job.submission.size + len(job.node_errors)
+        self._open_bytes[job.tenant] += size
         self._tenants.setdefault(job.tenant, {})[job.prompt_id] = job
         self.named.enter(job)
         self._enter(job)
@@ -358,6 +369,9 @@ class Ledger:
         if job.state not in ENDED:
             self._leave(job)
         self._jobs.pop(job.key, None)
+        self._open_bytes[job.tenant] -= self._sizes.pop(job, 0)
+        if self._open_bytes[job.tenant] <= 0:
+            del self._open_bytes[job.tenant]
         self.named.leave(job)
         own = self._tenants.get(job.tenant, {})
         own.pop(job.prompt_id, None)

@@ -57,6 +57,10 @@ def _given_up(job: Job) -> bytes:
     return wire.dumps([[each.backend, each.upstream_id, each.mark] for each in job.given_up])
 
 
+# Of these a history keeps no more: it holds them in memory. The entry itself is in the journal, whole.
+MAX_NODE_ERRORS = 64 * 1024
+
+
 def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> HistoryRecord:
     """A job that ended."""
     return HistoryRecord(
@@ -66,7 +70,7 @@ def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> Hist
         number=job.number,
         outcome=outcome,
         digest=job.submission.digest,
-        node_errors=job.node_errors,
+        node_errors=job.node_errors if len(job.node_errors) <= MAX_NODE_ERRORS else b"{}",
         summary=summary,
         entry=entry,
     )

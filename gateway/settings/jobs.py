@@ -15,7 +15,11 @@ class DispatchSettings(Model):
     max_queue: Count = 16
     max_waiting: Count = 10_000
     max_waiting_bytes: Bytes = 512 * 1024**2
-    max_nodes: Count = 10_000
+    max_prompt_bytes: Bytes = 16 * 1024**2
+    max_nodes: Count = 2_000
+    max_graph_values: Count = 40_000
+    max_body_values: Count = 250_000
+    max_outputs: Count = 500
     max_depth: Annotated[int, Field(ge=16, le=500)] = 200
     connect_timeout: Seconds = 3.0
     send_timeout: Seconds = 20.0
@@ -34,6 +38,7 @@ class HistorySettings(Model):
     """What is kept of finished jobs."""
 
     max_items: Count = 10_000
+    max_bytes: Bytes = 2 * 1024**3
     memory: Bytes = 128 * 1024 * 1024
     max_result: Bytes = 8 * 1024 * 1024
 
@@ -43,6 +48,7 @@ class RetentionSettings(Model):
 
     max_age: Annotated[float, Field(gt=0)] = 30 * 86_400.0
     max_items: Count = 100_000
+    max_bytes: Bytes = 8 * 1024**3
     max_files: Count = 300_000
 
 

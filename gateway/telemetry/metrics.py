@@ -46,6 +46,9 @@ class Metrics:
         self.probe_seconds = histogram("probe_seconds", "Time of a probe", _HTTP_BUCKETS, "backend", "outcome")
 
         self.prompts_refused = counter("prompts_refused_total", "Prompts that the gateway refused, by error", "error")
+        self.prompts_read_apart = counter(
+            "prompts_read_apart_total", "Large prompts given to a process apart, by outcome", "outcome"
+        )
         self.jobs = counter("jobs_total", "Jobs ended, by outcome", "outcome", "backend")
         self.results_unreadable = counter("results_unreadable_total", "Jobs failed by their result", "backend")
         self.retries = counter("jobs_retried_total", "Jobs sent again, by reason", "backend", "reason")

@@ -24,6 +24,7 @@ _WHAT = {
     "requests_per_second": "Too many requests",
     "prompts_per_minute": "Too many prompts",
     "jobs_waiting": "Too many prompts of yours are waiting",
+    "open_bytes": "Your prompts that have not ended take too many bytes",
     "body_bytes": "The request body is too large",
     "upload_bytes": "There is no room for the file",
     "sockets": "Too many WebSockets of yours are open",
@@ -200,6 +201,20 @@ class Limits:
         if most is not None and waiting >= most:
             details = "send it again when one of them has started, or cancel one with POST /queue"
             raise LimitReached("jobs_waiting", most, waiting, details, _soon(starts_in))
+
+    def more_bytes_open(self, tenant: str, opened: int, size: int, ends_in: float | None) -> None:
+        """A prompt of `size` bytes is about to be accepted; the tenant's open ones have `opened`.
+
+        Raises:
+            LimitReached: that is too much.
+        """
+        most = self._policies.of(tenant).limits.open_bytes
+        if most is None or opened + size <= most:
+            return
+        if size > most:
+            raise LimitReached("open_bytes", most, size, f"this prompt alone takes {size} bytes", None)
+        details = f"this prompt takes {size} bytes; send it again when one of them has ended, or cancel one"
+        raise LimitReached("open_bytes", most, opened, details, _soon(ends_in))
 
     def may_run_more(self, tenant: str, placed: int) -> bool:
         """Whether one more of a tenant's jobs may go to a backend that have `placed` of them."""

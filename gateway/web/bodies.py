@@ -27,23 +27,29 @@ REACHED = "limit_reached"
 _CHARSETS = frozenset({"ascii", "cp1252", "iso8859-1", "utf-16", "utf-16-be", "utf-16-le", "utf-32"})
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, most: int | None = None) -> bytes:
     """A request's body, unpacked.
 
+    Args:
+        most: the bytes that the route takes; None for what `server.max_body` says.
+
     Raises:
-        HTTPRequestEntityTooLarge: it has more than `server.max_body` bytes.
+        HTTPRequestEntityTooLarge: it has more than `most` bytes, or than `server.max_body`.
         LimitReached: it has more than its tenant may send.
         UnknownCoding, BadPacking: it came compressed in a way that is not taken, or does not unpack.
     """
     body = bytearray()
+    most = request.client_max_size if most is None else min(most, request.client_max_size)
     if "Content-Encoding" in request.headers:
         async for piece in pieces(request):
             body += piece
-            _check(request, len(body))
+            _check(request, len(body), most)
         return bytes(body)
+    if (request.content_length or 0) > most:
+        raise web.HTTPRequestEntityTooLarge(most, request.content_length or 0)
     while chunk := await request.content.readany():
         body += chunk
-        _check(request, len(body))
+        _check(request, len(body), most)
     return bytes(body)
 
 
@@ -67,14 +73,14 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
         unpacker.end()
 
 
-async def read_json(request: web.Request) -> bytes:
-    """A body that should be JSON, in UTF-8.
+async def read_json(request: web.Request, most: int | None = None) -> bytes:
+    """A body that should be JSON, in UTF-8. `most`: see `read_body`.
 
     Raises:
         MalformedJson: it is in a charset that is not taken, or not in the one that it says.
         HTTPRequestEntityTooLarge, LimitReached, UnknownCoding, BadPacking: see `read_body`.
     """
-    body, charset = await read_body(request), request.charset
+    body, charset = await read_body(request, most), request.charset
     if charset is None or charset.lower() == "utf-8":
         return body
     try:
@@ -103,10 +109,10 @@ async def _counted(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _check(request: web.Request, size: int) -> None:
+def _check(request: web.Request, size: int, most: int) -> None:
     _check_own(request, size)
-    if size > request.client_max_size:
-        raise web.HTTPRequestEntityTooLarge(request.client_max_size, size)
+    if size > most:
+        raise web.HTTPRequestEntityTooLarge(most, size)
 
 
 def _check_own(request: web.Request, size: int) -> None:

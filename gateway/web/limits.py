@@ -14,7 +14,12 @@ from gateway.tenants.limits import LimitReached, Quota
 from gateway.web.answers import problem
 
 # Units of what is no request (the draft's section on the quota unit parameter).
-_UNITS = {"body_bytes": "content-bytes", "upload_bytes": "content-bytes", "sockets": "concurrent-requests"}
+_UNITS = {
+    "body_bytes": "content-bytes",
+    "open_bytes": "content-bytes",
+    "upload_bytes": "content-bytes",
+    "sockets": "concurrent-requests",
+}
 
 
 # Answers that no waiting changes.

@@ -10,10 +10,10 @@ from functools import partial
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.admission import Bounds, Rejection, read
+from gateway.jobs.admission import Rejection, Submission
 from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
+from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.reply import Overloaded, Reply
-from gateway.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.web.answers import json, json_bytes, problem
@@ -63,16 +63,7 @@ async def post_prompt(request: web.Request) -> web.Response:
     early = _EarlyAnswer(request, rates)
     try:
         limits.prompt(identity.tenant, time.monotonic())
-        body = await read_json(request)
-        await engine.checks.ready(identity.tenant)
-        submission = read(
-            body,
-            engine.checks.file_inputs,
-            _bounds(parts(request).settings),
-            by_admin=identity.is_admin,
-            inspect=engine.checks.inspector(identity.tenant, by_admin=identity.is_admin),
-            own_name=partial(engine.outputs.own_name, identity.tenant),
-        )
+        submission = await _read(request)
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         _count(parts(request).metrics, identity.tenant, rejection)
@@ -80,11 +71,30 @@ async def post_prompt(request: web.Request) -> web.Response:
         return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
     except wire.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
+    except NotRead as error:
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return problem(503, "prompt_not_read", "The prompt could not be read", str(error), headers)
     except Overloaded as error:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         parts(request).metrics.limited.labels("max_waiting").inc()
         return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
     return await early.written() or _response(reply, rates())
+
+
+async def _read(request: web.Request) -> Submission:
+    """Read the body. Nothing keeps it once that is done."""
+    engine, identity = parts(request).engine, caller(request)
+    body = await read_json(request, parts(request).settings.dispatch.max_prompt_bytes)
+    await engine.checks.ready(identity.tenant)
+    inspect = engine.checks.inspector(identity.tenant, by_admin=identity.is_admin)
+    return await engine.reader.read(
+        identity.tenant,
+        body,
+        engine.checks.file_inputs,
+        by_admin=identity.is_admin,
+        inspect=inspect,
+        own_name=partial(engine.outputs.own_name, identity.tenant),
+    )
 
 
 def _count(metrics: Metrics, tenant: str, rejection: Rejection) -> None:
@@ -95,10 +105,6 @@ def _count(metrics: Metrics, tenant: str, rejection: Rejection) -> None:
     if "pack" in extra:
         named = {name: extra.get(name) for name in ("class_type", "pack", "input_name")}
         _log.info("prompt_refused", tenant=tenant, error=error["type"], **named)
-
-
-def _bounds(settings: Settings) -> Bounds:
-    return Bounds(settings.dispatch.max_nodes, settings.dispatch.max_depth)
 
 
 async def get_prompt(request: web.Request) -> web.Response:
