@@ -10,6 +10,8 @@ from typing import Any
 
 from gateway.comfy import wire
 
+# Characters of a value that an error tells.
+MAX_TOLD = 8_192
 _PROMPT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -23,6 +25,15 @@ def error_body(
     """An error in ComfyUI's form."""
     error = {"type": type_, "message": message, "details": details, "extra_info": extra_info or {}}
     return {"error": error, "node_errors": node_errors or {}}
+
+
+def clipped(value: Any) -> Any:
+    """Return a value as an error tells it: whole, unless it is longer than anybody reads."""
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TOLD else value[:MAX_TOLD] + "…"
+    if isinstance(value, (list, dict)) and len(encoded := wire.dumps_exact(value)) > MAX_TOLD:
+        return encoded[:MAX_TOLD].decode() + "…"
+    return value
 
 
 def no_prompt() -> dict[str, Any]:

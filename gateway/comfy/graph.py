@@ -131,6 +131,8 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
             elif not ("." in value[-13:] or value.endswith("]")):
                 continue
             elif value[-_SUFFIX:].lower().endswith(MODEL_SUFFIXES):
+                if len(value) > MAX_NAME:
+                    continue
                 models.add(value)
                 if "/" in value or "\\" in value:
                     separated.append((node_id, name, value))

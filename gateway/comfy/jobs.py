@@ -20,6 +20,8 @@ _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
 _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 _TEXT = (".txt", ".md", ".json")
 _MAX_TEXT = 1024
+# Web UIs give a UUID; a longer id is told of ended jobs alone.
+_MAX_WORKFLOW_ID = 16 * 1024
 T = TypeVar("T")
 
 
@@ -261,7 +263,8 @@ def listed(job: Mapping[str, Any]) -> Listed:
 def encoded_workflow_id(extra_data: Mapping[str, Any]) -> bytes | None:
     """The id of the workflow that a prompt's extra_data holds, if it has one."""
     workflow_id = _workflow_id(extra_data)
-    return None if workflow_id is None else wire.packed(wire.dumps(workflow_id))
+    encoded = b"" if workflow_id is None else wire.dumps(workflow_id)
+    return wire.packed(encoded) if 0 < len(encoded) <= _MAX_WORKFLOW_ID else None
 
 
 def page_of(jobs: Sequence[tuple[Listed, T]], query: JobsQuery) -> tuple[list[tuple[Listed, T]], dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.comfy.errors import error_body
+from gateway.comfy.errors import clipped, error_body
 
 # Inputs that become others, by what is in them: only the backend knows which (comfy_api/latest/_io.py).
 _DYNAMIC = ("COMFY_AUTOGROW", "COMFY_DYNAMIC")
@@ -235,7 +235,7 @@ class _Validator:
 
     def _bad_link(self, name: str, value: list[Any], type_: Any, options: Any) -> dict[str, Any] | None:
         if len(value) != 2:
-            extra = {"input_name": name, "input_config": [type_, options], "received_value": value}
+            extra = {"input_name": name, "input_config": [type_, options], "received_value": clipped(value)}
             return _error("bad_linked_input", _BAD_LINK, name, extra)
         received = self._object_info[self._prompt[value[0]]["class_type"]]["output"][value[1]]
         if _types_match(received, type_):
@@ -274,8 +274,8 @@ def _exception(type_: str, error: Exception) -> dict[str, Any]:
     where = "inner node" if type_ == "exception_during_inner_validation" else "node"
     extra: dict[str, Any] = {"exception_type": type(error).__qualname__, "traceback": []}
     if where == "inner node":
-        extra["exception_message"] = str(error)
-    return _error(type_, f"Exception when validating {where}", str(error), extra)
+        extra["exception_message"] = clipped(str(error))
+    return _error(type_, f"Exception when validating {where}", clipped(str(error)), extra)
 
 
 def _types_match(received: Any, wanted: Any) -> bool:
@@ -303,14 +303,14 @@ def _check_value(
         extra = {
             "input_name": name,
             "input_config": [type_, options],
-            "received_value": value,
-            "exception_message": str(error),
+            "received_value": clipped(value),
+            "exception_message": clipped(str(error)),
         }
         message = f"Failed to convert an input value to a {type_} value"
-        return _error("invalid_input_type", message, f"{name}, {value}, {error}", extra)
+        return _error("invalid_input_type", message, f"{name}, {clipped(value)}, {clipped(str(error))}", extra)
     if exempt:
         return None
-    extra = {"input_name": name, "input_config": [type_, options], "received_value": value}
+    extra = {"input_name": name, "input_config": [type_, options], "received_value": clipped(value)}
     if "min" in options and value < options["min"]:
         return _error("value_smaller_than_min", f"Value {value} smaller than min of {options['min']}", name, extra)
     if "max" in options and value > options["max"]:
@@ -332,5 +332,5 @@ def _check_choice(name: str, value: Any, type_: Any, options: Any, extra: dict[s
     if len(choices) > _MANY_CHOICES:
         shown = f"(list of length {len(choices)})"
         extra["input_config"] = None
-    details = f"{name}: {', '.join(repr(item) for item in wrong)} not in {shown}"
+    details = f"{name}: {', '.join(repr(clipped(item)) for item in wrong)} not in {shown}"
     return _error("value_not_in_list", "Value not in list", details, extra)

@@ -80,6 +80,8 @@ def wrong_with_model_name(value: Any) -> str | None:
     """
     if not isinstance(value, str) or BARE_NAME.fullmatch(value):
         return None
+    if len(value) > _MAX_PREFIX:
+        return f"it may have {_MAX_PREFIX} characters at most"
     is_inside = (
         not value.startswith(("/", "\\")) and _DRIVE.match(value) is None and ".." not in _SEPARATORS.split(value)
     )

@@ -18,6 +18,8 @@ from gateway.jobs import partner_keys
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
 # A year, in seconds.
 MOST_DEADLINE = 31_536_000
+# Bytes of client_id and partner keys, which are kept parsed and told again and again.
+MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
 MAX_FILE_DEPTH = 32
 # Bytes of memory that a node and a file's name take, beside those of the body.
@@ -192,6 +194,7 @@ def _submission(
     gave_client_id = "client_id" in value or "client_id" in extra
     client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
     secrets = {key: extra[key] for key in partner_keys.NAMES if key in extra}
+    more_bytes = _bytes_of(client_id, secrets)
     shown = {key: item for key, item in extra.items() if key not in partner_keys.NAMES and key != "client_id"}
     rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
     if may_name_keys:
@@ -218,14 +221,18 @@ def _submission(
         workflow_id=encoded_workflow_id(shown),
         by_admin=by_admin,
         judgement=judgement,
-        more_bytes=_bytes_of(client_id, secrets),
+        more_bytes=more_bytes,
     )
 
 
 def _bytes_of(client_id: Any, secrets: Mapping[str, Any]) -> int:
     if not secrets and (client_id is None or (type(client_id) is str and len(client_id) < _NODE_BYTES)):
         return 0
-    return len(wire.dumps_exact([client_id, secrets]))
+    size = len(wire.dumps_exact([client_id, secrets]))
+    if size > MAX_HEAD:
+        details = f"client_id and partner keys have {size} bytes together; at most {MAX_HEAD} are taken"
+        raise _rejection("invalid_body", "The body can't be read", details)
+    return size
 
 
 def _check_count(what: str, count: int, most: int) -> None:
@@ -264,6 +271,9 @@ def _check_graph(prompt: Any, bounds: Bounds) -> None:
         )
     _check_count("nodes", len(prompt), bounds.nodes)
     for node_id, node in prompt.items():
+        # They are told in errors, and ComfyUI tells some of them for each node.
+        if len(node_id) > graph.MAX_NAME:
+            raise _long_name("id", node_id)
         if not isinstance(node, dict):
             named = node_id[:200]
             raise _rejection(
@@ -274,6 +284,26 @@ def _check_graph(prompt: Any, bounds: Bounds) -> None:
             raise _rejection(
                 "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
             )
+        if len(node.get("class_type", "")) > graph.MAX_NAME:
+            raise _long_name("class_type", node_id)
+        meta = node.get("_meta")
+        title = meta.get("title") if isinstance(meta, dict) else None
+        if title is not None and (len(title) > graph.MAX_NAME if isinstance(title, str) else _is_large(title)):
+            raise _long_name("title", node_id)
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, (list, dict)) and len(wire.dumps_exact(value)) > graph.MAX_NAME
+
+
+def _long_name(what: str, node_id: str) -> Rejection:
+    named, most = node_id[:200], graph.MAX_NAME
+    return _rejection(
+        "graph_too_large",
+        "The graph is too large",
+        f"the {what} of node '{named}' is too long; at most {most} characters are taken",
+        {"node_id": named},
+    )
 
 
 def _number(value: Mapping[str, Any]) -> float | None:

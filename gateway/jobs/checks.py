@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.errors import error_body
+from gateway.comfy.errors import clipped, error_body
 from gateway.comfy.graph import LINKED, FileInput, output_nodes, texts
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
@@ -409,7 +409,7 @@ def _check_of(wrong: frozenset[tuple[str, str]]) -> Any:
 
 
 def _invalid(input_name: str, value: str) -> str:
-    return f"Invalid {_WHAT.get(input_name, 'image')} file: {value}"
+    return f"Invalid {_WHAT.get(input_name, 'image')} file: {clipped(value)}"
 
 
 def _names(description: Any) -> set[str]:

@@ -235,6 +235,7 @@ class Collector:
         outcome: history.Outcome,
         encode: Callable[[Any], bytes] = wire.dumps,
     ) -> None:
+        ran, rest = entry["prompt"][4], {key: value for key, value in entry.items() if key != "prompt"}
         listed = job_of_history(job.prompt_id, entry, include_outputs=False)
         summary = job.translate(wire.dumps(listed))
         if len(summary) > MAX_SUMMARY:
@@ -243,7 +244,7 @@ class Collector:
         pause, attempt = FETCH_PAUSE, job.attempts
         while job.attempts == attempt:
             try:
-                said = job.translate(encode(entry))
+                said = b'{"prompt":%b,%b' % (job.prompt_item(ran), job.translate(encode(rest))[1:])
                 if not await self._ledger.finish(job, outcome, wire.packed(said), wire.packed(summary)):
                     return
                 break
@@ -265,18 +266,19 @@ class Collector:
         entry.update(self._outputs.without_added(job, entry) or {})
         prompt = entry.get("prompt")
         ran = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
-        is_as_sent = not (job.submission.files or job.submission.separated or self._is_kept_apart(job))
-        graph = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 and is_as_sent else None
-        entry["prompt"] = self._prompt_item(job, graph, ran)
+        entry["prompt"] = self._prompt_item(job, ran)
         entry["outputs"] = self._outputs.of_entry(job, backend.name, entry, known)
         if self._is_kept_apart(job):
             told = {key: value for key, value in entry.items() if key != "prompt"}
             entry.update(redact_entry(self._outputs.reveal_value(job, told)))
 
-    def _prompt_item(self, job: Job, graph: Any, outputs: Any) -> list[Any]:
+    def _prompt_item(self, job: Job, outputs: Any) -> list[Any]:
+        """Return an entry's prompt, without what may be long: that is never parsed, see `Job.prompt_item`."""
         number = job.number if job.submission.number is not None else int(job.number)
-        graph = wire.loads(job.submission.prompt) if graph is None else graph
-        return [number, job.prompt_id, graph, wire.loads(job.shown_extra_data()), outputs]
+        extra: dict[str, Any] = {"create_time": job.create_time}
+        if job.submission.workflow_id is not None:
+            extra["extra_pnginfo"] = {"workflow": {"id": wire.loads(job.submission.workflow_id)}}
+        return [number, job.prompt_id, {}, extra, outputs]
 
     def fail(self, job: Job, reason: str, type_: str) -> None:
         """End a job that no backend can run: ``execution_error``, and a history entry that says why."""
@@ -298,7 +300,7 @@ class Collector:
         # Until that is journalled no backend is eligible for it.
         job.pinned = frozenset()
         job.live.terminal = (type_, event)
-        entry = history.entry_without_run(self._prompt_item(job, None, job.outputs), type_, event)
+        entry = history.entry_without_run(self._prompt_item(job, job.outputs), type_, event)
         self._tasks.start(self._end(job, entry, outcome), job.prompt_id)
 
     def _tell(self, job: Job, entry: dict[str, Any]) -> None:

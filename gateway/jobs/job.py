@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
+from itertools import chain
 from typing import Any
 
 from gateway.comfy import wire
@@ -36,6 +37,12 @@ SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
 # Under this key an admin is told whose a job is.
 WHOSE = "gateway_tenant"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+# A larger item of /queue is put together each time: it is all that the job keeps, once more.
+MAX_KEPT_ITEM = 64 * 1024
+# Bytes that are sent in one piece.
+PIECE = 256 * 1024
 
 
 class Delivery(Enum):
@@ -195,18 +202,25 @@ class Job:
         return b'%b%b%b"create_time":%d}' % (extra, comma, client, self.create_time)
 
     def queue_item(self) -> bytes:
-        """Its item of /queue, encoded once: ``[number, prompt_id, prompt, extra_data, outputs_to_execute]``."""
-        if self.item is None:
-            self.item = self._item(self.shown_extra_data())
-        return self.item
+        """Its item of /queue, ``[number, prompt_id, prompt, extra_data, outputs]``; encoded once if it is short."""
+        if self.item is not None:
+            return self.item
+        item = self._item(self.shown_extra_data())
+        if len(item) <= MAX_KEPT_ITEM:
+            self.item = item
+        return item
 
     def queue_item_with_tenant(self) -> bytes:
         """The same for an admin: extra_data says whose it is."""
         return self._item(b'%b,"%b":%b}' % (self.shown_extra_data()[:-1], WHOSE.encode(), wire.dumps(self.tenant)))
 
-    def _item(self, extra_data: bytes) -> bytes:
-        outputs = wire.dumps(self.outputs)
-        parts = (self.shown_number, wire.dumps(self.prompt_id), self.submission.prompt, extra_data, outputs)
+    def prompt_item(self, outputs: Any) -> bytes:
+        """Return the same as its history entry has it: `outputs` are those that were executed."""
+        return self._item(self.shown_extra_data(), outputs)
+
+    def _item(self, extra_data: bytes, outputs: Any = None) -> bytes:
+        executed = wire.dumps(self.outputs if outputs is None else outputs)
+        parts = (self.shown_number, wire.dumps(self.prompt_id), self.submission.prompt, extra_data, executed)
         return b"[" + b",".join(parts) + b"]"
 
     def answer(self) -> bytes:
@@ -230,11 +244,29 @@ def queue_json(
 
     `running` and `pending` are encoded items of others, which an admin sees too; with `whose` it is told whose each is.
     """
+    return b"".join(queue_pieces(jobs, running, pending, whose=whose))
+
+
+def queue_pieces(
+    jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
+) -> Iterator[bytes]:
+    """The same piece by piece, for those that are too long to be put together at once."""
     item = Job.queue_item_with_tenant if whose else Job.queue_item
     jobs = list(jobs)
-    runs = [item(job) for job in jobs if job.state in SHOWN_RUNNING]
+    runs = [job for job in jobs if job.state in SHOWN_RUNNING]
     waits = sorted((job for job in jobs if job.state not in SHOWN_RUNNING), key=lambda job: (job.tag, job.number))
-    return b'{"queue_running": [%b], "queue_pending": [%b]}' % (
-        b", ".join([*runs, *running]),
-        b", ".join([*(item(job) for job in waits), *pending]),
-    )
+    yield b'{"queue_running": ['
+    yield from _joined(chain(map(item, runs), running))
+    yield b'], "queue_pending": ['
+    yield from _joined(chain(map(item, waits), pending))
+    yield b"]}"
+
+
+def _joined(items: Iterable[bytes]) -> Iterator[bytes]:
+    for n, item in enumerate(items):
+        if n:
+            yield b", "
+        if len(item) <= PIECE:
+            yield item
+        else:
+            yield from (item[start : start + PIECE] for start in range(0, len(item), PIECE))

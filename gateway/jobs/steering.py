@@ -186,17 +186,19 @@ def spliced(raw: bytes, steering: Steering) -> bytes | None:
         return None
     (_, name), *_ = steering.changed
     # A quote within a text has a backslash before it, so these bytes are a key wherever they are.
-    first, *pieces = raw.split(f'"{name}":'.encode())
+    key = f'"{name}":'.encode()
+    first, *pieces = raw.split(key)
     # Each saver has the input. If there are no more keys of the name, each piece begins with one saver's text.
     if len(pieces) != len(steering.changed):
         return None
-    parts = [first]
+    parts: list[bytes | memoryview] = [first]
     for piece, text in zip(pieces, steering.changed.values(), strict=True):
         match = _JSON_TEXT.match(piece)
         if match is None:
             return None
-        parts.append(wire.dumps(text) + piece[match.end() :])
-    return f'"{name}":'.encode().join(parts)
+        # One copy of each piece at most: a prompt may hold pictures.
+        parts += (key, wire.dumps(text), memoryview(piece)[match.end() :])
+    return b"".join(parts)
 
 
 def _given(inputs: Mapping[str, Any], profile: ClassProfile) -> Iterator[tuple[str, Any]]:

@@ -256,7 +256,9 @@ class UserFolder:
             FolderFull: they are too many.
         """
         async with self._turn:
-            body = json.dumps({**await _in_thread(self._settings), **new}, indent=4).encode()
+            settings = {**await _in_thread(self._settings), **new}
+            # With indents this is a loop of Python's, which lets others have their turns.
+            body = await _in_thread(lambda: json.dumps(settings, indent=4).encode())
             if len(body) > MAX_SETTINGS:
                 raise FolderFull(f"settings have at most {MAX_SETTINGS} bytes")
             await writer.write(body)

@@ -15,6 +15,9 @@ NO_BACKEND = "No backend may be used with this key"
 NO_BACKEND_HINT = "every backend is dedicated to other tenants; the operator can share one, or add this tenant to one"
 # An embedding is named inside a text (comfy/sd1_clip.py, SDTokenizer); its suffix may be left out.
 _EMBEDDING = re.compile(r"embedding:([^\s,()<>\[\]]+)", re.IGNORECASE)
+# PATH_MAX of Linux; and the embeddings that are looked up in one text.
+_MAX_PATH = 4_096
+_MAX_EMBEDDINGS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +91,17 @@ class Policy:
         """
         if not self.models:
             return False
+        if len(name) > _MAX_PATH:
+            # ComfyUI may make a short path of it (folder_paths.py, get_full_path).
+            return True
         path = plain_path(name)
         return self.models.match(path) or self.models.match(path.rpartition("/")[2])
 
     def denies_embedding(self, text: str) -> str | None:
         """The embedding in a text that is refused, if any."""
-        if self.models and "embedding:" in text.lower():
+        if self.models and (count := text.lower().count("embedding:")):
+            if count > _MAX_EMBEDDINGS:
+                return f"more than {_MAX_EMBEDDINGS} names"
             return next((name for name in _EMBEDDING.findall(text) if self._denies_bare(name)), None)
         return None
 

@@ -10,12 +10,18 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
-from gateway.jobs.job import queue_json
+from gateway.jobs.job import queue_pieces
 from gateway.telemetry.audit import Action
-from gateway.web.answers import empty, json_bytes, problem
+from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
 from gateway.web.bodies import MOST_DEPTH, read_body, read_json
 from gateway.web.parts import caller, parts, tells_whose, whose
+from gateway.web.streaming import send_pieces
+
+# Bytes of a /queue that is encoded once and kept; a longer one is put together as it is sent.
+MAX_AT_ONCE = 1024 * 1024
+# Bytes and values of a body that orders something: as many ids as prompts may wait.
+MAX_ORDER, MAX_ORDER_VALUES = 1024 * 1024, 12_000
 
 
 class BadBody(Exception):
@@ -29,10 +35,10 @@ async def read_object(request: web.Request, *, optional: bool = False) -> dict[s
         BadBody: it is something else.
     """
     try:
-        body = await read_json(request)
+        body = await read_json(request, MAX_ORDER)
         if optional and not body.strip():
             return {}
-        value, _ = wire.read_bounded(body, MOST_DEPTH)
+        value, _ = wire.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
     except wire.MalformedJson as error:
         if optional:
             return {}
@@ -49,17 +55,25 @@ def ids_of(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)]
 
 
-async def get_queue(request: web.Request) -> web.Response:
+async def get_queue(request: web.Request) -> web.StreamResponse:
     """The caller's jobs; an admin sees everybody's, and what was queued behind the gateway's back."""
     engine = parts(request).engine
     identity = whose(request)
+    if not identity.is_admin and engine.ledger.open_bytes(identity.tenant) > MAX_AT_ONCE:
+        return await send_pieces(request, queue_pieces(engine.ledger.jobs(identity.tenant)), JSON_HEADERS)
     if not identity.is_admin:
         return json_bytes(engine.ledger.queue_json(identity.tenant))
     tells, (running, pending) = tells_whose(request), engine.foreign_items()
-    if not (tells or running or pending) and engine.ledger.remaining(identity.tenant) == len(engine.ledger):
+    is_short = engine.ledger.open_bytes(identity.tenant) <= MAX_AT_ONCE
+    if (
+        is_short
+        and not (tells or running or pending)
+        and engine.ledger.remaining(identity.tenant) == len(engine.ledger)
+    ):
         return json_bytes(engine.ledger.queue_json(identity.tenant))
     foreign = [[wire.dumps(item) for item in items] for items in (running, pending)]
-    return json_bytes(queue_json(engine.ledger.jobs(), *foreign, whose=tells))
+    pieces = queue_pieces(engine.ledger.jobs(), *foreign, whose=tells)
+    return await send_pieces(request, pieces, JSON_HEADERS)
 
 
 async def post_queue(request: web.Request) -> web.Response:
@@ -95,9 +109,9 @@ async def post_interrupt(request: web.Request) -> web.Response:
 
 async def post_free(request: web.Request) -> web.Response:
     """Free memory on every backend (admins)."""
-    body = await read_body(request)
+    body = await read_body(request, MAX_ORDER)
     try:
-        wire.read_bounded(body, MOST_DEPTH)
+        wire.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
     except wire.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
 

@@ -59,6 +59,10 @@ async def get_users(request: web.Request) -> web.StreamResponse:
     return json({"storage": "server", "migrated": await own.exists()})
 
 
+# Values of settings that are sent at once.
+MAX_SETTINGS_VALUES = 100_000
+
+
 async def get_settings(request: web.Request) -> web.StreamResponse:
     """GET /settings."""
     own = _own(request)
@@ -95,11 +99,9 @@ async def post_setting(request: web.Request) -> web.StreamResponse:
 
 async def _json(request: web.Request) -> Any:
     """The body's JSON, or the refusal."""
-    body = await read_body(request)
-    if len(body) > MAX_SETTINGS:
-        return problem(413, "body_too_large", "The settings are too large", f"at most {MAX_SETTINGS} bytes are taken")
+    body = await read_body(request, MAX_SETTINGS)
     try:
-        return wire.read_bounded(body, MOST_DEPTH)[0]
+        return wire.read_bounded(body, MOST_DEPTH, MAX_SETTINGS_VALUES)[0]
     except wire.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", f"it is not JSON: {error}")
 

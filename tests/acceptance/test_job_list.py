@@ -8,7 +8,7 @@ from tests.lab import Lab
 from tests.workflows import slow
 
 # More than is sent in one piece.
-LONG = "x" * 200_000
+LONG = "-" * 10_000
 
 
 async def test_what_a_list_tells(lab: Lab) -> None:

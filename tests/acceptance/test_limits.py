@@ -308,3 +308,22 @@ async def test_who_waits_in_the_gateway_is_served_in_turn(lab: Lab) -> None:
     for prompt_id in await send(ben, 3):
         await ben.entry(prompt_id)
     assert len((await anna.get("/queue"))["queue_pending"]) > 100
+
+
+async def test_open_bytes(lab: Lab) -> None:
+    """What a tenant's open prompts take in memory: its own prompts wait for it alone, and it comes back."""
+    gateway = await limited(lab, {"open_bytes": 300_000})
+    anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
+    noise = {"extra_data": {"extra_pnginfo": {"noise": "x" * 130_000}}}
+    first = await anna.prompt(slow(0, steps=1000, step_seconds=0.05), **noise)
+    await anna.running(first)
+    second = await anna.prompt(slow(1), **noise)
+    async with lab.http.post(f"{gateway.url}/prompt", json={"prompt": slow(2), **noise}, headers=anna.headers) as answer:
+        info = await refusal(answer, "open_bytes")
+        assert 260_000 < info["used"] < 300_000
+    large = {"prompt": slow(2), "x": "y" * 300_000}
+    async with lab.http.post(f"{gateway.url}/prompt", json=large, headers=anna.headers) as answer:
+        await refusal(answer, "open_bytes", 413)
+    await ben.prompt(slow(3), **noise)
+    await anna.post("/queue", {"delete": [second]})
+    await anna.prompt(slow(4), **noise)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from gateway.jobs.history import DROPPED_AT_ONCE, History
+from gateway.jobs.history import DROPPED_AT_ONCE, MAX_DROPPED, History
 from gateway.jobs.retention import BATCH, Retention
 from gateway.settings import RetentionSettings
 from gateway.store.protocol import ClockReading, HistoryRecord
@@ -169,3 +170,55 @@ def test_a_smaller_number_a_tenant_is_reached_step_by_step() -> None:
     for n in range(101, 120):
         history.add(ended(n))
     assert [record.prompt_id for record in history.of(None)] == [f"p{n}" for n in range(110, 120)]
+
+
+def sized(n: int, size: int, tenant: str = "t") -> HistoryRecord:
+    """A job that ended, with so much noise in its entry."""
+    return HistoryRecord(
+        tenant, f"p{n}", "b1", f"p{n}", n, "success", None, None, b"{}", random.Random(n).randbytes(size)
+    )
+
+
+async def test_a_tenants_entries_have_so_many_bytes(store: SqliteStore) -> None:
+    """The oldest go, whatever their number; what is newest stays, however large it is."""
+    history = History(store, 1_000, 1_000_000, max_bytes=100_000)
+    for n in range(5):
+        record = sized(n, 30_000)
+        await store.write([record])
+        await store.write(history.add(record))
+    assert [record.prompt_id for record in history.of(None)] == ["p2", "p3", "p4"]
+    assert history.kept_bytes("t") == pytest.approx(90_000, rel=0.01)
+    large = sized(9, 500_000)
+    await store.write([large])
+    await store.write(history.add(large))
+    kept = await store.history()
+    assert [record.prompt_id for record in history.of(None)] == ["p9"] == [record.prompt_id for record in kept]
+    # A restarted gateway knows the same.
+    again = History(store, 1_000, 1_000_000)
+    for record in kept:
+        again.restore(record)
+    assert again.kept_bytes("t") == again.kept_bytes() == history.kept_bytes()
+    history.remove("t", "p9")
+    assert history.kept_bytes() == history.kept_bytes("t") == 0
+
+
+async def test_one_tenants_bytes_are_no_other_ones_loss(store: SqliteStore) -> None:
+    history = History(store, 1_000, 1_000_000, max_total_bytes=100_000)
+    for n, (size, tenant) in enumerate([(10_000, "anna"), *[(30_000, "ben")] * 6, (10_000, "anna")]):
+        record = sized(n, size, tenant)
+        await store.write([record])
+        await store.write(history.add(record))
+    assert [record.prompt_id for record in history.of(None)] == ["p0", "p7", "p5", "p6"]
+    assert history.kept_bytes() <= 100_000
+
+
+async def test_a_large_entry_in_place_of_many_small_ones(store: SqliteStore) -> None:
+    """They go a few hundred a commit; each that comes takes more of them along."""
+    history = History(store, 10_000, 1_000_000, max_bytes=100_000)
+    for n in range(2_000):
+        history.add(sized(n, 40))
+    dropped = history.add(sized(2_000, 100_000))
+    assert len(dropped) == MAX_DROPPED
+    while len(history) > 1:
+        assert history.add(sized(2_000, 100_000))
+    assert history.kept_bytes() <= 100_002
