@@ -6,7 +6,7 @@ matching that of comfy_execution/validation.py. Values are converted in place, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, 
 _MANY_CHOICES = 20
 # ComfyUI names each output that fails at each node that is wrong: of thousands that would be millions of names.
 _MANY_FAILED = 100
+# Characters of the names of outputs that are told at the nodes that are wrong.
+_MANY_NAMES = 1_000_000
 # And it names all of a cycle at each of its nodes. One that is longer than this it can't walk through itself.
 _LONG_CYCLE = 200
 _BAD_LINK = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
@@ -111,6 +113,9 @@ class _Validator:
         self._custom = custom
         self._open_lists = open_lists
         self._validated: dict[str, _Result] = {}
+        self._named = 0
+        # The texts in lists of choices; each list lives as long as the object_info.
+        self._choices: dict[int, frozenset[str]] = {}
         # A stack, in which any one is found at once.
         self._visiting: dict[str, None] = {}
 
@@ -129,7 +134,7 @@ class _Validator:
                 good.append(output)
                 continue
             failed.append(result)
-            if len(failed) <= _MANY_FAILED:
+            if len(failed) <= _MANY_FAILED and self._named < _MANY_NAMES:
                 self._report(output, node_errors)
         if good:
             return Validation(True, None, good, node_errors)
@@ -145,6 +150,7 @@ class _Validator:
                 class_type = self._prompt[node_id]["class_type"]
                 node_errors[node_id] = {"errors": result.errors, "dependent_outputs": [], "class_type": class_type}
             node_errors[node_id]["dependent_outputs"].append(output)
+            self._named += len(output)
 
     def _walk(self, output: str) -> _Result:
         """Depth first, with a stack of our own: a chain of thousands of nodes is a legal graph."""
@@ -186,8 +192,11 @@ class _Validator:
         path = [*visiting[visiting.index(node_id) :], node_id]
         cycle = list(dict.fromkeys(path))
         shown = path if len(path) <= _LONG_CYCLE else [*path[:_LONG_CYCLE], path[-1]]
-        details = " -> ".join(f"{n} ({self._prompt[n]['class_type']})" for n in shown)
-        for n in cycle:
+        details = clipped(" -> ".join(f"{n} ({self._prompt[n]['class_type']})" for n in shown))
+        for place, n in enumerate(cycle):
+            if place >= _LONG_CYCLE:
+                self._validated[n] = _Result(False)
+                continue
             extra = {"node_id": n, "cycle_nodes": cycle[:_LONG_CYCLE]}
             self._validated[n] = _Result(
                 False, [_error("dependency_cycle", "Dependency cycle detected", details, extra)]
@@ -220,7 +229,7 @@ class _Validator:
                         errors.append(error)
                         continue
                     valid = (yield from self._follow(name, value, type_, options)) and valid
-                elif (error := _check_value(inputs, name, type_, options, name in exempt, is_open)) is not None:
+                elif (error := self._check_value(inputs, name, type_, options, name in exempt, is_open)) is not None:
                     errors.append(error)
         if check is not None:
             for name, details in check(inputs):
@@ -248,6 +257,61 @@ class _Validator:
         }
         details = f"{name}, received_type({received}) mismatch input_type({type_})"
         return _error("return_type_mismatch", "Return type mismatch between linked nodes", details, extra)
+
+    def _check_value(
+        self, inputs: Any, name: str, type_: Any, options: Any, exempt: bool, is_open: bool
+    ) -> dict[str, Any] | None:
+        value = inputs[name]
+        try:
+            if isinstance(value, dict) and "__value__" in value:
+                inputs[name] = value = value["__value__"]
+            if isinstance(type_, str) and type_ in _CONVERSIONS:
+                inputs[name] = value = _CONVERSIONS[type_](value)
+        except (TypeError, ValueError, OverflowError) as error:
+            extra = {
+                "input_name": name,
+                "input_config": [type_, options],
+                "received_value": clipped(value),
+                "exception_message": clipped(str(error)),
+            }
+            message = f"Failed to convert an input value to a {type_} value"
+            return _error("invalid_input_type", message, f"{name}, {clipped(value)}, {clipped(str(error))}", extra)
+        if exempt:
+            return None
+        extra = {"input_name": name, "input_config": [type_, options], "received_value": clipped(value)}
+        if "min" in options and value < options["min"]:
+            return _error("value_smaller_than_min", f"Value {value} smaller than min of {options['min']}", name, extra)
+        if "max" in options and value > options["max"]:
+            return _error("value_bigger_than_max", f"Value {value} bigger than max of {options['max']}", name, extra)
+        if not is_open and (isinstance(type_, list) or type_ == "COMBO"):
+            return self._check_choice(name, value, type_, options, extra)
+        return None
+
+    def _check_choice(
+        self, name: str, value: Any, type_: Any, options: Any, extra: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        choices = type_ if isinstance(type_, list) else options.get("options", [])
+        if options.get("multiselect", False) and isinstance(value, list):
+            wrong = [item for item in value if not self._is_choice(item, choices)]
+        else:
+            wrong = [] if self._is_choice(value, choices) else [value]
+        if not wrong:
+            return None
+        shown = str(choices)
+        if len(choices) > _MANY_CHOICES:
+            shown = f"(list of length {len(choices)})"
+            extra["input_config"] = None
+        details = f"{name}: {', '.join(repr(clipped(item)) for item in wrong)} not in {shown}"
+        return _error("value_not_in_list", "Value not in list", details, extra)
+
+    def _is_choice(self, value: Any, choices: Sequence[Any]) -> bool:
+        """Return True if a list has a value. A long list is looked through once, for all nodes of a prompt."""
+        if not isinstance(value, str) or len(choices) <= _MANY_CHOICES:
+            return value in choices
+        names = self._choices.get(id(choices))
+        if names is None:
+            names = self._choices[id(choices)] = frozenset(choice for choice in choices if isinstance(choice, str))
+        return value in names
 
     def _follow(self, name: str, value: list[Any], type_: Any, options: Any) -> Generator[str, _Result, bool]:
         try:
@@ -288,49 +352,3 @@ def _types_match(received: Any, wanted: Any) -> bool:
         return False
     mine, theirs = ({part.strip() for part in types.split(",")} for types in (received, wanted))
     return "*" in mine or "*" in theirs or bool(mine & theirs)
-
-
-def _check_value(
-    inputs: Any, name: str, type_: Any, options: Any, exempt: bool, is_open: bool
-) -> dict[str, Any] | None:
-    value = inputs[name]
-    try:
-        if isinstance(value, dict) and "__value__" in value:
-            inputs[name] = value = value["__value__"]
-        if isinstance(type_, str) and type_ in _CONVERSIONS:
-            inputs[name] = value = _CONVERSIONS[type_](value)
-    except (TypeError, ValueError, OverflowError) as error:
-        extra = {
-            "input_name": name,
-            "input_config": [type_, options],
-            "received_value": clipped(value),
-            "exception_message": clipped(str(error)),
-        }
-        message = f"Failed to convert an input value to a {type_} value"
-        return _error("invalid_input_type", message, f"{name}, {clipped(value)}, {clipped(str(error))}", extra)
-    if exempt:
-        return None
-    extra = {"input_name": name, "input_config": [type_, options], "received_value": clipped(value)}
-    if "min" in options and value < options["min"]:
-        return _error("value_smaller_than_min", f"Value {value} smaller than min of {options['min']}", name, extra)
-    if "max" in options and value > options["max"]:
-        return _error("value_bigger_than_max", f"Value {value} bigger than max of {options['max']}", name, extra)
-    if not is_open and (isinstance(type_, list) or type_ == "COMBO"):
-        return _check_choice(name, value, type_, options, extra)
-    return None
-
-
-def _check_choice(name: str, value: Any, type_: Any, options: Any, extra: dict[str, Any]) -> dict[str, Any] | None:
-    choices = type_ if isinstance(type_, list) else options.get("options", [])
-    if options.get("multiselect", False) and isinstance(value, list):
-        wrong = [item for item in value if item not in choices]
-    else:
-        wrong = [] if value in choices else [value]
-    if not wrong:
-        return None
-    shown = str(choices)
-    if len(choices) > _MANY_CHOICES:
-        shown = f"(list of length {len(choices)})"
-        extra["input_config"] = None
-    details = f"{name}: {', '.join(repr(clipped(item)) for item in wrong)} not in {shown}"
-    return _error("value_not_in_list", "Value not in list", details, extra)

@@ -18,6 +18,8 @@ from gateway.jobs import partner_keys
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
 # A year, in seconds.
 MOST_DEADLINE = 31_536_000
+# Characters of a node's id: a number, a word, or some of them joined.
+MAX_ID = 200
 # Bytes of client_id and partner keys, which are kept parsed and told again and again.
 MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
@@ -77,7 +79,7 @@ class Submission:
     `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
     seconds from its acceptance, `workflow_id` encoded. A prompt `by_admin` may name and run all there is. `judgement`
     is what `read` was told of its graph; the journal does not keep it. `more_bytes` are those of `client_id` and
-    `secrets`, if they are large.
+    `secrets`, if they are large. `is_plain` if orjson can write all of it.
     """
 
     prompt: bytes
@@ -101,6 +103,11 @@ class Submission:
     by_admin: bool = False
     judgement: object = field(default=None, compare=False)
     more_bytes: int = field(default=0, compare=False)
+    is_plain: bool = field(default=False, compare=False)
+
+    def graph(self) -> Any:
+        """Return the graph, parsed anew."""
+        return (wire.loads_plain if self.is_plain else wire.loads)(self.prompt)
 
     @property
     def size(self) -> int:
@@ -222,14 +229,15 @@ def _submission(
         by_admin=by_admin,
         judgement=judgement,
         more_bytes=more_bytes,
+        is_plain=dumps is wire.dumps,
     )
 
 
-def _bytes_of(client_id: Any, secrets: Mapping[str, Any]) -> int:
+def _bytes_of(client_id: Any, secrets: Mapping[str, Any], *, is_new: bool = True) -> int:
     if not secrets and (client_id is None or (type(client_id) is str and len(client_id) < _NODE_BYTES)):
         return 0
     size = len(wire.dumps_exact([client_id, secrets]))
-    if size > MAX_HEAD:
+    if is_new and size > MAX_HEAD:
         details = f"client_id and partner keys have {size} bytes together; at most {MAX_HEAD} are taken"
         raise _rejection("invalid_body", "The body can't be read", details)
     return size
@@ -272,8 +280,8 @@ def _check_graph(prompt: Any, bounds: Bounds) -> None:
     _check_count("nodes", len(prompt), bounds.nodes)
     for node_id, node in prompt.items():
         # They are told in errors, and ComfyUI tells some of them for each node.
-        if len(node_id) > graph.MAX_NAME:
-            raise _long_name("id", node_id)
+        if len(node_id) > MAX_ID:
+            raise _long_name("id", node_id, MAX_ID)
         if not isinstance(node, dict):
             named = node_id[:200]
             raise _rejection(
@@ -296,8 +304,8 @@ def _is_large(value: Any) -> bool:
     return isinstance(value, (list, dict)) and len(wire.dumps_exact(value)) > graph.MAX_NAME
 
 
-def _long_name(what: str, node_id: str) -> Rejection:
-    named, most = node_id[:200], graph.MAX_NAME
+def _long_name(what: str, node_id: str, most: int = graph.MAX_NAME) -> Rejection:
+    named = node_id[:200]
     return _rejection(
         "graph_too_large",
         "The graph is too large",
@@ -387,8 +395,8 @@ def _declared(submission: Submission) -> list[tuple[str, str]]:
 def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     """A submission as an earlier run of the gateway accepted it, without the partner keys."""
     # The catalogue is not known yet; which inputs name files is kept with the prompt.
-    value = wire.loads(data)
-    head, dumps = value["head"], wire.encoder_for(data)
+    value, is_plain = wire.loads_told(data)
+    head, dumps = value["head"], wire.dumps if is_plain else wire.encoder_for(data)
     file_inputs = reviewed_file_inputs() | {(class_type, name) for class_type, name in head.get("file_inputs", ())}
     try:
         deadline = _deadline(value["extra_data"])
@@ -415,4 +423,6 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         deadline=deadline,
         workflow_id=encoded_workflow_id(value["extra_data"]),
         by_admin=bool(head.get("by_admin")),
+        more_bytes=_bytes_of(head["client_id"], {}, is_new=False),
+        is_plain=is_plain,
     )

@@ -50,8 +50,8 @@ RETRY_AFTER_SECONDS = 5
 WRITTEN_WITHIN_SECONDS = 1.0
 # A timer may fire a moment before its time, and nothing else wake its job.
 EARLY_SECONDS = 0.02
-# Waiting jobs that are judged anew in one turn of the loop, after the catalogue has changed.
-MAX_JUDGED = 100
+# Microseconds for which waiting jobs are looked at anew in one turn of the loop, after the catalogue has changed.
+MAX_LOOK = 20_000
 
 
 class Dispatcher:
@@ -204,16 +204,16 @@ class Dispatcher:
             return
         # Jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[frozenset[str] | None, ...]] = set()
-        now, tenants, judged = time.monotonic(), self._chooser.tenants_to_go(), 0
+        now, tenants, looked = time.monotonic(), self._chooser.tenants_to_go(), 0
         for job in self._ledger.waiting.jobs() if tenants else ():
             if job.tenant not in tenants or job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
-            if self._checks.is_judged_anew(job):
-                judged += 1
-                if judged > MAX_JUDGED:
-                    # The rest has its turn when others have had theirs: to judge a prompt means to parse it.
-                    self._tasks.start(self._wake_after(0), "judging")
-                    return
+            cost = self._checks.look_cost(job)
+            if looked and looked + cost > MAX_LOOK:
+                # The rest has its turn when others have had theirs: to judge a prompt means to parse it.
+                self._tasks.start(self._wake_after(0), "judging")
+                return
+            looked += cost
             if job.submission.lacks_secrets:
                 self._fail(job, *partner_keys.LOST)
                 continue

@@ -26,7 +26,7 @@ from gateway.jobs.steering import UNCHANGED, Steering
 MAX_REFUSALS = 100
 # The characters of all formulas of a prompt together; formats may have ten times as many. While a prompt is judged all
 # others wait.
-MAX_FORMULAS = 20_000
+MAX_FORMULAS = 5_000
 # Types that a link may carry, of which so many or fewer are judged once and remembered.
 MAX_REMEMBERED_TYPES = 8
 _MALFORMED = "a link must be [node id, slot], the slot an integer from 0 on"

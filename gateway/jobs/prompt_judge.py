@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from gateway.comfy import wire
 from gateway.comfy.class_profiles import ClassProfile
 from gateway.comfy.node_review import OPENING, Kind
 from gateway.fleet.catalogue import Catalogue
@@ -101,7 +100,7 @@ class PromptJudge:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
             return None
-        return self._judge(tenant, wire.loads(submission.prompt))
+        return self._judge(tenant, submission.graph())
 
     def _shared_by(self, policy: Policy, edition: Edition) -> frozenset[str]:
         if self._shared_of is not edition:

@@ -126,7 +126,7 @@ class PromptReader:
             return submission
         # One after the other, with a turn for others between: the graph is bounded, and so is what each takes.
         await asyncio.sleep(0)
-        graph = wire.loads(submission.prompt)
+        graph = submission.graph()
         await asyncio.sleep(0)
         return replace(submission, judgement=inspect(graph))
 

@@ -94,13 +94,13 @@ def _prompt_for(job: Job, changed: Mapping[Place, str], steering: Steering) -> b
         return raw
     if not changed and (done := spliced(raw, steering)) is not None:
         return done
-    prompt = steering.applied(wire.loads(raw))
+    prompt = steering.applied(job.submission.graph())
     for (node_id, *path, last), value in changed.items():
         inside: Any = prompt[str(node_id)]["inputs"]
         for key in path:
             inside = inside[key]
         inside[last] = value
-    return wire.encoder_for(raw)(prompt)
+    return (wire.dumps if job.submission.is_plain else wire.encoder_for(raw))(prompt)
 
 
 def extra_of(item: Sequence[Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.workflows import slow
 
-# More than is sent in one piece.
+# More than is usual.
 LONG = "-" * 10_000
 
 
