@@ -1,4 +1,5 @@
-"""Bodies of POST /prompt, read: a light one at once, any other in a process apart, so that nobody waits for it.
+"""Long JSON, read: bodies of POST /prompt and history entries. What is light is read at once, all else in a process
+apart, so that nobody waits for it.
 
 A thread would not do: JSON parsers hold the interpreter.
 """
@@ -19,9 +20,10 @@ from typing import Any
 import gateway
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
 from gateway.jobs.admission import Bounds, Rejection, Submission, read
-from gateway.jobs.reading_process import HEAD, Order, Outcome
+from gateway.jobs.reading_process import HEAD, Order, Outcome, ReadPrompt, Refusal, ShowJob, main
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -133,8 +135,8 @@ class PromptReader:
     async def _read_apart(
         self, tenant: str, body: bytes, file_inputs: frozenset[tuple[str, str]], *, by_admin: bool
     ) -> Submission:
-        async with self._turn(tenant):
-            outcome = await self._outcome(body, file_inputs, by_admin=by_admin)
+        order = ReadPrompt(self._bounds, by_admin, file_inputs)
+        outcome = await self._outcome(tenant, order, body)
         if isinstance(outcome, Submission):
             self._metrics.prompts_read_apart.labels("read").inc()
             # As `survey` does: ten thousand waiting prompts name the same few hundred classes.
@@ -144,7 +146,21 @@ class PromptReader:
         if outcome is None:
             details = f"its {len(body)} bytes take more memory than there is for one prompt"
             raise Rejection(413, error_body("prompt_too_large", "The prompt is too large", details))
-        raise Rejection(*outcome)
+        assert isinstance(outcome, Refusal)
+        raise Rejection(outcome.status, outcome.body)
+
+    async def show_job(self, tenant: str, prompt_id: str, entry: bytes) -> bytes:
+        """Return the JSON of an ended job as /api/jobs/{id} shows it.
+
+        Raises:
+            NotRead: as `read`, or it takes too much memory.
+        """
+        if len(entry) <= MAX_LIGHT_BYTES:
+            return wire.dumps(job_of_history(prompt_id, wire.loads(entry), include_outputs=True))
+        shown = await self._outcome(tenant, ShowJob(prompt_id), entry)
+        if not isinstance(shown, bytes):
+            raise NotRead("it takes more memory than there is for one answer")
+        return shown
 
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:
@@ -159,7 +175,11 @@ class PromptReader:
             if not self._turns_wanted[tenant]:
                 del self._turns_wanted[tenant], self._turns[tenant]
 
-    async def _outcome(self, body: bytes, file_inputs: frozenset[tuple[str, str]], *, by_admin: bool) -> Outcome:
+    async def _outcome(self, tenant: str, order: Order, document: bytes) -> Outcome:
+        async with self._turn(tenant):
+            return await self._outcome_now(order, document)
+
+    async def _outcome_now(self, order: Order, body: bytes) -> Outcome:
         if self._is_closed:
             raise NotRead("the gateway is stopping")
         process = self._next_process()
@@ -167,7 +187,7 @@ class PromptReader:
         is_sound = False
         try:
             async with asyncio.timeout(self._seconds):
-                outcome = await process.read(body, file_inputs, self._bounds, by_admin=by_admin)
+                outcome = await process.carry_out(order, body)
             is_sound = True
         except TimeoutError as error:
             raise self._not_read(f"it took longer than {self._seconds:g} s", body) from error
@@ -223,10 +243,8 @@ class _Process:
         """Return True until it has ended."""
         return self._process is None or self._process.returncode is None
 
-    async def read(
-        self, body: bytes, file_inputs: frozenset[tuple[str, str]], bounds: Bounds, *, by_admin: bool
-    ) -> Outcome:
-        """Have a body read.
+    async def carry_out(self, order: Order, document: bytes) -> Outcome:
+        """Have an order carried out.
 
         Raises:
             OSError, EOFError, UnpicklingError: the process can't be started, or has ended.
@@ -236,13 +254,16 @@ class _Process:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        order: Order = (bounds, by_admin, None if file_inputs is self._file_inputs else file_inputs)
-        for message in (pickle.dumps(order), body):
+        known = self._file_inputs
+        if isinstance(order, ReadPrompt):
+            self._file_inputs = order.file_inputs
+            if order.file_inputs is known:
+                order = replace(order, file_inputs=None)
+        for message in (pickle.dumps(order), document):
             process.stdin.write(HEAD.pack(len(message)))
             for start in range(0, len(message), PIECE):
                 process.stdin.write(message[start : start + PIECE])
                 await process.stdin.drain()
-        self._file_inputs = file_inputs
         (size,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
         # What is unpickled comes from a process of the gateway's own.
         outcome: Outcome = pickle.loads(await process.stdout.readexactly(size))
@@ -252,7 +273,8 @@ class _Process:
         root = str(Path(gateway.__file__).parent.parent)
         kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "gateway.jobs.reading_process", str(self._memory)),
+            # Not with -m: what it pickles would be of the module __main__.
+            *(sys.executable, "-P", "-c", f"from {main.__module__} import main; main()", str(self._memory)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

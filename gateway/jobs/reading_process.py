@@ -1,4 +1,4 @@
-"""A process that reads large prompts for the gateway: body after body from its input, what they say to its output.
+"""A process that reads long JSON for the gateway: one document after the other, from its input to its output.
 
 `PromptReader` starts it and ends it; it ends by itself when its input does.
 """
@@ -11,26 +11,58 @@ import pickle
 import signal
 import struct
 import sys
+from dataclasses import dataclass
 from typing import IO, Any
 
+from gateway.comfy import wire
+from gateway.comfy.jobs import job_of_history
 from gateway.jobs.admission import Bounds, Rejection, Submission, read
 
 # Before each message: its length.
 HEAD = struct.Struct(">Q")
-# What a body comes with: the bounds, whether an admin sent it, and the inputs that name files, None if as before.
-Order = tuple[Bounds, bool, frozenset[tuple[str, str]] | None]
-# What comes back: the submission, or a refusal's status and body; None if it takes more memory than there is.
-Outcome = Submission | tuple[int, dict[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    """An order to read the body of a POST /prompt: a `Submission` comes back, or a `Refusal`.
+
+    `file_inputs` are the inputs that name files, None if they are those of the order before.
+    """
+
+    bounds: Bounds
+    by_admin: bool
+    file_inputs: frozenset[tuple[str, str]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowJob:
+    """An order to make of a history entry the job that /api/jobs/{id} shows: its JSON comes back."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal's status and body."""
+
+    status: int
+    body: dict[str, Any]
+
+
+Order = ReadPrompt | ShowJob
+# None if it takes more memory than there is.
+Outcome = Submission | Refusal | bytes | None
 
 
 def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
-    """Read bodies until there are no more."""
+    """Carry out orders until there are no more; with each comes a document."""
     file_inputs: frozenset[tuple[str, str]] = frozenset()
-    while (order := receive(orders)) is not None and (body := receive(orders)) is not None:
-        bounds, by_admin, changed = pickle.loads(order)
-        file_inputs = file_inputs if changed is None else changed
-        answer = _read(body, file_inputs, bounds, by_admin=by_admin)
-        del order, body
+    while (packed := receive(orders)) is not None and (document := receive(orders)) is not None:
+        order: Order = pickle.loads(packed)
+        if isinstance(order, ReadPrompt) and order.file_inputs is not None:
+            file_inputs = order.file_inputs
+        answer = _answer(order, document, file_inputs)
+        del packed, document
         outcomes.write(HEAD.pack(len(answer)))
         outcomes.write(answer)
         outcomes.flush()
@@ -48,16 +80,20 @@ def receive(stream: IO[bytes]) -> bytes | None:
     return message if len(message) == size else None
 
 
-def _read(body: bytes, file_inputs: frozenset[tuple[str, str]], bounds: Bounds, *, by_admin: bool) -> bytes:
-    outcome: Outcome
+def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> bytes:
     try:
-        try:
-            outcome = read(body, file_inputs, bounds, by_admin=by_admin)
-        except Rejection as rejection:
-            outcome = (rejection.status, rejection.body)
-        return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(_outcome(order, document, file_inputs), pickle.HIGHEST_PROTOCOL)
     except MemoryError:
         return pickle.dumps(None)
+
+
+def _outcome(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
+    if isinstance(order, ShowJob):
+        return wire.dumps(job_of_history(order.prompt_id, wire.loads(document), include_outputs=True))
+    try:
+        return read(document, file_inputs, order.bounds, by_admin=order.by_admin)
+    except Rejection as rejection:
+        return Refusal(rejection.status, rejection.body)
 
 
 def bound_memory(most: int) -> None:
@@ -71,7 +107,7 @@ def bound_memory(most: int) -> None:
 
 
 def main() -> None:
-    """Read bodies; the first argument is the memory to take at most."""
+    """Carry out orders; the first argument is the memory to take at most."""
     # Ctrl-C goes to the gateway's whole group; the gateway ends this process when it is done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     bound_memory(int(sys.argv[1]))
@@ -83,7 +119,3 @@ def main() -> None:
     except BrokenPipeError:
         # The gateway is gone.
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,10 @@ from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.comfy.errors import is_prompt_id
-from gateway.comfy.jobs import JobsQuery, Listed, job_of_history, job_of_queue_item, page_of, parse_jobs_query
+from gateway.comfy.jobs import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
 from gateway.jobs.engine import Engine
 from gateway.jobs.job import SHOWN_RUNNING, WHOSE, Job
+from gateway.jobs.prompt_reader import NotRead
 from gateway.store.protocol import HistoryRecord
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
@@ -67,7 +68,10 @@ def _encoded(job: Job, status: str) -> bytes:
 
 async def get_job(request: web.Request) -> web.Response:
     """One job, with its outputs if it has ended."""
-    found = await _find(parts(request).engine, whose(request), request.match_info["job_id"])
+    try:
+        found = await _find(parts(request).engine, whose(request), request.match_info["job_id"])
+    except NotRead as error:
+        return json({"error": f"The job could not be read: {error}"}, 503, {"Retry-After": "5"})
     if found is None:
         return json({"error": "Job not found"}, 404)
     tenant, job = found
@@ -85,7 +89,7 @@ async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str
     entry = await engine.history.entry(ended) if ended is not None else None
     if ended is None or entry is None:
         return None
-    return ended.tenant, wire.dumps(job_of_history(prompt_id, wire.loads(entry), include_outputs=True))
+    return ended.tenant, await engine.reader.show_job(identity.tenant, prompt_id, entry)
 
 
 async def cancel_job(request: web.Request) -> web.Response:

@@ -318,7 +318,8 @@ async def test_open_bytes(lab: Lab) -> None:
     first = await anna.prompt(slow(0, steps=1000, step_seconds=0.05), **noise)
     await anna.running(first)
     second = await anna.prompt(slow(1), **noise)
-    async with lab.http.post(f"{gateway.url}/prompt", json={"prompt": slow(2), **noise}, headers=anna.headers) as answer:
+    more = {"prompt": slow(2), **noise}
+    async with lab.http.post(f"{gateway.url}/prompt", json=more, headers=anna.headers) as answer:
         info = await refusal(answer, "open_bytes")
         assert 260_000 < info["used"] < 300_000
     large = {"prompt": slow(2), "x": "y" * 300_000}

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.comfy.jobs import job_of_history
 from gateway.comfy.node_review import file_inputs
 from gateway.jobs.admission import Bounds, Rejection, Submission, read
 from gateway.jobs.prompt_reader import LIGHT_BYTES, MAX_LIGHT_BYTES, MAX_LIGHT_VALUES, NotRead, PromptReader, is_light
@@ -137,6 +138,42 @@ def test_a_judgement_is_made_here(apart: Read) -> None:
 
     found = apart(json.dumps({"prompt": text_to_image()}).encode(), inspect=inspect)
     assert (found.judgement, seen) == (7, [text_to_image()])
+
+
+@pytest.mark.parametrize("value", ["NaN", "99999999999999999999", '"\\ud800"'])
+def test_what_only_python_can_say_is_short(value: str) -> None:
+    """It takes ten times as long, and three times the room."""
+    most = Bounds()
+    for size in (2**19, 2**20):
+        body = b'{"prompt": {}, "x": [%b, "%b"]}' % (value.encode(), b"y" * size)
+        if size < 2**20:
+            assert not read(body, bounds=most).is_plain
+            continue
+        with pytest.raises(Rejection) as caught:
+            read(body, bounds=most)
+        assert caught.value.body["error"]["type"] == "graph_too_large"
+        assert "NaN" in caught.value.body["error"]["details"]
+
+
+def test_many_digits_in_a_long_text() -> None:
+    found = read(b'{"prompt": {}, "x": "%b"}' % (b"9" * 2**20))
+    assert found.is_plain
+
+
+def test_a_job_is_shown_the_same_in_a_process_apart() -> None:
+    made = Read()
+    entry = {
+        "prompt": [3, "id", slow(), {"create_time": 5, "noise": "x" * MAX_LIGHT_BYTES}, ["1"]],
+        "outputs": {"1": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}},
+        "status": {"status_str": "success", "completed": True, "messages": []},
+    }
+    shown = made.runner.run(made.reader.show_job("ben", "id", json.dumps(entry).encode()))
+    assert json.loads(shown) == job_of_history("id", entry, include_outputs=True)
+    assert made.reader.pids
+    entry["prompt"][3]["noise"] = ""  # type: ignore[index]
+    shown = made.runner.run(made.reader.show_job("ben", "id", json.dumps(entry).encode()))
+    assert json.loads(shown) == job_of_history("id", entry, include_outputs=True)
+    made.close()
 
 
 def test_which_bodies_are_light() -> None:

@@ -88,8 +88,8 @@ REFUSED: dict[str, Bomb] = {
         400,
         "graph_too_large",
     ),
-    "10,001 nodes": (
-        lambda: json.dumps({"prompt": {str(n): {"class_type": "X", "inputs": {}} for n in range(10_001)}}).encode(),
+    "2,001 nodes": (
+        lambda: json.dumps({"prompt": {str(n): {"class_type": "X", "inputs": {}} for n in range(2_001)}}).encode(),
         {},
         400,
         "graph_too_large",
@@ -101,6 +101,66 @@ REFUSED: dict[str, Bomb] = {
         "graph_too_large",
     ),
     "a million times the same key": (lambda: inputs(many(1_000_000, lambda _: '"a": 1')), {}, 400, "graph_too_large"),
+    "a node with 40,000 inputs": (lambda: inputs(many(40_000, lambda n: f'"i{n}": 1')), {}, 400, "graph_too_large"),
+    "a workflow of 250,000 values": (
+        lambda: b'{"prompt": {}, "extra_data": {"x": [' + b"{}," * 250_000 + b"{}]}}",
+        {},
+        400,
+        "graph_too_large",
+    ),
+    "501 outputs": (
+        lambda: json.dumps({"prompt": {**slow(), **{f"o{n}": slow()["2"] for n in range(500)}}}).encode(),
+        {},
+        400,
+        "too_many_outputs",
+    ),
+    "501 targets": (
+        lambda: json.dumps({"prompt": slow(), "partial_execution_targets": ["2"] * 501}).encode(),
+        {},
+        400,
+        "too_many_outputs",
+    ),
+    "500 targets and one output more": (
+        lambda: json.dumps(
+            {
+                "prompt": {**slow(), **{f"o{n}": slow()["2"] for n in range(600)}},
+                "partial_execution_targets": [f"o{n}" for n in range(501)],
+            }
+        ).encode(),
+        {},
+        400,
+        "too_many_outputs",
+    ),
+    "a class of a megabyte": (
+        lambda: json.dumps({"prompt": {"1": {"class_type": "x" * MIB}}}).encode(),
+        {},
+        400,
+        "graph_too_large",
+    ),
+    "a title of a megabyte": (
+        lambda: json.dumps({"prompt": {"1": {"class_type": "x", "_meta": {"title": ["x" * MIB]}}}}).encode(),
+        {},
+        400,
+        "graph_too_large",
+    ),
+    "a client_id of a megabyte": (
+        lambda: json.dumps({"prompt": slow(), "client_id": ["x" * MIB]}).encode(),
+        {},
+        400,
+        "invalid_body",
+    ),
+    "partner keys of a megabyte": (
+        lambda: json.dumps({"prompt": slow(), "extra_data": {"api_key_comfy_org": "x" * MIB}}).encode(),
+        {},
+        400,
+        "invalid_body",
+    ),
+    "a file 33 deep": (
+        lambda: inputs('"a": ' + '{"a":' * 33 + '"a.png"' + "}" * 33),
+        {},
+        400,
+        "graph_too_large",
+    ),
     "10,001 files": (
         lambda: inputs(many(10_001, lambda n: f'"f{n}": "{n}.png [output]"')),
         {},
@@ -162,7 +222,7 @@ REFUSED: dict[str, Bomb] = {
         lambda: json.dumps({"prompt": {"x" * MIB: 1}}).encode(),
         {},
         400,
-        "invalid_prompt",
+        "graph_too_large",
     ),
 }
 
@@ -204,7 +264,7 @@ ODD: dict[str, Callable[[], str]] = {
     "the same key twice": lambda: '"a": 1, "a": {"b": 1, "b": 2}',
     "150 deep": lambda: '"a": ' + "[" * 150 + "]" * 150,
     "a text of 5 MB": lambda: '"a": "' + "x" * 5_000_000 + '"',
-    "100,000 inputs": lambda: many(100_000, lambda n: f'"i{n}": {n}'),
+    "30,000 inputs": lambda: many(30_000, lambda n: f'"i{n}": {n}'),
     "not ASCII": lambda: '"a": "\U0001f600 é 日本", "é": 1',
 }
 
@@ -287,14 +347,14 @@ async def test_graphs_that_are_costly_to_validate(lab: Lab) -> None:
         return {"class_type": "SaveImage", "inputs": {"images": image, "filename_prefix": "x"}}
 
     start = slow()["1"]
-    chain = {"0": start, **{str(n): blur([str(n - 1), 0]) for n in range(1, 9_998)}, "end": save(["9997", 0])}
-    ring = {**{str(n): blur([str((n + 1) % 5_000), 0]) for n in range(5_000)}, "end": save(["0", 0])}
+    chain = {"0": start, **{str(n): blur([str(n - 1), 0]) for n in range(1, 1_998)}, "end": save(["1997", 0])}
+    ring = {**{str(n): blur([str((n + 1) % 1_500), 0]) for n in range(1_500)}, "end": save(["0", 0])}
     oneself = {
-        **{str(n): blur([str(n), 0]) for n in range(3_000)},
-        **{f"s{n}": save([str(n), 0]) for n in range(3_000)},
+        **{str(n): blur([str(n), 0]) for n in range(500)},
+        **{f"s{n}": save([str(n), 0]) for n in range(500)},
     }
-    failing = {str(n): save([str(n), 0]) for n in range(10_000)}
-    nowhere = {str(n): save([[["x"]], {}]) for n in range(5_000)}
+    failing = {str(n): save([str(n), 0]) for n in range(500)}
+    nowhere = {str(n): save([[["x"]], {}]) for n in range(500)}
     for prompt, wanted in ((chain, 200), (ring, 400), (oneself, 400), (failing, 400), (nowhere, 400)):
         status, answer = await send(lab, gateway.url, json.dumps({"prompt": prompt}).encode(), {})
         assert status == wanted, str(answer)[:300]
@@ -307,15 +367,51 @@ async def test_graphs_that_are_costly_to_validate(lab: Lab) -> None:
 
 
 async def test_the_bounds_can_be_set(lab: Lab) -> None:
-    gateway = await lab.gateway(await lab.simulator(), dispatch__max_nodes="3", dispatch__max_depth="16")
+    settings = {"max_nodes": 3, "max_depth": 16, "max_body_values": 300, "max_graph_values": 100, "max_outputs": 2}
+    bounds = {f"dispatch__{name}": str(value) for name, value in settings.items()}
+    gateway = await lab.gateway(await lab.simulator(), dispatch__max_prompt_bytes="4000", **bounds)
     for prompt, extra, wanted in (
         (slow(), [], 200),
         ({**slow(), "3": {}, "4": {}}, [], 400),
         (slow(), json.loads("[" * 15 + "]" * 15), 200),
         (slow(), json.loads("[" * 16 + "]" * 16), 400),
         (slow(), [0] * 320, 400),
+        (slow(), [0] * 200, 200),
+        ({**slow(), "3": {"class_type": "X", "inputs": {"a": [0] * 110}}}, [], 400),
+        (slow(), "x" * 4_000, 413),
     ):
         status, answer = await send(lab, gateway.url, json.dumps({"prompt": prompt, "rest": extra}).encode(), {})
         assert status == wanted, answer
         if wanted == 400:
             assert answer["error"]["type"] == "graph_too_large"
+    twice = {**slow(), "3": slow()["2"]}
+    assert (await send(lab, gateway.url, json.dumps({"prompt": twice}).encode(), {}))[0] == 200
+    more = {"prompt": twice, "partial_execution_targets": ["2", "3", "4"]}
+    assert (await send(lab, gateway.url, json.dumps(more).encode(), {}))[1]["error"]["type"] == "too_many_outputs"
+
+
+async def test_a_long_queue_comes_in_pieces(lab: Lab) -> None:
+    """It is put together as it is sent, and says the same."""
+    gateway = await lab.gateway(await lab.simulator())
+    comfy = Comfy(lab.http, gateway.url)
+    noise = {"extra_data": {"noise": "x" * 700_000}}
+    ids = [await comfy.prompt(slow(n, steps=1000, step_seconds=0.1), **noise) for n in range(3)]
+    await comfy.running(ids[0])
+    queue = await comfy.get("/queue")
+    items = queue["queue_running"] + queue["queue_pending"]
+    assert [item[1] for item in items] == ids
+    assert [item[2] for item in items] == [slow(n, steps=1000, step_seconds=0.1) for n in range(3)]
+    assert all(item[3]["noise"] == "x" * 700_000 for item in items)
+    async with lab.http.head(f"{gateway.url}/queue") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_orders_name_as_many_jobs_as_may_wait(served: tuple[Lab, GatewayProcess, Simulator]) -> None:
+    lab, gateway, _ = served
+    for path, name in (("/queue", "delete"), ("/history", "delete"), ("/api/jobs/cancel", "job_ids")):
+        for count, wanted in ((10_000, 200), (13_000, 400)):
+            ids = ["11111111-2222-4333-8444-555555555555"] * count
+            body = BytesIO(json.dumps({name: ids}).encode())
+            async with lab.http.post(gateway.url + path, data=body, headers=JSON) as answer:
+                assert answer.status == wanted, (path, count, await answer.text())
