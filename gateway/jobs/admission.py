@@ -171,6 +171,9 @@ def read(
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     _check_graph(prompt, bounds)
+    # No name in a short body is too long, save an id.
+    if len(body) > graph.MAX_NAME or max(map(len, prompt), default=0) > MAX_ID:
+        _check_names(prompt)
     if len(body) > bounds.graph_values:
         _check_values(body, prompt, dumps, bounds.graph_values)
     found = graph.survey(prompt, file_inputs, bounds.nodes)
@@ -279,9 +282,6 @@ def _check_graph(prompt: Any, bounds: Bounds) -> None:
         )
     _check_count("nodes", len(prompt), bounds.nodes)
     for node_id, node in prompt.items():
-        # They are told in errors, and ComfyUI tells some of them for each node.
-        if len(node_id) > MAX_ID:
-            raise _long_name("id", node_id, MAX_ID)
         if not isinstance(node, dict):
             named = node_id[:200]
             raise _rejection(
@@ -292,16 +292,21 @@ def _check_graph(prompt: Any, bounds: Bounds) -> None:
             raise _rejection(
                 "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
             )
+
+
+def _check_names(prompt: Mapping[str, Any]) -> None:
+    """Refuse long ids, classes and titles: errors tell them, ComfyUI's some of them for each node."""
+    for node_id, node in prompt.items():
+        if len(node_id) > MAX_ID:
+            raise _long_name("id", node_id, MAX_ID)
         if len(node.get("class_type", "")) > graph.MAX_NAME:
             raise _long_name("class_type", node_id)
         meta = node.get("_meta")
         title = meta.get("title") if isinstance(meta, dict) else None
-        if title is not None and (len(title) > graph.MAX_NAME if isinstance(title, str) else _is_large(title)):
+        if isinstance(title, (list, dict)):
+            title = wire.dumps_exact(title)
+        if isinstance(title, (str, bytes)) and len(title) > graph.MAX_NAME:
             raise _long_name("title", node_id)
-
-
-def _is_large(value: Any) -> bool:
-    return isinstance(value, (list, dict)) and len(wire.dumps_exact(value)) > graph.MAX_NAME
 
 
 def _long_name(what: str, node_id: str, most: int = graph.MAX_NAME) -> Rejection:
