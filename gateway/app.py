@@ -91,7 +91,7 @@ class Gateway:
         userdata = UserData(settings.data_dir / "userdata", settings.userdata.quota, settings.userdata.max_files)
         await userdata.open()
         policies = Policies(settings.tenants, settings.backends)
-        limits = Limits(policies)
+        limits = Limits(policies, settings.server.max_bodies_bytes)
         names = SecretNames(await store.names_key())
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names)
         await engine.restore()

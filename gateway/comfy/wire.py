@@ -24,6 +24,8 @@ MOST_VALUES = 1_000_000
 # write NaN send no pictures.
 _MOST_ODD = 1024 * 1024
 _ODD = "NaN, Infinity, half a surrogate pair or an integer beyond 64 bits"
+# json escapes DEL as well.
+_BEYOND_ASCII = bytes(range(127, 256))
 
 
 class MalformedJson(ValueError):
@@ -69,6 +71,22 @@ def _plain_if_equal(data: bytes, value: Any) -> tuple[Any, bool]:
     except orjson.JSONDecodeError:
         return value, False
     return (plain, True) if json.dumps(plain) == json.dumps(value) else (value, False)
+
+
+def escaped_size(data: bytes) -> int:
+    """Return about how long a document in UTF-8 is as ComfyUI writes it: each character beyond ASCII takes 6 or 12.
+
+    Raises:
+        MalformedJson: it is not in UTF-8.
+    """
+    if data.isascii() and b"\x7f" not in data:
+        return len(data)
+    try:
+        units = len(data.decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass")) // 2
+    except UnicodeDecodeError as error:
+        raise MalformedJson(str(error)) from error
+    plain = len(data.translate(None, _BEYOND_ASCII))
+    return plain + 6 * (units - plain)
 
 
 def count_values(data: bytes) -> int:

@@ -39,6 +39,7 @@ class Bounds:
         graph_values: the values of the graph. Whatever judges or changes a prompt goes through all of them.
         body_values: the values of the body, which also holds the workflow that a web UI embeds.
         outputs: the nodes that `partial_execution_targets` may name.
+        bytes: those of the body as ComfyUI writes it, in ASCII: so it comes back in history entries.
     """
 
     nodes: int = 2_000
@@ -46,6 +47,7 @@ class Bounds:
     graph_values: int = 40_000
     body_values: int = 250_000
     outputs: int = 500
+    bytes: int = 16 * 1024**2
 
 
 _BOUNDS = Bounds()
@@ -157,6 +159,9 @@ def read(
         Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
     """
     try:
+        # No character takes more than six times as much.
+        if len(body) > bounds.bytes // 6 and (size := wire.escaped_size(body)) > bounds.bytes:
+            raise wire.TooMuchJson(f"it has {size} bytes in ASCII; at most {bounds.bytes} (dispatch.max_prompt_bytes)")
         value, dumps = wire.read_bounded(body, bounds.depth, bounds.body_values)
     except wire.TooMuchJson as error:
         raise _rejection("graph_too_large", "The graph is too large", str(error)) from error

@@ -135,7 +135,14 @@ class Engine:
         )
         self.checks = Checks(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
         most = settings.dispatch
-        bounds = Bounds(most.max_nodes, most.max_depth, most.max_graph_values, most.max_body_values, most.max_outputs)
+        bounds = Bounds(
+            most.max_nodes,
+            most.max_depth,
+            most.max_graph_values,
+            most.max_body_values,
+            most.max_outputs,
+            most.max_prompt_bytes,
+        )
         self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
         self.dispatcher = Dispatcher(
             self.ledger,

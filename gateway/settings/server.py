@@ -25,6 +25,7 @@ class ServerSettings(Model):
     tls: ServerTlsSettings = ServerTlsSettings()
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
+    max_bodies_bytes: Bytes = 256 * 1024**2
     max_body: Bytes = 100 * 1024 * 1024
     header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0

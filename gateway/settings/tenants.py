@@ -46,6 +46,8 @@ class LimitSettings(Model):
     jobs_waiting: Count | None = None
     jobs_running: Count | None = None
     body_bytes: Bytes | None = None
+    # A limit from the start: a body is in memory until it has been read to its end.
+    bodies_bytes: Bytes | None = 64 * 1024**2
     # A limit from the start: prompts that wait are in memory.
     open_bytes: Bytes | None = 128 * 1024**2
     upload_bytes: Bytes | None = None

@@ -6,7 +6,8 @@ many bytes of uploads, those know who keep them; here is only what the answer to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from gateway.tenants.policy import Policies
 from gateway.tenants.token_bucket import TokenBucket, whole_seconds
 
 SWEEP_SECONDS = 60.0
+# A body is counted from so many bytes on; connections are bounded themselves.
+UNCOUNTED_BODY = 64 * 1024
 # When something frees that only the tenant itself can free, or that nobody can tell.
 UNKNOWN_SECONDS = 10
 LONGEST_SECONDS = 3_600
@@ -25,6 +28,7 @@ _WHAT = {
     "prompts_per_minute": "Too many prompts",
     "jobs_waiting": "Too many prompts of yours are waiting",
     "open_bytes": "Your prompts that have not ended take too many bytes",
+    "bodies_bytes": "The bodies of requests under way take too many bytes",
     "body_bytes": "The request body is too large",
     "upload_bytes": "There is no room for the file",
     "sockets": "Too many WebSockets of yours are open",
@@ -76,9 +80,16 @@ class Quota:
 
 
 class Limits:
-    """What every tenant takes up."""
+    """What every tenant takes up.
 
-    def __init__(self, policies: Policies) -> None:
+    Args:
+        max_bodies_bytes: the bytes of the bodies that are read at a time, of all tenants together.
+    """
+
+    def __init__(self, policies: Policies, max_bodies_bytes: int = 256 * 1024**2) -> None:
+        self._max_bodies_bytes = max_bodies_bytes
+        self._bodies: Counter[str] = Counter()
+        self._bodies_in_all = 0
         self._policies = policies
         self._requests: dict[str, TokenBucket] = {}
         self._prompts: dict[str, TokenBucket] = {}
@@ -190,6 +201,36 @@ class Limits:
             self._sockets[tenant] -= 1
             if not self._sockets[tenant]:
                 del self._sockets[tenant]
+
+    @contextmanager
+    def body(self, tenant: str) -> Iterator[Callable[[int], None]]:
+        """Count a body while it is read: call what is yielded with the bytes that have come.
+
+        That raises `LimitReached` if they are too many beside those of the tenant's other bodies, or of all.
+        """
+        held = 0
+
+        def grow(size: int) -> None:
+            nonlocal held
+            if size <= UNCOUNTED_BODY:
+                return
+            most, used = self._policies.of(tenant).limits.bodies_bytes, self._bodies[tenant] - held
+            if most is not None and used + size > most:
+                raise LimitReached("bodies_bytes", most, used, "send fewer at a time", 1)
+            if self._bodies_in_all - held + size > self._max_bodies_bytes:
+                most, used = self._max_bodies_bytes, self._bodies_in_all
+                raise LimitReached("bodies_bytes", most, used, "of all callers together; send it again", 1)
+            self._bodies[tenant] += size - held
+            self._bodies_in_all += size - held
+            held = size
+
+        try:
+            yield grow
+        finally:
+            self._bodies[tenant] -= held
+            self._bodies_in_all -= held
+            if self._bodies[tenant] <= 0:
+                del self._bodies[tenant]
 
     def one_more_waits(self, tenant: str, waiting: int, starts_in: float | None) -> None:
         """A prompt is about to be accepted; `waiting` of the tenant's have not started, the next may in `starts_in`.

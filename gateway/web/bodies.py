@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 from aiohttp import web
@@ -27,11 +27,12 @@ REACHED = "limit_reached"
 _CHARSETS = frozenset({"ascii", "cp1252", "iso8859-1", "utf-16", "utf-16-be", "utf-16-le", "utf-32"})
 
 
-async def read_body(request: web.Request, most: int | None = None) -> bytes:
+async def read_body(request: web.Request, most: int | None = None, grow: Callable[[int], None] | None = None) -> bytes:
     """A request's body, unpacked.
 
     Args:
         most: the bytes that the route takes; None for what `server.max_body` says.
+        grow: told of the bytes that have come; see `Limits.body`.
 
     Raises:
         HTTPRequestEntityTooLarge: it has more than `most` bytes, or than `server.max_body`.
@@ -44,12 +45,16 @@ async def read_body(request: web.Request, most: int | None = None) -> bytes:
         async for piece in pieces(request):
             body += piece
             _check(request, len(body), most)
+            if grow is not None:
+                grow(len(body))
         return bytes(body)
     if (request.content_length or 0) > most:
         raise web.HTTPRequestEntityTooLarge(most, request.content_length or 0)
     while chunk := await request.content.readany():
         body += chunk
         _check(request, len(body), most)
+        if grow is not None:
+            grow(len(body))
     return bytes(body)
 
 
@@ -73,14 +78,14 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
         unpacker.end()
 
 
-async def read_json(request: web.Request, most: int | None = None) -> bytes:
-    """A body that should be JSON, in UTF-8. `most`: see `read_body`.
+async def read_json(request: web.Request, most: int | None = None, grow: Callable[[int], None] | None = None) -> bytes:
+    """A body that should be JSON, in UTF-8. `most` and `grow`: see `read_body`.
 
     Raises:
         MalformedJson: it is in a charset that is not taken, or not in the one that it says.
         HTTPRequestEntityTooLarge, LimitReached, UnknownCoding, BadPacking: see `read_body`.
     """
-    body, charset = await read_body(request, most), request.charset
+    body, charset = await read_body(request, most, grow), request.charset
     if charset is None or charset.lower() == "utf-8":
         return body
     try:

@@ -15,6 +15,7 @@ from gateway.web.answers import problem
 
 # Units of what is no request (the draft's section on the quota unit parameter).
 _UNITS = {
+    "bodies_bytes": "content-bytes",
     "body_bytes": "content-bytes",
     "open_bytes": "content-bytes",
     "upload_bytes": "content-bytes",

@@ -84,17 +84,18 @@ async def post_prompt(request: web.Request) -> web.Response:
 async def _read(request: web.Request) -> Submission:
     """Read the body. Nothing keeps it once that is done."""
     engine, identity = parts(request).engine, caller(request)
-    body = await read_json(request, parts(request).settings.dispatch.max_prompt_bytes)
-    await engine.checks.ready(identity.tenant)
-    inspect = engine.checks.inspector(identity.tenant, by_admin=identity.is_admin)
-    return await engine.reader.read(
-        identity.tenant,
-        body,
-        engine.checks.file_inputs,
-        by_admin=identity.is_admin,
-        inspect=inspect,
-        own_name=partial(engine.outputs.own_name, identity.tenant),
-    )
+    with parts(request).limits.body(identity.tenant) as grow:
+        body = await read_json(request, parts(request).settings.dispatch.max_prompt_bytes, grow)
+        await engine.checks.ready(identity.tenant)
+        inspect = engine.checks.inspector(identity.tenant, by_admin=identity.is_admin)
+        return await engine.reader.read(
+            identity.tenant,
+            body,
+            engine.checks.file_inputs,
+            by_admin=identity.is_admin,
+            inspect=inspect,
+            own_name=partial(engine.outputs.own_name, identity.tenant),
+        )
 
 
 def _count(metrics: Metrics, tenant: str, rejection: Rejection) -> None:

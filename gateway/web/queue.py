@@ -35,10 +35,11 @@ async def read_object(request: web.Request, *, optional: bool = False) -> dict[s
         BadBody: it is something else.
     """
     try:
-        body = await read_json(request, MAX_ORDER)
-        if optional and not body.strip():
-            return {}
-        value, _ = wire.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
+        with parts(request).limits.body(caller(request).tenant) as grow:
+            body = await read_json(request, MAX_ORDER, grow)
+            if optional and not body.strip():
+                return {}
+            value, _ = wire.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
     except wire.MalformedJson as error:
         if optional:
             return {}

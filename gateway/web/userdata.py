@@ -99,8 +99,9 @@ async def post_setting(request: web.Request) -> web.StreamResponse:
 
 async def _json(request: web.Request) -> Any:
     """The body's JSON, or the refusal."""
-    body = await read_body(request, MAX_SETTINGS)
     try:
+        with parts(request).limits.body(caller(request).tenant) as grow:
+            body = await read_body(request, MAX_SETTINGS, grow)
         return wire.read_bounded(body, MOST_DEPTH, MAX_SETTINGS_VALUES)[0]
     except wire.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", f"it is not JSON: {error}")

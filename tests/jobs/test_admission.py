@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.comfy import wire
 from gateway.comfy.outputs import FileRef
-from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
+from gateway.jobs.admission import Bounds, Rejection, decode_from_journal, encode_for_journal, read
 from tests.workflows import slow, text_to_image
 
 JSON = st.recursive(
@@ -146,3 +147,15 @@ def test_odd_values_of_known_keys(body: dict[str, Any]) -> None:
     except Rejection:
         return
     decode_from_journal(encode_for_journal(found), found.digest)
+
+
+@pytest.mark.parametrize("character", ["x", "é", "日", "\U0001f600", "\x7f"])
+def test_characters_count_as_comfyui_writes_them(character: str) -> None:
+    body = json.dumps({"prompt": {}, "x": character * 100}, ensure_ascii=False).encode()
+    size = len(json.dumps({"prompt": {}, "x": character * 100}))
+    assert wire.escaped_size(body) == size
+    assert read(body, bounds=Bounds(bytes=size))
+    if character != "x":
+        with pytest.raises(Rejection) as caught:
+            read(body, bounds=Bounds(bytes=size - 1))
+        assert caught.value.body["error"]["type"] == "graph_too_large"

@@ -222,6 +222,12 @@ REFUSED: dict[str, Bomb] = {
         lambda: json.dumps({"prompt": {"x" * MIB: 1}}).encode(),
         {},
         400,
+        "invalid_prompt",
+    ),
+    "a node's id of 201 characters": (
+        lambda: json.dumps({"prompt": {"x" * 201: {}}}).encode(),
+        {},
+        400,
         "graph_too_large",
     ),
 }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.settings import TenantSettings
-from gateway.tenants.limits import LimitReached, Limits, starts_in
+from gateway.tenants.limits import UNCOUNTED_BODY, LimitReached, Limits, starts_in
 from gateway.tenants.policy import Policies
 from gateway.tenants.token_bucket import TokenBucket, whole_seconds
 
@@ -149,3 +149,25 @@ def test_dropping_full_buckets_changes_no_answer(events: list[tuple[str, float]]
         now += step
         swept._sweep_at, kept._sweep_at = 0.0, float("inf")
         assert (swept.request(tenant, now) is None) == (kept.request(tenant, now) is None)
+
+
+def test_bodies_that_are_read_at_a_time() -> None:
+    """A tenant's count together, and all together; what one took is there again when it has been read."""
+    tenants = TenantSettings.model_validate({"default": {"limits": {"bodies_bytes": 300_000}}})
+    held = Limits(Policies(tenants, ()), max_bodies_bytes=500_000)
+    with held.body("anna") as first, held.body("anna") as second:
+        first(UNCOUNTED_BODY)
+        first(200_000)
+        second(100_000)
+        second(60_000)
+        with pytest.raises(LimitReached, match="fewer") as caught:
+            second(100_001)
+        assert (caught.value.limit, caught.value.used, caught.value.retry_after) == ("bodies_bytes", 200_000, 1)
+        with held.body("ben") as other:
+            other(200_000)
+            with pytest.raises(LimitReached, match="of all callers"):
+                other(200_001)
+        with held.body("ben") as other:
+            other(200_000)
+    with held.body("anna") as first:
+        first(300_000)
