@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number
 MOST_DEADLINE = 31_536_000
 # Characters of a node's id: a number, a word, or some of them joined.
 MAX_ID = 200
+_LONG_TEXT = 64 * 1024
 # Bytes of client_id and partner keys, which are kept parsed and told again and again.
 MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
@@ -176,6 +178,8 @@ def read(
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     _check_graph(prompt, bounds)
+    if len(body) > bounds.bytes // 6:
+        _check_texts(prompt, 2 * bounds.bytes)
     # No name in a short body is too long, save an id.
     if len(body) > graph.MAX_NAME or max(map(len, prompt), default=0) > MAX_ID:
         _check_names(prompt)
@@ -297,6 +301,23 @@ def _check_graph(prompt: Any, bounds: Bounds) -> None:
             raise _rejection(
                 "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
             )
+
+
+def _check_texts(prompt: Any, most: int) -> None:
+    """Refuse long texts that one emoji makes four times as large in memory: a graph is parsed again and again."""
+    used, left = 0, [prompt]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.keys()
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and len(value) > _LONG_TEXT:
+            used += sys.getsizeof(value)
+    if used > most:
+        details = f"its long texts take {used} bytes of memory; at most {most} (twice dispatch.max_prompt_bytes)"
+        raise _rejection("graph_too_large", "The graph is too large", details)
 
 
 def _check_names(prompt: Mapping[str, Any]) -> None:

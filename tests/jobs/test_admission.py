@@ -159,3 +159,16 @@ def test_characters_count_as_comfyui_writes_them(character: str) -> None:
         with pytest.raises(Rejection) as caught:
             read(body, bounds=Bounds(bytes=size - 1))
         assert caught.value.body["error"]["type"] == "graph_too_large"
+
+
+def test_long_texts_count_as_they_are_in_memory() -> None:
+    """One emoji in a text makes each of its characters take four bytes."""
+    for text, is_taken in (("x" * 200_000, True), ("\U0001f600" + "x" * 200_000, False)):
+        body = json.dumps({"prompt": {"1": {"inputs": {"a": text}}}}, ensure_ascii=False).encode()
+        assert len(body) < 210_000
+        if is_taken:
+            assert read(body, bounds=Bounds(bytes=210_000))
+            continue
+        with pytest.raises(Rejection, match="too large") as caught:
+            read(body, bounds=Bounds(bytes=210_000))
+        assert "memory" in caught.value.body["error"]["details"]
