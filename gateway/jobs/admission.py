@@ -47,9 +47,9 @@ class Bounds:
     nodes: int = 2_000
     depth: int = 200
     graph_values: int = 40_000
-    body_values: int = 250_000
+    body_values: int = 150_000
     outputs: int = 500
-    bytes: int = 16 * 1024**2
+    bytes: int = 8 * 1024**2
 
 
 _BOUNDS = Bounds()

@@ -71,6 +71,9 @@ async def post_prompt(request: web.Request) -> web.Response:
         return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
     except wire.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
+    except web.HTTPRequestEntityTooLarge as error:
+        details = f"{error.text}; a prompt may have dispatch.max_prompt_bytes, and any body server.max_body"
+        return problem(413, "body_too_large", "The request body is too large", details, rates())
     except NotRead as error:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return problem(503, "prompt_not_read", "The prompt could not be read", str(error), headers)

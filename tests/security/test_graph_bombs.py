@@ -37,7 +37,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     lab = Lab(tmp_path_factory.mktemp("bombs"))
     try:
         simulator = await lab.simulator()
-        yield lab, await lab.gateway(simulator, server__max_body=str(MOST_BODY)), simulator
+        most = {"server__max_body": str(MOST_BODY), "dispatch__max_prompt_bytes": str(MOST_BODY)}
+        yield lab, await lab.gateway(simulator, **most), simulator
     finally:
         await lab.close()
 
@@ -102,8 +103,8 @@ REFUSED: dict[str, Bomb] = {
     ),
     "a million times the same key": (lambda: inputs(many(1_000_000, lambda _: '"a": 1')), {}, 400, "graph_too_large"),
     "a node with 40,000 inputs": (lambda: inputs(many(40_000, lambda n: f'"i{n}": 1')), {}, 400, "graph_too_large"),
-    "a workflow of 250,000 values": (
-        lambda: b'{"prompt": {}, "extra_data": {"x": [' + b"{}," * 250_000 + b"{}]}}",
+    "a workflow of 150,000 values": (
+        lambda: b'{"prompt": {}, "extra_data": {"x": [' + b"{}," * 150_000 + b"{}]}}",
         {},
         400,
         "graph_too_large",
