@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,53 +14,32 @@ from gateway.comfy.jobs import encoded_workflow_id
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.outputs import FileRef
 from gateway.jobs import partner_keys
+from gateway.jobs.prompt_bounds import (
+    MAX_ID,
+    Bounds,
+    Rejection,
+    check_count,
+    check_graph,
+    check_names,
+    check_targets,
+    check_texts,
+    check_values,
+    name_of,
+    rejection,
+)
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
 # A year, in seconds.
 MOST_DEADLINE = 31_536_000
-# Characters of a node's id: a number, a word, or some of them joined.
-MAX_ID = 200
-_LONG_TEXT = 64 * 1024
 # Bytes of client_id and partner keys, which are kept parsed and told again and again.
 MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
 MAX_FILE_DEPTH = 32
 # Bytes of memory that a node and a file's name take, beside those of the body.
 _NODE_BYTES, _FILE_BYTES = 512, 1_024
-_EMPTY: Mapping[str, Any] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How large a prompt may be. A value is a comma or an opening bracket of its JSON, also such as stand in texts.
-
-    Attributes:
-        nodes: the nodes of the graph, and the files that it may name.
-        depth: how deep the body's JSON may be nested.
-        graph_values: the values of the graph. Whatever judges or changes a prompt goes through all of them.
-        body_values: the values of the body, which also holds the workflow that a web UI embeds.
-        outputs: the nodes that `partial_execution_targets` may name.
-        bytes: those of the body as ComfyUI writes it, in ASCII: so it comes back in history entries.
-    """
-
-    nodes: int = 2_000
-    depth: int = 200
-    graph_values: int = 40_000
-    body_values: int = 150_000
-    outputs: int = 500
-    bytes: int = 8 * 1024**2
 
 
 _BOUNDS = Bounds()
-
-
-class Rejection(Exception):
-    """A body that can't be accepted, with the answer in ComfyUI's error form."""
-
-    def __init__(self, status: int, body: dict[str, Any]) -> None:
-        super().__init__(body["error"]["message"])
-        self.status = status
-        self.body = body
 
 
 def id_in_use() -> Rejection:
@@ -166,31 +144,31 @@ def read(
             raise wire.TooMuchJson(f"it has {size} bytes in ASCII; at most {bounds.bytes} (dispatch.max_prompt_bytes)")
         value, dumps = wire.read_bounded(body, bounds.depth, bounds.body_values)
     except wire.TooMuchJson as error:
-        raise _rejection("graph_too_large", "The graph is too large", str(error)) from error
+        raise rejection("graph_too_large", "The graph is too large", str(error)) from error
     except wire.MalformedJson as error:
-        raise _rejection("invalid_json", "The body is not JSON", str(error)) from error
+        raise rejection("invalid_json", "The body is not JSON", str(error)) from error
     if not isinstance(value, dict):
-        raise _rejection("invalid_body", "The body must be a JSON object", f"got {_name_of(value)}")
+        raise rejection("invalid_body", "The body must be a JSON object", f"got {name_of(value)}")
     if "prompt" not in value:
         raise Rejection(400, no_prompt())
     prompt_id = value.get("prompt_id")
     if prompt_id is not None and not is_prompt_id(prompt_id):
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
-    _check_graph(prompt, bounds)
+    check_graph(prompt, bounds)
     if len(body) > bounds.bytes // 6:
-        _check_texts(prompt, 2 * bounds.bytes)
+        check_texts(prompt, 2 * bounds.bytes)
     # No name in a short body is too long, save an id.
     if len(body) > graph.MAX_NAME or max(map(len, prompt), default=0) > MAX_ID:
-        _check_names(prompt)
+        check_names(prompt)
     if len(body) > bounds.graph_values:
-        _check_values(body, prompt, dumps, bounds.graph_values)
+        check_values(body, prompt, dumps, bounds.graph_values)
     found = graph.survey(prompt, file_inputs, bounds.nodes)
-    _check_count("files that it names", len(found.files), bounds.nodes)
+    check_count("files that it names", len(found.files), bounds.nodes)
     if any(len(file.path) > MAX_FILE_DEPTH for file in found.files):
         details = f"it names a file more than {MAX_FILE_DEPTH} deep in an input"
-        raise _rejection("graph_too_large", "The graph is too large", details)
-    _check_targets(value.get("partial_execution_targets"), bounds.outputs)
+        raise rejection("graph_too_large", "The graph is too large", details)
+    check_targets(value.get("partial_execution_targets"), bounds.outputs)
     if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
         found = graph.survey(prompt, file_inputs, bounds.nodes)
     judgement = inspect(prompt) if inspect is not None else None
@@ -209,7 +187,7 @@ def _submission(
     if extra is None:
         extra = {}
     if not isinstance(extra, dict):
-        raise _rejection("invalid_extra_data", "extra_data must be an object", f"got {_name_of(extra)}")
+        raise rejection("invalid_extra_data", "extra_data must be an object", f"got {name_of(extra)}")
     gave_client_id = "client_id" in value or "client_id" in extra
     client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
     secrets = {key: extra[key] for key in partner_keys.NAMES if key in extra}
@@ -251,98 +229,8 @@ def _bytes_of(client_id: Any, secrets: Mapping[str, Any], *, is_new: bool = True
     size = len(wire.dumps_exact([client_id, secrets]))
     if is_new and size > MAX_HEAD:
         details = f"client_id and partner keys have {size} bytes together; at most {MAX_HEAD} are taken"
-        raise _rejection("invalid_body", "The body can't be read", details)
+        raise rejection("invalid_body", "The body can't be read", details)
     return size
-
-
-def _check_count(what: str, count: int, most: int) -> None:
-    if count > most:
-        extra = {"limit": "max_nodes", "value": most, "used": count}
-        details = f"{count} {what}; at most {most} are taken (dispatch.max_nodes)"
-        raise _rejection("graph_too_large", "The graph is too large", details, extra)
-
-
-def _check_targets(targets: Any, most: int) -> None:
-    # ComfyUI looks through them for each node, whatever they are (execution.py, validate_prompt).
-    if isinstance(targets, (list, str, dict)) and len(targets) > most:
-        raise too_many_outputs(len(targets), most)
-
-
-def too_many_outputs(count: int, most: int) -> Rejection:
-    """Return the refusal of a prompt with too many output nodes."""
-    details = f"{count} output nodes; at most {most} are taken (dispatch.max_outputs)"
-    extra = {"limit": "max_outputs", "value": most, "used": count}
-    return _rejection("too_many_outputs", "The prompt has too many outputs", details, extra)
-
-
-def _check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: int) -> None:
-    if wire.count_values(body) > most and (used := wire.count_values(dumps(prompt))) > most:
-        details = f"it has more than {most} values (dispatch.max_graph_values)"
-        extra = {"limit": "max_graph_values", "value": most, "used": used}
-        raise _rejection("graph_too_large", "The graph is too large", details, extra)
-
-
-def _check_graph(prompt: Any, bounds: Bounds) -> None:
-    if not isinstance(prompt, dict):
-        raise _rejection(
-            "invalid_prompt",
-            "The prompt must be an object of nodes by their ids",
-            f"got {_name_of(prompt)}; in the web UI, export the workflow with 'Export (API)'",
-        )
-    _check_count("nodes", len(prompt), bounds.nodes)
-    for node_id, node in prompt.items():
-        if not isinstance(node, dict):
-            named = node_id[:200]
-            raise _rejection(
-                "invalid_prompt", f"Node '{named}' must be an object", f"got {_name_of(node)}", {"node_id": named}
-            )
-        if "class_type" in node and not isinstance(node["class_type"], str):
-            named = node_id[:200]
-            raise _rejection(
-                "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
-            )
-
-
-def _check_texts(prompt: Any, most: int) -> None:
-    """Refuse long texts that one emoji makes four times as large in memory: a graph is parsed again and again."""
-    used, left = 0, [prompt]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            left += value.keys()
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-        elif isinstance(value, str) and len(value) > _LONG_TEXT:
-            used += sys.getsizeof(value)
-    if used > most:
-        details = f"its long texts take {used} bytes of memory; at most {most} (twice dispatch.max_prompt_bytes)"
-        raise _rejection("graph_too_large", "The graph is too large", details)
-
-
-def _check_names(prompt: Mapping[str, Any]) -> None:
-    """Refuse long ids, classes and titles: errors tell them, ComfyUI's some of them for each node."""
-    for node_id, node in prompt.items():
-        if len(node_id) > MAX_ID:
-            raise _long_name("id", node_id, MAX_ID)
-        if len(node.get("class_type", "")) > graph.MAX_NAME:
-            raise _long_name("class_type", node_id)
-        meta = node.get("_meta")
-        title = meta.get("title") if isinstance(meta, dict) else None
-        if isinstance(title, (list, dict)):
-            title = wire.dumps_exact(title)
-        if isinstance(title, (str, bytes)) and len(title) > graph.MAX_NAME:
-            raise _long_name("title", node_id)
-
-
-def _long_name(what: str, node_id: str, most: int = graph.MAX_NAME) -> Rejection:
-    named = node_id[:200]
-    return _rejection(
-        "graph_too_large",
-        "The graph is too large",
-        f"the {what} of node '{named}' is too long; at most {most} characters are taken",
-        {"node_id": named},
-    )
 
 
 def _number(value: Mapping[str, Any]) -> float | None:
@@ -351,9 +239,9 @@ def _number(value: Mapping[str, Any]) -> float | None:
     try:
         number = float(value["number"])
     except (TypeError, ValueError, OverflowError) as error:
-        raise _rejection("invalid_number", "number must be a number", str(error)) from error
+        raise rejection("invalid_number", "number must be a number", str(error)) from error
     if not math.isfinite(number):
-        raise _rejection("invalid_number", "number must be finite", repr(value["number"])[:100])
+        raise rejection("invalid_number", "number must be finite", repr(value["number"])[:100])
     return number
 
 
@@ -363,7 +251,7 @@ def _deadline(extra: Mapping[str, Any]) -> float | None:
         return None
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if not is_number or not 0 < seconds <= MOST_DEADLINE:
-        raise _rejection(
+        raise rejection(
             "invalid_deadline",
             f"extra_data.deadline_seconds must be a number greater than 0 and at most {MOST_DEADLINE}",
             f"got {repr(seconds)[:100]}; give the seconds after which the job is to be cancelled, or leave it out",
@@ -376,16 +264,7 @@ def _digest(value: Mapping[str, Any]) -> bytes:
     try:
         return hashlib.sha256(wire.dumps_sorted(value)).digest()
     except (TypeError, RecursionError) as error:
-        raise _rejection("invalid_body", "The body can't be read", str(error)) from error
-
-
-def _rejection(type_: str, message: str, details: str = "", extra: Mapping[str, Any] = _EMPTY) -> Rejection:
-    return Rejection(400, error_body(type_, message, details[:500], dict(extra)))
-
-
-def _name_of(value: Any) -> str:
-    names = {list: "a list", str: "a string", dict: "an object", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+        raise rejection("invalid_body", "The body can't be read", str(error)) from error
 
 
 def encode_for_journal(submission: Submission) -> bytes:

@@ -14,10 +14,11 @@ from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities, views
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.editions import Edition
-from gateway.jobs.admission import Rejection, Submission, too_many_outputs
+from gateway.jobs.admission import Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.isolation import Judged
 from gateway.jobs.job import Job
+from gateway.jobs.prompt_bounds import Rejection, too_many_outputs
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.refusals import (
     isolation_error,

@@ -22,13 +22,14 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
 from gateway.jobs import partner_keys
-from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.admission import Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.phases import log_phase
+from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.replies import Replies
 from gateway.jobs.reply import Reply, broken_here, failed_there, refused_there, unread
 from gateway.jobs.retries import backoff

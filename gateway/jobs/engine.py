@@ -18,7 +18,6 @@ from gateway.fleet.placements import Placement, Placements
 from gateway.fleet.placer import Placer
 from gateway.fleet.uploads import Uploads
 from gateway.jobs import partner_keys
-from gateway.jobs.admission import Bounds
 from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector
 from gateway.jobs.control import Control
@@ -30,6 +29,7 @@ from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
+from gateway.jobs.prompt_bounds import Bounds
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.prompt_reader import PromptReader
 from gateway.jobs.records import job_of

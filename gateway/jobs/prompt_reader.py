@@ -22,7 +22,8 @@ from gateway.comfy import wire
 from gateway.comfy.errors import error_body
 from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
-from gateway.jobs.admission import Bounds, Rejection, Submission, read
+from gateway.jobs.admission import Submission, read
+from gateway.jobs.prompt_bounds import Bounds, Rejection
 from gateway.jobs.reading_process import HEAD, Order, Outcome, ReadPrompt, Refusal, ShowJob, main
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from gateway.comfy import wire
 from gateway.comfy.jobs import job_of_history
-from gateway.jobs.admission import Bounds, Rejection, Submission, read
+from gateway.jobs.admission import Submission, read
+from gateway.jobs.prompt_bounds import Bounds, Rejection
 
 # Before each message: its length.
 HEAD = struct.Struct(">Q")

@@ -10,8 +10,9 @@ from functools import partial
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.admission import Rejection, Submission
+from gateway.jobs.admission import Submission
 from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
+from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.reply import Overloaded, Reply
 from gateway.telemetry import logs

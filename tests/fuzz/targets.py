@@ -28,11 +28,12 @@ from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
 from gateway.fleet.etags import Times, examine
 from gateway.fleet.views import without_models
-from gateway.jobs.admission import Rejection, decode_from_journal, encode_for_journal, read
+from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message
 from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import _cached, _each, _time_of
 from gateway.jobs.partner_keys import NAMES
+from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.steering import UNCHANGED
 from gateway.jobs.upstream import Where, find_in, upstream_body
 from gateway.sessions.outbox import Outbox

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.comfy import wire
 from gateway.comfy.outputs import FileRef
-from gateway.jobs.admission import Bounds, Rejection, decode_from_journal, encode_for_journal, read
+from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
+from gateway.jobs.prompt_bounds import Bounds, Rejection
 from tests.workflows import slow, text_to_image
 
 JSON = st.recursive(

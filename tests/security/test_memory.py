@@ -20,7 +20,7 @@ async def test_a_history_is_not_held_whole(lab: Lab) -> None:
     anna, boss = caller(lab, gateway, "anna"), caller(lab, gateway, "boss")
     for n in range(ENTRIES):
         prompt = slow(n, steps=1, step_seconds=0.001)
-        prompt["1"]["_meta"] = {"title": "a" * SIZE}
+        prompt["1"]["_meta"] = {"noise": "a" * SIZE}
         await anna.entry(await anna.prompt(prompt))
     process = psutil.Process(gateway.pid)
     most = before = process.memory_info().rss

@@ -1,0 +1,151 @@
+"""Bounds of a prompt's body: how large its graph may be, and what it may name. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.comfy import graph, wire
+from gateway.comfy.errors import error_body
+
+# Characters of a node's id: a number, a word, or some of them joined.
+MAX_ID = 200
+_LONG_TEXT = 64 * 1024
+_EMPTY: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a prompt may be. A value is a comma or an opening bracket of its JSON, also such as stand in texts.
+
+    Attributes:
+        nodes: the nodes of the graph, and the files that it may name.
+        depth: how deep the body's JSON may be nested.
+        graph_values: the values of the graph. Whatever judges or changes a prompt goes through all of them.
+        body_values: the values of the body, which also holds the workflow that a web UI embeds.
+        outputs: the nodes that `partial_execution_targets` may name.
+        bytes: those of the body as ComfyUI writes it, in ASCII: so it comes back in history entries.
+    """
+
+    nodes: int = 2_000
+    depth: int = 200
+    graph_values: int = 40_000
+    body_values: int = 150_000
+    outputs: int = 500
+    bytes: int = 8 * 1024**2
+
+
+class Rejection(Exception):
+    """A body that can't be accepted, with the answer in ComfyUI's error form."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(body["error"]["message"])
+        self.status = status
+        self.body = body
+
+
+def check_count(what: str, count: int, most: int) -> None:
+    """Refuse more of something than `dispatch.max_nodes`."""
+    if count > most:
+        extra = {"limit": "max_nodes", "value": most, "used": count}
+        details = f"{count} {what}; at most {most} are taken (dispatch.max_nodes)"
+        raise rejection("graph_too_large", "The graph is too large", details, extra)
+
+
+def check_targets(targets: Any, most: int) -> None:
+    """Refuse too many targets."""
+    # ComfyUI looks through them for each node, whatever they are (execution.py, validate_prompt).
+    if isinstance(targets, (list, str, dict)) and len(targets) > most:
+        raise too_many_outputs(len(targets), most)
+
+
+def too_many_outputs(count: int, most: int) -> Rejection:
+    """Return the refusal of a prompt with too many output nodes."""
+    details = f"{count} output nodes; at most {most} are taken (dispatch.max_outputs)"
+    extra = {"limit": "max_outputs", "value": most, "used": count}
+    return rejection("too_many_outputs", "The prompt has too many outputs", details, extra)
+
+
+def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: int) -> None:
+    """Refuse a graph with too many values. `dumps` writes all of it."""
+    if wire.count_values(body) > most and (used := wire.count_values(dumps(prompt))) > most:
+        details = f"it has more than {most} values (dispatch.max_graph_values)"
+        extra = {"limit": "max_graph_values", "value": most, "used": used}
+        raise rejection("graph_too_large", "The graph is too large", details, extra)
+
+
+def check_graph(prompt: Any, bounds: Bounds) -> None:
+    """Refuse what is no graph, or has too many nodes."""
+    if not isinstance(prompt, dict):
+        raise rejection(
+            "invalid_prompt",
+            "The prompt must be an object of nodes by their ids",
+            f"got {name_of(prompt)}; in the web UI, export the workflow with 'Export (API)'",
+        )
+    check_count("nodes", len(prompt), bounds.nodes)
+    for node_id, node in prompt.items():
+        if not isinstance(node, dict):
+            named = node_id[:200]
+            raise rejection(
+                "invalid_prompt", f"Node '{named}' must be an object", f"got {name_of(node)}", {"node_id": named}
+            )
+        if "class_type" in node and not isinstance(node["class_type"], str):
+            named = node_id[:200]
+            raise rejection(
+                "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
+            )
+
+
+def check_texts(prompt: Any, most: int) -> None:
+    """Refuse long texts that one emoji makes four times as large in memory: a graph is parsed again and again."""
+    used, left = 0, [prompt]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.keys()
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and len(value) > _LONG_TEXT:
+            used += sys.getsizeof(value)
+    if used > most:
+        details = f"its long texts take {used} bytes of memory; at most {most} (twice dispatch.max_prompt_bytes)"
+        raise rejection("graph_too_large", "The graph is too large", details)
+
+
+def check_names(prompt: Mapping[str, Any]) -> None:
+    """Refuse long ids, classes and titles: errors tell them, ComfyUI's some of them for each node."""
+    for node_id, node in prompt.items():
+        if len(node_id) > MAX_ID:
+            raise _long_name("id", node_id, MAX_ID)
+        if len(node.get("class_type", "")) > graph.MAX_NAME:
+            raise _long_name("class_type", node_id)
+        meta = node.get("_meta")
+        title = meta.get("title") if isinstance(meta, dict) else None
+        if isinstance(title, (list, dict)):
+            title = wire.dumps_exact(title)
+        if isinstance(title, (str, bytes)) and len(title) > graph.MAX_NAME:
+            raise _long_name("title", node_id)
+
+
+def _long_name(what: str, node_id: str, most: int = graph.MAX_NAME) -> Rejection:
+    named = node_id[:200]
+    return rejection(
+        "graph_too_large",
+        "The graph is too large",
+        f"the {what} of node '{named}' is too long; at most {most} characters are taken",
+        {"node_id": named},
+    )
+
+
+def rejection(type_: str, message: str, details: str = "", extra: Mapping[str, Any] = _EMPTY) -> Rejection:
+    """Return a refusal in ComfyUI's form."""
+    return Rejection(400, error_body(type_, message, details[:500], dict(extra)))
+
+
+def name_of(value: Any) -> str:
+    """Return what a JSON value is, in words."""
+    names = {list: "a list", str: "a string", dict: "an object", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
