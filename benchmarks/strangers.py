@@ -228,6 +228,8 @@ BODIES = (
     each("a sign-in form of %25", lambda n: post(b"/gateway/signin", filled(b"key=%d" % n, b"%25", TARGET), FORM)),
     each("a sign-in form in Punycode", lambda n: post(b"/gateway/signin", b"a" * TARGET, FORM + b"; charset=punycode")),
     each("a sign-in form of lines", lambda n: post(b"/gateway/signin", b"\n" * TARGET, FORM)),
+    each("a long Content-Type", lambda n: post(b"/gateway/signin", b"a", filled(b"Content-Type: a/b", b";a=b", FIELD))),
+    each("a Content-Type", lambda n: post(b"/gateway/signin", b"a", filled(b"Content-Type: a/b%d" % n, b";a", 250))),
     Case("without a key, bodies that never end", _flood, bound=1.0, is_each=True),
 )
 STRANGERS = (*TARGETS, *HEADERS, *BODIES, Case("a user's bodies of 400,000 chunks", _chunks))

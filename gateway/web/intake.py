@@ -30,9 +30,9 @@ SLICE = 8 * 1024
 BYTES_A_LINE = 32
 # The unread rest of a body is read to its end if it is no longer than this, because the connection then goes on.
 MAX_UNREAD = 64 * 1024
-# Of a longer rest so much is thrown away, for so long, before the connection is closed.
+# Of a longer rest so much is thrown away. The connection is closed after so long, if the client has not closed it.
 LINGER_BYTES = 64 * 1024
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 0.5
 
 _END = b"\r\n\r\n"
 _STATUS = {414: "URI Too Long", 431: "Request Header Fields Too Large"}
@@ -135,7 +135,8 @@ class Intake:
         """End: the connection is gone."""
         self.state, self._transport = _GONE, None
         self._forget()
-        self._end_linger()
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     def take(self, data: bytes) -> None:
         """Pass bytes on to the parser, hold them, or throw them away."""
@@ -186,7 +187,7 @@ class Intake:
         return True
 
     async def linger(self) -> None:
-        """Throw away what comes, for a while: if bytes came to a closed socket, the client would lose the answer."""
+        """Wait for a while, or until the client closes: bytes to a closed socket would have it lose the answer."""
         self._leave()
         if self._transport is not None and not self._transport.is_closing():
             self._over = asyncio.get_running_loop().create_future()
@@ -264,6 +265,9 @@ class Intake:
         if self._transport is None:
             return
         self._transport.write(error.response())
+        if self._transport.can_write_eof():
+            # The client learns that no more comes; not under TLS, which has no half-closed connections.
+            self._transport.write_eof()
         self._leave()
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
 
@@ -271,25 +275,14 @@ class Intake:
         self.state = _GONE
         self._forget()
         transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        if transport.can_write_eof():
-            # The client learns that no more comes; not under TLS, which has no half-closed connections.
-            transport.write_eof()
-        if not transport.is_reading():
+        if transport is not None and not transport.is_closing() and not transport.is_reading():
             transport.resume_reading()
 
     def _drop(self, size: int) -> None:
         self._dropped += size
-        if self._dropped > LINGER_BYTES:
-            self._end_linger()
-
-    def _end_linger(self) -> None:
-        if self._over is None:
-            if self._transport is not None:
-                self._transport.close()
-        elif not self._over.done():
-            self._over.set_result(None)
+        transport = self._transport
+        if self._dropped > LINGER_BYTES and transport is not None and transport.is_reading():
+            transport.pause_reading()
 
 
 # The intakes of all connections that stand, by aiohttp's protocol: the gate opens them.

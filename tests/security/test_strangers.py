@@ -87,6 +87,7 @@ HEADS: dict[str, tuple[bytes, int]] = {
     "31 KB of headers": (ask(b"/queue", *[b"X-A: " + b"a" * 7800] * 4), 401),
     "33 KB": (ask(b"/queue", *[b"X-A: " + b"a" * 8200] * 4), 431),
     "a long Host": (ask(b"/queue").replace(b"Host: x", b"Host: " + b"a" * 300), 400),
+    "a long Content-Type": (ask(b"/prompt", b"Content-Type: a/b" + b";a=b" * 70, method=b"POST"), 431),
     "our names": (ask(b"/manifest.json/" + b"a/" * 300), 414),
 }
 BODIES: dict[str, tuple[bytes, int]] = {
@@ -157,23 +158,30 @@ async def test_a_body_is_asked_for_when_its_sender_is_known(pair: Pair) -> None:
 
 async def test_a_flood_without_a_key_is_cut_off(pair: Pair) -> None:
     """Of 60 MB no more is taken than the kernel holds, and a head that does not end is not waited for."""
-    for head in (
-        b"POST /prompt HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"POST /prompt HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n",
-        b"GET /manifest.json HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET /queue HTTP/1.1\r\nHost: x\r\nX-A: ",
-    ):
-        _, writer = await asyncio.open_connection("127.0.0.1", pair.gateway.port)
+
+    async def taken_of(head: bytes) -> tuple[int, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", pair.gateway.port)
         writer.write(head)
-        taken = 0
+        taken, heard = 0, b""
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(20):
+                heard = await reader.readuntil(b"\r\n")
                 while taken < 60:
                     writer.write(b"f4240\r\n" + b"a" * 1_000_000 + b"\r\n")
                     await writer.drain()
                     taken += 1
         writer.transport.abort()
-        assert taken < 40, head
+        return taken, heard[9:12]
+
+    heads = (
+        b"POST /prompt HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /prompt HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n",
+        b"GET /manifest.json HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /queue HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 20_000,
+    )
+    found = await asyncio.gather(*map(taken_of, heads))
+    assert [status for _, status in found] == [b"401", b"401", b"411", b"431"]
+    assert max(taken for taken, _ in found) < 40
     assert pair.backend.asked == []
 
 
