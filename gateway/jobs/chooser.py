@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -14,7 +14,7 @@ from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.reply import Overloaded
-from gateway.jobs.routing import Candidate, shortest_queue
+from gateway.jobs.routing import Candidate, leaves_room, shortest_queue
 from gateway.settings import DispatchSettings
 from gateway.tenants.limits import Limits, starts_in
 
@@ -22,13 +22,20 @@ MAX_REMEMBERED_SESSIONS = 10_000
 
 
 class Chooser:
-    """Chooses a backend for a job, and remembers who went where."""
+    """Chooses a backend for a job, and remembers who went where.
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, inputs: Inputs, limits: Limits) -> None:
+    Args:
+        is_alone: tells whether no other tenant may come.
+    """
+
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, inputs: Inputs, limits: Limits, is_alone: Callable[[str], bool]
+    ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
         self._limits = limits
+        self._is_alone = is_alone
         self._last_backend: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._uses = 0
 
@@ -56,6 +63,7 @@ class Chooser:
             candidate
             for candidate in self._candidates(last, submission.models, holders)
             if candidate.name not in tried
+            and self._leaves_room(tenant, candidate)
             and (able is None or candidate.name in able)
             and (pinned is None or candidate.name in pinned)
         ]
@@ -64,6 +72,11 @@ class Chooser:
         names = names - avoid or names
         choice = shortest_queue(candidate for candidate in possible if candidate.name in names)
         return self._fleet.backends[choice.name] if choice else None
+
+    def _leaves_room(self, tenant: str, candidate: Candidate) -> bool:
+        if leaves_room(candidate.free, self._fleet.backends[candidate.name].max_queue):
+            return True
+        return not self._ledger.has_on(candidate.name, tenant) or self._is_alone(tenant)
 
     def find_now(
         self, tenant: str, submission: Submission, able: frozenset[str] | None, most: DispatchSettings

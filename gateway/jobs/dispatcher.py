@@ -61,6 +61,7 @@ class Dispatcher:
     Args:
         patience: seconds to wait for a backend's answer to a prompt, until it is asked whether it has it.
         fail: ends a job that no backend can run, with a reason.
+        is_alone: tells whether no other tenant than this one may come.
     """
 
     def __init__(
@@ -76,12 +77,13 @@ class Dispatcher:
         fail: Callable[[Job, str, str], None],
         telling: Telling,
         limits: Limits,
+        is_alone: Callable[[str], bool],
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
         self._checks = checks
-        self._chooser = Chooser(ledger, fleet, inputs, limits)
+        self._chooser = Chooser(ledger, fleet, inputs, limits, is_alone)
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
@@ -203,11 +205,11 @@ class Dispatcher:
     def _send_waiting(self) -> None:
         if not self._ledger.waiting or not self._chooser.has_room():
             return
-        # Jobs that may go to the same backends find the same room: none, once one of them found none.
-        full: set[tuple[frozenset[str] | None, ...]] = set()
+        # A tenant's jobs that may go to the same backends find the same room: none, once one of them found none.
+        full: set[tuple[str, frozenset[str] | None, frozenset[str] | None, frozenset[str]]] = set()
         now, tenants, looked = time.monotonic(), self._chooser.tenants_to_go(), 0
-        for job in self._ledger.waiting.jobs() if tenants else ():
-            if job.tenant not in tenants or job.not_before > now + EARLY_SECONDS or job.is_ending:
+        for job in self._ledger.waiting.in_turn(tenants):
+            if job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
             cost = self._checks.look_cost(job)
             if looked and looked + cost > MAX_LOOK:
@@ -215,17 +217,12 @@ class Dispatcher:
                 self._tasks.start(self._wake_after(0), "judging")
                 return
             looked += cost
-            if job.submission.lacks_secrets:
-                self._fail(job, *partner_keys.LOST)
-                continue
-            if self._lacks_backends(job.tenant):
-                # The configuration has changed since it was accepted: it would wait for ever.
-                self._fail(job, f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied")
+            if self._can_never_go(job):
                 continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
-            places = (self._checks.able_for(job), job.pinned, job.avoid)
+            places = (job.tenant, self._checks.able_for(job), job.pinned, job.avoid)
             if job.unfit is not None:
                 self._fail(job, job.unfit, "PromptRefused")
                 continue
@@ -237,10 +234,22 @@ class Dispatcher:
                 self._tasks.start(self._deliver(job), job.prompt_id)
                 if not self._chooser.may_run_more(job.tenant):
                     tenants.discard(job.tenant)
-            elif places == (None, None, frozenset()):
+            elif not self._chooser.has_room():
                 return
+            elif places == (job.tenant, None, None, frozenset()):
+                tenants.discard(job.tenant)
             else:
                 full.add(places)
+
+    def _can_never_go(self, job: Job) -> bool:
+        """End a job that would wait for ever, because of what has changed since it was accepted; return whether so."""
+        if job.submission.lacks_secrets:
+            self._fail(job, *partner_keys.LOST)
+        elif self._lacks_backends(job.tenant):
+            self._fail(job, f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied")
+        else:
+            return False
+        return True
 
     def _lacks_backends(self, tenant: str) -> bool:
         allowed = self._checks.allowed(tenant)

@@ -32,7 +32,7 @@ from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_bounds import Bounds
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.prompt_reader import PromptReader
-from gateway.jobs.records import job_of
+from gateway.jobs.records import is_counted, job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
 from gateway.jobs.retention import Retention
@@ -156,6 +156,7 @@ class Engine:
             self.collector.fail,
             telling,
             limits,
+            keyring.is_alone,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
@@ -210,9 +211,9 @@ class Engine:
         await self.catalogue.restore()
         for record in await self._store.history():
             self.history.restore(record)
-            self.ledger.restore_number(record.number)
             if record.upstream_id:
                 self.ledger.copies.ended(record.upstream_id)
+        self._restore_count()
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
             # If an earlier version sent a job under its client's id, and an ended job has the same, run it again unless
@@ -221,7 +222,15 @@ class Engine:
             job = _restored(job_record, frozenset() if is_doubtful else names)
             self.ledger.restore(job)
             self.retries.resume(job)
-            self.ledger.restore_number(job_record.number)
+
+    def _restore_count(self) -> None:
+        """Go on with the count behind the numbers in the history that are no client's: ComfyUI writes those as floats.
+
+        The newest come first, so that few summaries have to be read.
+        """
+        for record in reversed(list(self.history.of(None))):
+            if self.ledger.counts(record.number) and is_counted(record.summary):
+                self.ledger.restore_count(record.number)
 
     def _is_apart(self, tenant: str) -> bool:
         """Return True if a tenant shares the fleet with strangers, or lies among files of such.

@@ -1,49 +1,109 @@
-"""Whose turn it is: weighted fair queueing over tenants, as start-time tags (SFQ).
+"""Whose turn it is: every tenant that has jobs in a queue has one turn in each of its rounds.
 
-Each job gets a tag when it is accepted; the lowest tag goes first. A tenant's tags are spaced by the inverse of its
-weight and start at the virtual time, the tag of the newest job that left, so a tenant that was idle neither saves up
-credit nor waits behind another's long queue. ComfyUI's queue is a heap on ``number`` and takes floats from the body
-(execution.py), so the same tag orders the jobs on each backend.
+There is one such queue in the gateway, for the jobs that wait for a backend, and one on each backend. A tenant orders
+its own jobs by their numbers, as ComfyUI orders all of them (``number``, ``front``: server.py), and they take its turns
+in that order. So nothing that a tenant sends gives it more turns, or gives them sooner.
+
+A backend's queue is a heap on ``number`` and takes floats (execution.py). The number sent upstream is the job's tag: it
+lies between the tags of the two jobs there that the new one is to stand between.
 
 Pure: no clock and no I/O.
 """
 
 from __future__ import annotations
 
-# One slot before the tenant's first: far below any spacing, far above a double's resolution at a billion jobs.
-FRONT_STEP = 1e-3
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Between the tags of jobs that join the end, so that many find room between two of them.
+SPACING = 1024.0
+
+
+class Rounds:
+    """The current round of one queue: who has had its turn, in which order. A second turn begins the next round."""
+
+    def __init__(self) -> None:
+        self._served: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def serve(self, tenant: str) -> None:
+        """Note that a tenant has its turn."""
+        if tenant in self._served:
+            self._served.clear()
+        self._served[tenant] = len(self._served)
+
+    def turn(self, tenant: str, place: int) -> tuple[int, float]:
+        """Return the turn of the job at a `place` of its tenant's own order; the lowest turn is the next.
+
+        It is a round, counted from the current one, and the tenant's order in that. Those that had no turn yet in the
+        current round have the same order: among them, who came first is first.
+        """
+        order = self._served.get(tenant)
+        return (place, math.inf) if order is None else (place + 1, order)
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A job in a backend's queue: whose it is, its number in its tenant's own order, its tag."""
+
+    tenant: str
+    number: float
+    tag: float
 
 
 class FairShare:
-    """The tags of all tenants."""
+    """The rounds of all queues."""
 
     def __init__(self) -> None:
-        self._virtual_time = 0.0
-        self._next: dict[str, float] = {}
+        self.waiting = Rounds()
+        self._backends: dict[str, Rounds] = {}
 
-    def tag(self, tenant: str, weight: float = 1.0) -> float:
-        """The tag of a job that joins the end of its tenant's queue."""
-        start = max(self._virtual_time, self._next.get(tenant, 0.0))
-        self._next[tenant] = start + 1.0 / weight
-        return start
+    def sent(self, tenant: str) -> None:
+        """A job left the gateway for a backend."""
+        self.waiting.serve(tenant)
 
-    def front_tag(self, tenant: str, first: float | None, weight: float = 1.0) -> float:
-        """The tag of a job that goes before its tenant's others, of which `first` has the lowest tag.
+    def started(self, tenant: str, backend: str) -> None:
+        """A job started on its backend."""
+        self._on(backend).serve(tenant)
 
-        It takes that turn and not one more: the tenant's queue moves back by one.
-        """
-        end = self.tag(tenant, weight)
-        return end if first is None else first - FRONT_STEP
+    def tag(self, tenant: str, number: float, backend: str, queue: Sequence[Queued]) -> float:
+        """Return the tag of a job that joins a backend's queue, which is given in the order of its tags."""
+        if not queue:
+            return 0.0
+        place = place_in(queue, self._on(backend), tenant, number)
+        before = queue[place - 1].tag if place else None
+        return _between(before, queue[place].tag if place < len(queue) else None)
 
-    def left(self, tag: float) -> None:
-        """A job was sent out: virtual time is its tag."""
-        self._virtual_time = max(self._virtual_time, tag)
+    def _on(self, backend: str) -> Rounds:
+        return self._backends.setdefault(backend, Rounds())
 
-    def restore(self, tenant: str, tag: float, weight: float = 1.0) -> None:
-        """A job of an earlier run has this tag."""
-        self._next[tenant] = max(self._next.get(tenant, 0.0), tag + 1.0 / weight)
 
-    def forget_idle(self, active: set[str]) -> None:
-        """Drop what is kept of tenants that have no jobs and whose next tag is in the past."""
-        for tenant in [t for t, tag in self._next.items() if t not in active and tag <= self._virtual_time]:
-            del self._next[tenant]
+def place_in(queue: Sequence[Queued], rounds: Rounds, tenant: str, number: float) -> int:
+    """Return where a job joins a queue: before its tenant's own of higher numbers, as far as its turns allow.
+
+    It may pass another tenant's job only if, of its tenant's jobs before that one, the last has an earlier turn.
+    """
+    own = [place for place, each in enumerate(queue) if each.tenant == tenant]
+    first = next((place for place in own if queue[place].number > number), own[-1] + 1 if own else 0)
+    counts: Counter[str] = Counter()
+    joins_at = first
+    for place, each in enumerate(queue):
+        if place >= first and each.tenant != tenant:
+            may_pass = rounds.turn(tenant, counts[tenant]) < rounds.turn(each.tenant, counts[each.tenant])
+            joins_at = joins_at if may_pass else place + 1
+        counts[each.tenant] += 1
+    return joins_at
+
+
+def _between(before: float | None, after: float | None) -> float:
+    if before is None:
+        return (after or 0.0) - SPACING
+    if after is None:
+        return before + SPACING
+    # If no float lies between, the backend takes the two as equal. For that, dozens must have come between the same two
+    # jobs, all pending still.
+    return min(before + 1.0, before + (after - before) / 2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from gateway.comfy import wire
@@ -106,15 +108,15 @@ class Live:
 class Job:
     """One job. The ledger alone changes `state`, `assignment`, `given_up` and the times.
 
-    `create_time` and `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of
-    the monotonic clock. `given_up` are its last assignments before this one that a backend may hold still. One that
-    was `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
+    `number` is its place in its tenant's own order, `tag` its place in its backend's queue. `create_time` and
+    `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of the monotonic
+    clock. `given_up` are its last assignments before this one that a backend may hold still. One that was
+    `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
     fetched, and waits to be written. While it is `recalled` its backend is asked to give it back, so that its absence
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
-    `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are
-    `pinned` it is tied by its files, while their owner is down. Those it should `avoid` get it only if no other may;
-    `retried_for` says for which failures it had its second chance. It is not sent `not_before` that time of the
-    monotonic clock.
+    `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are `pinned` it is
+    tied by its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for`
+    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock.
     """
 
     tenant: str
@@ -237,6 +239,16 @@ def number_json(number: float, is_float: bool) -> bytes:
     return repr(float(number)).encode() if is_float else str(int(number)).encode()
 
 
+def _in_turn(jobs: Iterable[Job]) -> list[Job]:
+    """Return jobs in each tenant's own order, the first of all tenants first."""
+    places: Counter[str] = Counter()
+    turns: list[tuple[int, float, Job]] = []
+    for job in sorted(jobs, key=lambda job: job.number):
+        turns.append((places[job.tenant], job.accepted_at, job))
+        places[job.tenant] += 1
+    return [job for _, _, job in sorted(turns, key=itemgetter(0, 1))]
+
+
 def queue_json(
     jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
 ) -> bytes:
@@ -254,7 +266,7 @@ def queue_pieces(
     item = Job.queue_item_with_tenant if whose else Job.queue_item
     jobs = list(jobs)
     runs = [job for job in jobs if job.state in SHOWN_RUNNING]
-    waits = sorted((job for job in jobs if job.state not in SHOWN_RUNNING), key=lambda job: (job.tag, job.number))
+    waits = _in_turn(job for job in jobs if job.state not in SHOWN_RUNNING)
     yield b'{"queue_running": ['
     yield from _joined(chain(map(item, runs), running))
     yield b'], "queue_pending": ['

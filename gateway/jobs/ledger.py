@@ -15,9 +15,9 @@ from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.admission import Submission
 from gateway.jobs.copies import Copies
-from gateway.jobs.fair_share import FairShare
+from gateway.jobs.fair_share import FairShare, Queued
 from gateway.jobs.history import History
-from gateway.jobs.job import ENDED, SHOWN_RUNNING, Assignment, Delivery, Job, Live, State, queue_json
+from gateway.jobs.job import ENDED, QUEUED_THERE, SHOWN_RUNNING, Assignment, Delivery, Job, Live, State, queue_json
 from gateway.jobs.named_files import NamedFiles
 from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
@@ -28,6 +28,10 @@ from gateway.store.protocol import Bus, HistoryRecord, HistoryRemoval, JobRemova
 
 # Of the assignments of a job that were given up so many are remembered, the newest.
 MAX_GIVEN_UP = 8
+
+# No count comes as far in a thousand years. An earlier version took clients' numbers for its own, so its journal may
+# hold some that are larger.
+MAX_COUNT = 10**12
 
 _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move.CANCEL}
 
@@ -46,11 +50,11 @@ class Ledger:
         self._queue_bytes: dict[str, bytes] = {}
         self._sizes: dict[Job, int] = {}
         self._open_bytes: Counter[str] = Counter()
-        self._number = 0
-        self.waiting = WaitingList()
+        self._count = 0
+        self.share = FairShare()
+        self.waiting = WaitingList(self.share.waiting)
         self.named = NamedFiles()
         self.copies = Copies()
-        self.share = FairShare()
         self.history = history
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -95,6 +99,10 @@ class Ledger:
         """How many of ours are queued and running on a backend, reservations included."""
         return self._places.load(backend)
 
+    def has_on(self, backend: str, tenant: str) -> bool:
+        """Return True if a tenant has a job queued or running on a backend."""
+        return any(job.tenant == tenant and job.state is not State.COLLECTING for job in self._places.jobs(backend))
+
     def placed_count(self, tenant: str) -> int:
         """How many of a tenant's jobs a backend has, or may have."""
         return self._places.of(tenant)
@@ -122,8 +130,8 @@ class Ledger:
         job = Job(
             tenant,
             submission.prompt_id or new_prompt_id(),
-            self._next_number(submission),
-            self._tag(tenant, submission),
+            self._number_of(submission),
+            0.0,
             submission,
             int(time.time() * 1000),
             time.monotonic(),
@@ -134,30 +142,33 @@ class Ledger:
         self._announce(job)
         return job
 
-    def _next_number(self, submission: Submission) -> float:
+    def _number_of(self, submission: Submission) -> float:
+        """Return the client's own number, else the next of the gateway's count (server.py, post_prompt)."""
         if submission.number is not None:
             return submission.number
-        number, self._number = self._number, self._number + 1
-        return -number if submission.front else number
-
-    def _tag(self, tenant: str, submission: Submission) -> float:
-        if not submission.front and (submission.number is None or submission.number >= 0):
-            return self.share.tag(tenant)
-        own = self._tenants.get(tenant, {}).values()
-        return self.share.front_tag(tenant, min((job.tag for job in own if job.state != State.RUNNING), default=None))
+        count, self._count = self._count, self._count + 1
+        return -count if submission.front else count
 
     def restore(self, job: Job) -> None:
         """Put back an open job of an earlier run."""
-        self.share.restore(job.tenant, job.tag)
         if job.assignment is not None:
             self._upstream[job.upstream_id] = job
+            if job.state in SHOWN_RUNNING:
+                self.share.started(job.tenant, job.assignment.backend)
+        if job.submission.number is None:
+            self.restore_count(job.number)
         for former in job.given_up:
             self.copies.add(former.backend, former.upstream_id)
         self._insert(job)
 
-    def restore_number(self, number: float) -> None:
-        """A job of an earlier run had this number."""
-        self._number = max(self._number, int(abs(number)) + 1)
+    def counts(self, number: float) -> bool:
+        """Return True if the count would go on after this number, if it is the gateway's and no client's."""
+        return self._count <= abs(number) < MAX_COUNT
+
+    def restore_count(self, number: float) -> None:
+        """A job of an earlier run had this number, which the gateway gave it."""
+        if self.counts(number):
+            self._count = int(abs(number)) + 1
 
     def _insert(self, job: Job) -> None:
         self._jobs[job.key] = job
@@ -172,7 +183,18 @@ class Ledger:
     def send(self, job: Job, backend: str) -> None:
         """Reserve a place on a backend: counted there at once, so that a burst spreads. Each sending has a new id."""
         upstream_id = new_prompt_id()
+        job.tag = self.share.tag(job.tenant, job.number, backend, self._queue_on(backend, job))
         self._assign(job, Assignment(backend, upstream_id, upstream_id))
+        self.share.sent(job.tenant)
+
+    def _queue_on(self, backend: str, job: Job) -> list[Queued]:
+        """Return what is queued on a backend beside a job, in the order in which it will run."""
+        queue = [
+            Queued(each.tenant, each.number, each.tag)
+            for each in self._places.jobs(backend)
+            if each.state in QUEUED_THERE and each is not job
+        ]
+        return sorted(queue, key=lambda each: each.tag)
 
     def adopt(self, job: Job, former: Assignment) -> None:
         """Take back an assignment that was given up, because its backend has the prompt still."""
@@ -183,7 +205,6 @@ class Ledger:
 
     def _assign(self, job: Job, assignment: Assignment) -> None:
         self._move(job, Move.SEND, assignment)
-        self.share.left(job.tag)
 
     def offering(self, assignment: Assignment) -> None:
         """Note that its backend may hear of it from now on."""
@@ -344,6 +365,8 @@ class Ledger:
             self._enter(job)
         if shown != (state in SHOWN_RUNNING):
             self._queue_bytes.pop(job.tenant, None)
+            if not shown and assignment is not None:
+                self.share.started(job.tenant, assignment.backend)
 
     def _give_up(self, job: Job, former: Assignment, *, has_ended: bool) -> None:
         """Note that an assignment is a job's no more: what its backend may have of it is a copy that must not run."""

@@ -38,6 +38,7 @@ def job_update(job: Job) -> JobUpdate:
         *job.key,
         state=job.state,
         backend=job.backend,
+        tag=job.tag,
         upstream_id=job.upstream_id,
         start_time=job.start_time,
         attempts=job.attempts,
@@ -74,6 +75,14 @@ def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> Hist
         summary=summary,
         entry=entry,
     )
+
+
+def is_counted(summary: bytes) -> bool:
+    """Return True if the number in an ended job's summary is of the gateway's count: a client's is a float."""
+    try:
+        return isinstance(wire.loads(summary).get("priority"), int)
+    except (wire.MalformedJson, AttributeError):
+        return False
 
 
 def job_of(record: JobRecord, backends: Collection[str]) -> Job:

@@ -40,6 +40,15 @@ def shortest_queue(candidates: Iterable[Candidate]) -> Candidate | None:
     return best
 
 
+def leaves_room(free: int, max_queue: int) -> bool:
+    """Return True if a tenant that has jobs on a backend may send one more there, of whose places so many are free.
+
+    The last place is for a tenant that has nothing there. Else it would wait until one of the other's jobs ends, and
+    then for the next, which has begun by then.
+    """
+    return free > 1 or max_queue == 1
+
+
 # A job is moved only if it ends sooner by this factor: moving costs a few requests, and maybe a model to load.
 GAIN = 0.9
 
@@ -48,10 +57,10 @@ GAIN = 0.9
 class Stuck:
     """A job that has not started on the backend that has it. `ends_in`: seconds until it would end there, estimated.
 
-    `able` are the backends that can run it; None for all.
+    `place` is its place in the queue there. `able` are the backends that can run it; None for all.
     """
 
-    tag: float
+    place: int
     backend: str
     upstream_id: str
     ends_in: float
@@ -61,12 +70,12 @@ class Stuck:
 def take_over(idle: Mapping[str, float], stuck: Iterable[Stuck]) -> tuple[Stuck, str] | None:
     """Which job goes to which idle backend; None if none would end sooner there.
 
-    The first in the fair order that gains by it, to where it ends soonest.
+    The first in its queue that gains by it, to where it ends soonest.
 
     Args:
         idle: the seconds that a job takes on each idle backend.
     """
-    for each in sorted(stuck, key=lambda each: each.tag):
+    for each in sorted(stuck, key=lambda each: each.place):
         fitting = {name: seconds for name, seconds in idle.items() if each.able is None or name in each.able}
         fitting.pop(each.backend, None)
         if fitting:

@@ -97,13 +97,14 @@ class Takeover:
         if backend.foreign_running:
             ahead += usual
         found = []
-        for job in sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.tag):
+        pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.tag)
+        for place, job in enumerate(pending):
             # One that is about to leave still counts for those behind it: that it leaves is not certain yet.
             if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
                 able = self._checks.able_for(job)
                 if job.avoid:
                     able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid
-                found.append(Stuck(job.tag, backend.name, job.upstream_id, ahead + usual, able))
+                found.append(Stuck(place, backend.name, job.upstream_id, ahead + usual, able))
             ahead += usual
         return found
 

@@ -59,6 +59,7 @@ class JobUpdate:
     node_errors: bytes | None
     mark: str = ""
     given_up: bytes = b"[]"
+    tag: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

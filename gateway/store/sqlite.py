@@ -50,7 +50,7 @@ LOCK_NAME = "gateway.lock"
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 
-_OPEN_JOBS = "SELECT * FROM jobs ORDER BY number, create_time"
+_OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
 # Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
 # length of a blob without reading it.
 _HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,

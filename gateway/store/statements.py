@@ -33,7 +33,7 @@ from gateway.store.protocol import (
 
 _PUT_JOB = "INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _UPDATE_JOB = """UPDATE jobs SET state=?, backend=?, upstream_id=?, start_time=?, attempts=?, node_errors=?, mark=?,
-given_up=? WHERE tenant=? AND prompt_id=?"""
+given_up=?, tag=? WHERE tenant=? AND prompt_id=?"""
 _DROP_JOB = "DELETE FROM jobs WHERE tenant=? AND prompt_id=?"
 _PUT_HISTORY = """INSERT OR REPLACE INTO history
 (tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary, entry)
@@ -80,6 +80,7 @@ _job_update = attrgetter(
     "node_errors",
     "mark",
     "given_up",
+    "tag",
     "tenant",
     "prompt_id",
 )

@@ -341,8 +341,11 @@ class LedgerMachine(RuleBasedStateMachine):
         open_jobs = [job for job in self.all if job.state not in ENDED]
         assert len(self.ledger) == len(open_jobs)
         assert len(self.ledger.waiting) == sum(job.state is State.WAITING for job in open_jobs)
-        waiting = list(self.ledger.waiting.jobs())
-        assert [j.tag for j in waiting] == sorted(j.tag for j in waiting)
+        waiting = self.ledger.waiting.jobs()
+        assert len(waiting) == len(set(waiting)) == len(self.ledger.waiting)
+        for tenant in "ab":
+            numbers = [job.number for job in waiting if job.tenant == tenant]
+            assert numbers == sorted(numbers)
         for tenant in "ab":
             assert self.ledger.remaining(tenant) == sum(job.tenant == tenant for job in open_jobs)
             shown = json.loads(self.ledger.queue_json(tenant))

@@ -84,7 +84,7 @@ class Batch:
             if choice is None:
                 return
             stuck, target = choice
-            tag = int(stuck.tag)
+            tag = int(stuck.upstream_id)
             self.places[stuck.backend].pending.remove(tag)
             self.places[target].pending.append(tag)
             self.moved.add(tag)
@@ -93,10 +93,10 @@ class Batch:
         usual, ahead, found = self._usual(place), 0.0, []
         if place.running is not None:
             ahead = max(usual - (self.now - place.began), usual * LEFT_AT_LEAST)
-        for tag in place.pending:
+        for turn, tag in enumerate(place.pending):
             ahead += usual
             if tag not in self.moved:
-                found.append(Stuck(tag, place.name, str(tag), ahead))
+                found.append(Stuck(turn, place.name, str(tag), ahead))
         return found
 
     def _usual(self, place: Place) -> float:

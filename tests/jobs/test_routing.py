@@ -58,13 +58,13 @@ def test_a_burst_is_spread_by_reservations() -> None:
     assert set(pending.values()) == {20}
 
 
-def stuck(tag: float, backend: str = "busy", ends_in: float = 10.0, able: frozenset[str] | None = None) -> Stuck:
+def stuck(place: int, backend: str = "busy", ends_in: float = 10.0, able: frozenset[str] | None = None) -> Stuck:
     """A job that waits its turn on a backend."""
-    return Stuck(tag, backend, f"id{tag}", ends_in, able)
+    return Stuck(place, backend, f"id{place}", ends_in, able)
 
 
 def test_the_first_in_the_fair_order_that_gains_is_taken_over() -> None:
-    jobs = [stuck(2.0, ends_in=30.0), stuck(1.0, ends_in=20.0)]
+    jobs = [stuck(2, ends_in=30.0), stuck(1, ends_in=20.0)]
     assert take_over({"slow": 15.0, "quick": 5.0}, jobs) == (jobs[1], "quick")
     # The next one would end sooner where it is; the one after it would not.
     assert take_over({"slow": 25.0}, jobs) == (jobs[0], "slow")
@@ -73,8 +73,8 @@ def test_the_first_in_the_fair_order_that_gains_is_taken_over() -> None:
 
 
 def test_a_gain_that_is_not_worth_the_move() -> None:
-    assert take_over({"idle": 9.5}, [stuck(1.0, ends_in=10.0)]) is None
-    assert take_over({"idle": 8.5}, [stuck(1.0, ends_in=10.0)]) is not None
+    assert take_over({"idle": 9.5}, [stuck(1, ends_in=10.0)]) is None
+    assert take_over({"idle": 8.5}, [stuck(1, ends_in=10.0)]) is not None
 
 
 @given(
@@ -100,4 +100,4 @@ def test_whoever_is_moved_can_run_there_and_ends_sooner(idle: dict[str, float], 
     assert (found is None) == (gaining == [])
     if found is not None:
         assert found in gaining
-        assert found[0].tag == min(job.tag for job, _ in gaining)
+        assert found[0].place == min(job.place for job, _ in gaining)

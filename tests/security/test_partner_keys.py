@@ -85,7 +85,7 @@ async def test_after_a_restart_a_job_that_must_be_sent_again_fails_for_that_reas
     """One that waited, and one whose backend forgot it; one that runs on at its backend comes to its usual end."""
     lab.expect_trouble = True
     simulator = await lab.simulator()
-    gateway = await start(lab, simulator, dispatch__max_queue=2)
+    gateway = await start(lab, simulator, dispatch__max_queue=3)
     anna = caller(lab, gateway, "anna")
     ids = []
     for n in range(3):
