@@ -86,6 +86,7 @@ class Frame:
         said: the message, in a backend's ids if there is a `translate`.
         translate: returns the message in the client's ids, given it and the client's prompt_id. It runs when the
             payload is read for the first time, because most progress is replaced by newer progress or read by nobody.
+        legacy: the same preview for clients that declared nothing, once one of them has asked for it.
     """
 
     kind: Kind
@@ -94,6 +95,7 @@ class Frame:
     slot: str = ""
     binary: bool = False
     translate: Callable[[bytes, str], bytes] | None = None
+    legacy: Frame | None = None
 
     @property
     def payload(self) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +13,12 @@ from aiohttp import ClientConnectionError, WSCloseCode, WSMsgType, web
 
 from gateway.comfy import events, previews, wire
 from gateway.comfy.events import Frame, Kind
+from gateway.sessions.buffers import Buffers
+from gateway.sessions.intake import Intake
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
 from gateway.telemetry.metrics import Metrics
 
-MAX_CLIENT_MESSAGE = 1024 * 1024
 CLOSE_LIMIT = 2.0
 
 
@@ -24,32 +26,54 @@ class ClientSocket:
     """A connected socket.
 
     Args:
+        transport: its connection.
         features: gives the flags that are answered to the client's ``feature_flags``.
         max_buffer: bytes that may wait for this reader.
+        buffers: counts what waits for all readers; `tenant` is whose this one is.
     """
 
     def __init__(
         self,
         response: web.WebSocketResponse,
+        transport: asyncio.Transport,
         session_id: str,
         metrics: Metrics,
         features: Callable[[], dict[str, Any]],
         max_buffer: int,
+        buffers: Buffers,
+        tenant: str,
         *,
         interleave: bool,
     ) -> None:
         self.session_id = session_id
-        self.writing_since: float | None = None
+        self.intake: Intake | None = None
+        self._writing_since: float | None = None
         self._response = response
+        self._transport = transport
         self._metrics = metrics
         self._features = features
         self._max_buffer = max_buffer
         self._sequencer = Sequencer(interleave=interleave)
-        self._outbox = Outbox(max_buffer)
+        self._buffers = buffers
+        self._tenant = tenant
+        self._counted = buffers.join(tenant, self)
+        self._outbox = Outbox(max_buffer, self._counted.shared)
+        self._in_transport = 0
+        self._is_counted = False
         self._ready = asyncio.Event()
         self._wants_metadata = False
         self._held: Frame | None = None
         self._closing: tuple[int, str] | None = None
+
+    @property
+    def held(self) -> int:
+        """Return the bytes that wait for this reader."""
+        return self._outbox.bytes + self._sequencer.waiting_bytes + self._in_transport
+
+    @property
+    def is_closing(self) -> bool:
+        """Return True if it takes nothing more."""
+        return self._closing is not None
 
     def send(self, frame: Frame) -> None:
         """Take a frame for this client; it is written when its turn comes. Never waits."""
@@ -57,8 +81,19 @@ class ClientSocket:
             return
         for due in self._sequencer.feed(frame):
             self._order(due)
-        if self._sequencer.waiting_bytes > self._max_buffer:
+        sequencer = self._sequencer
+        if sequencer.waiting and sequencer.waiting_bytes > self._max_buffer:
             self.close(WSCloseCode.TRY_AGAIN_LATER, "too many events of parallel prompts wait for this socket")
+        if self._writing_since is not None or sequencer.waiting:
+            # Else its reader keeps up, and what is here is written in this turn of the loop.
+            self._count()
+
+    def _count(self) -> None:
+        self._is_counted = True
+        self._in_transport = self._transport.get_write_buffer_size() if self._writing_since is not None else 0
+        outbox = self._outbox
+        own = outbox.bytes - outbox.large_bytes + self._sequencer.waiting_bytes + self._in_transport
+        self._buffers.count(self._counted, self, own)
 
     def _order(self, frame: Frame) -> None:
         """Turn previews into type 1 for a client that did not declare more, and put them after their ``progress``.
@@ -67,9 +102,10 @@ class ClientSocket:
         """
         held, self._held = self._held, None
         if frame.kind is Kind.PREVIEW and not self._wants_metadata:
-            legacy = previews.to_legacy(frame.payload)
-            if legacy is not None:
-                self._held = replace(frame, said=legacy)
+            if frame.legacy is None and (legacy := previews.to_legacy(frame.payload)) is not None:
+                # All sockets of the session hold the same one.
+                frame.legacy = replace(frame, said=legacy)
+            self._held = frame.legacy
         if held is not None and frame.slot != "progress":
             self._put(held)
             held = None
@@ -86,22 +122,47 @@ class ClientSocket:
             self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly")
         self._ready.set()
 
+    def thin(self) -> bool:
+        """Leave out what can be; return True if that is half of what waits, at least."""
+        before = self.held
+        for dropped in self._outbox.thin():
+            self._metrics.dropped.labels(str(dropped.kind)).inc()
+        self._count()
+        return self.held <= before // 2
+
+    def give_up(self) -> None:
+        """Close it, because its tenant's sockets, or all, hold too much, and it holds most."""
+        self._metrics.slow_closed.inc()
+        self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly for all that its key has open")
+
     def close(self, code: int, reason: str) -> None:
-        """Close it: politely if the peer reads, else by dropping the connection."""
-        if self._closing is None:
-            self._closing = (code, reason)
-            self._ready.set()
+        """Close it: politely if the peer reads, else by dropping the connection. What waits is dropped."""
+        if self._closing is not None:
+            return
+        self._closing = (code, reason)
+        self._outbox.clear()
+        self._sequencer.clear()
+        self._held = None
+        self._ready.set()
+        if self._writing_since is not None:
+            # The writer waits for a peer that may never read, and would not come to the closing.
+            asyncio.get_running_loop().call_later(CLOSE_LIMIT, self._transport.abort)
+        self._count()
 
     def is_stalled(self, now: float, after: float) -> bool:
         """Whether one write has been waiting for the reader for `after` seconds."""
-        return self.writing_since is not None and now - self.writing_since > after
+        return self._writing_since is not None and now - self._writing_since > after
 
-    def drop(self, request: web.Request) -> None:
+    def drop(self) -> None:
         """Cut the connection of a reader that does not read."""
         self._metrics.slow_closed.inc()
-        self._closing = (WSCloseCode.TRY_AGAIN_LATER, "stalled")
-        if request.transport is not None:
-            request.transport.abort()
+        self.close(WSCloseCode.TRY_AGAIN_LATER, "stalled")
+        self._transport.abort()
+
+    def refuse(self) -> None:
+        """Close it, because it sends too much."""
+        self._metrics.flooding_closed.inc()
+        self.close(WSCloseCode.POLICY_VIOLATION, "too many messages, or too large ones")
 
     async def run(self) -> None:
         """Serve the socket until either side closes it."""
@@ -112,10 +173,21 @@ class ClientSocket:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
+    def leave(self) -> None:
+        """Hold nothing more: it is served no longer."""
+        self.close(WSCloseCode.GOING_AWAY, "")
+        self._buffers.leave(self._tenant, self)
+
     async def _read(self) -> None:
         first = True
         async for message in self._response:
-            if message.type is WSMsgType.TEXT:
+            if self.intake is not None and not self.intake.message():
+                # Whatever has been read already is nothing to answer; the end of the connection ends this.
+                continue
+            if message.type is WSMsgType.PING:
+                with contextlib.suppress(ClientConnectionError):
+                    await self._response.pong(message.data)
+            elif message.type is WSMsgType.TEXT:
                 if first:
                     self._greet(message.data)
                 first = False
@@ -142,17 +214,23 @@ class ClientSocket:
                 self._ready.clear()
                 while self._closing is None and (frame := self._outbox.take()) is not None:
                     await self._write_one(frame)
+                if self._is_counted:
+                    self._count()
+                    self._is_counted = bool(self._sequencer.waiting)
                 if self._closing is not None:
                     code, reason = self._closing
                     async with asyncio.timeout(CLOSE_LIMIT):
                         await self._response.close(code=code, message=reason.encode())
                     return
-        except (ClientConnectionError, ConnectionError, TimeoutError):
+        except TimeoutError:
+            # It does not answer the closing. What is in the transport would wait for it as long as it likes.
+            self._transport.abort()
+        except (ClientConnectionError, ConnectionError):
             # The peer went away; the reading side ends as well and cleans up.
             return
 
     async def _write_one(self, frame: Frame) -> None:
-        self.writing_since = time.monotonic()
+        self._writing_since = time.monotonic()
         await self._response.send_frame(frame.payload, WSMsgType.BINARY if frame.binary else WSMsgType.TEXT)
-        self.writing_since = None
+        self._writing_since = None
         self._metrics.events.labels(str(frame.kind)).inc()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from gateway.comfy.events import Frame, Kind
+from gateway.sessions.buffers import LARGE, Shared
 
 _DROPPED_FIRST = (frozenset({Kind.PREVIEW}), frozenset({Kind.PROGRESS, Kind.STATUS, Kind.OTHER}))
 
@@ -19,12 +20,15 @@ class Outbox:
 
     Args:
         limit: bytes; past half of it frames are left out, past all of it `overflowing` is true.
+        shared: where large ones are counted, of which `large_bytes` are here.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, shared: Shared) -> None:
         self._limit = limit
+        self._shared = shared
         self._frames: deque[Frame] = deque()
         self.bytes = 0
+        self.large_bytes = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -37,7 +41,11 @@ class Outbox:
     def put(self, frame: Frame) -> list[Frame]:
         """Add a frame. Returns what was left out to make room."""
         self._frames.append(frame)
-        self.bytes += len(frame.payload)
+        payload = frame.payload
+        self.bytes += len(payload)
+        if len(payload) >= LARGE:
+            self.large_bytes += len(payload)
+            self._shared.add(payload)
         dropped: list[Frame] = []
         for kinds in _DROPPED_FIRST:
             if self.bytes > self._limit // 2:
@@ -52,8 +60,24 @@ class Outbox:
         if not self._frames:
             return None
         frame = self._frames.popleft()
-        self.bytes -= len(frame.payload)
+        size = len(frame.payload)
+        self.bytes -= size
+        if size >= LARGE:
+            self._forget_large(frame.payload)
         return frame
+
+    def thin(self) -> list[Frame]:
+        """Leave out all but the newest of what may be left out. Returns that."""
+        return [frame for kinds in _DROPPED_FIRST for frame in self._leave_out(kinds, keep_newest=True)]
+
+    def clear(self) -> None:
+        """Leave out all."""
+        while self.take() is not None:
+            pass
+
+    def _forget_large(self, payload: bytes) -> None:
+        self.large_bytes -= len(payload)
+        self._shared.remove(payload)
 
     def _leave_out(self, kinds: frozenset[Kind], *, keep_newest: bool) -> list[Frame]:
         seen: set[tuple[Kind, str, str | None]] = set()
@@ -64,6 +88,8 @@ class Outbox:
             if frame.kind in kinds and (key in seen or not keep_newest):
                 dropped.append(frame)
                 self.bytes -= len(frame.payload)
+                if len(frame.payload) >= LARGE:
+                    self._forget_large(frame.payload)
                 continue
             seen.add(key)
             kept.appendleft(frame)

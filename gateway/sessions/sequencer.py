@@ -18,19 +18,22 @@ MAX_REMEMBERED_ENDS = 256
 
 
 class Sequencer:
-    """One socket's order of frames. With `interleave`, everything goes out as it happens."""
+    """One socket's order of frames. With `interleave`, everything goes out as it happens.
+
+    `waiting` are the prompts whose turn has not come, with what waits of each.
+    """
 
     def __init__(self, *, interleave: bool = False) -> None:
         self._interleave = interleave
         self._current: str | None = None
-        self._waiting: OrderedDict[str, Backlog] = OrderedDict()
+        self.waiting: OrderedDict[str, Backlog] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._status: Frame | None = None
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of all that waits."""
-        return sum(backlog.bytes for backlog in self._waiting.values())
+        return sum(backlog.bytes for backlog in self.waiting.values())
 
     def feed(self, frame: Frame) -> list[Frame]:
         """A frame came; what can be sent now."""
@@ -45,26 +48,31 @@ class Sequencer:
         if self._current is None:
             self._current = prompt_id
         if prompt_id != self._current:
-            self._waiting.setdefault(prompt_id, Backlog()).add(frame)
+            self.waiting.setdefault(prompt_id, Backlog()).add(frame)
             return []
         if frame.kind is not Kind.END:
             return [frame]
         self._end(prompt_id)
         return [frame, *self._next()]
 
+    def clear(self) -> None:
+        """Drop what waits."""
+        self.waiting.clear()
+        self._status = None
+
     def interleave(self) -> list[Frame]:
         """From now on everything goes out as it happens; first, what has waited."""
         self._interleave = True
-        released = [frame for backlog in self._waiting.values() for frame in backlog.frames]
+        released = [frame for backlog in self.waiting.values() for frame in backlog.frames]
         if self._status is not None:
             released.append(self._status)
-        self._waiting.clear()
+        self.waiting.clear()
         self._status = self._current = None
         return released
 
     def _pass(self, frame: Frame) -> list[Frame]:
         """A frame that is about no prompt; a ``status`` may have to wait, and then only the newest matters."""
-        if frame.kind is Kind.STATUS and any(backlog.is_over for backlog in self._waiting.values()):
+        if frame.kind is Kind.STATUS and any(backlog.is_over for backlog in self.waiting.values()):
             self._status = frame
             return []
         return [frame]
@@ -72,14 +80,14 @@ class Sequencer:
     def _next(self) -> list[Frame]:
         """What waited: of prompts that have ended all, then ``status``, then of the one that began first."""
         released: list[Frame] = []
-        for prompt_id in [prompt_id for prompt_id, backlog in self._waiting.items() if backlog.has_ended]:
-            released += self._waiting.pop(prompt_id).frames
+        for prompt_id in [prompt_id for prompt_id, backlog in self.waiting.items() if backlog.has_ended]:
+            released += self.waiting.pop(prompt_id).frames
             self._end(prompt_id)
         if self._status is not None:
             released.append(self._status)
             self._status = None
-        if self._waiting:
-            self._current, backlog = self._waiting.popitem(last=False)
+        if self.waiting:
+            self._current, backlog = self.waiting.popitem(last=False)
             released += backlog.frames
         return released
 

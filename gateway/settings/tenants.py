@@ -51,7 +51,7 @@ class LimitSettings(Model):
     # A limit from the start: prompts that wait are in memory.
     open_bytes: Bytes | None = 128 * 1024**2
     upload_bytes: Bytes | None = None
-    sockets: Count | None = None
+    sockets: Count | None = 1000
     # A limit from the start: without one a prompt is a way to find out which files there are.
     bad_names_per_minute: Count | None = 100
     bad_names_per_prompt: Count | None = 20

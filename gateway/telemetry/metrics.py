@@ -76,6 +76,8 @@ class Metrics:
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")
         self.events_refused = counter("events_refused_total", "Messages of backends that are not read", "backend")
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
+        self.flooding_closed = counter("sockets_closed_flooding_total", "WebSockets closed because they sent too much")
+        self.sockets_buffered = gauge("sockets_buffered_bytes", "Bytes that wait for the readers of WebSockets")
         self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)

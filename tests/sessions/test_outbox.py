@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.events import Frame, Kind
+from gateway.sessions.buffers import Shared, Total
 from gateway.sessions.outbox import Outbox
 
 
@@ -23,7 +24,7 @@ def kinds(outbox: Outbox) -> list[Kind]:
 
 
 def test_previews_go_first_then_progress_never_a_lifecycle_event() -> None:
-    outbox = Outbox(1000)
+    outbox = Outbox(1000, Shared(Total()))
     for _ in range(3):
         outbox.put(frame(Kind.PREVIEW, 100))
         outbox.put(frame(Kind.PROGRESS, 50))
@@ -37,7 +38,7 @@ def test_previews_go_first_then_progress_never_a_lifecycle_event() -> None:
 
 
 def test_lifecycle_events_alone_can_overflow() -> None:
-    outbox = Outbox(1000)
+    outbox = Outbox(1000, Shared(Total()))
     for _ in range(12):
         outbox.put(frame(Kind.LIFECYCLE, 100))
     assert outbox.overflowing
@@ -45,7 +46,7 @@ def test_lifecycle_events_alone_can_overflow() -> None:
 
 
 def test_a_single_frame_may_be_large() -> None:
-    outbox = Outbox(1000)
+    outbox = Outbox(1000, Shared(Total()))
     outbox.put(frame(Kind.PREVIEW, 50_000))
     assert not outbox.overflowing
     assert kinds(outbox) == [Kind.PREVIEW]
@@ -53,7 +54,7 @@ def test_a_single_frame_may_be_large() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.integers(0, 400))))
 def test_bytes_and_order(frames: list[tuple[Kind, int]]) -> None:
-    outbox = Outbox(1000)
+    outbox = Outbox(1000, Shared(Total()))
     put: list[Frame] = []
     for kind, size in frames:
         new = frame(kind, size)
