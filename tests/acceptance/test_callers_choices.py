@@ -60,8 +60,7 @@ async def test_a_number_of_any_size_is_its_jobs_alone(lab: Lab) -> None:
     assert await number_of(caller(lab, gateway, "anna")) == 3
 
 
-@pytest.mark.parametrize("number", [9.3e18, 1e300])
-async def test_a_journal_that_holds_such_a_number_as_its_own_is_read(lab: Lab, number: float) -> None:
+async def test_a_journal_that_holds_such_numbers_as_its_own_is_read(lab: Lab) -> None:
     """An earlier version took the numbers of clients for its own and went on from there, as far as integers go."""
     simulator = await lab.simulator()
     gateway = await lab.gateway(simulator)
@@ -71,7 +70,7 @@ async def test_a_journal_that_holds_such_a_number_as_its_own_is_read(lab: Lab, n
     await comfy.running(running)
     waiting = await comfy.prompt(slow())
     await gateway.kill()
-    spoil(gateway, number, waiting)
+    spoil(gateway, waiting)
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
     status, answer = await comfy.post("/prompt", {"prompt": slow()})
@@ -81,15 +80,15 @@ async def test_a_journal_that_holds_such_a_number_as_its_own_is_read(lab: Lab, n
     await comfy.entry(answer["prompt_id"])
 
 
-def spoil(gateway: GatewayProcess, number: float, prompt_id: str) -> None:
-    """Write a number into the journal, as that of an ended job and of an open one."""
+def spoil(gateway: GatewayProcess, prompt_id: str) -> None:
+    """Write numbers into the journal, as those of an ended job and of an open one."""
     with contextlib.closing(sqlite3.connect(gateway.data_dir / "gateway.sqlite3")) as connection:
-        connection.execute("UPDATE history SET number=? WHERE position=1", (number,))
-        connection.execute("UPDATE jobs SET number=? WHERE prompt_id=?", (number, prompt_id))
+        connection.execute("UPDATE history SET number=9.3e18 WHERE position=1")
+        connection.execute("UPDATE jobs SET number=1e300 WHERE prompt_id=?", (prompt_id,))
         connection.commit()
 
 
-@pytest.mark.parametrize("more", [{"front": True}, {"number": -1}, {"number": -1e308}])
+@pytest.mark.parametrize("more", [{"front": True}, {"number": -1e308}])
 async def test_who_is_always_at_the_front_is_so_in_its_own_share(lab: Lab, more: dict[str, Any]) -> None:
     """ComfyUI's own queue says what it runs next: anna's, whatever ben sent before and sends after."""
     simulator = await lab.simulator()

@@ -178,7 +178,7 @@ def arrivals(tenant: str, most: int) -> st.SearchStrategy[list[Arrival]]:
     return st.lists(one, max_size=most, unique=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 6), arrivals("ben", 30), st.integers(0, 15))
 def test_whatever_one_tenant_sends_anothers_single_job_waits_for_one_of_its_jobs_at_most(
     backends: int, max_queue: int, bens: list[Arrival], at: int
@@ -192,7 +192,7 @@ def test_whatever_one_tenant_sends_anothers_single_job_waits_for_one_of_its_jobs
         assert world.began[anna] - anna.at <= max((each.seconds for each in bens), default=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 6), arrivals("ben", 20), st.lists(st.integers(0, 12), min_size=1, max_size=6))
 def test_so_it_is_where_others_have_single_jobs_too(
     backends: int, max_queue: int, bens: list[Arrival], times: list[int]
@@ -203,7 +203,7 @@ def test_so_it_is_where_others_have_single_jobs_too(
         assert sum(each.tenant == "ben" for each in world.before(single)) <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), arrivals("ben", 30), st.integers(2, 8))
 def test_tenants_with_much_to_do_take_turns(max_queue: int, bens: list[Arrival], count: int) -> None:
     """With another's jobs waiting all the time, nobody runs more than two in a row, but for what was placed before."""
@@ -225,7 +225,7 @@ def test_ben_does_not_starve_anna_with_jobs_at_the_front() -> None:
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_lone_tenants_jobs_run_in_the_order_of_its_numbers(bodies: list[Any]) -> None:
     """As in ComfyUI, for what a backend has."""
     world = World(
@@ -289,7 +289,7 @@ def order_of(queue: Iterable[Queued]) -> list[tuple[str, float]]:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-50, 50), st.booleans()), max_size=300))
 @example([("a", number, False) for number in range(300)])
 @example([("a", -number, True) for number in range(300)])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_tags_keep_the_order_that_was_decided(steps: list[tuple[str, int, bool]]) -> None:
     """The first one runs now and then, so that a queue of up to 16 is never empty and its tags go on for long."""
     share, queue, rounds = FairShare(), list[Queued](), Rounds()
