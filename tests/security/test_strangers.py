@@ -233,7 +233,7 @@ async def test_metrics_are_made_once_a_second_for_all_without_a_key(shared_lab: 
     assert set(others) == {first}
 
 
-def kept(act: Callable[[int], object], times: int = 300) -> int:
+def kept(act: Callable[[int], object], times: int = 100) -> int:
     """How many bytes it leaves behind to do something with different values."""
     act(0)
     gc.collect()
@@ -259,8 +259,8 @@ async def test_of_hosts_little_is_kept() -> None:
 
     hosts = configured_hosts(Settings())
     for long in (200, 20_000):
-        assert kept(lambda n, long=long: fault(message("a" * long + str(n)))) < 300 * MAX_HOSTS_BYTES
-        assert kept(lambda n, long=long: hosts.allows("a" * long + str(n))) < 300 * MAX_HOSTS_BYTES
+        assert kept(lambda n, long=long: fault(message("a" * long + str(n)))) < 100 * MAX_HOSTS_BYTES
+        assert kept(lambda n, long=long: hosts.allows("a" * long + str(n))) < 100 * MAX_HOSTS_BYTES
     assert len(framing._hosts_known) <= framing.MOST_HOSTS
 
 
