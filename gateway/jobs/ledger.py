@@ -15,7 +15,7 @@ from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.admission import Submission
 from gateway.jobs.copies import Copies
-from gateway.jobs.fair_share import FairShare, Queued
+from gateway.jobs.fair_share import SPACING, FairShare, Queued
 from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, QUEUED_THERE, SHOWN_RUNNING, Assignment, Delivery, Job, Live, State, queue_json
 from gateway.jobs.named_files import NamedFiles
@@ -101,7 +101,7 @@ class Ledger:
 
     def has_on(self, backend: str, tenant: str) -> bool:
         """Return True if a tenant has a job queued or running on a backend."""
-        return any(job.tenant == tenant and job.state is not State.COLLECTING for job in self._places.jobs(backend))
+        return self._places.has(backend, tenant)
 
     def placed_count(self, tenant: str) -> int:
         """How many of a tenant's jobs a backend has, or may have."""
@@ -183,7 +183,11 @@ class Ledger:
     def send(self, job: Job, backend: str) -> None:
         """Reserve a place on a backend: counted there at once, so that a burst spreads. Each sending has a new id."""
         upstream_id = new_prompt_id()
-        job.tag = self.share.tag(job.tenant, job.number, backend, self._queue_on(backend, job))
+        last = self._places.end_for(backend, job.tenant, job.number)
+        if last is None:
+            job.tag = self.share.tag(job.tenant, job.number, backend, self._queue_on(backend, job))
+        else:
+            job.tag = last + SPACING
         self._assign(job, Assignment(backend, upstream_id, upstream_id))
         self.share.sent(job.tenant)
 

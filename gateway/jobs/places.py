@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import dataclass, field
 
 from gateway.jobs.job import QUEUED_THERE, SHOWN_RUNNING, Job, State
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The jobs queued on one backend: whose they are, and the highest tag and number since the queue was empty."""
+
+    tenants: Counter[str] = field(default_factory=Counter)
+    tag: float = -math.inf
+    number: float = -math.inf
 
 
 class Places:
@@ -13,6 +24,8 @@ class Places:
     def __init__(self) -> None:
         self._jobs: dict[str, dict[str, Job]] = {}
         self._queued: dict[str, int] = {}
+        self._queues: dict[str, _Queue] = {}
+        self._at_work: dict[str, Counter[str]] = {}
         self._running: dict[str, int] = {}
         self._tenants: Counter[str] = Counter()
         self._started: Counter[str] = Counter()
@@ -24,6 +37,20 @@ class Places:
     def load(self, backend: str) -> tuple[int, int]:
         """How many are queued and running there, reservations included."""
         return self._queued.get(backend, 0), self._running.get(backend, 0)
+
+    def has(self, backend: str, tenant: str) -> bool:
+        """Return True if a tenant has a job queued or running on a backend."""
+        return tenant in self._at_work.get(backend, ())
+
+    def end_for(self, backend: str, tenant: str, number: float) -> float | None:
+        """Return a tag behind which a tenant's job of this number has its place on a backend.
+
+        None if the queue there has to be looked at: it is empty, has another tenant's jobs, or had a higher number.
+        """
+        queue = self._queues.get(backend)
+        if queue is None or len(queue.tenants) != 1 or tenant not in queue.tenants or queue.number > number:
+            return None
+        return queue.tag
 
     def of(self, tenant: str) -> int:
         """How many of a tenant's jobs a backend has, or may have."""
@@ -41,8 +68,13 @@ class Places:
         if job.state in SHOWN_RUNNING:
             self._started[job.tenant] += 1
         self._jobs.setdefault(job.backend, {})[job.upstream_id] = job
+        if job.state is not State.COLLECTING:
+            self._at_work.setdefault(job.backend, Counter())[job.tenant] += 1
         if job.state in QUEUED_THERE:
             self._queued[job.backend] = self._queued.get(job.backend, 0) + 1
+            queue = self._queues.setdefault(job.backend, _Queue())
+            queue.tenants[job.tenant] += 1
+            queue.tag, queue.number = max(queue.tag, job.tag), max(queue.number, job.number)
         elif job.state is State.RUNNING:
             self._running[job.backend] = self._running.get(job.backend, 0) + 1
 
@@ -54,8 +86,14 @@ class Places:
         if job.state in SHOWN_RUNNING:
             _one_less(self._started, job.tenant)
         self._jobs[job.backend].pop(job.upstream_id, None)
+        if job.state is not State.COLLECTING:
+            _one_less(self._at_work[job.backend], job.tenant)
         if job.state in QUEUED_THERE:
             self._queued[job.backend] -= 1
+            tenants = self._queues[job.backend].tenants
+            _one_less(tenants, job.tenant)
+            if not tenants:
+                del self._queues[job.backend]
         elif job.state is State.RUNNING:
             self._running[job.backend] -= 1
 
