@@ -66,7 +66,8 @@ class Case:
     """One attack, and what it may cost.
 
     `attack` sends it and returns how many requests that were. `bound` is in milliseconds: of the longest stall, or with
-    `is_each` of CPU time for each request. `settings` are those of the gateway, as its environment has them.
+    `is_each` of CPU time for each request. `settings` are those of the gateway, as its environment has them. `backend`
+    are the arguments that start its backend in Python.
     """
 
     name: str
@@ -74,3 +75,4 @@ class Case:
     bound: float = 50.0
     is_each: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    backend: tuple[str, ...] = ("-m", "gateway.simulator", "--port", "0")

@@ -138,13 +138,13 @@ def _comfyui(accepted: object) -> web.Application:
     app.router.add_post("/prompt", post_prompt)
     app.router.add_get("/ws", socket)
     app.router.add_get("/queue", fixed({"queue_running": [], "queue_pending": []}))
-    app.router.add_get("/object_info", fixed(_object_info()))
+    app.router.add_get("/object_info", fixed(object_info()))
     app.router.add_get("/system_stats", fixed({"system": {}, "devices": []}))
     app.router.add_get("/{path:.*}", fixed({}))
     return app
 
 
-def _object_info() -> object:
+def object_info() -> object:
     """The node classes of the simulator: to judge a prompt the gateway has to know them."""
     return json.loads((Path(__file__).parent.parent / "gateway" / "simulator" / "object_info.json").read_text())
 

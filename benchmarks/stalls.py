@@ -18,13 +18,13 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from benchmarks import servers
+from benchmarks import backends, bodies, servers, sockets
 from benchmarks.attacks import Attack, Case
 from benchmarks.prompts import wait_until_up
 from benchmarks.strangers import STRANGERS
 from benchmarks.table import Row
 
-CASES: tuple[Case, ...] = (*STRANGERS,)
+CASES: tuple[Case, ...] = (*STRANGERS, *bodies.CASES, *sockets.CASES, *backends.CASES)
 
 _KEYS = {name: f"a-key-of-the-benchmark-{name}" for name in ("anna", "ben", "boss")}
 _WARM_UP = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -89,7 +89,7 @@ async def _gateway(case: Case) -> AsyncIterator[tuple[Attack, Watch]]:
         keys = [{"name": name, "key": key, "role": roles.get(name, "user")} for name, key in _KEYS.items()]
         config.write_text(yaml.safe_dump({"auth": {"keys": keys}}))
         async with (
-            servers.python("-m", "gateway.simulator", "--port", "0", core=servers.LOAD_CORE) as simulator,
+            servers.python(*case.backend, core=servers.LOAD_CORE) as simulator,
             servers.gateway(simulator.url, config=config, watch=socket, **case.settings) as gateway,
             aiohttp.ClientSession() as http,
         ):

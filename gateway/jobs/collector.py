@@ -225,7 +225,9 @@ class Collector:
     async def _finish(self, job: Job, backend: Backend, found: HistoryEntry, known: Mapping[FileRef, Found]) -> None:
         if await self._goes_again(job, backend, found.entry):
             return
-        self._make_ours(job, backend, found.entry, known)
+        await self._make_ours(job, backend, found.entry, known)
+        # A large entry takes long to read, to rename and to write: others have their turn between.
+        await asyncio.sleep(0)
         await self._end(job, found.entry, history.outcome_of(found.entry), found.encode)
 
     async def _end(
@@ -240,6 +242,7 @@ class Collector:
         summary = job.translate(wire.dumps(listed))
         if len(summary) > MAX_SUMMARY:
             summary = job.translate(wire.dumps(shortened(listed, MAX_SUMMARY)))
+        await asyncio.sleep(0)
         place = job.backend
         pause, attempt = FETCH_PAUSE, job.attempts
         while job.attempts == attempt:
@@ -259,7 +262,9 @@ class Collector:
         self._count(job, place, outcome, entry)
         self._freed()
 
-    def _make_ours(self, job: Job, backend: Backend, entry: dict[str, Any], known: Mapping[FileRef, Found]) -> None:
+    async def _make_ours(
+        self, job: Job, backend: Backend, entry: dict[str, Any], known: Mapping[FileRef, Found]
+    ) -> None:
         """Put back what the client sent, and give the files the names that its tenant knows."""
         if job.submission.needs_secrets:
             entry.update(job.submission.censor().value(entry))
@@ -267,8 +272,9 @@ class Collector:
         prompt = entry.get("prompt")
         ran = prompt[4] if isinstance(prompt, list) and len(prompt) > 4 else job.outputs
         entry["prompt"] = self._prompt_item(job, ran)
-        entry["outputs"] = self._outputs.of_entry(job, backend.name, entry, known)
+        entry["outputs"] = await self._outputs.of_entry(job, backend.name, entry, known)
         if self._is_kept_apart(job):
+            await asyncio.sleep(0)
             told = {key: value for key, value in entry.items() if key != "prompt"}
             entry.update(redact_entry(self._outputs.reveal_value(job, told)))
 

@@ -7,6 +7,7 @@ a file takes its name from others, and once a job is over its files are known by
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -38,6 +39,10 @@ _log = logs.get("files")
 SECRET_LENGTH = len("o//f/") + 32
 # Tenants whose uploads are known by their secret folders, those asked for last.
 MAX_TENANTS = 16
+# Files that are named before others have their turn.
+FILES_AT_ONCE = 250
+# Of an ``executed`` event with more files the rest keep their names. The history entry names all.
+MAX_EVENT_FILES = 1_000
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
 
@@ -122,11 +127,16 @@ class Outputs:
         wanted: dict[FileRef, bool] = {}
         cached, status = _cached(entry.get("status")), entry.get("status")
 
-        def note(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+        mentions: list[tuple[FileRef, bool, str]] = []
+
+        def note(ref: FileRef, is_made: bool, node_id: str) -> None:
             held, is_new = self._files.held(job.tenant, backend.name, ref), node_id not in cached
             is_wanted = (is_made and is_new) or held is None or not held.is_known
             if is_wanted and self._is_one(ref) and not self._is_strange(job, backend.name, ref):
                 wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
+
+        def collect(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+            mentions.append((ref, is_made, node_id))
             return ref
 
         def judge(ref: FileRef, answer: Answer) -> etags.Found:
@@ -134,7 +144,11 @@ class Outputs:
             before = etags.UNTOLD if held is None else (held.before or held.etag or etags.UNTOLD)
             return etags.examine(answer, times, wrote=wanted[ref], before=before, read=read)
 
-        _each(entry.get("outputs"), note)
+        _each(entry.get("outputs"), collect)
+        for number, mention in enumerate(mentions, 1):
+            note(*mention)
+            if number % FILES_AT_ONCE == 0:
+                await asyncio.sleep(0)
         if not wanted:
             return {}
         times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
@@ -174,21 +188,45 @@ class Outputs:
         path = ref.kind + ref.subfolder + ref.filename
         return len(path) <= MAX_PATH + SECRET_LENGTH and can_be_asked_for(path) and not self._is_upload(ref)
 
-    def of_entry(self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, etags.Found]) -> Any:
-        """An entry's outputs with the names that the job's tenant knows; `known` is what was learnt of its files."""
+    async def of_entry(
+        self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, etags.Found]
+    ) -> Any:
+        """Return an entry's outputs with the names that the job's tenant knows.
+
+        If there are many files, others have their turn between.
+
+        Args:
+            known: what was learnt of its files.
+        """
         cached = _cached(entry.get("status"))
         fresh: list[FileRecord | FileRemoval] = []
 
         # Equal savers tell of one file, which has one name.
         named: dict[FileRef, FileRef] = {}
+        left: dict[FileRef, tuple[bool, str]] = {}
 
-        def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+        def name_now(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
             if ref not in named:
                 named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
             return named[ref]
 
+        def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+            if ref in named or len(named) < FILES_AT_ONCE:
+                return name_now(ref, is_made, node_id)
+            left.setdefault(ref, (is_made, node_id))
+            return ref
+
         renamed = _each(entry.get("outputs"), name)
+        for number, (ref, (is_made, node_id)) in enumerate(left.items()):
+            if number % FILES_AT_ONCE == 0:
+                self._remember(fresh)
+                fresh.clear()
+                await asyncio.sleep(0)
+            name_now(ref, is_made, node_id)
         self._remember(fresh)
+        if left:
+            await asyncio.sleep(0)
+            renamed = _each(entry.get("outputs"), lambda ref, *_: named.get(ref, ref))
         return renamed
 
     def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Any:
@@ -202,7 +240,7 @@ class Outputs:
         def name(ref: FileRef, is_made: bool, _: str) -> FileRef:
             return self._name(job, backend, ref, is_made, ran, fresh, None)
 
-        renamed = _each({"": output}, name)[""]
+        renamed = _each({"": output}, name, MAX_EVENT_FILES)[""]
         self._remember(fresh)
         return renamed
 
@@ -403,12 +441,12 @@ def _origin(is_made: bool, ran: bool) -> Origin:
     return Origin.WROTE if ran else Origin.EARLIER
 
 
-def _each(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef]) -> Any:
+def _each(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = etags.MOST) -> Any:
     """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
 
     Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
     """
-    left = etags.MOST
+    left = most
 
     def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
         nonlocal left
