@@ -97,6 +97,11 @@ class Checks:
         """The backends that a tenant's jobs may go to; None for all."""
         return self._policies.of(tenant).allowed
 
+    def lacks_backends(self, tenant: str) -> bool:
+        """Return True if a tenant may use none of the backends that are configured now."""
+        allowed = self.allowed(tenant)
+        return allowed is not None and not allowed
+
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that can run a prompt and may; None if any will do.
 

@@ -28,6 +28,7 @@ from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.offer_answers import failure_for, node_errors_for, refusal_for
 from gateway.jobs.phases import log_phase
 from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.replies import Replies
@@ -123,7 +124,7 @@ class Dispatcher:
         earlier = self._replies.earlier(tenant, submission)
         if earlier is not None:
             return await earlier
-        if self._lacks_backends(tenant):
+        if self._checks.lacks_backends(tenant):
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
         self._chooser.one_more_waits(tenant, submission.size)
         able, checked = self._checks.refuse(tenant, submission), None
@@ -245,15 +246,11 @@ class Dispatcher:
         """End a job that would wait for ever, because of what has changed since it was accepted; return whether so."""
         if job.submission.lacks_secrets:
             self._fail(job, *partner_keys.LOST)
-        elif self._lacks_backends(job.tenant):
+        elif self._checks.lacks_backends(job.tenant):
             self._fail(job, f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied")
         else:
             return False
         return True
-
-    def _lacks_backends(self, tenant: str) -> bool:
-        allowed = self._checks.allowed(tenant)
-        return allowed is not None and not allowed
 
     def _resend(self, job: Job, source: str) -> None:
         """Send a job that was taken back from a backend to another; if there is none now, it waits."""
@@ -401,9 +398,7 @@ class Dispatcher:
                 return await self._taken(job, backend, assignment, answer)
             outcome = f"{answer.status // 100}xx" if answer.status >= 400 else "5xx"
             if 400 <= answer.status < 500:
-                body = job.without_added(self._inputs.outputs.without_added_in_json(job, answer.body))
-                body = assignment.translate(self._inputs.outputs.reveal(job, body), job.prompt_id)
-                body = self._checks.told(job.tenant, job.submission.censor().encoded(body))
+                body = refusal_for(job, assignment, answer.body, self._inputs.outputs, self._checks)
                 return refused_there(answer, body)
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, assignment, answer)
@@ -420,12 +415,9 @@ class Dispatcher:
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
         if job.assignment is assignment:
-            if node_errors:
-                told = self._inputs.outputs.without_added(job, {"node_errors": node_errors}) or {}
-                node_errors = self._inputs.outputs.reveal_value(job, told.get("node_errors"))
-            told = self._checks.told_of(job.tenant, job.submission.censor().value(node_errors))
-            said = job.without_added(wire.dumps(told)).replace(known_as.encode(), job.prompt_id.encode())
-            self._ledger.taken(job, known_as, assignment.translate(said, job.prompt_id))
+            outputs = self._inputs.outputs
+            said = node_errors_for(job, assignment, known_as, node_errors, outputs, self._checks)
+            self._ledger.taken(job, known_as, said)
         else:
             # Cancelled or given up while it was on its way.
             self._ledger.copies.add(backend.name, known_as)
@@ -455,5 +447,4 @@ class Dispatcher:
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT
-        body = job.without_added(self._inputs.outputs.reveal(job, answer.body))
-        return failed_there(answer, assignment.translate(body, job.prompt_id))
+        return failed_there(answer, failure_for(job, assignment, answer.body, self._inputs.outputs))

@@ -13,15 +13,16 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from gateway.comfy import events, history, wire
+from gateway.comfy import events, wire
 from gateway.comfy.client import Answer
-from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for, rename
+from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for
 from gateway.fleet import etags
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex, Holder, Origin, Upload
 from gateway.fleet.placements import Placement, Placements
 from gateway.fleet.placer import copy_of
 from gateway.jobs.added_nodes import without_added
+from gateway.jobs.entry_files import cached_nodes, each_file, origin_of, time_of
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.revealing import reveal_bytes, reveal_json, reveal_value
@@ -125,7 +126,7 @@ class Outputs:
             return {}
         # And whether the job says that it wrote it.
         wanted: dict[FileRef, bool] = {}
-        cached, status = _cached(entry.get("status")), entry.get("status")
+        cached, status = cached_nodes(entry.get("status")), entry.get("status")
 
         mentions: list[tuple[FileRef, bool, str]] = []
 
@@ -144,7 +145,7 @@ class Outputs:
             before = etags.UNTOLD if held is None else (held.before or held.etag or etags.UNTOLD)
             return etags.examine(answer, times, wrote=wanted[ref], before=before, read=read)
 
-        _each(entry.get("outputs"), collect)
+        each_file(entry.get("outputs"), collect)
         for number, mention in enumerate(mentions, 1):
             note(*mention)
             if number % FILES_AT_ONCE == 0:
@@ -178,7 +179,7 @@ class Outputs:
         return {each.etag.removeprefix("W/") for each in placed if each is not None and each.etag}
 
     def _times(self, job: Job, backend: str, status: Any) -> etags.Times:
-        began, ended = _time_of(status, ("execution_start",)), _time_of(status, events.TERMINAL)
+        began, ended = time_of(status, ("execution_start",)), time_of(status, events.TERMINAL)
         others = [_began(each) for each in self._ledger.jobs_on(backend) if _is_at_work_for_another(each, job.tenant)]
         followed = min((time for time in others if ended is not None and time >= ended), default=None)
         return etags.Times(began, ended, followed)
@@ -198,7 +199,7 @@ class Outputs:
         Args:
             known: what was learnt of its files.
         """
-        cached = _cached(entry.get("status"))
+        cached = cached_nodes(entry.get("status"))
         fresh: list[FileRecord | FileRemoval] = []
 
         # Equal savers tell of one file, which has one name.
@@ -216,7 +217,7 @@ class Outputs:
             left.setdefault(ref, (is_made, node_id))
             return ref
 
-        renamed = _each(entry.get("outputs"), name)
+        renamed = each_file(entry.get("outputs"), name)
         for number, (ref, (is_made, node_id)) in enumerate(left.items()):
             if number % FILES_AT_ONCE == 0:
                 self._remember(fresh)
@@ -226,7 +227,7 @@ class Outputs:
         self._remember(fresh)
         if left:
             await asyncio.sleep(0)
-            renamed = _each(entry.get("outputs"), lambda ref, *_: named.get(ref, ref))
+            renamed = each_file(entry.get("outputs"), lambda ref, *_: named.get(ref, ref))
         return renamed
 
     def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Any:
@@ -240,7 +241,7 @@ class Outputs:
         def name(ref: FileRef, is_made: bool, _: str) -> FileRef:
             return self._name(job, backend, ref, is_made, ran, fresh, None)
 
-        renamed = _each({"": output}, name, MAX_EVENT_FILES)[""]
+        renamed = each_file({"": output}, name, MAX_EVENT_FILES)[""]
         self._remember(fresh)
         return renamed
 
@@ -342,7 +343,7 @@ class Outputs:
             return ref
         if found is None and self._sight(job.tenant) is Sight.ALL:
             found = etags.Found(etags.UNTOLD, is_new=True)
-        origin, etag = _origin(is_made, ran), found.etag if found is not None else None
+        origin, etag = origin_of(is_made, ran), found.etag if found is not None else None
         is_unproven = origin is Origin.WROTE or self._is_unproven(job.tenant, backend, ref)
         if found is not None and is_unproven and not found.is_new and ref.kind != "input":
             etag = etags.GONE if self._is_theirs(job.tenant, backend, ref, found.etag) else etag
@@ -433,46 +434,6 @@ class Outputs:
         while len(self._by_secret) > MAX_TENANTS:
             del self._by_secret[next(iter(self._by_secret))]
         return known[1]
-
-
-def _origin(is_made: bool, ran: bool) -> Origin:
-    if not is_made:
-        return Origin.NAMED
-    return Origin.WROTE if ran else Origin.EARLIER
-
-
-def _each(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = etags.MOST) -> Any:
-    """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
-
-    Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
-    """
-    left = most
-
-    def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
-        nonlocal left
-        left -= 1
-        return new_name(ref, is_made, node_id) if left >= 0 else ref
-
-    if not isinstance(outputs, dict):
-        return rename(outputs, lambda ref, is_made: name(ref, is_made, ""))
-    return {
-        node_id: rename(output, lambda ref, is_made, node_id=node_id: name(ref, is_made, node_id))  # type: ignore[misc]
-        for node_id, output in outputs.items()
-    }
-
-
-def _cached(status: Any) -> Collection[str]:
-    """The nodes of an entry whose results an earlier prompt left."""
-    told = [data.get("nodes") for name, data in history.messages_of(status) if name == "execution_cached"]
-    return {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
-
-
-def _time_of(status: Any, names: Collection[str]) -> float | None:
-    """When the last message of these names was told: seconds since 1970, by the backend's clock."""
-    for name, data in reversed(history.messages_of(status)):
-        if name in names and (timestamp := events.timestamp_of(data)) is not None:
-            return timestamp / 1000
-    return None
 
 
 def _began(job: Job) -> float:

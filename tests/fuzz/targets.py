@@ -30,12 +30,13 @@ from gateway.fleet.etags import Times, examine
 from gateway.fleet.views import without_models
 from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _error_of, _last_message
+from gateway.jobs.entry_files import cached_nodes, each_file, time_of
 from gateway.jobs.job import Assignment, Job
-from gateway.jobs.outputs import _cached, _each, _time_of
 from gateway.jobs.partner_keys import NAMES
 from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.steering import UNCHANGED
 from gateway.jobs.upstream import Where, find_in, upstream_body
+from gateway.sessions.buffers import Shared, Total
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
 from gateway.settings import AuthSettings, KeySettings, TenantSettings
@@ -162,7 +163,7 @@ def event(data: bytes) -> None:
         frame = events.frame_of(found, "p", found.raw)
         rename(found.data.get("output"), lambda ref, made: ref)
         for interleave in (True, False):
-            sequencer, outbox = Sequencer(interleave=interleave), Outbox(1 << 12)
+            sequencer, outbox = Sequencer(interleave=interleave), Outbox(1 << 12, Shared(Total()))
             for each in (Frame(Kind.LIFECYCLE, b"{}", "other"), frame, events.end_frame("other"), frame):
                 for due in sequencer.feed(each):
                     outbox.put(due)
@@ -210,11 +211,11 @@ def preview(data: bytes) -> None:
 
 
 def _last_and_cached(status: Any) -> None:
-    assert all(isinstance(node_id, str) for node_id in _cached(status))
+    assert all(isinstance(node_id, str) for node_id in cached_nodes(status))
     answer = Answer(
         200, CIMultiDict({"Last-Modified": "x", "Date": "Wed, 25 Nov 2026 12:00:00 GMT", "ETag": '"e"'}), b""
     )
-    times = Times(_time_of(status, ("execution_start",)), _time_of(status, events.TERMINAL))
+    times = Times(time_of(status, ("execution_start",)), time_of(status, events.TERMINAL))
     assert examine(answer, times, wrote=True).etag == '"e"'
 
 
@@ -233,7 +234,7 @@ def entry(data: bytes) -> None:
     outcome = history.outcome_of(value)
     assert failures.cause_of_entry(value) in failures.Cause
     _last_and_cached(value.get("status"))
-    renamed = _each(
+    renamed = each_file(
         value.get("outputs"), lambda ref, made, node_id: replace(ref, filename=f"x-{ref.filename}-{made}-{node_id}")
     )
     ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}

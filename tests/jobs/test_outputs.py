@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.comfy.outputs import FileRef
 from gateway.fleet.etags import MOST
-from gateway.jobs.outputs import _each
+from gateway.jobs.entry_files import each_file
 
 
 def test_of_a_million_files_that_a_node_tells_of_most_keep_their_names() -> None:
@@ -16,6 +16,6 @@ def test_of_a_million_files_that_a_node_tells_of_most_keep_their_names() -> None
         return FileRef(ref.kind, ref.subfolder, "x")
 
     half = {"images": [{"filename": "a.png"}] * (MOST // 2 + 1)}
-    renamed = _each({"1": half, "2": half}, name)
+    renamed = each_file({"1": half, "2": half}, name)
     assert (asked.count("1"), asked.count("2")) == (MOST // 2 + 1, MOST // 2 - 1)
     assert [file["filename"] for file in renamed["2"]["images"][-3:]] == ["x", "a.png", "a.png"]

@@ -1,0 +1,52 @@
+"""Reading of a history entry's outputs and messages: each file in it, and what its messages tell of nodes and times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from gateway.comfy import events, history
+from gateway.comfy.outputs import FileRef, rename
+from gateway.fleet import etags
+from gateway.fleet.files import Origin
+
+
+def origin_of(is_made: bool, ran: bool) -> Origin:
+    """Return how a job comes to tell of a file, by whether it says that it made the file, and ran the node for it."""
+    if not is_made:
+        return Origin.NAMED
+    return Origin.WROTE if ran else Origin.EARLIER
+
+
+def each_file(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = etags.MOST) -> Any:
+    """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
+
+    Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
+    """
+    left = most
+
+    def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+        nonlocal left
+        left -= 1
+        return new_name(ref, is_made, node_id) if left >= 0 else ref
+
+    if not isinstance(outputs, dict):
+        return rename(outputs, lambda ref, is_made: name(ref, is_made, ""))
+    return {
+        node_id: rename(output, lambda ref, is_made, node_id=node_id: name(ref, is_made, node_id))  # type: ignore[misc]
+        for node_id, output in outputs.items()
+    }
+
+
+def cached_nodes(status: Any) -> Collection[str]:
+    """The nodes of an entry whose results an earlier prompt left."""
+    told = [data.get("nodes") for name, data in history.messages_of(status) if name == "execution_cached"]
+    return {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
+
+
+def time_of(status: Any, names: Collection[str]) -> float | None:
+    """When the last message of these names was told: seconds since 1970, by the backend's clock."""
+    for name, data in reversed(history.messages_of(status)):
+        if name in names and (timestamp := events.timestamp_of(data)) is not None:
+            return timestamp / 1000
+    return None

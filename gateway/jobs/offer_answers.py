@@ -1,0 +1,34 @@
+"""A backend's answer to POST /prompt in names that the job's tenant knows, without what the tenant must not read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.jobs.checks import Checks
+from gateway.jobs.job import Assignment, Job
+from gateway.jobs.outputs import Outputs
+
+
+def refusal_for(job: Job, assignment: Assignment, body: bytes, outputs: Outputs, checks: Checks) -> bytes:
+    """Return the body of a backend's refusal."""
+    body = job.without_added(outputs.without_added_in_json(job, body))
+    body = assignment.translate(outputs.reveal(job, body), job.prompt_id)
+    return checks.told(job.tenant, job.submission.censor().encoded(body))
+
+
+def failure_for(job: Job, assignment: Assignment, body: bytes, outputs: Outputs) -> bytes:
+    """Return the body of an answer that is no refusal: a failure of the backend."""
+    return assignment.translate(job.without_added(outputs.reveal(job, body)), job.prompt_id)
+
+
+def node_errors_for(
+    job: Job, assignment: Assignment, known_as: str, node_errors: Any, outputs: Outputs, checks: Checks
+) -> bytes:
+    """Return the errors of the outputs that a backend leaves out, as JSON. `known_as` is the prompt's id there."""
+    if node_errors:
+        told = outputs.without_added(job, {"node_errors": node_errors}) or {}
+        node_errors = outputs.reveal_value(job, told.get("node_errors"))
+    told = checks.told_of(job.tenant, job.submission.censor().value(node_errors))
+    said = job.without_added(wire.dumps(told)).replace(known_as.encode(), job.prompt_id.encode())
+    return assignment.translate(said, job.prompt_id)
