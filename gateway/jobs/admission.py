@@ -36,7 +36,7 @@ MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
 MAX_FILE_DEPTH = 32
 # Bytes of memory that a node and a file's name take, beside those of the body.
-_NODE_BYTES, _FILE_BYTES = 512, 1_024
+_NODE_BYTES, _FILE_BYTES = 160, 1_024
 
 
 _BOUNDS = Bounds()

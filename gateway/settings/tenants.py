@@ -49,7 +49,7 @@ class LimitSettings(Model):
     # A limit from the start: a body is in memory until it has been read to its end.
     bodies_bytes: Bytes | None = 64 * 1024**2
     # A limit from the start: prompts that wait are in memory.
-    open_bytes: Bytes | None = 128 * 1024**2
+    open_bytes: Bytes | None = 256 * 1024**2
     upload_bytes: Bytes | None = None
     sockets: Count | None = 1000
     # A limit from the start: without one a prompt is a way to find out which files there are.
