@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
@@ -152,8 +152,34 @@ class ComfyClient:
             Unreachable, Unanswered: see there.
             BadAnswer: it has more, or is no answer that a client may be given.
         """
-        async with self._request(method, path, body, timeout, headers) as response:
-            return Answer(response.status, response.headers, await whole(response, most))
+        try:
+            async with self._ask(method, path, body, timeout, headers) as response:
+                return Answer(response.status, response.headers, await whole(checked(response), most))
+        except (aiohttp.ClientError, OSError) as error:
+            raise translated(error) from error
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        total = self._timeout if timeout == -1 else timeout
+        sent_headers = {"Content-Type": "application/json"} if body is not None else {}
+        sent_headers.update(headers or {})
+        sent_headers.update(self._authorization)
+        return self._session.request(
+            method,
+            self._prompt_url if path == "/prompt" else self.url(path),
+            data=body,
+            headers=sent_headers,
+            timeout=self.limit(total),
+            allow_redirects=False,
+            auto_decompress=False,
+            ssl=self._tls,
+        )
 
     @asynccontextmanager
     async def _request(
@@ -164,21 +190,8 @@ class ComfyClient:
         timeout: float | None = -1,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        total = self._timeout if timeout == -1 else timeout
-        sent_headers = {"Content-Type": "application/json"} if body is not None else {}
-        sent_headers.update(headers or {})
-        sent_headers.update(self._authorization)
         try:
-            async with self._session.request(
-                method,
-                self._prompt_url if path == "/prompt" else self.url(path),
-                data=body,
-                headers=sent_headers,
-                timeout=self.limit(total),
-                allow_redirects=False,
-                auto_decompress=False,
-                ssl=self._tls,
-            ) as response:
+            async with self._ask(method, path, body, timeout, headers) as response:
                 yield checked(response)
         except (aiohttp.ClientError, OSError) as error:
             raise translated(error) from error

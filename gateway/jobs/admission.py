@@ -15,12 +15,10 @@ from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.outputs import FileRef
 from gateway.jobs import partner_keys
 from gateway.jobs.prompt_bounds import (
-    MAX_ID,
     Bounds,
     Rejection,
     check_count,
     check_graph,
-    check_names,
     check_targets,
     check_texts,
     check_values,
@@ -158,9 +156,6 @@ def read(
     check_graph(prompt, bounds)
     if len(body) > bounds.bytes // 6:
         check_texts(prompt, 2 * bounds.bytes)
-    # No name in a short body is too long, save an id.
-    if len(body) > graph.MAX_NAME or max(map(len, prompt), default=0) > MAX_ID:
-        check_names(prompt)
     if len(body) > bounds.graph_values:
         check_values(body, prompt, dumps, bounds.graph_values)
     found = graph.survey(prompt, file_inputs, bounds.nodes)

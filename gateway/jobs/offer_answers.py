@@ -26,9 +26,11 @@ def node_errors_for(
     job: Job, assignment: Assignment, known_as: str, node_errors: Any, outputs: Outputs, checks: Checks
 ) -> bytes:
     """Return the errors of the outputs that a backend leaves out, as JSON. `known_as` is the prompt's id there."""
-    if node_errors:
-        told = outputs.without_added(job, {"node_errors": node_errors}) or {}
-        node_errors = outputs.reveal_value(job, told.get("node_errors"))
+    if not node_errors:
+        # Nearly all prompts have none.
+        return b"{}"
+    told = outputs.without_added(job, {"node_errors": node_errors}) or {}
+    node_errors = outputs.reveal_value(job, told.get("node_errors"))
     told = checks.told_of(job.tenant, job.submission.censor().value(node_errors))
     said = job.without_added(wire.dumps(told)).replace(known_as.encode(), job.prompt_id.encode())
     return assignment.translate(said, job.prompt_id)

@@ -69,12 +69,20 @@ class Places:
             self._started[job.tenant] += 1
         self._jobs.setdefault(job.backend, {})[job.upstream_id] = job
         if job.state is not State.COLLECTING:
-            self._at_work.setdefault(job.backend, Counter())[job.tenant] += 1
+            at_work = self._at_work.get(job.backend)
+            if at_work is None:
+                at_work = self._at_work[job.backend] = Counter()
+            at_work[job.tenant] += 1
         if job.state in QUEUED_THERE:
             self._queued[job.backend] = self._queued.get(job.backend, 0) + 1
-            queue = self._queues.setdefault(job.backend, _Queue())
+            queue = self._queues.get(job.backend)
+            if queue is None:
+                queue = self._queues[job.backend] = _Queue()
             queue.tenants[job.tenant] += 1
-            queue.tag, queue.number = max(queue.tag, job.tag), max(queue.number, job.number)
+            if job.tag > queue.tag:
+                queue.tag = job.tag
+            if job.number > queue.number:
+                queue.number = job.number
         elif job.state is State.RUNNING:
             self._running[job.backend] = self._running.get(job.backend, 0) + 1
 

@@ -77,7 +77,7 @@ def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: 
 
 
 def check_graph(prompt: Any, bounds: Bounds) -> None:
-    """Refuse what is no graph, or has too many nodes."""
+    """Refuse what is no graph, has too many nodes, or long ids, classes or titles: errors tell them for each node."""
     if not isinstance(prompt, dict):
         raise rejection(
             "invalid_prompt",
@@ -91,11 +91,18 @@ def check_graph(prompt: Any, bounds: Bounds) -> None:
             raise rejection(
                 "invalid_prompt", f"Node '{named}' must be an object", f"got {name_of(node)}", {"node_id": named}
             )
-        if "class_type" in node and not isinstance(node["class_type"], str):
+        class_type = node.get("class_type", "")
+        if not isinstance(class_type, str):
             named = node_id[:200]
             raise rejection(
                 "invalid_prompt", f"Node '{named}' must have a string as class_type", "", {"node_id": named}
             )
+        if len(node_id) > MAX_ID:
+            raise _long_name("id", node_id, MAX_ID)
+        if len(class_type) > graph.MAX_NAME:
+            raise _long_name("class_type", node_id)
+        if "_meta" in node:
+            _check_title(node_id, node["_meta"])
 
 
 def check_texts(prompt: Any, most: int) -> None:
@@ -115,19 +122,12 @@ def check_texts(prompt: Any, most: int) -> None:
         raise rejection("graph_too_large", "The graph is too large", details)
 
 
-def check_names(prompt: Mapping[str, Any]) -> None:
-    """Refuse long ids, classes and titles: errors tell them, ComfyUI's some of them for each node."""
-    for node_id, node in prompt.items():
-        if len(node_id) > MAX_ID:
-            raise _long_name("id", node_id, MAX_ID)
-        if len(node.get("class_type", "")) > graph.MAX_NAME:
-            raise _long_name("class_type", node_id)
-        meta = node.get("_meta")
-        title = meta.get("title") if isinstance(meta, dict) else None
-        if isinstance(title, (list, dict)):
-            title = wire.dumps_exact(title)
-        if isinstance(title, (str, bytes)) and len(title) > graph.MAX_NAME:
-            raise _long_name("title", node_id)
+def _check_title(node_id: str, meta: Any) -> None:
+    title = meta.get("title") if isinstance(meta, dict) else None
+    if isinstance(title, (list, dict)):
+        title = wire.dumps_exact(title)
+    if isinstance(title, (str, bytes)) and len(title) > graph.MAX_NAME:
+        raise _long_name("title", node_id)
 
 
 def _long_name(what: str, node_id: str, most: int = graph.MAX_NAME) -> Rejection:

@@ -225,31 +225,31 @@ def _is_operations(route: str) -> bool:
     return route.startswith("/gateway/") or route in ("/metrics", "/healthz", "/readyz")
 
 
-async def _answer_or_cut(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Call the handler. If it fails in the middle of its answer, cut the connection.
+def _cut(request: web.Request, error: Exception) -> web.Response:
+    """Cut the connection of an answer that failed in its middle.
 
     Whatever was written after that would be taken for the rest of the answer, or of the next one.
     """
-    try:
-        return await handler(request)
-    except (ConnectionResetError, aiohttp.ClientConnectionResetError):
-        raise
-    except Exception as error:
-        if not request.get(STREAMING):
-            raise
-        if isinstance(error, BackendError):
-            _log.warning("answer_cut", path=request.path, error=str(error))
-        else:
-            _log.error("answer_cut", path=request.path, error=repr(error), exc_info=error)
-        if request.transport is not None:
-            request.transport.abort()
-        return web.Response(status=502)
+    if isinstance(error, BackendError):
+        _log.warning("answer_cut", path=request.path, error=str(error))
+    else:
+        _log.error("answer_cut", path=request.path, error=repr(error), exc_info=error)
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=502)
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler; what it may raise is an answer too. The type says who is to blame."""
     try:
-        return await _answer_or_cut(request, handler)
+        try:
+            return await handler(request)
+        except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+            raise
+        except Exception as error:
+            if request.get(STREAMING):
+                return _cut(request, error)
+            raise
     except web.HTTPRequestEntityTooLarge as error:
         return problem(413, "body_too_large", "The request body is too large", str(error.text))
     except UnknownCoding as error:

@@ -194,6 +194,12 @@ class Intake:
             await asyncio.wait([self._over], timeout=LINGER_SECONDS)
 
     def _take_head(self, data: bytes) -> None:
+        at = data.find(_END) if not self._head.size else -1
+        if 0 < at < MAX_TARGET and data[0] not in b"\r\n" and len(data) - at <= MAX_AHEAD:
+            # A whole head so short keeps to all bounds, and what follows it is short.
+            self.state, self._ahead = _SHUT, MAX_AHEAD + at + len(_END) - len(data)
+            self._parse(data)
+            return
         try:
             end = self._head.take(data)
         except HeadTooLong as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.reply import Overloaded, Reply
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
+from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.answers import json, json_bytes, problem
 from gateway.web.bodies import read_json
 from gateway.web.contents import NOSNIFF
@@ -87,8 +89,9 @@ async def post_prompt(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> Submission:
     """Read the body. Nothing keeps it once that is done."""
-    engine, identity = parts(request).engine, caller(request)
-    with parts(request).limits.body(identity.tenant) as grow:
+    engine, identity, length = parts(request).engine, caller(request), request.content_length
+    is_short = length is not None and length <= UNCOUNTED_BODY and "Content-Encoding" not in request.headers
+    with nullcontext() if is_short else parts(request).limits.body(identity.tenant) as grow:
         body = await read_json(request, parts(request).settings.dispatch.max_prompt_bytes, grow)
         await engine.checks.ready(identity.tenant)
         inspect = engine.checks.inspector(identity.tenant, by_admin=identity.is_admin)
