@@ -181,7 +181,7 @@ class ClientSocket:
     async def _read(self) -> None:
         first = True
         async for message in self._response:
-            if self.intake is not None and not self.intake.message():
+            if self.intake is not None and self.intake.is_refusing:
                 # Whatever has been read already is nothing to answer; the end of the connection ends this.
                 continue
             if message.type is WSMsgType.PING:

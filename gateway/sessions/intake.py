@@ -15,8 +15,9 @@ from aiohttp import web
 
 from gateway.tenants.token_bucket import TokenBucket
 
-# What a message costs beside its bytes.
+# What a frame costs beside its bytes.
 MESSAGE_COST = 256
+_MAX_FRAME_HEAD = 14
 # All sockets of a tenant may send so many times as much as one.
 TENANT_FACTOR = 16
 
@@ -27,6 +28,8 @@ class Budget:
     def __init__(self, rate: int, burst: int, tenant: TokenBucket) -> None:
         self._own = TokenBucket.full(rate, burst, time.monotonic())
         self._tenant = tenant
+        # The frames that a full budget pays for: more need not be counted.
+        self.max_frames = burst // MESSAGE_COST
 
     def take(self, count: int) -> bool:
         """Take so many bytes; False if there are not so many."""
@@ -39,24 +42,70 @@ def tenant_bucket(rate: int, burst: int) -> TokenBucket:
     return TokenBucket.full(rate * TENANT_FACTOR, burst * TENANT_FACTOR, time.monotonic())
 
 
+class FrameCounter:
+    """Counter of the frames that a client sends (RFC 6455, section 5.2). Pure.
+
+    It looks at the heads of frames alone, so a frame is counted before anything is made of it.
+    """
+
+    def __init__(self) -> None:
+        self._payload = 0
+        self._head = b""
+
+    def count(self, data: bytes, most: int) -> int:
+        """Return how many frames begin in the next bytes. It stops counting beyond `most`."""
+        frames = at = 0
+        while at < len(data) and frames <= most:
+            if self._payload:
+                step = min(self._payload, len(data) - at)
+                self._payload -= step
+                at += step
+                continue
+            head = self._head + data[at : at + _MAX_FRAME_HEAD - len(self._head)]
+            size = _head_size(head)
+            if len(head) < size:
+                self._head = head
+                break
+            at += size - len(self._head)
+            self._head = b""
+            self._payload = _payload_size(head)
+            frames += 1
+        return frames
+
+
+def _head_size(head: bytes) -> int:
+    if len(head) < 2:
+        return 2
+    short = head[1] & 0x7F
+    return 2 + (2 if short == 126 else 8 if short == 127 else 0) + (4 if head[1] & 0x80 else 0)
+
+
+def _payload_size(head: bytes) -> int:
+    short = head[1] & 0x7F
+    if short < 126:
+        return short
+    return int.from_bytes(head[2 : 4 if short == 126 else 10], "big")
+
+
 class Intake:
     """Stands before aiohttp's reader of one socket.
 
     Args:
-        refuse: called once, when more comes than may; from then on nothing is read.
+        refuse: called once, when more comes than may; from then on nothing is read, and `is_refusing` is true.
     """
 
     def __init__(self, reader: Any, budget: Budget, refuse: Callable[[], None]) -> None:
         self._reader = reader
         self._budget = budget
+        self._frames = FrameCounter()
         self._refuse = refuse
-        self._is_refusing = False
+        self.is_refusing = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Bytes came."""
-        if self._is_refusing:
+        if self.is_refusing:
             return False, b""
-        if not self._budget.take(len(data)):
+        if not self._budget.take(len(data) + MESSAGE_COST * self._frames.count(data, self._budget.max_frames)):
             self.refuse()
             return False, b""
         fed: tuple[bool, bytes] = self._reader.feed_data(data)
@@ -66,17 +115,9 @@ class Intake:
         """Nothing more will come."""
         self._reader.feed_eof()
 
-    def message(self) -> bool:
-        """A message was read. False if it is one too many."""
-        if self._is_refusing:
-            return False
-        if not self._budget.take(MESSAGE_COST):
-            self.refuse()
-        return not self._is_refusing
-
     def refuse(self) -> None:
         """Read nothing more."""
-        self._is_refusing = True
+        self.is_refusing = True
         self._refuse()
 
 
