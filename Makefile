@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Two workers on two cores; more would only make the timing of real processes worse.
-WORKERS ?= 2
+# Three workers on two cores: the tests wait for processes more than they compute.
+WORKERS ?= 3
 
 # Where an environment forbids Python to keep what it has compiled, each of a thousand processes would compile anew.
 unexport PYTHONDONTWRITEBYTECODE

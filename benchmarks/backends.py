@@ -12,9 +12,9 @@ PATIENCE_SECONDS = 30.0
 KINDS = {
     "entry": "a history entry of 400 MB",
     "values": "a result of 41,000 empty lists",
-    "files": "a result of 10,000 files",
-    "nan": "a result of 8 MiB with NaN",
-    "text": "a result of 8 MiB that looks like secret folders",
+    "files": "a result of 8,000 files",
+    "nan": "a result of 6 MiB with NaN",
+    "text": "a result of 6 MiB that looks like secret folders",
     "events": "20 executed events of 41,000 values",
     "frame": "a text message of 60 MiB",
     "packed": "a /queue of 927 KB that unpacks to 900 MB",

@@ -16,7 +16,7 @@ from benchmarks.bare import main, object_info
 
 MIB = 2**20
 # The values and bytes that the gateway takes of one result, and a little less.
-VALUES, LONG = 41_000, 8 * MIB - 4_096
+VALUES, LONG = 41_000, 6 * MIB - 4_096
 
 
 def outputs(kind: str) -> Any:
@@ -26,7 +26,7 @@ def outputs(kind: str) -> Any:
             return {"1": {"a": [[]] * VALUES}}
         case "files":
             return {
-                "1": {"images": [{"filename": f"{n}.png", "subfolder": "", "type": "output"} for n in range(10_000)]}
+                "1": {"images": [{"filename": f"{n}.png", "subfolder": "", "type": "output"} for n in range(8_000)]}
             }
         case "nan":
             return {"1": {"text": ["x" * LONG, float("nan")]}}

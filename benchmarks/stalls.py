@@ -37,9 +37,9 @@ async def run(rounds: int, seconds: float) -> list[Row]:
 
 def row(case: Case, count: int, figures: dict[str, float]) -> Row:
     """A case's line in the table."""
-    found = figures["cpu"] / count if case.is_each else figures["stall"]
+    found = figures["cpu"] / count if case.is_each else figures["piece"]
     shown = f"{found:.2f} ms, {figures['grown']:+.1f} MB (at most {figures['peak']:+.1f})"
-    what = "CPU of a request" if case.is_each else "longest stall"
+    what = "CPU of a request" if case.is_each else "longest callback"
     return Row(f"{what}: {case.name}", shown, "", f"{found / case.bound:.2f} of the bound", f"{case.bound:g} ms")
 
 

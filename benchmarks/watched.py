@@ -1,4 +1,6 @@
-"""An ordinary gateway beside which a heartbeat measures how long its loop is held: ``python -m benchmarks.watched``.
+"""An ordinary gateway whose callbacks are timed, beside a heartbeat in its loop: ``python -m benchmarks.watched``.
+
+It runs on asyncio's own loop, because no other lets its callbacks be timed.
 
 The arguments are those of the gateway's own command. ``WATCH_SOCKET`` names the Unix socket on which the figures are
 asked for: each line that comes is answered with the figures since the line before (`Watch.report`), as JSON.
@@ -7,11 +9,13 @@ asked for: each line that comes is answered with the figures since the line befo
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import time
 
 import psutil
+import uvloop
 
 from gateway import app, cli
 
@@ -22,9 +26,14 @@ _MILLION = 1_000_000
 class Watch:
     """A heartbeat in the loop that it measures.
 
-    `stall` is CPU time of the loop's thread between two beats, `every` that of all threads: one that parses JSON holds
-    the interpreter, and the loop with it.
+    `piece` is CPU time of the longest callback, `collection` that of the longest collection of garbage, which is part
+    of a callback. `stall` is that of the loop's thread between two beats, in which many
+    connections may have had a callback each, `every` that of all threads: one that parses JSON holds the interpreter,
+    and the loop with it.
     """
+
+    piece = 0.0
+    collection = 0.0
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -35,6 +44,7 @@ class Watch:
     def clear(self) -> None:
         """Forget what was measured."""
         self._stall = self._every = self._peak = 0.0
+        Watch.piece = Watch.collection = 0.0
         self._began, self._began_at = time.process_time(), time.monotonic()
         self._rss = self._most = self._process.memory_info().rss
         self._note()
@@ -56,6 +66,8 @@ class Watch:
         """Return the figures in milliseconds and MB: the longest stalls, all CPU time, seconds, memory and its peak."""
         rss = self._process.memory_info().rss
         return {
+            "piece": Watch.piece * 1000,
+            "collection": Watch.collection * 1000,
             "stall": self._stall * 1000,
             "every": self._every * 1000,
             "cpu": (time.process_time() - self._began) * 1000,
@@ -82,6 +94,30 @@ class Watched(app.Gateway):
         self._questions = await asyncio.start_unix_server(answer, os.environ["WATCH_SOCKET"])
 
 
+def time_callbacks() -> None:
+    """Have the longest callback of the loop noted."""
+    run = asyncio.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        Watch.piece = max(Watch.piece, time.thread_time() - began)
+
+    began_at = 0.0
+
+    def collected(phase: str, _: dict[str, int]) -> None:
+        nonlocal began_at
+        if phase == "start":
+            began_at = time.thread_time()
+        else:
+            Watch.collection = max(Watch.collection, time.thread_time() - began_at)
+
+    gc.callbacks.append(collected)
+    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    uvloop.run = asyncio.run
+
+
 if __name__ == "__main__":
+    time_callbacks()
     cli.Gateway = Watched  # type: ignore[misc]
     cli.main()

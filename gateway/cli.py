@@ -124,9 +124,10 @@ def _exit(message: str, code: int = EXIT_USAGE) -> NoReturn:
 
 
 def _run(settings: Settings) -> int:
-    # Thousands of jobs live long: fewer, later collections; what was imported by now is never garbage.
+    # A collection holds the loop for about 0.4 ms for each thousand objects that it looks at: 8 ms for the young ones,
+    # up to 40 ms for those that five collections left. All objects there are, of thousands of jobs, are nearly never.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(20_000, 5, 10_000)
     if sys.platform != "win32":
         import uvloop
 

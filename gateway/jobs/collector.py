@@ -54,6 +54,8 @@ MOST_LOOKS = 3
 END_GRACE = 1.0
 # Bytes of what a list of jobs shows of one: the lists are kept in memory. GET /api/jobs/{id} tells all.
 MAX_SUMMARY = 16 * 1024
+# Of an entry with more bytes each step of writing it is a turn of its own.
+LARGE_ENTRY = 256 * 1024
 _LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
 
 
@@ -242,13 +244,18 @@ class Collector:
         summary = job.translate(wire.dumps(listed))
         if len(summary) > MAX_SUMMARY:
             summary = job.translate(wire.dumps(shortened(listed, MAX_SUMMARY)))
-        await asyncio.sleep(0)
         place = job.backend
         pause, attempt = FETCH_PAUSE, job.attempts
+        await asyncio.sleep(0)
+        said = encode(rest)
+        if len(said) > LARGE_ENTRY:
+            await asyncio.sleep(0)
+        said = wire.packed(b'{"prompt":%b,%b' % (job.prompt_item(ran), job.translate(said)[1:]))
+        if len(said) > LARGE_ENTRY:
+            await asyncio.sleep(0)
         while job.attempts == attempt:
             try:
-                said = b'{"prompt":%b,%b' % (job.prompt_item(ran), job.translate(encode(rest))[1:])
-                if not await self._ledger.finish(job, outcome, wire.packed(said), wire.packed(summary)):
+                if not await self._ledger.finish(job, outcome, said, wire.packed(summary)):
                     return
                 break
             except StoreError as error:
