@@ -127,8 +127,10 @@ class Listener:
             assert not event["type"].startswith("closed"), event
 
     async def end_of(self, prompt_id: str) -> None:
-        """Wait until a prompt is over."""
-        await self.next("executing", prompt_id=prompt_id, node=None)
+        """Wait until a prompt is over; return at once if its end was heard already, before another prompt's."""
+        end = {"type": "executing", "data": {"node": None, "prompt_id": prompt_id}}
+        if end not in self.heard:
+            await self.next("executing", prompt_id=prompt_id, node=None)
 
     def of(self, prompt_id: str) -> list[str]:
         """The types of what was told of a prompt."""
