@@ -13,7 +13,7 @@ from benchmarks.attacks import Attack, Case
 
 MIB = 2**20
 # A body takes this much less than `dispatch.max_prompt_bytes` has: room for what is around its noise.
-LONG = 8 * MIB - 4_096
+LONG = 12 * MIB - 4_096
 NODES, OUTPUTS = 1_990, 490
 TRIES, PAUSE_SECONDS = 200, 0.05
 
@@ -76,12 +76,12 @@ def failing() -> Graph:
 
 
 BODIES: dict[str, Callable[[], bytes]] = {
-    "a text of 8 MiB": lambda: text(noise(LONG)),
-    "a text of 8 MiB of escapes": lambda: text('"\n' * (LONG // 4)),
+    "a text of 12 MiB": lambda: text(noise(LONG)),
+    "a text of 12 MiB of escapes": lambda: text('"\n' * (LONG // 4)),
     "a text of 4 MiB with an emoji": lambda: text("\U0001f600" + noise(LONG // 2)),
-    "a text of 8 MiB and NaN": lambda: body(small(), x=[float("nan"), noise(LONG)]),
+    "a text of 12 MiB and NaN": lambda: body(small(), x=[float("nan"), noise(LONG)]),
     "1 MiB of emojis and NaN": lambda: body(small(), x=[float("nan"), "\U0001f600" * (MIB // 4 - 100)]),
-    "8 MiB of noise in extra_pnginfo": lambda: extra(noise(LONG)),
+    "12 MiB of noise in extra_pnginfo": lambda: extra(noise(LONG)),
     "49,000 objects in extra_pnginfo": lambda: extra([{"a": {}}] * 49_000),
     "49,000 arrays of texts in extra_pnginfo": lambda: extra([[["x" * 150]]] * 49_000),
     "990,000 empty texts 190 deep": lambda: (
@@ -127,8 +127,8 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "a model's name of 6 MiB": lambda: body(
         small(f={"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a/" * (3 * MIB) + "x.safetensors"}})
     ),
-    "a class of 8 MiB": lambda: body(small(f={"class_type": "x" * LONG})),
-    "a workflow's id of 8 MiB": lambda: extra({"id": "x" * LONG}),
+    "a class of 12 MiB": lambda: body(small(f={"class_type": "x" * LONG})),
+    "a workflow's id of 12 MiB": lambda: extra({"id": "x" * LONG}),
 }
 
 

@@ -15,7 +15,7 @@ class DispatchSettings(Model):
     max_queue: Count = 16
     max_waiting: Count = 10_000
     max_waiting_bytes: Bytes = 512 * 1024**2
-    max_prompt_bytes: Bytes = 8 * 1024**2
+    max_prompt_bytes: Bytes = 12 * 1024**2
     max_nodes: Count = 2_000
     max_graph_values: Count = 40_000
     max_body_values: Count = 150_000
