@@ -69,7 +69,7 @@ class SystemStats:
 
     @property
     def system(self) -> Mapping[str, Any]:
-        """What is said of the process and its machine."""
+        """Return the facts about the process and its machine."""
         system: Mapping[str, Any] = self.raw["system"]
         return system
 

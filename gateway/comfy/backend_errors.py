@@ -62,7 +62,7 @@ async def translated_errors() -> AsyncIterator[None]:
 
 
 def translated(error: Exception) -> BackendError:
-    """What an error of aiohttp's says: was anything sent, and does anybody listen there? TimeoutError is an OSError.
+    """Return our error for one of aiohttp's: it tells whether anything was sent. TimeoutError is an OSError.
 
     Its own text is not repeated where it may hold the backend's address: what comes of it may be shown to users.
     """

@@ -181,21 +181,6 @@ class ComfyClient:
             ssl=self._tls,
         )
 
-    @asynccontextmanager
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        timeout: float | None = -1,
-        headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        try:
-            async with self._ask(method, path, body, timeout, headers) as response:
-                yield checked(response)
-        except (aiohttp.ClientError, OSError) as error:
-            raise translated(error) from error
-
     async def _read(
         self,
         path: str,
@@ -210,7 +195,8 @@ class ComfyClient:
             Unreadable: it was not read.
         """
         # Little may unpack to much, and this is asked again and again.
-        async with self._request("GET", path, timeout=timeout, headers=_UNPACKED) as response:
+        async with translated_errors(), self._ask("GET", path, None, timeout, _UNPACKED) as answered:
+            response = checked(answered)
             if response.status != 200:
                 raise BadAnswer(f"GET {path} answered {response.status}", response.status)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":

@@ -24,11 +24,11 @@ _INSIDE_TEXT = re.compile(rb'(?:[^"\\]+|\\.)*+', re.DOTALL)
 
 
 class Unreadable(ValueError):
-    """What was read is not what it should be; the text says why."""
+    """A document is not of the form that it should have; the text says why."""
 
 
 class TooLarge(Unreadable):
-    """It is larger than is read.
+    """A document is larger than the gateway reads.
 
     Attributes:
         size: bytes that were seen of it; there may be more.

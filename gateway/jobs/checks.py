@@ -51,7 +51,7 @@ _WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": 
 
 
 class Checks:
-    """What is known of a prompt's chances.
+    """Checks of a prompt: may it run, and on which backends.
 
     Args:
         max_outputs: how many output nodes a prompt may have. ComfyUI names each one that fails at each node behind it.

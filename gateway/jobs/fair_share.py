@@ -1,4 +1,4 @@
-"""Whose turn it is: every tenant that has jobs in a queue has one turn in each of its rounds.
+"""Fair share: every tenant that has jobs in a queue has one turn in each of its rounds.
 
 There is one such queue in the gateway, for the jobs that wait for a backend, and one on each backend. A tenant orders
 its own jobs by their numbers, as ComfyUI orders all of them (``number``, ``front``: server.py), and they take its turns

@@ -18,7 +18,7 @@ _EMPTY: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large a prompt may be. A value is a comma or an opening bracket of its JSON, also such as stand in texts.
+    """Bounds on a prompt. A value is a comma or an opening bracket of its JSON, also such as stand in texts.
 
     Attributes:
         nodes: the nodes of the graph, and the files that it may name.

@@ -99,7 +99,7 @@ class Watch:
         self._metrics.jobs_stalled.labels(backend.name).set(stalled)
 
     def heard_too_much(self, backend: Backend) -> None:
-        """What runs on a backend has said more in one message than is read. If it goes on with that, it ends.
+        """Note that the job on a backend sent a message larger than the gateway reads. If it goes on, end the job.
 
         Each time the socket is opened anew, and other jobs' events may go by unheard meanwhile.
         """

@@ -1,4 +1,4 @@
-"""Whose turn it is, as pure decisions and as a fleet that runs by them: the ledger, its tags, and ComfyUI's heaps."""
+"""Fair share, as pure decisions and as a fleet that runs by them: the ledger, its tags, and ComfyUI's heaps."""
 
 from __future__ import annotations
 
