@@ -87,6 +87,8 @@ class Frame:
         translate: returns the message in the client's ids, given it and the client's prompt_id. It runs when the
             payload is read for the first time, because most progress is replaced by newer progress or read by nobody.
         legacy: the same preview for clients that declared nothing, once one of them has asked for it.
+        repeats: a run before this one has said as much, so that a client that is told of one prompt at a time must
+            not hear it.
     """
 
     kind: Kind
@@ -96,6 +98,7 @@ class Frame:
     binary: bool = False
     translate: Callable[[bytes, str], bytes] | None = None
     legacy: Frame | None = None
+    repeats: bool = False
 
     @property
     def payload(self) -> bytes:

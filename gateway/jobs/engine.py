@@ -105,7 +105,7 @@ class Engine:
             judge.steering,
             settings.store.retention.max_files,
         )
-        telling = Telling(bus)
+        telling = Telling(bus, self.ledger.begin)
         self.collector = Collector(
             self.ledger,
             fleet,

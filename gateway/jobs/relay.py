@@ -19,6 +19,7 @@ from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
+from gateway.jobs.progress import Progress
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
 from gateway.telemetry.metrics import Metrics
@@ -123,7 +124,8 @@ class Relay:
         if not is_preview:
             data = self._outputs.reveal_bytes(job, data)
         kind = Kind.PREVIEW if is_preview else Kind.OTHER
-        self._tell(job, str(kind), Frame(kind, data, job.prompt_id, str(kind), binary=True))
+        repeats = is_preview and job.live.told is not None and job.live.told.is_behind
+        self._tell(job, str(kind), Frame(kind, data, job.prompt_id, str(kind), binary=True, repeats=repeats))
 
     def _job_of(self, backend: Backend, prompt_id: str | None) -> Job | None:
         """The job that a message is about; without an id, the one that runs there."""
@@ -169,10 +171,15 @@ class Relay:
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
         """The job runs there."""
         before = self._current.get(backend.name)
-        if before is not None and before.state is State.COLLECTING and before.backend == backend.name:
-            self._telling.follow(job, before)
+        if before is not None and before is not job and before.backend == backend.name:
+            if before.state is State.RUNNING:
+                # If its end was not heard, look for it, because a ComfyUI runs one prompt at a time.
+                self._collector.collect(before, at_once=False)
+            if before.state is State.COLLECTING:
+                self._telling.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
+        self._telling.begin(job)
         waited = (job.started_at or job.accepted_at) - job.accepted_at
         self._metrics.wait_seconds.labels(backend.name).observe(waited)
         log_phase(job, "running", waited, backend=backend.name)
@@ -204,7 +211,12 @@ class Relay:
             payload = job.without_added(payload)
         translate = job.assignment.translate if job.assignment is not None else None
         frame = events.frame_of(event, job.prompt_id, payload, translate)
-        if event.type == "executing":
+        if job.live.told is None:
+            job.live.told = Progress()
+        frame.repeats = job.live.told.repeats(event)
+        if frame.repeats:
+            pass
+        elif event.type == "executing":
             job.live.executing = frame
         elif event.type == "progress_state":
             job.live.progress_state = frame
