@@ -14,6 +14,7 @@ from gateway.store.blobs import BlobStore
 from gateway.store.local_bus import LocalBus
 from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
+from gateway.telemetry import logs
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import count_failure
@@ -29,6 +30,8 @@ from gateway.web.catalogue import shared_features
 from gateway.web.parts import Parts
 from gateway.web.routes import make_app
 from gateway.web.serving import Serving
+
+_log = logs.get("gateway")
 
 
 class OpenToStrangers(Exception):
@@ -144,7 +147,9 @@ class Gateway:
         self._serving, self.port = serving, serving.port
 
     def reload(self) -> None:
-        """Read again what can be read anew while it serves: the certificate."""
+        """Read again what can be read anew while it serves: the certificate. The configuration needs a restart."""
+        has_certificate = self.settings.server.tls.certificate is not None
+        _log.info("reload_requested", rereads="server.tls.certificate" if has_certificate else "nothing")
         if self._serving is not None:
             self._serving.reload()
 

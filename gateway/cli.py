@@ -140,7 +140,7 @@ async def _serve(settings: Settings) -> int:
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
     gateway = Gateway(settings)
-    if settings.server.tls.certificate is not None:
+    if sys.platform != "win32":
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
     try:
         await gateway.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from gateway.settings import ADMIN_KEYS, SettingsError, admin_keys_of, backends_of, keys_of, load
 
 EXAMPLE = Path(__file__).parent.parent / "config"
+EXAMPLE_KEYS = {"OPERATOR_KEY": "a-key-of-some-length", "APP_KEY_SHA256": 32 * "0f"}
 
 
 def problems(text: str, tmp_path: Path, **environment: str) -> list[str]:
@@ -21,7 +23,7 @@ def problems(text: str, tmp_path: Path, **environment: str) -> list[str]:
 
 
 def test_the_files_in_config_load() -> None:
-    example = load(EXAMPLE / "gateway.example.yaml", environment={})
+    example = load(EXAMPLE / "gateway.example.yaml", environment=EXAMPLE_KEYS)
     assert [backend.name for backend in example.backends] == ["gpu0", "gpu1"]
     small = load(EXAMPLE / "gateway.yaml", environment={"APP_KEY": "a-key-of-some-length"})
     assert [backend.name for backend in small.backends] == ["b1", "b2"]
@@ -29,7 +31,7 @@ def test_the_files_in_config_load() -> None:
 
 def test_the_example_shows_the_defaults() -> None:
     """Every setting is in the example, with its default, save what it says are example values."""
-    example = load(EXAMPLE / "gateway.example.yaml", environment={}).model_dump()
+    example = load(EXAMPLE / "gateway.example.yaml", environment=EXAMPLE_KEYS).model_dump()
     defaults = load(None, environment={}).model_dump()
     for name in defaults.keys() - {"backends"}:
         if name == "auth":
@@ -56,6 +58,11 @@ def test_the_example_shows_the_defaults() -> None:
             "auth.keys[0].key: the environment variable MISSING is not set",
         ),
         ("auth: {keys: [{name: a, key: short}]}", "auth.keys[0]: key must have"),
+        ("auth: {keys: [{name: a, key: change-me-now}]}", "auth.keys[0]: this key stands in examples"),
+        (
+            f"auth: {{keys: [{{name: a, sha256: {hashlib.sha256(b'password').hexdigest()}}}]}}",
+            "auth.keys[0]: this key stands in examples",
+        ),
         ("auth: {keys: [{name: a b, key: long-enough}]}", "auth.keys[0].name: must be 1 to 64 letters"),
         (
             "auth: {keys: [{name: a, key: long-enough, tenant: 'a\\nb'}]}",

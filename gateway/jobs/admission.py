@@ -22,8 +22,11 @@ from gateway.jobs.prompt_bounds import (
     check_targets,
     check_texts,
     check_values,
+    is_graph,
+    is_web_workflow,
     name_of,
     rejection,
+    web_workflow,
 )
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
@@ -131,7 +134,8 @@ def read(
     holds its prompt with such names.
 
     What goes to a backend is made from what was read here, never from `body`: of a key that is there twice the last
-    one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one.
+    one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one. A body that is a graph
+    itself, as the web UI exports it, is taken as the prompt; a ComfyUI answers "No prompt provided".
 
     Raises:
         Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
@@ -148,7 +152,9 @@ def read(
     if not isinstance(value, dict):
         raise rejection("invalid_body", "The body must be a JSON object", f"got {name_of(value)}")
     if "prompt" not in value:
-        raise Rejection(400, no_prompt())
+        if not is_graph(value):
+            raise web_workflow() if is_web_workflow(value) else Rejection(400, no_prompt())
+        value = {"prompt": value}
     prompt_id = value.get("prompt_id")
     if prompt_id is not None and not is_prompt_id(prompt_id):
         raise Rejection(400, invalid_prompt_id())

@@ -78,13 +78,13 @@ class Control:
         """
         await self._take_out(self._named(tenant, prompt_ids), shown, touched)
 
-    async def clear(self, tenant: str, shown: Collection[Job]) -> None:
+    async def clear(self, tenant: str, shown: Collection[Job], touched: Touched = None) -> None:
         """Take all jobs that the caller sees pending out of the queue.
 
         Raises:
             StoreError: as `delete`.
         """
-        await self._take_out(self._ledger.jobs(tenant), shown)
+        await self._take_out(self._ledger.jobs(tenant), shown, touched)
 
     async def _take_out(self, jobs: Iterable[Job], shown: Collection[Job], touched: Touched = None) -> None:
         await self._stop([job for job in jobs if job not in shown], (*_NOT_STARTED, State.RUNNING), touched)
@@ -94,12 +94,12 @@ class Control:
         """Interrupt a running job, or one that waits to run again: its client sees that as running still."""
         await self._interrupt_each(self._named(tenant, [prompt_id]), touched)
 
-    async def interrupt_shown(self, tenant: str) -> None:
+    async def interrupt_shown(self, tenant: str, touched: Touched = None) -> None:
         """Interrupt the job that a tenant sees as running; of several the one that began first.
 
         A ComfyUI stops the one prompt that it runs (server.py, post_interrupt).
         """
-        await self._interrupt_each(self._ledger.shown_running(tenant)[:1])
+        await self._interrupt_each(self._ledger.shown_running(tenant)[:1], touched)
 
     async def _interrupt_each(self, jobs: Iterable[Job], touched: Touched = None) -> None:
         jobs = list(jobs)

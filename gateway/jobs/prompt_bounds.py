@@ -84,6 +84,8 @@ def check_graph(prompt: Any, bounds: Bounds) -> None:
             "The prompt must be an object of nodes by their ids",
             f"got {name_of(prompt)}; in the web UI, export the workflow with 'Export (API)'",
         )
+    if is_web_workflow(prompt):
+        raise web_workflow()
     check_count("nodes", len(prompt), bounds.nodes)
     for node_id, node in prompt.items():
         if not isinstance(node, dict):
@@ -103,6 +105,25 @@ def check_graph(prompt: Any, bounds: Bounds) -> None:
             raise _long_name("class_type", node_id)
         if "_meta" in node:
             _check_title(node_id, node["_meta"])
+
+
+def is_graph(value: Mapping[str, Any]) -> bool:
+    """Return True if each value is a node, so that it can be nothing but a prompt."""
+    return bool(value) and all(isinstance(node, dict) and "class_type" in node for node in value.values())
+
+
+def is_web_workflow(value: Mapping[str, Any]) -> bool:
+    """Return True for a workflow as the web UI saves it: ``nodes`` and ``links`` are lists (its LiteGraph form)."""
+    return isinstance(value.get("nodes"), list) and isinstance(value.get("links"), list)
+
+
+def web_workflow() -> Rejection:
+    """Return the refusal of a workflow in the web UI's own form."""
+    return rejection(
+        "workflow_not_exported",
+        "This is a workflow as the web UI saves it, which can't be run as a prompt",
+        "in the web UI, open the workflow and export it with 'File > Export (API)', then send that file",
+    )
 
 
 def check_texts(prompt: Any, most: int) -> None:

@@ -12,6 +12,15 @@ from pydantic import Field, field_validator, model_validator
 from gateway.settings.base import Count, Model, Name, Seconds, checked_name
 
 MIN_KEY = 8
+# Keys that stand in examples and guides, ours among them: who tries to get in tries these first.
+EXAMPLE_KEYS = frozenset(
+    """
+    change-me-now change-me-please changeme1 changemenow change_me_now changethis password password1 passw0rd
+    secret-key my-secret my-secret-key mysecretkey your-key-here your-api-key your_api_key api-key-here my-api-key
+    test-key test1234 example-key supersecret admin123 adminadmin 12345678 123456789 1234567890 qwertyuiop letmein1
+    """.split()
+)
+_EXAMPLE_DIGESTS = frozenset(hashlib.sha256(key.encode()).hexdigest() for key in EXAMPLE_KEYS)
 
 
 class KeySettings(Model):
@@ -49,6 +58,8 @@ class KeySettings(Model):
             raise ValueError("sha256 must be 64 lowercase hexadecimal digits")
         if self.key and len(self.key) < MIN_KEY:
             raise ValueError(f"key must have at least {MIN_KEY} characters")
+        if self.digest in _EXAMPLE_DIGESTS:
+            raise ValueError("this key stands in examples, so anybody may try it; make one with: openssl rand -hex 16")
         return self
 
     @property

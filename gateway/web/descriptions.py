@@ -248,14 +248,14 @@ OPERATIONS: dict[tuple[str, str], Described] = {
     ),
     ("GET", "/queue"): Described("The caller's open jobs", {"200": _ok(_ref("Queue"))}, {"tenant": _WHOSE}),
     ("POST", "/queue"): Described(
-        "Take jobs that have not started out of the queue",
+        "Take jobs that the caller sees pending out of the queue",
         {"200": _nothing(), **_BAD},
         {"tenant": _WHOSE},
         _json(_object(delete=_list(_TEXT), clear=_FLAG)),
         needs_body=True,
     ),
     ("POST", "/interrupt"): Described(
-        "Interrupt what runs",
+        "Interrupt the job named, else the one that the caller sees running",
         {"200": _nothing(), **_BAD},
         {"tenant": _WHOSE},
         _json(_object(prompt_id=_TEXT)),

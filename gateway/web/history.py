@@ -102,15 +102,15 @@ async def _begun(request: web.Request) -> web.StreamResponse:
 
 async def post_history(request: web.Request) -> web.Response:
     """Forget entries: those named, or all of the caller's."""
-    control, identity = parts(request).engine.control, caller(request)
+    control, as_whom = parts(request).engine.control, whose(request)
     try:
         body = await read_object(request)
         ids = ids_of(body["delete"]) if "delete" in body else None
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
-    if body.get("clear"):
-        await control.forget(identity.tenant, None)
-    if ids is not None:
-        with foreign_noted(request, Action.HISTORY_DELETED) as touched:
-            await control.forget(whose(request).sees, ids, touched)
+    with foreign_noted(request, Action.HISTORY_DELETED) as touched:
+        if body.get("clear"):
+            await control.forget(as_whom.tenant, None, touched)
+        if ids is not None:
+            await control.forget(as_whom.sees, ids, touched)
     return empty()

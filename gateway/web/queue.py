@@ -83,16 +83,15 @@ async def get_queue(request: web.Request) -> web.StreamResponse:
 
 async def post_queue(request: web.Request) -> web.Response:
     """Delete the jobs that the caller sees pending: those named, or all of its own."""
-    engine, identity = parts(request).engine, caller(request)
+    engine, as_whom = parts(request).engine, whose(request)
     try:
         body = await read_object(request)
         ids = ids_of(body["delete"]) if "delete" in body else []
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
-    if body.get("clear"):
-        await engine.control.clear(identity.tenant, _shown(request, identity))
-    as_whom = whose(request)
     with foreign_noted(request, Action.JOB_CANCELLED) as touched:
+        if body.get("clear"):
+            await engine.control.clear(as_whom.tenant, _shown(request, as_whom), touched)
         await engine.control.delete(as_whom.sees, ids, _shown(request, as_whom), touched)
     return empty()
 
@@ -104,17 +103,17 @@ def _shown(request: web.Request, identity: Identity) -> list[Job]:
 
 async def post_interrupt(request: web.Request) -> web.Response:
     """Interrupt the job named, or the one that the caller sees running first."""
-    control, identity = parts(request).engine.control, caller(request)
+    control, as_whom = parts(request).engine.control, whose(request)
     try:
         body = await read_object(request, optional=True)
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
     prompt_id = body.get("prompt_id")
-    if prompt_id:
-        with foreign_noted(request, Action.JOB_INTERRUPTED) as touched:
-            await control.interrupt(whose(request).sees, str(prompt_id), touched)
-    else:
-        await control.interrupt_shown(identity.tenant)
+    with foreign_noted(request, Action.JOB_INTERRUPTED) as touched:
+        if prompt_id:
+            await control.interrupt(as_whom.sees, str(prompt_id), touched)
+        else:
+            await control.interrupt_shown(as_whom.tenant, touched)
     return empty()
 
 
