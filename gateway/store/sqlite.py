@@ -15,6 +15,7 @@ import fcntl
 import queue
 import secrets
 import sqlite3
+import stat
 import threading
 import time
 import uuid
@@ -41,12 +42,16 @@ from gateway.store.protocol import (
     UploadRecord,
 )
 from gateway.store.statements import apply, migrate
+from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
 
 _T = TypeVar("_T")
+_log = logs.get("store")
 
 FILE_NAME = "gateway.sqlite3"
 LOCK_NAME = "gateway.lock"
+# Rights to the data directory that are nobody's but its owner's.
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 
@@ -390,8 +395,8 @@ def take(directory: Path) -> IO[str]:
         StoreError: another process has it, or it can't be used.
     """
     try:
-        # What callers sent is in there: for nobody else on this machine.
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(directory)
         lock = (directory / LOCK_NAME).open("w")
     except OSError as error:
         raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
@@ -405,6 +410,24 @@ def take(directory: Path) -> IO[str]:
             f"{directory} is in use by another gateway; give each gateway a data directory of its own"
         ) from error
     return lock
+
+
+def _close_to_others(directory: Path) -> None:
+    """Take others' rights to a data directory away: prompts, pictures and the names of keys are in it.
+
+    Raises:
+        StoreError: another user made it, and left it open.
+    """
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if not mode & OTHERS:
+        return
+    try:
+        directory.chmod(mode & ~OTHERS)
+    except OSError as error:
+        reason = f"{directory.resolve()} (data_dir) may be read by other users of this machine (mode {mode:04o})"
+        advice = f"chmod 700 it, or set StateDirectoryMode=0700 in a systemd unit ({error.strerror})"
+        raise StoreError(f"{reason}, and prompts and images are in it: {advice}") from error
+    _log.warning("data_dir_closed", data_dir=str(directory.resolve()), mode_before=f"{mode:04o}")
 
 
 def _retrieve(done: asyncio.Future[None]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from gateway.store.protocol import (
     JobUpdate,
     StoreError,
 )
-from gateway.store.sqlite import FILE_NAME, SqliteStore
+from gateway.store.sqlite import FILE_NAME, SqliteStore, take
 
 
 def job(prompt_id: str, number: float = 0) -> JobRecord:
@@ -89,6 +91,30 @@ async def test_a_second_one_on_the_directory_is_refused(tmp_path: Path) -> None:
     other = SqliteStore(tmp_path)
     await other.open()
     await other.close()
+
+
+async def test_a_directory_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
+    """As systemd makes it: StateDirectory has mode 0755."""
+    tmp_path.chmod(0o755)
+    store = SqliteStore(tmp_path)
+    await store.open()
+    await store.close()
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand a folder to another user")
+def test_an_open_directory_of_another_user_is_refused() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(StoreError) as caught:
+                take(directory)
+        finally:
+            os.seteuid(0)
+    assert f"{directory} (data_dir) may be read by other users of this machine (mode 0777)" in str(caught.value)
+    assert "chmod 700" in str(caught.value)
 
 
 async def test_a_damaged_file_and_a_newer_schema_are_said_so(tmp_path: Path) -> None:
