@@ -93,12 +93,10 @@ async def test_a_second_one_on_the_directory_is_refused(tmp_path: Path) -> None:
     await other.close()
 
 
-async def test_a_directory_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
+def test_a_directory_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
     """As systemd makes it: StateDirectory has mode 0755."""
     tmp_path.chmod(0o755)
-    store = SqliteStore(tmp_path)
-    await store.open()
-    await store.close()
+    take(tmp_path).close()
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 

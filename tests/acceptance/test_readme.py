@@ -1,0 +1,90 @@
+"""The README's shell blocks, pasted as they stand into a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sysconfig
+import venv
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab
+from tests.workflows import slow
+
+PROJECT = Path(__file__).parents[2]
+BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def shell_environment(directory: Path) -> dict[str, str]:
+    """The environment of a newcomer's shell: a virtual environment. It finds the dependencies in that of the tests."""
+    venv.create(directory / "venv", with_pip=True)
+    (site,) = (directory / "venv").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    path = f"{directory / 'venv' / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, "HOME": str(directory), "PYTHONUNBUFFERED": "1"}
+
+
+@asynccontextmanager
+async def pasted(block: str, cwd: Path, environment: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a block that stays: what it starts is ended as by Ctrl-C."""
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-ec", block, cwd=cwd, env=environment, stdout=-1, stderr=-2, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        async with asyncio.timeout(30):
+            await process.communicate()
+
+
+async def line_with(process: asyncio.subprocess.Process, text: str, limit: float = 120) -> str:
+    """The first line that it prints with a text."""
+    assert process.stdout is not None
+    seen = ""
+    async with asyncio.timeout(limit):
+        while line := (await process.stdout.readline()).decode():
+            seen += line
+            if text in line:
+                return line
+    raise AssertionError(f"no {text!r} in\n{seen}")
+
+
+def keys_of(pid: int) -> dict[str, str]:
+    """The keys in the environment of the block's last command, as the reader would export them in another terminal."""
+    # A shell that has nothing more to do becomes its last command.
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pairs = [pair.partition("=") for pair in Path(f"/proc/{(children or [pid])[0]}/environ").read_text().split("\0")]
+    return {name: value for name, _, value in pairs if name in ("KEY", "ADMIN_KEY")}
+
+
+@pytest.mark.timeout(240)
+async def test_the_blocks_run(lab: Lab) -> None:
+    assert [block.split()[0] for block in BLOCKS] == ["make", "pip", "curl", 'COMFYUI_KEY="$ADMIN_KEY"']
+    demo, serve, send, more_keys = BLOCKS
+    environment = shell_environment(lab.directory)
+    async with pasted(demo, PROJECT, environment) as process:
+        await line_with(process, "behind one endpoint: http://127.0.0.1:8288")
+    for port in (8188, 8189):
+        await lab.simulator(port=port)
+    workflow = lab.directory / "workflow_api.json"
+    workflow.write_text(json.dumps(slow(steps=1)))
+    serve = serve.replace("pip install .", f"pip install {PROJECT}")
+    async with pasted(serve, lab.directory, environment) as process:
+        await line_with(process, "comfyui-gateway ready on")
+        environment |= keys_of(process.pid)
+        for block, wanted in ((send, '"prompt_id"'), (more_keys, "cgw_")):
+            other = await asyncio.create_subprocess_exec(
+                "bash", "-ec", block, cwd=lab.directory, env=environment, stdout=-1, stderr=-2
+            )
+            said, _ = await other.communicate()
+            assert other.returncode == 0, said
+            assert wanted in said.decode(), said
+            assert "error" not in said.decode().lower().replace("node_errors", ""), said
