@@ -49,6 +49,8 @@ class Backend:
     features: Mapping[str, Any] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     used_at: float = 0.0
+    # When the last event about a prompt came, by the monotonic clock.
+    heard_prompt_at: float = 0.0
     poisoned: str | None = None
     stopping: str | None = None
     run_seconds: float | None = None

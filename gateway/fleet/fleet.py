@@ -29,6 +29,10 @@ _log = logs.get("fleet")
 
 RECONNECT_FIRST = 0.1
 RECONNECT_MOST = 5.0
+DEAF_HINT = (
+    "a prompt ran there of which no event came, so another program is connected with this gateway's client_id, most"
+    " likely a gateway on a copy of this data_dir"
+)
 
 
 class FleetListener(Protocol):
@@ -310,6 +314,12 @@ class Fleet:
     def _reconnect_pause(self, backend: Backend) -> float:
         return self._reconnect_after[backend.name] * random.uniform(0.8, 1.2)
 
+    def reconnect(self, backend: Backend) -> None:
+        """Open the socket anew, because events about prompts do not come through it: another client has its name."""
+        _log.warning("socket_deaf", backend=backend.name, hint=DEAF_HINT)
+        self._metrics.sockets_deaf.labels(backend.name).inc()
+        self._cut(backend)
+
     def _cut(self, backend: Backend) -> None:
         """Drop the socket of a backend that was given up: should it come back, it is reconciled like a new one."""
         scope = self._sockets.get(backend.name)
@@ -356,4 +366,6 @@ class Fleet:
         elif event.type == "feature_flags":
             backend.features = read_features(event.data)
         else:
+            if event.prompt_id is not None:
+                backend.heard_prompt_at = time.monotonic()
             self._listener.heard_event(backend, event)

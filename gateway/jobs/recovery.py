@@ -54,6 +54,8 @@ class Recovery:
         self._client_id = client_id
         self._tasks = Tasks("recovery")
         self._checking: set[Job] = set()
+        # By backend: the prompts that run by its last probe, and of whose start nothing was heard.
+        self._unheard: dict[str, frozenset[str]] = {}
 
     async def close(self) -> None:
         """End what is under way."""
@@ -119,19 +121,30 @@ class Recovery:
         copies = self._ledger.copies.among(backend.name, there)
         if copies:
             self._tasks.start(drop_copies(self._ledger, backend, copies), f"drop:{backend.name}")
+        unheard = set()
         for job in self._ledger.jobs_on(backend.name):
             is_settled = (
                 job.state in (State.PENDING, State.RUNNING) and 0 < job.placed_at < asked_at and not job.recalled
             )
+            if is_settled and job.state is State.PENDING and job.upstream_id in queue.running_ids:
+                unheard.add(job.upstream_id)
             if is_settled and job.upstream_id not in there and job not in self._checking:
                 self._checking.add(job)
                 self._tasks.start(self._check(backend, job), job.prompt_id)
 
+        before, self._unheard[backend.name] = self._unheard.get(backend.name, frozenset()), frozenset(unheard)
+        if before & unheard:
+            self._fleet.reconnect(backend)
+
     async def _check(self, backend: Backend, job: Job) -> None:
+        was_pending, placed_at = job.state is State.PENDING, job.placed_at
         try:
             # Asked again: between the probe and now its end may have been heard, or it may have been sent elsewhere.
             await self._settle(backend, job, await backend.client.queue())
             self._dispatcher.wake()
+            if was_pending and job.state is State.COLLECTING and backend.heard_prompt_at < placed_at:
+                # It ran from its start to its end, and nothing of it was heard.
+                self._fleet.reconnect(backend)
         except BackendError as error:
             _log.info("checking", backend=backend.name, prompt_id=job.prompt_id, error=str(error))
         finally:

@@ -90,10 +90,9 @@ class Sockets:
                         self._greet(sid, message.data)
                     first = False
         finally:
-            # ComfyUI removes by sid alone; the socket that displaced this one would go unheard.
-            if self._sockets.get(sid) is socket:
-                self._sockets.pop(sid, None)
-                self._flags.pop(sid, None)
+            # By sid alone, as ComfyUI does (server.py, websocket_handler): one that displaced this one goes unheard.
+            self._sockets.pop(sid, None)
+            self._flags.pop(sid, None)
         return socket
 
     def _greet(self, sid: str, text: str) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from gateway.comfy import wire
 from gateway.store import trouble
+from gateway.store.directory import take
 from gateway.store.protocol import StoreDamaged, StoreError
-from gateway.store.sqlite import FILE_NAME, HAD_KEYS, take
+from gateway.store.sqlite import FILE_NAME, HAD_KEYS
 from gateway.store.statements import migrate
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import queue
 import secrets
 import sqlite3
-import stat
 import threading
 import time
 import uuid
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import IO, TypeVar, cast
 
 from gateway.store import trouble
+from gateway.store.directory import take
 from gateway.store.protocol import (
     BackendRecord,
     Change,
@@ -49,9 +48,10 @@ _T = TypeVar("_T")
 _log = logs.get("store")
 
 FILE_NAME = "gateway.sqlite3"
-LOCK_NAME = "gateway.lock"
-# Rights to the data directory that are nobody's but its owner's.
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
+COPY_HINT = (
+    "this journal was copied or moved here, so this gateway has a new identity towards the backends; what ran is found"
+    " by asking them. If the gateway that it was copied from still runs, both serve the same open jobs: stop one"
+)
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 
@@ -305,14 +305,27 @@ class SqliteStore:
         return await self._read(read, "the journal can't be read")
 
     async def identity(self) -> str:
-        """The stored client_id, made at the first start."""
+        """Return the stored client_id. It is made at the first start, and anew for a copy of the file.
+
+        A ComfyUI knows one socket by a client_id (server.py, websocket_handler): a gateway on a copy of the journal
+        with the same one would take the events of the gateway that it was copied from.
+        """
 
         def read() -> str:
             assert self._connection is not None
-            fresh = uuid.uuid4().hex
-            self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('client_id', ?)", (fresh,))
-            row = self._connection.execute("SELECT value FROM meta WHERE key='client_id'").fetchone()
-            return str(row[0])
+            file = (self._directory / FILE_NAME).stat()
+            mark, fresh = f"{file.st_dev}:{file.st_ino}", uuid.uuid4().hex
+            known = dict(self._connection.execute("SELECT key, value FROM meta WHERE key IN ('client_id', 'file')"))
+            is_copy = known.get("file", mark) != mark
+            client_id = fresh if is_copy else str(known.get("client_id", fresh))
+            if known != {"client_id": client_id, "file": mark}:
+                rows = [("client_id", client_id), ("file", mark)]
+                self._connection.execute("BEGIN")
+                self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+                self._connection.execute("COMMIT")
+            if is_copy:
+                _log.warning("journal_copied", data_dir=str(self._directory.resolve()), hint=COPY_HINT)
+            return client_id
 
         return await self._read(read, "the journal can't be read")
 
@@ -386,48 +399,6 @@ class SqliteStore:
         """All sign-ins, the ones that end first first."""
         rows = await self._rows("SELECT * FROM sign_ins ORDER BY expires")
         return [SignInRecord(*row) for row in rows]  # type: ignore[arg-type]
-
-
-def take(directory: Path) -> IO[str]:
-    """Make the directory if need be, and take it for this process until what is returned is closed.
-
-    Raises:
-        StoreError: another process has it, or it can't be used.
-    """
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _close_to_others(directory)
-        lock = (directory / LOCK_NAME).open("w")
-    except OSError as error:
-        raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        if not isinstance(error, BlockingIOError):
-            raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
-        raise StoreError(
-            f"{directory} is in use by another gateway; give each gateway a data directory of its own"
-        ) from error
-    return lock
-
-
-def _close_to_others(directory: Path) -> None:
-    """Take others' rights to a data directory away: prompts, pictures and the names of keys are in it.
-
-    Raises:
-        StoreError: another user made it, and left it open.
-    """
-    mode = stat.S_IMODE(directory.stat().st_mode)
-    if not mode & OTHERS:
-        return
-    try:
-        directory.chmod(mode & ~OTHERS)
-    except OSError as error:
-        reason = f"{directory.resolve()} (data_dir) may be read by other users of this machine (mode {mode:04o})"
-        advice = f"chmod 700 it, or set StateDirectoryMode=0700 in a systemd unit ({error.strerror})"
-        raise StoreError(f"{reason}, and prompts and images are in it: {advice}") from error
-    _log.warning("data_dir_closed", data_dir=str(directory.resolve()), mode_before=f"{mode:04o}")
 
 
 def _retrieve(done: asyncio.Future[None]) -> None:

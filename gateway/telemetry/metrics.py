@@ -75,6 +75,7 @@ class Metrics:
         self.events = counter("events_relayed_total", "Frames sent to clients, by kind", "kind")
         self.dropped = counter("events_dropped_total", "Frames left out for a slow client, by kind", "kind")
         self.events_refused = counter("events_refused_total", "Messages of backends that are not read", "backend")
+        self.sockets_deaf = counter("backend_sockets_deaf_total", "Sockets to backends opened anew", "backend")
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
         self.flooding_closed = counter("sockets_closed_flooding_total", "WebSockets closed because they sent too much")
         self.sockets_buffered = gauge("sockets_buffered_bytes", "Bytes that wait for the readers of WebSockets")

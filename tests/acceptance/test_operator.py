@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import shutil
 import signal
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 from tests.acceptance.test_keys_api import audit
 from tests.acceptance.test_uploads import ANNA, BOSS, with_keys
 from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.lab import GatewayProcess, Lab, until
 from tests.workflows import slow, text_to_image
 
 LONG: dict[str, Any] = {"steps": 1000, "step_seconds": 0.1}
@@ -67,3 +72,59 @@ async def test_an_exported_graph_is_a_prompt(lab: Lab) -> None:
     for body in ({}, {"client_id": "c"}, {"1": {"class_type": "KSampler"}, "client_id": "c"}):
         status, answer = await comfy.post("/prompt", body)
         assert (status, answer["error"]["type"]) == (400, "no_prompt")
+
+
+def client_id_of(data_dir: Path) -> str:
+    """The name under which a gateway is known to its backends."""
+    connection = sqlite3.connect(f"file:{data_dir / 'gateway.sqlite3'}?mode=ro", uri=True)
+    with contextlib.closing(connection):
+        return str(connection.execute("SELECT value FROM meta WHERE key='client_id'").fetchone()[0])
+
+
+async def test_a_gateway_on_a_copy_takes_no_events_away(lab: Lab) -> None:
+    """A copy of the journal, started beside the live gateway: each has a name of its own towards the backend."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    await asyncio.to_thread(shutil.copytree, gateway.data_dir, lab.directory / "copy")
+    copied = GatewayProcess(lab.directory / "copy", [simulator.url], ("--no-auth",), {"probe__interval": 0.25})
+    lab.servers.append(copied)
+    await copied.start()
+    await lab.backends_up(copied, 1)
+    assert client_id_of(copied.data_dir) != client_id_of(gateway.data_dir)
+    assert [line["event"] for line in copied.log_lines() if line["level"] == "warning"] == ["journal_copied"]
+    for n in range(3):
+        prompt_id = await comfy.prompt(slow(n, steps=2), "c")
+        await listener.end_of(prompt_id)
+        assert "progress" in listener.of(prompt_id)
+    await copied.stop()
+    prompt_id = await comfy.prompt(slow(9, steps=2), "c")
+    await listener.end_of(prompt_id)
+    assert not [line for line in gateway.log_lines() if line["event"] == "socket_deaf"]
+
+
+async def test_a_socket_through_which_nothing_comes_is_opened_anew(lab: Lab) -> None:
+    """Another program connects with the gateway's client_id and goes: ComfyUI forgets the gateway's own socket."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    for count, steps in ((1, 2), (2, 40)):
+        async with lab.http.ws_connect(f"{simulator.url}/ws?clientId={client_id_of(gateway.data_dir)}") as other:
+            await other.receive()
+        prompt_id = await comfy.prompt(slow(steps=steps, step_seconds=0.05), "c")
+        await listener.end_of(prompt_id)
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+        async def is_open_anew(count: int = count) -> bool:
+            (backend,) = (await comfy.get("/gateway/backends"))["backends"]
+            deaf = [line for line in gateway.log_lines() if line["event"] == "socket_deaf"]
+            return len(deaf) == count and backend["connected"]
+
+        await until(is_open_anew, what="a new socket")
+    # The longer one was found while it ran.
+    assert "progress" in listener.of(prompt_id)
+    prompt_id = await comfy.prompt(slow(3, steps=2), "c")
+    await listener.end_of(prompt_id)
+    assert "progress" in listener.of(prompt_id)

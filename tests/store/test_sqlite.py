@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.directory import take
 from gateway.store.protocol import (
     FileRecord,
     HistoryRecord,
@@ -19,7 +20,7 @@ from gateway.store.protocol import (
     JobUpdate,
     StoreError,
 )
-from gateway.store.sqlite import FILE_NAME, SqliteStore, take
+from gateway.store.sqlite import FILE_NAME, SqliteStore
 
 
 def job(prompt_id: str, number: float = 0) -> JobRecord:

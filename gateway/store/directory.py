@@ -1,0 +1,59 @@
+"""The data directory: one process at a time has it, and nobody else on the machine reads it."""
+
+from __future__ import annotations
+
+import fcntl
+import stat
+from pathlib import Path
+from typing import IO
+
+from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
+
+_log = logs.get("store")
+
+LOCK_NAME = "gateway.lock"
+# Rights to the data directory that are nobody's but its owner's.
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def take(directory: Path) -> IO[str]:
+    """Make the directory if need be, and take it for this process until what is returned is closed.
+
+    Raises:
+        StoreError: another process has it, or it can't be used.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(directory)
+        lock = (directory / LOCK_NAME).open("w")
+    except OSError as error:
+        raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if not isinstance(error, BlockingIOError):
+            raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+        raise StoreError(
+            f"{directory} is in use by another gateway; give each gateway a data directory of its own"
+        ) from error
+    return lock
+
+
+def _close_to_others(directory: Path) -> None:
+    """Take others' rights to a data directory away: prompts, pictures and the names of keys are in it.
+
+    Raises:
+        StoreError: another user made it, and left it open.
+    """
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if not mode & OTHERS:
+        return
+    try:
+        directory.chmod(mode & ~OTHERS)
+    except OSError as error:
+        reason = f"{directory.resolve()} (data_dir) may be read by other users of this machine (mode {mode:04o})"
+        advice = f"chmod 700 it, or set StateDirectoryMode=0700 in a systemd unit ({error.strerror})"
+        raise StoreError(f"{reason}, and prompts and images are in it: {advice}") from error
+    _log.warning("data_dir_closed", data_dir=str(directory.resolve()), mode_before=f"{mode:04o}")
