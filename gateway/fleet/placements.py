@@ -83,6 +83,10 @@ class Placements:
         """The backend may have come back empty: each placement there is looked at before it is used again."""
         self._trusted.pop(backend, None)
 
+    def doubt_one(self, backend: str, ref: FileRef) -> None:
+        """Have one placement looked at before it is used again."""
+        self._trusted.get(backend, {}).pop(ref, None)
+
     def find(self, backend: str, wanted: FileRef, digest: str) -> Placement | None:
         """Where these bytes are on a backend; what has been overwritten since does not count."""
         placement = self._known.get((backend, digest, wanted))

@@ -138,24 +138,61 @@ class Placer:
         key = (target.name, source.name, ref, known, judged)
         return await self._once(key, lambda: self._current_copy(source, ref, target, known, judged))
 
+    async def is_lost(self, backend: Backend, wanted: FileRef, upload: Upload, *, judged: bool = False) -> bool:
+        """Look whether a backend still has an upload that was put there; return True if not.
+
+        Whoever deletes one file may have deleted more, so no placement of that backend is trusted any more.
+        A backend that does not say is asked again by `ensure`.
+        """
+        wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
+        known = self._placements.find(backend.name, wanted, upload.digest)
+        if known is None or not await self._is_gone(backend, known.ref, known.etag):
+            return False
+        self._placements.doubt(backend.name)
+        return True
+
+    async def is_lost_copy(self, source: str, ref: FileRef, backend: Backend) -> bool:
+        """Return True if a backend does not have the copy any more that it got of another's file."""
+        known = self._copies.get((backend.name, source, ref))
+        return known is not None and await self._is_gone(backend, known.ref, known.etag)
+
+    def _doubt(self, backend: Backend, wanted: FileRef, upload: Upload) -> None:
+        known = self._placements.find(backend.name, wanted, upload.digest)
+        if known is not None:
+            self._placements.doubt_one(backend.name, known.ref)
+
+    async def _is_gone(self, backend: Backend, ref: FileRef, etag: str) -> bool:
+        try:
+            return await self._look(backend, ref) != etag
+        except BackendError:
+            return True
+
     def spread(self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None) -> None:
         """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time.
 
-        `place` returns the name that it is to have on a backend.
+        `place` returns the name that it is to have on a backend. If the upload was there already, it is looked at:
+        a client brings a file again because a prompt found it missing.
         """
         for backend in self._fleet.alive(allowed):
             waiting = self._spreading.get(backend.name)
             if waiting is None:
                 waiting = self._spreading[backend.name] = deque(maxlen=MAX_SPREADING)
                 self._tasks.start(self._spread(backend, waiting), f"spread:{backend.name}")
-            waiting.append((place(backend.name), upload))
+            wanted = place(backend.name)
+            self._doubt(backend, wanted, upload)
+            waiting.append((wanted, upload))
 
     async def somewhere(
-        self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None
+        self,
+        place: Callable[[str], FileRef],
+        upload: Upload,
+        allowed: Collection[str] | None = None,
+        *,
+        anew: bool = False,
     ) -> tuple[Backend, FileRef]:
         """A backend that is `allowed` (None: all) and has an upload, which it may just have got, and its name there.
 
-        `place` returns the name that it is to have on a backend.
+        `place` returns the name that it is to have on a backend. With `anew` it is looked whether the upload is there.
 
         Raises:
             BackendError: none can be reached.
@@ -166,6 +203,8 @@ class Placer:
         alive.sort(key=lambda backend: self._placements.find(backend.name, places[backend.name], upload.digest) is None)
         failure: BackendError = Unreachable("no backend can be reached")
         for backend in alive:
+            if anew:
+                self._doubt(backend, places[backend.name], upload)
             try:
                 return backend, await self.ensure(backend, places[backend.name], upload)
             except BackendError as error:
@@ -219,9 +258,12 @@ class Placer:
     async def _ensure(
         self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None, shown: str
     ) -> FileRef:
-        if known is not None and await self._look(backend, known.ref) == known.etag:
-            self._placements.trust(backend.name, known, time.monotonic())
-            return known.ref
+        if known is not None:
+            if await self._look(backend, known.ref) == known.etag:
+                self._placements.trust(backend.name, known, time.monotonic())
+                return known.ref
+            # Whoever deletes one file may have deleted more.
+            self._placements.doubt(backend.name)
         path = self._blobs.path(upload.digest)
         if not await self._blobs.has(upload.digest):
             raise FileMissing(f"the gateway's copy of '{shown}' is gone")

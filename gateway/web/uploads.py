@@ -201,10 +201,14 @@ async def _keep_mask(
         return empty(400)
     raw = await mask.seal()
     try:
-        found = await locate(gateway, identity, original)
-        composed = await stack.enter_async_context(gateway.engine.uploads.blobs.writer())
         suffix = splitext(wanted.filename)[1]
-        is_there = found is not None and await _compose(*found, mask, raw.size, suffix, composed)
+        # The picture's folder may have been emptied since its backend got it.
+        for anew in (False, True):
+            found = await locate(gateway, identity, original, anew=anew)
+            composed = await stack.enter_async_context(gateway.engine.uploads.blobs.writer())
+            is_there = found is not None and await _compose(*found, mask, raw.size, suffix, composed)
+            if is_there or not isinstance(gateway.engine.files.find(identity.tenant, original), Upload):
+                break
     except BackendError as error:
         details = f"{error}; try again later"
         return problem(503, "owner_unavailable", "The picture can't be reached", details, {"Retry-After": "5"})
