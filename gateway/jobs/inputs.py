@@ -21,7 +21,7 @@ from gateway.jobs.outputs import Outputs
 from gateway.jobs.upload_places import UploadPlaces
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
-from gateway.tenants.policy import Policies
+from gateway.tenants.policy import CALLER, Policies
 
 # ComfyUI opens what these name without having looked whether it is there (nodes_painter.py, nodes_audio.py,
 # nodes_load_3d.py): a prompt that waits would get what is uploaded under the name meanwhile.
@@ -238,7 +238,7 @@ class Inputs:
         # A copy also where it lies: while the prompt is pending, another's may take the name.
         allowed = self.policies.of(tenant).allowed
         if allowed is not None and owner not in allowed:
-            raise FileMissing(f"'{ref.filename}' is on a backend that is not for this key any more; upload it again")
+            raise FileMissing(f"'{ref.filename}' is on a backend that is not for {CALLER} any more; upload it again")
         source = self.fleet.backends.get(owner)
         if source is None:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
