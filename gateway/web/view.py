@@ -20,7 +20,7 @@ from gateway.fleet.etags import UNTOLD, Known, has, is_older, is_same
 from gateway.fleet.files import Holder, Upload
 from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
-from gateway.web.answers import empty, problem
+from gateway.web.answers import no_file, problem
 from gateway.web.contents import defuse
 from gateway.web.parts import STREAMING, Parts, caller, parts, readable, whose
 from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
@@ -96,10 +96,11 @@ async def get_view(request: web.Request) -> web.StreamResponse:
     """A file of the caller's, streamed; Range and conditional headers are the owner's to answer."""
     query = request.rel_url.query
     if "filename" not in query:
-        return empty(404)
+        return problem(404, "no_filename", "The query names no file", "add ?filename=, and type and subfolder")
     ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
     if isinstance(ref, int):
-        return empty(ref)
+        details = "filename is a path below a folder, and type one of input, output and temp"
+        return problem(ref, "invalid_filename", "The query names no file", details)
     return await _from_known(request, ref, "/view") or await _from_anywhere(request, ref)
 
 
@@ -113,7 +114,7 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
     found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
     if found is not None:
         return found
-    return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else empty(404)
+    return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else no_file()
 
 
 def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
@@ -163,7 +164,7 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
         shown = await _from_backend(request, ref, backend, there, path, is_last=anew)
         if shown is not None:
             return shown
-    return empty(404)
+    return no_file()
 
 
 def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
@@ -268,7 +269,7 @@ def _unavailable(backend: str, state: str) -> web.Response:
 async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamResponse:
     """A file unknown to the ledger: another run's, or put there by hand."""
     if not _may_look_around(whose(request)):
-        return empty(404)
+        return no_file()
     headers = upstream_headers(request.headers)
     for backend in parts(request).fleet.alive(readable(request)):
         if _is_kept_from(parts(request), caller(request), backend, ref):
@@ -281,7 +282,7 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
         except BackendError:
             if request.get(STREAMING):
                 raise
-    return empty(404)
+    return no_file()
 
 
 async def locate(
