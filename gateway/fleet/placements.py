@@ -6,6 +6,7 @@ there, and no other tenant may name it.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -41,9 +42,15 @@ class Placements:
         self._below: dict[tuple[str, str], dict[FileRef, None]] = {}
         self._trusted: dict[str, dict[FileRef, float]] = {}
         self._arriving: Counter[FileRef] = Counter()
+        # When a backend last got a file that it had lost.
+        self._again: dict[str, float] = {}
 
-    def put(self, backend: str, wanted: FileRef, digest: str, placement: Placement) -> None:
-        """Bytes that were to be called `wanted` are on a backend now."""
+    def put(
+        self, backend: str, wanted: FileRef, digest: str, placement: Placement, *, now: float | None = None
+    ) -> None:
+        """Bytes that were to be called `wanted` are on a backend `now` (see `trust`), or have been since an earlier run."""
+        if now is not None and (backend, digest, wanted) in self._known:
+            self._again[backend] = now
         self._known[backend, digest, wanted] = placement
         self._digests[backend, placement.ref] = digest
         key = spelled_alike(placement.ref)
@@ -78,6 +85,10 @@ class Placements:
         """
         seen = self._trusted.get(backend, {}).get(placement.ref)
         return seen is not None and now - seen < TRUST_SECONDS
+
+    def was_put_again(self, backend: str, since: float) -> bool:
+        """Return True if the backend got a file `since` then that it had lost: what it said before may be over."""
+        return self._again.get(backend, -math.inf) >= since
 
     def doubt(self, backend: str) -> None:
         """The backend may have come back empty: each placement there is looked at before it is used again."""

@@ -138,23 +138,36 @@ class Placer:
         key = (target.name, source.name, ref, known, judged)
         return await self._once(key, lambda: self._current_copy(source, ref, target, known, judged))
 
-    async def is_lost(self, backend: Backend, wanted: FileRef, upload: Upload, *, judged: bool = False) -> bool:
-        """Look whether a backend still has an upload that was put there; return True if not.
+    async def is_lost(
+        self, backend: Backend, wanted: FileRef, upload: Upload, since: float, *, judged: bool = False
+    ) -> bool:
+        """Look whether a backend still has an upload that was put there; return True if not, or not all the time.
 
         Whoever deletes one file may have deleted more, so no placement of that backend is trusted any more.
         A backend that does not say is asked again by `ensure`.
+
+        Args:
+            since: when the upload was last needed there. Others may have had it put there again meanwhile.
+            judged: as for `ensure`.
         """
         wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
-        if known is None or not await self._is_gone(backend, known.ref, known.etag):
+        if known is None:
+            return False
+        if self._placements.was_put_again(backend.name, since):
+            return True
+        if not await self._is_gone(backend, known.ref, known.etag):
             return False
         self._placements.doubt(backend.name)
         return True
 
-    async def is_lost_copy(self, source: str, ref: FileRef, backend: Backend) -> bool:
-        """Return True if a backend does not have the copy any more that it got of another's file."""
+    async def is_lost_copy(self, source: str, ref: FileRef, backend: Backend, since: float) -> bool:
+        """Return the same of the copy that a backend got of another's file."""
         known = self._copies.get((backend.name, source, ref))
-        return known is not None and await self._is_gone(backend, known.ref, known.etag)
+        if known is None:
+            return False
+        again = self._placements.was_put_again(backend.name, since)
+        return again or await self._is_gone(backend, known.ref, known.etag)
 
     def _doubt(self, backend: Backend, wanted: FileRef, upload: Upload) -> None:
         known = self._placements.find(backend.name, wanted, upload.digest)
@@ -284,7 +297,7 @@ class Placer:
         """Send a file that is to be called `wanted`, and remember for ever where it lies."""
         ref = await self._send(backend, asked, path, size, shown)
         placement = Placement(ref, await self._look(backend, ref) or "")
-        self._placements.put(backend.name, wanted, digest, placement)
+        self._placements.put(backend.name, wanted, digest, placement, now=time.monotonic())
         record = PlacementRecord(
             backend.name, ref.kind, ref.subfolder, ref.filename, wanted.filename, digest, placement.etag
         )

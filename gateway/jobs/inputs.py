@@ -219,15 +219,16 @@ class Inputs:
         is not looked at.
         """
         judged, classes = self._is_judged(job, backend), dict(job.submission.nodes)
+        since = job.assignment.made_at if job.assignment is not None else 0.0
         named = [file for file in job.submission.files if file.node_id in nodes and not file.linked]
         for file in named[:MAX_LOOKS]:
             found = self.files.find(job.tenant, file.ref) if file.ref is not None else None
             if isinstance(found, Holder):
-                if await self.placer.is_lost_copy(found.backend, found.there, backend):
+                if await self.placer.is_lost_copy(found.backend, found.there, backend, since):
                     return True
             elif found is not None and file.ref is not None:
                 place = self._place_of(job.tenant, file, file.ref, classes[file.node_id], backend)
-                if place is not None and await self.placer.is_lost(backend, place, found, judged=judged):
+                if place is not None and await self.placer.is_lost(backend, place, found, since, judged=judged):
                     return True
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -66,12 +67,14 @@ class Assignment:
 
     `upstream_id` is the prompt's id on the backend, and known to no client. `mark` is the id that the gateway gave it,
     and goes upstream in its extra_data as well: a backend that is too old to honour the one gives an id of its own.
+    `made_at` is seconds of the monotonic clock.
     """
 
     backend: str
     upstream_id: str
     mark: str
     delivery: Delivery = Delivery.NONE
+    made_at: float = field(default_factory=time.monotonic)
 
     def translate(self, data: bytes, prompt_id: str) -> bytes:
         """Return what a backend says of the prompt in terms of the client's `prompt_id`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -70,6 +71,18 @@ async def test_a_file_that_is_nowhere_is_refused_as_comfyui_refuses_it(lab: Lab,
         assert (found := await ask(comfy, "POST", "/prompt", body)).status == 400
         assert await asked(lab, simulator) == before + 1
         assert found.body == (await ask(direct, "POST", "/prompt", body)).body
+
+
+async def test_many_prompts_at_once_run_though_their_file_was_deleted(lab: Lab, tmp_path: Path) -> None:
+    """Those that were refused find it there again, as the first of them had it put there."""
+    simulator, anna = await started(lab, tmp_path, "isolated")
+    await upload(anna, png(MINE), "pic.png")
+    for turn in range(3):
+        assert await result(anna, load("pic.png", f"first{turn}")) == MINE
+        clean(tmp_path, "input")
+        found = await asyncio.gather(*(result(anna, load("pic.png", f"t{turn}n{n}")) for n in range(16)))
+        assert set(found) == {MINE}
+    assert await asked(lab, simulator, "POST /upload/image") <= 1 + 3 * 2
 
 
 async def test_an_output_that_is_left_out_for_a_deleted_file_runs(lab: Lab, tmp_path: Path) -> None:
