@@ -48,7 +48,7 @@ class Placements:
     def put(
         self, backend: str, wanted: FileRef, digest: str, placement: Placement, *, now: float | None = None
     ) -> None:
-        """Bytes that were to be called `wanted` are on a backend `now` (see `trust`), or have been since an earlier run."""
+        """Bytes that were to be called `wanted` are on a backend `now`, or since an earlier run (None)."""
         if now is not None and (backend, digest, wanted) in self._known:
             self._again[backend] = now
         self._known[backend, digest, wanted] = placement

@@ -27,26 +27,22 @@ class OwnMethods:
     """
 
     def __init__(self, routes: Iterable[tuple[str, str]]) -> None:
-        self._known: dict[tuple[str, ...], list[str]] = {}
+        self._known: dict[re.Pattern[str], list[str]] = {}
         for method, template in routes:
-            own = tuple(part.partition(":")[0] for part in template.strip("/").split("/"))
-            self._known.setdefault(own, []).extend([method] if method != "GET" else ["GET", "HEAD"])
+            # The text between the variables, then a variable's pattern, by turns.
+            pieces = enumerate(_VARIABLE.split(template))
+            pattern = "".join(f"(?:{piece or '[^/]+'})" if n % 2 else re.escape(piece) for n, piece in pieces)
+            self._known.setdefault(re.compile(pattern), []).extend([method] if method != "GET" else ["GET", "HEAD"])
 
     def of(self, path: str) -> list[str]:
         """Return the methods that a path has; none if it is no route of the gateway's own."""
-        found = path.strip("/").split("/")
-        for own, methods in self._known.items():
-            if len(own) == len(found) and all(map(_fits, own, found)):
-                return methods
-        return []
-
-
-def _fits(part: str, value: str) -> bool:
-    return part.startswith("{") or part == value
+        return next((methods for pattern, methods in self._known.items() if pattern.fullmatch(path)), [])
 
 
 OWN_METHODS = web.AppKey("own_methods", OwnMethods)
 _SAFE = ("GET", "HEAD")
+# A variable of a route's template, with the pattern that it may have.
+_VARIABLE = re.compile(r"\{\w+(?::([^}]*))?\}")
 # A way out of where a path seems to lead, for a backend on Windows too; and what no path has.
 _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 
