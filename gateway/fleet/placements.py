@@ -78,13 +78,13 @@ class Placements:
         """It was seen there. `now` is in seconds, by any clock that only goes on."""
         self._trusted.setdefault(backend, {})[placement.ref] = now
 
-    def is_trusted(self, backend: str, placement: Placement, now: float) -> bool:
-        """Whether it was seen there a moment ago, and since the backend was last connected.
+    def is_trusted(self, backend: str, placement: Placement, now: float, seconds: float = TRUST_SECONDS) -> bool:
+        """Whether it was seen there in these last seconds, and since the backend was last connected.
 
         A folder may be emptied while its backend runs.
         """
         seen = self._trusted.get(backend, {}).get(placement.ref)
-        return seen is not None and now - seen < TRUST_SECONDS
+        return seen is not None and now - seen < seconds
 
     def was_put_again(self, backend: str, since: float) -> bool:
         """Return True if the backend got a file `since` then that it had lost: what it said before may be over."""
@@ -93,10 +93,6 @@ class Placements:
     def doubt(self, backend: str) -> None:
         """The backend may have come back empty: each placement there is looked at before it is used again."""
         self._trusted.pop(backend, None)
-
-    def doubt_one(self, backend: str, ref: FileRef) -> None:
-        """Have one placement looked at before it is used again."""
-        self._trusted.get(backend, {}).pop(ref, None)
 
     def find(self, backend: str, wanted: FileRef, digest: str) -> Placement | None:
         """Where these bytes are on a backend; what has been overwritten since does not count."""

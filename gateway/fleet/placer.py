@@ -23,7 +23,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, is_same
 from gateway.fleet.files import Upload, marked
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import Placement, Placements
+from gateway.fleet.placements import TRUST_SECONDS, Placement, Placements
 from gateway.fleet.references import References, sentence
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import PlacementRecord, Store, StoreError
@@ -34,6 +34,8 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("files")
 
 MAX_SPREADING = 1_000
+# Many clients upload a file anew before each prompt: a look for each would slow the jobs that run.
+SPREAD_TRUST_SECONDS = 2.0
 MAX_COPIES = 10_000
 # A file may take a minute, and a second more for each megabyte.
 PATIENCE_SECONDS = 60.0
@@ -99,13 +101,21 @@ class Placer:
             del self._copies[key]
 
     async def ensure(
-        self, backend: Backend, wanted: FileRef, upload: Upload, *, shown: str = "", judged: bool = False
+        self,
+        backend: Backend,
+        wanted: FileRef,
+        upload: Upload,
+        *,
+        shown: str = "",
+        judged: bool = False,
+        seconds: float = TRUST_SECONDS,
     ) -> FileRef:
         """Make sure that an upload is on a backend; returns what it is called there.
 
         Args:
             shown: its name in errors, if that is not the one that it is to have there.
             judged: whether to refuse a file that names other files, and to put none where its name is a pattern.
+            seconds: it is not looked at if it was seen there in these last seconds.
 
         Raises:
             BackendError: the backend can't be reached, or does not take it.
@@ -115,7 +125,7 @@ class Placer:
             raise FileMissing(sentence(shown or wanted.filename, found))
         wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
-        if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic()):
+        if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic(), seconds):
             return known.ref
         key = (backend.name, wanted, upload.digest)
         return await self._once(key, lambda: self._ensure(backend, wanted, upload, known, shown or wanted.filename))
@@ -169,11 +179,6 @@ class Placer:
         again = self._placements.was_put_again(backend.name, since)
         return again or await self._is_gone(backend, known.ref, known.etag)
 
-    def _doubt(self, backend: Backend, wanted: FileRef, upload: Upload) -> None:
-        known = self._placements.find(backend.name, wanted, upload.digest)
-        if known is not None:
-            self._placements.doubt_one(backend.name, known.ref)
-
     async def _is_gone(self, backend: Backend, ref: FileRef, etag: str) -> bool:
         try:
             return await self._look(backend, ref) != etag
@@ -183,17 +188,15 @@ class Placer:
     def spread(self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None) -> None:
         """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time.
 
-        `place` returns the name that it is to have on a backend. If the upload was there already, it is looked at:
-        a client brings a file again because a prompt found it missing.
+        `place` returns the name that it is to have on a backend. If the upload was there already, it is looked at
+        again soon: a client may bring a file again because a prompt found it missing.
         """
         for backend in self._fleet.alive(allowed):
             waiting = self._spreading.get(backend.name)
             if waiting is None:
                 waiting = self._spreading[backend.name] = deque(maxlen=MAX_SPREADING)
                 self._tasks.start(self._spread(backend, waiting), f"spread:{backend.name}")
-            wanted = place(backend.name)
-            self._doubt(backend, wanted, upload)
-            waiting.append((wanted, upload))
+            waiting.append((place(backend.name), upload))
 
     async def somewhere(
         self,
@@ -216,10 +219,9 @@ class Placer:
         alive.sort(key=lambda backend: self._placements.find(backend.name, places[backend.name], upload.digest) is None)
         failure: BackendError = Unreachable("no backend can be reached")
         for backend in alive:
-            if anew:
-                self._doubt(backend, places[backend.name], upload)
             try:
-                return backend, await self.ensure(backend, places[backend.name], upload)
+                seconds = 0.0 if anew else TRUST_SECONDS
+                return backend, await self.ensure(backend, places[backend.name], upload, seconds=seconds)
             except BackendError as error:
                 failure = error
         raise failure
@@ -251,7 +253,7 @@ class Placer:
             while waiting:
                 wanted, upload = waiting.popleft()
                 try:
-                    await self.ensure(backend, wanted, upload)
+                    await self.ensure(backend, wanted, upload, seconds=SPREAD_TRUST_SECONDS)
                 except (BackendError, FileMissing, StoreError) as error:
                     _log.info("spreading", backend=backend.name, error=str(error))
         finally:
