@@ -141,6 +141,8 @@ async def receive(
             if not isinstance(part, BodyPartReader):
                 raise BadForm(f"a part of it is a form of its own; {_SEND}")
             await _take(part, form, stack, new_writer, limit, check)
+            # Many parts may have come at once: others are served meanwhile.
+            await asyncio.sleep(0)
         else:
             raise FormTooLarge(f"a form has at most {MAX_PARTS} parts")
     except (BadPacking, UnknownCoding):
