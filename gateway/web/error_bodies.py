@@ -46,6 +46,7 @@ _SAID: Mapping[int, tuple[str, str, str]] = {
     503: ("unavailable", "This can't be answered now", "send the request again later"),
     504: ("timeout", "It took too long", "send the request again later"),
 }  # fmt: skip
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _REST = ("error", "The request is refused", "GET /gateway/openapi.json tells what each route takes")
 
 
@@ -65,7 +66,7 @@ def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.Str
     ):
         return response
     type_, message, advice = _lines(response.status)
-    if response.reason != HTTPStatus(response.status).phrase:
+    if response.reason not in ("", _PHRASES.get(response.status)):
         # ComfyUI says there what is wrong, where it says anything (app/user_manager.py).
         message = response.reason
     response.headers.update(JSON_HEADERS)
