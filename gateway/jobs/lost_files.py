@@ -21,14 +21,12 @@ _log = logs.get("files")
 
 # A longer refusal is no list of missing files, and takes long to read.
 MAX_READ = 2**20
-
-
 # The job is offered again there, then elsewhere, and no more: a backend may not keep what it is sent.
 _STEPS = (Offer.AGAIN, Offer.NOT_SENT)
 
 
 class LostFiles:
-    """Looks after refusals, and failures, whether a file that was put on the backend is there no more."""
+    """Checks of refusals and failures: was a file that the gateway put on the backend deleted there?"""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs

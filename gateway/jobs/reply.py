@@ -65,7 +65,7 @@ def refused_there(answer: Answer, said: bytes) -> Reply:
 
 
 def input_missing(error: Exception) -> Reply:
-    """A file that a prompt needs is nowhere any more, as the error says."""
+    """Return the refusal of a prompt that needs a file which is nowhere any more, as the error says."""
     body = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
     return Reply(400, wire.dumps(body))
 

@@ -54,7 +54,7 @@ class Identity:
 
     @property
     def noun(self) -> str:
-        """What a refusal calls it. Where only a tenant is known, refusals say `policy.CALLER`."""
+        """Return what a refusal calls it. Where only a tenant is known, refusals say `policy.CALLER`."""
         return "a caller without a key" if self.keyless else f"the key '{self.name}'"
 
     @property
