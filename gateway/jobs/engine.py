@@ -28,6 +28,7 @@ from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.lost_files import LostFiles
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_bounds import Bounds
 from gateway.jobs.prompt_judge import PromptJudge
@@ -159,7 +160,7 @@ class Engine:
             keyring.is_alone,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
+        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries, LostFiles(inputs))
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
         self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, judge.is_kept_apart)
         self.recovery = Recovery(
