@@ -31,7 +31,8 @@ class Backend:
     The fleet alone changes it, save `used_at`, `stopping` and `interrupted`: which prompt was told to
     stop, and when (monotonic seconds). Orders to stop are given one at a time, under `ordering`. `poisoned` is the
     id there of the prompt that showed that its process can't use the GPU any more; `stopping` that of a prompt
-    which was given up while it ran: until it ends, nothing else can run there.
+    which was given up while it ran: until it ends, nothing else can run there. `ejected_for` is the reason of its last
+    ejection.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Backend:
     # When the last event about a prompt came, by the monotonic clock.
     heard_prompt_at: float = 0.0
     poisoned: str | None = None
+    ejected_for: str = ""
     stopping: str | None = None
     run_seconds: float | None = None
     interrupted: tuple[str, float] = ("", 0.0)

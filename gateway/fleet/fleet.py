@@ -210,11 +210,24 @@ class Fleet:
 
     def failed(self, backend: Backend, kind: frozenset[str]) -> None:
         """It failed at work of a kind: too often in a row, and it gets none for a while."""
-        others = [other.name for other in self.backends.values() if other.eligible and other is not backend]
-        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), others)
+        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), self._others(backend))
         if seconds is not None:
-            _log.warning("ejected: it fails what others can do", backend=backend.name, seconds=seconds)
+            self._note_ejection(backend, seconds, "it fails jobs that other backends can do")
         self._remember(backend)
+
+    def eject(self, backend: Backend, reason: str) -> None:
+        """Give a backend no work for a while, because its machine is at fault. `reason` is the error that showed it."""
+        seconds = self.ejections.eject(backend.name, time.monotonic(), self._others(backend))
+        if seconds is not None:
+            self._note_ejection(backend, seconds, reason)
+            self._remember(backend)
+
+    def _others(self, backend: Backend) -> list[str]:
+        return [other.name for other in self.backends.values() if other.eligible and other is not backend]
+
+    def _note_ejection(self, backend: Backend, seconds: float, reason: str) -> None:
+        backend.ejected_for = reason
+        _log.warning("backend_ejected", backend=backend.name, seconds=seconds, reason=reason)
 
     def drain(self, backend: Backend, *, drained: bool) -> None:
         """An admin lets it have no work, or work again."""

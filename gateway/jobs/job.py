@@ -128,7 +128,8 @@ class Job:
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
     `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are `pinned` it is
     tied by its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for`
-    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock. It
+    says for which failures it had its second chance, and `blamed` on which backend, by which error, it failed as if by
+    the machine's fault. It is not sent `not_before` that time of the monotonic clock. It
     had so many `offers_again` after files were gone that had been put on its backend.
     """
 
@@ -159,6 +160,7 @@ class Job:
     unfit: str | None = None
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
+    blamed: tuple[str, str] | None = None
     not_before: float = 0.0
     offers_again: int = 0
     live: Live = field(default_factory=Live)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import random
@@ -264,6 +265,8 @@ class Execution:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         if faults.get("broken"):
             raise RuntimeError("operator torchvision::nms does not exist")
+        if faults.get("full-disk"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _tell_step(self, step: int, count: int, colour: Colour) -> None:
         sid = self.sid

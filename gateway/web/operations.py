@@ -55,9 +55,9 @@ async def get_backends(request: web.Request) -> web.Response:
     described = []
     for backend in gateway.fleet.backends.values():
         queued, running = gateway.engine.ledger.load(backend.name)
-        described.append(
-            {**backend.describe(), "ejected": backend.name in ejected, "jobs_queued": queued, "jobs_running": running}
-        )
+        is_out = backend.name in ejected
+        state = {"ejected": is_out, "ejected_for": backend.ejected_for if is_out else ""}
+        described.append({**backend.describe(), **state, "jobs_queued": queued, "jobs_running": running})
     return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
 
 

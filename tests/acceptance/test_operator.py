@@ -128,3 +128,33 @@ async def test_a_socket_through_which_nothing_comes_is_opened_anew(lab: Lab) -> 
     prompt_id = await comfy.prompt(slow(3, steps=2), "c")
     await listener.end_of(prompt_id)
     assert "progress" in listener.of(prompt_id)
+
+
+async def test_a_backend_with_a_full_disk_loses_no_job(lab: Lab) -> None:
+    """Its jobs run elsewhere, and it gets none for a while; the operator sees why."""
+    full, other = await lab.simulators(2)
+    await full.fault(lab.http, "full-disk")
+    gateway = await lab.gateway(full, other, ejection__first=60)
+    comfy = Comfy(lab.http, gateway.url)
+    for n in range(5):
+        entry = await comfy.entry(await comfy.prompt(slow(n, steps=2)))
+        assert entry["status"]["status_str"] == "success"
+    backends = {backend["name"]: backend for backend in (await comfy.get("/gateway/backends"))["backends"]}
+    assert backends["b1"]["ejected"]
+    assert backends["b1"]["ejected_for"] == "OSError: [Errno 28] No space left on device"
+    assert (backends["b2"]["ejected"], backends["b2"]["ejected_for"]) == (False, "")
+    assert [line["reason"] for line in gateway.log_lines() if line["event"] == "backend_ejected"] == [
+        "OSError: [Errno 28] No space left on device"
+    ]
+    assert (await full.requests(lab.http))["POST /prompt"] == 1
+
+
+async def test_an_error_of_the_machine_that_all_machines_give_is_the_answer(lab: Lab) -> None:
+    """A prompt may bring it about itself, so nobody is ejected for it."""
+    simulators = await lab.simulators(2, "--fail", "full-disk")
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    entry = await comfy.entry(await comfy.prompt(slow(steps=2)))
+    assert "No space left on device" in json.dumps(entry["status"])
+    assert [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators] == [1, 1]
+    assert not [line for line in gateway.log_lines() if line["event"] == "backend_ejected"]
