@@ -72,9 +72,13 @@ class Backend:
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be given work: alive, heard, reconciled, not being drained, and able to run it."""
-        is_able = self.poisoned is None and self.stopping is None
-        return self.pulse.alive and self.connected and not self.drained and is_able
+        """Whether it may be given work: able to run it, not being drained, and done with what it was told to stop."""
+        return self.able and not self.drained and self.stopping is None
+
+    @property
+    def able(self) -> bool:
+        """Return True if it can run jobs: alive, heard, reconciled, and able to use its GPU."""
+        return self.pulse.alive and self.connected and self.poisoned is None
 
     @property
     def version(self) -> str:

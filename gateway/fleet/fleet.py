@@ -110,6 +110,7 @@ class Fleet:
             self.backends[backend.name] = backend
             self._metrics.backend_up.labels(backend.name).set(0)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
+            self._metrics.backend_drained.labels(backend.name).set(0)
             self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
         self._restore_standings()
         for backend in self.backends.values():
@@ -128,6 +129,7 @@ class Fleet:
             except (ValueError, TypeError) as error:
                 raise StoreDamaged(f"what the journal holds against {backend.name} is damaged; {RECOVER}") from error
             self._metrics.backend_poisoned.labels(backend.name).set(backend.poisoned is not None)
+            self._metrics.backend_drained.labels(backend.name).set(backend.drained)
 
     def _remember(self, backend: Backend) -> None:
         self._store.write([record_of(backend, self.ejections, time.monotonic(), time.time())])
@@ -232,6 +234,7 @@ class Fleet:
     def drain(self, backend: Backend, *, drained: bool) -> None:
         """An admin lets it have no work, or work again."""
         backend.drained = drained
+        self._metrics.backend_drained.labels(backend.name).set(drained)
         self._remember(backend)
 
     def _is_ejected(self, name: str) -> int:
@@ -287,7 +290,7 @@ class Fleet:
 
     def _changed(self, backend: Backend, was: Health) -> None:
         now = backend.health
-        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._news.set()
         if now is was:
             return
@@ -368,7 +371,7 @@ class Fleet:
         backend.pulse.answered(time.monotonic())
         backend.connected = True
         self._changed(backend, was)
-        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
 
     def _heard_text(self, backend: Backend, text: bytes) -> None:

@@ -96,11 +96,11 @@ class Dispatcher:
         self._failures = Failures()
         self._replies = Replies(ledger)
         self._turns: dict[Job, object] = {}
-        self._takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
+        self.takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
 
     async def close(self) -> None:
         """Stop sending. What was not sent waits in the journal."""
-        await self._takeover.close()
+        await self.takeover.close()
         await self._tasks.close()
 
     # -- accept, journal, send, answer ---------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Dispatcher:
         """Send out what waits, as far as there is room: a job ended, or a backend came. Who is idle then takes over."""
         self._send_waiting()
         if self._settings.take_over:
-            self._takeover.look()
+            self.takeover.look()
 
     def _send_waiting(self) -> None:
         if not self._ledger.waiting or not self._chooser.has_room():

@@ -34,7 +34,8 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(prefix + name, text, labels, registry=registry, buckets=buckets)
 
-        self.backend_up = gauge("backend_up", "1 while the backend takes work", "backend")
+        self.backend_up = gauge("backend_up", "1 while the backend can run jobs", "backend")
+        self.backend_drained = gauge("backend_drained", "1 while an admin lets it have no work", "backend")
         self.backend_poisoned = gauge("backend_poisoned", "1 while it can't use its GPU until a restart", "backend")
         self.backend_ejected = gauge("backend_ejected", "1 while it gets no work for its failures", "backend")
         self.backend_pending = gauge("backend_queue_pending", "Prompts pending on the backend", "backend")

@@ -76,14 +76,20 @@ async def get_packs(request: web.Request) -> web.Response:
 
 
 async def set_drain(request: web.Request) -> web.Response:
-    """Stop or resume giving work to a backend: POST /gateway/backends/{name}/drain or …/resume (admins)."""
+    """Stop or resume giving work to a backend: POST /gateway/backends/{name}/drain or …/resume (admins).
+
+    A drained backend gives back what has not started. The answer says how many jobs it still has.
+    """
     gateway, name = parts(request), request.match_info["name"]
     backend = gateway.fleet.backends.get(name)
     if backend is None:
         names = ", ".join(gateway.fleet.backends)
         return problem(404, "unknown_backend", f"There is no backend '{name}'", f"there are: {names}")
     gateway.fleet.drain(backend, drained=request.match_info["action"] == "drain")
-    if not backend.drained:
-        gateway.engine.dispatcher.wake()
     note(request, Action.BACKEND_DRAINED if backend.drained else Action.BACKEND_RESUMED, name)
-    return json(backend.describe())
+    if backend.drained:
+        await gateway.engine.dispatcher.takeover.take_back(backend)
+    else:
+        gateway.engine.dispatcher.wake()
+    queued, running = gateway.engine.ledger.load(name)
+    return json({**backend.describe(), "jobs_queued": queued, "jobs_running": running})

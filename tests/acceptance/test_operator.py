@@ -158,3 +158,42 @@ async def test_an_error_of_the_machine_that_all_machines_give_is_the_answer(lab:
     assert "No space left on device" in json.dumps(entry["status"])
     assert [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators] == [1, 1]
     assert not [line for line in gateway.log_lines() if line["event"] == "backend_ejected"]
+
+
+async def test_a_drain_takes_back_what_has_not_started(lab: Lab) -> None:
+    """The pending jobs run elsewhere at once; what runs is told, and ends there. Planned work pages nobody."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__max_queue=20)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b2/drain")
+    ids = [await comfy.prompt(slow(n, steps=60 if n == 0 else 2)) for n in range(8)]
+    await comfy.running(ids[0])
+    await comfy.post("/gateway/backends/b2/resume")
+    status, described = await comfy.post("/gateway/backends/b1/drain")
+    assert (status, described["drained"]) == (200, True)
+    assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await simulators[1].requests(lab.http))["POST /prompt"] >= 6
+    history = await Comfy(lab.http, simulators[0].url).get("/history")
+    assert gateway.upstream_ids()[ids[0]] in history
+    async with lab.http.get(f"{gateway.url}/metrics") as answer:
+        text = await answer.text()
+    assert 'comfyui_gateway_backend_up{backend="b1"} 1.0' in text
+    assert 'comfyui_gateway_backend_drained{backend="b1"} 1.0' in text
+
+
+async def test_a_drain_of_the_only_backend_keeps_its_jobs(lab: Lab) -> None:
+    """They wait in the gateway until it is resumed."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(3)]
+    await comfy.running(ids[0])
+    _, described = await comfy.post("/gateway/backends/b1/drain")
+    assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
+    assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 2
+    await comfy.entry(ids[0])
+    await comfy.post("/gateway/backends/b1/resume")
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
