@@ -170,13 +170,13 @@ class Dispatcher:
         log_phase(job, "queued", 0, backend=job.backend)
         if job.state is not State.SENDING or place != (job.state, job.assignment):
             # It waits, or was sent meanwhile: its backend went, or what it waited for came.
-            return Reply(200, job.answer())
+            return Reply.accepted(job)
         answered = False
 
         def answer() -> None:
             nonlocal answered
             answered = True
-            answer_early(Reply(200, job.answer()))
+            answer_early(Reply.accepted(job))
             self._telling.answered_soon(job)
 
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
@@ -186,7 +186,7 @@ class Dispatcher:
         finally:
             timer.cancel()
         if refusal is None:
-            return Reply(200, job.answer())
+            return Reply.accepted(job)
         if answered:
             self._refused(job, refusal)
         else:

@@ -39,8 +39,9 @@ PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTIN
 QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
 # In these a client sees it in queue_running.
 SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
-# Under this key an admin is told whose a job is.
+# Under these keys an admin is told whose a job is, and which backend ran it, or has it.
 WHOSE = "gateway_tenant"
+BACKEND = "gateway_backend"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
@@ -230,7 +231,7 @@ class Job:
 
     def queue_item_with_tenant(self) -> bytes:
         """The same for an admin: extra_data says whose it is."""
-        return self._item(b'%b,"%b":%b}' % (self.shown_extra_data()[:-1], WHOSE.encode(), wire.dumps(self.tenant)))
+        return self._item(with_owner(self.shown_extra_data(), self.tenant, self.backend))
 
     def prompt_item(self, outputs: Any) -> bytes:
         """Return the same as its history entry has it: `outputs` are those that were executed."""
@@ -248,6 +249,12 @@ class Job:
             self.shown_number,
             self.node_errors,
         )
+
+
+def with_owner(encoded: bytes, tenant: str, backend: str | None) -> bytes:
+    """Return a JSON object, which is not empty, with a job's tenant and backend added, for an admin."""
+    owner = {WHOSE: tenant, BACKEND: backend} if backend else {WHOSE: tenant}
+    return b"%b,%b" % (encoded[:-1], wire.dumps(owner)[1:])
 
 
 def number_json(number: float, is_float: bool) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.job import WHOSE
+from gateway.jobs.job import with_owner
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
 from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
@@ -56,7 +56,7 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
 
 def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> bytes:
     if tells_whose(request):
-        entry = b'%b, "%b": %b}' % (entry[:-1], WHOSE.encode(), wire.dumps(ended.tenant))
+        entry = with_owner(entry, ended.tenant, ended.backend)
     return b"%b: %b" % (wire.dumps(ended.prompt_id), entry)
 
 

@@ -10,7 +10,7 @@ from gateway.comfy import wire
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
 from gateway.jobs.engine import Engine
-from gateway.jobs.job import WHOSE, Job
+from gateway.jobs.job import Job, with_owner
 from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.story import all_running
 from gateway.store.protocol import HistoryRecord
@@ -49,12 +49,8 @@ def encoded_list(found: list[Entry], query: JobsQuery, *, tells_whose: bool) -> 
     yield b'{"jobs":['
     for n, (shown, job) in enumerate(page):
         encoded = job.summary if isinstance(job, HistoryRecord) else _encoded(job, shown.status)
-        yield (b"," if n else b"") + (_with_tenant(encoded, job.tenant) if tells_whose else encoded)
+        yield (b"," if n else b"") + (with_owner(encoded, job.tenant, job.backend) if tells_whose else encoded)
     yield b'],"pagination":%b}' % wire.dumps(pagination)
-
-
-def _with_tenant(job: bytes, tenant: str) -> bytes:
-    return b'%b,"%b":%b}' % (job[:-1], WHOSE.encode(), wire.dumps(tenant))
 
 
 def _listed(job: Job, *, is_running: bool) -> Listed:
@@ -77,23 +73,23 @@ async def get_job(request: web.Request) -> web.Response:
         return json({"error": f"The job could not be read: {error}"}, 503, {"Retry-After": "5"})
     if found is None:
         return json({"error": "Job not found"}, 404)
-    tenant, job = found
-    return json_bytes(_with_tenant(job, tenant) if tells_whose(request) else job)
+    job, encoded = found
+    return json_bytes(with_owner(encoded, job.tenant, job.backend) if tells_whose(request) else encoded)
 
 
-async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str, bytes] | None:
-    """Whose job it is, and the job."""
+async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[Job | HistoryRecord, bytes] | None:
+    """Return a job, open or ended, and its JSON."""
     job = engine.control.find(identity.sees, prompt_id)
     if job is not None:
         is_running = job.backend is not None and job in all_running(engine.ledger.jobs_on(job.backend))
-        return job.tenant, _encoded(job, _listed(job, is_running=is_running).status)
+        return job, _encoded(job, _listed(job, is_running=is_running).status)
     ended = engine.history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = engine.history.find_any(prompt_id)
     entry = await engine.history.entry(ended) if ended is not None else None
     if ended is None or entry is None:
         return None
-    return ended.tenant, await engine.reader.show_job(identity.tenant, prompt_id, entry)
+    return ended, await engine.reader.show_job(identity.tenant, prompt_id, entry)
 
 
 async def cancel_job(request: web.Request) -> web.Response:

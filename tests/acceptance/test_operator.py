@@ -197,3 +197,20 @@ async def test_a_drain_of_the_only_backend_keeps_its_jobs(lab: Lab) -> None:
     await comfy.post("/gateway/backends/b1/resume")
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+
+async def test_an_admin_sees_which_backend_has_a_job(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator())
+    anna, boss = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BOSS))
+    ended, runs = await anna.prompt(slow(steps=1)), await anna.prompt(slow(**LONG))
+    await anna.entry(ended)
+    await anna.running(runs)
+    (item,) = (await boss.get("/queue"))["queue_running"]
+    assert (item[3]["gateway_tenant"], item[3]["gateway_backend"]) == ("anna", "b1")
+    assert (await boss.get("/history"))[ended]["gateway_backend"] == "b1"
+    jobs = [*(await boss.get("/api/jobs"))["jobs"], await boss.get(f"/api/jobs/{ended}")]
+    assert [job["gateway_backend"] for job in jobs] == ["b1"] * 3
+    assert "gateway_backend" not in json.dumps([await anna.get("/queue"), await anna.get("/history")])
+    for comfy, told in ((anna, None), (boss, "b1")):
+        async with lab.http.post(f"{comfy.url}/prompt", json={"prompt": slow()}, headers=comfy.headers) as answer:
+            assert answer.headers.get("X-Gateway-Backend") == told

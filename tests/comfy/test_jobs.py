@@ -73,4 +73,5 @@ def test_as_with_whole_jobs(values: list[dict[str, Any]], query: JobsQuery, remo
     encoded = b"".join(encoded_list(list(history.listed(["t"])), query, tells_whose=False))
     assert wire.loads(encoded) == plain(left, query)
     told = b"".join(encoded_list(list(history.listed(None)), query, tells_whose=True))
-    assert wire.loads(told) == plain([{**job, "gateway_tenant": "t"} for job in left], query)
+    owner = {"gateway_tenant": "t", "gateway_backend": "b"}
+    assert wire.loads(told) == plain([{**job, **owner} for job in left], query)
