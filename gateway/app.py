@@ -72,6 +72,7 @@ class Gateway:
         stack.push_async_callback(store.close)
         metrics.journal_writable.set_function(lambda: not store.trouble)
         metrics.journal_owed.set_function(lambda: store.owed)
+        metrics.journal_bytes.set_function(store.size)
         metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
         client_id = await store.identity()
         bus = LocalBus()

@@ -118,10 +118,12 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
         assignment=assignment,
         given_up=given_up,
         start_time=record.start_time,
-        started_at=now if record.start_time else None,
+        started_at=now - max(0.0, time.time() - record.start_time / 1000) if record.start_time else None,
         placed_at=now,
         attempts=record.attempts,
         node_errors=record.node_errors or b"{}",
     )
     job.live.start_told = job.live.cached_told = record.start_time is not None
+    # How long it has been silent is not known.
+    job.live.heard_at = now
     return job

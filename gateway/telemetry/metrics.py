@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
+from platform import python_version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 
@@ -34,6 +36,8 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(prefix + name, text, labels, registry=registry, buckets=buckets)
 
+        _tell_process(registry, prefix)
+        self.journal_bytes = gauge("journal_bytes", "Bytes of the journal and of its log on the disk")
         self.backend_up = gauge("backend_up", "1 while the backend can run jobs", "backend")
         self.backend_drained = gauge("backend_drained", "1 while an admin lets it have no work", "backend")
         self.backend_poisoned = gauge("backend_poisoned", "1 while it can't use its GPU until a restart", "backend")
@@ -106,6 +110,13 @@ class Metrics:
             pieces.append(generate_latest(_One(family)))
             await asyncio.sleep(0)
         return b"".join(pieces)
+
+
+def _tell_process(registry: CollectorRegistry, prefix: str) -> None:
+    """Add the process's CPU time, memory, open files and start (``process_…``), and the versions that it runs."""
+    ProcessCollector(registry=registry)
+    build = Info(prefix + "build", "Versions of the gateway and of what it runs on", registry=registry)
+    build.info({"version": version("comfyui-gateway"), "python": python_version(), "aiohttp": version("aiohttp")})
 
 
 class _One:

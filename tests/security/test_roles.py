@@ -20,13 +20,13 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 APART = {
     "": {Access.ANYBODY},
     "monitor": {Access.ANYBODY, Access.MONITORING},
-    "anna": {Access.ANYBODY, Access.MONITORING, Access.USERS},
+    "anna": {Access.ANYBODY, Access.USERS},
     "boss": set(Access),
 }
 TEAM = {
-    "": {Access.ANYBODY, Access.MONITORING, Access.USERS},
-    "mate": {Access.ANYBODY, Access.MONITORING, Access.USERS, Access.TEAM},
-    "other": {Access.ANYBODY, Access.MONITORING, Access.USERS},
+    "": {Access.ANYBODY, Access.USERS},
+    "mate": {Access.ANYBODY, Access.USERS, Access.TEAM},
+    "other": {Access.ANYBODY, Access.USERS},
     "boss": set(Access),
 }
 FILLED = {"kind": "output", "action": "drain", "path": "checkpoints/0/x"}
