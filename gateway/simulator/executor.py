@@ -225,7 +225,7 @@ class Execution:
     # -- what nodes may do ---------------------------------------------------------------------------------------
 
     async def steps(self, count: int, seconds_each: float, colour: Colour) -> None:
-        """Take steps, with progress and a preview each."""
+        """Take steps, with progress and, if it is to send them, a preview each."""
         for step in range(1, count + 1):
             await self._wait(seconds_each)
             await self._stay_silent()
@@ -273,12 +273,13 @@ class Execution:
         place = {"node_id": self._node, "prompt_id": prompt_id}
         metadata = {**place, "display_node_id": self._node, "parent_node_id": None, "real_node_id": self._node}
         preview = Preview(metadata, "image/jpeg", buffer.getvalue())
+        sends = self._executor.options.previews
         with_metadata = self._sockets.wants_metadata(sid) and not self._executor.faults.get("no-metadata")
-        if with_metadata:
+        if sends and with_metadata:
             self._sockets.send_preview(preview, sid, with_metadata=True)
         progress = {"value": step, "max": count, "prompt_id": prompt_id, "node": self._node}
         self._sockets.send("progress", progress, sid)
-        if not with_metadata:
+        if sends and not with_metadata:
             self._sockets.send_preview(preview, sid, with_metadata=False)
 
     async def load_model(self, name: str) -> None:
