@@ -150,6 +150,11 @@ def encode(type_: str, data: dict[str, Any]) -> bytes:
     return wire.dumps({"type": type_, "data": data})
 
 
+def encode_short(type_: str, data: dict[str, Any]) -> bytes:
+    """Encode a short message with ComfyUI's blanks as well, because scripts look for ``"queue_remaining": 0``."""
+    return wire.dumps_exact({"type": type_, "data": data})
+
+
 def frame_of(
     event: Event, prompt_id: str, said: bytes, translate: Callable[[bytes, str], bytes] | None = None
 ) -> Frame:
@@ -177,9 +182,9 @@ def status_frame(queue_remaining: int, sid: str | None = None) -> Frame:
     data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": queue_remaining}}}
     if sid is not None:
         data["sid"] = sid
-    return Frame(Kind.STATUS if sid is None else Kind.LIFECYCLE, encode("status", data), None, "status")
+    return Frame(Kind.STATUS if sid is None else Kind.LIFECYCLE, encode_short("status", data), None, "status")
 
 
 def end_frame(prompt_id: str) -> Frame:
     """``executing`` with node null: the prompt is over and its history entry can be read."""
-    return Frame(Kind.END, encode("executing", {"node": None, "prompt_id": prompt_id}), prompt_id)
+    return Frame(Kind.END, encode_short("executing", {"node": None, "prompt_id": prompt_id}), prompt_id)

@@ -1,4 +1,4 @@
-"""Drives comfykit: one executor polls /history, the other has a socket a prompt, and no other way to learn of results."""
+"""Drives comfykit: one executor polls /history, the other has a socket a prompt and asks nothing else."""
 
 from __future__ import annotations
 
