@@ -21,6 +21,9 @@ from gateway.sessions.sequencer import Sequencer
 from gateway.telemetry.metrics import Metrics
 
 CLOSE_LIMIT = 2.0
+# Between the end of one prompt and what waits of the next. A client may unpack a binary frame in a later turn of its
+# loop than the text after it; without a pause it then takes one prompt's picture for the next one's.
+BETWEEN_PROMPTS_SECONDS = 0.005
 
 
 class ClientSocket:
@@ -66,6 +69,7 @@ class ClientSocket:
         self._is_counted = False
         self._ready = asyncio.Event()
         self._wants_metadata = False
+        self._in_turn = not interleave
         self._held: Frame | None = None
         self._closing: tuple[int, str] | None = None
 
@@ -212,7 +216,7 @@ class ClientSocket:
         flags = value.get("data")
         self._put(Frame(Kind.LIFECYCLE, events.encode("feature_flags", self._features())))
         if isinstance(flags, dict) and flags.get("supports_preview_metadata") is True:
-            self._wants_metadata = True
+            self._wants_metadata, self._in_turn = True, False
             self._listener.interleave()
             for frame in self._sequencer.interleave():
                 self._order(frame)
@@ -224,6 +228,8 @@ class ClientSocket:
                 self._ready.clear()
                 while self._closing is None and (frame := self._outbox.take()) is not None:
                     await self._write_one(frame)
+                    if frame.kind is Kind.END and self._in_turn and len(self._outbox):
+                        await self._pause()
                 if self._is_counted:
                     self._count()
                     self._is_counted = bool(self._sequencer.waiting)
@@ -238,6 +244,12 @@ class ClientSocket:
         except (ClientConnectionError, ConnectionError):
             # The peer went away; the reading side ends as well and cleans up.
             return
+
+    async def _pause(self) -> None:
+        # What comes meanwhile waits, and is counted as behind a slow write.
+        self._writing_since = time.monotonic()
+        await asyncio.sleep(BETWEEN_PROMPTS_SECONDS)
+        self._writing_since = None
 
     async def _write_one(self, frame: Frame) -> None:
         self._writing_since = time.monotonic()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from PIL import Image, ImageStat
 
 from gateway.simulator.nodes import Colour
@@ -23,6 +24,8 @@ from tests.lab import Simulator, until
 
 DRIVERS = Path(__file__).parent / "drivers"
 LIMIT = 60.0
+# A test of `target` that was looked at once against one ComfyUI alone, which takes as long each time.
+gateway_only = pytest.mark.parametrize("target", ["gateway"], indirect=True)
 
 
 def mean_colour(data: str | bytes) -> Colour:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.simulator.nodes import seed_colour
 from tests.clients.conftest import Target
-from tests.clients.driving import Driver, colours, loading, picture
+from tests.clients.driving import Driver, colours, gateway_only, loading, picture
 from tests.lab import Lab
 from tests.workflows import failing, slow
 
@@ -33,8 +33,7 @@ def _prompts() -> list[dict[str, Any]]:
     return [*prompts, prompts[1], failing("no luck"), refused]
 
 
-@pytest.mark.parametrize("executor", ["http", "websocket"])
-async def test_runs_together(target: Target, driver: Driver, executor: str) -> None:
+async def _runs_together(target: Target, driver: Driver, executor: str) -> None:
     results = (await driver(target.url, "run_together", executor=executor, prompts=_prompts()))["results"]
     assert colours(results) == [*([seed_colour(seed)] for seed in (*SEEDS, SEEDS[1])), [], []]
     assert [result["status"] for result in results] == ["completed"] * 5 + ["error"] * 2
@@ -42,18 +41,26 @@ async def test_runs_together(target: Target, driver: Driver, executor: str) -> N
     assert '"required_input_missing"' in results[6]["message"]
 
 
+async def test_runs_together_with_sockets(target: Target, driver: Driver) -> None:
+    await _runs_together(target, driver, "websocket")
+
+
+@gateway_only
+async def test_runs_together_by_polling(target: Target, driver: Driver) -> None:
+    await _runs_together(target, driver, "http")
+
+
 async def test_key(lab: Lab, driver: Driver) -> None:
-    """It sends its key with every request but /ws, so a key for that must be in the address."""
-    gateway = await lab.gateway(*await lab.simulators(1), options=("--api-key", KEY))
-    prompts = [slow(SEEDS[1])]
-    given = {"url": gateway.url, "scenario": "run_together", "prompts": prompts}
-    assert colours((await driver(**given, executor="http", api_key=KEY))["results"]) == [[seed_colour(SEEDS[1])]]
-    (refused,) = (await driver(**given, executor="websocket", api_key=KEY))["results"]
+    """It sends its key with every request but /ws, so the address has to hold one."""
+    gateway = await lab.gateway(await lab.simulator(), options=("--api-key", KEY))
+    given = {"executor": "websocket", "prompts": [slow(SEEDS[1])]}
+    (refused,) = (await driver(gateway.url, "run_together", **given, api_key=KEY))["results"]
     assert refused["message"].endswith("HTTP 401")
-    given["url"] = f"http://anybody:{KEY}@{urlsplit(gateway.url).netloc}"
-    assert colours((await driver(**given, executor="websocket"))["results"]) == [[seed_colour(SEEDS[1])]]
+    url = f"http://anybody:{KEY}@{urlsplit(gateway.url).netloc}"
+    assert colours((await driver(url, "run_together", **given))["results"]) == [[seed_colour(SEEDS[1])]]
 
 
+@gateway_only
 async def test_upload(target: Target, driver: Driver, tmp_path: Path) -> None:
     path = picture(tmp_path / "mine.png", (10, 200, 30))
     prompt = loading()

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.simulator.nodes import seed_colour
 from tests.clients.conftest import Target
-from tests.clients.driving import Driver, colours, most_at_once
+from tests.clients.driving import Driver, colours, gateway_only, most_at_once
 from tests.lab import Lab
 from tests.workflows import slow
 
@@ -32,6 +32,7 @@ async def test_five_prompts_at_once(lab: Lab, target: Target, driver: Driver) ->
     assert await most_at_once(lab.http, target.simulators) == len(target.simulators)
 
 
+@gateway_only
 async def test_invalid_workflow(target: Target, driver: Driver) -> None:
     prompt = slow()
     del prompt["2"]["inputs"]["images"]

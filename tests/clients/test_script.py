@@ -8,7 +8,7 @@ import pytest
 
 from gateway.simulator.nodes import seed_colour
 from tests.clients.conftest import Target
-from tests.clients.driving import Driver, colours
+from tests.clients.driving import Driver, colours, gateway_only
 from tests.workflows import failing, slow
 
 SEEDS = [90_000 * n + 31 for n in range(4)]
@@ -31,5 +31,6 @@ async def test_short_runs_behind_a_long_one(target: Target, driver: Driver) -> N
         assert result["progress"] == sorted(result["progress"])
 
 
+@gateway_only
 async def test_cancel(target: Target, driver: Driver) -> None:
     assert await driver(target.url, "cancel", prompt=slow(steps=200, step_seconds=0.05)) == {"outputs": []}

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.simulator.nodes import seed_colour
 from tests.clients.conftest import Target
-from tests.clients.driving import Driver, colours, loading, most_at_once, picture
+from tests.clients.driving import Driver, colours, gateway_only, loading, most_at_once, picture
 from tests.lab import Lab
 from tests.workflows import slow
 
@@ -32,6 +32,7 @@ async def test_five_prompts_at_once(lab: Lab, target: Target, driver: Driver) ->
     assert await most_at_once(lab.http, target.simulators) == len(target.simulators)
 
 
+@gateway_only
 async def test_upload(target: Target, driver: Driver, tmp_path: Path) -> None:
     """It sends as the mask the picture itself, of which ComfyUI takes no more than the transparency."""
     path = picture(tmp_path / "mine.png", (10, 20, 200))
@@ -40,12 +41,14 @@ async def test_upload(target: Target, driver: Driver, tmp_path: Path) -> None:
     assert colours(result["results"]) == [[(10, 20, 200)]] * 2
 
 
+@gateway_only
 async def test_interrupt(target: Target, driver: Driver) -> None:
     result = await driver(target.url, "interrupt", prompt=slow(steps=200, step_seconds=0.1))
     assert "execution_interrupted" in [name for name, _ in result["status"]["messages"]]
     assert result["left"] == {}
 
 
+@gateway_only
 async def test_invalid_workflow(target: Target, driver: Driver) -> None:
     prompt = slow()
     del prompt["2"]["inputs"]["images"]
