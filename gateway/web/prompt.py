@@ -20,6 +20,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.answers import json_bytes, problem
+from gateway.web.authentication import key_of
 from gateway.web.bodies import read_json
 from gateway.web.contents import NOSNIFF
 from gateway.web.limits import told
@@ -67,6 +68,9 @@ async def post_prompt(request: web.Request) -> web.Response:
     try:
         limits.prompt(identity.tenant, time.monotonic())
         submission = await _read(request)
+        if submission.secrets and (key := key_of(request)) is not None:
+            # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
+            submission = submission.without_secret(key)
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         _count(parts(request).metrics, identity.tenant, rejection)
