@@ -29,7 +29,7 @@ async def test_five_prompts_at_once(lab: Lab, target: Target, driver: Driver) ->
     prompts = [slow(seed, steps=3, step_seconds=0.08) for seed in seeds]
     results = (await driver(target.url, "run_together", prompts=prompts))["results"]
     assert colours(results) == [[seed_colour(seed)] for seed in seeds]
-    assert await most_at_once(lab.http, target.simulators) == len(target.simulators)
+    assert (await most_at_once(lab.http, target.simulators) > 1) == target.is_gateway
 
 
 @gateway_only

@@ -1,4 +1,5 @@
 // Drives comfy-ui-client, of npm: node ui_client.mjs URL SCENARIO, JSON on standard input, a line of JSON at the end.
+import { writeSync } from "node:fs";
 import { createRequire } from "node:module";
 import { text } from "node:stream/consumers";
 
@@ -34,6 +35,7 @@ const scenarios = {
 };
 
 const [url, name] = process.argv.slice(2);
-// What it logs goes to standard output as well, before the last line.
 const result = JSON.stringify(await scenarios[name](url, JSON.parse(await text(process.stdin))));
-process.stdout.write(`\n${result}\n`, () => process.exit(0));
+// The client logs to standard output too, and must not after the last line: so this one is written in the turn that ends.
+writeSync(1, `\n${result}\n`);
+process.exit(0);
