@@ -57,8 +57,7 @@ async def test_invalid_workflow(target: Target, driver: Driver) -> None:
     assert json.loads(result["text"])["node_errors"]["2"]["errors"][0]["type"] == "required_input_missing"
 
 
-async def test_reads(lab: Lab, driver: Driver) -> None:
+@gateway_only
+async def test_reads(target: Target, driver: Driver) -> None:
     """All that it can read is the same as of one ComfyUI."""
-    simulators = await lab.simulators(3)
-    gateway = await lab.gateway(*simulators)
-    assert await driver(gateway.url, "reads") == await driver(simulators[0].url, "reads")
+    assert await driver(target.url, "reads") == await driver(target.simulators[0].url, "reads")

@@ -123,7 +123,7 @@ const scenarios = {
       checkpoints: (await client.getModels("checkpoints")).map((model) => model.name),
       stats: Object.keys((await client.getSystemStats()).system).sort(),
       queue: await client.getQueue(),
-      history: await client.getHistory(3, { offset: 0 }),
+      history: (await client.getHistory(1, { offset: 0 })).History.length,
       metadata: await client.viewMetadata("checkpoints", "none.safetensors").catch((error) => error.name),
       users: await client.getUserConfig(),
       settings: await client.getSettings(),

@@ -95,7 +95,6 @@ def reads(url: str) -> dict[str, Any]:
         "sampler": client.get_object_info("KSampler"),
         "classes": sorted(client.get_object_info()),
         "queue": client.get_queue(),
-        "history": client.get_history(None),
     }
 
 
