@@ -24,6 +24,8 @@ CLOSE_LIMIT = 2.0
 # Between the end of one prompt and what waits of the next. A client may unpack a binary frame in a later turn of its
 # loop than the text after it; without a pause it then takes one prompt's picture for the next one's.
 BETWEEN_PROMPTS_SECONDS = 0.005
+# If more frames wait, there is no pause, because prompts end faster than a socket with pauses could be told.
+MAX_PAUSED = 256
 
 
 class ClientSocket:
@@ -228,7 +230,7 @@ class ClientSocket:
                 self._ready.clear()
                 while self._closing is None and (frame := self._outbox.take()) is not None:
                     await self._write_one(frame)
-                    if frame.kind is Kind.END and self._in_turn and len(self._outbox):
+                    if frame.kind is Kind.END and self._in_turn and 0 < len(self._outbox) <= MAX_PAUSED:
                         await self._pause()
                 if self._is_counted:
                     self._count()
