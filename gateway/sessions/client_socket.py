@@ -16,16 +16,11 @@ from gateway.comfy.events import Frame, Kind
 from gateway.jobs.story import Listener
 from gateway.sessions.buffers import Buffers
 from gateway.sessions.intake import Intake
-from gateway.sessions.outbox import Outbox
+from gateway.sessions.outbox import Outbox, pause_after
 from gateway.sessions.sequencer import Sequencer
 from gateway.telemetry.metrics import Metrics
 
 CLOSE_LIMIT = 2.0
-# Between the end of one prompt and what waits of the next. A client may unpack a binary frame in a later turn of its
-# loop than the text after it; without a pause it then takes one prompt's picture for the next one's.
-BETWEEN_PROMPTS_SECONDS = 0.005
-# If more frames wait, there is no pause, because prompts end faster than a socket with pauses could be told.
-MAX_PAUSED = 256
 
 
 class ClientSocket:
@@ -230,8 +225,8 @@ class ClientSocket:
                 self._ready.clear()
                 while self._closing is None and (frame := self._outbox.take()) is not None:
                     await self._write_one(frame)
-                    if frame.kind is Kind.END and self._in_turn and 0 < len(self._outbox) <= MAX_PAUSED:
-                        await self._pause()
+                    if self._in_turn and (seconds := pause_after(frame, len(self._outbox))):
+                        await self._pause(seconds)
                 if self._is_counted:
                     self._count()
                     self._is_counted = bool(self._sequencer.waiting)
@@ -247,10 +242,10 @@ class ClientSocket:
             # The peer went away; the reading side ends as well and cleans up.
             return
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         # What comes meanwhile waits, and is counted as behind a slow write.
         self._writing_since = time.monotonic()
-        await asyncio.sleep(BETWEEN_PROMPTS_SECONDS)
+        await asyncio.sleep(seconds)
         self._writing_since = None
 
     async def _write_one(self, frame: Frame) -> None:

@@ -13,6 +13,19 @@ from gateway.comfy.events import Frame, Kind
 from gateway.sessions.buffers import LARGE, Shared
 
 _DROPPED_FIRST = (frozenset({Kind.PREVIEW}), frozenset({Kind.PROGRESS, Kind.STATUS, Kind.OTHER}))
+# Between the end of one prompt and what waits of the next.
+PAUSE_SECONDS = 0.02
+# If more frames wait, there is no pause, because prompts end faster than a socket with pauses could be told.
+MAX_PAUSED = 256
+
+
+def pause_after(frame: Frame, waiting: int) -> float:
+    """Return the seconds to wait behind a frame, with so many behind it, on a socket that is told of prompts in turn.
+
+    A client may unpack a binary frame in a later turn of its loop than the text after it. If the next prompt is told in
+    the same breath, it takes one prompt's picture for the other's.
+    """
+    return PAUSE_SECONDS if frame.kind is Kind.END and 0 < waiting <= MAX_PAUSED else 0.0
 
 
 class Outbox:

@@ -24,7 +24,7 @@ def driver(node_driver: Callable[[str], Driver]) -> Driver:
 
 
 async def test_runs_together(target: Target, driver: Driver) -> None:
-    """Each has its own previews; two prompts are the same, byte for byte."""
+    """Two prompts are the same, byte for byte."""
     steps = (8, 2, 3, 1)
     prompts = [slow(seed, steps=n, step_seconds=0.05) for seed, n in zip(SEEDS, steps, strict=True)]
     results = (await driver(target.url, "runTogether", prompts=[*prompts, prompts[1]]))["results"]
@@ -33,7 +33,6 @@ async def test_runs_together(target: Target, driver: Driver) -> None:
         # What comes right after the answers it may miss, as it listens only once it has read them.
         assert result["progress"][-1] == last
         assert result["progress"] == sorted(result["progress"])
-        assert 0 <= result["previews"] <= last
 
 
 @gateway_only

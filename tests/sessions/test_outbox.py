@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.comfy.events import Frame, Kind
 from gateway.sessions.buffers import Shared, Total
-from gateway.sessions.outbox import Outbox
+from gateway.sessions.outbox import MAX_PAUSED, PAUSE_SECONDS, Outbox, pause_after
 
 
 def frame(kind: Kind, size: int, slot: str = "") -> Frame:
@@ -70,3 +70,10 @@ def test_bytes_and_order(frames: list[tuple[Kind, int]]) -> None:
     assert places == sorted(places)
     kept = [x for x in put if x.kind in (Kind.LIFECYCLE, Kind.END)]
     assert [x for x in left if x.kind in (Kind.LIFECYCLE, Kind.END)] == kept
+
+
+def test_a_pause_parts_prompts_that_are_told_in_a_row() -> None:
+    end = frame(Kind.END, 10)
+    assert pause_after(end, 1) == pause_after(end, MAX_PAUSED) == PAUSE_SECONDS
+    assert pause_after(end, 0) == pause_after(end, MAX_PAUSED + 1) == 0
+    assert all(pause_after(frame(kind, 10), 1) == 0 for kind in Kind if kind is not Kind.END)

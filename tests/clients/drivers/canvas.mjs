@@ -44,8 +44,7 @@ function workflow(prompt) {
 async function run(client, prompt, token) {
   const progress = [];
   const result = await workflow(prompt).invoke(client, { progress: (told) => progress.push(told.value) });
-  const previews = result.images.filter((image) => image.type === "buff").length;
-  return { images: await download(result, token), previews, progress };
+  return { images: await download(result, token), progress };
 }
 
 const scenarios = {
