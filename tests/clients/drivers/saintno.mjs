@@ -144,7 +144,9 @@ const scenarios = {
     const last = ids[count - 1];
     const before = (await api.getQueue()).queue_pending.map((item) => item[1]);
     await api.manageQueue({ delete: [last] });
-    const after = (await api.getQueue()).queue_pending.map((item) => item[1]);
+    const pending = async () => (await api.getQueue()).queue_pending.map((item) => item[1]);
+    await until(async () => (await pending()).length === 0);
+    const after = await pending();
     await api.interrupt();
     await until(async () => (await api.getQueue()).queue_running.length === 0);
     const histories = await api.getHistories();
