@@ -89,6 +89,8 @@ class Frame:
         legacy: the same preview for clients that declared nothing, once one of them has asked for it.
         repeats: a run before this one has said as much, so that a client that is told of one prompt at a time must
             not hear it.
+        if_told: only for clients that were told that the prompt began, because it was deleted while it was pending to
+            all others.
     """
 
     kind: Kind
@@ -99,6 +101,7 @@ class Frame:
     translate: Callable[[bytes, str], bytes] | None = None
     legacy: Frame | None = None
     repeats: bool = False
+    if_told: bool = False
 
     @property
     def payload(self) -> bytes:

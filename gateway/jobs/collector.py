@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.comfy import events, history, wire
@@ -327,12 +327,12 @@ class Collector:
         self._telling.tell(job, events.end_frame(job.prompt_id))
 
     def tell_cancelled(self, job: Job) -> None:
-        """A job that had run, was lost, and was then cancelled while it waited: its client is told that it is over."""
+        """Tell clients that know that a job began that it is over: it was taken out of the queue all the same."""
         if not job.live.start_told:
             return
         payload = events.encode("execution_interrupted", history.interruption_event(job.prompt_id))
-        self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id))
-        self._telling.tell(job, events.end_frame(job.prompt_id))
+        self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id, if_told=True))
+        self._telling.tell(job, replace(events.end_frame(job.prompt_id), if_told=True))
 
     def _terminal_frame(self, job: Job, entry: dict[str, Any]) -> Frame:
         type_, data = job.live.terminal or _last_message(entry)

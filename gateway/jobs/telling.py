@@ -50,7 +50,9 @@ class Telling:
         if job.submission.session_id is None:
             return
         held = self._held.get(job) if self._held else None
-        if held is not None:
+        if held is not None and frame.if_told and job.live.turn is None:
+            held.backlog = Backlog(MAX_WHOLE)
+        elif held is not None:
             held.backlog.add(frame)
         else:
             self._publish(job, frame)

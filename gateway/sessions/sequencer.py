@@ -46,8 +46,13 @@ class Sequencer:
             # A straggler of a prompt that was told to its end must not open it again. A second run of a prompt must not
             # move its progress backwards.
             return []
-        if self._current is None:
+        if self._current is None and not frame.if_told:
             self._current = prompt_id
+        if prompt_id != self._current and frame.if_told:
+            # It was deleted before this socket was told that it began, so there is nothing to tell.
+            self.waiting.pop(prompt_id, None)
+            self._remember(prompt_id)
+            return []
         if prompt_id != self._current:
             self.waiting.setdefault(prompt_id, Backlog()).add(frame)
             return []
@@ -98,6 +103,9 @@ class Sequencer:
 
     def _end(self, prompt_id: str) -> None:
         self._current = None
+        self._remember(prompt_id)
+
+    def _remember(self, prompt_id: str) -> None:
         self._ended[prompt_id] = None
         if len(self._ended) > MAX_REMEMBERED_ENDS:
             self._ended.popitem(last=False)

@@ -144,9 +144,7 @@ const scenarios = {
     const last = ids[count - 1];
     const before = (await api.getQueue()).queue_pending.map((item) => item[1]);
     await api.manageQueue({ delete: [last] });
-    const pending = async () => (await api.getQueue()).queue_pending.map((item) => item[1]);
-    await until(async () => (await pending()).length === 0);
-    const after = await pending();
+    const after = (await api.getQueue()).queue_pending.map((item) => item[1]);
     await api.interrupt();
     await until(async () => (await api.getQueue()).queue_running.length === 0);
     const histories = await api.getHistories();
