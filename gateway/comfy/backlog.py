@@ -1,4 +1,4 @@
-"""Frames that wait: every lifecycle event is kept, of progress and previews only the newest. Pure."""
+"""Frames that wait: every lifecycle event and result is kept, of progress and previews only the newest. Pure."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Backlog:
             self._drop_one(frame, most=MAX_OTHER)
         self.frames.append(frame)
         self.is_over = self.is_over or frame.kind is Kind.END or frame.slot == TERMINAL_SLOT
-        self.bytes += len(frame.payload)
+        self.bytes += frame.held
 
     def _drop_one(self, frame: Frame, most: int) -> None:
         """Make room for `frame`: of its kind and slot no more than `most` wait."""
         same = [place for place, old in enumerate(self.frames) if old.kind is frame.kind and old.slot == frame.slot]
         if len(same) >= most:
-            self.bytes -= len(self.frames.pop(same[0]).payload)
+            self.bytes -= self.frames.pop(same[0]).held
 
     @property
     def has_ended(self) -> bool:

@@ -29,6 +29,8 @@ _log = logs.get("fleet")
 
 RECONNECT_FIRST = 0.1
 RECONNECT_MOST = 5.0
+# A binary message of so many bytes may have to wait for room.
+LARGE_MESSAGE = 256 * 1024
 
 
 class FleetListener(Protocol):
@@ -39,6 +41,9 @@ class FleetListener(Protocol):
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
+
+    async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
+        """A large one came. The next message is read when this returns."""
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message came that is too large to be read. The socket is closed for it, and opened again."""
@@ -331,7 +336,10 @@ class Fleet:
                 if message.type is aiohttp.WSMsgType.TEXT:
                     self._heard_text(backend, bytes(message.data))
                 elif message.type is aiohttp.WSMsgType.BINARY:
-                    self._listener.heard_binary(backend, message.data)
+                    if len(message.data) < LARGE_MESSAGE:
+                        self._listener.heard_binary(backend, message.data)
+                    else:
+                        await self._listener.heard_large_binary(backend, message.data)
                 elif (
                     message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
                 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -35,6 +35,7 @@ from gateway.jobs.prompt_reader import PromptReader
 from gateway.jobs.records import is_counted, job_of
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.results import Results
 from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
@@ -44,6 +45,7 @@ from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
+from gateway.store.spool import Spool
 from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight
@@ -58,6 +60,7 @@ class Engine:
     Args:
         keyring: tells which files a tenant may name, and whether it is alone on the fleet.
         names: makes the names of what tenants put on backends that they share with strangers.
+        spool: keeps large messages that wait for their readers.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Engine:
         limits: Limits,
         keyring: Keyring,
         names: SecretNames,
+        spool: Spool,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -161,7 +165,8 @@ class Engine:
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
-        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, judge.is_kept_apart)
+        results = Results(spool, self._describe)
+        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, results, judge.is_kept_apart)
         self.recovery = Recovery(
             self.ledger,
             fleet,
@@ -232,6 +237,13 @@ class Engine:
             if self.ledger.counts(record.number) and is_counted(record.summary):
                 self.ledger.restore_count(record.number)
 
+    def _describe(self, backend: str, node_class: str) -> Mapping[str, Any] | None:
+        """Return what a backend says of a node class, else what any backend does, None if that is not known."""
+        known = self.catalogue.info(backend).get(node_class)
+        if known is None and self.catalogue.edition is not None:
+            known = self.catalogue.edition.classes.get(node_class)
+        return known
+
     def _is_apart(self, tenant: str) -> bool:
         """Return True if a tenant shares the fleet with strangers, or lies among files of such.
 
@@ -264,6 +276,10 @@ class Engine:
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message of a backend."""
         self.relay.heard_binary(backend, frame)
+
+    async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
+        """A large binary message of a backend."""
+        await self.relay.heard_large_binary(backend, frame)
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message of a backend was too large to be read."""

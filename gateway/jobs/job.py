@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.events import Frame
+from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged
 
@@ -86,10 +87,13 @@ class Live:
     it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
     `cached` are the nodes whose results an earlier prompt left, None while its backend has not said. `added` are the
     nodes that the gateway added to its prompt there, each with its saver; `folders` are the secret folders that its
-    savers write into. Both are None if that is not known since a restart.
+    savers write into. Both are None if that is not known since a restart. `node` is the one that executes, `sender` the
+    kind of the node that sent a picture last.
     """
 
     executing: Frame | None = None
+    node: str | None = None
+    sender: tuple[str, Sender] | None = None
     progress_state: Frame | None = None
     added: Mapping[str, str] | None = None
     folders: frozenset[str] | None = None

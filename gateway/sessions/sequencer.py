@@ -55,6 +55,11 @@ class Sequencer:
         self._end(prompt_id)
         return [frame, *self._next()]
 
+    def results(self) -> list[Frame]:
+        """The results that wait."""
+        waiting = (frame for backlog in self.waiting.values() for frame in backlog.frames)
+        return [frame for frame in waiting if frame.kind is Kind.RESULT]
+
     def clear(self) -> None:
         """Drop what waits."""
         self.waiting.clear()
