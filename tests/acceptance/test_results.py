@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from gateway.simulator.nodes import bulk_picture
 from tests.comfy_client import Comfy, Listener
 from tests.lab import GatewayProcess, Lab, until
+from tests.workflows import slow
 
 MB = 10**6
 LEGACY_HEAD = b"\0\0\0\x01\0\0\0\x02"
@@ -53,16 +54,16 @@ async def metric(lab: Lab, gateway: GatewayProcess, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
-@pytest.mark.parametrize("flags", [None, {"supports_preview_metadata": True}])
-async def test_a_large_picture_arrives_whole(lab: Lab, flags: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize(("flags", "size"), [(None, 40 * MB), ({"supports_preview_metadata": True}, MB)])
+async def test_a_large_picture_arrives_whole(lab: Lab, flags: dict[str, Any] | None, size: int) -> None:
     simulator = await lab.simulator()
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c", flags=flags)
-    prompt_id = await comfy.prompt(bulk(1, 40 * MB), "c")
+    prompt_id = await comfy.prompt(bulk(1, size), "c")
     await hear(listener, prompt_id)
     (picture,) = pictures(listener)
-    assert picture == bulk_picture(0, 40 * MB)
+    assert picture == bulk_picture(0, size)
     (raw,) = [event["raw"] for event in listener.heard if event["type"].startswith("binary")]
     if flags is None:
         assert raw.startswith(LEGACY_HEAD + b"\x89PNG")
@@ -70,3 +71,134 @@ async def test_a_large_picture_arrives_whole(lab: Lab, flags: dict[str, Any] | N
         head = raw[: raw.index(b"\x89PNG")]
         assert prompt_id.encode() in head
         assert gateway.upstream_ids()[prompt_id].encode() not in head
+
+
+async def test_results_are_told_from_previews_and_in_order(lab: Lab) -> None:
+    """Whatever form they come in, clients hear what the ComfyUI alone says to them, save that more may be left out."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    told: dict[str, list[list[str]]] = {}
+    for n, flags in enumerate((None, {"supports_preview_metadata": True})):
+        for url in (simulator.url, gateway.url):
+            comfy = Comfy(lab.http, url)
+            listener = await comfy.listen(f"c{n}", flags=flags)
+            await hear(listener, await comfy.prompt(websocket(seed=n), f"c{n}"))
+            assert len(pictures(listener)) == 3
+            types = [event["type"] for event in listener.heard]
+            told.setdefault(url, []).append([type_ for type_ in types if type_ not in ("status", "feature_flags")])
+    assert told[gateway.url] == told[simulator.url]
+    assert await metric(lab, gateway, 'events_relayed_total{kind="result"}') == 6
+    assert await metric(lab, gateway, 'events_relayed_total{kind="preview"}') == 6
+
+
+async def test_a_backend_that_sends_no_metadata(lab: Lab) -> None:
+    simulator = await lab.simulator("--fail", "no-metadata")
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    await hear(listener, await comfy.prompt(websocket(), "c"))
+    assert len(pictures(listener)) == 3
+    assert await metric(lab, gateway, 'events_relayed_total{kind="result"}') == 3
+
+
+async def test_a_slow_reader_gets_all(lab: Lab) -> None:
+    """It reads nothing until the job is over; what waits for it is on disk, and gone when it has it."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, sessions__max_buffer=2**20)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    again = await comfy.listen("c")
+    prompt_id = await comfy.prompt(bulk(8, 3 * MB), "c")
+    await comfy.entry(prompt_id)
+
+    async def is_on_disk() -> bool:
+        return await metric(lab, gateway, "sockets_spooled_bytes") >= 20 * MB
+
+    await until(is_on_disk)
+    # Once, whoever waits for it.
+    assert sum(file.stat().st_size for file in (gateway.data_dir / "spool").iterdir()) <= 24 * MB
+    for each in (listener, again):
+        await hear(each, prompt_id)
+        assert pictures(each) == [bulk_picture(place, 3 * MB) for place in range(8)]
+
+    async def is_empty() -> bool:
+        return not await metric(lab, gateway, "sockets_spooled_bytes") and not any(
+            (gateway.data_dir / "spool").iterdir()
+        )
+
+    await until(is_empty)
+
+
+async def test_many_sessions_take_little_memory(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, sessions__max_buffer=2**20)
+    comfy = Comfy(lab.http, gateway.url)
+    listeners = [await comfy.listen(f"c{n}") for n in range(8)]
+    before = peak_memory(gateway)
+    prompt_ids = [await comfy.prompt(bulk(2, 8 * MB), f"c{n}") for n in range(8)]
+    for prompt_id in prompt_ids:
+        await comfy.entry(prompt_id)
+    for listener, prompt_id in zip(listeners, prompt_ids, strict=True):
+        await hear(listener, prompt_id)
+        assert [len(picture) for picture in pictures(listener)] == [8 * MB] * 2
+    assert peak_memory(gateway) - before < 80 * MB
+
+
+def peak_memory(gateway: GatewayProcess) -> int:
+    """The most memory that a process has had so far."""
+    lines = Path(f"/proc/{gateway.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+async def test_results_wait_for_their_prompts_turn(lab: Lab) -> None:
+    """A prompt that ends while another one is told of: its results come after that one's end, none is missing."""
+    gateway = await lab.gateway(*await lab.simulators(2), sessions__max_buffer=2**20)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    first = await comfy.prompt(slow(steps=1000), "c")
+    await comfy.running(first)
+    second = await comfy.prompt(bulk(4, MB), "c")
+    await comfy.entry(second)
+    assert (await comfy.post("/interrupt", {"prompt_id": first}))[0] == 200
+    await hear(listener, first)
+    assert not pictures(listener)
+    await hear(listener, second)
+    assert pictures(listener) == [bulk_picture(place, MB) for place in range(4)]
+
+
+async def test_a_backend_that_dies_amid_results(lab: Lab) -> None:
+    """The job runs again elsewhere: its client gets each picture of that run, and no half of any."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(bulk(60, MB // 2), "c")
+    while not pictures(listener):
+        await listener.receive()
+    (backend,) = [each for each in simulators if (await each.requests(lab.http)).get("POST /prompt")]
+    await backend.kill()
+    await hear(listener, prompt_id)
+    numbers = [int(picture[8:16]) for picture in pictures(listener)]
+    assert pictures(listener) == [bulk_picture(number, MB // 2) for number in numbers]
+    assert numbers[-60:] == list(range(60))
+    assert numbers == [*range(len(numbers) - 60), *range(60)]
+
+
+async def test_past_the_quota_the_socket_is_closed_and_the_log_tells(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    settings = {"sessions__max_buffer": 4 * MB, "sessions__tenant_spool": 8 * MB}
+    gateway = await lab.gateway(simulator, **settings)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(bulk(8, 3 * MB), "c")
+    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    with pytest.raises(AssertionError, match="closed"):
+        await hear(listener, prompt_id)
+    dropped = [line for line in gateway.log_lines() if line["event"] == "result_dropped"]
+    assert {line["prompt_id"] for line in dropped} == {prompt_id}
+    assert await metric(lab, gateway, 'events_dropped_total{kind="result"}') >= 3
+    # What was let go counts no more.
+    listener = await comfy.listen("d")
+    prompt_id = await comfy.prompt(bulk(1, 3 * MB), "d")
+    await hear(listener, prompt_id)
+    assert pictures(listener) == [bulk_picture(0, 3 * MB)]
