@@ -47,6 +47,8 @@ _FIELDS: dict[str, tuple[tuple[str, tuple[type, ...]], ...]] = {
         ("traceback", (list, NoneType)),
     ),
 }
+# The types of events that the gateway reads.
+KNOWN = frozenset(_FIELDS)
 
 
 class Kind(StrEnum):
@@ -150,7 +152,7 @@ def parse(message: str | bytes) -> Event | None:
     as it is.
     """
     raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
-    if len(raw) > MAX_SMALL and _is_too_large(raw):
+    if is_large(raw):
         return None
     try:
         value = wire.loads(raw)
@@ -175,8 +177,9 @@ def parse(message: str | bytes) -> Event | None:
     return Event(type_, data, prompt_id if is_id(prompt_id) else None, raw)
 
 
-def _is_too_large(raw: bytes) -> bool:
-    return len(raw) > MAX_TEXT or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_RESULT_VALUES
+def is_large(raw: bytes) -> bool:
+    """Return True for a message that takes too long to be parsed in one piece."""
+    return len(raw) > MAX_SMALL and (len(raw) > MAX_TEXT or wire.count_values(raw) > MAX_RESULT_VALUES)
 
 
 def encode(type_: str, data: dict[str, Any]) -> bytes:

@@ -27,6 +27,7 @@ from gateway.jobs.forgetting import Forgetting
 from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
+from gateway.jobs.large_events import LargeEvents
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_bounds import Bounds
@@ -167,6 +168,7 @@ class Engine:
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
         results = Results(spool, self._describe)
         self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, results, judge.is_kept_apart)
+        self.large_events = LargeEvents(self.relay, self.reader, spool, self.outputs)
         self.recovery = Recovery(
             self.ledger,
             fleet,
@@ -276,6 +278,10 @@ class Engine:
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message of a backend."""
         self.relay.heard_binary(backend, frame)
+
+    async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
+        """A large text message of a backend."""
+        return await self.large_events.heard(backend, text)
 
     async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
         """A large binary message of a backend."""

@@ -24,7 +24,17 @@ from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
 from gateway.jobs.admission import Submission, read
 from gateway.jobs.prompt_bounds import Bounds, Rejection
-from gateway.jobs.reading_process import HEAD, Order, Outcome, ReadPrompt, Refusal, ShowJob, main
+from gateway.jobs.reading_process import (
+    HEAD,
+    CutParts,
+    FillParts,
+    Order,
+    Outcome,
+    ReadPrompt,
+    Refusal,
+    ShowJob,
+    main,
+)
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -162,6 +172,28 @@ class PromptReader:
         if not isinstance(shown, bytes):
             raise NotRead("it takes more memory than there is for one answer")
         return shown
+
+    async def cut(self, tenant: str, cut: CutParts) -> bytes:
+        """Return what is left of a document without its long parts; nothing if that is too much, or no JSON.
+
+        Raises:
+            NotRead: as `read`, or it takes too much memory.
+        """
+        left = await self._outcome(tenant, cut, b"")
+        if not isinstance(left, bytes):
+            raise NotRead("it takes more memory than there is for one document")
+        return left
+
+    async def fill(self, tenant: str, order: FillParts, left: bytes) -> int:
+        """Put the long parts of a document back, and write it into a file; return the bytes of that.
+
+        Raises:
+            NotRead: as `cut`.
+        """
+        size = await self._outcome(tenant, order, left)
+        if not isinstance(size, int):
+            raise NotRead("it takes more memory than there is for one document")
+        return size
 
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:

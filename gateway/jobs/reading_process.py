@@ -11,16 +11,27 @@ import pickle
 import signal
 import struct
 import sys
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from gateway.comfy import wire
+from gateway.comfy.answers import MAX_RESULT_VALUES
+from gateway.comfy.events import KNOWN
 from gateway.comfy.jobs import job_of_history
+from gateway.comfy.long_parts import Cutter, cut_entry, cut_event, filled
 from gateway.jobs.admission import Submission, read
+from gateway.jobs.partner_keys import Censor
 from gateway.jobs.prompt_bounds import Bounds, Rejection
+from gateway.jobs.revealing import reveal_json
+from gateway.tenants.secret_names import holds_secret
 
 # Before each message: its length.
 HEAD = struct.Struct(">Q")
+# As `zlib.compress` does, and twice as fast as its default for a text that hardly gets shorter.
+PACK_LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,52 @@ class ShowJob:
 
 
 @dataclass(frozen=True, slots=True)
+class CutParts:
+    """An order to cut the long parts out of the event or the history entry in a file: what is left comes back.
+
+    Nothing comes back if that has more than `most` bytes or too many values, or if it is no JSON.
+    """
+
+    path: str
+    mark: str
+    most: int
+    is_event: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What has to be changed in texts of a backend for the one who gets them."""
+
+    replaced: tuple[tuple[bytes, bytes], ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    censor: Censor | None = None
+
+    def of(self, raw: bytes) -> bytes:
+        """Return encoded JSON with the changes."""
+        if self.censor is not None:
+            raw = self.censor.encoded(raw)
+        if holds_secret(raw):
+            raw = reveal_json(raw, self.names)
+        for old, new in self.replaced:
+            raw = raw.replace(old, new)
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class FillParts:
+    """An order to put the parts that `CutParts` cut out back into a document, and that into a file.
+
+       The size of the file comes back.
+    A document that `is_packed` is compressed as the journal keeps it.
+    """
+
+    cut: CutParts
+    target: str
+    changes: Changes
+    is_packed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A refusal's status and body."""
 
@@ -50,9 +107,9 @@ class Refusal:
     body: dict[str, Any]
 
 
-Order = ReadPrompt | ShowJob
+Order = ReadPrompt | ShowJob | CutParts | FillParts
 # None if it takes more memory than there is.
-Outcome = Submission | Refusal | bytes | None
+Outcome = Submission | Refusal | bytes | int | None
 
 
 def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
@@ -91,10 +148,43 @@ def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str
 def _outcome(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
     if isinstance(order, ShowJob):
         return wire.dumps(job_of_history(order.prompt_id, wire.loads(document), include_outputs=True))
+    if isinstance(order, CutParts):
+        return _cut(order)[0]
+    if isinstance(order, FillParts):
+        return _fill(order, document)
     try:
         return read(document, file_inputs, order.bounds, by_admin=order.by_admin)
     except Rejection as rejection:
         return Refusal(rejection.status, rejection.body)
+
+
+def _cut(order: CutParts) -> tuple[bytes, dict[str, Any], Callable[[Any], bytes]]:
+    """Return what is left, the parts, and the encoder that says all of it again."""
+    raw = Path(order.path).read_bytes()
+    cutter, encode = Cutter(order.mark), wire.encoder_for(raw)
+    try:
+        value = wire.loads(raw)
+        del raw
+        cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.most)
+    except (wire.MalformedJson, RecursionError):
+        return b"", {}, encode
+    left = encode(cut)
+    if len(left) > order.most or wire.count_values(left) > MAX_RESULT_VALUES:
+        return b"", {}, encode
+    return left, cutter.parts, encode
+
+
+def _fill(order: FillParts, document: bytes) -> int:
+    _, parts, encode = _cut(order.cut)
+    encoded = {name: order.changes.of(encode(parts.pop(name))) for name in list(parts)}
+    packing = zlib.compressobj(PACK_LEVEL) if order.is_packed else None
+    size = 0
+    with Path(order.target).open("xb") as file:
+        for piece in filled(document, order.cut.mark, encoded):
+            size += file.write(piece if packing is None else packing.compress(piece))
+        if packing is not None:
+            size += file.write(packing.flush())
+    return size
 
 
 def bound_memory(most: int) -> None:

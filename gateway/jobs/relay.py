@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gateway.comfy import events, previews
 from gateway.comfy.events import Event, Frame
@@ -17,7 +17,7 @@ from gateway.comfy.previews import Head
 from gateway.comfy.redaction import redact_error
 from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
-from gateway.jobs.job import Job, State
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
@@ -29,6 +29,16 @@ from gateway.telemetry.tasks import Tasks
 
 MAX_BEFORE_END = 8
 _BEFORE_START = (State.SENDING, State.PENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A frame that was to be told, of a job as it was assigned then."""
+
+    job: Job
+    assignment: Assignment | None
+    type: str
+    frame: Frame
 
 
 class Relay:
@@ -58,6 +68,12 @@ class Relay:
         self._tasks = Tasks("relay")
         self._current: dict[str, Job] = {}
         self._strays: dict[str, list[Event]] = {}
+        self._caught: list[Caught] | None = None
+
+    def tenant_at(self, backend: Backend) -> str:
+        """Return the tenant whose job began last on a backend; empty if none has."""
+        job = self._current.get(backend.name)
+        return job.tenant if job is not None else ""
 
     async def close(self) -> None:
         """End what is under way."""
@@ -233,7 +249,9 @@ class Relay:
         if job.live.added:
             payload = job.without_added(payload)
         translate = job.assignment.translate if job.assignment is not None else None
-        frame = self._results.relieve(job, events.frame_of(event, job.prompt_id, payload, translate))
+        frame = events.frame_of(event, job.prompt_id, payload, translate)
+        if self._caught is None:
+            frame = self._results.relieve(job, frame)
         if event.type == "executing":
             node_id = event.data.get("node")
             job.live.executing, job.live.node = frame, node_id if isinstance(node_id, str) else None
@@ -241,12 +259,30 @@ class Relay:
             job.live.progress_state = frame
         self._tell(job, event.type, frame)
 
+    def catch_event(self, backend: Backend, event: Event) -> list[Caught]:
+        """Hear a text message, and return what is to be told of it, which `tell_caught` tells."""
+        caught: list[Caught] = []
+        self._caught = caught
+        try:
+            self.heard_event(backend, event)
+        finally:
+            self._caught = None
+        return caught
+
+    def tell_caught(self, caught: Caught, frame: Frame) -> None:
+        """Tell what was caught, if the job is still where it was said."""
+        if caught.job.assignment is caught.assignment:
+            self._tell(caught.job, caught.type, frame)
+
     def _tell(self, job: Job, type_: str, frame: Frame) -> None:
         """Tell it, unless it may be the last ``executed``: clients look for the history entry as soon as they hear it.
 
         What ComfyUI says after that one is ``progress_state`` and the terminal event; anything else shows that it was
         not the last.
         """
+        if self._caught is not None:
+            self._caught.append(Caught(job, job.assignment, type_, frame))
+            return
         waiting = job.live.before_end
         if type_ == "executed" or (waiting and type_ == "progress_state" and len(waiting) < MAX_BEFORE_END):
             if type_ == "executed":

@@ -13,7 +13,7 @@ import os
 import shutil
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -174,9 +174,20 @@ class Spool:
             _log.error("a message that waits for its reader can't be read", error=str(error))
             raise Lost from error
 
-    async def run(self, work: Callable[[], None]) -> None:
-        """Have a thread do something with a file of `new_path`."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def store(self, pieces: Iterable[bytes | memoryview]) -> Path:
+        """Put bytes into a file of `new_path`, and return that.
+
+        Raises:
+            Lost: the disk does not take them.
+        """
+        path = self.new_path()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, _store_all, path, pieces)
+        except OSError as error:
+            self.discard(path)
+            _log.error("a large message can't be put on disk", error=str(error))
+            raise Lost from error
+        return path
 
     def discard(self, path: Path) -> None:
         """Remove a file that is nobody's."""
@@ -240,6 +251,11 @@ def _store(path: Path, data: memoryview) -> None:
         while place < len(data):
             # A piece at a time, because a thread can't be ended while it writes.
             place += file.write(data[place : place + 16 * PIECE])
+
+
+def _store_all(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    with path.open("wb", buffering=16 * PIECE) as file:
+        file.writelines(pieces)
 
 
 def _read(path: Path, start: int, size: int) -> bytes:

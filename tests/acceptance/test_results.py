@@ -202,3 +202,16 @@ async def test_past_the_quota_the_socket_is_closed_and_the_log_tells(lab: Lab) -
     prompt_id = await comfy.prompt(bulk(1, 3 * MB), "d")
     await hear(listener, prompt_id)
     assert pictures(listener) == [bulk_picture(0, 3 * MB)]
+
+
+async def test_a_large_executed_arrives_whole_and_in_order(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt(bulk(text_bytes=20 * MB), "c")
+    await hear(listener, prompt_id)
+    (executed,) = [event for event in listener.heard if event["type"] == "executed"]
+    assert executed["data"]["output"] == {"text": ["x" * (20 * MB)]}
+    told = listener.of(prompt_id)
+    assert told[told.index("executed") - 1 :] == ["executing", "executed", "progress_state", "execution_success", "executing"]
