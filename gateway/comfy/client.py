@@ -15,7 +15,6 @@ from yarl import URL
 
 from gateway.comfy import wire
 from gateway.comfy.answers import (
-    MAX_RESULT_VALUES,
     HistoryEntry,
     Queue,
     SystemStats,
@@ -74,7 +73,7 @@ MAX_OBJECT_INFO = 256 * 2**20
 SMALL_ANSWER = 2**17
 _UNPACKED = {"Accept-Encoding": "identity"}
 # Bytes of a job's result, beside its graph, unless the settings say otherwise.
-MAX_RESULT = 8 * 2**20
+MAX_RESULT = 64 * 2**20
 
 
 # A socket whose text messages come as bytes.
@@ -107,7 +106,7 @@ class ComfyClient:
         connect_timeout: limit for making a connection.
         timeout: limit for a whole call, where a call does not say otherwise.
         access: what this ComfyUI, or a proxy before it, wants of its callers.
-        max_result: bytes of a history entry beside its graph; one with more is unreadable.
+        max_result: bytes of a history entry beside its graph; outputs past that are left out.
     """
 
     def __init__(
@@ -255,7 +254,7 @@ class ComfyClient:
         try:
             return await self._read(f"/history/{prompt_id}", timeout, small, large)
         except TooLarge as error:
-            most = f"its result may have {self._max_result} (history.max_result), and {MAX_RESULT_VALUES} values"
+            most = f"its result may have {self._max_result} (history.max_result), all of it {MAX_STREAM}"
             reason = f"its history entry is too large: {error.size} bytes or more; {most}"
             raise UnreadableEntry(reason, is_final=True) from error
         except ValueError as error:

@@ -64,6 +64,7 @@ class JsonStream:
         self.kept = 0
         self._kept: list[bytes] | None = None
         self._room = 0
+        self._must_fit = True
 
     async def members(self) -> AsyncIterator[str]:
         """The keys of an object. The caller takes or passes over the value of each.
@@ -117,6 +118,17 @@ class JsonStream:
         if wire.encoder_for(raw) is wire.dumps_exact:
             self.encode = wire.dumps_exact
         return parse(raw, most_values)
+
+    async def raw(self, most: int) -> tuple[list[bytes] | None, int]:
+        """Return the next value as it is written, in pieces, and its bytes; None for one of more than `most` bytes."""
+        kept: list[bytes] = []
+        self._kept, self._room, self._must_fit = kept, most, False
+        try:
+            await self.skip()
+        finally:
+            self._kept, self._must_fit = None, True
+        size = most - self._room
+        return (kept if size <= most else None), size
 
     async def skip(self) -> None:
         """Pass over the next value."""
@@ -185,10 +197,13 @@ class JsonStream:
         """Go on to `end`; keep what lies before it if a value is being read."""
         if self._kept is not None and end > self._at:
             self._room -= end - self._at
-            if self._room < 0:
+            if self._room >= 0:
+                self._kept.append(self._data[self._at : end])
+                self.kept += end - self._at
+            elif self._must_fit:
                 raise TooLarge("a value is too large", self.size)
-            self._kept.append(self._data[self._at : end])
-            self.kept += end - self._at
+            else:
+                self._kept.clear()
         self._at = end
 
     async def _next(self) -> bytes:

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.answers import MAX_RESULT_VALUES
+from gateway.comfy.answers import LEFT_OUT, MAX_RESULT_VALUES
 
 # Characters of a text, and items of a list of numbers, that are cut out.
 LONG_TEXT, LONG_LIST = 16 * 1024, 500
 # In what is not cut, longer texts are shortened to so many characters.
 SHORT_TEXT = 4 * 1024
 MAX_DEPTH = 200
-# Under this key an entry tells of the outputs that it lacks, with the bytes of each.
-LEFT_OUT = "gateway_left_out"
 
 
 class Cutter:

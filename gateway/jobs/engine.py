@@ -27,6 +27,7 @@ from gateway.jobs.forgetting import Forgetting
 from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
+from gateway.jobs.large_entries import LargeEntries
 from gateway.jobs.large_events import LargeEvents
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
@@ -110,6 +111,16 @@ class Engine:
             judge.steering,
             settings.store.retention.max_files,
         )
+        most = settings.dispatch
+        bounds = Bounds(
+            most.max_nodes,
+            most.max_depth,
+            most.max_graph_values,
+            most.max_body_values,
+            most.max_outputs,
+            most.max_prompt_bytes,
+        )
+        self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
         telling = Telling(bus)
         self.collector = Collector(
             self.ledger,
@@ -118,6 +129,7 @@ class Engine:
             bus,
             telling,
             metrics,
+            LargeEntries(self.reader, spool, self.outputs),
             self._missing,
             lambda job, backend, entry: self.failures.ended(job, backend, entry),
             lambda: self.dispatcher.wake(),
@@ -139,16 +151,6 @@ class Engine:
             judge.is_reviewed,
         )
         self.checks = Checks(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
-        most = settings.dispatch
-        bounds = Bounds(
-            most.max_nodes,
-            most.max_depth,
-            most.max_graph_values,
-            most.max_body_values,
-            most.max_outputs,
-            most.max_prompt_bytes,
-        )
-        self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,

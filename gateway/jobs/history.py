@@ -20,6 +20,8 @@ DROPPED_AT_ONCE = 10
 MAX_DROPPED = 500
 # Bytes of summaries that are read before others have their turn.
 READ_AT_ONCE = 256 * 1024
+# A larger entry is read from the store each time, because it would take the place of hundreds.
+MAX_CACHED = 8 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -71,14 +73,16 @@ class History:
     def add(self, record: HistoryRecord) -> list[HistoryRemoval]:
         """Add a job that ended now; what is returned must leave the store, being past the number kept."""
         if not record.kept.bytes:
-            record.kept.bytes = len(record.entry) + len(record.summary) + len(record.node_errors or b"")
-        ended = replace(record, entry=b"")
+            size = len(record.packed or record.entry)
+            record.kept.bytes = size + len(record.summary) + len(record.node_errors or b"")
+        ended = replace(record, entry=b"", packed=b"")
         if self.find(ended.tenant, ended.prompt_id) is not None:
             self.remove(ended.tenant, ended.prompt_id)
         own = self._ended.setdefault(ended.tenant, OrderedDict())
         own[ended.prompt_id] = _Ended(ended)
         self._count(ended)
-        self._keep((ended.tenant, ended.prompt_id), record.entry)
+        if not record.packed:
+            self._keep((ended.tenant, ended.prompt_id), record.entry)
         dropped: list[HistoryRemoval] = []
         # A few at a time: one commit must not be long because the number kept was made smaller.
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
@@ -164,7 +168,7 @@ class History:
             self._entries.move_to_end(key)
             return cached
         entry = await self._store.history_entry(*key)
-        if entry is not None and self.find(*key) is ended:
+        if entry is not None and len(entry) <= MAX_CACHED and self.find(*key) is ended:
             self._keep(key, entry)
         return entry
 

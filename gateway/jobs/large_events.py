@@ -9,13 +9,13 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
-from gateway.comfy import events, wire
+from gateway.comfy import events
 from gateway.comfy.events import MAX_TEXT, Frame
 from gateway.fleet.backend import Backend
-from gateway.jobs.job import Assignment, Job
+from gateway.jobs.large_entries import changes_for
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_reader import NotRead, PromptReader
-from gateway.jobs.reading_process import Changes, CutParts, FillParts
+from gateway.jobs.reading_process import CutParts, FillParts
 from gateway.jobs.relay import Caught, Relay
 from gateway.jobs.results import dropped
 from gateway.store.spool import Lost, Spool
@@ -77,12 +77,3 @@ class LargeEvents:
             dropped(job, "it could not be put together", size)
             return None
         return replace(frame, said=b"", translate=None, bulk=self._spool.adopt(job.tenant, target, written))
-
-
-def changes_for(job: Job, assignment: Assignment, outputs: Outputs) -> Changes:
-    """Return what `Relay` and `Collector` change in texts that they read themselves."""
-    shown = job.prompt_id.encode()
-    replaced = [(added.encode(), wire.dumps(saver)[1:-1]) for added, saver in (job.live.added or {}).items()]
-    replaced += [(own.encode(), shown) for own in {assignment.upstream_id, assignment.mark} if own]
-    censor = job.submission.censor() if job.submission.needs_secrets else None
-    return Changes(tuple(replaced), dict(outputs.names_of(job)), censor)

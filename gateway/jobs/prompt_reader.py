@@ -299,7 +299,8 @@ class _Process:
                 await process.stdin.drain()
         (size,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
         # What is unpickled comes from a process of the gateway's own.
-        outcome: Outcome = pickle.loads(await process.stdout.readexactly(size))
+        packed = [await process.stdout.readexactly(min(PIECE, size - start)) for start in range(0, size, PIECE)]
+        outcome: Outcome = pickle.loads(packed[0] if len(packed) == 1 else b"".join(packed))
         return outcome
 
     async def _start(self) -> asyncio.subprocess.Process:

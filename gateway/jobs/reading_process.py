@@ -115,11 +115,12 @@ Outcome = Submission | Refusal | bytes | int | None
 def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
     """Carry out orders until there are no more; with each comes a document."""
     file_inputs: frozenset[tuple[str, str]] = frozenset()
+    parting = Parting()
     while (packed := receive(orders)) is not None and (document := receive(orders)) is not None:
         order: Order = pickle.loads(packed)
         if isinstance(order, ReadPrompt) and order.file_inputs is not None:
             file_inputs = order.file_inputs
-        answer = _answer(order, document, file_inputs)
+        answer = _answer(order, document, file_inputs, parting)
         del packed, document
         outcomes.write(HEAD.pack(len(answer)))
         outcomes.write(answer)
@@ -138,53 +139,71 @@ def receive(stream: IO[bytes]) -> bytes | None:
     return message if len(message) == size else None
 
 
-def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> bytes:
+def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]], parting: Parting) -> bytes:
     try:
+        if isinstance(order, CutParts):
+            return pickle.dumps(parting.cut(order), pickle.HIGHEST_PROTOCOL)
+        if isinstance(order, FillParts):
+            return pickle.dumps(parting.fill(order, document), pickle.HIGHEST_PROTOCOL)
+        parting.forget()
         return pickle.dumps(_outcome(order, document, file_inputs), pickle.HIGHEST_PROTOCOL)
     except MemoryError:
         return pickle.dumps(None)
 
 
-def _outcome(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
+def _outcome(order: ReadPrompt | ShowJob, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
     if isinstance(order, ShowJob):
         return wire.dumps(job_of_history(order.prompt_id, wire.loads(document), include_outputs=True))
-    if isinstance(order, CutParts):
-        return _cut(order)[0]
-    if isinstance(order, FillParts):
-        return _fill(order, document)
     try:
         return read(document, file_inputs, order.bounds, by_admin=order.by_admin)
     except Rejection as rejection:
         return Refusal(rejection.status, rejection.body)
 
 
-def _cut(order: CutParts) -> tuple[bytes, dict[str, Any], Callable[[Any], bytes]]:
-    """Return what is left, the parts, and the encoder that says all of it again."""
-    raw = Path(order.path).read_bytes()
-    cutter, encode = Cutter(order.mark), wire.encoder_for(raw)
-    try:
-        value = wire.loads(raw)
-        del raw
-        cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.most)
-    except (wire.MalformedJson, RecursionError):
-        return b"", {}, encode
-    left = encode(cut)
-    if len(left) > order.most or wire.count_values(left) > MAX_RESULT_VALUES:
-        return b"", {}, encode
-    return left, cutter.parts, encode
+class Parting:
+    """Cuts long parts out of documents and puts them back. Those of the last one are kept for that."""
 
+    def __init__(self) -> None:
+        self._last: CutParts | None = None
+        self._parts: dict[str, Any] = {}
+        self._encode: Callable[[Any], bytes] = wire.dumps
 
-def _fill(order: FillParts, document: bytes) -> int:
-    _, parts, encode = _cut(order.cut)
-    encoded = {name: order.changes.of(encode(parts.pop(name))) for name in list(parts)}
-    packing = zlib.compressobj(PACK_LEVEL) if order.is_packed else None
-    size = 0
-    with Path(order.target).open("xb") as file:
-        for piece in filled(document, order.cut.mark, encoded):
-            size += file.write(piece if packing is None else packing.compress(piece))
-        if packing is not None:
-            size += file.write(packing.flush())
-    return size
+    def forget(self) -> None:
+        """Keep no parts."""
+        self._last, self._parts = None, {}
+
+    def cut(self, order: CutParts) -> bytes:
+        """Return what is left; nothing if that is too much, or no JSON."""
+        self.forget()
+        raw = Path(order.path).read_bytes()
+        cutter, self._encode = Cutter(order.mark), wire.encoder_for(raw)
+        try:
+            value = wire.loads(raw)
+            del raw
+            cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.most)
+        except (wire.MalformedJson, RecursionError):
+            return b""
+        left = self._encode(cut)
+        if len(left) > order.most or wire.count_values(left) > MAX_RESULT_VALUES:
+            return b""
+        self._last, self._parts = order, cutter.parts
+        return left
+
+    def fill(self, order: FillParts, document: bytes) -> int:
+        """Put the parts back, and write all of it; return the bytes of that."""
+        if self._last != order.cut:
+            self.cut(order.cut)
+        parts = self._parts
+        self.forget()
+        encoded = {name: order.changes.of(self._encode(parts.pop(name))) for name in list(parts)}
+        packing = zlib.compressobj(PACK_LEVEL) if order.is_packed else None
+        size = 0
+        with Path(order.target).open("xb") as file:
+            for piece in filled(document, order.cut.mark, encoded):
+                size += file.write(piece if packing is None else packing.compress(piece))
+            if packing is not None:
+                size += file.write(packing.flush())
+        return size
 
 
 def bound_memory(most: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.job import WHOSE
+from gateway.jobs.job import PIECE, WHOSE
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
 from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
@@ -35,7 +38,7 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     return await _all(request, _one_for_each_id(request, chosen))
 
 
-async def get_history_entry(request: web.Request) -> web.Response:
+async def get_history_entry(request: web.Request) -> web.StreamResponse:
     """One ended job of the caller's; ``{}`` for an id that is not one."""
     history, identity = parts(request).engine.history, whose(request)
     prompt_id = request.match_info["prompt_id"]
@@ -43,7 +46,16 @@ async def get_history_entry(request: web.Request) -> web.Response:
     if ended is None and identity.is_admin:
         ended = history.find_any(prompt_id)
     entry = await history.entry(ended) if ended is not None else None
-    return json_bytes(b"{}" if ended is None or entry is None else b"{%b}" % _item(request, ended, entry))
+    if ended is None or entry is None:
+        return json_bytes(b"{}")
+    if len(entry) <= MOST_AT_ONCE:
+        return json_bytes(b"{%b}" % b"".join(_item(request, ended, entry)))
+    response = await _begun(request)
+    if request.method != "HEAD":
+        for piece in (b"{", *_item(request, ended, entry), b"}"):
+            await _write(response, piece)
+        await response.write_eof()
+    return response
 
 
 def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[HistoryRecord]:
@@ -54,29 +66,38 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
     return list({ended.prompt_id: ended for ended in sorted(chosen, key=lambda ended: ended.tenant == own)}.values())
 
 
-def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> bytes:
-    if tells_whose(request):
-        entry = b'%b, "%b": %b}' % (entry[:-1], WHOSE.encode(), wire.dumps(ended.tenant))
-    return b"%b: %b" % (wire.dumps(ended.prompt_id), entry)
+def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> Sequence[bytes | memoryview]:
+    start = b"%b: " % wire.dumps(ended.prompt_id)
+    if not tells_whose(request):
+        return start, entry
+    return start, memoryview(entry)[:-1], b', "%b": %b}' % (WHOSE.encode(), wire.dumps(ended.tenant))
+
+
+async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:
+    """Write with a turn for others between two pieces."""
+    for start in range(0, len(data), PIECE):
+        await response.write(memoryview(data)[start : start + PIECE])
+        await asyncio.sleep(0)
 
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
     """These entries in one object. Past `MOST_AT_ONCE` they are sent as they are read: a tenant may have gigabytes."""
     response: web.StreamResponse | None = None
-    pieces, size = [b"{"], 0
+    pieces: list[bytes | memoryview] = [b"{"]
+    size = 0
     try:
         for ended in chosen:
             entry = await parts(request).engine.history.entry(ended)
             if entry is None:
                 continue
-            item = _item(request, ended, entry)
-            pieces += (b", ", item) if size else (item,)
-            size += len(item)
+            pieces += [b", ", *_item(request, ended, entry)] if size else _item(request, ended, entry)
+            size += len(entry)
             if size > MOST_AT_ONCE:
                 response = response or await _begun(request)
                 if request.method == "HEAD":
                     return response
-                await response.write(b"".join(pieces))
+                for piece in pieces:
+                    await _write(response, piece)
                 pieces, size = [], 1
     except StoreError as error:
         if response is None:

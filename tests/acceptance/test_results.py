@@ -214,4 +214,5 @@ async def test_a_large_executed_arrives_whole_and_in_order(lab: Lab) -> None:
     (executed,) = [event for event in listener.heard if event["type"] == "executed"]
     assert executed["data"]["output"] == {"text": ["x" * (20 * MB)]}
     told = listener.of(prompt_id)
-    assert told[told.index("executed") - 1 :] == ["executing", "executed", "progress_state", "execution_success", "executing"]
+    after = ["executing", "executed", "progress_state", "execution_success", "executing"]
+    assert told[told.index("executed") - 1 :] == after
