@@ -58,7 +58,7 @@ class JsonStream:
         self._pieces = pieces
         self._most = most
         self._data = self._waiting = b""
-        self._at = 0
+        self._at = self._taken = 0
         self.size = 0
         self.encode: Callable[[Any], bytes] = wire.dumps
         self.kept = 0
@@ -228,9 +228,9 @@ class JsonStream:
 
     async def _fill(self) -> bool:
         """Get the next piece; what is passed is let go. False at the end."""
-        if not self._waiting:
+        if self._taken >= len(self._waiting):
             async for piece in self._pieces:
-                self._waiting = piece
+                self._waiting, self._taken = piece, 0
                 self.size += len(piece)
                 if self.size > self._most:
                     raise TooLarge(f"it has more than {self._most} bytes", self.size)
@@ -239,8 +239,8 @@ class JsonStream:
                 return False
         # Others run between two steps, even if all pieces are there.
         await asyncio.sleep(0)
-        self._data, self._at = self._data[self._at :] + self._waiting[:STEP], 0
-        self._waiting = self._waiting[STEP:]
+        self._data, self._at = self._data[self._at :] + self._waiting[self._taken : self._taken + STEP], 0
+        self._taken += STEP
         return True
 
 

@@ -44,7 +44,7 @@ FETCH_PAUSE_MOST = 5.0
 MAX_ABSENT = 3
 MAX_UNENDED = 12
 # Tries after which a job fails whose entry can't be read, is refused, or does not come in time. A proxy may answer
-# oddly for some seconds; what is too large stays so, and is tried half as often.
+# oddly for some seconds; what is too large stays so, and is tried once.
 MAX_UNREADABLE = 6
 MAX_REFUSED = 12
 MAX_TIMED_OUT = 5
@@ -72,7 +72,7 @@ class Tries:
         """Count one more, and return True if the job is to fail with that."""
         match error:
             case UnreadableEntry():
-                self.unreadable += MAX_UNREADABLE // 2 if error.is_final else 1
+                self.unreadable += MAX_UNREADABLE if error.is_final else 1
             case BadAnswer(status=status) if status not in _PASSING:
                 self.refused += 1
             case TimedOut():

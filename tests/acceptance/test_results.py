@@ -209,10 +209,45 @@ async def test_a_large_executed_arrives_whole_and_in_order(lab: Lab) -> None:
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c")
-    prompt_id = await comfy.prompt(bulk(text_bytes=20 * MB), "c")
+    prompt_id = await comfy.prompt(bulk(text_bytes=9 * MB), "c")
     await hear(listener, prompt_id)
     (executed,) = [event for event in listener.heard if event["type"] == "executed"]
-    assert executed["data"]["output"] == {"text": ["x" * (20 * MB)]}
+    assert executed["data"]["output"] == {"text": ["x" * (9 * MB)]}
     told = listener.of(prompt_id)
     after = ["executing", "executed", "progress_state", "execution_success", "executing"]
     assert told[told.index("executed") - 1 :] == after
+    entry = await comfy.entry(prompt_id)
+    assert entry["outputs"] == {"1": executed["data"]["output"]}
+    job = await comfy.get(f"/api/jobs/{prompt_id}")
+    assert job["outputs"] == entry["outputs"]
+    async with lab.http.get(f"{gateway.url}/history") as answer:
+        assert (await answer.json())[prompt_id] == entry
+    listed = (await comfy.get("/api/jobs"))["jobs"][0]
+    assert len(str(listed)) < 2000
+    assert "cut-" not in str(listed)
+
+
+async def test_what_an_entry_has_no_room_for_is_left_out(lab: Lab) -> None:
+    """The job ends as it ended, and its client hears all of it."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, history__max_result=MB)
+    comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c")
+    prompt_id = await comfy.prompt({**bulk(text_bytes=2 * MB), **saving("2")}, "c")
+    await hear(listener, prompt_id)
+    entry = await comfy.entry(prompt_id)
+    assert entry["status"]["status_str"] == "success"
+    assert list(entry["outputs"]) == ["3"]
+    assert entry["gateway_left_out"] == {"1": 2 * MB + len('{"text": [""]}')}
+    (executed,) = [event for event in listener.heard if event["type"] == "executed" and event["data"]["node"] == "1"]
+    assert len(executed["data"]["output"]["text"][0]) == 2 * MB
+
+
+def saving(node_id: str) -> dict[str, Any]:
+    """Nodes that save a picture; the saver has the next id."""
+    empty = {"width": 64, "height": 48, "batch_size": 1, "color": 1}
+    inputs = {"images": [node_id, 0], "filename_prefix": "ComfyUI"}
+    return {
+        node_id: {"class_type": "EmptyImage", "inputs": empty},
+        str(int(node_id) + 1): {"class_type": "SaveImage", "inputs": inputs},
+    }
