@@ -224,8 +224,8 @@ async def read_large_history_entry(document: JsonStream, prompt_id: str, most: i
     if found is None:
         return None
     whole = _object(result)
-    values = sum(map(wire.count_values, whole))
-    if sum(map(len, whole)) > MAX_INLINE or values > MAX_RESULT_VALUES:
+    is_long = sum(map(len, whole)) > MAX_INLINE
+    if is_long or sum(map(wire.count_values, whole)) > MAX_RESULT_VALUES:
         return HistoryEntry(checked(found), document.encode, whole)
     raw = b"".join(whole)
     return HistoryEntry(checked(found | parse(raw, MAX_RESULT_VALUES)), wire.encoder_for(raw))

@@ -257,6 +257,11 @@ class PromptReader:
             self._tasks.start(process.end(), "end")
 
 
+def _unpickled(packed: bytes) -> Outcome:
+    outcome: Outcome = pickle.loads(packed)
+    return outcome
+
+
 class _Process:
     """One process that reads. It is started with its first body."""
 
@@ -300,7 +305,14 @@ class _Process:
         (size,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
         # What is unpickled comes from a process of the gateway's own.
         packed = [await process.stdout.readexactly(min(PIECE, size - start)) for start in range(0, size, PIECE)]
-        outcome: Outcome = pickle.loads(packed[0] if len(packed) == 1 else b"".join(packed))
+        if len(packed) == 1:
+            return _unpickled(packed[0])
+        whole = b"".join(packed)
+        del packed
+        # To copy what is large takes long, so that each copy is a turn of its own.
+        await asyncio.sleep(0)
+        outcome = _unpickled(whole)
+        await asyncio.sleep(0)
         return outcome
 
     async def _start(self) -> asyncio.subprocess.Process:

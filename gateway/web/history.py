@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.job import PIECE, WHOSE
+from gateway.jobs.job import WHOSE
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
-from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
+from gateway.web import long_answers
+from gateway.web.answers import empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
-from gateway.web.parts import STREAMING, caller, parts, tells_whose, whose
+from gateway.web.parts import caller, parts, tells_whose, whose
 from gateway.web.queue import BadBody, ids_of, read_object
-
-# Bytes of entries that an answer holds in memory at a time.
-MOST_AT_ONCE = 4 * 1024 * 1024
 
 
 async def get_history(request: web.Request) -> web.StreamResponse:
@@ -48,14 +45,7 @@ async def get_history_entry(request: web.Request) -> web.StreamResponse:
     entry = await history.entry(ended) if ended is not None else None
     if ended is None or entry is None:
         return json_bytes(b"{}")
-    if len(entry) <= MOST_AT_ONCE:
-        return json_bytes(b"{%b}" % b"".join(_item(request, ended, entry)))
-    response = await _begun(request)
-    if request.method != "HEAD":
-        for piece in (b"{", *_item(request, ended, entry), b"}"):
-            await _write(response, piece)
-        await response.write_eof()
-    return response
+    return await long_answers.answer(request, (b"{", *_item(request, ended, entry), b"}"))
 
 
 def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[HistoryRecord]:
@@ -73,15 +63,8 @@ def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> Sequence[
     return start, memoryview(entry)[:-1], b', "%b": %b}' % (WHOSE.encode(), wire.dumps(ended.tenant))
 
 
-async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:
-    """Write with a turn for others between two pieces."""
-    for start in range(0, len(data), PIECE):
-        await response.write(memoryview(data)[start : start + PIECE])
-        await asyncio.sleep(0)
-
-
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
-    """These entries in one object. Past `MOST_AT_ONCE` they are sent as they are read: a tenant may have gigabytes."""
+    """These entries in one object. If they are many bytes they are sent as they are read: a tenant may have gigabytes."""
     response: web.StreamResponse | None = None
     pieces: list[bytes | memoryview] = [b"{"]
     size = 0
@@ -92,12 +75,11 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
                 continue
             pieces += [b", ", *_item(request, ended, entry)] if size else _item(request, ended, entry)
             size += len(entry)
-            if size > MOST_AT_ONCE:
-                response = response or await _begun(request)
+            if size > long_answers.MOST_AT_ONCE:
+                response = response or await long_answers.begin(request)
                 if request.method == "HEAD":
                     return response
-                for piece in pieces:
-                    await _write(response, piece)
+                await long_answers.send(response, pieces)
                 pieces, size = [], 1
     except StoreError as error:
         if response is None:
@@ -109,15 +91,8 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
     pieces.append(b"}")
     if response is None:
         return json_bytes(b"".join(pieces))
-    await response.write(b"".join(pieces))
+    await long_answers.send(response, pieces)
     await response.write_eof()
-    return response
-
-
-async def _begun(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers=JSON_HEADERS)
-    request[STREAMING] = True
-    await response.prepare(request)
     return response
 
 

@@ -15,7 +15,8 @@ from gateway.jobs.prompt_reader import NotRead
 from gateway.store.protocol import HistoryRecord
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
-from gateway.web.answers import JSON_HEADERS, json, json_bytes
+from gateway.web import long_answers
+from gateway.web.answers import JSON_HEADERS, json
 from gateway.web.auditing import foreign_noted
 from gateway.web.parts import parts, tells_whose, whose
 from gateway.web.queue import BadBody, read_object
@@ -66,7 +67,7 @@ def _encoded(job: Job, status: str) -> bytes:
     return shown if workflow_id is None else b'%b,"workflow_id":%b}' % (shown[:-1], workflow_id)
 
 
-async def get_job(request: web.Request) -> web.Response:
+async def get_job(request: web.Request) -> web.StreamResponse:
     """One job, with its outputs if it has ended."""
     try:
         found = await _find(parts(request).engine, whose(request), request.match_info["job_id"])
@@ -75,7 +76,7 @@ async def get_job(request: web.Request) -> web.Response:
     if found is None:
         return json({"error": "Job not found"}, 404)
     tenant, job = found
-    return json_bytes(_with_tenant(job, tenant) if tells_whose(request) else job)
+    return await long_answers.answer(request, [_with_tenant(job, tenant) if tells_whose(request) else job])
 
 
 async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str, bytes] | None:
