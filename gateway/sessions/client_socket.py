@@ -219,6 +219,7 @@ class ClientSocket:
     def leave(self) -> None:
         """Hold nothing more: it is served no longer."""
         self.close(WSCloseCode.GOING_AWAY, "")
+        self._writing = None
         self._buffers.leave(self._tenant, self)
 
     async def _read(self) -> None:

@@ -64,7 +64,7 @@ def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> Sequence[
 
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
-    """These entries in one object. If they are many bytes they are sent as they are read: a tenant may have gigabytes."""
+    """These entries in one object. If long, they are sent as they are read: a tenant may have gigabytes."""
     response: web.StreamResponse | None = None
     pieces: list[bytes | memoryview] = [b"{"]
     size = 0
