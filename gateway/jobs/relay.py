@@ -21,7 +21,7 @@ from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
-from gateway.jobs.results import Results, dropped, may_be_told, translated_head
+from gateway.jobs.results import LARGE, Results, dropped, may_be_told, translated_head
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
 from gateway.telemetry.metrics import Metrics
@@ -250,7 +250,7 @@ class Relay:
             payload = job.without_added(payload)
         translate = job.assignment.translate if job.assignment is not None else None
         frame = events.frame_of(event, job.prompt_id, payload, translate)
-        if self._caught is None:
+        if len(payload) >= LARGE and self._caught is None:
             frame = self._results.relieve(job, frame)
         if event.type == "executing":
             node_id = event.data.get("node")

@@ -62,8 +62,8 @@ class Results:
         return Frame(kind, b"".join((head, picture)), job.prompt_id, str(kind), binary=True)
 
     def relieve(self, job: Job, frame: Frame) -> Frame:
-        """Return a text message's frame so that it may go to disk, if it is large and must not be left out."""
-        if frame.kind not in KEPT or len(frame.said) < LARGE:
+        """Return a large text message's frame so that it may go to disk, if it must not be left out."""
+        if frame.kind not in KEPT:
             return frame
         bulk = self.spool.take(job.tenant, frame.payload)
         return Frame(frame.kind, b"", frame.prompt_id, frame.slot, frame.binary, bulk=bulk)

@@ -118,7 +118,7 @@ class ClientSocket:
         A ComfyUI sends type 4 before ``progress`` and type 1 after it (progress.py, and main.py's progress hook).
         """
         held, self._held = self._held, None
-        if frame.kind in (Kind.PREVIEW, Kind.RESULT) and not self._wants_metadata:
+        if (frame.kind is Kind.PREVIEW or frame.kind is Kind.RESULT) and not self._wants_metadata:
             # Of a large one the payload is what comes before the picture, which both forms share.
             if frame.legacy is None and (legacy := previews.to_legacy(frame.payload)) is not None:
                 # All sockets of the session hold the same one.
@@ -279,7 +279,10 @@ class ClientSocket:
 
     async def _write_one(self, frame: Frame) -> None:
         self._writing, self._writing_since = frame, time.monotonic()
-        await self._writer.write(frame)
+        if frame.bulk is None and not self._writer.is_amid:
+            await self._response.send_frame(frame.payload, WSMsgType.BINARY if frame.binary else WSMsgType.TEXT)
+        else:
+            await self._writer.write(frame)
         self._writing = self._writing_since = None
         self._metrics.events.labels(str(frame.kind)).inc()
 

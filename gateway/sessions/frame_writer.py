@@ -58,13 +58,10 @@ class FrameWriter:
             Lost: its large part is gone. A part of the frame may be written.
         """
         kind = WSMsgType.BINARY if frame.binary else WSMsgType.TEXT
-        if frame.bulk is None:
-            if self.is_amid:
-                async with self._lock:
-                    pass
-            await self._response.send_frame(frame.payload, kind)
-            return
         async with self._lock:
+            if frame.bulk is None:
+                await self._response.send_frame(frame.payload, kind)
+                return
             head = _HEAD.pack(_LAST | kind, _LENGTH_IN_8_BYTES, frame.size)
             self.is_torn = True
             self._put(head + frame.payload)
