@@ -70,10 +70,13 @@ class LargeEvents:
             return None
         target = self._spool.new_path()
         order = FillParts(cut, str(target), changes_for(job, assignment, self._outputs), is_packed=False)
+        bulk = None
         try:
             written = await self._reader.fill(job.tenant, order, said)
+            bulk = self._spool.adopt(job.tenant, target, written)
         except NotRead:
-            self._spool.discard(target)
             dropped(job, "it could not be put together", size)
-            return None
-        return replace(frame, said=b"", translate=None, bulk=self._spool.adopt(job.tenant, target, written))
+        finally:
+            if bulk is None:
+                self._spool.discard(target)
+        return replace(frame, said=b"", translate=None, bulk=bulk) if bulk is not None else None

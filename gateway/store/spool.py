@@ -28,6 +28,8 @@ PIECE = 256 * 1024
 MOST_IN_MEMORY = 128 * 2**20
 # A reader that keeps up has taken a part by then, and nothing is written.
 PAUSE_SECONDS = 0.05
+# Bytes that the disk must have left: the journal may be on the same one.
+KEPT_FREE = 256 * 2**20
 THREADS = 2
 
 
@@ -149,7 +151,13 @@ class Spool:
         return self._has_place(tenant, size)
 
     def _has_place(self, tenant: str, size: int) -> bool:
-        return self._tenants[tenant] + size <= self._per_tenant and self.bytes + size <= self._in_all
+        if self._tenants[tenant] + size > self._per_tenant or self.bytes + size > self._in_all:
+            return False
+        try:
+            disk = os.statvfs(self._directory)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize >= KEPT_FREE + size
 
     def new_path(self) -> Path:
         """Return the name of a file for who writes it itself; `adopt` it, or remove it."""
@@ -181,8 +189,12 @@ class Spool:
             Lost: the disk does not take them.
         """
         path = self.new_path()
+        stored = asyncio.get_running_loop().run_in_executor(self._threads, _store_all, path, pieces)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, _store_all, path, pieces)
+            await asyncio.shield(stored)
+        except asyncio.CancelledError:
+            stored.add_done_callback(partial(self._forsaken, path))
+            raise
         except OSError as error:
             self.discard(path)
             _log.error("a large message can't be put on disk", error=str(error))
@@ -194,6 +206,10 @@ class Spool:
         with contextlib.suppress(RuntimeError):
             # Unless it is closed, and all files are gone with it. To remove a large file may take the disk long.
             self._threads.submit(_remove, path)
+
+    def _forsaken(self, path: Path, stored: asyncio.Future[None]) -> None:
+        if not stored.cancelled() and stored.exception() is None:
+            self.discard(path)
 
     def _reserve(self, bulk: Bulk, tenant: str) -> int:
         number = next(self._numbers)

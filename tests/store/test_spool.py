@@ -88,14 +88,16 @@ async def test_who_brings_more_waits_for_the_disk(spool: Spool) -> None:
 
 
 async def test_a_disk_that_takes_nothing_loses_it(spool: Spool, tmp_path: Path) -> None:
-    (tmp_path / "spool").rmdir()
     bulk = spool.take("a", bytes(PIECE))
+    (tmp_path / "spool").rmdir()
     await until(lambda: bulk.is_lost)
     with pytest.raises(Lost):
         await read(bulk)
     with pytest.raises(Lost):
         await spool.store([b"x"])
     await asyncio.wait_for(spool.room(), 10)
+    # Where there is no disk at all, what comes stays in memory.
+    assert spool.take("a", bytes(PIECE)).held == PIECE
 
 
 async def test_what_an_earlier_run_left_is_removed(tmp_path: Path) -> None:
