@@ -6,12 +6,13 @@ the types that it is said to have.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.json_stream import JsonStream, TooLarge, Unreadable, parse
+from gateway.comfy.json_stream import JsonStream, TooLarge, Unreadable
 
 # The key of extra_data under which a gateway marks what it sends. ComfyUI keeps it in its queue and its history.
 MARK = "gateway_assignment"
@@ -227,8 +228,17 @@ async def read_large_history_entry(document: JsonStream, prompt_id: str, most: i
     is_long = sum(map(len, whole)) > MAX_INLINE
     if is_long or sum(map(wire.count_values, whole)) > MAX_RESULT_VALUES:
         return HistoryEntry(checked(found), document.encode, whole)
+    # Each of these takes long, so others have their turn between.
+    await asyncio.sleep(0)
     raw = b"".join(whole)
-    return HistoryEntry(checked(found | parse(raw, MAX_RESULT_VALUES)), wire.encoder_for(raw))
+    encode = wire.encoder_for(raw)
+    await asyncio.sleep(0)
+    try:
+        value = wire.loads(raw)
+    except wire.MalformedJson as error:
+        raise Unreadable("it is not JSON") from error
+    await asyncio.sleep(0)
+    return HistoryEntry(checked(found | value), encode)
 
 
 async def _read_outputs(document: JsonStream, most: int) -> dict[str, list[bytes]]:
