@@ -110,6 +110,8 @@ class Frame:
             payload is read for the first time, because most progress is replaced by newer progress or read by nobody.
         legacy: the same picture for clients that declared nothing, once one of them has asked for it.
         bulk: what follows the payload in the message, if that is large.
+        repeats: a run before this one has said as much, so that a client that is told of one prompt at a time must
+            not hear it.
     """
 
     kind: Kind
@@ -120,6 +122,7 @@ class Frame:
     translate: Callable[[bytes, str], bytes] | None = None
     legacy: Frame | None = None
     bulk: Bulk | None = None
+    repeats: bool = False
 
     @property
     def payload(self) -> bytes:

@@ -230,6 +230,7 @@ class Collector:
                     return error
                 if tries.are_odd:
                     # Others' jobs there have ends of their own, which need not wait for this one.
+                    self._ledger.overtake(job)
                     over.set()
                     self._telling.over(job)
             await asyncio.sleep(pause)

@@ -121,7 +121,7 @@ class Engine:
             most.max_prompt_bytes,
         )
         self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
-        telling = Telling(bus)
+        telling = Telling(bus, self.ledger.begin)
         self.collector = Collector(
             self.ledger,
             fleet,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from itertools import chain
@@ -15,6 +16,7 @@ from gateway.comfy.events import Frame
 from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged
+from gateway.jobs.progress import Progress
 
 
 class State(StrEnum):
@@ -87,8 +89,12 @@ class Live:
     it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
     `cached` are the nodes whose results an earlier prompt left, None while its backend has not said. `added` are the
     nodes that the gateway added to its prompt there, each with its saver; `folders` are the secret folders that its
-    savers write into. Both are None if that is not known since a restart. `node` is the one that executes, `sender` the
-    kind of the node that sent a picture last.
+    savers write into. Both are None if that is not known since a restart.
+
+    `turn` is its place among the jobs of which their clients know that they began: 0 for those of an earlier run of the
+    gateway, None for one that has not begun. It `is_overtaken` once others' ends on its backend no longer wait for its
+    own. `told` is the progress that its client knows of. `node` is the one that
+    executes, `sender` the kind of the node that sent a picture last.
     """
 
     executing: Frame | None = None
@@ -100,6 +106,9 @@ class Live:
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
     cached_told: bool = False
+    turn: int | None = None
+    is_overtaken: bool = False
+    told: Progress | None = None
     cached: frozenset[str] | None = None
     held: bool = False
     before_end: list[Frame] = field(default_factory=list)
@@ -253,26 +262,33 @@ def _in_turn(jobs: Iterable[Job]) -> list[Job]:
     return [job for _, _, job in sorted(turns, key=itemgetter(0, 1))]
 
 
-def queue_json(
-    jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
-) -> bytes:
-    """The body of /queue: running jobs, then those pending in the order in which they will go.
-
-    `running` and `pending` are encoded items of others, which an admin sees too; with `whose` it is told whose each is.
-    """
-    return b"".join(queue_pieces(jobs, running, pending, whose=whose))
+def queue_json(jobs: Iterable[Job], shown: Collection[Job]) -> bytes:
+    """Return the body of /queue in one piece; see `queue_pieces`."""
+    return b"".join(queue_pieces(jobs, shown))
 
 
 def queue_pieces(
-    jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
+    jobs: Iterable[Job],
+    shown: Collection[Job],
+    running: Iterable[bytes] = (),
+    pending: Iterable[bytes] = (),
+    *,
+    whose: bool = False,
 ) -> Iterator[bytes]:
-    """The same piece by piece, for those that are too long to be put together at once."""
+    """Return the body of /queue piece by piece, because a long one can't be put together at once.
+
+    Args:
+        shown: the jobs that are shown as running; the others are pending, those that have begun before the rest.
+        running: encoded items of others, which an admin sees too.
+        pending: the same.
+        whose: each item says whose it is.
+    """
     item = Job.queue_item_with_tenant if whose else Job.queue_item
-    jobs = list(jobs)
-    runs = [job for job in jobs if job.state in SHOWN_RUNNING]
-    waits = _in_turn(job for job in jobs if job.state not in SHOWN_RUNNING)
+    rest = [job for job in jobs if job not in shown]
+    begun = sorted((job for job in rest if job.state in SHOWN_RUNNING), key=lambda job: job.live.turn or math.inf)
+    waits = begun + _in_turn(job for job in rest if job.state not in SHOWN_RUNNING)
     yield b'{"queue_running": ['
-    yield from _joined(chain(map(item, runs), running))
+    yield from _joined(chain(map(item, shown), running))
     yield b'], "queue_pending": ['
     yield from _joined(chain(map(item, waits), pending))
     yield b"]}"

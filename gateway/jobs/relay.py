@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gateway.comfy import events, previews
-from gateway.comfy.events import Event, Frame
+from gateway.comfy.events import Event, Frame, Kind
 from gateway.comfy.previews import Head
 from gateway.comfy.redaction import redact_error
 from gateway.fleet.backend import Backend
@@ -21,6 +21,7 @@ from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
+from gateway.jobs.progress import Progress
 from gateway.jobs.results import LARGE, Results, dropped, may_be_told, translated_head
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
@@ -169,7 +170,9 @@ class Relay:
         self._telling.start(job, int(time.time() * 1000))
         kind = self._results.kind_of(job, backend.name, head)
         picture = memoryview(data)[head.end :]
-        self._tell(job, str(kind), self._results.binary(job, kind, translated_head(job, data, head), picture))
+        frame = self._results.binary(job, kind, translated_head(job, data, head), picture)
+        frame.repeats = kind is Kind.PREVIEW and job.live.told is not None and job.live.told.is_behind
+        self._tell(job, str(kind), frame)
 
     def _job_of(self, backend: Backend, prompt_id: str | None) -> Job | None:
         """The job that a message is about; without an id, the one that runs there."""
@@ -215,10 +218,15 @@ class Relay:
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
         """The job runs there."""
         before = self._current.get(backend.name)
-        if before is not None and before.state is State.COLLECTING and before.backend == backend.name:
-            self._telling.follow(job, before)
+        if before is not None and before is not job and before.backend == backend.name:
+            if before.state is State.RUNNING:
+                # If its end was not heard, look for it, because a ComfyUI runs one prompt at a time.
+                self._collector.collect(before, at_once=False)
+            if before.state is State.COLLECTING:
+                self._telling.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
+        self._telling.begin(job)
         waited = (job.started_at or job.accepted_at) - job.accepted_at
         self._metrics.wait_seconds.labels(backend.name).observe(waited)
         log_phase(job, "running", waited, backend=backend.name)
@@ -250,13 +258,20 @@ class Relay:
             payload = job.without_added(payload)
         translate = job.assignment.translate if job.assignment is not None else None
         frame = events.frame_of(event, job.prompt_id, payload, translate)
-        if len(payload) >= LARGE and self._caught is None:
-            frame = self._results.relieve(job, frame)
-        if event.type == "executing":
-            node_id = event.data.get("node")
-            job.live.executing, job.live.node = frame, node_id if isinstance(node_id, str) else None
+        if job.live.told is None:
+            job.live.told = Progress()
+        frame.repeats = job.live.told.repeats(event)
+        if frame.repeats:
+            pass
+        elif event.type == "executing":
+            job.live.executing = frame
         elif event.type == "progress_state":
             job.live.progress_state = frame
+        if event.type == "executing":
+            node_id = event.data.get("node")
+            job.live.node = node_id if isinstance(node_id, str) else None
+        if len(payload) >= LARGE and self._caught is None:
+            frame = self._results.relieve(job, frame)
         self._tell(job, event.type, frame)
 
     def catch_event(self, backend: Backend, event: Event) -> list[Caught]:

@@ -7,6 +7,7 @@ What a backend says of its next job waits until the end of the one before is tol
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.comfy import events
@@ -35,10 +36,15 @@ class _Held:
 
 
 class Telling:
-    """Publishes frames for jobs' sessions."""
+    """Publishes frames for jobs' sessions.
 
-    def __init__(self, bus: Bus) -> None:
+    Args:
+        began: called with a job once its client may know that it runs.
+    """
+
+    def __init__(self, bus: Bus, began: Callable[[Job], None]) -> None:
         self._bus = bus
+        self._began = began
         self._held: dict[Job, _Held] = {}
         self._followers: dict[Job, list[Job]] = {}
 
@@ -83,9 +89,13 @@ class Telling:
 
     def follow(self, job: Job, before: Job) -> None:
         """The job began where another one has come to its end, which is still to be told. `over` ends that."""
-        if job.submission.session_id is not None and before is not job:
-            self._hold(job).after.add(before)
-            self._followers.setdefault(before, []).append(job)
+        self._hold(job).after.add(before)
+        self._followers.setdefault(before, []).append(job)
+
+    def begin(self, job: Job) -> None:
+        """Note that a job runs. Its client knows once nothing holds its frames."""
+        if not job.live.held:
+            self._began(job)
 
     def _hold(self, job: Job) -> _Held:
         job.live.held = True
@@ -104,5 +114,7 @@ class Telling:
             return
         del self._held[job]
         job.live.held = False
+        if job.live.start_told or job.start_time is not None:
+            self._began(job)
         for frame in held.backlog.frames:
             self._publish(job, frame)

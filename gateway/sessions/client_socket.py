@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from gateway.comfy import events, previews, wire
 from gateway.comfy.events import Frame, Kind
+from gateway.jobs.story import Listener
 from gateway.sessions.buffers import Buffers
 from gateway.sessions.frame_writer import FrameWriter
 from gateway.sessions.intake import Intake
@@ -37,6 +38,7 @@ class ClientSocket:
         features: gives the flags that are answered to the client's ``feature_flags``.
         max_buffer: bytes that may wait for this reader.
         buffers: counts what waits for all readers; `tenant` is whose this one is.
+        listener: tells the ledger how this socket is told.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class ClientSocket:
         max_buffer: int,
         buffers: Buffers,
         tenant: str,
+        listener: Listener,
         *,
         interleave: bool,
     ) -> None:
@@ -66,6 +69,7 @@ class ClientSocket:
         self._sequencer = Sequencer(interleave=interleave)
         self._buffers = buffers
         self._tenant = tenant
+        self._listener = listener
         self._counted = buffers.join(tenant, self)
         self._outbox = Outbox(max_buffer, self._counted.shared)
         self._in_transport = 0
@@ -98,6 +102,8 @@ class ClientSocket:
         for due in self._sequencer.feed(frame):
             self._order(due)
         sequencer = self._sequencer
+        if sequencer.waiting and sequencer.waiting_bytes > self._max_buffer // 2:
+            self._drop(sequencer.thin())
         if sequencer.waiting and sequencer.waiting_bytes > self._max_buffer:
             self.close(WSCloseCode.TRY_AGAIN_LATER, "too many events of parallel prompts wait for this socket")
         if self._writing_since is not None or sequencer.waiting:
@@ -133,18 +139,20 @@ class ClientSocket:
             self._put(held)
 
     def _put(self, frame: Frame) -> None:
-        for dropped in self._outbox.put(frame):
-            self._metrics.dropped.labels(str(dropped.kind)).inc()
+        self._drop(self._outbox.put(frame))
         if self._outbox.overflowing:
             self._metrics.slow_closed.inc()
             self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly")
         self._ready.set()
 
+    def _drop(self, frames: Iterable[Frame]) -> None:
+        for dropped in frames:
+            self._metrics.dropped.labels(str(dropped.kind)).inc()
+
     def thin(self) -> bool:
         """Leave out what can be; return True if that is half of what waits, at least."""
         before = self.held
-        for dropped in self._outbox.thin():
-            self._metrics.dropped.labels(str(dropped.kind)).inc()
+        self._drop([*self._sequencer.thin(), *self._outbox.thin()])
         self._count()
         return self.held <= before // 2
 
@@ -221,6 +229,7 @@ class ClientSocket:
         self.close(WSCloseCode.GOING_AWAY, "")
         self._writing = None
         self._buffers.leave(self._tenant, self)
+        self._listener.leave()
 
     async def _read(self) -> None:
         first = True
@@ -248,6 +257,7 @@ class ClientSocket:
         self._put(Frame(Kind.LIFECYCLE, events.encode("feature_flags", self._features())))
         if isinstance(flags, dict) and flags.get("supports_preview_metadata") is True:
             self._wants_metadata = True
+            self._listener.interleave()
             for frame in self._sequencer.interleave():
                 self._order(frame)
 

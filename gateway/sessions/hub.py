@@ -12,7 +12,6 @@ from typing import Any
 from aiohttp import WSCloseCode, web
 
 from gateway.comfy import events
-from gateway.jobs.job import SHOWN_RUNNING
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.topics import session_topic
 from gateway.sessions.buffers import Buffers
@@ -113,6 +112,7 @@ class Hub:
             self._settings.max_buffer,
             self._buffers,
             tenant,
+            self._ledger.listeners.join(tenant, session_id, interleaves=interleave),
             interleave=interleave,
         )
         with ExitStack() as leaving:
@@ -139,9 +139,9 @@ class Hub:
         mine = [
             job
             for job in self._ledger.jobs(tenant)
-            if job.submission.session_id == socket.session_id and job.state in SHOWN_RUNNING and not job.live.held
+            if job.submission.session_id == socket.session_id and job.live.turn is not None and not job.live.held
         ]
-        for job in sorted(mine, key=lambda job: job.start_time or 0):
+        for job in sorted(mine, key=lambda job: (job.live.turn or 0, job.start_time or 0)):
             for frame in (job.live.executing, job.live.progress_state):
                 if frame is not None:
                     socket.send(frame)

@@ -1,7 +1,7 @@
 """The order in which one socket is told about several prompts. Pure: frames in, frames out.
 
 Clients written for one ComfyUI, which runs one prompt at a time, take any ``execution_success`` for their own. So a
-socket hears of one prompt at a time: the others run all the same, what happens to them waits here, and is told when
+socket hears of one prompt at a time: the others run all the same, their frames wait here (`Backlog`), and are told when
 the prompt before has ended, those first that have ended themselves. While one that has ended is still untold, so is
 ``status``: a client that reads /queue at each ``status`` must not find that a prompt is over which, for all that it
 was told, has not begun.
@@ -42,8 +42,9 @@ class Sequencer:
             return [frame]
         if prompt_id is None:
             return self._pass(frame)
-        if prompt_id in self._ended:
-            # A straggler of a prompt that was told to its end: it must not open it again.
+        if prompt_id in self._ended or frame.repeats:
+            # A straggler of a prompt that was told to its end must not open it again. A second run of a prompt must not
+            # move its progress backwards.
             return []
         if self._current is None:
             self._current = prompt_id
@@ -59,6 +60,10 @@ class Sequencer:
         """The results that wait."""
         waiting = (frame for backlog in self.waiting.values() for frame in backlog.frames)
         return [frame for frame in waiting if frame.kind is Kind.RESULT]
+
+    def thin(self) -> list[Frame]:
+        """Leave out all progress and previews but the newest of what waits. Returns that."""
+        return [frame for backlog in self.waiting.values() for frame in backlog.thin()]
 
     def clear(self) -> None:
         """Drop what waits."""

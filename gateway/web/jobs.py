@@ -10,8 +10,9 @@ from gateway.comfy import wire
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
 from gateway.jobs.engine import Engine
-from gateway.jobs.job import SHOWN_RUNNING, WHOSE, Job
+from gateway.jobs.job import WHOSE, Job
 from gateway.jobs.prompt_reader import NotRead
+from gateway.jobs.story import all_running
 from gateway.store.protocol import HistoryRecord
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
@@ -35,7 +36,9 @@ async def get_jobs(request: web.Request) -> web.StreamResponse:
     tenants = None if identity.is_admin else [identity.tenant]
     await engine.history.read_summaries(tenants)
     # From here without an await: no job is in both, or in neither.
-    found: list[Entry] = [(_listed(job), job) for job in engine.ledger.jobs(identity.sees)]
+    jobs = engine.ledger.jobs(identity.sees)
+    running = set(all_running(jobs))
+    found: list[Entry] = [(_listed(job, is_running=job in running), job) for job in jobs]
     found += engine.history.listed(tenants)
     pieces = encoded_list(found, query, tells_whose=tells_whose(request))
     return await send_pieces(request, pieces, JSON_HEADERS)
@@ -55,8 +58,8 @@ def _with_tenant(job: bytes, tenant: str) -> bytes:
     return b'%b,"%b":%b}' % (job[:-1], WHOSE.encode(), wire.dumps(tenant))
 
 
-def _listed(job: Job) -> Listed:
-    status = "in_progress" if job.state in SHOWN_RUNNING else "pending"
+def _listed(job: Job, *, is_running: bool) -> Listed:
+    status = "in_progress" if is_running else "pending"
     return Listed(status, job.create_time, workflow_id=job.submission.workflow_id)
 
 
@@ -83,7 +86,8 @@ async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str
     """Whose job it is, and the job."""
     job = engine.control.find(identity.sees, prompt_id)
     if job is not None:
-        return job.tenant, _encoded(job, _listed(job).status)
+        is_running = job.backend is not None and job in all_running(engine.ledger.jobs_on(job.backend))
+        return job.tenant, _encoded(job, _listed(job, is_running=is_running).status)
     ended = engine.history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = engine.history.find_any(prompt_id)

@@ -336,7 +336,7 @@ async def test_a_socket_that_comes_before_the_answer_hears_from_the_start(lab: L
     sending = asyncio.create_task(comfy.post("/prompt", {"prompt": slow(steps=60), "client_id": "c"}))
 
     async def running() -> bool:
-        return bool((await comfy.get("/queue"))["queue_running"])
+        return [job["status"] for job in (await comfy.get("/api/jobs"))["jobs"]] == ["in_progress"]
 
     await until(running, what="it runs")
     listener = await comfy.listen("c")
