@@ -30,7 +30,7 @@ _log = logs.get("fleet")
 RECONNECT_FIRST = 0.1
 RECONNECT_MOST = 5.0
 # A binary message of so many bytes may have to wait for room.
-LARGE_MESSAGE = 256 * 1024
+LARGE_MESSAGE = 32 * 1024
 
 
 class FleetListener(Protocol):

@@ -18,7 +18,7 @@ from gateway.tenants.secret_names import holds_secret
 _log = logs.get("results")
 
 # Messages of so many bytes may go to disk.
-LARGE = 256 * 1024
+LARGE = 32 * 1024
 # Bytes that are looked through before others have their turn, and how much two pieces have in common: no key and no
 # secret name is longer.
 LOOK, OVERLAP = 1024 * 1024, 8 * 1024

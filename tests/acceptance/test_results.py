@@ -108,18 +108,20 @@ async def test_a_slow_reader_gets_all(lab: Lab) -> None:
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c")
     again = await comfy.listen("c")
-    prompt_id = await comfy.prompt(bulk(8, 3 * MB), "c")
-    await comfy.entry(prompt_id)
+    await comfy.prompt(bulk(8, 3 * MB), "c")
+    small = await comfy.prompt(bulk(100, 40_000), "c")
+    await comfy.entry(small)
 
     async def is_on_disk() -> bool:
         return await metric(lab, gateway, "sockets_spooled_bytes") >= 20 * MB
 
     await until(is_on_disk)
     # Once, whoever waits for it.
-    assert sum(file.stat().st_size for file in (gateway.data_dir / "spool").iterdir()) <= 24 * MB
+    assert sum(file.stat().st_size for file in (gateway.data_dir / "spool").iterdir()) <= 28 * MB
     for each in (listener, again):
-        await hear(each, prompt_id)
-        assert pictures(each) == [bulk_picture(place, 3 * MB) for place in range(8)]
+        await hear(each, small)
+        wanted = [bulk_picture(place, 3 * MB) for place in range(8)]
+        assert pictures(each) == wanted + [bulk_picture(place, 40_000) for place in range(100)]
 
     async def is_empty() -> bool:
         return not await metric(lab, gateway, "sockets_spooled_bytes") and not any(
