@@ -168,6 +168,7 @@ class Engine:
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
+        self.spool = spool
         results = Results(spool, self._describe)
         self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, results, judge.is_kept_apart)
         self.large_events = LargeEvents(self.relay, self.reader, spool, self.outputs)

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from gateway.comfy import wire
@@ -22,6 +23,9 @@ MAX_DROPPED = 500
 READ_AT_ONCE = 256 * 1024
 # A larger entry is read from the store each time, because it would take the place of hundreds.
 MAX_CACHED = 8 * 1024 * 1024
+# Of so many bytes in the journal deflate can't make more than that, and so many at a time are read that may be larger.
+SURELY_SHORT = MAX_CACHED // 1032
+READS_AT_ONCE = 2
 
 
 @dataclass(slots=True)
@@ -60,6 +64,7 @@ class History:
         self._max_total_bytes = sys.maxsize if max_total_bytes is None else max_total_bytes
         self._kept: Counter[str] = Counter()
         self._kept_in_all = 0
+        self._large = asyncio.Semaphore(READS_AT_ONCE)
 
     def kept_bytes(self, tenant: str | None = None) -> int:
         """Return the bytes that a tenant's entries take in the journal, or those of all (None)."""
@@ -159,6 +164,11 @@ class History:
     def cached_entry(self, tenant: str, prompt_id: str) -> bytes | None:
         """An entry if memory holds it."""
         return self._entries.get((tenant, prompt_id))
+
+    def reading(self, ended: HistoryRecord) -> AbstractAsyncContextManager[object]:
+        """Return what is held while an entry is in memory: of those that may be large, few are at a time."""
+        is_short = ended.kept.bytes <= SURELY_SHORT or (ended.tenant, ended.prompt_id) in self._entries
+        return nullcontext() if is_short else self._large
 
     async def entry(self, ended: HistoryRecord) -> bytes | None:
         """An entry, from memory or from the store."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from aiohttp import web
 
 from gateway.comfy import wire
@@ -42,10 +40,21 @@ async def get_history_entry(request: web.Request) -> web.StreamResponse:
     ended = history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = history.find_any(prompt_id)
-    entry = await history.entry(ended) if ended is not None else None
-    if ended is None or entry is None:
+    if ended is None:
         return json_bytes(b"{}")
-    return await long_answers.answer(request, (b"{", *_item(request, ended, entry), b"}"))
+    async with history.reading(ended):
+        entry = await history.entry(ended)
+        if entry is None:
+            return json_bytes(b"{}")
+        start, whole, end = _item(request, ended, entry)
+        try:
+            bulk = await long_answers.kept(parts(request).engine.spool, ended.tenant, whole)
+        except long_answers.Busy:
+            return long_answers.busy()
+        if bulk is None:
+            return await long_answers.answer(request, (b"{", start, whole, end, b"}"))
+        del entry, whole
+    return await long_answers.from_disk(request, b"{%b" % start, bulk, end + b"}")
 
 
 def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[HistoryRecord]:
@@ -56,33 +65,46 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
     return list({ended.prompt_id: ended for ended in sorted(chosen, key=lambda ended: ended.tenant == own)}.values())
 
 
-def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> Sequence[bytes | memoryview]:
+def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[bytes, memoryview, bytes]:
+    """Return what is before an entry, the entry, and what follows."""
     start = b"%b: " % wire.dumps(ended.prompt_id)
     if not tells_whose(request):
-        return start, entry
+        return start, memoryview(entry), b""
     return start, memoryview(entry)[:-1], b', "%b": %b}' % (WHOSE.encode(), wire.dumps(ended.tenant))
 
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
     """These entries in one object. If long, they are sent as they are read: a tenant may have gigabytes."""
+    engine = parts(request).engine
     response: web.StreamResponse | None = None
     pieces: list[bytes | memoryview] = [b"{"]
     size = 0
     try:
         for ended in chosen:
-            entry = await parts(request).engine.history.entry(ended)
-            if entry is None:
-                continue
-            pieces += [b", ", *_item(request, ended, entry)] if size else _item(request, ended, entry)
-            size += len(entry)
-            if size > long_answers.MOST_AT_ONCE:
+            async with engine.history.reading(ended):
+                entry = await engine.history.entry(ended)
+                if entry is None:
+                    continue
+                start, whole, end = _item(request, ended, entry)
+                bulk = await long_answers.kept(engine.spool, ended.tenant, whole)
+                pieces += (b", ", start) if size else (start,)
+                size += len(entry)
+                if bulk is None:
+                    pieces.append(whole)
+                del entry, whole
+            if bulk is not None or size > long_answers.MOST_AT_ONCE:
                 response = response or await long_answers.begin(request)
                 if request.method == "HEAD":
                     return response
                 await long_answers.send(response, pieces)
+                if bulk is not None:
+                    await long_answers.send_bulk(request, response, bulk)
                 pieces, size = [], 1
-    except StoreError as error:
+            pieces.append(end)
+    except (StoreError, long_answers.Busy) as error:
         if response is None:
+            if isinstance(error, long_answers.Busy):
+                return long_answers.busy()
             raise
         # Cut off, or it would be taken for all there is.
         if request.transport is not None:

@@ -7,12 +7,63 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
+from gateway.jobs.history import MAX_CACHED
 from gateway.jobs.job import PIECE
-from gateway.web.answers import JSON_HEADERS, json_bytes
+from gateway.store.spool import Bulk, Lost, Spool
+from gateway.web.answers import JSON_HEADERS, json_bytes, problem
 from gateway.web.parts import STREAMING
 
 # Bytes that are sent at once.
 MOST_AT_ONCE = 4 * 1024 * 1024
+
+
+class Busy(Exception):
+    """Too much waits on disk for a tenant's readers for one more long answer."""
+
+
+async def kept(spool: Spool, tenant: str, data: bytes | memoryview) -> Bulk | None:
+    """Put what is long on disk, so that memory does not grow with the number of slow readers; None if it is not long.
+
+    Raises:
+        Busy: there is no place for it.
+    """
+    if len(data) <= MAX_CACHED:
+        return None
+    bulk = spool.take(tenant, data)
+    if bulk.held:
+        raise Busy
+    await spool.room()
+    return bulk
+
+
+def busy() -> web.Response:
+    """Return the refusal for who would read more than there is place for."""
+    reason = "Too many long answers wait for their readers"
+    return problem(503, "too_many_long_answers", reason, headers={"Retry-After": "5"})
+
+
+async def from_disk(request: web.Request, before: bytes, bulk: Bulk, after: bytes) -> web.StreamResponse:
+    """Answer with what is on disk, between two short parts."""
+    response = await begin(request)
+    if request.method != "HEAD":
+        await response.write(before)
+        await send_bulk(request, response, bulk)
+        await response.write(after)
+        await response.write_eof()
+    return response
+
+
+async def send_bulk(request: web.Request, response: web.StreamResponse, bulk: Bulk) -> None:
+    """Send what is on disk."""
+    try:
+        async for piece in bulk.pieces():
+            await response.write(piece)
+            await asyncio.sleep(0)
+    except Lost as error:
+        # Cut off, or it would be taken for all there is.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("a long answer was lost on disk") from error
 
 
 async def answer(request: web.Request, pieces: Iterable[bytes | memoryview]) -> web.StreamResponse:
