@@ -14,6 +14,7 @@ from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities, views
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.editions import Edition
+from gateway.jobs import partner_keys
 from gateway.jobs.admission import Submission
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.isolation import Judged
@@ -32,7 +33,7 @@ from gateway.jobs.refusals import (
 from gateway.jobs.reply import Overloaded
 from gateway.jobs.steering import Steering
 from gateway.tenants.limits import Limits
-from gateway.tenants.policy import Denied, Policies
+from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT, Denied, Policies
 
 # Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
 # (execution.py, validate_inputs); None for all of a node's inputs. Those that name files are known as such.
@@ -101,6 +102,14 @@ class Checks:
         """Return True if a tenant may use none of the backends that are configured now."""
         allowed = self.allowed(tenant)
         return allowed is not None and not allowed
+
+    def end_of(self, job: Job) -> tuple[str, str] | None:
+        """Return why a job would wait for ever, because of what has changed since it came, and the error's type."""
+        if job.submission.lacks_secrets:
+            return partner_keys.LOST
+        if self.lacks_backends(job.tenant):
+            return f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied"
+        return None
 
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that can run a prompt and may; None if any will do.

@@ -30,6 +30,7 @@ from gateway.jobs.job import Job
 from gateway.jobs.large_entries import LargeEntries
 from gateway.jobs.large_events import LargeEvents
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.lost_files import LostFiles
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_bounds import Bounds
 from gateway.jobs.prompt_judge import PromptJudge
@@ -166,7 +167,7 @@ class Engine:
             keyring.is_alone,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries)
+        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries, LostFiles(inputs))
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
         self.spool = spool
         results = Results(spool, self._describe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,12 +68,14 @@ class Assignment:
 
     `upstream_id` is the prompt's id on the backend, and known to no client. `mark` is the id that the gateway gave it,
     and goes upstream in its extra_data as well: a backend that is too old to honour the one gives an id of its own.
+    `made_at` is seconds of the monotonic clock.
     """
 
     backend: str
     upstream_id: str
     mark: str
     delivery: Delivery = Delivery.NONE
+    made_at: float = field(default_factory=time.monotonic)
 
     def translate(self, data: bytes, prompt_id: str) -> bytes:
         """Return what a backend says of the prompt in terms of the client's `prompt_id`."""
@@ -129,7 +132,8 @@ class Job:
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
     `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are `pinned` it is
     tied by its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for`
-    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock.
+    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock. It
+    had so many `offers_again` after files were gone that had been put on its backend.
     """
 
     tenant: str
@@ -160,6 +164,7 @@ class Job:
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
     not_before: float = 0.0
+    offers_again: int = 0
     live: Live = field(default_factory=Live)
     item: bytes | None = None
 

@@ -159,7 +159,7 @@ class ClientSocket:
     def give_up(self) -> None:
         """Close it, because its tenant's sockets, or all, hold too much, and it holds most."""
         self._metrics.slow_closed.inc()
-        self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly for all that its key has open")
+        self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly for all that its caller has open")
 
     def close(self, code: int, reason: str) -> None:
         """Close it: politely if the peer reads, else by dropping the connection. What waits is dropped."""

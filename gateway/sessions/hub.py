@@ -83,7 +83,7 @@ class Hub:
         for socket in sockets or list(self._sockets):
             grant = self._sockets[socket]
             if grant is not None and not grant.holds(now):
-                socket.close(WSCloseCode.POLICY_VIOLATION, "the key of this socket holds no more")
+                socket.close(WSCloseCode.POLICY_VIOLATION, "what let this socket in holds no more")
 
     async def serve(self, request: web.Request, tenant: str, grant: Grant | None = None) -> web.StreamResponse:
         """Serve GET /ws for a tenant until the socket closes, or what let it in holds no more."""

@@ -150,7 +150,7 @@ def _over(grant: Grant) -> Refused:
         message = f"This key was replaced, and held until {when}"
     else:
         message = f"This key expired on {when}"
-    return Refused(401, "key_expired", message, f"ask for a new secret of the key '{grant.identity.name}'")
+    return Refused(401, "key_expired", message, f"ask for a new secret of {grant.identity.noun}")
 
 
 def _key_of(request: web.Request) -> str | None:

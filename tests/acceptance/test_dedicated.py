@@ -233,7 +233,7 @@ async def test_a_restart_with_a_backend_that_is_dedicated_now(lab: Lab) -> None:
     await asyncio.gather(*(ben.post("/interrupt", {"prompt_id": each}) for each in ids))
     status, answer = await ben.post("/prompt", {"prompt": loads})
     assert status == 400
-    assert "not for this key any more" in json.dumps(answer)
+    assert "not for this caller any more" in json.dumps(answer)
     # An admin sees everything, and her backend works for her.
     assert await boss.view(image)
     assert await boss.view({**image, "tenant": "ben"})

@@ -232,7 +232,7 @@ def entry(data: bytes) -> None:
     if isinstance(item := value.get("prompt"), list) and len(item) > 1:
         assert find_in(Queue((item,), ()), "an id", UPSTREAM).where in (Where.RUNNING, Where.ABSENT)
     outcome = history.outcome_of(value)
-    assert failures.cause_of_entry(value) in failures.Cause
+    assert failures.cause_of_entry(value)[0] in failures.Cause
     _last_and_cached(value.get("status"))
     renamed = each_file(
         value.get("outputs"), lambda ref, made, node_id: replace(ref, filename=f"x-{ref.filename}-{made}-{node_id}")
