@@ -18,13 +18,13 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from benchmarks import backends, bodies, servers, sockets
+from benchmarks import backends, bodies, results, servers, sockets
 from benchmarks.attacks import Attack, Case
 from benchmarks.prompts import wait_until_up
 from benchmarks.strangers import STRANGERS
 from benchmarks.table import Row
 
-CASES: tuple[Case, ...] = (*STRANGERS, *bodies.CASES, *sockets.CASES, *backends.CASES)
+CASES: tuple[Case, ...] = (*STRANGERS, *bodies.CASES, *sockets.CASES, *backends.CASES, *results.CASES)
 
 _KEYS = {name: f"a-key-of-the-benchmark-{name}" for name in ("anna", "ben", "boss")}
 _WARM_UP = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,6 +12,7 @@ from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.local_bus import LocalBus
+from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
@@ -93,7 +94,11 @@ class Gateway:
         policies = Policies(settings.tenants, settings.backends)
         limits = Limits(policies, settings.server.max_bodies_bytes)
         names = SecretNames(await store.names_key())
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names)
+        spool = Spool(settings.data_dir / "spool", settings.sessions.tenant_spool, settings.sessions.total_spool)
+        spool.open()
+        stack.callback(spool.close)
+        metrics.sockets_spooled.set_function(lambda: spool.bytes)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names, spool)
         await engine.restore()
         packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))

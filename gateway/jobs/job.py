@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.events import Frame
+from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged
 from gateway.jobs.progress import Progress
@@ -95,10 +96,13 @@ class Live:
 
     `turn` is its place among the jobs of which their clients know that they began: 0 for those of an earlier run of the
     gateway, None for one that has not begun. It `is_overtaken` once others' ends on its backend no longer wait for its
-    own. `told` is the progress that its client knows of.
+    own. `told` is the progress that its client knows of. `node` is the one that
+    executes, `sender` the kind of the node that sent a picture last.
     """
 
     executing: Frame | None = None
+    node: str | None = None
+    sender: tuple[str, Sender] | None = None
     progress_state: Frame | None = None
     added: Mapping[str, str] | None = None
     folders: frozenset[str] | None = None

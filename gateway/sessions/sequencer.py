@@ -61,6 +61,11 @@ class Sequencer:
         self._end(prompt_id)
         return [frame, *self._next()]
 
+    def results(self) -> list[Frame]:
+        """The results that wait."""
+        waiting = (frame for backlog in self.waiting.values() for frame in backlog.frames)
+        return [frame for frame in waiting if frame.kind is Kind.RESULT]
+
     def thin(self) -> list[Frame]:
         """Leave out all progress and previews but the newest of what waits. Returns that."""
         return [frame for backlog in self.waiting.values() for frame in backlog.thin()]
