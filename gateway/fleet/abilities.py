@@ -5,11 +5,12 @@ Only what differs is kept: in a fleet of equal backends nothing does, and a prom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.fleet.merging import spelling
+from gateway.fleet.worker import no_rest
 
 # An input with one of these options takes the name of a file that was uploaded (comfy_api/latest/_io.py, UploadType).
 UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload")
@@ -34,22 +35,25 @@ class Abilities:
     file_inputs: frozenset[tuple[str, str]] = frozenset()
 
 
-def compare(infos: Mapping[str, Mapping[str, Any]]) -> Abilities:
-    """What differs between backends, from the /object_info of each."""
+def compare(infos: Mapping[str, Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> Abilities:
+    """What differs between backends, from the /object_info of each. `rest` is called between classes."""
     everybody = frozenset(infos)
     holders: dict[str, list[str]] = {}
     for backend, info in infos.items():
         for name in info:
             holders.setdefault(name, []).append(backend)
+        rest()
     classes = {name: frozenset(have) for name, have in holders.items() if len(have) < len(everybody)}
     choices: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
     file_inputs: set[tuple[str, str]] = set()
     for name, have in holders.items():
+        rest()
         descriptions = [(backend, infos[backend][name]) for backend in have]
         file_inputs.update((name, input_name) for input_name in _file_inputs(descriptions[0][1]))
         if name in FILE_INPUTS:
             file_inputs.add((name, FILE_INPUTS[name]))
-        if all(description == descriptions[0][1] for _, description in descriptions):
+        first = descriptions[0][1]
+        if all(description is first or description == first for _, description in descriptions):
             continue
         for input_name, by_choice in _differing(descriptions):
             if (name, input_name) not in file_inputs:

@@ -6,23 +6,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
+from gateway.comfy.object_info import BOUNDS
+from gateway.fleet.worker import no_rest
 
 
-def object_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def object_info(infos: Sequence[Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> dict[str, Any]:
     """The union of /object_info: all node classes; of a class that several have, all choices of each list.
 
-    The first backend's description of a class stands, as do its choices' order; what others add comes after.
+    The first backend's description of a class stands, as do its choices' order; what others add comes after, up to as
+    many choices as one backend may have. `rest` is called between classes.
     """
     merged: dict[str, Any] = {}
     for info in infos:
         for name, description in info.items():
             known = merged.get(name)
             merged[name] = description if known is None else _merge_class(known, description)
+            rest()
     return merged
 
 
 def _merge_class(known: Any, other: Any) -> Any:
-    if known == other or not isinstance(known, dict) or not isinstance(other, dict):
+    if known is other or known == other or not isinstance(known, dict) or not isinstance(other, dict):
         return known
     inputs, theirs = known.get("input"), other.get("input")
     if not isinstance(inputs, dict) or not isinstance(theirs, dict):
@@ -41,12 +45,17 @@ def _merge_input(known: Any, other: Any) -> Any:
     if not (isinstance(known, list) and isinstance(other, list) and known and other):
         return known
     if isinstance(known[0], list) and isinstance(other[0], list):
-        return [union([known[0], other[0]], spelling), *known[1:]]
+        return [_all_choices(known[0], other[0]), *known[1:]]
     if known[0] == other[0] == "COMBO" and len(known) > 1 and len(other) > 1:
         mine, theirs = known[1].get("options"), other[1].get("options")
         if isinstance(mine, list) and isinstance(theirs, list):
-            return [known[0], {**known[1], "options": union([mine, theirs], spelling)}, *known[2:]]
+            return [known[0], {**known[1], "options": _all_choices(mine, theirs)}, *known[2:]]
     return known
+
+
+def _all_choices(known: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    # A longer list takes the interpreter too long where it is encoded or sorted.
+    return union([known, other], spelling)[: BOUNDS.max_choices]
 
 
 def spelling(choice: Any) -> Any:

@@ -174,7 +174,7 @@ class Checks:
         if job.judged_by == self._catalogue.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
-        is_judged_anew = job.judgement is not None and job.judgement.edition is not self._catalogue.edition
+        is_judged_anew = job.judgement is not None and job.judgement.edition is not self._catalogue.mark
         if is_judged_anew:
             return 20 + 25 * nodes + size // 300
         return 5 + (nodes + size // 300 if self._catalogue.abilities.choices else 0)
