@@ -14,9 +14,11 @@ from gateway.telemetry.tasks import Tasks
 
 # Python looks at its young objects whenever there are YOUNG more of them, and at those that three such looks left.
 # Older ones it would look at after so many of these that it never does.
-YOUNG, LEFT, OLD = 20_000, 2, 1_000_000
-# Objects that one collection looks at.
-MAX_OBJECTS = 60_000
+YOUNG, LEFT, OLD = 5_000, 2, 1_000_000
+# How often what was left may have become old since the old ones were looked at: up to 15,000 objects each time.
+MAX_OLDER = 2
+# Old objects that are looked at again.
+MAX_OLD = 30_000
 SECONDS = 30.0
 
 
@@ -25,13 +27,17 @@ def set_thresholds() -> None:
     gc.set_threshold(YOUNG, LEFT, OLD)
 
 
-def collect(max_objects: int = MAX_OBJECTS) -> int:
+def collect(max_older: int = MAX_OLDER, max_old: int = MAX_OLD) -> int:
     """Collect all garbage unless there are too many objects; return how many were found.
 
     Objects that are many are not looked at again.
     """
-    found = gc.collect() if len(gc.get_objects()) <= max_objects else 0
-    if len(gc.get_objects()) > max_objects // 2:
+    # To count the objects takes as long as a collection of a tenth of them.
+    if gc.get_count()[2] > max_older:
+        gc.freeze()
+        return 0
+    found = gc.collect()
+    if len(gc.get_objects()) > max_old:
         gc.freeze()
     return found
 
