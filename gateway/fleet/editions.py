@@ -206,8 +206,9 @@ class _Encoder:
 
     def parts(self) -> tuple[bytes, ...]:
         """Return the parts: one before each list, and one behind the last."""
-        last = b"".join(self._pieces) + b"}" if self._pieces or self._parts else b"{}"
-        return (*self._parts, last)
+        opened = [] if self._pieces or self._parts else [b"{"]
+        # One join, because it gives the interpreter back, which putting two long pieces together does not.
+        return (*self._parts, b"".join([*opened, *self._pieces, b"}"]))
 
 
 def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> str | None:
