@@ -43,6 +43,8 @@ MAX_BODIES = 16
 # Of all encoded catalogues together; the one that was asked for last is kept whatever its size.
 MAX_BODIES_BYTES = 128 * 2**20
 MAX_VIEWS = 64
+# Requests that wait for the first edition after a start.
+MAX_EARLY = 256
 MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
 
@@ -84,6 +86,8 @@ class Catalogue:
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
     _encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
     _worker: Worker = field(default_factory=lambda: Worker("catalogue"))
+    # How many wait for the first edition.
+    _early: int = 0
     # Values of earlier editions that may be large.
     _outdated: list[Any] = field(default_factory=list)
     # How often each backend was connected.
@@ -124,9 +128,17 @@ class Catalogue:
         await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
     async def first_edition(self) -> Edition | None:
-        """The newest edition; right after the start, the first one when it is there."""
-        if self.edition is None and self._reading:
-            await asyncio.wait(list(self._reading.values()), timeout=self.settings.timeout)
+        """The newest edition; right after the start, the first one when it is there, unless many wait already."""
+        if self.edition is not None or self._early >= MAX_EARLY:
+            return self.edition
+        self._early += 1
+        ends_at = time.monotonic() + self.settings.timeout
+        try:
+            while self.edition is None and self._reading and (left := ends_at - time.monotonic()) > 0:
+                # The one that answers first is enough: another may hang.
+                await asyncio.wait(list(self._reading.values()), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._early -= 1
         return self.edition
 
     async def _refresh(self) -> None:
@@ -266,6 +278,9 @@ class Catalogue:
         """These node classes as one with this policy sees them: without those that it does not see."""
         if policy.view is None:
             return self.edition.classes if self.edition is not None else {}
+        known = self._views.get(policy.view)
+        if known is not None and known[0] is self.edition:
+            return known[1].classes if known[1] is not None else {}
         own = {name for name in names if not policy.denies_node(name)}
         infos = [
             {name: info[name] for name in own if name in info}

@@ -256,7 +256,17 @@ class Checks:
 
     async def ready(self, tenant: str) -> None:
         """Wait until a tenant's prompts can be judged; right after the start the catalogue is not there yet."""
-        if self._catalogue.edition is None and self._judge.is_judged(tenant):
+        policy = self._policies.of(tenant)
+        if self._catalogue.edition is None:
+            if self._judge.is_judged(tenant):
+                await self._catalogue.first_edition()
+        elif policy.view is not None:
+            # What the tenant sees is worked out in a thread, for it may be long.
+            await self._catalogue.seen_by(policy)
+
+    async def ready_for(self, submission: Submission) -> None:
+        """Wait until a prompt's outputs can be counted, if they may be too many."""
+        if self._catalogue.edition is None and len(submission.nodes) > self._max_outputs:
             await self._catalogue.first_edition()
 
     def _refuse_judged(self, tenant: str, submission: Submission, judged: Judged) -> None:

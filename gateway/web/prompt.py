@@ -67,6 +67,7 @@ async def post_prompt(request: web.Request) -> web.Response:
     try:
         limits.prompt(identity.tenant, time.monotonic())
         submission = await _read(request)
+        await engine.checks.ready_for(submission)
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         _count(parts(request).metrics, identity.tenant, rejection)
