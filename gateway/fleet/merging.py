@@ -96,12 +96,21 @@ def system_stats(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
 
 
 def features(flags: Sequence[Mapping[str, Any]], max_upload_size: int) -> dict[str, Any]:
-    """The flags that all backends share; the smallest upload limit."""
+    """The flags that all backends share; as upload limit that of the backend that takes most."""
     merged = dict(flags[0]) if flags else {}
     for other in flags[1:]:
         merged = {key: value for key, value in merged.items() if key in other and other[key] == value}
-    limits = [limit for f in flags if (limit := f.get("max_upload_size")) is not None]
-    merged["max_upload_size"] = min([*limits, max_upload_size])
+    merged["max_upload_size"] = upload_limit(flags, max_upload_size)
     # Ours, whatever the backends do: previews are given in the form that the client declares.
     merged["supports_preview_metadata"] = True
     return merged
+
+
+def upload_limit(flags: Iterable[Mapping[str, Any]], own: int) -> int:
+    """Return how many bytes an upload may have: as many as some backend takes (``--max-upload-size``), `own` at most.
+
+    Not the smallest limit, because a backend that says a small one would keep everybody from uploading. Prompts that
+    name a larger file go to the others.
+    """
+    told = [int(limit) for each in flags if (limit := each.get("max_upload_size")) is not None]
+    return min(max(told, default=own), own)

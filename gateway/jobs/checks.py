@@ -137,6 +137,15 @@ class Checks:
         return self._sets.setdefault(may, may)
 
     def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
+        """Return the tenant's backends that have what a prompt needs and take its files; None if any will do."""
+        able = self._able_by_catalogue(tenant, submission)
+        if not submission.files or not (small := self._inputs.too_small(tenant, submission.files)):
+            return able
+        left = frozenset(self._inputs.fleet.backends if able is None else able) - small
+        # If none takes the files, leave it to one to say so.
+        return self._sets.setdefault(left, left) if left else able
+
+    def _able_by_catalogue(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
         known, allowed = self._catalogue.abilities, self.allowed(tenant)
         names = None
