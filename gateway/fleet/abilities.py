@@ -5,6 +5,7 @@ Only what differs is kept: in a fleet of equal backends nothing does, and a prom
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,10 +104,30 @@ def _file_inputs(description: Any) -> Iterator[str]:
 def spelled(description: Any, input_name: str, value: str) -> str:
     """A choice as a description of its node class lists it, whatever its separators."""
     for name, _, choices in choice_lists(description):
-        if name == input_name and value not in choices:
-            wanted = spelling(value)
-            return next((str(choice) for choice in choices if spelling(choice) == wanted), value)
+        if name == input_name:
+            exact, by_spelling = _spellings(choices)
+            return value if value in exact else by_spelling.get(spelling(value), value)
     return value
+
+
+# A list may have 200,000 choices, and a prompt thousands of values that look for theirs in it.
+_MAX_SPELLINGS = 16
+_Spellings = tuple[frozenset[str], Mapping[str, str]]
+_known_spellings: OrderedDict[int, tuple[list[Any], _Spellings]] = OrderedDict()
+
+
+def _spellings(choices: list[Any]) -> _Spellings:
+    """Return the texts of a list, and by its spelling the first of each. Those of the last lists are remembered."""
+    known = _known_spellings.get(id(choices))
+    if known is None:
+        listed = [choice for choice in choices if isinstance(choice, str)]
+        found = (frozenset(listed), {spelling(choice): choice for choice in reversed(listed)})
+        # The list is kept, too, so that its identity is no other's.
+        known = _known_spellings[id(choices)] = (choices, found)
+        if len(_known_spellings) > _MAX_SPELLINGS:
+            _known_spellings.popitem(last=False)
+    _known_spellings.move_to_end(id(choices))
+    return known[1]
 
 
 def needs_of(prompt: Mapping[str, Any], abilities: Abilities) -> frozenset[Need]:
