@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.errors import clipped, error_body
-from gateway.comfy.graph import LINKED, FileInput, output_nodes, texts
+from gateway.comfy.errors import error_body
+from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities, views
@@ -22,6 +22,8 @@ from gateway.jobs.job import Job
 from gateway.jobs.prompt_bounds import Rejection, too_many_outputs
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.refusals import (
+    file_check,
+    invalid_file,
     isolation_error,
     policy_error,
     redact_body,
@@ -48,7 +50,6 @@ _OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
     "ModelAttentionBackend": frozenset({"attention"}),
 }
 MAX_SETS = 1_000
-_WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": "latent"}
 
 
 class Checks:
@@ -393,7 +394,7 @@ class Checks:
         found = self._validate(submission, classes, files) if edition is not None else None
         if found is not None and not found.valid:
             raise self._rejection(tenant, found.body())
-        details = "\n".join(f"{file.input_name} - {_invalid(file.input_name, file.value)}" for file in files)
+        details = "\n".join(invalid_file(file.input_name, file.value) for file in files)
         raise Rejection(
             400, error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", details)
         )
@@ -430,24 +431,8 @@ class Checks:
                 own = _OWN_CHECKS[name]
                 exempt |= _names(classes.get(name)) if own is None else own
             if exempt or name in wrong:
-                checks[name] = (frozenset(exempt), _check_of(frozenset(wrong.get(name, ()))))
+                checks[name] = (frozenset(exempt), file_check(frozenset(wrong.get(name, ()))))
         return checks
-
-
-def _check_of(wrong: frozenset[tuple[str, str]]) -> Any:
-    def check(inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return [
-            (name, f"{name} - {_invalid(name, text)}")
-            for name, value in inputs.items()
-            for text in (LINKED, *(text for _, text in texts(value)))
-            if (name, text) in wrong
-        ]
-
-    return check
-
-
-def _invalid(input_name: str, value: str) -> str:
-    return f"Invalid {_WHAT.get(input_name, 'image')} file: {clipped(value)}"
 
 
 def _names(description: Any) -> set[str]:
