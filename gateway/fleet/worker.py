@@ -7,6 +7,7 @@ several times a request.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(1, name)
-        self._is_closed = False
+        self._closed = threading.Event()
         self._next_pause = 0.0
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -46,10 +47,10 @@ class Worker:
         Raises:
             Stopped: the worker is closed.
         """
-        if self._is_closed:
+        if self._closed.is_set():
             raise Stopped
         if time.monotonic() >= self._next_pause:
-            time.sleep(PAUSE_SECONDS)
+            self._closed.wait(PAUSE_SECONDS)
             self._next_pause = time.monotonic() + TURN_SECONDS
 
     def let_go(self, held: list[Any]) -> None:
@@ -60,5 +61,5 @@ class Worker:
 
     def close(self) -> None:
         """Begin nothing more, and end what is under way at its next rest."""
-        self._is_closed = True
+        self._closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
