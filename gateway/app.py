@@ -16,6 +16,7 @@ from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
+from gateway.telemetry.garbage import Garbage
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import count_failure
 from gateway.tenants.keys import Keyring
@@ -123,6 +124,9 @@ class Gateway:
             is_judged=engine.checks.is_judged,
             packs=packs,
         )
+        garbage = Garbage()
+        garbage.start()
+        stack.push_async_callback(garbage.close)
         fleet.start(engine)
         stack.push_async_callback(fleet.close)
         stack.push_async_callback(engine.close)

@@ -70,7 +70,7 @@ MAX_STATS = 256 * 2**10
 # A refusal lists the choices of each input that it refuses.
 MAX_REPLY = 8 * 2**20
 # The /object_info of a large installation has some 10 MB; one of 100 MB was seen.
-MAX_OBJECT_INFO = 256 * 2**20
+MAX_OBJECT_INFO = 128 * 2**20
 # An answer of so many bytes is parsed in one piece, whatever is in it. A larger one is read as it comes.
 SMALL_ANSWER = 2**17
 _UNPACKED = {"Accept-Encoding": "identity"}
@@ -226,6 +226,25 @@ class ComfyClient:
             return await self._read("/queue", -1, lambda body: read_queue(wire.loads(body)), read_large_queue)
         except ValueError as error:
             raise BadAnswer(f"GET /queue did not answer as ComfyUI does: {error}", 200) from error
+
+    async def object_info(self, timeout: float) -> list[bytes]:
+        """GET /object_info: the answer in pieces, because a thread has to put together what is long.
+
+        Raises:
+            BadAnswer: it was not 200, or has more than is read.
+        """
+        async with translated_errors(), self._ask("GET", "/object_info", None, timeout, None) as answered:
+            response = checked(answered)
+            if response.status != 200:
+                raise BadAnswer(f"GET /object_info answered {response.status}", response.status)
+            found, last = [], bytearray()
+            async for piece in pieces(response, MAX_OBJECT_INFO):
+                # An answer that comes byte by byte takes no more memory than any other.
+                last += piece
+                if len(last) >= SMALL_ANSWER:
+                    found.append(bytes(last))
+                    last.clear()
+            return [*found, bytes(last)]
 
     async def system_stats(self) -> SystemStats:
         """GET /system_stats.

@@ -181,6 +181,9 @@ class Collector:
         except Exception as error:  # noqa: BLE001
             # If a result breaks the gateway's own code, that job alone fails, because else it would never end.
             self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            if _is_collected(job, assignment):
+                # The entry that is here can't be its end.
+                job.has_entry = False
             self._fail_unread(job, assignment, f"the gateway could not read it: {type(error).__name__}")
         finally:
             self._ends.pop(assignment, None)

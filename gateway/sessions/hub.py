@@ -117,7 +117,8 @@ class Hub:
         )
         with ExitStack() as leaving:
             leaving.callback(socket.leave)
-            socket.intake = install(request, response, self._budget(tenant), socket.refuse)
+            intake = socket.intake = install(request, response, self._budget(tenant), socket.refuse)
+            leaving.callback(intake.release)
             # Greeting and subscription without an await in between: no event is missed, none is told twice.
             self._greet(socket, tenant)
             leaving.callback(self._bus.subscribe(session_topic(tenant, session_id), socket.send))

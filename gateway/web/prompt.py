@@ -71,6 +71,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         if submission.secrets and (key := key_of(request)) is not None:
             # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
             submission = submission.without_secret(key)
+        await engine.checks.ready_for(submission)
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         _count(parts(request).metrics, identity.tenant, rejection)
