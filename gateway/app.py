@@ -95,10 +95,7 @@ class Gateway:
         policies = Policies(settings.tenants, settings.backends)
         limits = Limits(policies, settings.server.max_bodies_bytes)
         names = SecretNames(await store.names_key())
-        spool = Spool(settings.data_dir / "spool", settings.sessions.tenant_spool, settings.sessions.total_spool)
-        spool.open()
-        stack.callback(spool.close)
-        metrics.sockets_spooled.set_function(lambda: spool.bytes)
+        spool = self._open_spool(stack, metrics)
         engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names, spool)
         await engine.restore()
         packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
@@ -140,6 +137,14 @@ class Gateway:
         await fleet.settled({job.backend for job in engine.ledger.jobs() if job.backend is not None})
         self._started.set()
         self._ready = True
+
+    def _open_spool(self, stack: AsyncExitStack, metrics: Metrics) -> Spool:
+        settings = self.settings
+        spool = Spool(settings.data_dir / "spool", settings.sessions.tenant_spool, settings.sessions.total_spool)
+        spool.open()
+        stack.callback(spool.close)
+        metrics.sockets_spooled.set_function(lambda: spool.bytes)
+        return spool
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         try:
