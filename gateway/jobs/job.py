@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.events import Frame
+from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged
 from gateway.jobs.progress import Progress
@@ -96,10 +97,13 @@ class Live:
 
     `turn` is its place among the jobs of which their clients know that they began: 0 for those of an earlier run of the
     gateway, None for one that has not begun. It `is_overtaken` once others' ends on its backend no longer wait for its
-    own. `told` is the progress that its client knows of.
+    own. `told` is the progress that its client knows of. `node` is the one that
+    executes, `sender` the kind of the node that sent a picture last.
     """
 
     executing: Frame | None = None
+    node: str | None = None
+    sender: tuple[str, Sender] | None = None
     progress_state: Frame | None = None
     added: Mapping[str, str] | None = None
     folders: frozenset[str] | None = None
@@ -253,8 +257,13 @@ class Job:
 
 def with_owner(encoded: bytes, tenant: str, backend: str | None) -> bytes:
     """Return a JSON object, which is not empty, with a job's tenant and backend added, for an admin."""
+    return encoded[:-1] + owner_of(tenant, backend)
+
+
+def owner_of(tenant: str, backend: str | None) -> bytes:
+    """Return what stands in the place of the last brace of a JSON object that tells a job's tenant and backend."""
     owner = {WHOSE: tenant, BACKEND: backend} if backend else {WHOSE: tenant}
-    return b"%b,%b" % (encoded[:-1], wire.dumps(owner)[1:])
+    return b"," + wire.dumps(owner)[1:]
 
 
 def number_json(number: float, is_float: bool) -> bytes:

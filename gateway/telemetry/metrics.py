@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from platform import python_version
 
@@ -37,7 +37,7 @@ class Metrics:
             return Histogram(prefix + name, text, labels, registry=registry, buckets=buckets)
 
         _tell_process(registry, prefix)
-        self.journal_bytes = gauge("journal_bytes", "Bytes of the journal and of its log on the disk")
+        self._add_journal(gauge, histogram)
         self.backend_up = gauge("backend_up", "1 while the backend can run jobs", "backend")
         self.backend_drained = gauge("backend_drained", "1 while an admin lets it have no work", "backend")
         self.backend_poisoned = gauge("backend_poisoned", "1 while it can't use its GPU until a restart", "backend")
@@ -84,11 +84,15 @@ class Metrics:
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
         self.flooding_closed = counter("sockets_closed_flooding_total", "WebSockets closed because they sent too much")
         self.sockets_buffered = gauge("sockets_buffered_bytes", "Bytes that wait for the readers of WebSockets")
+        self.sockets_spooled = gauge("sockets_spooled_bytes", "Bytes on disk that wait for the readers of WebSockets")
+        self.tasks = gauge("tasks", "Tasks of the event loop")
+        self.task_failures = counter("task_failures_total", "Unexpected errors in background tasks, by task", "task")
+
+    def _add_journal(self, gauge: Callable[..., Gauge], histogram: Callable[..., Histogram]) -> None:
+        self.journal_bytes = gauge("journal_bytes", "Bytes of the journal and of its log on the disk")
         self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)
-        self.tasks = gauge("tasks", "Tasks of the event loop")
-        self.task_failures = counter("task_failures_total", "Unexpected errors in background tasks, by task", "task")
 
     async def text(self, max_age: float = 0.0) -> bytes:
         """Return the text exposition format, as Prometheus reads it, made one metric at a time.
