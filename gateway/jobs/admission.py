@@ -167,14 +167,14 @@ def read(
     if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
         found = graph.survey(prompt, file_inputs, bounds.nodes)
     judgement = inspect(prompt) if inspect is not None else None
-    return _submission(value, found, dumps, partner_keys.may_hold(body), by_admin, judgement)
+    return _submission(value, found, dumps, body, by_admin, judgement)
 
 
 def _submission(
     value: dict[str, Any],
     found: graph.Survey,
     dumps: Callable[[Any], bytes],
-    may_name_keys: bool,
+    body: bytes,
     by_admin: bool,
     judgement: object,
 ) -> Submission:
@@ -189,7 +189,7 @@ def _submission(
     more_bytes = _bytes_of(client_id, secrets)
     shown = {key: item for key, item in extra.items() if key not in partner_keys.NAMES and key != "client_id"}
     rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
-    if may_name_keys:
+    if (shown or rest) and partner_keys.may_hold(body):
         shown, rest = partner_keys.without(shown), partner_keys.without(rest)
     targets, prompt_id = rest.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(
