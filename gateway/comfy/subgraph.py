@@ -21,6 +21,8 @@ from gateway.comfy.true_types import is_link, unwrapped
 _LOOKS, _LOOKS_PER_NODE = 10_000, 10
 # Longer texts count by their digests, because each saver behind one would read it again.
 MAX_TEXT = 1_000
+# From 2,048 bytes on hashlib gives the interpreter to other threads.
+_HASHED_AT_ONCE = 2_047
 # A link of a node: the name of the input, the source, the slot.
 Link = tuple[str, str, Any]
 # A node's class, its inputs without unusual values, and its links in the order of their names.
@@ -119,7 +121,12 @@ def _opened(node: Any) -> OpenedNode:
 
 
 def _digest(value: Any) -> bytes:
-    return sha256(_encoded(value)).digest()
+    data, hash_ = _encoded(value), sha256()
+    # Not all at once, because hashlib would then let another thread run. To wait for the journal's takes many times as
+    # long as to hash the inputs of fifty nodes.
+    for start in range(0, len(data), _HASHED_AT_ONCE):
+        hash_.update(data[start : start + _HASHED_AT_ONCE])
+    return hash_.digest()
 
 
 def _encoded(value: Any) -> bytes:
