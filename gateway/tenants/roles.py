@@ -151,13 +151,11 @@ def is_manager(path: str) -> bool:
 
 def may(identity: Identity, access: Access) -> bool:
     """Whether a caller may use what is for `access`."""
-    if access in (Access.ANYBODY, Access.MONITORING):
-        return True
     if identity.role is Role.METRICS:
-        return False
+        return access in (Access.ANYBODY, Access.MONITORING)
     if access is Access.TEAM:
         return identity.is_admin or not identity.isolated
-    return identity.is_admin or access is Access.USERS
+    return identity.is_admin or access is not Access.ADMINS
 
 
 @dataclass(frozen=True, slots=True)
