@@ -67,11 +67,10 @@ class Comfy:
         return found
 
     async def running(self, prompt_id: str) -> None:
-        """Wait until it runs."""
+        """Wait until it runs, also if another prompt is the one that /queue shows as running."""
 
         async def look() -> bool:
-            queue = await self.get("/queue")
-            return any(item[1] == prompt_id for item in queue["queue_running"])
+            return bool((await self.get(f"/api/jobs/{prompt_id}")).get("status") == "in_progress")
 
         await until(look, what=f"{prompt_id} runs")
 

@@ -56,6 +56,24 @@ def is_prompt_id(value: object) -> bool:
     return isinstance(value, str) and _PROMPT_ID.fullmatch(value) is not None
 
 
+# What ComfyUI says of an input whose file is not there: a node class checks it itself, a list of files lacks it, or the
+# check of either kind fails over it (execution.py, validate_inputs).
+_OF_A_VALUE = frozenset({"custom_validation_failed", "value_not_in_list"})
+_EXCEPTION = "exception_during_"
+
+
+def nodes_with_bad_values(node_errors: Any) -> frozenset[str]:
+    """Return the nodes of which ``node_errors`` say that a value of theirs, which may name a file, is not valid."""
+    found = set()
+    for node_id, node in node_errors.items() if isinstance(node_errors, dict) else ():
+        errors = node.get("errors") if isinstance(node, dict) else None
+        for error in errors if isinstance(errors, list) else ():
+            type_ = error.get("type") if isinstance(error, dict) else None
+            if type_ in _OF_A_VALUE or (isinstance(type_, str) and type_.startswith(_EXCEPTION)):
+                found.add(node_id)
+    return frozenset(found)
+
+
 def told_as_text(body: bytes) -> str | None:
     """What a refusal says, as one text: the error, then what is wrong at which node. None if it is no such body."""
     try:

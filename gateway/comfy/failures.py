@@ -19,16 +19,19 @@ class Cause(StrEnum):
     """Why a prompt failed.
 
     MEMORY: the GPU's memory did not suffice for it there and then. POISONED: its process can't use the GPU any more,
-    until it is started again. WORKFLOW: anything else.
+    until it is started again. FILE: a file was not there, for whichever reason. WORKFLOW: anything else.
     """
 
     WORKFLOW = "workflow"
+    FILE = "file"
     MEMORY = "memory"
     POISONED = "poisoned"
 
 
 # comfy/model_management.py, OOM_EXCEPTION: the name has changed from one torch to the next.
 _MEMORY_TYPES = frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError"})
+# Python's own, and that of PyAV, which LoadImage opens pictures with ("av.error.FileNotFoundError").
+_NO_FILE = "FileNotFoundError"
 # A RuntimeError until torch 2.8.
 _DEVICE_TYPES = frozenset({"RuntimeError", "torch.AcceleratorError"})
 _MEMORY = re.compile(
@@ -51,6 +54,8 @@ def cause_of(exception_type: str, message: str) -> Cause:
     """Whose fault an error is, from what ComfyUI says of it."""
     if exception_type in _MEMORY_TYPES:
         return Cause.MEMORY
+    if exception_type.rpartition(".")[2] == _NO_FILE:
+        return Cause.FILE
     if exception_type in _DEVICE_TYPES:
         message = message.lstrip()
         if _MEMORY.match(message):
@@ -60,9 +65,10 @@ def cause_of(exception_type: str, message: str) -> Cause:
     return Cause.WORKFLOW
 
 
-def cause_of_entry(entry: Mapping[str, Any]) -> Cause:
-    """Whose fault the failure is that a history entry tells of."""
+def cause_of_entry(entry: Mapping[str, Any]) -> tuple[Cause, str]:
+    """Return whose fault the failure is that a history entry tells of, and the id of the node that failed."""
     for name, data in messages_of(entry.get("status")):
         if name == "execution_error":
-            return cause_of(str(data.get("exception_type")), str(data.get("exception_message")))
-    return Cause.WORKFLOW
+            cause = cause_of(str(data.get("exception_type")), str(data.get("exception_message")))
+            return cause, str(data.get("node_id"))
+    return Cause.WORKFLOW, ""

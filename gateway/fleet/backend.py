@@ -31,7 +31,8 @@ class Backend:
     The fleet alone changes it, save `used_at`, `stopping` and `interrupted`: which prompt was told to
     stop, and when (monotonic seconds). Orders to stop are given one at a time, under `ordering`. `poisoned` is the
     id there of the prompt that showed that its process can't use the GPU any more; `stopping` that of a prompt
-    which was given up while it ran: until it ends, nothing else can run there.
+    which was given up while it ran: until it ends, nothing else can run there. While it `is_reading`, a large message
+    of it is read, and what it said after that is not known yet.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Backend:
     stopping: str | None = None
     run_seconds: float | None = None
     interrupted: tuple[str, float] = ("", 0.0)
+    is_reading: bool = False
     ordering: asyncio.Lock = field(default_factory=asyncio.Lock)
     # The tenants that it is dedicated to; none: all share it.
     tenants: frozenset[str] = frozenset()

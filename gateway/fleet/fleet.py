@@ -29,6 +29,8 @@ _log = logs.get("fleet")
 
 RECONNECT_FIRST = 0.1
 RECONNECT_MOST = 5.0
+# A binary message of so many bytes may have to wait for room.
+LARGE_MESSAGE = 32 * 1024
 
 
 class FleetListener(Protocol):
@@ -39,6 +41,12 @@ class FleetListener(Protocol):
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
+
+    async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
+        """A large text message came; return True if it was read. The next message is read when this returns."""
+
+    async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
+        """A large one came. The next message is read when this returns."""
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message came that is too large to be read. The socket is closed for it, and opened again."""
@@ -252,7 +260,7 @@ class Fleet:
         backend.foreign_pending = sum(not self._listener.is_ours(backend, item) for item in queue.pending)
         self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))
         self._metrics.backend_running.labels(backend.name).set(len(queue.running))
-        if backend.connected:
+        if backend.connected and not backend.is_reading:
             self._listener.probed(backend, queue, asked_at)
 
     async def _take_stats(self, backend: Backend) -> None:
@@ -329,9 +337,15 @@ class Fleet:
             async for message in socket:
                 backend.pulse.heard(time.monotonic())
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    self._heard_text(backend, bytes(message.data))
+                    if events.is_large(message.data):
+                        await self._heard_large_text(backend, message.data)
+                    else:
+                        self._heard_text(backend, bytes(message.data))
                 elif message.type is aiohttp.WSMsgType.BINARY:
-                    self._listener.heard_binary(backend, message.data)
+                    if len(message.data) < LARGE_MESSAGE:
+                        self._listener.heard_binary(backend, message.data)
+                    else:
+                        await self._listener.heard_large_binary(backend, message.data)
                 elif (
                     message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
                 ):
@@ -347,6 +361,16 @@ class Fleet:
         self._changed(backend, was)
         self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
         self._listener.available()
+
+    async def _heard_large_text(self, backend: Backend, text: bytes) -> None:
+        backend.is_reading = True
+        try:
+            is_read = await self._listener.heard_large_text(backend, text)
+        finally:
+            backend.is_reading = False
+        if not is_read:
+            self._metrics.events_refused.labels(backend.name).inc()
+            _log.warning("event_refused", backend=backend.name, length=len(text))
 
     def _heard_text(self, backend: Backend, text: bytes) -> None:
         event = events.parse(text)

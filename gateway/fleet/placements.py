@@ -6,6 +6,7 @@ there, and no other tenant may name it.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -41,9 +42,15 @@ class Placements:
         self._below: dict[tuple[str, str], dict[FileRef, None]] = {}
         self._trusted: dict[str, dict[FileRef, float]] = {}
         self._arriving: Counter[FileRef] = Counter()
+        # When a backend last got a file that it had lost.
+        self._again: dict[str, float] = {}
 
-    def put(self, backend: str, wanted: FileRef, digest: str, placement: Placement) -> None:
-        """Bytes that were to be called `wanted` are on a backend now."""
+    def put(
+        self, backend: str, wanted: FileRef, digest: str, placement: Placement, *, now: float | None = None
+    ) -> None:
+        """Bytes that were to be called `wanted` are on a backend `now`, or since an earlier run (None)."""
+        if now is not None and (backend, digest, wanted) in self._known:
+            self._again[backend] = now
         self._known[backend, digest, wanted] = placement
         self._digests[backend, placement.ref] = digest
         key = spelled_alike(placement.ref)
@@ -71,13 +78,17 @@ class Placements:
         """It was seen there. `now` is in seconds, by any clock that only goes on."""
         self._trusted.setdefault(backend, {})[placement.ref] = now
 
-    def is_trusted(self, backend: str, placement: Placement, now: float) -> bool:
-        """Whether it was seen there a moment ago, and since the backend was last connected.
+    def is_trusted(self, backend: str, placement: Placement, now: float, seconds: float = TRUST_SECONDS) -> bool:
+        """Whether it was seen there in these last seconds, and since the backend was last connected.
 
         A folder may be emptied while its backend runs.
         """
         seen = self._trusted.get(backend, {}).get(placement.ref)
-        return seen is not None and now - seen < TRUST_SECONDS
+        return seen is not None and now - seen < seconds
+
+    def was_put_again(self, backend: str, since: float) -> bool:
+        """Return True if the backend got a file `since` then that it had lost: what it said before may be over."""
+        return self._again.get(backend, -math.inf) >= since
 
     def doubt(self, backend: str) -> None:
         """The backend may have come back empty: each placement there is looked at before it is used again."""

@@ -23,7 +23,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, is_same
 from gateway.fleet.files import Upload, marked
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import Placement, Placements
+from gateway.fleet.placements import TRUST_SECONDS, Placement, Placements
 from gateway.fleet.references import References, sentence
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import PlacementRecord, Store, StoreError
@@ -34,6 +34,8 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("files")
 
 MAX_SPREADING = 1_000
+# Many clients upload a file anew before each prompt: a look for each would slow the jobs that run.
+SPREAD_TRUST_SECONDS = 2.0
 MAX_COPIES = 10_000
 # A file may take a minute, and a second more for each megabyte.
 PATIENCE_SECONDS = 60.0
@@ -99,13 +101,21 @@ class Placer:
             del self._copies[key]
 
     async def ensure(
-        self, backend: Backend, wanted: FileRef, upload: Upload, *, shown: str = "", judged: bool = False
+        self,
+        backend: Backend,
+        wanted: FileRef,
+        upload: Upload,
+        *,
+        shown: str = "",
+        judged: bool = False,
+        seconds: float = TRUST_SECONDS,
     ) -> FileRef:
         """Make sure that an upload is on a backend; returns what it is called there.
 
         Args:
             shown: its name in errors, if that is not the one that it is to have there.
             judged: whether to refuse a file that names other files, and to put none where its name is a pattern.
+            seconds: it is not looked at if it was seen there in these last seconds.
 
         Raises:
             BackendError: the backend can't be reached, or does not take it.
@@ -115,7 +125,7 @@ class Placer:
             raise FileMissing(sentence(shown or wanted.filename, found))
         wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
         known = self._placements.find(backend.name, wanted, upload.digest)
-        if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic()):
+        if known is not None and self._placements.is_trusted(backend.name, known, time.monotonic(), seconds):
             return known.ref
         key = (backend.name, wanted, upload.digest)
         return await self._once(key, lambda: self._ensure(backend, wanted, upload, known, shown or wanted.filename))
@@ -138,10 +148,48 @@ class Placer:
         key = (target.name, source.name, ref, known, judged)
         return await self._once(key, lambda: self._current_copy(source, ref, target, known, judged))
 
+    async def is_lost(
+        self, backend: Backend, wanted: FileRef, upload: Upload, since: float, *, judged: bool = False
+    ) -> bool:
+        """Look whether a backend still has an upload that was put there; return True if not, or not all the time.
+
+        Whoever deletes one file may have deleted more, so no placement of that backend is trusted any more.
+        A backend that does not say is asked again by `ensure`.
+
+        Args:
+            since: when the upload was last needed there. Others may have had it put there again meanwhile.
+            judged: as for `ensure`.
+        """
+        wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
+        known = self._placements.find(backend.name, wanted, upload.digest)
+        if known is None:
+            return False
+        if self._placements.was_put_again(backend.name, since):
+            return True
+        if not await self._is_gone(backend, known.ref, known.etag):
+            return False
+        self._placements.doubt(backend.name)
+        return True
+
+    async def is_lost_copy(self, source: str, ref: FileRef, backend: Backend, since: float) -> bool:
+        """Return the same of the copy that a backend got of another's file."""
+        known = self._copies.get((backend.name, source, ref))
+        if known is None:
+            return False
+        again = self._placements.was_put_again(backend.name, since)
+        return again or await self._is_gone(backend, known.ref, known.etag)
+
+    async def _is_gone(self, backend: Backend, ref: FileRef, etag: str) -> bool:
+        try:
+            return await self._look(backend, ref) != etag
+        except BackendError:
+            return True
+
     def spread(self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None) -> None:
         """Put an upload on every backend that is `allowed` (None: all), in the background, one file each at a time.
 
-        `place` returns the name that it is to have on a backend.
+        `place` returns the name that it is to have on a backend. If the upload was there already, it is looked at
+        again soon: a client may bring a file again because a prompt found it missing.
         """
         for backend in self._fleet.alive(allowed):
             waiting = self._spreading.get(backend.name)
@@ -151,11 +199,16 @@ class Placer:
             waiting.append((place(backend.name), upload))
 
     async def somewhere(
-        self, place: Callable[[str], FileRef], upload: Upload, allowed: Collection[str] | None = None
+        self,
+        place: Callable[[str], FileRef],
+        upload: Upload,
+        allowed: Collection[str] | None = None,
+        *,
+        anew: bool = False,
     ) -> tuple[Backend, FileRef]:
         """A backend that is `allowed` (None: all) and has an upload, which it may just have got, and its name there.
 
-        `place` returns the name that it is to have on a backend.
+        `place` returns the name that it is to have on a backend. With `anew` it is looked whether the upload is there.
 
         Raises:
             BackendError: none can be reached.
@@ -167,7 +220,8 @@ class Placer:
         failure: BackendError = Unreachable("no backend can be reached")
         for backend in alive:
             try:
-                return backend, await self.ensure(backend, places[backend.name], upload)
+                seconds = 0.0 if anew else TRUST_SECONDS
+                return backend, await self.ensure(backend, places[backend.name], upload, seconds=seconds)
             except BackendError as error:
                 failure = error
         raise failure
@@ -199,7 +253,7 @@ class Placer:
             while waiting:
                 wanted, upload = waiting.popleft()
                 try:
-                    await self.ensure(backend, wanted, upload)
+                    await self.ensure(backend, wanted, upload, seconds=SPREAD_TRUST_SECONDS)
                 except (BackendError, FileMissing, StoreError) as error:
                     _log.info("spreading", backend=backend.name, error=str(error))
         finally:
@@ -219,9 +273,12 @@ class Placer:
     async def _ensure(
         self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None, shown: str
     ) -> FileRef:
-        if known is not None and await self._look(backend, known.ref) == known.etag:
-            self._placements.trust(backend.name, known, time.monotonic())
-            return known.ref
+        if known is not None:
+            if await self._look(backend, known.ref) == known.etag:
+                self._placements.trust(backend.name, known, time.monotonic())
+                return known.ref
+            # Whoever deletes one file may have deleted more.
+            self._placements.doubt(backend.name)
         path = self._blobs.path(upload.digest)
         if not await self._blobs.has(upload.digest):
             raise FileMissing(f"the gateway's copy of '{shown}' is gone")
@@ -242,7 +299,7 @@ class Placer:
         """Send a file that is to be called `wanted`, and remember for ever where it lies."""
         ref = await self._send(backend, asked, path, size, shown)
         placement = Placement(ref, await self._look(backend, ref) or "")
-        self._placements.put(backend.name, wanted, digest, placement)
+        self._placements.put(backend.name, wanted, digest, placement, now=time.monotonic())
         record = PlacementRecord(
             backend.name, ref.kind, ref.subfolder, ref.filename, wanted.filename, digest, placement.etag
         )

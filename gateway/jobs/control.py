@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 
 from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
@@ -64,31 +64,61 @@ class Control:
     def _named(self, tenant: str | None, prompt_ids: Iterable[str]) -> list[Job]:
         return [job for prompt_id in prompt_ids if (job := self.find(tenant, prompt_id))]
 
-    async def delete(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> None:
-        """Take jobs that have not started out of the queue.
+    async def delete(
+        self, tenant: str | None, prompt_ids: Iterable[str], shown: Collection[Job], touched: Touched = None
+    ) -> None:
+        """Take jobs that the caller sees pending out of the queue. One that runs all the same is stopped.
 
         Args:
+            shown: the jobs that the caller sees running, which stay.
             touched: gets the jobs to which that was done, also where this raises.
 
         Raises:
             StoreError: they are gone, but a restart might bring them back.
         """
-        await self._stop(self._named(tenant, prompt_ids), _NOT_STARTED, touched)
-        self._confirm()
+        await self._take_out(self._named(tenant, prompt_ids), shown, touched)
 
-    async def clear(self, tenant: str | None) -> None:
-        """Take all jobs that have not started out of the queue.
+    async def clear(self, tenant: str, shown: Collection[Job]) -> None:
+        """Take all jobs that the caller sees pending out of the queue.
 
         Raises:
             StoreError: as `delete`.
         """
-        await self._stop(self._ledger.jobs(tenant), _NOT_STARTED)
+        await self._take_out(self._ledger.jobs(tenant), shown)
+
+    async def _take_out(self, jobs: Iterable[Job], shown: Collection[Job], touched: Touched = None) -> None:
+        pending = [job for job in jobs if job not in shown]
+        await self._stop(pending, (*_NOT_STARTED, State.RUNNING), touched, withdraws_running=True)
         self._confirm()
 
-    async def interrupt(self, tenant: str | None, prompt_id: str | None, touched: Touched = None) -> None:
-        """Interrupt a running job, or all that the caller runs."""
-        jobs = self._ledger.jobs(tenant) if prompt_id is None else self._named(tenant, [prompt_id])
+    async def interrupt(self, tenant: str | None, prompt_id: str, touched: Touched = None) -> None:
+        """Interrupt a running job, or one that waits to run again: its client sees that as running still."""
+        await self._interrupt_each(self._named(tenant, [prompt_id]), touched)
+
+    async def interrupt_shown(self, tenant: str) -> None:
+        """Interrupt the job that a tenant sees as running; of several the one that began first.
+
+        A ComfyUI stops the one prompt that it runs (server.py, post_interrupt).
+        """
+        await self._interrupt_each(self._ledger.shown_running(tenant)[:1])
+
+    async def _interrupt_each(self, jobs: Iterable[Job], touched: Touched = None) -> None:
+        jobs = list(jobs)
+        for job in jobs:
+            if job.state in _NOT_STARTED and job.live.turn is not None and not job.is_ending:
+                if touched is not None:
+                    touched.append((job.tenant, job.prompt_id))
+                self._interrupt_lost(job)
         await self._stop(jobs, (State.RUNNING,), touched)
+
+    def _interrupt_lost(self, job: Job) -> None:
+        """End a job that began on a backend which was lost. It waits, or is being sent to another."""
+        former = job.assignment
+        if former is not None:
+            self._ledger.lose(job, for_good=True)
+            backend = self._fleet.backends[former.backend]
+            self._tasks.start(drop_copies(self._ledger, backend, [former.upstream_id]), f"drop:{former.upstream_id}")
+        self._collector.interrupt(job)
 
     async def cancel(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> bool:
         """Cancel jobs, whatever their state. Returns whether there was anything to cancel.
@@ -100,11 +130,18 @@ class Control:
         self._confirm()
         return found
 
-    async def _stop(self, jobs: Iterable[Job], states: tuple[State, ...], touched: Touched = None) -> bool:
+    async def _stop(
+        self,
+        jobs: Iterable[Job],
+        states: tuple[State, ...],
+        touched: Touched = None,
+        *,
+        withdraws_running: bool = False,
+    ) -> bool:
         """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
 
         A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
-        stopped as it starts.
+        stopped as it starts. With `withdraws_running` so is one that runs.
         """
         copies: dict[str, list[str]] = {}
         orders: list[Coroutine[None, None, None]] = []
@@ -115,7 +152,7 @@ class Control:
             found = True
             if touched is not None:
                 touched.append((job.tenant, job.prompt_id))
-            if job.state is State.RUNNING:
+            if job.state is State.RUNNING and not withdraws_running:
                 job.interrupted = True
                 orders.append(self._interrupt(job))
                 continue
@@ -144,7 +181,9 @@ class Control:
             raise StoreError(f"{reason}: {self._ledger.trouble}")
 
     def _withdraw(self, job: Job) -> Assignment | None:
-        """End a job that has not started. Returns its assignment."""
+        """End a job without a history entry. Returns its assignment."""
+        if job.state is State.RUNNING and job.backend is not None:
+            self._fleet.backends[job.backend].stopping = job.upstream_id
         former, removed = self._ledger.cancel(job)
         place = former.backend if former is not None else None
         if job.live.start_told:

@@ -21,18 +21,18 @@ from gateway.comfy.errors import error_body, told_as_text
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
-from gateway.jobs import partner_keys
 from gateway.jobs.admission import Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser
 from gateway.jobs.inputs import InputMissing, Inputs
 from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.lost_files import LostFiles
 from gateway.jobs.offer_answers import failure_for, node_errors_for, refusal_for
 from gateway.jobs.phases import log_phase
 from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.replies import Replies
-from gateway.jobs.reply import Reply, broken_here, failed_there, refused_there, unread
+from gateway.jobs.reply import Reply, broken_here, input_missing, unread
 from gateway.jobs.retries import backoff
 from gateway.jobs.takeover import Takeover
 from gateway.jobs.telling import Telling
@@ -84,6 +84,7 @@ class Dispatcher:
         self._fleet = fleet
         self._inputs = inputs
         self._checks = checks
+        self._lost_files = LostFiles(inputs)
         self._chooser = Chooser(ledger, fleet, inputs, limits, is_alone)
         self._settings = settings
         self._metrics = metrics
@@ -218,7 +219,8 @@ class Dispatcher:
                 self._tasks.start(self._wake_after(0), "judging")
                 return
             looked += cost
-            if self._can_never_go(job):
+            if (end := self._checks.end_of(job)) is not None:
+                self._fail(job, *end)
                 continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
@@ -242,19 +244,9 @@ class Dispatcher:
             else:
                 full.add(places)
 
-    def _can_never_go(self, job: Job) -> bool:
-        """End a job that would wait for ever, because of what has changed since it was accepted; return whether so."""
-        if job.submission.lacks_secrets:
-            self._fail(job, *partner_keys.LOST)
-        elif self._checks.lacks_backends(job.tenant):
-            self._fail(job, f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied")
-        else:
-            return False
-        return True
-
-    def _resend(self, job: Job, source: str) -> None:
-        """Send a job that was taken back from a backend to another; if there is none now, it waits."""
-        backend = self._choose(job, source)
+    def _resend(self, job: Job, *sources: str) -> None:
+        """Send a job that was taken back from a backend, but not to `sources`; if there is no other now, it waits."""
+        backend = self._choose(job, *sources)
         if backend is None:
             self.wake()
             return
@@ -309,8 +301,7 @@ class Dispatcher:
     def _choose(self, job: Job, *tried: str) -> Backend | None:
         if job.backend is None and not self._chooser.may_run_more(job.tenant):
             return None
-        able = self._checks.able_for(job)
-        return self._chooser.find(job.tenant, job.submission, able, job.pinned, tried, job.avoid)
+        return self._chooser.find(job.tenant, job.submission, self._checks.able_for(job), job.pinned, tried, job.avoid)
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -341,7 +332,7 @@ class Dispatcher:
                     return outcome
                 is_here = job.is_sent_by(assignment)
                 if is_here:
-                    self._place(job, self._choose(job, *tried))
+                    self._place(job, backend if outcome is Offer.AGAIN else self._choose(job, *tried))
                 if outcome is Offer.REFUSED:
                     # Told only now: the fleet gives up all that the backend has, and this job it does not have.
                     self._fleet.refused(backend)
@@ -369,8 +360,7 @@ class Dispatcher:
             answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience, most=MAX_REPLY)
         except InputMissing as error:
             outcome = "input missing"
-            body_of = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
-            return Reply(400, wire.dumps(body_of))
+            return input_missing(error)
         except SourceDown as error:
             outcome = "input unreachable"
             _log.warning("a file's owner is down", backend=error.backend, prompt_id=job.prompt_id)
@@ -398,14 +388,19 @@ class Dispatcher:
                 return await self._taken(job, backend, assignment, answer)
             outcome = f"{answer.status // 100}xx" if answer.status >= 400 else "5xx"
             if 400 <= answer.status < 500:
-                body = refusal_for(job, assignment, answer.body, self._inputs.outputs, self._checks)
-                return refused_there(answer, body)
+                return await self._refused_there(job, backend, assignment, answer)
             _log.warning("offer failed", backend=backend.name, prompt_id=job.prompt_id, status=answer.status)
             return await self._ask(job, backend, assignment, answer)
         finally:
             if outcome not in ("unanswered", "taken", "5xx"):
                 self._ledger.offered(assignment, is_there=False)
             self._metrics.dispatches.labels(backend.name, outcome).inc()
+
+    async def _refused_there(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
+        again = await self._lost_files.after_refusal(job, backend, answer.body)
+        if again is Offer.AGAIN or (again is not None and self._choose(job, backend.name) is not None):
+            return again
+        return refusal_for(job, assignment, answer, self._inputs.outputs, self._checks)
 
     async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
         own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)
@@ -414,9 +409,14 @@ class Dispatcher:
             _log.warning("an odd answer", backend=backend.name, prompt_id=job.prompt_id)
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
-        if job.assignment is assignment:
-            outputs = self._inputs.outputs
-            said = node_errors_for(job, assignment, known_as, node_errors, outputs, self._checks)
+        lacks = known_as == own_id and await self._lost_files.after_errors(job, backend, node_errors) is Offer.AGAIN
+        if job.assignment is assignment and lacks and not job.is_ending:
+            # It was taken without an output whose file is gone: what the backend has becomes a copy.
+            self._ledger.lose(job)
+            self._tasks.start(drop_copies(self._ledger, backend, [own_id]), f"drop:{own_id}")
+            self._resend(job)
+        elif job.assignment is assignment:
+            said = node_errors_for(job, assignment, known_as, node_errors, self._inputs.outputs, self._checks)
             self._ledger.taken(job, known_as, said)
         else:
             # Cancelled or given up while it was on its way.
@@ -447,4 +447,4 @@ class Dispatcher:
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT
-        return failed_there(answer, failure_for(job, assignment, answer.body, self._inputs.outputs))
+        return failure_for(job, assignment, answer, self._inputs.outputs)

@@ -14,6 +14,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
+from gateway.jobs.lost_files import LostFiles
 from gateway.jobs.retries import Retries
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
@@ -26,13 +27,17 @@ class Failures:
 
     Args:
         retries: says when a job is sent again.
+        lost_files: tells whether a file is gone that was put on a backend.
     """
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, settings: DispatchSettings, retries: Retries) -> None:
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, settings: DispatchSettings, retries: Retries, lost_files: LostFiles
+    ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._settings = settings
         self._retries = retries
+        self._lost_files = lost_files
 
     async def ended(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
         """A job ran to its end, and this is its entry. Returns whether it is not over, since it is sent again."""
@@ -41,8 +46,11 @@ class Failures:
             self._fleet.succeeded(backend, kind)
         if outcome is not Outcome.ERROR:
             return False
-        self._fleet.failed(backend, kind)
-        cause = cause_of_entry(entry)
+        cause, node_id = cause_of_entry(entry)
+        if cause is Cause.FILE and not await self._lost_files.after_failure(job, backend, node_id):
+            cause = Cause.WORKFLOW
+        if cause is not Cause.FILE:
+            self._fleet.failed(backend, kind)
         if cause is Cause.POISONED:
             self._fleet.poisoned(backend, job.upstream_id)
         elif cause is Cause.MEMORY:
@@ -73,6 +81,8 @@ class Failures:
     def _send_again(self, job: Job, backend: Backend, cause: Cause) -> None:
         _log.warning("job failed by the machine", prompt_id=job.prompt_id, backend=backend.name, reason=str(cause))
         job.retried_for |= {cause}
-        job.avoid |= {backend.name}
+        if cause is not Cause.FILE:
+            # A file is put there again before the job is.
+            job.avoid |= {backend.name}
         self._ledger.lose(job)
-        self._retries.later([job], backend.name, str(cause))
+        self._retries.later([job], backend.name, str(cause), at_once=cause is Cause.FILE)

@@ -21,11 +21,13 @@ from gateway.jobs.outputs import Outputs
 from gateway.jobs.upload_places import UploadPlaces
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import Sight
-from gateway.tenants.policy import Policies
+from gateway.tenants.policy import CALLER, Policies
 
 # ComfyUI opens what these name without having looked whether it is there (nodes_painter.py, nodes_audio.py,
 # nodes_load_3d.py): a prompt that waits would get what is uploaded under the name meanwhile.
 _UNCHECKED = frozenset({("Painter", "mask"), ("RecordAudio", "audio"), ("Load3D", "image")})
+# Files of a job that are looked at after it was refused; the first of an emptied folder tells all.
+MAX_LOOKS = 8
 # Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
 Place = tuple[str | int, ...]
 
@@ -70,6 +72,13 @@ class Inputs:
         """Return the names of files that are not known to be the tenant's own, whether they exist or not."""
         named = (file for file in files if file.declared or file.annotated)
         return {file.value for file in named if file.ref is None or self.files.find(tenant, file.ref) is None}
+
+    def too_small(self, tenant: str, files: Collection[FileInput]) -> frozenset[str]:
+        """Return the backends that say that they don't take the largest upload among a prompt's files."""
+        found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
+        size = max((each.size for each in found if isinstance(each, Upload)), default=0)
+        limits = {name: backend.features.get("max_upload_size") for name, backend in self.fleet.backends.items()}
+        return frozenset(name for name, limit in limits.items() if size and limit is not None and limit < size)
 
     def sees_all(self, tenant: str) -> bool:
         """Whether a tenant may name whatever file there is."""
@@ -126,7 +135,7 @@ class Inputs:
         submission = job.submission
         changed: dict[Place, str] = {}
         try:
-            judged = bool(submission.files) and self.judged(job.tenant) and not self._is_free(job, backend)
+            judged = self._is_judged(job, backend)
             if judged:
                 await self._refuse_foreign(job, backend)
             classes = dict(submission.nodes) if submission.files or submission.separated else {}
@@ -172,9 +181,14 @@ class Inputs:
         for file in self.foreign(job.tenant, job.submission.files):
             raise FileMissing(f"Invalid file: {file.value}")
 
-    def _is_free(self, job: Job, backend: Backend) -> bool:
-        """Return True if a job may name any file on a backend: an admin's job, or the backend is its tenant's own."""
-        return job.submission.by_admin or backend.name in self.policies.of(job.tenant).dedicated
+    def _is_judged(self, job: Job, backend: Backend) -> bool:
+        """Return True if a job names files, and may not name any that there is on a backend.
+
+        An admin's job may, and any on its tenant's own backend.
+        """
+        if not job.submission.files or not self.judged(job.tenant):
+            return False
+        return not job.submission.by_admin and backend.name not in self.policies.of(job.tenant).dedicated
 
     async def _there(
         self, tenant: str, file: FileInput, class_type: str, backend: Backend, judged: bool
@@ -185,10 +199,8 @@ class Inputs:
         match found:
             case Upload():
                 assert ref is not None
-                is_reviewed = self.is_reviewed(class_type)
-                place = self.places.of(tenant, ref, backend.name, in_root=not is_reviewed)
-                if place != ref and is_reviewed and not file.declared:
-                    # A text that is no file's name to its class: it must stay what it is.
+                place = self._place_of(tenant, file, ref, class_type, backend)
+                if place is None:
                     return None
                 self.uploads.use(found.digest)
                 return await self.placer.ensure(backend, place, found, shown=ref.filename, judged=judged)
@@ -198,6 +210,35 @@ class Inputs:
         may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
+    def _place_of(
+        self, tenant: str, file: FileInput, ref: FileRef, class_type: str, backend: Backend
+    ) -> FileRef | None:
+        """Return the name that an upload is to have on a backend; None if the text must stay what it is."""
+        is_reviewed = self.is_reviewed(class_type)
+        place = self.places.of(tenant, ref, backend.name, in_root=not is_reviewed)
+        # It may be no file's name to its class.
+        return None if place != ref and is_reviewed and not file.declared else place
+
+    async def are_lost(self, job: Job, backend: Backend, nodes: Collection[str]) -> bool:
+        """Return True if a backend has a file no more that it got for one of these nodes of a job.
+
+        Then the job's files are looked at before it is offered there again. A file that the gateway did not put there
+        is not looked at.
+        """
+        judged, classes = self._is_judged(job, backend), dict(job.submission.nodes)
+        since = job.assignment.made_at if job.assignment is not None else 0.0
+        named = [file for file in job.submission.files if file.node_id in nodes and not file.linked]
+        for file in named[:MAX_LOOKS]:
+            found = self.files.find(job.tenant, file.ref) if file.ref is not None else None
+            if isinstance(found, Holder):
+                if await self.placer.is_lost_copy(found.backend, found.there, backend, since):
+                    return True
+            elif found is not None and file.ref is not None:
+                place = self._place_of(job.tenant, file, file.ref, classes[file.node_id], backend)
+                if place is not None and await self.placer.is_lost(backend, place, found, since, judged=judged):
+                    return True
+        return False
+
     async def _from_owner(self, tenant: str, holder: Holder, backend: Backend, judged: bool) -> FileRef:
         owner, ref = holder.backend, holder.there
         if owner == backend.name and self.sight(tenant) is Sight.ALL:
@@ -205,7 +246,7 @@ class Inputs:
         # A copy also where it lies: while the prompt is pending, another's may take the name.
         allowed = self.policies.of(tenant).allowed
         if allowed is not None and owner not in allowed:
-            raise FileMissing(f"'{ref.filename}' is on a backend that is not for this key any more; upload it again")
+            raise FileMissing(f"'{ref.filename}' is on a backend that is not for {CALLER} any more; upload it again")
         source = self.fleet.backends.get(owner)
         if source is None:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from itertools import chain
@@ -12,8 +14,10 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.events import Frame
+from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged
+from gateway.jobs.progress import Progress
 
 
 class State(StrEnum):
@@ -64,12 +68,14 @@ class Assignment:
 
     `upstream_id` is the prompt's id on the backend, and known to no client. `mark` is the id that the gateway gave it,
     and goes upstream in its extra_data as well: a backend that is too old to honour the one gives an id of its own.
+    `made_at` is seconds of the monotonic clock.
     """
 
     backend: str
     upstream_id: str
     mark: str
     delivery: Delivery = Delivery.NONE
+    made_at: float = field(default_factory=time.monotonic)
 
     def translate(self, data: bytes, prompt_id: str) -> bytes:
         """Return what a backend says of the prompt in terms of the client's `prompt_id`."""
@@ -87,15 +93,25 @@ class Live:
     `cached` are the nodes whose results an earlier prompt left, None while its backend has not said. `added` are the
     nodes that the gateway added to its prompt there, each with its saver; `folders` are the secret folders that its
     savers write into. Both are None if that is not known since a restart.
+
+    `turn` is its place among the jobs of which their clients know that they began: 0 for those of an earlier run of the
+    gateway, None for one that has not begun. It `is_overtaken` once others' ends on its backend no longer wait for its
+    own. `told` is the progress that its client knows of. `node` is the one that
+    executes, `sender` the kind of the node that sent a picture last.
     """
 
     executing: Frame | None = None
+    node: str | None = None
+    sender: tuple[str, Sender] | None = None
     progress_state: Frame | None = None
     added: Mapping[str, str] | None = None
     folders: frozenset[str] | None = None
     terminal: tuple[str, dict[str, Any]] | None = None
     start_told: bool = False
     cached_told: bool = False
+    turn: int | None = None
+    is_overtaken: bool = False
+    told: Progress | None = None
     cached: frozenset[str] | None = None
     held: bool = False
     before_end: list[Frame] = field(default_factory=list)
@@ -116,7 +132,8 @@ class Job:
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
     `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are `pinned` it is
     tied by its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for`
-    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock.
+    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock. It
+    had so many `offers_again` after files were gone that had been put on its backend.
     """
 
     tenant: str
@@ -147,6 +164,7 @@ class Job:
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
     not_before: float = 0.0
+    offers_again: int = 0
     live: Live = field(default_factory=Live)
     item: bytes | None = None
 
@@ -249,26 +267,33 @@ def _in_turn(jobs: Iterable[Job]) -> list[Job]:
     return [job for _, _, job in sorted(turns, key=itemgetter(0, 1))]
 
 
-def queue_json(
-    jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
-) -> bytes:
-    """The body of /queue: running jobs, then those pending in the order in which they will go.
-
-    `running` and `pending` are encoded items of others, which an admin sees too; with `whose` it is told whose each is.
-    """
-    return b"".join(queue_pieces(jobs, running, pending, whose=whose))
+def queue_json(jobs: Iterable[Job], shown: Collection[Job]) -> bytes:
+    """Return the body of /queue in one piece; see `queue_pieces`."""
+    return b"".join(queue_pieces(jobs, shown))
 
 
 def queue_pieces(
-    jobs: Iterable[Job], running: Iterable[bytes] = (), pending: Iterable[bytes] = (), *, whose: bool = False
+    jobs: Iterable[Job],
+    shown: Collection[Job],
+    running: Iterable[bytes] = (),
+    pending: Iterable[bytes] = (),
+    *,
+    whose: bool = False,
 ) -> Iterator[bytes]:
-    """The same piece by piece, for those that are too long to be put together at once."""
+    """Return the body of /queue piece by piece, because a long one can't be put together at once.
+
+    Args:
+        shown: the jobs that are shown as running; the others are pending, those that have begun before the rest.
+        running: encoded items of others, which an admin sees too.
+        pending: the same.
+        whose: each item says whose it is.
+    """
     item = Job.queue_item_with_tenant if whose else Job.queue_item
-    jobs = list(jobs)
-    runs = [job for job in jobs if job.state in SHOWN_RUNNING]
-    waits = _in_turn(job for job in jobs if job.state not in SHOWN_RUNNING)
+    rest = [job for job in jobs if job not in shown]
+    begun = sorted((job for job in rest if job.state in SHOWN_RUNNING), key=lambda job: job.live.turn or math.inf)
+    waits = begun + _in_turn(job for job in rest if job.state not in SHOWN_RUNNING)
     yield b'{"queue_running": ['
-    yield from _joined(chain(map(item, runs), running))
+    yield from _joined(chain(map(item, shown), running))
     yield b'], "queue_pending": ['
     yield from _joined(chain(map(item, waits), pending))
     yield b"]}"

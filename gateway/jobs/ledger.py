@@ -21,6 +21,7 @@ from gateway.jobs.job import ENDED, QUEUED_THERE, SHOWN_RUNNING, Assignment, Del
 from gateway.jobs.named_files import NamedFiles
 from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
+from gateway.jobs.story import Listeners, all_running, one_running
 from gateway.jobs.topics import status_topic
 from gateway.jobs.transitions import Move, after
 from gateway.jobs.waiting import WaitingList
@@ -33,7 +34,7 @@ MAX_GIVEN_UP = 8
 # hold some that are larger.
 MAX_COUNT = 10**12
 
-_EMPTY_QUEUE = queue_json(())
+_EMPTY_QUEUE = queue_json((), ())
 _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move.CANCEL}
 
 
@@ -49,6 +50,7 @@ class Ledger:
         self._upstream: dict[str, Job] = {}
         self._places = Places()
         self._queue_bytes: dict[str, bytes] = {}
+        self._turns = 0
         self._sizes: dict[Job, int] = {}
         self._open_bytes: Counter[str] = Counter()
         self._count = 0
@@ -57,6 +59,7 @@ class Ledger:
         self.named = NamedFiles()
         self.copies = Copies()
         self.history = history
+        self.listeners = Listeners(self._view_changed)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -115,14 +118,23 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def shown_running(self, tenant: str | None) -> list[Job]:
+        """Return the jobs that a tenant sees as running; None for an admin, who sees all (`story.py`)."""
+        if tenant is None:
+            return all_running(self._jobs.values())
+        own = self._tenants.get(tenant, {}).values()
+        return all_running(own) if self.listeners.all_interleave(tenant) else one_running(own, self.listeners.is_told)
+
+    def _view_changed(self, tenant: str) -> None:
+        self._queue_bytes.pop(tenant, None)
+
     def queue_json(self, tenant: str) -> bytes:
         """A tenant's /queue, encoded once a change."""
         encoded = self._queue_bytes.get(tenant)
         if encoded is None:
-            own = self._tenants.get(tenant)
-            if not own:
+            if tenant not in self._tenants:
                 return _EMPTY_QUEUE
-            encoded = self._queue_bytes[tenant] = queue_json(own.values())
+            encoded = self._queue_bytes[tenant] = queue_json(self.jobs(tenant), self.shown_running(tenant))
         return encoded
 
     # -- a job's life --------------------------------------------------------------------------------------------
@@ -156,6 +168,7 @@ class Ledger:
         if job.assignment is not None:
             self._upstream[job.upstream_id] = job
             if job.state in SHOWN_RUNNING:
+                job.live.turn = 0
                 self.share.started(job.tenant, job.assignment.backend)
         if job.submission.number is None:
             self.restore_count(job.number)
@@ -257,6 +270,18 @@ class Ledger:
         self._journal(job)
         self._announce(job)
 
+    def begin(self, job: Job) -> None:
+        """Let it be shown as running, because its client may know of it."""
+        if job.live.turn is None and self._jobs.get(job.key) is job:
+            self._turns += 1
+            job.live.turn = self._turns
+            self._queue_bytes.pop(job.tenant, None)
+
+    def overtake(self, job: Job) -> None:
+        """Let others that ran on its backend be shown before it, because its end may be long in coming."""
+        job.live.is_overtaken = True
+        self._queue_bytes.pop(job.tenant, None)
+
     def collect(self, job: Job) -> None:
         """It ran to its end; its history entry is being fetched."""
         self._move(job, Move.COLLECT, job.assignment)
@@ -270,7 +295,17 @@ class Ledger:
         job.attempts += 1
         job.has_entry, job.start_time, job.started_at = False, None, None
         live = job.live
-        job.live = Live(start_told=live.start_told, cached_told=live.cached_told, held=live.held)
+        if live.told is not None:
+            live.told.run_again()
+        job.live = Live(
+            executing=live.executing,
+            progress_state=live.progress_state,
+            start_told=live.start_told,
+            cached_told=live.cached_told,
+            held=live.held,
+            turn=live.turn,
+            told=live.told,
+        )
         self._journal(job)
 
     def recall(self, job: Job) -> None:
@@ -299,8 +334,10 @@ class Ledger:
         self._announce(job)
         return former, removed
 
-    async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
+    async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> bool:
         """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
+
+        A large entry is given as `packed`, as the journal keeps it.
 
         Returns whether it was still this job's turn to end; a copy's late end is not. Waits while the disk is full.
 
@@ -311,7 +348,7 @@ class Ledger:
             return False
         after(job, _OUTCOME_MOVES[outcome])
         place = job.assignment, job.state, job.attempts
-        record = history_record(job, outcome, entry, summary)
+        record = history_record(job, outcome, entry, summary, packed)
         await self._store.write([record])
         open_now = self._jobs.get(job.key)
         if open_now is not job or place != (job.assignment, job.state, job.attempts):

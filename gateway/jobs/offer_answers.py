@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.comfy import wire
+from gateway.comfy.client import Answer
 from gateway.jobs.checks import Checks
 from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import Outputs
+from gateway.jobs.reply import Reply, failed_there, refused_there
 
 
-def refusal_for(job: Job, assignment: Assignment, body: bytes, outputs: Outputs, checks: Checks) -> bytes:
-    """Return the body of a backend's refusal."""
-    body = job.without_added(outputs.without_added_in_json(job, body))
+def refusal_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outputs, checks: Checks) -> Reply:
+    """Return a backend's refusal."""
+    body = job.without_added(outputs.without_added_in_json(job, answer.body))
     body = assignment.translate(outputs.reveal(job, body), job.prompt_id)
-    return checks.told(job.tenant, job.submission.censor().encoded(body))
+    return refused_there(answer, checks.told(job.tenant, job.submission.censor().encoded(body)))
 
 
-def failure_for(job: Job, assignment: Assignment, body: bytes, outputs: Outputs) -> bytes:
-    """Return the body of an answer that is no refusal: a failure of the backend."""
-    return assignment.translate(job.without_added(outputs.reveal(job, body)), job.prompt_id)
+def failure_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outputs) -> Reply:
+    """Return what an answer that is no refusal comes to: a failure of the backend."""
+    body = assignment.translate(job.without_added(outputs.reveal(job, answer.body)), job.prompt_id)
+    return failed_there(answer, body)
 
 
 def node_errors_for(

@@ -62,8 +62,8 @@ def _given_up(job: Job) -> bytes:
 MAX_NODE_ERRORS = 64 * 1024
 
 
-def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> HistoryRecord:
-    """A job that ended."""
+def history_record(job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> HistoryRecord:
+    """A job that ended. Its entry is given as it is, or as `packed` if it is large."""
     return HistoryRecord(
         *job.key,
         backend=job.backend,
@@ -74,6 +74,7 @@ def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> Hist
         node_errors=job.node_errors if len(job.node_errors) <= MAX_NODE_ERRORS else b"{}",
         summary=summary,
         entry=entry,
+        packed=packed,
     )
 
 

@@ -64,6 +64,12 @@ def refused_there(answer: Answer, said: bytes) -> Reply:
     return Reply(answer.status, said, type_ if is_json else "text/plain; charset=utf-8")
 
 
+def input_missing(error: Exception) -> Reply:
+    """Return the refusal of a prompt that needs a file which is nowhere any more, as the error says."""
+    body = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
+    return Reply(400, wire.dumps(body))
+
+
 def broken_here(error: Exception) -> Reply:
     """The gateway's own code failed over a prompt."""
     return Reply(500, wire.dumps(error_body("gateway_error", "The prompt could not be sent", type(error).__name__)))

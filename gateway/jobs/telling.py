@@ -7,17 +7,21 @@ What a backend says of its next job waits until the end of the one before is tol
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.comfy import events
 from gateway.comfy.backlog import Backlog
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.job import Job
+from gateway.jobs.results import dropped
 from gateway.jobs.topics import session_topic
 from gateway.store.protocol import Bus
 
 # Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
 MAX_WHOLE = 256
+# Bytes in memory that may so wait of one job: what has no place on disk.
+MAX_HELD_BYTES = 64 * 2**20
 # Between an answer and the first event of its prompt.
 HEAD_START_SECONDS = 0.02
 
@@ -32,10 +36,15 @@ class _Held:
 
 
 class Telling:
-    """Publishes frames for jobs' sessions."""
+    """Publishes frames for jobs' sessions.
 
-    def __init__(self, bus: Bus) -> None:
+    Args:
+        began: called with a job once its client may know that it runs.
+    """
+
+    def __init__(self, bus: Bus, began: Callable[[Job], None]) -> None:
         self._bus = bus
+        self._began = began
         self._held: dict[Job, _Held] = {}
         self._followers: dict[Job, list[Job]] = {}
 
@@ -44,7 +53,12 @@ class Telling:
         if job.submission.session_id is None:
             return
         held = self._held.get(job) if self._held else None
-        if held is not None:
+        if held is not None and frame.if_told and job.live.turn is None:
+            held.backlog = Backlog(MAX_WHOLE)
+        elif held is not None:
+            if frame.bulk is not None and frame.bulk.held and held.backlog.bytes + frame.held > MAX_HELD_BYTES:
+                dropped(job, "too much waits for the end of the job before it", frame.size)
+                return
             held.backlog.add(frame)
         else:
             self._publish(job, frame)
@@ -77,9 +91,13 @@ class Telling:
 
     def follow(self, job: Job, before: Job) -> None:
         """The job began where another one has come to its end, which is still to be told. `over` ends that."""
-        if job.submission.session_id is not None and before is not job:
-            self._hold(job).after.add(before)
-            self._followers.setdefault(before, []).append(job)
+        self._hold(job).after.add(before)
+        self._followers.setdefault(before, []).append(job)
+
+    def begin(self, job: Job) -> None:
+        """Note that a job runs. Its client knows once nothing holds its frames."""
+        if not job.live.held:
+            self._began(job)
 
     def _hold(self, job: Job) -> _Held:
         job.live.held = True
@@ -98,5 +116,7 @@ class Telling:
             return
         del self._held[job]
         job.live.held = False
+        if job.live.start_told or job.start_time is not None:
+            self._began(job)
         for frame in held.backlog.frames:
             self._publish(job, frame)

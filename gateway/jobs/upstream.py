@@ -26,9 +26,10 @@ ASK_PAUSE_SECONDS = 0.5
 
 
 class Offer(Enum):
-    """What became of an offer."""
+    """What became of an offer. AGAIN: refused, and to be made to the same backend once more."""
 
     TAKEN = auto()
+    AGAIN = auto()
     REFUSED = auto()
     NOT_SENT = auto()
     UNKNOWN = auto()

@@ -12,7 +12,6 @@ from typing import Any
 from aiohttp import WSCloseCode, web
 
 from gateway.comfy import events
-from gateway.jobs.job import SHOWN_RUNNING
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.topics import session_topic
 from gateway.sessions.buffers import Buffers
@@ -84,23 +83,28 @@ class Hub:
         for socket in sockets or list(self._sockets):
             grant = self._sockets[socket]
             if grant is not None and not grant.holds(now):
-                socket.close(WSCloseCode.POLICY_VIOLATION, "the key of this socket holds no more")
+                socket.close(WSCloseCode.POLICY_VIOLATION, "what let this socket in holds no more")
 
     async def serve(self, request: web.Request, tenant: str, grant: Grant | None = None) -> web.StreamResponse:
         """Serve GET /ws for a tenant until the socket closes, or what let it in holds no more."""
         # Without compression: what is small when it comes stays small. Pings are answered as they are counted.
         response = web.WebSocketResponse(
-            max_msg_size=self._settings.max_message, compress=False, autoping=False, writer_limit=TRANSPORT_BYTES
+            max_msg_size=self._settings.max_message,
+            compress=False,
+            autoping=False,
+            autoclose=False,
+            writer_limit=TRANSPORT_BYTES,
         )
-        await response.prepare(request)
+        stream = await response.prepare(request)
         transport = request.transport
-        if transport is None:
+        if transport is None or stream is None:
             return response
         transport.set_write_buffer_limits(high=TRANSPORT_BYTES)
         session_id = request.rel_url.query.get("clientId") or uuid.uuid4().hex
         interleave = request.rel_url.query.get("events") == "interleave"
         socket = ClientSocket(
             response,
+            stream,
             transport,
             session_id,
             self._metrics,
@@ -108,11 +112,13 @@ class Hub:
             self._settings.max_buffer,
             self._buffers,
             tenant,
+            self._ledger.listeners.join(tenant, session_id, interleaves=interleave),
             interleave=interleave,
         )
         with ExitStack() as leaving:
             leaving.callback(socket.leave)
-            socket.intake = install(request, response, self._budget(tenant), socket.refuse)
+            intake = socket.intake = install(request, response, self._budget(tenant), socket.refuse)
+            leaving.callback(intake.release)
             # Greeting and subscription without an await in between: no event is missed, none is told twice.
             self._greet(socket, tenant)
             leaving.callback(self._bus.subscribe(session_topic(tenant, session_id), socket.send))
@@ -134,9 +140,9 @@ class Hub:
         mine = [
             job
             for job in self._ledger.jobs(tenant)
-            if job.submission.session_id == socket.session_id and job.state in SHOWN_RUNNING and not job.live.held
+            if job.submission.session_id == socket.session_id and job.live.turn is not None and not job.live.held
         ]
-        for job in sorted(mine, key=lambda job: job.start_time or 0):
+        for job in sorted(mine, key=lambda job: (job.live.turn or 0, job.start_time or 0)):
             for frame in (job.live.executing, job.live.progress_state):
                 if frame is not None:
                     socket.send(frame)

@@ -1,7 +1,7 @@
 """The order in which one socket is told about several prompts. Pure: frames in, frames out.
 
 Clients written for one ComfyUI, which runs one prompt at a time, take any ``execution_success`` for their own. So a
-socket hears of one prompt at a time: the others run all the same, what happens to them waits here, and is told when
+socket hears of one prompt at a time: the others run all the same, their frames wait here (`Backlog`), and are told when
 the prompt before has ended, those first that have ended themselves. While one that has ended is still untold, so is
 ``status``: a client that reads /queue at each ``status`` must not find that a prompt is over which, for all that it
 was told, has not begun.
@@ -42,11 +42,17 @@ class Sequencer:
             return [frame]
         if prompt_id is None:
             return self._pass(frame)
-        if prompt_id in self._ended:
-            # A straggler of a prompt that was told to its end: it must not open it again.
+        if prompt_id in self._ended or frame.repeats:
+            # A straggler of a prompt that was told to its end must not open it again. A second run of a prompt must not
+            # move its progress backwards.
             return []
-        if self._current is None:
+        if self._current is None and not frame.if_told:
             self._current = prompt_id
+        if prompt_id != self._current and frame.if_told:
+            # It was deleted before this socket was told that it began, so there is nothing to tell.
+            self.waiting.pop(prompt_id, None)
+            self._remember(prompt_id)
+            return []
         if prompt_id != self._current:
             self.waiting.setdefault(prompt_id, Backlog()).add(frame)
             return []
@@ -54,6 +60,15 @@ class Sequencer:
             return [frame]
         self._end(prompt_id)
         return [frame, *self._next()]
+
+    def results(self) -> list[Frame]:
+        """The results that wait."""
+        waiting = (frame for backlog in self.waiting.values() for frame in backlog.frames)
+        return [frame for frame in waiting if frame.kind is Kind.RESULT]
+
+    def thin(self) -> list[Frame]:
+        """Leave out all progress and previews but the newest of what waits. Returns that."""
+        return [frame for backlog in self.waiting.values() for frame in backlog.thin()]
 
     def clear(self) -> None:
         """Drop what waits."""
@@ -93,6 +108,9 @@ class Sequencer:
 
     def _end(self, prompt_id: str) -> None:
         self._current = None
+        self._remember(prompt_id)
+
+    def _remember(self, prompt_id: str) -> None:
         self._ended[prompt_id] = None
         if len(self._ended) > MAX_REMEMBERED_ENDS:
             self._ended.popitem(last=False)

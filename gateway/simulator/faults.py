@@ -21,6 +21,7 @@
 | `oom` | jobs fail as they do when the GPU's memory is full |
 | `oom-until-free` | the same, until POST /free is asked |
 | `poisoned` | jobs fail with a CUDA error that only a restart heals |
+| `lose-uploads` | uploads are answered as if they were kept, and are not |
 | `odd` | each answer in JSON is one that no ComfyUI gives, and before each message on a socket comes an odd one |
 | `broken` | jobs fail with an error of the installation, whatever they are |
 | `deaf` | what runs goes no further, says nothing and heeds no interrupt, while requests are answered |
@@ -50,6 +51,7 @@ KNOWN = frozenset(
         "no-features",
         "no-version",
         "interrupt-any",
+        "lose-uploads",
         "odd",
         "oom",
         "oom-until-free",

@@ -12,6 +12,7 @@ from aiohttp import web
 from PIL import Image
 
 from gateway.comfy import wire
+from gateway.simulator.faults import Faults
 from gateway.simulator.files import KINDS, Files, OutsideFolder
 from gateway.simulator.prompts import reply
 
@@ -33,8 +34,9 @@ _ACTIVE = frozenset(
 class Media:
     """The routes of files."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, faults: Faults) -> None:
         self._files = files
+        self._faults = faults
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, without /api."""
@@ -84,17 +86,17 @@ class Media:
         if not name or name[0] == "/" or ".." in name or kind not in KINDS:
             return web.Response(status=400)
         path = self._files.within(self._files.folder(kind), os.path.join(original.get("subfolder", ""), name))
-        content = data[1]
-        if path.is_file():
-            with Image.open(path) as picture, Image.open(io.BytesIO(content)) as mask:
-                composed = picture.convert("RGBA")
-                composed.putalpha(mask.convert("RGBA").getchannel("A"))
-            buffer = io.BytesIO()
-            composed.save(buffer, "PNG", compress_level=4)
-            content = buffer.getvalue()
-        return self._store(form, data[0], content)
+        if not path.is_file():
+            # ComfyUI answers as if it had written something.
+            return self._store(form, *data, is_kept=False)
+        with Image.open(path) as picture, Image.open(io.BytesIO(data[1])) as mask:
+            composed = picture.convert("RGBA")
+            composed.putalpha(mask.convert("RGBA").getchannel("A"))
+        buffer = io.BytesIO()
+        composed.save(buffer, "PNG", compress_level=4)
+        return self._store(form, data[0], buffer.getvalue())
 
-    def _store(self, form: Any, filename: str, content: bytes) -> web.Response:
+    def _store(self, form: Any, filename: str, content: bytes, *, is_kept: bool = True) -> web.Response:
         kind, subfolder = str(form.get("type", "input")), str(form.get("subfolder", ""))
         overwrite = form.get("overwrite") in ("true", "1")
         if not filename:
@@ -103,7 +105,7 @@ class Media:
             name, path, is_new = self._files.upload(kind, subfolder, filename, content, overwrite)
         except OutsideFolder:
             return web.Response(status=400)
-        if is_new:
+        if is_new and is_kept and not self._faults.get("lose-uploads"):
             path.write_bytes(content)
         return reply({"name": name, "subfolder": subfolder, "type": kind})
 

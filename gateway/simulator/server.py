@@ -104,7 +104,7 @@ class Simulator:
         self.catalogue = Catalogue(
             self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded, self.faults
         )
-        rooms = (Prompts(self.executor), Media(self.files), UserData(self.files), self.catalogue)
+        rooms = (Prompts(self.executor), Media(self.files, self.faults), UserData(self.files), self.catalogue)
         for room in rooms:
             for route in room.routes():
                 for path in (route.path, f"/api{route.path}"):

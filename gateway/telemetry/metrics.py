@@ -78,6 +78,7 @@ class Metrics:
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
         self.flooding_closed = counter("sockets_closed_flooding_total", "WebSockets closed because they sent too much")
         self.sockets_buffered = gauge("sockets_buffered_bytes", "Bytes that wait for the readers of WebSockets")
+        self.sockets_spooled = gauge("sockets_spooled_bytes", "Bytes on disk that wait for the readers of WebSockets")
         self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)

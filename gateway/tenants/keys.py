@@ -44,12 +44,18 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller. `isolated` says whether it sees nothing but what its tenant made."""
+    """A caller. `isolated` says whether it sees nothing but what its tenant made, `keyless` whether it has no key."""
 
     name: str
     tenant: str
     role: Role
     isolated: bool
+    keyless: bool = False
+
+    @property
+    def noun(self) -> str:
+        """Return what a refusal calls it. Where only a tenant is known, refusals say `policy.CALLER`."""
+        return "a caller without a key" if self.keyless else f"the key '{self.name}'"
 
     @property
     def is_admin(self) -> bool:
@@ -63,7 +69,7 @@ class Identity:
 
 
 # The one user of a gateway without keys: on loopback, or where the operator said --no-auth.
-LOCAL = Identity("local", LOCAL_TENANT, Role.ADMIN, isolated=False)
+LOCAL = Identity("local", LOCAL_TENANT, Role.ADMIN, isolated=False, keyless=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -148,7 +154,8 @@ class Keyring:
         self.is_open = settings.disabled or not (settings.keys or self._networks)
         self.local = Grant(LOCAL)
         self._shields = settings.isolation == "isolated"
-        self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, self._is_apart(anonymous.tenant)))
+        is_apart = self._is_apart(anonymous.tenant)
+        self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, is_apart, keyless=True))
         self._grants: dict[str, Grant] = {}
         self._keys: dict[str, Key] = {}
         # How many keys of a role stand for each tenant. One of them may have expired: its tenant's files are there.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gateway.settings import LimitSettings
 from gateway.tenants.guesses import Guesses
-from gateway.tenants.policy import Policies
+from gateway.tenants.policy import CALLER, Policies
 from gateway.tenants.token_bucket import TokenBucket, whole_seconds
 
 SWEEP_SECONDS = 60.0
@@ -270,7 +270,7 @@ def burst(limits: LimitSettings) -> int:
 
 def body_too_large(most: int, size: int) -> LimitReached:
     """A body has more bytes than its tenant may send. Waiting does not help."""
-    return LimitReached("body_bytes", most, size, f"at most {most} bytes are taken from this key", None)
+    return LimitReached("body_bytes", most, size, f"at most {most} bytes are taken from {CALLER}", None)
 
 
 def no_room(most: int, used: int, size: int) -> LimitReached:

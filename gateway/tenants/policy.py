@@ -10,8 +10,10 @@ from typing import Any
 
 from gateway.settings import BackendSettings, LimitSettings, PolicySettings, TenantSettings
 
+# What a refusal calls whoever asked, where the tenant is known alone: some of its callers may have no key.
+CALLER = "this caller"
 # The error for a tenant that lacks backends.
-NO_BACKEND = "No backend may be used with this key"
+NO_BACKEND = f"No backend may be used by {CALLER}"
 NO_BACKEND_HINT = "every backend is dedicated to other tenants; the operator can share one, or add this tenant to one"
 # An embedding is named inside a text (comfy/sd1_clip.py, SDTokenizer); its suffix may be left out.
 _EMBEDDING = re.compile(r"embedding:([^\s,()<>\[\]]+)", re.IGNORECASE)
@@ -182,5 +184,5 @@ class Denied:
     def sentence(self) -> str:
         """What is wrong, for people."""
         if self.input_name is None:
-            return f"Node class '{self.class_type}' is not allowed for this key"
-        return f"Model '{self.value}' is not allowed for this key"
+            return f"Node class '{self.class_type}' is not allowed for {CALLER}"
+        return f"Model '{self.value}' is not allowed for {CALLER}"

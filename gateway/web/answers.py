@@ -38,6 +38,12 @@ def problem(
     return json(error_body(type_, message, details, extra), status, headers)
 
 
+def no_file() -> web.Response:
+    """Return the refusal for a file that is nowhere, or another's: nothing tells the one from the other."""
+    details = "look at filename, subfolder and type; GET /history tells the files that a prompt made"
+    return problem(404, "file_not_found", "There is no such file", details)
+
+
 def no_backend_allowed() -> web.Response:
     """Return the refusal for a caller whose tenant may use no backend."""
     return problem(403, "no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT)

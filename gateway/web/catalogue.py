@@ -13,6 +13,7 @@ from gateway.fleet.catalogue import NobodyKnows
 from gateway.tenants.roles import unquoted
 from gateway.web.answers import JSON, empty, json, json_bytes, no_backend_allowed, problem
 from gateway.web.contents import defuse
+from gateway.web.error_bodies import FROM_BACKEND
 from gateway.web.parts import Parts, caller, parts, policy, readable
 from gateway.web.streaming import downstream_headers, send_whole, upstream_query
 
@@ -92,6 +93,7 @@ async def get_from_any(request: web.Request) -> web.Response:
     for name in ("Content-Encoding", "Content-Length"):
         headers.popall(name, None)
     defuse(headers, request.headers.get("Sec-Fetch-Dest"))
+    request[FROM_BACKEND] = True
     return web.Response(body=answer.body, status=answer.status, headers=headers)
 
 

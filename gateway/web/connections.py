@@ -14,6 +14,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 
+from gateway.comfy import wire
+from gateway.comfy.errors import error_body
 from gateway.settings import ServerSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
@@ -21,6 +23,7 @@ from gateway.telemetry.tasks import Tasks
 from gateway.tenants.addresses import network_of
 from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
+from gateway.web.error_bodies import of_exception, protocol_of, with_body
 from gateway.web.framing import fault
 from gateway.web.intake import MAX_UNREAD, Intake, State
 from gateway.web.pace import Pace, Phase
@@ -189,9 +192,9 @@ class Connections:
                 else:
                     connection.request = request
                     try:
-                        response = await answer(request)
+                        response = with_body(request, await answer(request))
                     except web.HTTPException as error:
-                        response = _plain(error)
+                        response = of_exception(request, error)
                 if not connection.payload.is_eof():
                     await _settle(connection, request, response)
                 return response
@@ -212,7 +215,7 @@ class Connections:
         if len(self._all) >= self._most and not self._make_room():
             self._metrics.connections_refused.labels("full").inc()
             return "full"
-        connection = Connection(self, server(), key)
+        connection = Connection(self, protocol_of(server), key)
         self._all[connection] = None
         self._by_address[key] += 1
         self._metrics.connections.set(len(self._all))
@@ -288,15 +291,6 @@ class Connections:
                 self._cut(connection, reason)
 
 
-def _plain(error: web.HTTPException) -> web.Response:
-    """Return an exception as an answer that is none.
-
-    An exception that aiohttp answers is in a circle with its traceback, which leads to the request and its connection:
-    they would stay until the next collection, and that would take long if a stranger caused thousands.
-    """
-    return web.Response(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
-
-
 async def _settle(connection: Connection, request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Send an answer before its request's body is read: read the rest if it is short, else close the connection."""
     payload = connection.payload
@@ -331,4 +325,10 @@ def _refusal(status: int, reason: str) -> web.StreamResponse:
     return response
 
 
-TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+def _timed_out() -> bytes:
+    body = wire.dumps(error_body("request_timeout", "The request comes too slowly", "its headers did not come in time"))
+    head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+TIMED_OUT = _timed_out()

@@ -216,7 +216,7 @@ def _forbidden(identity: Identity, access: Access) -> web.Response:
     what = "another role" if identity.role is Role.METRICS else "an admin's key"
     if access is Access.TEAM:
         what = f"{what}, or tenants that are not isolated: it shows what everybody made"
-    details = f"the key '{identity.name}' has {identity.role}"
+    details = f"{identity.noun} has the role {identity.role}"
     return problem(403, "forbidden", f"This route needs {what}", details)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from gateway.comfy import wire
+from gateway.comfy.errors import error_body
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.web.connections import Connection, Connections
@@ -26,10 +28,7 @@ UNSENT = 256 * 1024
 
 
 def _refusal(status: str, type_: str, message: str) -> bytes:
-    body = b'{"error": {"type": "%b", "message": "%b", "details": "", "extra_info": {}}, "node_errors": {}}' % (
-        type_.encode(),
-        message.encode(),
-    )
+    body = wire.dumps(error_body(type_, message, "close connections that are not in use, or come again later"))
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return f"{head}Retry-After: 5\r\nConnection: close\r\n\r\n".encode() + body
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from aiohttp import web
 
@@ -16,7 +17,32 @@ from gateway.web.streaming import forward
 from gateway.web.view import get_named
 
 ANSWERED_HERE = web.AppKey("answered_here", AnsweredHere)
+
+
+class OwnMethods:
+    """Methods of the gateway's own routes, by their paths.
+
+    Args:
+        routes: the method and the template of each.
+    """
+
+    def __init__(self, routes: Iterable[tuple[str, str]]) -> None:
+        self._known: dict[re.Pattern[str], list[str]] = {}
+        for method, template in routes:
+            # The text between the variables, then a variable's pattern, by turns.
+            pieces = enumerate(_VARIABLE.split(template))
+            pattern = "".join(f"(?:{piece or '[^/]+'})" if n % 2 else re.escape(piece) for n, piece in pieces)
+            self._known.setdefault(re.compile(pattern), []).extend([method] if method != "GET" else ["GET", "HEAD"])
+
+    def of(self, path: str) -> list[str]:
+        """Return the methods that a path has; none if it is no route of the gateway's own."""
+        return next((methods for pattern, methods in self._known.items() if pattern.fullmatch(path)), [])
+
+
+OWN_METHODS = web.AppKey("own_methods", OwnMethods)
 _SAFE = ("GET", "HEAD")
+# A variable of a route's template, with the pattern that it may have.
+_VARIABLE = re.compile(r"\{\w+(?::([^}]*))?\}")
 # A way out of where a path seems to lead, for a backend on Windows too; and what no path has.
 _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 
@@ -24,6 +50,9 @@ _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
     path = unquoted(request.path)
+    if methods := request.app[OWN_METHODS].of(path):
+        details = f"{request.path} is not for {request.method}; use one of the methods that Allow names"
+        return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join(methods)})
     if plain(path).parts[:1] == ("gateway",):
         return problem(
             404, "unknown_route", "There is no such route", "GET /gateway/openapi.json tells those there are"

@@ -10,8 +10,9 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
-from gateway.jobs.job import queue_pieces
+from gateway.jobs.job import Job, queue_pieces
 from gateway.telemetry.audit import Action
+from gateway.tenants.keys import Identity
 from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
 from gateway.web.bodies import MOST_DEPTH, read_body, read_json
@@ -60,40 +61,49 @@ async def get_queue(request: web.Request) -> web.StreamResponse:
     """The caller's jobs; an admin sees everybody's, and what was queued behind the gateway's back."""
     engine = parts(request).engine
     identity = whose(request)
-    if not identity.is_admin and engine.ledger.open_bytes(identity.tenant) > MAX_AT_ONCE:
-        return await send_pieces(request, queue_pieces(engine.ledger.jobs(identity.tenant)), JSON_HEADERS)
+    ledger, tenant, tells = engine.ledger, identity.tenant, tells_whose(request)
+    is_short = ledger.open_bytes(tenant) <= MAX_AT_ONCE
     if not identity.is_admin:
-        return json_bytes(engine.ledger.queue_json(identity.tenant))
-    tells, (running, pending) = tells_whose(request), engine.foreign_items()
-    is_short = engine.ledger.open_bytes(identity.tenant) <= MAX_AT_ONCE
-    if (
-        is_short
-        and not (tells or running or pending)
-        and engine.ledger.remaining(identity.tenant) == len(engine.ledger)
-    ):
-        return json_bytes(engine.ledger.queue_json(identity.tenant))
+        if is_short:
+            return json_bytes(ledger.queue_json(tenant))
+        pieces = queue_pieces(ledger.jobs(tenant), ledger.shown_running(tenant))
+        return await send_pieces(request, pieces, JSON_HEADERS)
+    running, pending = engine.foreign_items()
+    if is_short and not (tells or running or pending) and ledger.remaining(tenant) == len(ledger):
+        return json_bytes(ledger.queue_json(tenant))
+    shown = _shown(request, identity)
     foreign = [[wire.dumps(item) for item in items] for items in (running, pending)]
-    pieces = queue_pieces(engine.ledger.jobs(), *foreign, whose=tells)
+    if not tells and not ledger.listeners.all_interleave(tenant):
+        # If nobody needs a key, everybody is shown one running prompt, be it of another client of that backend.
+        space = 0 if shown else 1
+        foreign = [foreign[0][:space], foreign[0][space:] + foreign[1]]
+    pieces = queue_pieces(ledger.jobs(), shown, *foreign, whose=tells)
     return await send_pieces(request, pieces, JSON_HEADERS)
 
 
 async def post_queue(request: web.Request) -> web.Response:
-    """Delete pending jobs: those named, or all of the caller's."""
-    control, identity = parts(request).engine.control, caller(request)
+    """Delete the jobs that the caller sees pending: those named, or all of its own."""
+    engine, identity = parts(request).engine, caller(request)
     try:
         body = await read_object(request)
         ids = ids_of(body["delete"]) if "delete" in body else []
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
     if body.get("clear"):
-        await control.clear(identity.tenant)
+        await engine.control.clear(identity.tenant, _shown(request, identity))
+    as_whom = whose(request)
     with foreign_noted(request, Action.JOB_CANCELLED) as touched:
-        await control.delete(whose(request).sees, ids, touched)
+        await engine.control.delete(as_whom.sees, ids, _shown(request, as_whom), touched)
     return empty()
 
 
+def _shown(request: web.Request, identity: Identity) -> list[Job]:
+    """Return the jobs that a caller sees running."""
+    return parts(request).engine.ledger.shown_running(None if tells_whose(request) else identity.tenant)
+
+
 async def post_interrupt(request: web.Request) -> web.Response:
-    """Interrupt the job named, or all that the caller runs."""
+    """Interrupt the job named, or the one that the caller sees running first."""
     control, identity = parts(request).engine.control, caller(request)
     try:
         body = await read_object(request, optional=True)
@@ -104,7 +114,7 @@ async def post_interrupt(request: web.Request) -> web.Response:
         with foreign_noted(request, Action.JOB_INTERRUPTED) as touched:
             await control.interrupt(whose(request).sees, str(prompt_id), touched)
     else:
-        await control.interrupt(identity.tenant, None)
+        await control.interrupt_shown(identity.tenant)
     return empty()
 
 

@@ -7,6 +7,7 @@ import re
 from aiohttp import web
 
 from gateway.tenants.carriers import QUERY_PARAMETER
+from gateway.web.answers import problem
 from gateway.web.framing import quiet_logger
 from gateway.web.hosts import Hosts, host_of
 
@@ -28,7 +29,8 @@ def redirecting(hosts: Hosts, port: int) -> web.Server:
         url = request.rel_url
         location = target(request.headers.get("Host", ""), url.raw_path, url.raw_query_string, hosts, port)
         if location is None:
-            return web.Response(status=400, headers={"Connection": "close"})
+            details = "the Host header names none that is answered to; the operator lists them in server.allowed_hosts"
+            return problem(400, "unknown_host", "The request is not sent on", details, {"Connection": "close"})
         return web.Response(status=308, headers={"Location": location, "Cache-Control": "no-store"})
 
     return web.Server(answer, access_log=None, logger=quiet_logger())

@@ -117,6 +117,7 @@ def make_app(gateway: Parts) -> web.Application:
         for full_path in (path, "/api" + path):
             _add(app, method, full_path, gate.guard(handler, method, full_path))
     app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
+    app[passthrough.OWN_METHODS] = passthrough.OwnMethods((method, path) for method, path, _ in OWN)
     for method in _METHODS:
         _add(app, method, _ANY_PATH, gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
     if gateway.settings.server.tls.hsts is not None:
@@ -129,7 +130,7 @@ def make_app(gateway: Parts) -> web.Application:
 
 
 async def _refuse_method(request: web.Request) -> web.Response:
-    details = f"{request.method} is not answered"
+    details = f"{request.method} is not answered, on any path; use one of the methods that Allow names"
     return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join((*_METHODS, "HEAD"))})
 
 

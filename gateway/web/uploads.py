@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from os.path import splitext
 from typing import Any
 
-from aiohttp import BodyPartReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
+from gateway.fleet import merging
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Known, has
 from gateway.fleet.files import Upload
@@ -25,54 +23,10 @@ from gateway.fleet.uploads import QuotaExceeded
 from gateway.settings import LimitSettings
 from gateway.store.blobs import BlobWriter
 from gateway.tenants.limits import body_too_large, no_room
-from gateway.web.answers import JSON, empty, problem
+from gateway.web.answers import JSON, problem
+from gateway.web.forms import BadForm, Form, FormTooLarge, receive
 from gateway.web.parts import Parts, caller, parts
-from gateway.web.streaming import CHUNK
-from gateway.web.unpacking import UnknownCoding
 from gateway.web.view import locate
-
-MAX_FIELD = 64 * 1024
-MAX_PARTS = 64
-_MAX_FOLDER = 255
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
-class _TooLarge(Exception):
-    """The form is larger than what is taken; the text says by which limit."""
-
-
-@dataclass(slots=True)
-class _Form:
-    """What was sent: the fields, and the file as its bytes are being kept."""
-
-    fields: dict[str, str] = field(default_factory=dict)
-    filename: str | None = None
-    writer: BlobWriter | None = None
-
-    @property
-    def kind(self) -> str:
-        """The folder; ComfyUI's default is input."""
-        return self.fields.get("type", "input")
-
-    @property
-    def overwrite(self) -> bool:
-        """Whether the name is wanted in any case."""
-        return self.fields.get("overwrite") in ("true", "1")
-
-    def wanted(self) -> FileRef | None:
-        """The name asked for; None if it is none, or leads out of its folder."""
-        subfolder = self.fields.get("subfolder", "")
-        if not self.filename or self.kind not in KINDS or _CONTROL.search(subfolder + self.filename):
-            return None
-        ref = file_ref(self.kind, subfolder, self.filename)
-        # File systems hold names of 255 bytes; the rest is for what ComfyUI or the gateway may put in.
-        is_fit = ref is not None and len(ref.filename.encode()) <= 200 and _longest(ref.subfolder) <= _MAX_FOLDER
-        return ref if is_fit else None
-
-
-def _longest(folder: str) -> int:
-    """Bytes of the longest name in a path."""
-    return max(len(part.encode()) for part in folder.split("/"))
 
 
 async def post_image(request: web.Request) -> web.StreamResponse:
@@ -91,8 +45,7 @@ async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
         try:
             form = await _receive(request, stack)
             wanted = form.wanted()
-            if form.writer is None or wanted is None:
-                return empty(400)
+            assert form.writer is not None
             if (refusal := await _refuse_reference(gateway, request, wanted, form.writer)) is not None:
                 return refusal
             if is_mask:
@@ -100,7 +53,9 @@ async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
             ref = await gateway.engine.uploads.add(
                 caller(request).tenant, wanted, form.writer, overwrite=form.overwrite
             )
-        except _TooLarge as error:
+        except BadForm as error:
+            return problem(400, "invalid_upload", "The file can't be taken", str(error))
+        except FormTooLarge as error:
             return problem(413, "upload_too_large", "The file is too large", str(error))
         except QuotaExceeded as error:
             return problem(507, "uploads_full", "There is no room for the file", str(error))
@@ -119,24 +74,22 @@ async def _refuse_reference(
     return problem(400, "file_names_others", "The file names other files", sentence(wanted.filename, found))
 
 
-def _answer(gateway: Parts, tenant: str, form: _Form, wanted: FileRef, ref: FileRef) -> web.Response:
+def _answer(gateway: Parts, tenant: str, form: Form, wanted: FileRef, ref: FileRef) -> web.Response:
     upload = gateway.engine.files.find(tenant, ref)
     if isinstance(upload, Upload):
         place = partial(gateway.engine.places.of, tenant, ref)
         gateway.engine.placer.spread(place, upload, gateway.policies.of(tenant).allowed)
     # A renamed file keeps whatever path was part of its name.
-    assert form.filename is not None
     name = form.filename if ref == wanted else form.filename[: -len(wanted.filename)] + ref.filename
     body = {"name": name, "subfolder": form.fields.get("subfolder", ""), "type": form.kind}
     return web.Response(body=wire.dumps_exact(body), headers={"Content-Type": JSON})
 
 
 def _limit(gateway: Parts, tenant: str) -> int:
-    """Return the limits of an upload: no more than each backend of the tenant takes (ComfyUI's --max-upload-size)."""
+    """Return how many bytes an upload may have: no more than some backend of the tenant takes."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
-    told = [backend.features["max_upload_size"] for backend in backends if "max_upload_size" in backend.features]
-    return int(min([gateway.settings.uploads.max_size, *told]))
+    return merging.upload_limit((backend.features for backend in backends), gateway.settings.uploads.max_size)
 
 
 def _check_own(own: LimitSettings, size: int) -> None:
@@ -147,64 +100,31 @@ def _check_own(own: LimitSettings, size: int) -> None:
         raise no_room(own.upload_bytes, 0, size)
 
 
-async def _receive(request: web.Request, stack: AsyncExitStack) -> _Form:
-    form, limit = _Form(), _limit(parts(request), caller(request).tenant)
-    if (request.content_length or 0) > limit:
-        raise _TooLarge(f"at most {limit} bytes are taken")
-    if not request.content_type.startswith("multipart/"):
-        return form
-    if "Content-Encoding" in request.headers:
-        raise UnknownCoding("a form is not taken compressed; the files in it are so already")
-    try:
-        reader = await request.multipart()
-        for _ in range(MAX_PARTS):
-            part = await reader.next()
-            if part is None:
-                break
-            if not isinstance(part, BodyPartReader):
-                return _Form()
-            if part.name == "image" and part.filename is not None and form.writer is None:
-                form.filename = part.filename
-                form.writer = await stack.enter_async_context(parts(request).engine.uploads.blobs.writer())
-                await _write(part, form.writer, limit, parts(request).limits.of(caller(request).tenant))
-            elif part.name and part.filename is None:
-                form.fields.setdefault(part.name, await _text(part))
-    except (HttpProcessingError, ValueError, AssertionError, LookupError):
-        # Not a form, or a broken one: ComfyUI finds no file in it.
-        return _Form()
-    return form
-
-
-async def _write(part: BodyPartReader, writer: BlobWriter, limit: int, own: LimitSettings) -> None:
-    while chunk := await part.read_chunk(CHUNK):
-        await writer.write(part.decode(chunk))
-        _check_own(own, writer.size)
-        if writer.size > limit:
-            raise _TooLarge(f"at most {limit} bytes are taken")
-
-
-async def _text(part: BodyPartReader) -> str:
-    data = bytearray()
-    while chunk := await part.read_chunk(MAX_FIELD):
-        data += chunk
-        if len(data) > MAX_FIELD:
-            raise _TooLarge(f"a field has at most {MAX_FIELD} bytes")
-    return part.decode(bytes(data)).decode("utf-8", "replace")
+async def _receive(request: web.Request, stack: AsyncExitStack) -> Form:
+    gateway, tenant = parts(request), caller(request).tenant
+    own = gateway.limits.of(tenant)
+    new_writer = gateway.engine.uploads.blobs.writer
+    return await receive(request, stack, new_writer, _limit(gateway, tenant), partial(_check_own, own))
 
 
 async def _keep_mask(
-    request: web.Request, form: _Form, mask: BlobWriter, wanted: FileRef, stack: AsyncExitStack
+    request: web.Request, form: Form, mask: BlobWriter, wanted: FileRef, stack: AsyncExitStack
 ) -> web.StreamResponse:
     gateway, identity = parts(request), caller(request)
     original = _original(form.fields.get("original_ref", ""))
     if original is None:
-        return empty(400)
+        details = """add a field 'original_ref' that names the picture: {"filename": …, "subfolder": …, "type": …}"""
+        return problem(400, "invalid_original_ref", "The mask is for no picture that can be told", details)
     raw = await mask.seal()
     try:
-        found = await locate(gateway, identity, original)
-        composed = await stack.enter_async_context(gateway.engine.uploads.blobs.writer())
         suffix = splitext(wanted.filename)[1]
-        is_there = found is not None and await _compose(*found, mask, raw.size, suffix, composed)
+        # The picture's folder may have been emptied since its backend got it.
+        for anew in (False, True):
+            found = await locate(gateway, identity, original, anew=anew)
+            composed = await stack.enter_async_context(gateway.engine.uploads.blobs.writer())
+            is_there = found is not None and await _compose(*found, mask, raw.size, suffix, composed)
+            if is_there or not isinstance(gateway.engine.files.find(identity.tenant, original), Upload):
+                break
     except BackendError as error:
         details = f"{error}; try again later"
         return problem(503, "owner_unavailable", "The picture can't be reached", details, {"Retry-After": "5"})

@@ -20,7 +20,7 @@ from gateway.fleet.etags import UNTOLD, Known, has, is_older, is_same
 from gateway.fleet.files import Holder, Upload
 from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
-from gateway.web.answers import empty, problem
+from gateway.web.answers import no_file, problem
 from gateway.web.contents import defuse
 from gateway.web.parts import STREAMING, Parts, caller, parts, readable, whose
 from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
@@ -96,10 +96,11 @@ async def get_view(request: web.Request) -> web.StreamResponse:
     """A file of the caller's, streamed; Range and conditional headers are the owner's to answer."""
     query = request.rel_url.query
     if "filename" not in query:
-        return empty(404)
+        return problem(404, "no_filename", "The query names no file", "add ?filename=, and type and subfolder")
     ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
     if isinstance(ref, int):
-        return empty(ref)
+        details = "filename is a path below a folder, and type one of input, output and temp"
+        return problem(ref, "invalid_filename", "The query names no file", details)
     return await _from_known(request, ref, "/view") or await _from_anywhere(request, ref)
 
 
@@ -113,7 +114,7 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
     found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
     if found is not None:
         return found
-    return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else empty(404)
+    return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else no_file()
 
 
 def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
@@ -151,14 +152,19 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
         gateway.engine.uploads.use(upload.digest)
         return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
     allowed = _may_hold(gateway, whose(request), ref, upload)
-    try:
-        place = _place(gateway, whose(request), ref, upload)
-        backend, there = await gateway.engine.placer.somewhere(place, upload, allowed)
-    except BackendError as error:
-        return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
-    except FileMissing:
-        return empty(404)
-    return await _from_backend(request, ref, backend, there, path) or empty(404)
+    place = _place(gateway, whose(request), ref, upload)
+    # Its folder may have been emptied since the backend got it.
+    for anew in (False, True):
+        try:
+            backend, there = await gateway.engine.placer.somewhere(place, upload, allowed, anew=anew)
+        except BackendError as error:
+            return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
+        except FileMissing:
+            break
+        shown = await _from_backend(request, ref, backend, there, path, is_last=anew)
+        if shown is not None:
+            return shown
+    return no_file()
 
 
 def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
@@ -181,9 +187,19 @@ def _path(request: web.Request, ref: FileRef, path: str) -> str:
 
 
 async def _from_backend(
-    request: web.Request, ref: FileRef, backend: Backend, there: FileRef, path: str, known: Known = UNTOLD
+    request: web.Request,
+    ref: FileRef,
+    backend: Backend,
+    there: FileRef,
+    path: str,
+    known: Known = UNTOLD,
+    *,
+    is_last: bool = True,
 ) -> web.StreamResponse | None:
-    """What a backend shows; None if that is another file than the one that is known so."""
+    """What a backend shows; None if that is another file than the one that is known so.
+
+    Its 404 is shown as well if the place `is_last` of those where the file may be.
+    """
     headers = upstream_headers(request.headers)
     try:
         hidden = await _hidden_names(request, backend, there, path)
@@ -191,6 +207,8 @@ async def _from_backend(
             # The parts of an answer with several have no place of their own to be written over.
             del headers["Range"]
         async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
+            if found.status == 404 and not is_last:
+                return None
             # Asked after the answer has begun: what that was made of had not changed till then.
             if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
                 return None
@@ -251,7 +269,7 @@ def _unavailable(backend: str, state: str) -> web.Response:
 async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamResponse:
     """A file unknown to the ledger: another run's, or put there by hand."""
     if not _may_look_around(whose(request)):
-        return empty(404)
+        return no_file()
     headers = upstream_headers(request.headers)
     for backend in parts(request).fleet.alive(readable(request)):
         if _is_kept_from(parts(request), caller(request), backend, ref):
@@ -264,11 +282,15 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
         except BackendError:
             if request.get(STREAMING):
                 raise
-    return empty(404)
+    return no_file()
 
 
-async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Backend, FileRef, Known] | None:
+async def locate(
+    gateway: Parts, identity: Identity, ref: FileRef, *, anew: bool = False
+) -> tuple[Backend, FileRef, Known] | None:
     """A backend that has a file of the caller's, what it calls it and knows it by; None if there is no such file.
+
+    With `anew` it is looked whether an upload is there, wherever it was put.
 
     Raises:
         BackendError: none that has it can be reached.
@@ -279,7 +301,7 @@ async def locate(gateway: Parts, identity: Identity, ref: FileRef) -> tuple[Back
         case Upload() as upload:
             may_hold = _may_hold(gateway, identity, ref, upload)
             place = _place(gateway, identity, ref, upload)
-            return *await gateway.engine.placer.somewhere(place, upload, may_hold), UNTOLD
+            return *await gateway.engine.placer.somewhere(place, upload, may_hold, anew=anew), UNTOLD
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if _is_closed(gateway, identity, name):

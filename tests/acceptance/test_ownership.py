@@ -112,6 +112,7 @@ async def test_cancel_is_precise(lab: Lab) -> None:
     """Delete takes what has not started, interrupt what runs, cancel either; the others go on."""
     gateway = await lab.gateway(*await lab.simulators(2), dispatch__max_queue=2)
     comfy = Comfy(lab.http, gateway.url)
+    listener = await comfy.listen("c", "&events=interleave")
     ids = [await comfy.prompt(slow(n, steps=300, step_seconds=0.02)) for n in range(8)]
 
     async def two_run() -> list[str]:
@@ -132,14 +133,15 @@ async def test_cancel_is_precise(lab: Lab) -> None:
     assert (await comfy.post("/queue", {"clear": True}))[0] == 200
     rest = await comfy.get("/queue")
     assert rest["queue_pending"] == []
-    assert (await comfy.post("/interrupt"))[0] == 200
     for item in rest["queue_running"]:
+        assert (await comfy.post("/interrupt"))[0] == 200
         await comfy.entry(item[1])
 
     async def empty() -> bool:
         return bool((await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 0)
 
     await until(empty)
+    await listener.socket.close()
 
 
 async def test_history_pages_and_deletion(lab: Lab) -> None:

@@ -234,7 +234,7 @@ async def test_files_stay_where_their_tenant_may_go(lab: Lab) -> None:
     prompt["8"]["inputs"]["image"] = f"{image['filename']} [output]"
     status, answer = await anna.post("/prompt", {"prompt": prompt})
     assert status == 400
-    assert "not for this key any more" in json.dumps(answer)
+    assert "not for this caller any more" in json.dumps(answer)
     prompt["8"]["inputs"]["image"] = "annas.png"
     await anna.entry(await anna.prompt(prompt))
     assert brought(directories[0], png((9, 9, 9)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from typing import Any
 
@@ -66,7 +65,8 @@ async def test_the_earliest_that_gains_by_it_goes(lab: Lab) -> None:
     assert [item[1] for item in queue["queue_running"]] == [there[ids[0]]]
     assert sorted(item[1] for item in queue["queue_pending"]) == sorted(there[each] for each in ids[2:])
     shown = await comfy.get("/queue")
-    assert [item[1] for item in shown["queue_pending"]] == ids[2:]
+    # One runs there as well; a client of one ComfyUI sees the one that began first.
+    assert [item[1] for item in shown["queue_running"] + shown["queue_pending"]] == ids
 
 
 async def test_only_to_where_it_can_run_and_only_what_is_ours(lab: Lab) -> None:
@@ -134,8 +134,9 @@ async def test_a_cancel_finds_a_job_on_the_move(lab: Lab) -> None:
     assert (await comfy.post("/queue", {"delete": [ids[1]]}))[0] == 200
     await simulators[0].no_faults(lab.http)
     await comfy.running(ids[2])
-    await comfy.post("/interrupt")
-    await asyncio.gather(comfy.entry(ids[0]), comfy.entry(ids[2]))
+    for prompt_id in (ids[0], ids[2]):
+        await comfy.post("/interrupt")
+        await comfy.entry(prompt_id)
     assert set(await comfy.get("/history")) == {ids[0], ids[2]}
     for simulator in simulators:
         entries = (await history_there(lab, simulator)).values()

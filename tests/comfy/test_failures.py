@@ -37,6 +37,9 @@ ACCELERATOR = "torch.AcceleratorError"
         ("ValueError", "CUDA error: an illegal memory access was encountered", Cause.WORKFLOW),
         ("RuntimeError", "bad prompt: 'CUDA error: an illegal memory access was encountered'", Cause.WORKFLOW),
         ("ValueError", "out of memory", Cause.WORKFLOW),
+        ("av.error.FileNotFoundError", "[Errno 2] No such file or directory: '/input/pic.png'", Cause.FILE),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: '/input/pic.png'", Cause.FILE),
+        ("ValueError", "FileNotFoundError: pic.png", Cause.WORKFLOW),
         ("None", "None", Cause.WORKFLOW),
     ],
 )
@@ -45,8 +48,8 @@ def test_the_table(type_: str, message: str, cause: Cause) -> None:
 
 
 def test_of_a_history_entry() -> None:
-    error = {"exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation on device"}
+    error = {"exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation on device", "node_id": "3"}
     status = {"status_str": "error", "messages": [["execution_start", {}], ["execution_error", error]]}
-    assert cause_of_entry({"status": status}) is Cause.MEMORY
+    assert cause_of_entry({"status": status}) == (Cause.MEMORY, "3")
     for odd in ({}, {"status": None}, {"status": {"messages": [None, ["execution_error", None], "x"]}}):
-        assert cause_of_entry(odd) is Cause.WORKFLOW
+        assert cause_of_entry(odd)[0] is Cause.WORKFLOW

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import aiohttp
@@ -57,8 +58,12 @@ async def test_gets(target: Target, lab: Lab, recorded: dict[str, Any]) -> None:
     if path.startswith("/userdata") and status == 200:
         return
     assert status == recorded["status"], body
-    assert headers.get("Content-Type") == recorded["headers"].get("Content-Type")
     wanted = expected_body(recorded["body"])
+    if target.kind == "gateway" and status >= 400 and wanted == {"_bytes": 0}:
+        # A ComfyUI leaves it at the status; the gateway says what is wrong.
+        assert body["error"]["message"]
+        return
+    assert headers.get("Content-Type") == recorded["headers"].get("Content-Type")
     if wanted == "(elided)":
         return
     if path.startswith(_INSTALLATION):
@@ -169,7 +174,9 @@ async def test_view(target: Target, lab: Lab) -> None:
         async with lab.http.get(url, headers=headers) as answer:
             body = await answer.read()
             assert answer.status == wanted["status"], path
-            for header in ("Content-Type", "Accept-Ranges"):
+            is_told = target.kind == "gateway" and wanted["status"] >= 400
+            assert not is_told or json.loads(body)["error"]["message"], path
+            for header in () if is_told else ("Content-Type", "Accept-Ranges"):
                 assert answer.headers.get(header) == wanted["headers"].get(header), (path, header)
             if wanted["status"] in (200, 206):
                 # A ComfyUI says it of some files; the gateway, at whose origin browsers send keys, of all.

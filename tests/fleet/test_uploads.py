@@ -49,6 +49,18 @@ def test_an_upload_and_an_output_never_share_a_name() -> None:
     assert files.find("t", output) == Holder("b1", FileRef("output", "", "x.png"), None)
 
 
+def test_a_backend_that_got_a_lost_file_again() -> None:
+    """What it said of its files before then counts no more; what it got for the first time was not lost."""
+    placements, there = Placements(), Placement(PIC, "etag")
+    placements.put("b1", PIC, A.digest, there)
+    placements.put("b2", PIC, A.digest, there, now=5.0)
+    assert not any(placements.was_put_again(name, 0.0) for name in ("b1", "b2"))
+    placements.put("b1", PIC, A.digest, there, now=7.0)
+    assert placements.was_put_again("b1", 7.0)
+    assert not placements.was_put_again("b1", 7.1)
+    assert not placements.was_put_again("b2", 0.0)
+
+
 def test_a_placed_name_is_somebodys_in_every_spelling() -> None:
     placements = Placements()
     assert not placements.is_name(PIC)

@@ -44,10 +44,10 @@ _LOOP = asyncio.new_event_loop()
 RUNS = int(os.environ.get("MODEL_RUNS", "0"))
 
 
-def new_ledger() -> Ledger:
+def new_ledger(bus: LocalBus | None = None) -> Ledger:
     """A ledger on paper."""
     paper: Any = Paper()
-    return Ledger(paper, LocalBus(), History(paper, 100, 10_000_000), "gateway")
+    return Ledger(paper, bus or LocalBus(), History(paper, 100, 10_000_000), "gateway")
 
 
 def admit(ledger: Ledger, tenant: str = "t", **more: Any) -> Job:
@@ -87,6 +87,7 @@ def test_what_queue_shows() -> None:
     ledger.send(first, "b1")
     ledger.taken(first, first.upstream_id, b"{}")
     ledger.start(first, 5)
+    ledger.begin(first)
     ledger.hold(second)
     shown = json.loads(ledger.queue_json("t"))
     assert [item[:2] for item in shown["queue_running"]] == [[0, first.prompt_id]]

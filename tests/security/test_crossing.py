@@ -229,8 +229,7 @@ async def test_what_is_anothers_answers_as_what_is_nobodys(lab: Lab, count: int)
     assert (await ben.post(f"/api/jobs/{world.failed}/cancel"))[1] == {"cancelled": True}
     # All of it is still there.
     queue = await world.anna.get("/queue")
-    assert world.running in [item[1] for item in queue["queue_running"]]
-    assert world.pending in [item[1] for item in queue["queue_pending"]]
+    assert {world.running, world.pending} <= {item[1] for item in queue["queue_running"] + queue["queue_pending"]}
     assert set(await world.anna.get("/history")) == {world.ended, world.failed}
     assert await world.anna.get("/userdata", dir="workflows") == [f"{MARK}.json"]
 

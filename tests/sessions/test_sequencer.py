@@ -40,13 +40,26 @@ def test_the_next_one_goes_on_live() -> None:
     assert play(s, "B:end") == "B:end C:start C:executed"
 
 
-def test_only_the_newest_progress_and_preview_wait() -> None:
+def test_progress_waits_and_of_previews_the_newest() -> None:
     s = Sequencer()
     play(
         s, "A:start", "B:start", "B:progress1", "B:preview1", "B:progress2", "B:executing", "B:progress3", "B:preview2"
     )
-    assert play(s, "A:end") == "A:end B:start B:executing B:progress3 B:preview2"
+    assert play(s, "A:end") == "A:end B:start B:progress1 B:progress2 B:executing B:progress3 B:preview2"
     assert s.waiting_bytes == 0
+
+
+def test_thinned_only_the_newest_progress_and_preview_wait() -> None:
+    s = Sequencer()
+    play(s, "A:start", "B:start", "B:progress1", "B:progress2", "B:executing", "B:progress3", "C:start", "C:progress1")
+    assert [frame.payload for frame in s.thin()] == [b"B:progress1", b"B:progress2"]
+    assert play(s, "A:end", "B:end") == "A:end B:start B:executing B:progress3 B:end C:start C:progress1"
+
+
+def test_what_a_second_run_repeats_is_told_to_those_who_take_it_as_it_happens() -> None:
+    repeated = Frame(Kind.PROGRESS, b"1 of 8", "A", "progress", repeats=True)
+    assert Sequencer().feed(repeated) == []
+    assert Sequencer(interleave=True).feed(repeated) == [repeated]
 
 
 def test_status_waits_while_a_prompt_that_has_ended_is_untold() -> None:

@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--simulator", action="store_true", help="start a simulated ComfyUI")
     parser.add_argument("--classes", metavar="GLOB", action="append", help="walk these classes alone")
     parser.add_argument("--limit", metavar="N", type=int, help="send so many of the prompts, chosen by the seed")
+    parser.add_argument("--skip", metavar="N", type=int, default=0, help="leave out the first N, to go on from there")
+    parser.add_argument("--without", metavar="GLOB", action="append", default=[], help="leave out these classes")
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
     parser.add_argument("--unchecked", action="store_true", help="let all names pass: secret folders alone hold")
@@ -104,7 +107,9 @@ async def main(arguments: list[str]) -> int:
             if options.environment_word:
                 prepared.victim.secrets.words[options.environment_word] = "environment"
             await walking.view_names(prepared.targets)
-            await walking.run(sample(prepared.cases, options.limit, options.seed), progress)
+            chosen = sample(prepared.cases, options.limit, options.seed)[options.skip :]
+            chosen = [case for case in chosen if not any(fnmatch(case.class_type, glob) for glob in options.without)]
+            await walking.run(chosen, progress)
             walking.found_lost(await prepared.victim.lost())
             print("\n".join(told(figures, walking, time.monotonic() - started)))
             if options.report is not None:
