@@ -16,69 +16,78 @@ MAX_NODES = 4096
 
 
 class Progress:
-    """What a job's events have said of its progress, over all of its runs."""
+    """What a job's events have said of its progress, over all of its runs.
+
+    It costs next to nothing until a run came to nothing: of each kind of event the last one is kept as it is.
+    """
 
     def __init__(self) -> None:
         self._nodes: set[str] = set()
-        self._shares: dict[str, float] = {}
-        self._states: Mapping[str, Any] = {}
-        self._known: dict[str, float] | None = None
-        self._before: frozenset[str] = frozenset()
         self._latest: str | None = None
+        self._step: Mapping[str, Any] = {}
+        self._states: Any = None
+        # Of earlier runs: the nodes that were told, the last of them, how far it was, and the states of all.
+        self._before: frozenset[str] = frozenset()
         self._reached: str | None = None
+        self._share = -1.0
+        self._known: dict[str, float] | None = None
+        self._is_again = False
         self.is_behind = False
 
     def run_again(self) -> None:
         """Note that the run came to nothing: from now on the job's events may repeat what was said."""
-        self._before = frozenset(self._nodes)
-        self._reached = self._latest
-        self._known = {**(self._known or {}), **_shares(self._states)} or None
-        self.is_behind = bool(self._before)
+        if self._step.get("node") == self._latest:
+            self._share = _share(self._step)
+        elif self._reached != self._latest:
+            self._share = -1.0
+        self._before, self._reached = frozenset(self._nodes), self._latest
+        states = _shares(self._states) if isinstance(self._states, dict) else {}
+        self._known = {**(self._known or {}), **states} or None
+        self._is_again, self.is_behind = True, bool(self._before)
 
     def repeats(self, event: Event) -> bool:
         """Return True if an event says nothing beyond what an earlier run has said. Note what it says, else."""
-        match event.type:
-            case "executing":
-                node = event.data.get("node")
-                self.is_behind = isinstance(node, str) and node in self._before
-                if isinstance(node, str) and not self.is_behind:
-                    self._latest = node
-                    self._note([node])
-                return self.is_behind
-            case "execution_cached":
-                self._note(node for node in event.data.get("nodes", ()) if isinstance(node, str))
-                return False
-            case "progress":
-                return self._repeats_step(event.data)
-            case "progress_state":
-                return self._repeats_states(event.data.get("nodes"))
-            case _:
-                return False
+        type_, data = event.type, event.data
+        if type_ == "progress":
+            if self._is_again and self._is_no_step_on(data):
+                return True
+            self._step = data
+        elif type_ == "progress_state":
+            if self._known is not None and self._are_behind(data.get("nodes")):
+                return True
+            self._states = data.get("nodes")
+        elif type_ == "executing":
+            node = data.get("node")
+            self.is_behind = isinstance(node, str) and node in self._before
+            if isinstance(node, str) and not self.is_behind:
+                self._latest = node
+                self._note([node])
+            return self.is_behind
+        elif type_ == "execution_cached":
+            self._note(node for node in data.get("nodes", ()) if isinstance(node, str))
+        return False
 
     def _note(self, nodes: Iterable[str]) -> None:
         for node in nodes:
             if len(self._nodes) < MAX_NODES:
                 self._nodes.add(node)
 
-    def _repeats_step(self, data: Mapping[str, Any]) -> bool:
-        node, share = data.get("node"), _share(data)
-        if not isinstance(node, str):
-            return self.is_behind
-        if node in self._before:
-            self.is_behind = node != self._reached or share <= self._shares.get(node, -1.0)
-        if not self.is_behind and (len(self._shares) < MAX_NODES or node in self._shares):
-            self._shares[node] = share
+    def _is_no_step_on(self, data: Mapping[str, Any]) -> bool:
+        node = data.get("node")
+        if isinstance(node, str) and node in self._before:
+            share = _share(data)
+            self.is_behind = node != self._reached or share <= self._share
+            if not self.is_behind:
+                self._share = share
         return self.is_behind
 
-    def _repeats_states(self, states: Any) -> bool:
-        if not isinstance(states, dict):
+    def _are_behind(self, states: Any) -> bool:
+        if not isinstance(states, dict) or self._known is None:
             return False
-        if self._known is not None:
-            shares = _shares(states)
-            if any(shares.get(node, -1.0) < share for node, share in self._known.items()):
-                return True
-            self._known = None
-        self._states = states
+        shares = _shares(states)
+        if any(shares.get(node, -1.0) < share for node, share in self._known.items()):
+            return True
+        self._known = None
         return False
 
 

@@ -218,12 +218,9 @@ class Relay:
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
         """The job runs there."""
         before = self._current.get(backend.name)
-        if before is not None and before is not job and before.backend == backend.name:
-            if before.state is State.RUNNING:
-                # If its end was not heard, look for it, because a ComfyUI runs one prompt at a time.
-                self._collector.collect(before, at_once=False)
-            if before.state is State.COLLECTING:
-                self._telling.follow(job, before)
+        if before is not None and before.state is State.COLLECTING and before.backend == backend.name:
+            # If the end of the one before was not heard, the next probe finds it.
+            self._telling.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
         self._telling.begin(job)

@@ -140,7 +140,8 @@ class ClientSocket:
             self._put(held)
 
     def _put(self, frame: Frame) -> None:
-        self._drop(self._outbox.put(frame))
+        if dropped := self._outbox.put(frame):
+            self._drop(dropped)
         if self._outbox.overflowing:
             self._metrics.slow_closed.inc()
             self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly")
@@ -270,8 +271,8 @@ class ClientSocket:
                 self._ready.clear()
                 while self._closing is None and (frame := self._outbox.take()) is not None:
                     await self._write_one(frame)
-                    if self._in_turn and (seconds := pause_after(frame, len(self._outbox))):
-                        await self._pause(seconds)
+                    if frame.kind is Kind.END and self._in_turn:
+                        await self._pause(pause_after(len(self._outbox)))
                 if self._is_counted:
                     self._count()
                     self._is_counted = bool(self._sequencer.waiting)

@@ -19,13 +19,13 @@ PAUSE_SECONDS = 0.02
 MAX_PAUSED = 256
 
 
-def pause_after(frame: Frame, waiting: int) -> float:
-    """Return the seconds to wait behind a frame, with so many behind it, on a socket that is told of prompts in turn.
+def pause_after(waiting: int) -> float:
+    """Return the seconds to wait after a prompt's last frame, if so many wait, on a socket told of prompts in turn.
 
     A client may unpack a binary frame in a later turn of its loop than the text after it. If the next prompt is told in
     the same breath, it takes one prompt's picture for the other's.
     """
-    return PAUSE_SECONDS if frame.kind is Kind.END and 0 < waiting <= MAX_PAUSED else 0.0
+    return PAUSE_SECONDS if 0 < waiting <= MAX_PAUSED else 0.0
 
 
 class Outbox:

@@ -99,4 +99,4 @@ def test_what_is_remembered_is_bounded() -> None:
     for n in range(MAX_NODES + 5):
         progress.repeats(event("executing", node=str(n)))
         progress.repeats(event("progress", node=str(n), value=1, max=2))
-    assert len(progress._nodes) == len(progress._shares) == MAX_NODES
+    assert len(progress._nodes) == MAX_NODES
