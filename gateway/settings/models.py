@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
+from gateway.settings.addresses import host_and_port, is_own_address
 from gateway.settings.auth import AuthSettings
 from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
 from gateway.settings.base import Model
@@ -63,13 +65,25 @@ class Settings(Model):
             backend if backend.name else backend.model_copy(update={"name": f"b{place}"})
             for place, backend in enumerate(backends, start=1)
         )
-        for what, values in (("name", [b.name for b in named]), ("url", [b.url for b in named])):
+        urls = ["{}:{}".format(*host_and_port(backend.url)) + urlsplit(backend.url).path for backend in named]
+        for what, values in (("name", [b.name for b in named]), ("url", urls)):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"each backend needs a {what} of its own; given twice: {', '.join(twice)}")
         if sum(backend.primary for backend in named) > 1:
             raise ValueError("at most one backend can be primary")
         return named
+
+    @model_validator(mode="after")
+    def _check_loop(self) -> Settings:
+        """Refuse the gateway itself as a backend: a prompt would go round until something gives way."""
+        for place, backend in enumerate(self.backends):
+            if is_own_address(backend.url, self.server.host, self.server.port):
+                raise ValueError(
+                    f"backends[{place}].url: {backend.url} is where this gateway itself listens (server.host and "
+                    "server.port); give the ComfyUI's address, or the gateway another port"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_auth(self) -> Settings:
