@@ -13,8 +13,9 @@ import aiohttp
 
 from gateway.comfy import events
 from gateway.comfy.answers import Queue, read_features
-from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, Refused, TimedOut, Unreachable
+from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, BadAnswer, Refused, TimedOut, Unreachable
 from gateway.fleet.backend import Backend, client_of
+from gateway.fleet.diagnosis import REFUSED, reason_of
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
 from gateway.fleet.standing import record_of, restore
@@ -77,6 +78,10 @@ class Fleet:
         self._listening: dict[str, Loop] = {}
         self._reconnect_after: dict[str, float] = {}
         self._sockets: dict[str, asyncio.Timeout] = {}
+        # The newest failure of each backend's probes and of its socket, so that each is explained once.
+        self._failures: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._socket_failures: dict[str, str] = {}
         self.backends: dict[str, Backend] = {}
         names, eject = [entry.name for entry in settings.backends], settings.ejection
         self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
@@ -181,7 +186,7 @@ class Fleet:
         """Somebody's connection to it was refused."""
         was = backend.health
         backend.pulse.refused()
-        self._changed(backend, was)
+        self._tell(backend, was, self._changed(backend, was), REFUSED)
 
     def poisoned(self, backend: Backend, upstream_id: str) -> None:
         """A prompt there ended with an error that only a restart of its process heals."""
@@ -230,23 +235,39 @@ class Fleet:
     async def _probe(self, backend: Backend) -> None:
         was, began = backend.health, time.monotonic()
         outcome = "ok"
+        failure: BackendError | None = None
         try:
             queue = await backend.client.queue()
             backend.pulse.answered(time.monotonic())
             self._take_queue(backend, queue, began)
             await self._take_stats(backend)
-        except Refused:
-            outcome = "refused"
+        except Refused as error:
+            outcome, failure = "refused", error
             backend.pulse.refused()
-        except (TimedOut, Unreachable):
-            outcome = "timeout"
+        except (TimedOut, Unreachable) as error:
+            outcome, failure = "timeout", error
             backend.pulse.timed_out(time.monotonic())
         except BackendError as error:
-            outcome = "error"
+            outcome, failure = "error", error
             backend.pulse.timed_out(time.monotonic())
-            _log.warning("probe failed", backend=backend.name, error=str(error))
         self._metrics.probe_seconds.labels(backend.name, outcome).observe(time.monotonic() - began)
-        self._changed(backend, was)
+        # Jobs that must go elsewhere don't wait for the reason.
+        now = self._changed(backend, was)
+        self._tell(backend, was, now, await self._explain(backend, was, failure), slow=isinstance(failure, TimedOut))
+
+    async def _explain(self, backend: Backend, was: Health, failure: BackendError | None) -> str:
+        """Return why a probe failed; empty if it did not. A failure that repeats itself is looked into once."""
+        if failure is None:
+            self._failures.pop(backend.name, None)
+            return ""
+        if self._failures.get(backend.name) == str(failure):
+            return self._reasons.get(backend.name, "")
+        self._failures[backend.name] = str(failure)
+        if was in (Health.UP, Health.SLOW) and not isinstance(failure, BadAnswer):
+            # It was a ComfyUI a moment ago, and its jobs wait for what follows.
+            return REFUSED if isinstance(failure, Refused) else str(failure)
+        assert self._session is not None
+        return await reason_of(backend.client, self._session, failure, self._settings.probe.timeout)
 
     def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         backend.queue = queue
@@ -272,13 +293,24 @@ class Fleet:
             self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free", 0))
             self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total", 0))
 
-    def _changed(self, backend: Backend, was: Health) -> None:
+    def _tell(self, backend: Backend, was: Health, now: Health, reason: str = "", *, slow: bool = False) -> None:
+        """Log a new state, or a new reason for an old one."""
+        is_new = bool(reason) and self._reasons.get(backend.name) != reason
+        self._reasons[backend.name] = reason
+        if now is was and not is_new:
+            return
+        if now is Health.UP:
+            _log.info("backend", backend=backend.name, state=str(now), was=str(was))
+            return
+        tell = _log.info if slow and now is Health.SLOW else _log.warning
+        tell("backend", backend=backend.name, state=str(now), was=str(was), reason=reason, url=f"{backend.url}/queue")
+
+    def _changed(self, backend: Backend, was: Health) -> Health:
         now = backend.health
         self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
         self._news.set()
         if now is was:
-            return
-        _log.info("backend", backend=backend.name, state=str(now), was=str(was))
+            return now
         if now in (Health.GONE, Health.LOST):
             backend.connected = False
             self._cut(backend)
@@ -287,6 +319,7 @@ class Fleet:
             # If a probe finds the backend up again, reconnect at once, because its jobs wait for the socket.
             self._listening[backend.name].wake()
             self._listener.available()
+        return now
 
     async def _listen_once(self, backend: Backend) -> None:
         """Connect, and listen until the socket breaks."""
@@ -298,7 +331,9 @@ class Fleet:
         except TimeoutError:
             pass
         except BackendError as error:
-            _log.warning("socket failed", backend=backend.name, error=str(error))
+            if self._socket_failures.get(backend.name) != str(error):
+                self._socket_failures[backend.name] = str(error)
+                _log.warning("socket_failed", backend=backend.name, reason=str(error), url=f"{backend.url}/ws")
         finally:
             if backend.connected:
                 # Is its process gone? A refused connection tells at once, and its jobs need not wait for the pause.
@@ -354,7 +389,8 @@ class Fleet:
         was = backend.health
         backend.pulse.answered(time.monotonic())
         backend.connected = True
-        self._changed(backend, was)
+        self._socket_failures.pop(backend.name, None)
+        self._tell(backend, was, self._changed(backend, was))
         self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
         self._listener.available()
 

@@ -54,7 +54,7 @@ class KeySettings(Model):
     @model_validator(mode="after")
     def _one_of(self) -> KeySettings:
         if bool(self.sha256) == bool(self.key):
-            raise ValueError("give either sha256 or key, such as key: \"${APP_KEY}\", and not both")
+            raise ValueError('give either sha256 or key, such as key: "${APP_KEY}", and not both')
         if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 lowercase hexadecimal digits, as printf %s KEY | sha256sum prints them")
         if self.key and len(self.key) < MIN_KEY:

@@ -86,7 +86,9 @@ def _read_file(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise SettingsError([f"{path}: must be a mapping of settings, such as 'backends: [{{url: http://127.0.0.1:8188}}]'"])
+        raise SettingsError(
+            [f"{path}: must be a mapping of settings, such as 'backends: [{{url: http://127.0.0.1:8188}}]'"]
+        )
     problems: list[str] = []
     expanded = _expand(document, environment, "", problems)
     if problems:
@@ -107,7 +109,9 @@ def _expand(value: Any, environment: Mapping[str, str], path: str, problems: lis
         return value
 
     if (shell := _SHELL_VARIABLE.fullmatch(value)) is not None:
-        problems.append(f"{path}: write ${{{shell[1]}}} with braces for an environment variable, or $$ for a dollar sign")
+        problems.append(
+            f"{path}: write ${{{shell[1]}}} with braces for an environment variable, or $$ for a dollar sign"
+        )
         return value
     if "${" in _VARIABLE.sub("", value):
         problems.append(f"{path}: ${{…}} takes the name of an environment variable: letters, digits and _; $$ is a '$'")

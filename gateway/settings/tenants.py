@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gateway.settings.base import Bytes, Count, Label, Model, Name, Network, Period
 
+
 class AnonymousSettings(Model):
     """Callers without a key: those from `networks` (CIDR) are one tenant of their own, all others are refused."""
 

@@ -14,7 +14,10 @@ MAX_NESTING = 100
 # What the parser says, and what a person can do about it; the first that fits stands.
 _ADVICE = (
     (r"character '\\t'", "a tab; indent with spaces"),
-    (r"mapping values are not allowed", "a second ':' in one line, or a wrong indentation; quote a text with ': ' in it"),
+    (
+        r"mapping values are not allowed",
+        "a second ':' in one line, or a wrong indentation; quote a text with ': '",
+    ),
     (r"could not find expected ':'", "a line without ':' after its name, or a quote that is not closed"),
     (r"quoted scalar", "a quote that is not closed"),
     (r"flow node|stream end", "a bracket or a quote that is not closed"),
@@ -59,7 +62,9 @@ def read_yaml(path: Path) -> Any:
     except yaml.YAMLError as error:
         raise YamlProblems([f"{path}: {_reason(error, text)}"]) from error
     except ValueError as error:
-        raise YamlProblems([f"{path}: is not YAML: it holds a date or a number that there is not, such as 2026-13-01"]) from error
+        raise YamlProblems(
+            [f"{path}: is not YAML: it holds a date or a number that there is not, such as 2026-13-01"]
+        ) from error
     except RecursionError as error:
         raise YamlProblems([f"{path}: is nested deeper than settings are"]) from error
     raise YamlProblems(twice)
