@@ -90,10 +90,10 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
     refusal, is_running = ("", False) if backends else machine_refusal(settings)
     if refusal:
         click.echo(f"comfyui-gateway: {refusal}", err=True)
-    if is_running:
-        click.echo(f"a gateway is running on {settings.data_dir.resolve()}; its address was not tried", err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
+    if is_running:
+        click.echo(f"A gateway is running on {settings.data_dir.resolve()}; its address was not tried.")
     if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
         _print_trust(settings, rows)
     sys.exit(EXIT_UNUSABLE if refusal or any(row.reachable != "yes" for row in rows) else 0)
@@ -158,7 +158,7 @@ async def _row(
     try:
         queue = await client.queue()
         if await is_gateway(backend.url, session, settings.probe.timeout):
-            return Row(backend.name, backend.url, f"no: {IS_GATEWAY}")
+            return Row(backend.name, backend.url, f"no: {IS_GATEWAY} (GET {backend.url}/readyz)")
         path = "/system_stats"
         stats = await client.system_stats()
         path = "/object_info"

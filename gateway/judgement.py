@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import click
 
@@ -69,7 +70,8 @@ def machine_refusal(settings: Settings) -> tuple[str, bool]:
 def warnings(settings: Settings) -> list[str]:
     """Return a sentence for each thing that is allowed and dangerous, or most likely a mistake."""
     found = [*_open_doors(settings), *_same_comfyuis(settings)]
-    found += [f"{place}: no key of the configuration stands for this tenant" for place in unknown_tenants(settings)]
+    unknown = "no key of the configuration stands for this tenant; one of the store may"
+    found += [f"{place}: {unknown}" for place in unknown_tenants(settings)]
     if (lacking := without_backends(settings)) is not None:
         found.append(lacking)
     more = len(found) - MAX_WARNINGS
@@ -101,11 +103,11 @@ def _open_doors(settings: Settings) -> Iterator[str]:
 
 def _same_comfyuis(settings: Settings) -> Iterator[str]:
     """Yield a sentence for each two backends that are most likely one ComfyUI under two names."""
-    places: dict[int, list[int]] = defaultdict(list)
+    places: dict[tuple[int, str], list[int]] = defaultdict(list)
     for place, backend in enumerate(settings.backends):
         host, port = host_and_port(backend.url)
         if canonical_host(host) == LOOPBACK:
-            places[port].append(place)
+            places[port, urlsplit(backend.url).path].append(place)
     for first, *others in places.values():
         for other in others:
             yield (

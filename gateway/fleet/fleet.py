@@ -15,7 +15,7 @@ from gateway.comfy import events
 from gateway.comfy.answers import Queue, read_features
 from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, BadAnswer, Refused, TimedOut, Unreachable
 from gateway.fleet.backend import Backend, client_of
-from gateway.fleet.diagnosis import REFUSED, reason_of
+from gateway.fleet.diagnosis import IS_GATEWAY, REFUSED, is_gateway, reason_of
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
 from gateway.fleet.standing import record_of, restore
@@ -82,6 +82,7 @@ class Fleet:
         self._failures: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._socket_failures: dict[str, str] = {}
+        self._looked_at: set[str] = set()
         self.backends: dict[str, Backend] = {}
         names, eject = [entry.name for entry in settings.backends], settings.ejection
         self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
@@ -269,6 +270,13 @@ class Fleet:
         assert self._session is not None
         return await reason_of(backend.client, self._session, failure, self._settings.probe.timeout)
 
+    async def _look_for_gateway(self, backend: Backend) -> None:
+        """Warn of a backend that answers as ComfyUI does and is a gateway: nothing was built for two in a row."""
+        assert self._session is not None
+        if await is_gateway(backend.url, self._session, self._settings.probe.timeout):
+            url = f"{backend.url}/readyz"
+            _log.warning("backend", backend=backend.name, state=str(backend.health), reason=IS_GATEWAY, url=url)
+
     def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         backend.queue = queue
         if backend.stopping not in queue.running_ids:
@@ -390,6 +398,9 @@ class Fleet:
         backend.pulse.answered(time.monotonic())
         backend.connected = True
         self._socket_failures.pop(backend.name, None)
+        if backend.name not in self._looked_at:
+            self._looked_at.add(backend.name)
+            self._tasks.start(self._look_for_gateway(backend), f"kind:{backend.name}")
         self._tell(backend, was, self._changed(backend, was))
         self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
         self._listener.available()
