@@ -12,6 +12,7 @@ from gateway.settings.addresses import host_and_port
 from gateway.settings.base import Count, Label, Model, Name, Seconds
 from gateway.settings.tls import BackendTlsSettings
 
+_OTHER_SCHEMES = frozenset({"ftp", "ws", "wss", "tcp", "unix", "HTTP", "HTTPS"})
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
 
 
@@ -108,7 +109,7 @@ def _url_problem(url: str) -> str:
     if not colon:
         return "the scheme http:// is missing"
     if scheme not in ("http", "https"):
-        return f"found the scheme {scheme}://" if scheme.isalnum() else "found another scheme"
+        return f"found the scheme {scheme}://" if scheme in _OTHER_SCHEMES else "found another scheme"
     if "@" in rest:
         return "credentials belong to auth: {user: …, password: …}"
     if "?" in rest or "#" in rest:

@@ -105,7 +105,7 @@ def sentence(detail: Mapping[str, Any], variables: Mapping[tuple[str, ...], str]
     if kind == "extra_forbidden":
         return f"{name}: there is no such setting; {_instead(where)}"
     if kind == "invalid_key":
-        return f"{written(where[:-1]) or 'the file'}: the name of a setting must be a text; found {where[-1]}"
+        return f"{written(where[:-1]) or 'the file'}: the name of a setting must be a text; found {detail['input']}"
     if kind == "missing":
         example = _EXAMPLES.get(_pattern(where[:-1]), f"{{{where[-1]}: …}}")
         return f"{written(where[:-1])}: {where[-1]} is missing; give it, as in {example}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
@@ -57,6 +57,14 @@ class Settings(Model):
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _check_directory(cls, given: Any) -> Any:
+        """Refuse an empty text, which would be the folder that the gateway was started in."""
+        if isinstance(given, str) and not given.strip():
+            raise ValueError("is empty; give the path of a folder of the gateway's own, such as data")
+        return given
+
     @field_validator("backends")
     @classmethod
     def _name_backends(cls, backends: tuple[BackendSettings, ...]) -> tuple[BackendSettings, ...]:
@@ -88,8 +96,9 @@ class Settings(Model):
     @model_validator(mode="after")
     def _check_auth(self) -> Settings:
         names = [key.name for key in self.auth.keys]
-        if len(names) != len(set(names)):
-            raise ValueError("auth.keys: each key needs a name of its own")
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(names) != len(set(names)) else []
+        if twice:
+            raise ValueError(f"auth.keys: each key needs a name of its own; given twice: {', '.join(twice)}")
         digests = [key.digest for key in self.auth.keys]
         if len(digests) != len(set(digests)):
             raise ValueError("auth.keys: the same key is given twice")

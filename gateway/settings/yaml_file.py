@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 _BARE_VARIABLE = re.compile(r"\$\{")
-MAX_NESTING = 100
+MERGE = "tag:yaml.org,2002:merge"
+MAX_NESTING = 50
+# A list of ten thousand keys has forty thousand.
+MAX_NODES = 1_000_000
 # What the parser says, and what a person can do about it; the first that fits stands.
 _ADVICE = (
     (r"character '\\t'", "a tab; indent with spaces"),
@@ -27,7 +29,7 @@ _ADVICE = (
     (r"cannot start any token|alias|anchor|directive", "a text that begins with a special character; put it in quotes"),
     (r"single document", "a second document ('---'); keep one"),
     (r"constructor for the tag|tag", "a '!tag', which settings don't have; quote the text"),
-    (r"unhashable|hashable", "braces where a name belongs; put a text with { } in quotes"),
+    (r"unhashable|hashable", "a list or a mapping where a name belongs; put a text with { } in quotes"),
 )
 
 
@@ -56,8 +58,12 @@ def read_yaml(path: Path) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        twice = [f"{path}: {sentence}" for sentence in _given_twice(node)]
-        if not twice:
+        review = _Review()
+        try:
+            review.walk(node)
+        except YamlProblems as error:
+            raise YamlProblems([f"{path}: {problem}" for problem in error.problems]) from error
+        if not review.problems:
             return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise YamlProblems([f"{path}: {_reason(error, text)}"]) from error
@@ -67,29 +73,44 @@ def read_yaml(path: Path) -> Any:
         ) from error
     except RecursionError as error:
         raise YamlProblems([f"{path}: is nested deeper than settings are"]) from error
-    raise YamlProblems(twice)
+    raise YamlProblems([f"{path}: {problem}" for problem in review.problems])
 
 
-def _given_twice(node: yaml.Node, path: str = "", within: tuple[int, ...] = ()) -> Iterator[str]:
-    """Yield a sentence for each key that a mapping holds twice: YAML readers keep the last alone, without a word."""
-    if id(node) in within or len(within) > MAX_NESTING:
-        return
-    within = (*within, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for place, item in enumerate(node.value):
-            yield from _given_twice(item, f"{path}[{place}]", within)
-    elif isinstance(node, yaml.MappingNode):
+class _Review:
+    """A walk through a document that finds keys given twice: YAML readers keep the last alone, without a word."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._nodes = 0
+
+    def walk(self, node: yaml.Node, path: str = "", within: tuple[int, ...] = ()) -> None:
+        """Look at a node and all below it.
+
+        Raises:
+            YamlProblems: it is endless, by an alias to what holds it, or by aliases of aliases.
+        """
+        self._nodes += 1
+        if id(node) in within or len(within) > MAX_NESTING or self._nodes > MAX_NODES:
+            raise YamlProblems([f"{path}: this is endless or nested too deep; write it without * and &"])
+        within = (*within, id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for place, item in enumerate(node.value):
+                self.walk(item, f"{path}[{place}]", within)
+        elif isinstance(node, yaml.MappingNode):
+            self._walk_mapping(node, path, within)
+
+    def _walk_mapping(self, node: yaml.MappingNode, path: str, within: tuple[int, ...]) -> None:
         lines: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             name, line = f"{path}.{key.value}" if path else str(key.value), key.start_mark.line + 1
-            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in lines and key.tag != MERGE:
                 first = lines[key.value]
                 where = f"lines {first} and {line}" if first != line else f"line {line}"
-                yield f"{name} is given twice, in {where}; keep one, and put all entries under it"
+                self.problems.append(f"{name} is given twice, in {where}; keep one, and put all entries under it")
             lines.setdefault(key.value, line)
-            yield from _given_twice(value, name, within)
+            self.walk(value, name, within)
 
 
 def _reason(error: yaml.YAMLError, text: str) -> str:

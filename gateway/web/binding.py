@@ -27,7 +27,11 @@ class CannotListen(OSError):
         advice = _ADVICE.get(error.errno or 0, "")
         if isinstance(error, socket.gaierror):
             advice = "server.host is a name that can't be looked up; give an address"
-        super().__init__(f"can't listen on {where}: {error.strerror or error}{f'; {advice}' if advice else ''}")
+        super().__init__(error.errno, error.strerror or str(error))
+        self._sentence = f"can't listen on {where}: {self.strerror}{f'; {advice}' if advice else ''}"
+
+    def __str__(self) -> str:
+        return self._sentence
 
 
 def bind_all(host: str, port: int, found: Iterable[Found]) -> list[socket.socket]:

@@ -242,6 +242,8 @@ def test_both_refuse_with_the_same_words(tmp_path: Path, monkeypatch: pytest.Mon
             if (result.exit_code, result.output) != (2, f"comfyui-gateway: {said}\n"):
                 wrong.append((text, verb, result.exit_code, result.output, said))
     assert not wrong
+    monkeypatch.setenv("COMFYUI_GATEWAY_CONFIG", "FILE")
+    assert CliRunner().invoke(main, ["check"]).output == result.output
     assert not any(SECRET in said for _, said in WRONG)
 
 
