@@ -21,6 +21,7 @@ from gateway.settings import ADMIN_KEYS, Settings, admin_keys_of, backends_of, k
 from gateway.simulator.command import simulate
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
+from gateway.telemetry.garbage import set_thresholds
 from gateway.web.binding import CannotListen
 
 _log = logs.get("gateway")
@@ -97,10 +98,8 @@ def _flags(
 
 
 def _run(settings: Settings) -> int:
-    # A collection holds the loop for about 0.4 ms for each thousand objects that it looks at: 8 ms for the young ones,
-    # up to 40 ms for those that five collections left. All objects there are, of thousands of jobs, are nearly never.
     gc.freeze()
-    gc.set_threshold(20_000, 5, 10_000)
+    set_thresholds()
     if sys.platform != "win32":
         import uvloop
 

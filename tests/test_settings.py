@@ -117,7 +117,7 @@ def test_layers(tmp_path: Path) -> None:
         "COMFYUI_GATEWAY_PORT": "2000",
         "COMFYUI_GATEWAY_PROBE__TIMEOUT": "9",
         "COMFYUI_GATEWAY_BACKENDS": "a:1, http://b:2",
-        "COMFYUI_GATEWAY_CORS__ORIGINS": "https://x.example,https://y.example",
+        "COMFYUI_GATEWAY_CORS__ORIGINS": "https://x.example, https://y.example,",
     }
     settings = load(path, environment=environment, flags={"server": {"port": 3000}})
     assert settings.server.port == 3000

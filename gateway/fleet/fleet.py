@@ -13,9 +13,10 @@ import aiohttp
 
 from gateway.comfy import events
 from gateway.comfy.answers import Queue, read_features
-from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, BadAnswer, Refused, TimedOut, Unreachable
+from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, Refused, TimedOut, Unreachable
 from gateway.fleet.backend import Backend, client_of
-from gateway.fleet.diagnosis import IS_GATEWAY, REFUSED, is_gateway, reason_of
+from gateway.fleet.backend_log import BackendLog
+from gateway.fleet.diagnosis import REFUSED
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
 from gateway.fleet.standing import record_of, restore
@@ -34,6 +35,8 @@ DEAF_HINT = (
     "a prompt ran there of which no event came, so another program is connected with this gateway's client_id, most"
     " likely a gateway on a copy of this data_dir"
 )
+# A binary message of so many bytes may have to wait for room.
+LARGE_MESSAGE = 32 * 1024
 
 
 class FleetListener(Protocol):
@@ -44,6 +47,12 @@ class FleetListener(Protocol):
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
+
+    async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
+        """A large text message came; return True if it was read. The next message is read when this returns."""
+
+    async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
+        """A large one came. The next message is read when this returns."""
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message came that is too large to be read. The socket is closed for it, and opened again."""
@@ -78,11 +87,7 @@ class Fleet:
         self._listening: dict[str, Loop] = {}
         self._reconnect_after: dict[str, float] = {}
         self._sockets: dict[str, asyncio.Timeout] = {}
-        # The newest failure of each backend's probes and of its socket, so that each is explained once.
-        self._failures: dict[str, str] = {}
-        self._reasons: dict[str, str] = {}
-        self._socket_failures: dict[str, str] = {}
-        self._looked_at: set[str] = set()
+        self._log: BackendLog
         self.backends: dict[str, Backend] = {}
         names, eject = [entry.name for entry in settings.backends], settings.ejection
         self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
@@ -101,6 +106,7 @@ class Fleet:
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**16,
         )
+        self._log = BackendLog(self._session, self._settings.probe.timeout)
         now = time.monotonic()
         for entry in self._settings.backends:
             client = client_of(entry, self._settings, self._session)
@@ -116,6 +122,7 @@ class Fleet:
             self.backends[backend.name] = backend
             self._metrics.backend_up.labels(backend.name).set(0)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
+            self._metrics.backend_drained.labels(backend.name).set(0)
             self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
         self._restore_standings()
         for backend in self.backends.values():
@@ -134,6 +141,7 @@ class Fleet:
             except (ValueError, TypeError) as error:
                 raise StoreDamaged(f"what the journal holds against {backend.name} is damaged; {RECOVER}") from error
             self._metrics.backend_poisoned.labels(backend.name).set(backend.poisoned is not None)
+            self._metrics.backend_drained.labels(backend.name).set(backend.drained)
 
     def _remember(self, backend: Backend) -> None:
         self._store.write([record_of(backend, self.ejections, time.monotonic(), time.time())])
@@ -187,7 +195,7 @@ class Fleet:
         """Somebody's connection to it was refused."""
         was = backend.health
         backend.pulse.refused()
-        self._tell(backend, was, self._changed(backend, was), REFUSED)
+        self._log.tell(backend, was, self._changed(backend, was), REFUSED)
 
     def poisoned(self, backend: Backend, upstream_id: str) -> None:
         """A prompt there ended with an error that only a restart of its process heals."""
@@ -216,15 +224,29 @@ class Fleet:
 
     def failed(self, backend: Backend, kind: frozenset[str]) -> None:
         """It failed at work of a kind: too often in a row, and it gets none for a while."""
-        others = [other.name for other in self.backends.values() if other.eligible and other is not backend]
-        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), others)
+        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), self._others(backend))
         if seconds is not None:
-            _log.warning("ejected: it fails what others can do", backend=backend.name, seconds=seconds)
+            self._note_ejection(backend, seconds, "it fails jobs that other backends can do")
         self._remember(backend)
+
+    def eject(self, backend: Backend, reason: str) -> None:
+        """Give a backend no work for a while, because its machine is at fault. `reason` is the error that showed it."""
+        seconds = self.ejections.eject(backend.name, time.monotonic(), self._others(backend))
+        if seconds is not None:
+            self._note_ejection(backend, seconds, reason)
+            self._remember(backend)
+
+    def _others(self, backend: Backend) -> list[str]:
+        return [other.name for other in self.backends.values() if other.eligible and other is not backend]
+
+    def _note_ejection(self, backend: Backend, seconds: float, reason: str) -> None:
+        backend.ejected_for = reason
+        _log.warning("backend_ejected", backend=backend.name, seconds=seconds, reason=reason)
 
     def drain(self, backend: Backend, *, drained: bool) -> None:
         """An admin lets it have no work, or work again."""
         backend.drained = drained
+        self._metrics.backend_drained.labels(backend.name).set(drained)
         self._remember(backend)
 
     def _is_ejected(self, name: str) -> int:
@@ -254,28 +276,8 @@ class Fleet:
         self._metrics.probe_seconds.labels(backend.name, outcome).observe(time.monotonic() - began)
         # Jobs that must go elsewhere don't wait for the reason.
         now = self._changed(backend, was)
-        self._tell(backend, was, now, await self._explain(backend, was, failure), slow=isinstance(failure, TimedOut))
-
-    async def _explain(self, backend: Backend, was: Health, failure: BackendError | None) -> str:
-        """Return why a probe failed; empty if it did not. A failure that repeats itself is looked into once."""
-        if failure is None:
-            self._failures.pop(backend.name, None)
-            return ""
-        if self._failures.get(backend.name) == str(failure):
-            return self._reasons.get(backend.name, "")
-        self._failures[backend.name] = str(failure)
-        if was in (Health.UP, Health.SLOW) and not isinstance(failure, BadAnswer):
-            # It was a ComfyUI a moment ago, and its jobs wait for what follows.
-            return REFUSED if isinstance(failure, Refused) else str(failure)
-        assert self._session is not None
-        return await reason_of(backend.client, self._session, failure, self._settings.probe.timeout)
-
-    async def _look_for_gateway(self, backend: Backend) -> None:
-        """Warn of a backend that answers as ComfyUI does and is a gateway: nothing was built for two in a row."""
-        assert self._session is not None
-        if await is_gateway(backend.url, self._session, self._settings.probe.timeout):
-            url = f"{backend.url}/readyz"
-            _log.warning("backend", backend=backend.name, state=str(backend.health), reason=IS_GATEWAY, url=url)
+        reason = await self._log.explain(backend, was, failure)
+        self._log.tell(backend, was, now, reason, slow=isinstance(failure, TimedOut))
 
     def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         backend.queue = queue
@@ -285,7 +287,7 @@ class Fleet:
         backend.foreign_pending = sum(not self._listener.is_ours(backend, item) for item in queue.pending)
         self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))
         self._metrics.backend_running.labels(backend.name).set(len(queue.running))
-        if backend.connected:
+        if backend.connected and not backend.is_reading:
             self._listener.probed(backend, queue, asked_at)
 
     async def _take_stats(self, backend: Backend) -> None:
@@ -301,21 +303,9 @@ class Fleet:
             self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free", 0))
             self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total", 0))
 
-    def _tell(self, backend: Backend, was: Health, now: Health, reason: str = "", *, slow: bool = False) -> None:
-        """Log a new state, or a new reason for an old one."""
-        is_new = bool(reason) and self._reasons.get(backend.name) != reason
-        self._reasons[backend.name] = reason
-        if now is was and not is_new:
-            return
-        if now is Health.UP:
-            _log.info("backend", backend=backend.name, state=str(now), was=str(was))
-            return
-        tell = _log.info if slow and now is Health.SLOW else _log.warning
-        tell("backend", backend=backend.name, state=str(now), was=str(was), reason=reason, url=f"{backend.url}/queue")
-
     def _changed(self, backend: Backend, was: Health) -> Health:
         now = backend.health
-        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._news.set()
         if now is was:
             return now
@@ -339,9 +329,7 @@ class Fleet:
         except TimeoutError:
             pass
         except BackendError as error:
-            if self._socket_failures.get(backend.name) != str(error):
-                self._socket_failures[backend.name] = str(error)
-                _log.warning("socket_failed", backend=backend.name, reason=str(error), url=f"{backend.url}/ws")
+            self._log.socket_failed(backend, error)
         finally:
             if backend.connected:
                 # Is its process gone? A refused connection tells at once, and its jobs need not wait for the pause.
@@ -382,9 +370,15 @@ class Fleet:
             async for message in socket:
                 backend.pulse.heard(time.monotonic())
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    self._heard_text(backend, bytes(message.data))
+                    if events.is_large(message.data):
+                        await self._heard_large_text(backend, message.data)
+                    else:
+                        self._heard_text(backend, bytes(message.data))
                 elif message.type is aiohttp.WSMsgType.BINARY:
-                    self._listener.heard_binary(backend, message.data)
+                    if len(message.data) < LARGE_MESSAGE:
+                        self._listener.heard_binary(backend, message.data)
+                    else:
+                        await self._listener.heard_large_binary(backend, message.data)
                 elif (
                     message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
                 ):
@@ -397,13 +391,20 @@ class Fleet:
         was = backend.health
         backend.pulse.answered(time.monotonic())
         backend.connected = True
-        self._socket_failures.pop(backend.name, None)
-        if backend.name not in self._looked_at:
-            self._looked_at.add(backend.name)
-            self._tasks.start(self._look_for_gateway(backend), f"kind:{backend.name}")
-        self._tell(backend, was, self._changed(backend, was))
-        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._tasks.start(self._log.connected(backend), f"kind:{backend.name}")
+        self._log.tell(backend, was, self._changed(backend, was))
+        self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
+
+    async def _heard_large_text(self, backend: Backend, text: bytes) -> None:
+        backend.is_reading, backend.heard_prompt_at = True, time.monotonic()
+        try:
+            is_read = await self._listener.heard_large_text(backend, text)
+        finally:
+            backend.is_reading = False
+        if not is_read:
+            self._metrics.events_refused.labels(backend.name).inc()
+            _log.warning("event_refused", backend=backend.name, length=len(text))
 
     def _heard_text(self, backend: Backend, text: bytes) -> None:
         event = events.parse(text)
