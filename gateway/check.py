@@ -24,7 +24,7 @@ from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
 from gateway.fleet.packs import line_to_paste, packs_of, untrusted
-from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, load_or_exit, machine_refusal, warnings
+from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, hints, load_or_exit, machine_refusal, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
 from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies
@@ -84,7 +84,7 @@ def check(
 
 def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoReturn:
     settings = load_or_exit(config, {"backends": backends_of(backends)} if backends else None)
-    for warning in warnings(settings):
+    for warning in hints(settings) + warnings(settings):
         click.echo(f"warning: {warning}", err=True)
     # With --backend somebody wants to know of a ComfyUI, not whether a gateway could start here.
     refusal, is_running = ("", False) if backends else machine_refusal(settings)

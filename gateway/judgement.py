@@ -70,12 +70,18 @@ def machine_refusal(settings: Settings) -> tuple[str, bool]:
 def warnings(settings: Settings) -> list[str]:
     """Return a sentence for each thing that is allowed and dangerous, or most likely a mistake."""
     found = [*_open_doors(settings), *_same_comfyuis(settings)]
-    unknown = "no key of the configuration stands for this tenant; one of the store may"
-    found += [f"{place}: {unknown}" for place in unknown_tenants(settings)]
     if (lacking := without_backends(settings)) is not None:
         found.append(lacking)
     more = len(found) - MAX_WARNINGS
     return [*found[:MAX_WARNINGS], f"{more} more warnings of this kind"] if more > 0 else found
+
+
+def hints(settings: Settings) -> list[str]:
+    """Return a sentence for each tenant that no key of the configuration stands for. The store may have one, so this
+    is for somebody who looks at the configuration, and not for the log.
+    """
+    unknown = "no key of the configuration stands for this tenant; one of the store may"
+    return [f"{place}: {unknown}" for place in unknown_tenants(settings)]
 
 
 def _open_doors(settings: Settings) -> Iterator[str]:
