@@ -25,6 +25,7 @@ class BackendLog:
         self._session = session
         self._limit = limit
         self._failures: dict[str, str] = {}
+        self._states: dict[str, Health] = {}
         self._reasons: dict[str, str] = {}
         self._socket_failures: dict[str, str] = {}
         self._looked_at: set[str] = set()
@@ -42,10 +43,11 @@ class BackendLog:
             return REFUSED if isinstance(failure, Refused) else str(failure)
         return await reason_of(backend.client, self._session, failure, self._limit)
 
-    def tell(self, backend: Backend, was: Health, now: Health, reason: str = "", *, slow: bool = False) -> None:
-        """Log a new state, or a new reason for an old one."""
+    def tell(self, backend: Backend, now: Health, reason: str = "", *, slow: bool = False) -> None:
+        """Log a state that is not the one that was told last, or a new reason for it."""
+        was = self._states.get(backend.name, Health.STARTING)
         is_new = bool(reason) and self._reasons.get(backend.name) != reason
-        self._reasons[backend.name] = reason
+        self._states[backend.name], self._reasons[backend.name] = now, reason
         if now is was and not is_new:
             return
         if now is Health.UP and not reason:

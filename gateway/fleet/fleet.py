@@ -195,7 +195,7 @@ class Fleet:
         """Somebody's connection to it was refused."""
         was = backend.health
         backend.pulse.refused()
-        self._log.tell(backend, was, self._changed(backend, was), REFUSED)
+        self._log.tell(backend, self._changed(backend, was), REFUSED)
 
     def poisoned(self, backend: Backend, upstream_id: str) -> None:
         """A prompt there ended with an error that only a restart of its process heals."""
@@ -277,7 +277,10 @@ class Fleet:
         # Jobs that must go elsewhere don't wait for the reason.
         now = self._changed(backend, was)
         reason = await self._log.explain(backend, was, failure)
-        self._log.tell(backend, was, now, reason, slow=isinstance(failure, TimedOut))
+        if backend.health is not now:
+            # It was connected, or refused, while the reason was looked for, and that was told.
+            return
+        self._log.tell(backend, now, reason, slow=isinstance(failure, TimedOut))
 
     def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         backend.queue = queue
@@ -392,7 +395,7 @@ class Fleet:
         backend.pulse.answered(time.monotonic())
         backend.connected = True
         self._tasks.start(self._log.connected(backend), f"kind:{backend.name}")
-        self._log.tell(backend, was, self._changed(backend, was))
+        self._log.tell(backend, self._changed(backend, was))
         self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
 
