@@ -16,6 +16,7 @@ import click
 from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loopback, load
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
 from gateway.store import directory, salvage
+from gateway.store.looking import look
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import LOCAL_TENANT, Keyring
 from gateway.tenants.policy import Policies
@@ -58,7 +59,7 @@ def machine_refusal(settings: Settings) -> tuple[str, bool]:
     try:
         if directory.is_taken(settings.data_dir):
             return "", True
-        salvage.look(settings.data_dir)
+        look(settings.data_dir)
         try_to_bind(settings.server.host, settings.server.port)
         if settings.server.tls.redirect_port is not None:
             try_to_bind(settings.server.host, settings.server.tls.redirect_port)

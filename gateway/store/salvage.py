@@ -16,7 +16,7 @@ from gateway.store import trouble
 from gateway.store.directory import take
 from gateway.store.protocol import StoreDamaged, StoreError
 from gateway.store.sqlite import FILE_NAME, HAD_KEYS
-from gateway.store.statements import migrate, refuse_newer
+from gateway.store.statements import migrate
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
 _WITH_ROWID = ("jobs", "history", "marks")
@@ -72,24 +72,6 @@ def had_keys(directory: Path) -> bool:
             return connection.execute(HAD_KEYS).fetchone() is not None
     except (StoreError, sqlite3.Error, OSError):
         return False
-
-
-def look(directory: Path) -> None:
-    """Look whether a gateway of this version could open the journal, if there is one. Nothing is changed.
-
-    Raises:
-        StoreError: it could not.
-    """
-    path = directory / FILE_NAME
-    if not path.is_file():
-        return
-    try:
-        with closing(_open(directory)) as connection:
-            refuse_newer(connection)
-    except sqlite3.Error as error:
-        raise (StoreDamaged if trouble.is_damage(error) else StoreError)(
-            trouble.sentence(f"{path} can't be opened", error)
-        ) from error
 
 
 def recover(directory: Path) -> tuple[list[Saved], Path]:
