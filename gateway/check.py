@@ -22,15 +22,14 @@ from gateway.comfy.object_info import read_object_info
 from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
+from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
 from gateway.fleet.packs import line_to_paste, packs_of, untrusted
-from gateway.settings import BackendSettings, Settings, SettingsError, load
-from gateway.store.salvage import had_keys
-from gateway.tenants.keys import LOCAL_TENANT, Keyring
+from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, hints, load_or_exit, machine_refusal, warnings
+from gateway.settings import BackendSettings, Settings, backends_of
+from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies
 
 GIB = 1024**3
-EXIT_USAGE = 2
-MAX_NAMED_TENANTS = 10
 _ADDRESS = re.compile(r"https?://[^/\s?#@]+(/[^?#\s]*)?")
 # Not the gateway's own variable: what is asked may be a ComfyUI, and that is told no keys of the gateway.
 _KEY = "COMFYUI_KEY"
@@ -84,51 +83,20 @@ def check(
 
 
 def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoReturn:
-    try:
-        settings = load(config, flags={"backends": [{"url": url} for url in backends]} if backends else None)
-    except SettingsError as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        sys.exit(EXIT_USAGE)
-    if settings.open_to_strangers and not had_keys(settings.data_dir):
-        click.echo("auth: listens beyond loopback without a key; add auth.keys, or set auth.disabled", err=True)
-        sys.exit(EXIT_USAGE)
-    for place in unknown_tenants(settings):
-        click.echo(f"{place}: no key of the configuration stands for this tenant; one of the store may", err=True)
-    if (warning := without_backends(settings)) is not None:
-        click.echo(warning, err=True)
+    settings = load_or_exit(config, {"backends": backends_of(backends)} if backends else None)
+    for warning in hints(settings) + warnings(settings):
+        click.echo(f"warning: {warning}", err=True)
+    # With --backend somebody wants to know of a ComfyUI, not whether a gateway could start here.
+    refusal, is_running = ("", False) if backends else machine_refusal(settings)
+    if refusal:
+        click.echo(f"comfyui-gateway: {refusal}", err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
+    if is_running:
+        click.echo(f"A gateway is running on {settings.data_dir.resolve()}; its address was not tried.")
     if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
         _print_trust(settings, rows)
-    sys.exit(0 if rows and all(row.reachable == "yes" for row in rows) else 1)
-
-
-def unknown_tenants(settings: Settings) -> list[str]:
-    """Return where a tenant is named that no key of the configuration stands for: made over the API, or misspelt."""
-    known = {key.tenant or key.name for key in settings.auth.keys} | {LOCAL_TENANT}
-    if settings.tenants.anonymous.networks:
-        known.add(settings.tenants.anonymous.tenant)
-    places = [f"tenants.named.{tenant}" for tenant in sorted(settings.tenants.named.keys() - known)]
-    for place, backend in enumerate(settings.backends):
-        places += [f"backends[{place}].tenants: {tenant}" for tenant in backend.tenants if tenant not in known]
-    return places
-
-
-def without_backends(settings: Settings) -> str | None:
-    """Return the warning that tenants which the configuration does not name have no backend; None if they have one."""
-    policies = Policies(settings.tenants, settings.backends)
-    if not (settings.backends and policies.default.lacks_backends):
-        return None
-    keyring = Keyring(settings.auth, settings.tenants.anonymous)
-    known = keyring.user_tenants | keyring.admin_tenants
-    lacking = sorted(tenant for tenant in known if policies.of(tenant).lacks_backends)
-    more = f" and {len(lacking) - MAX_NAMED_TENANTS} more" if len(lacking) > MAX_NAMED_TENANTS else ""
-    named = ", ".join(lacking[:MAX_NAMED_TENANTS]) or "none"
-    return (
-        "tenants.default: every backend that it may use is dedicated to named tenants; all others are refused "
-        f"(by the configuration's keys: {named}{more}); share a backend, or add them to the tenants of one"
-    )
+    sys.exit(EXIT_UNUSABLE if refusal or any(row.reachable != "yes" for row in rows) else 0)
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:
@@ -186,12 +154,18 @@ async def _rows(settings: Settings) -> list[Row]:
 async def _row(
     session: aiohttp.ClientSession, settings: Settings, backend: BackendSettings, *, asks_classes: bool
 ) -> Row:
-    client = client_of(backend, settings, session)
+    client, path = client_of(backend, settings, session), "/queue"
     try:
-        queue, stats = await client.queue(), await client.system_stats()
+        queue = await client.queue()
+        if await is_gateway(backend.url, session, settings.probe.timeout):
+            return Row(backend.name, backend.url, f"no: {IS_GATEWAY} (GET {backend.url}/readyz)")
+        path = "/system_stats"
+        stats = await client.system_stats()
+        path = "/object_info"
         classes = await _classes(client, settings.catalogue.timeout) if asks_classes else None
     except BackendError as error:
-        return Row(backend.name, backend.url, f"no: {error}")
+        reason = await reason_of(client, session, error, settings.probe.timeout)
+        return Row(backend.name, backend.url, f"no: {reason} (GET {backend.url}{path})")
     free = sum(device.get("vram_free", 0) for device in stats.devices) / GIB
     total = sum(device.get("vram_total", 0) for device in stats.devices) / GIB
     return Row(
@@ -251,9 +225,6 @@ def _print_trust(settings: Settings, rows: Sequence[Row]) -> None:
 
 
 def _print(rows: list[Row]) -> None:
-    if not rows:
-        click.echo("backends: none is configured", err=True)
-        return
     titles = ("NAME", "URL", "REACHABLE", "VERSION", "DEVICES", "VRAM", "QUEUE")
     _print_table([titles, *((r.name, r.url, r.reachable, r.version, r.devices, r.vram, r.queue) for r in rows)])
 

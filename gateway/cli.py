@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -16,26 +15,16 @@ from gateway.app import Gateway, OpenToStrangers
 from gateway.check import check
 from gateway.demo import demo
 from gateway.journal import journal
+from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, OPEN, load_or_exit, warnings
 from gateway.keys import keys
-from gateway.settings import (
-    ADMIN_KEYS,
-    ENVIRONMENT_PREFIX,
-    Settings,
-    SettingsError,
-    admin_keys_of,
-    backends_of,
-    keys_of,
-    load,
-)
+from gateway.settings import ADMIN_KEYS, Settings, admin_keys_of, backends_of, keys_of
 from gateway.simulator.command import simulate
 from gateway.store.protocol import StoreError
-from gateway.store.salvage import had_keys
 from gateway.telemetry import logs
 from gateway.telemetry.garbage import set_thresholds
+from gateway.web.binding import CannotListen
 
-EXIT_USAGE = 2
-_OPEN = """refusing to listen on {host} without a key: everybody who can reach it could run workflows and see
-all images. Give a key (--api-key KEY, or auth.keys in the file), or say --no-auth if that is meant."""
+_log = logs.get("gateway")
 
 
 @click.group()
@@ -68,11 +57,9 @@ def serve(
     if admin_keys:
         flags[ADMIN_KEYS] = admin_keys_of(admin_keys)
     settings = load_or_exit(config, flags)
-    if settings.open_to_strangers and not had_keys(settings.data_dir):
-        _exit(_OPEN.format(host=settings.server.host))
-    if not settings.backends:
-        _exit("no backend is given: add --backend http://HOST:8188 for each ComfyUI, or backends in the file")
     logs.configure(settings.log.level, settings.log.format)
+    for message in warnings(settings):
+        _log.warning("configuration_dangerous", message=message)
     sys.exit(_run(settings))
 
 
@@ -110,20 +97,6 @@ def _flags(
     return flags
 
 
-def load_or_exit(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
-    """The settings; what is wrong with them is said, line by line, with exit code 2."""
-    path = config or (Path(named) if (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")) else None)
-    try:
-        return load(path, flags=flags)
-    except SettingsError as error:
-        _exit("\n".join(error.problems))
-
-
-def _exit(message: str, code: int = EXIT_USAGE) -> NoReturn:
-    click.echo(f"comfyui-gateway: {message}", err=True)
-    sys.exit(code)
-
-
 def _run(settings: Settings) -> int:
     gc.freeze()
     set_thresholds()
@@ -145,14 +118,16 @@ async def _serve(settings: Settings) -> int:
         await gateway.start()
     except StoreError as error:
         click.echo(f"comfyui-gateway: {error}", err=True)
-        return 1
+        return EXIT_UNUSABLE
     except OpenToStrangers:
-        click.echo(f"comfyui-gateway: {_OPEN.format(host=settings.server.host)}", err=True)
+        click.echo(f"comfyui-gateway: {OPEN.format(host=settings.server.host)}", err=True)
         return EXIT_USAGE
+    except CannotListen as error:
+        click.echo(f"comfyui-gateway: {error}", err=True)
+        return EXIT_UNUSABLE
     except OSError as error:
-        where = f"{settings.server.host}:{settings.server.port}"
-        click.echo(f"comfyui-gateway: can't listen on {where}: {error.strerror or error}", err=True)
-        return 1
+        click.echo(f"comfyui-gateway: can't start: {error.strerror or error}", err=True)
+        return EXIT_UNUSABLE
     names = ", ".join(f"{backend.name} {backend.url}" for backend in settings.backends)
     click.echo(f"comfyui-gateway ready on {gateway.url} with {len(settings.backends)} backends: {names}")
     await stop.wait()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
-from gateway.settings import ADMIN_KEYS, SettingsError, admin_keys_of, backends_of, keys_of, load
+from gateway.settings import ADMIN_KEYS, Settings, SettingsError, admin_keys_of, backends_of, keys_of, load
 
 EXAMPLE = Path(__file__).parent.parent / "config"
 EXAMPLE_KEYS = {"OPERATOR_KEY": "a-key-of-some-length", "APP_KEY_SHA256": 32 * "0f"}
@@ -113,7 +117,7 @@ def test_layers(tmp_path: Path) -> None:
         "COMFYUI_GATEWAY_PORT": "2000",
         "COMFYUI_GATEWAY_PROBE__TIMEOUT": "9",
         "COMFYUI_GATEWAY_BACKENDS": "a:1, http://b:2",
-        "COMFYUI_GATEWAY_CORS__ORIGINS": "https://x.example,https://y.example",
+        "COMFYUI_GATEWAY_CORS__ORIGINS": "https://x.example, https://y.example,",
     }
     settings = load(path, environment=environment, flags={"server": {"port": 3000}})
     assert settings.server.port == 3000
@@ -157,3 +161,134 @@ def test_when_a_key_expires(text: str, tmp_path: Path) -> None:
     (key,) = load(path, environment={}).auth.keys
     assert key.expires is not None
     assert key.expires.timestamp() == 1798070400
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("30", 30),
+        ("30s", 30),
+        ("1.5", 1.5),
+        ("500ms", 0.5),
+        ("2m", 120),
+        ("1h30m", 5400),
+        ("1 h 30 m", 5400),
+        ("1d", 86400),
+    ],
+)
+def test_times_take_units(text: str, value: float, tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(f"probe: {{interval: {text}}}")
+    assert load(path, environment={}).probe.interval == value
+    assert load(None, environment={"COMFYUI_GATEWAY_PROBE__INTERVAL": text}).probe.interval == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1000", 1000), ("1B", 1), ("100MB", 10**8), ("64MiB", 2**26), ("1.5 GiB", 3 * 2**29), ("2tb", 2 * 10**12)],
+)
+def test_sizes_take_units(text: str, value: int, tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(f"uploads: {{quota: {text}}}")
+    assert load(path, environment={}).uploads.quota == value
+    assert load(None, environment={"COMFYUI_GATEWAY_UPLOADS__QUOTA": text}).uploads.quota == value
+
+
+@pytest.mark.parametrize("text", ["10M", "1.5B", "-1MB", "MB", "1 e3", "10s", "1MB 2MB", "1_000KB"])
+def test_what_is_no_size(text: str, tmp_path: Path) -> None:
+    (said,) = problems(f"uploads: {{quota: '{text}'}}", tmp_path)
+    assert said == f"uploads.quota: must be a size of at least 1, such as 20GiB; found '{text}'"
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", " 127.0.0.1 ", "localhost", "0.0.0.0", "gpu-box.lan"])
+def test_hosts_that_can_be_listened_on(host: str) -> None:
+    settings = load(None, environment={"COMFYUI_GATEWAY_HOST": host})
+    assert settings.server.host == host.strip(" []")
+
+
+def test_keys_given_twice_are_all_told(tmp_path: Path) -> None:
+    text = "server:\n  port: 1\n  port: 2\nbackends:\n  - {url: http://a, url: http://b}\nserver: {}\n"
+    path = tmp_path / "gateway.yaml"
+    assert problems(text, tmp_path) == [
+        f"{path}: server.port is given twice, in lines 2 and 3; keep one, and put all entries under it",
+        f"{path}: backends[0].url is given twice, in line 5; keep one, and put all entries under it",
+        f"{path}: server is given twice, in lines 1 and 6; keep one, and put all entries under it",
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "a: " + 60 * "[" + 60 * "]", "a: " + 1500 * "["])
+def test_endless_files_are_refused(text: str, tmp_path: Path) -> None:
+    assert len(problems(text, tmp_path)) == 1
+
+
+def test_messages_name_the_variable() -> None:
+    environment = {"COMFYUI_GATEWAY_PORT": "http", "COMFYUI_GATEWAY_PROBE__INTERVALL": "1"}
+    with pytest.raises(SettingsError) as caught:
+        load(None, environment=environment)
+    assert caught.value.problems == [
+        "COMFYUI_GATEWAY_PROBE__INTERVALL: there is no such setting; did you mean COMFYUI_GATEWAY_PROBE__INTERVAL?"
+    ]
+    del environment["COMFYUI_GATEWAY_PROBE__INTERVALL"]
+    with pytest.raises(SettingsError, match=r"^server.port \(from COMFYUI_GATEWAY_PORT\): must be a whole number"):
+        load(None, environment=environment)
+    assert load(None, environment=environment, flags={"server": {"port": 1}}).server.port == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hunter22",
+        "[hunter22]",
+        "auth: hunter22",
+        "auth: {keys: hunter22}",
+        "auth: {keys: [hunter22]}",
+        "auth: {keys: [{name: a, key: [hunter22]}]}",
+        "auth: {keys: [{name: hunter22 hunter22, key: a}]}",
+        "auth: {keys: [{name: a, key: 'x', sha256: hunter22}]}",
+        "auth: {keys: [{name: a, key: hunter22, expires: hunter22}]}",
+        "auth: {keys: [{name: a, secret: hunter22}]}",
+        "auth: {keys: [{name: a, key: hunter22}",
+        "auth: {keys: [{name: a, key: ${hunter22-x}}]}",
+        "auth: {keys: [{name: a, key: '${hunter22-x}'}]}",
+        "backends: [http://u:hunter22@a]",
+        "backends: [{url: 'http://u:hunter22@a'}]",
+        "backends: [{url: 'http://a?key=hunter22'}]",
+        "backends: [{url: 'hunter22://a'}]",
+        "backends: [{url: 'http://a', auth: hunter22}]",
+        "backends: [{url: 'http://a', auth: [hunter22]}]",
+        "backends: [{url: 'http://a', auth: {user: [hunter22]}}]",
+    ],
+)
+def test_no_message_shows_what_may_be_a_secret(text: str, tmp_path: Path) -> None:
+    assert "hunter22" not in "\n".join(problems(text, tmp_path))
+
+
+PYTHONS_WORDS = re.compile(
+    r"Input should|valid (tuple|dictionary|string)|instance of|Settings\b|Field required|NoneType|None\b|"
+    r"<block|scalar|token|parsing|mark|unicode string"
+)
+
+
+@pytest.mark.parametrize("value", ["null", "5", "1.5", "yes", "text", "[a]", "{a: 1}", "2026-01-01", "''", "-1"])
+def test_no_message_speaks_of_python(value: str, tmp_path: Path) -> None:
+    """Each setting is given a value of each kind; what is refused is refused in words of the file."""
+
+    def walk(model: type[BaseModel], path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = []
+        for name, field in model.model_fields.items():
+            found.append((*path, name))
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found += walk(field.annotation, (*path, name))
+        return found
+
+    given = yaml.safe_load(value)
+    for path in walk(Settings, ()):
+        flags: Any = given
+        for part in reversed(path):
+            flags = {part: flags}
+        try:
+            load(None, environment={}, flags=flags)
+        except SettingsError as error:
+            for problem in error.problems:
+                assert problem.startswith(path[0]), problem
+                assert not PYTHONS_WORDS.search(problem), problem

@@ -71,6 +71,8 @@ def translated(error: Exception) -> BackendError:
         return Unreachable(f"its certificate is not trusted: {reason}")
     if isinstance(error, aiohttp.ClientSSLError):
         return Unreachable("it does not speak TLS as it is expected to")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Unreachable(f"its host name can't be looked up: {error.os_error.strerror or 'not known'}")
     if isinstance(error, aiohttp.ClientConnectorError):
         refused = isinstance(error.os_error, ConnectionRefusedError)
         return Refused("connection refused") if refused else Unreachable(error.os_error.strerror or "no connection")

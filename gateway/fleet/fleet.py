@@ -15,6 +15,8 @@ from gateway.comfy import events
 from gateway.comfy.answers import Queue, read_features
 from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, Refused, TimedOut, Unreachable
 from gateway.fleet.backend import Backend, client_of
+from gateway.fleet.backend_log import BackendLog
+from gateway.fleet.diagnosis import REFUSED
 from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
 from gateway.fleet.standing import record_of, restore
@@ -85,6 +87,7 @@ class Fleet:
         self._listening: dict[str, Loop] = {}
         self._reconnect_after: dict[str, float] = {}
         self._sockets: dict[str, asyncio.Timeout] = {}
+        self._log: BackendLog
         self.backends: dict[str, Backend] = {}
         names, eject = [entry.name for entry in settings.backends], settings.ejection
         self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
@@ -103,6 +106,7 @@ class Fleet:
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**16,
         )
+        self._log = BackendLog(self._session, self._settings.probe.timeout)
         now = time.monotonic()
         for entry in self._settings.backends:
             client = client_of(entry, self._settings, self._session)
@@ -191,7 +195,7 @@ class Fleet:
         """Somebody's connection to it was refused."""
         was = backend.health
         backend.pulse.refused()
-        self._changed(backend, was)
+        self._log.tell(backend, self._changed(backend, was), REFUSED)
 
     def poisoned(self, backend: Backend, upstream_id: str) -> None:
         """A prompt there ended with an error that only a restart of its process heals."""
@@ -254,23 +258,29 @@ class Fleet:
     async def _probe(self, backend: Backend) -> None:
         was, began = backend.health, time.monotonic()
         outcome = "ok"
+        failure: BackendError | None = None
         try:
             queue = await backend.client.queue()
             backend.pulse.answered(time.monotonic())
             self._take_queue(backend, queue, began)
             await self._take_stats(backend)
-        except Refused:
-            outcome = "refused"
+        except Refused as error:
+            outcome, failure = "refused", error
             backend.pulse.refused()
-        except (TimedOut, Unreachable):
-            outcome = "timeout"
+        except (TimedOut, Unreachable) as error:
+            outcome, failure = "timeout", error
             backend.pulse.timed_out(time.monotonic())
         except BackendError as error:
-            outcome = "error"
+            outcome, failure = "error", error
             backend.pulse.timed_out(time.monotonic())
-            _log.warning("probe failed", backend=backend.name, error=str(error))
         self._metrics.probe_seconds.labels(backend.name, outcome).observe(time.monotonic() - began)
-        self._changed(backend, was)
+        # Jobs that must go elsewhere don't wait for the reason.
+        now = self._changed(backend, was)
+        reason = await self._log.explain(backend, was, failure)
+        if backend.health is not now:
+            # It was connected, or refused, while the reason was looked for, and that was told.
+            return
+        self._log.tell(backend, now, reason, slow=isinstance(failure, TimedOut))
 
     def _take_queue(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         backend.queue = queue
@@ -296,13 +306,12 @@ class Fleet:
             self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free", 0))
             self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total", 0))
 
-    def _changed(self, backend: Backend, was: Health) -> None:
+    def _changed(self, backend: Backend, was: Health) -> Health:
         now = backend.health
         self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._news.set()
         if now is was:
-            return
-        _log.info("backend", backend=backend.name, state=str(now), was=str(was))
+            return now
         if now in (Health.GONE, Health.LOST):
             backend.connected = False
             self._cut(backend)
@@ -311,6 +320,7 @@ class Fleet:
             # If a probe finds the backend up again, reconnect at once, because its jobs wait for the socket.
             self._listening[backend.name].wake()
             self._listener.available()
+        return now
 
     async def _listen_once(self, backend: Backend) -> None:
         """Connect, and listen until the socket breaks."""
@@ -322,7 +332,7 @@ class Fleet:
         except TimeoutError:
             pass
         except BackendError as error:
-            _log.warning("socket failed", backend=backend.name, error=str(error))
+            self._log.socket_failed(backend, error)
         finally:
             if backend.connected:
                 # Is its process gone? A refused connection tells at once, and its jobs need not wait for the pause.
@@ -384,7 +394,8 @@ class Fleet:
         was = backend.health
         backend.pulse.answered(time.monotonic())
         backend.connected = True
-        self._changed(backend, was)
+        self._tasks.start(self._log.connected(backend), f"kind:{backend.name}")
+        self._log.tell(backend, self._changed(backend, was))
         self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
 

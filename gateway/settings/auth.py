@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.settings.base import Count, Model, Name, Seconds, checked_name
+from gateway.settings.base import YEAR, Count, Model, Name, Period, Seconds, checked_name
+from gateway.settings.units import TIMES
 
 MIN_KEY = 8
 # Keys that stand in examples and guides, ours among them: who tries to get in tries these first.
@@ -53,11 +54,11 @@ class KeySettings(Model):
     @model_validator(mode="after")
     def _one_of(self) -> KeySettings:
         if bool(self.sha256) == bool(self.key):
-            raise ValueError("give either sha256 or key, not both and not neither")
+            raise ValueError('give either sha256 or key, such as key: "${APP_KEY}", and not both')
         if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError("sha256 must be 64 lowercase hexadecimal digits")
+            raise ValueError("sha256 must be 64 lowercase hexadecimal digits, as printf %s KEY | sha256sum prints them")
         if self.key and len(self.key) < MIN_KEY:
-            raise ValueError(f"key must have at least {MIN_KEY} characters")
+            raise ValueError(f"key must have at least {MIN_KEY} characters; make one with: openssl rand -hex 16")
         if self.digest in _EXAMPLE_DIGESTS:
             raise ValueError("this key stands in examples, so anybody may try it; make one with: openssl rand -hex 16")
         return self
@@ -82,8 +83,8 @@ class AuthSettings(Model):
     disabled: bool = False
     keys: tuple[KeySettings, ...] = ()
     max_keys: Count = 100_000
-    rotation_overlap: Annotated[float, Field(ge=0, le=31_536_000)] = 86_400.0
-    sign_in: Annotated[float, Field(gt=0, le=31_536_000)] = 2_592_000.0
+    rotation_overlap: Annotated[float, Field(ge=0, le=YEAR), *TIMES] = 86_400.0
+    sign_in: Period = 2_592_000.0
     metrics: Literal["open", "key"] = "open"
     isolation: Literal["isolated", "shared"] = "isolated"
     lockout: LockoutSettings = LockoutSettings()

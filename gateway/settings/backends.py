@@ -8,9 +8,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from gateway.settings.addresses import host_and_port
 from gateway.settings.base import Count, Label, Model, Name, Seconds
 from gateway.settings.tls import BackendTlsSettings
 
+_OTHER_SCHEMES = frozenset({"ftp", "ws", "wss", "tcp", "unix", "HTTP", "HTTPS"})
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
 
 
@@ -54,9 +56,10 @@ class BackendSettings(Model):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        if not re.match(r"^https?://[^/\s?#@]+(/[^?#\s]*)?$", url):
-            raise ValueError("must be http://HOST:PORT or https://HOST:PORT, without a query or credentials")
-        return url.rstrip("/")
+        problem = _url_problem(url.strip())
+        if problem:
+            raise ValueError(f"must be http://HOST:PORT or https://HOST:PORT, such as http://127.0.0.1:8188; {problem}")
+        return url.strip().rstrip("/")
 
     @field_validator("name")
     @classmethod
@@ -96,3 +99,28 @@ class EjectionSettings(Model):
     first: Seconds = 10.0
     most: Seconds = 300.0
     max_ejected: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+def _url_problem(url: str) -> str:
+    """Return what is wrong with a backend's URL; empty if nothing is. What may be a password is not repeated."""
+    scheme, colon, rest = url.partition("://")
+    if url.startswith(("unix:", "/")):
+        return "Unix sockets are not supported"
+    if not colon:
+        return "the scheme http:// is missing"
+    if scheme not in ("http", "https"):
+        return f"found the scheme {scheme}://" if scheme in _OTHER_SCHEMES else "found another scheme"
+    if "@" in rest:
+        return "credentials belong to auth: {user: …, password: …}"
+    if "?" in rest or "#" in rest:
+        return "a query is not allowed"
+    if not re.fullmatch(r"[^/\s]+(/[^\s]*)?", rest):
+        return "the host is missing, or there is a space in it"
+    host = rest.partition("/")[0]
+    if host.count(":") > 1 and not host.startswith("["):
+        return "an IPv6 address needs brackets, as in http://[::1]:8188"
+    try:
+        host_and_port(url)
+    except ValueError:
+        return "the host or the port can't be"
+    return ""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+from gateway.settings.units import SIZES, TIMES
+
+YEAR = 31_536_000
+Seconds = Annotated[float, Field(gt=0, le=86_400), *TIMES]
+# A time of up to a year.
+Period = Annotated[float, Field(gt=0, le=YEAR), *TIMES]
+# A time without an upper bound: how long something is kept.
+Age = Annotated[float, Field(gt=0), *TIMES]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Bytes = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1), *SIZES]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
@@ -39,7 +47,11 @@ def checked_network(network: str) -> str:
     try:
         ipaddress.ip_network(network)
     except ValueError as error:
-        raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8: {error}") from error
+        try:
+            near = f"; did you mean {ipaddress.ip_network(network, strict=False)}?"
+        except ValueError:
+            near = ""
+        raise ValueError(f"must be a network or an address, such as 10.0.0.0/8; found {network!r}{near}") from error
     return network
 
 
@@ -51,3 +63,11 @@ class Model(BaseModel):
     """Frozen, without room for settings that do not exist. Errors don't repeat what was given: it may be a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_yes_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``yes`` and ``on`` as a number or a text: YAML reads them as true, which counts as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError("unfit_bool", "not a boolean")
+        return value

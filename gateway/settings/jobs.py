@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.settings.base import Bytes, Count, Model, Seconds
+from gateway.settings.base import Age, Bytes, Count, Model, Seconds
 
 
 class DispatchSettings(Model):
@@ -46,7 +46,7 @@ class HistorySettings(Model):
 class RetentionSettings(Model):
     """What the journal keeps of finished jobs, of all tenants together."""
 
-    max_age: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+    max_age: Age = 30 * 86_400.0
     max_items: Count = 100_000
     max_bytes: Bytes = 8 * 1024**3
     max_files: Count = 300_000
@@ -70,7 +70,7 @@ class UploadSettings(Model):
 
     max_size: Bytes = 4 * 1024**3
     quota: Bytes = 20 * 1024**3
-    keep: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+    keep: Age = 30 * 86_400.0
 
 
 class CatalogueSettings(Model):

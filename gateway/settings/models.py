@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
+from gateway.settings.addresses import host_and_port, is_own_address
 from gateway.settings.auth import AuthSettings
 from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
 from gateway.settings.base import Model
@@ -55,6 +57,14 @@ class Settings(Model):
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _check_directory(cls, given: Any) -> Any:
+        """Refuse an empty text, which would be the folder that the gateway was started in."""
+        if isinstance(given, str) and not given.strip():
+            raise ValueError("is empty; give the path of a folder of the gateway's own, such as data")
+        return given
+
     @field_validator("backends")
     @classmethod
     def _name_backends(cls, backends: tuple[BackendSettings, ...]) -> tuple[BackendSettings, ...]:
@@ -63,7 +73,8 @@ class Settings(Model):
             backend if backend.name else backend.model_copy(update={"name": f"b{place}"})
             for place, backend in enumerate(backends, start=1)
         )
-        for what, values in (("name", [b.name for b in named]), ("url", [b.url for b in named])):
+        urls = ["{}:{}".format(*host_and_port(backend.url)) + urlsplit(backend.url).path for backend in named]
+        for what, values in (("name", [b.name for b in named]), ("url", urls)):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"each backend needs a {what} of its own; given twice: {', '.join(twice)}")
@@ -72,10 +83,22 @@ class Settings(Model):
         return named
 
     @model_validator(mode="after")
+    def _check_loop(self) -> Settings:
+        """Refuse the gateway itself as a backend: a prompt would go round until something gives way."""
+        for place, backend in enumerate(self.backends):
+            if is_own_address(backend.url, self.server.host, self.server.port):
+                raise ValueError(
+                    f"backends[{place}].url: {backend.url} is where this gateway itself listens (server.host and "
+                    "server.port); give the ComfyUI's address, or the gateway another port"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_auth(self) -> Settings:
         names = [key.name for key in self.auth.keys]
-        if len(names) != len(set(names)):
-            raise ValueError("auth.keys: each key needs a name of its own")
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(names) != len(set(names)) else []
+        if twice:
+            raise ValueError(f"auth.keys: each key needs a name of its own; given twice: {', '.join(twice)}")
         digests = [key.digest for key in self.auth.keys]
         if len(digests) != len(set(digests)):
             raise ValueError("auth.keys: the same key is given twice")

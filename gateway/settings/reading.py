@@ -13,15 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from gateway.settings.messages import sentence, suggestion
 from gateway.settings.models import Settings
+from gateway.settings.yaml_file import YamlProblems, read_yaml
 
 ENVIRONMENT_PREFIX = "COMFYUI_GATEWAY_"
 # No setting: what a flag and a variable may add to auth.keys.
 ADMIN_KEYS = "admin keys"
 
+# A variable as shells take it, which this file does not.
+_SHELL_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 
 
@@ -51,7 +54,8 @@ def load(
     raw = _read_file(path, environment) if path else {}
     problems: list[str] = []
     admins: list[dict[str, str]] = []
-    for layer in (_from_environment(environment, problems), dict(flags or {})):
+    variables: dict[tuple[str, ...], str] = {}
+    for layer in (_from_environment(environment, problems, variables), dict(flags or {})):
         admins = layer.pop(ADMIN_KEYS, admins)
         raw = _merge(raw, layer)
     if problems:
@@ -61,7 +65,8 @@ def load(
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError([_sentence(detail) for detail in error.errors()]) from error
+        given_by = {path: name for path, name in variables.items() if not _holds(flags or {}, path)}
+        raise SettingsError([sentence(detail, given_by) for detail in error.errors()]) from error
 
 
 def _with_admins(raw: Mapping[str, Any], admins: list[dict[str, str]]) -> dict[str, Any]:
@@ -75,17 +80,15 @@ def _with_admins(raw: Mapping[str, Any], admins: list[dict[str, str]]) -> dict[s
 
 def _read_file(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError([f"{path}: can't be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError([f"{path}: is not UTF-8 text"]) from error
-    except yaml.YAMLError as error:
-        raise SettingsError([f"{path}: is not YAML: {' '.join(str(error).split())}"]) from error
+        document = read_yaml(path)
+    except YamlProblems as error:
+        raise SettingsError(error.problems) from error
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise SettingsError([f"{path}: must be a mapping of settings, such as 'backends: […]'"])
+        raise SettingsError(
+            [f"{path}: must be a mapping of settings, such as 'backends: [{{url: http://127.0.0.1:8188}}]'"]
+        )
     problems: list[str] = []
     expanded = _expand(document, environment, "", problems)
     if problems:
@@ -105,6 +108,15 @@ def _expand(value: Any, environment: Mapping[str, str], path: str, problems: lis
     if not isinstance(value, str):
         return value
 
+    if (shell := _SHELL_VARIABLE.fullmatch(value)) is not None:
+        problems.append(
+            f"{path}: write ${{{shell[1]}}} with braces for an environment variable, or $$ for a dollar sign"
+        )
+        return value
+    if "${" in _VARIABLE.sub("", value):
+        problems.append(f"{path}: ${{…}} takes the name of an environment variable: letters, digits and _; $$ is a '$'")
+        return value
+
     def replace(match: re.Match[str]) -> str:
         name, default = match.group(1), match.group(2)
         if name is None:
@@ -112,7 +124,9 @@ def _expand(value: Any, environment: Mapping[str, str], path: str, problems: lis
         if name in environment:
             return environment[name]
         if default is None:
-            problems.append(f"{path}: the environment variable {name} is not set")
+            problems.append(
+                f"{path}: the environment variable {name} is not set; set it, or give a default: ${{{name}:-…}}"
+            )
         return default or ""
 
     return _VARIABLE.sub(replace, value)
@@ -127,7 +141,10 @@ _SHORT = {
 }
 
 
-def _from_environment(environment: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+def _from_environment(
+    environment: Mapping[str, str], problems: list[str], variables: dict[tuple[str, ...], str]
+) -> dict[str, Any]:
+    """Return the settings that variables give; add to `variables` which variable gave which setting."""
     found: dict[str, Any] = {}
     for variable, value in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or not value:
@@ -136,8 +153,10 @@ def _from_environment(environment: Mapping[str, str], problems: list[str]) -> di
         if name == "CONFIG":
             continue
         if name == "BACKENDS":
+            variables["backends",] = variable
             found["backends"] = backends_of(value.split(","))
         elif name == "API_KEYS":
+            variables["auth", "keys"] = variable
             found.setdefault("auth", {})["keys"] = keys_of(value.split(","))
         elif name == "ADMIN_KEYS":
             found[ADMIN_KEYS] = admin_keys_of(value.split(","))
@@ -145,11 +164,33 @@ def _from_environment(environment: Mapping[str, str], problems: list[str]) -> di
             parts = _SHORT.get(name) or tuple(name.lower().split("__"))
             annotation = _annotation(parts)
             if annotation is None:
-                problems.append(f"{variable}: there is no such setting")
+                problems.append(f"{variable}: there is no such setting; {_instead(parts)}")
                 continue
             is_list = get_origin(annotation) is tuple
-            found = _merge(found, _nest(parts, value.split(",") if is_list else value))
+            variables[parts] = variable
+            listed = [item.strip() for item in value.split(",") if item.strip()]
+            found = _merge(found, _nest(parts, listed if is_list else value))
     return found
+
+
+def _instead(parts: tuple[str, ...]) -> str:
+    """Return the variable whose setting is nearest to one that does not exist."""
+    for length in range(1, len(parts)):
+        if _annotation(parts[:length]) is None:
+            parts = parts[:length]
+            break
+    said = suggestion(parts)
+    near = re.fullmatch(r"did you mean ([a-z0-9_.]+)\?", said)
+    return f"did you mean {ENVIRONMENT_PREFIX}{near[1].upper().replace('.', '__')}?" if near else said
+
+
+def _holds(mapping: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    inner: Any = mapping
+    for part in path:
+        if not isinstance(inner, Mapping) or part not in inner:
+            return False
+        inner = inner[part]
+    return True
 
 
 def _annotation(parts: tuple[str, ...]) -> Any:
@@ -197,13 +238,3 @@ def keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
 def admin_keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
     """Key entries for bare keys of admins."""
     return [{**key, "name": key["name"].replace("key-", "admin-", 1), "role": "admin"} for key in keys_of(keys)]
-
-
-def _sentence(detail: Any) -> str:
-    path = ""
-    for part in detail["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        message = "there is no such setting"
-    return f"{path}: {message}" if path else message

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from gateway.settings.base import Model
+from gateway.settings.units import SIZES
 
 _ROW = re.compile(r"^((GET|POST|PUT|PATCH|DELETE) )?/[^\s?#*]+$")
 
@@ -37,5 +38,5 @@ class RouteSettings(Model):
 class UserDataSettings(Model):
     """What an isolated tenant's web UI saves (workflows, settings): bytes and files that each tenant may have."""
 
-    quota: int = Field(default=256 * 1024 * 1024, ge=0)
-    max_files: int = Field(default=10_000, ge=0)
+    quota: Annotated[int, Field(ge=0), *SIZES] = 256 * 1024 * 1024
+    max_files: Annotated[int, Field(ge=0)] = 10_000

@@ -10,7 +10,10 @@ from pydantic import Field, field_validator
 
 from gateway.settings.base import Bytes, Count, Model, Network, Seconds
 from gateway.settings.tls import ServerTlsSettings
+from gateway.settings.units import SIZES
 
+_LISTENING = re.compile(r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$")
+_HOST_EXAMPLE = "give an address such as 127.0.0.1 (this machine alone), 0.0.0.0 (all of IPv4) or :: (all of IPv6)"
 _HOST = re.compile(r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 
 
@@ -29,12 +32,25 @@ class ServerSettings(Model):
     max_body: Bytes = 100 * 1024 * 1024
     header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
-    body_rate: Annotated[int, Field(ge=1)] = 500
+    body_rate: Bytes = 500
     send_timeout: Seconds = 60.0
     keepalive_timeout: Seconds = 75.0
     max_connections: Count = 4096
     max_connections_per_address: Count = 1024
     drain_timeout: Seconds = 20.0
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        """Take ``[::1]`` as ``::1``; refuse what can't be listened on."""
+        name = host.strip()
+        if name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        if name.startswith(("unix:", "/")):
+            raise ValueError(f"Unix sockets are not supported; {_HOST_EXAMPLE}")
+        if not (_LISTENING.match(name) or _is_address(name)):
+            raise ValueError(f"must be an address or a host name, without scheme, port or path; {_HOST_EXAMPLE}")
+        return name
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -81,6 +97,6 @@ class SessionSettings(Model):
     tenant_spool: Bytes = 1024**3
     total_spool: Bytes = 8 * 1024**3
     stalled_after: Seconds = 30.0
-    max_message: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
-    receive_rate: Annotated[int, Field(ge=1024)] = 8 * 1024
-    receive_burst: Annotated[int, Field(ge=4096)] = 64 * 1024
+    max_message: Annotated[int, Field(ge=1024, le=1024 * 1024), *SIZES] = 16 * 1024
+    receive_rate: Annotated[int, Field(ge=1024), *SIZES] = 8 * 1024
+    receive_burst: Annotated[int, Field(ge=4096), *SIZES] = 64 * 1024

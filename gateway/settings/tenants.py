@@ -7,10 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gateway.settings.base import Bytes, Count, Label, Model, Name, Network
-
-# A year, in seconds, as for a prompt's own deadline.
-Deadline = Annotated[float, Field(gt=0, le=31_536_000)]
+from gateway.settings.base import Bytes, Count, Label, Model, Name, Network, Period
 
 
 class AnonymousSettings(Model):
@@ -61,7 +58,7 @@ class PolicySettings(Model):
     """What a tenant may use, and how much of it."""
 
     labels: tuple[Label, ...] = ()
-    deadline: Deadline | None = None
+    deadline: Period | None = None
     nodes: NodeSettings = NodeSettings()
     models: DenySettings = DenySettings()
     limits: LimitSettings = LimitSettings()

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from gateway.settings.base import Model
+from gateway.settings.units import TIMES
 
 
 class ServerTlsSettings(Model):
@@ -20,7 +21,7 @@ class ServerTlsSettings(Model):
     certificate: Path | None = None
     key: Path | None = None
     redirect_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
-    hsts: Annotated[int, Field(ge=0, le=63_072_000)] | None = None
+    hsts: Annotated[int, Field(ge=0, le=63_072_000), *TIMES] | None = None
 
     @field_validator("certificate", "key")
     @classmethod

@@ -70,7 +70,7 @@ def had_keys(directory: Path) -> bool:
     try:
         with closing(_open(directory)) as connection:
             return connection.execute(HAD_KEYS).fetchone() is not None
-    except (StoreError, sqlite3.Error):
+    except (StoreError, sqlite3.Error, OSError):
         return False
 
 

@@ -156,6 +156,22 @@ def migrations() -> list[tuple[int, str]]:
     return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in scripts]
 
 
+def refuse_newer(connection: sqlite3.Connection) -> int:
+    """Return the version of the schema.
+
+    Raises:
+        StoreError: a newer gateway wrote it.
+        sqlite3.Error: the file can't be read.
+    """
+    version, known = int(connection.execute("PRAGMA user_version").fetchone()[0]), migrations()[-1][0]
+    if version > known:
+        raise StoreError(
+            f"the journal has schema version {version}, this gateway knows up to {known}; "
+            "start the newer gateway again, or use another data directory"
+        )
+    return version
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date, each version in a transaction of its own.
 
@@ -163,13 +179,7 @@ def migrate(connection: sqlite3.Connection) -> None:
         StoreError: a newer gateway wrote it.
         sqlite3.Error: the file can't be read or written.
     """
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    scripts = migrations()
-    if version > scripts[-1][0]:
-        raise StoreError(
-            f"the journal has schema version {version}, this gateway knows up to {scripts[-1][0]}; "
-            "start the newer gateway again, or use another data directory"
-        )
-    for number, script in scripts:
+    version = refuse_newer(connection)
+    for number, script in migrations():
         if number > version:
             connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")

@@ -14,6 +14,7 @@ from gateway.comfy import wire
 from gateway.comfy.errors import error_body
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
+from gateway.web.binding import CannotListen, bind_all
 from gateway.web.connections import Connection, Connections
 
 _log = logs.get("listener")
@@ -23,8 +24,6 @@ BACKLOG = 1024
 BATCH = 64
 REST_SECONDS = 0.5
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# No more than this of an answer waits in the kernel beyond what is under way: memory is bounded, and a pace shows.
-UNSENT = 256 * 1024
 
 
 def _refusal(status: str, type_: str, message: str) -> bytes:
@@ -68,16 +67,14 @@ class Listener:
         """Listen on every address of a host.
 
         Raises:
-            OSError: one can't be listened on.
+            CannotListen: one can't be listened on.
         """
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
-            for family, _, _, _, address in dict.fromkeys(found):
-                self._sockets.append(_bound(family, address))
-        except OSError:
-            self._close_sockets()
-            raise
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise CannotListen(host, port, error) from error
+        self._sockets = bind_all(host, port, found)
         self.port = int(self._sockets[0].getsockname()[1])
         for listening in self._sockets:
             listening.listen(BACKLOG)
@@ -155,22 +152,6 @@ class Listener:
             if not is_made:
                 accepted.close()
                 self._connections.closed(connection)
-
-
-def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-        listening.setblocking(False)
-        listening.bind(address)
-    except OSError:
-        listening.close()
-        raise
-    return listening
 
 
 def files_for(connections: int, besides: int) -> int:

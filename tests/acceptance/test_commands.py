@@ -17,7 +17,8 @@ async def command(
     *arguments: str, cwd: Path, limit: float = 60, environment: dict[str, str] | None = None
 ) -> tuple[int, str, str]:
     """Run one; (exit code, standard output, standard error)."""
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONUTF8": "1", **(environment or {})}
+    # Port 0: `check` tries the address, and the usual one may be taken on this machine.
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONUTF8": "1", "COMFYUI_GATEWAY_PORT": "0", **(environment or {})}
     zygote = Server.zygote
     assert zygote is not None
     with tempfile.TemporaryFile() as errors:
@@ -76,10 +77,11 @@ async def test_serve_says_what_is_missing(tmp_path: Path) -> None:
 
 async def test_a_taken_port_is_said_so(lab: Lab) -> None:
     simulator = await lab.simulator()
-    options = ("serve", "--backend", simulator.url, "--port", str(simulator.port), "--data-dir", "d")
+    options = ("serve", "--backend", "http://127.0.0.1:1", "--port", str(simulator.port), "--data-dir", "d")
     code, _, error = await command(*options, cwd=lab.directory)
     assert code == 1
-    assert "can't listen" in error
+    said = f"comfyui-gateway: can't listen on 127.0.0.1:{simulator.port}: Address already in use; another program "
+    assert said in error
     assert "Traceback" not in error
 
 

@@ -84,7 +84,7 @@ async def test_a_damaged_journal_is_said_so_and_recovered(lab: Lab) -> None:
 
 async def test_a_journal_that_is_none_is_said_so(lab: Lab) -> None:
     path = lab.directory / "data" / "gateway.sqlite3"
-    path.parent.mkdir()
+    path.parent.mkdir(mode=0o700)
     path.write_bytes(b"these are not the bytes of a database" * 1000)
     assert "damaged" in await serve(lab)
     code, _, error = await run("journal", "recover", "--data-dir", str(path.parent))
@@ -105,7 +105,7 @@ async def test_an_open_job_that_is_damaged_is_said_so(lab: Lab) -> None:
 
 
 async def test_a_journal_of_a_newer_gateway_is_refused(lab: Lab) -> None:
-    (lab.directory / "data").mkdir()
+    (lab.directory / "data").mkdir(mode=0o700)
     connection = sqlite3.connect(lab.directory / "data" / "gateway.sqlite3")
     connection.execute("PRAGMA user_version=99")
     connection.close()
@@ -127,7 +127,7 @@ async def test_two_gateways_at_once_one_is_refused(lab: Lab) -> None:
 
 async def test_a_directory_that_takes_no_file_is_said_so(lab: Lab) -> None:
     """The start on a disk that is full or read-only: a sentence, and no traceback."""
-    (lab.directory / "data").mkdir()
+    (lab.directory / "data").mkdir(mode=0o700)
     data = str(lab.directory / "data")
     command = [sys.executable, "-m", "gateway", "serve", "--backend", "http://127.0.0.1:1", "--port", "0"]
     process = await asyncio.create_subprocess_exec(

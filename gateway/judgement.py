@@ -1,0 +1,150 @@
+"""The one judgement of a configuration that ``check`` and ``serve`` share: what is refused, and what is dangerous."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import click
+
+from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loopback, load
+from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
+from gateway.store import directory, salvage
+from gateway.store.looking import look
+from gateway.store.protocol import StoreError
+from gateway.tenants.keys import LOCAL_TENANT, Keyring
+from gateway.tenants.policy import Policies
+from gateway.web.binding import CannotListen, try_to_bind
+
+EXIT_UNUSABLE = 1
+EXIT_USAGE = 2
+MAX_NAMED_TENANTS = 10
+MAX_WARNINGS = 20
+OPEN = """refusing to listen on {host} without a key: everybody who can reach it could run workflows and see
+all images. Give a key (--api-key KEY, or auth.keys in the file), or say --no-auth if that is meant."""
+NO_BACKENDS = "no backend is given: add --backend http://HOST:8188 for each ComfyUI, or backends in the file"
+
+
+def load_or_exit(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
+    """Return the settings; if something is wrong with them, print each problem and end with exit code 2."""
+    path = config or (Path(named) if (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")) else None)
+    try:
+        settings = load(path, flags=flags)
+    except SettingsError as error:
+        exit_with("\n".join(error.problems))
+    if settings.open_to_strangers and not salvage.had_keys(settings.data_dir):
+        exit_with(OPEN.format(host=settings.server.host))
+    if not settings.backends:
+        exit_with(NO_BACKENDS)
+    return settings
+
+
+def exit_with(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    """Print a message to standard error and end the process."""
+    click.echo(f"comfyui-gateway: {message}", err=True)
+    sys.exit(code)
+
+
+def machine_refusal(settings: Settings) -> tuple[str, bool]:
+    """Return why this machine can't serve the configuration now, and whether a gateway runs on its data directory.
+
+    If one does, the address is taken by it and is not tried. Nothing is made or changed.
+    """
+    try:
+        if directory.is_taken(settings.data_dir):
+            return "", True
+        look(settings.data_dir)
+        try_to_bind(settings.server.host, settings.server.port)
+        if settings.server.tls.redirect_port is not None:
+            try_to_bind(settings.server.host, settings.server.tls.redirect_port)
+    except (StoreError, CannotListen) as error:
+        return str(error), False
+    return "", False
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Return a sentence for each thing that is allowed and dangerous, or most likely a mistake."""
+    found = [*_open_doors(settings), *_same_comfyuis(settings)]
+    if (lacking := without_backends(settings)) is not None:
+        found.append(lacking)
+    more = len(found) - MAX_WARNINGS
+    return [*found[:MAX_WARNINGS], f"{more} more warnings of this kind"] if more > 0 else found
+
+
+def hints(settings: Settings) -> list[str]:
+    """Return a sentence for each tenant that no key of the configuration stands for. The store may have one, so this
+    is for somebody who looks at the configuration, and not for the log.
+    """
+    unknown = "no key of the configuration stands for this tenant; one of the store may"
+    return [f"{place}: {unknown}" for place in unknown_tenants(settings)]
+
+
+def _open_doors(settings: Settings) -> Iterator[str]:
+    server, host = settings.server, settings.server.host
+    for network in server.trusted_proxies:
+        if ip_network(network).prefixlen == 0:
+            yield (
+                f"server.trusted_proxies: {network} believes anybody's X-Forwarded-For, so a caller can choose the "
+                "address that he is limited and logged by; list the proxies alone, such as 10.0.0.0/8"
+            )
+    if is_loopback(host):
+        return
+    if settings.auth.disabled:
+        yield f"auth.disabled: everybody who can reach {host} may run workflows and see all images; give keys"
+        return
+    for network in settings.tenants.anonymous.networks:
+        if ip_network(network).prefixlen == 0:
+            yield f"tenants.anonymous.networks: {network} lets everybody in without a key; list your own networks"
+    if server.tls.certificate is None and not server.trusted_proxies:
+        yield (
+            f"server.tls: keys and images cross the network unencrypted to {host}; give a certificate, or list the "
+            "proxy that has one in server.trusted_proxies"
+        )
+
+
+def _same_comfyuis(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each two backends that are most likely one ComfyUI under two names."""
+    places: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for place, backend in enumerate(settings.backends):
+        host, port = host_and_port(backend.url)
+        if canonical_host(host) == LOOPBACK:
+            places[port, urlsplit(backend.url).path].append(place)
+    for first, *others in places.values():
+        for other in others:
+            yield (
+                f"backends[{other}].url: {settings.backends[other].url} and {settings.backends[first].url} are most "
+                "likely the same ComfyUI, which would hear events for one of the two alone; keep one"
+            )
+
+
+def unknown_tenants(settings: Settings) -> list[str]:
+    """Return where a tenant is named that no key of the configuration stands for: made over the API, or misspelt."""
+    known = {key.tenant or key.name for key in settings.auth.keys} | {LOCAL_TENANT}
+    if settings.tenants.anonymous.networks:
+        known.add(settings.tenants.anonymous.tenant)
+    places = [f"tenants.named.{tenant}" for tenant in sorted(settings.tenants.named.keys() - known)]
+    for place, backend in enumerate(settings.backends):
+        places += [f"backends[{place}].tenants: {tenant}" for tenant in backend.tenants if tenant not in known]
+    return places
+
+
+def without_backends(settings: Settings) -> str | None:
+    """Return the warning that tenants which the configuration does not name have no backend; None if they have one."""
+    policies = Policies(settings.tenants, settings.backends)
+    if not (settings.backends and policies.default.lacks_backends):
+        return None
+    keyring = Keyring(settings.auth, settings.tenants.anonymous)
+    known = keyring.user_tenants | keyring.admin_tenants
+    lacking = sorted(tenant for tenant in known if policies.of(tenant).lacks_backends)
+    more = f" and {len(lacking) - MAX_NAMED_TENANTS} more" if len(lacking) > MAX_NAMED_TENANTS else ""
+    named = ", ".join(lacking[:MAX_NAMED_TENANTS]) or "none"
+    return (
+        "tenants.default: every backend that it may use is dedicated to named tenants; all others are refused "
+        f"(by the configuration's keys: {named}{more}); share a backend, or add them to the tenants of one"
+    )

@@ -1,0 +1,45 @@
+"""Compare addresses in a configuration: two names may be one process. Pure, so no name is looked up."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+LOOPBACK = "loopback"
+
+
+def canonical_host(host: str) -> str:
+    """Return a host in one spelling; all addresses that this machine alone reaches are one."""
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return LOOPBACK
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    address = mapped or address
+    if address.is_unspecified or str(address) in ("127.0.0.1", "::1"):
+        return LOOPBACK
+    return str(address)
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Return the host of a URL in lower case, and its port, be it the scheme's own.
+
+    Raises:
+        ValueError: the URL has none that there can be.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("the host or the port is missing")
+    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def is_own_address(url: str, host: str, port: int) -> bool:
+    """Return True if a backend's URL leads to where the gateway itself listens."""
+    if port == 0:
+        return False
+    asked_host, asked_port = host_and_port(url)
+    own = canonical_host(host)
+    return asked_port == port and canonical_host(asked_host) == own
