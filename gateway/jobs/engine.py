@@ -181,6 +181,7 @@ class Engine:
         metrics.jobs_waiting.set_function(lambda: len(self.ledger.waiting))
         metrics.jobs_open.set_function(lambda: len(self.ledger))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
+        metrics.uploads_aside_bytes.set_function(lambda: blobs.aside_bytes)
 
     def start(self) -> None:
         """Begin with what is done again and again; the fleet has started."""

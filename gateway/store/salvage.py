@@ -14,6 +14,7 @@ from pathlib import Path
 from gateway.comfy import wire
 from gateway.store import trouble
 from gateway.store.directory import take
+from gateway.store.folders import replace
 from gateway.store.protocol import StoreDamaged, StoreError
 from gateway.store.sqlite import FILE_NAME, HAD_KEYS
 from gateway.store.statements import migrate
@@ -205,5 +206,5 @@ def _put_in_place(directory: Path, fresh: Path) -> Path:
         if log.exists():
             log.rename(f"{aside}{suffix}")
     os.link(path, aside)
-    fresh.replace(path)
+    replace(fresh, path)
     return aside
