@@ -12,8 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.comfy import wire
+from gateway.comfy.history import Outcome, entry_without_run, failure_event
 from gateway.comfy.jobs import Listed, listed
-from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store
+from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store, StoreDamaged
+from gateway.store.soundness import is_summary
+from gateway.telemetry import logs
+
+_log = logs.get("history")
 
 DROPPED_AT_ONCE = 10
 # Of entries that take too many bytes more go at once: a large one may come to be in place of many small ones.
@@ -132,15 +137,15 @@ class History:
         """The same, each with what it is filtered and sorted by."""
         for ended in self._of(tenants):
             if ended.listed is None:
-                ended.listed = listed(wire.loads(ended.record.summary))
+                ended.listed = _read_summary(ended)
             yield ended.listed, ended.record
 
     async def read_summaries(self, tenants: Sequence[str] | None) -> None:
         """Before `listed`, so that it takes no time even where nobody has asked since the start, or not for long."""
         size = 0
         for ended in [ended for ended in self._of(tenants) if ended.listed is None]:
-            ended.listed = listed(wire.loads(ended.record.summary))
             size += len(ended.record.summary)
+            ended.listed = _read_summary(ended)
             if size > READ_AT_ONCE:
                 await asyncio.sleep(0)
                 size = 0
@@ -157,13 +162,21 @@ class History:
         return self._entries.get((tenant, prompt_id))
 
     async def entry(self, ended: HistoryRecord) -> bytes | None:
-        """An entry, from memory or from the store."""
+        """An entry, from memory or from the store; one that is damaged there is told as a failure that says so.
+
+        Raises:
+            StoreError: the store can't be read at the moment.
+        """
         key = (ended.tenant, ended.prompt_id)
         cached = self._entries.get(key)
         if cached is not None:
             self._entries.move_to_end(key)
             return cached
-        entry = await self._store.history_entry(*key)
+        try:
+            entry = await self._store.history_entry(*key)
+        except StoreDamaged as error:
+            _log.error("history_entry_damaged", prompt_id=ended.prompt_id, tenant=ended.tenant, error=str(error))
+            entry = _entry_in_place_of(ended, str(error))
         if entry is not None and self.find(*key) is ended:
             self._keep(key, entry)
         return entry
@@ -180,3 +193,28 @@ class History:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= len(entry)
+
+
+# What /api/jobs calls the outcomes (comfy_execution/jobs.py, JobStatus).
+_STATUSES = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "cancelled"}
+
+
+def _read_summary(ended: _Ended) -> Listed:
+    """What an ended job is filtered and sorted by; if its summary is damaged, a new one says what is known still."""
+    if not is_summary(ended.record.summary):
+        record = ended.record
+        _log.error("history_entry_damaged", prompt_id=record.prompt_id, tenant=record.tenant, error="its summary")
+        status = _STATUSES.get(Outcome(record.outcome), "failed")
+        shown = {"id": record.prompt_id, "status": status, "priority": _number(record), "outputs_count": 0}
+        ended.record = replace(record, summary=wire.dumps(shown))
+    return listed(wire.loads(ended.record.summary))
+
+
+def _entry_in_place_of(ended: HistoryRecord, reason: str) -> bytes:
+    event = failure_event(ended.prompt_id, reason, "HistoryEntryDamaged")
+    item = [_number(ended), ended.prompt_id, {}, {}, []]
+    return wire.dumps(entry_without_run(item, "execution_error", event))
+
+
+def _number(ended: HistoryRecord) -> float:
+    return int(ended.number) if float(ended.number).is_integer() else ended.number

@@ -17,7 +17,6 @@ import sqlite3
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from gateway.store.protocol import (
     StoreError,
     UploadRecord,
 )
+from gateway.store.soundness import Unsound, unpack
 from gateway.store.statements import apply, migrate
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
@@ -290,8 +290,8 @@ class SqliteStore:
         def guarded() -> _T:
             try:
                 return read()
-            except (sqlite3.Error, zlib.error) as error:
-                is_damaged = isinstance(error, zlib.error) or trouble.is_damage(error)
+            except sqlite3.Error as error:
+                is_damaged = trouble.is_damage(error)
                 raise (StoreDamaged if is_damaged else StoreError)(trouble.sentence(what, error)) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, guarded)
@@ -357,9 +357,13 @@ class SqliteStore:
             if self._connection is None:
                 raise StoreError("the journal is closed")
             row = self._connection.execute(_ENTRY, (tenant, prompt_id)).fetchone()
-            return zlib.decompress(row[0]) if row else None
+            try:
+                return unpack(row[0]) if row else None
+            except Unsound as error:
+                raise StoreDamaged(f"{what}: it is damaged ({error}); {trouble.RECOVER}") from error
 
-        return await self._read(read, f"the history entry of {prompt_id} can't be read")
+        what = f"the history entry of {prompt_id} can't be read"
+        return await self._read(read, what)
 
     async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
         """What ended first; with `ended_before`, of what had ended by then."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import sys
+import zlib
 from pathlib import Path
 
 from tests import disk
@@ -80,6 +82,68 @@ async def test_a_damaged_journal_is_said_so_and_recovered(lab: Lab) -> None:
     assert 0 < len(history) < 30
     assert set(history) < set(ids)
     await comfy.entry(await comfy.prompt(slow(40)))
+
+
+async def test_a_bad_entry_costs_itself_alone(lab: Lab) -> None:
+    """The gateway answers all others, `check` names the bad ones, and `recover` leaves just those out."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    good, noise, torn, summary = [await comfy.prompt(slow(n, steps=1)) for n in range(4)]
+    for prompt_id in (good, noise, torn, summary):
+        await comfy.entry(prompt_id)
+    await gateway.stop()
+    directory = lab.directory / "data"
+    assert (await run("journal", "check", "--data-dir", str(directory)))[0] == 0
+    with contextlib.closing(sqlite3.connect(directory / "gateway.sqlite3")) as journal, journal:
+        journal.execute("UPDATE history SET entry=? WHERE prompt_id=?", (b"noise", noise))
+        journal.execute("UPDATE history SET entry=? WHERE prompt_id=?", (zlib.compress(b'{"torn": }'), torn))
+        journal.execute("UPDATE history SET summary=? WHERE prompt_id=?", (b"[]", summary))
+    again = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, again.url)
+    history = await comfy.get("/history")
+    assert list(history) == [good, noise, torn, summary]
+    told = {prompt_id: entry["status"]["status_str"] for prompt_id, entry in history.items()}
+    assert told == {good: "success", noise: "error", torn: "error", summary: "success"}
+    ((_, start), (kind, event)) = (await comfy.get(f"/history/{noise}"))[noise]["status"]["messages"]
+    assert (start["prompt_id"], kind, event["exception_type"]) == (noise, "execution_error", "HistoryEntryDamaged")
+    assert "journal recover" in event["exception_message"]
+    jobs = {job["id"]: job["status"] for job in (await comfy.get("/api/jobs"))["jobs"]}
+    assert jobs == dict.fromkeys((good, noise, torn, summary), "completed")
+    assert (await comfy.get(f"/api/jobs/{noise}"))["status"] == "failed"
+    await again.stop()
+    code, out, error = await run("journal", "check", "--data-dir", str(directory))
+    assert code == 1
+    assert [prompt_id in out for prompt_id in (good, noise, torn, summary)] == [False, True, True, True]
+    assert "journal recover" in error
+    code, out, _ = await run("journal", "recover", "--data-dir", str(directory))
+    assert (code, "history: 1 saved, 3 damaged in themselves and left out" in out) == (0, True)
+    assert (await run("journal", "check", "--data-dir", str(directory)))[0] == 0
+
+
+async def test_a_bad_open_job_is_judged_alike_by_all(lab: Lab) -> None:
+    """A start that refuses it, `check` that names it, `recover` that leaves it out, and a start that then works."""
+    simulator = await lab.simulator("--fail", "hold-prompt")
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    sending = asyncio.create_task(comfy.prompt(slow(steps=1)))
+
+    async def queued() -> bool:
+        return bool((await comfy.get("/prompt"))["exec_info"]["queue_remaining"])
+
+    await until(queued)
+    await gateway.kill()
+    await asyncio.gather(sending, return_exceptions=True)
+    directory = lab.directory / "data"
+    with contextlib.closing(sqlite3.connect(directory / "gateway.sqlite3")) as journal, journal:
+        # It is JSON, and no prompt.
+        journal.execute("UPDATE jobs SET submission=?", (b'{"prompt": {}}',))
+    assert "journal recover" in await serve(lab)
+    code, out, _ = await run("journal", "check", "--data-dir", str(directory))
+    assert (code, "the open job" in out) == (1, True)
+    code, out, _ = await run("journal", "recover", "--data-dir", str(directory))
+    assert (code, "jobs: 0 saved, 1 damaged" in out) == (0, True)
+    await lab.gateway(simulator)
 
 
 async def test_a_journal_that_is_none_is_said_so(lab: Lab) -> None:
