@@ -67,7 +67,8 @@ class Case:
 
     `attack` sends it and returns how many requests that were. `bound` is in milliseconds: of the longest stall, or with
     `is_each` of CPU time for each request. `settings` are those of the gateway, as its environment has them. `backend`
-    are the arguments that start its backend in Python.
+    are the arguments that start its backend in Python, `backends` how many of them there are. With `counts_threads` the
+    longest stall is that of the loop whatever held it.
     """
 
     name: str
@@ -76,3 +77,5 @@ class Case:
     is_each: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     backend: tuple[str, ...] = ("-m", "gateway.simulator", "--port", "0")
+    backends: int = 1
+    counts_threads: bool = False

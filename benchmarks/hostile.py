@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ import uvloop
 from aiohttp import web
 
 from benchmarks.bare import main, object_info
+from benchmarks.catalogues import catalogue
 
 MIB = 2**20
 # The values and bytes that the gateway takes of one result, and a little less.
@@ -37,11 +39,15 @@ def outputs(kind: str) -> Any:
 
 
 class Hostile:
-    """The backend. `kind` is what is bad about it."""
+    """The backend. `kind` is what is bad about it: ``catalogue-MEGABYTES`` describes itself at length."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._told = outputs(kind)
+        described = kind.split("-")
+        editions = 1 if "once" in described else 2
+        catalogues = [catalogue(int(described[1]), edition) for edition in range(editions)] if described[1:] else []
+        self._catalogues = itertools.cycle(catalogues or [json.dumps(object_info()).encode()])
         self._sockets: list[web.WebSocketResponse] = []
         self._ended: dict[str, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -53,7 +59,7 @@ class Hostile:
         app.router.add_get("/ws", self.socket)
         app.router.add_get("/queue", self.queue)
         app.router.add_get("/history/{id}", self.history)
-        app.router.add_get("/object_info", _fixed(object_info()))
+        app.router.add_get("/object_info", self.object_info)
         app.router.add_get("/system_stats", _fixed({"system": {}, "devices": []}))
         app.router.add_get("/{path:.*}", _fixed({}))
         return app
@@ -95,6 +101,10 @@ class Hostile:
         prompt_id = request.match_info["id"]
         body = _endless(prompt_id) if self._kind == "entry" else self._ended.get(prompt_id, b"{}")
         return web.Response(body=body, content_type="application/json")
+
+    async def object_info(self, _: web.Request) -> web.Response:
+        """Describe the node classes, each time in other words if there are others."""
+        return web.Response(body=next(self._catalogues), content_type="application/json")
 
     async def queue(self, _: web.Request) -> web.Response:
         """Tell the queue."""

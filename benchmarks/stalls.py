@@ -11,22 +11,31 @@ import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import groupby
 from pathlib import Path
 
 import aiohttp
 import yaml
 
-from benchmarks import backends, bodies, servers, sockets
+from benchmarks import backends, bodies, catalogues, results, servers, sockets
 from benchmarks.attacks import Attack, Case
 from benchmarks.prompts import wait_until_up
 from benchmarks.strangers import STRANGERS
 from benchmarks.table import Row
 
-CASES: tuple[Case, ...] = (*STRANGERS, *bodies.CASES, *sockets.CASES, *backends.CASES)
+CASES: tuple[Case, ...] = (
+    *STRANGERS,
+    *bodies.CASES,
+    *sockets.CASES,
+    *backends.CASES,
+    *results.CASES,
+    *catalogues.CASES,
+)
 
-_KEYS = {name: f"a-key-of-the-benchmark-{name}" for name in ("anna", "ben", "boss")}
+# Carl may not use all models.
+_KEYS = {name: f"a-key-of-the-benchmark-{name}" for name in ("anna", "ben", "boss", "carl")}
+_TENANTS = {"named": {"carl": {"models": {"deny": ["*3.safetensors"]}}}}
 _WARM_UP = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -38,6 +47,8 @@ async def run(rounds: int, seconds: float) -> list[Row]:
 def row(case: Case, count: int, figures: dict[str, float]) -> Row:
     """A case's line in the table."""
     found = figures["cpu"] / count if case.is_each else figures["piece"]
+    if case.counts_threads:
+        found = max(found, figures["every"])
     shown = f"{found:.2f} ms, {figures['grown']:+.1f} MB (at most {figures['peak']:+.1f})"
     what = "CPU of a request" if case.is_each else "longest callback"
     return Row(f"{what}: {case.name}", shown, "", f"{found / case.bound:.2f} of the bound", f"{case.bound:g} ms")
@@ -87,12 +98,16 @@ async def _gateway(case: Case) -> AsyncIterator[tuple[Attack, Watch]]:
         config, socket = Path(directory) / "gateway.yaml", Path(directory) / "watch"
         roles = {"boss": "admin"}
         keys = [{"name": name, "key": key, "role": roles.get(name, "user")} for name, key in _KEYS.items()]
-        config.write_text(yaml.safe_dump({"auth": {"keys": keys}}))
-        async with (
-            servers.python(*case.backend, core=servers.LOAD_CORE) as simulator,
-            servers.gateway(simulator.url, config=config, watch=socket, **case.settings) as gateway,
-            aiohttp.ClientSession() as http,
-        ):
+        config.write_text(yaml.safe_dump({"auth": {"keys": keys}, "tenants": _TENANTS}))
+        async with AsyncExitStack() as stack:
+            started = [
+                await stack.enter_async_context(servers.python(*case.backend, core=servers.LOAD_CORE))
+                for _ in range(case.backends)
+            ]
+            urls = [each.url for each in started]
+            serving = servers.gateway(*urls, config=config, watch=socket, **case.settings)
+            gateway = await stack.enter_async_context(serving)
+            http = await stack.enter_async_context(aiohttp.ClientSession())
             await wait_until_up(http, gateway.url)
             reader, writer = await asyncio.open_unix_connection(str(socket))
             yield Attack(gateway.url, gateway.port, _KEYS, http), Watch(reader, writer)

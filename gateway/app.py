@@ -12,10 +12,12 @@ from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.local_bus import LocalBus
+from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
 from gateway.telemetry import logs
 from gateway.telemetry.audit import Audit
+from gateway.telemetry.garbage import Garbage
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import count_failure
 from gateway.tenants.keys import Keyring
@@ -72,6 +74,7 @@ class Gateway:
         stack.push_async_callback(store.close)
         metrics.journal_writable.set_function(lambda: not store.trouble)
         metrics.journal_owed.set_function(lambda: store.owed)
+        metrics.journal_bytes.set_function(store.size)
         metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
         client_id = await store.identity()
         bus = LocalBus()
@@ -96,7 +99,8 @@ class Gateway:
         policies = Policies(settings.tenants, settings.backends)
         limits = Limits(policies, settings.server.max_bodies_bytes)
         names = SecretNames(await store.names_key())
-        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names)
+        spool = self._open_spool(stack, metrics)
+        engine = Engine(settings, store, bus, fleet, metrics, client_id, blobs, policies, limits, keyring, names, spool)
         await engine.restore()
         packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))
@@ -121,6 +125,9 @@ class Gateway:
             is_judged=engine.checks.is_judged,
             packs=packs,
         )
+        garbage = Garbage()
+        garbage.start()
+        stack.push_async_callback(garbage.close)
         fleet.start(engine)
         stack.push_async_callback(fleet.close)
         stack.push_async_callback(engine.close)
@@ -134,6 +141,14 @@ class Gateway:
         await fleet.settled({job.backend for job in engine.ledger.jobs() if job.backend is not None})
         self._started.set()
         self._ready = True
+
+    def _open_spool(self, stack: AsyncExitStack, metrics: Metrics) -> Spool:
+        settings = self.settings
+        spool = Spool(settings.data_dir / "spool", settings.sessions.tenant_spool, settings.sessions.total_spool)
+        spool.open()
+        stack.callback(spool.close)
+        metrics.sockets_spooled.set_function(lambda: spool.bytes)
+        return spool
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         try:

@@ -31,6 +31,7 @@ from gateway.simulator.command import simulate
 from gateway.store.protocol import StoreError
 from gateway.store.salvage import had_keys
 from gateway.telemetry import logs
+from gateway.telemetry.garbage import set_thresholds
 
 EXIT_USAGE = 2
 _OPEN = """refusing to listen on {host} without a key: everybody who can reach it could run workflows and see
@@ -124,10 +125,8 @@ def _exit(message: str, code: int = EXIT_USAGE) -> NoReturn:
 
 
 def _run(settings: Settings) -> int:
-    # A collection holds the loop for about 0.4 ms for each thousand objects that it looks at: 8 ms for the young ones,
-    # up to 40 ms for those that five collections left. All objects there are, of thousands of jobs, are nearly never.
     gc.freeze()
-    gc.set_threshold(20_000, 5, 10_000)
+    set_thresholds()
     if sys.platform != "win32":
         import uvloop
 

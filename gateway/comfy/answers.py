@@ -6,6 +6,7 @@ the types that it is said to have.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,10 @@ MAX_ITEMS = 10_000
 # A result may have as many values as ten thousand files take.
 MAX_RESULT_VALUES = 42_000
 _RESULT = ("outputs", "status", "meta")
+# Bytes of a result that is read at once.
+MAX_INLINE = 6 * 2**20
+# Under this key an entry tells of the outputs that it lacks, with the bytes of each.
+LEFT_OUT = "gateway_left_out"
 # What begins so in /system_stats is a number of bytes.
 _AMOUNTS = ("ram_", "vram_", "torch_vram_")
 
@@ -55,10 +60,15 @@ class HistoryEntry:
 
     `entry` has a list as ``prompt`` or none, objects as ``outputs``, ``status`` and ``meta``. The graph of a large
     entry is not read: it is None in ``prompt``.
+
+    Attributes:
+        large: the result as it is written, in pieces, if it takes too long to be read at once. Nothing of it is in
+            `entry`.
     """
 
     entry: dict[str, Any]
     encode: Callable[[Any], bytes]
+    large: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,33 +191,80 @@ def read_history_entry(value: Any, prompt_id: str, raw: bytes) -> HistoryEntry |
     entry = value[prompt_id]
     if not isinstance(entry, dict):
         raise Unreadable("it is no object")
-    return HistoryEntry(_checked(entry), wire.encoder_for(raw))
+    return HistoryEntry(checked(entry), wire.encoder_for(raw))
 
 
 async def read_large_history_entry(document: JsonStream, prompt_id: str, most: int) -> HistoryEntry | None:
-    """Read a large answer to GET /history/{prompt_id}: without the graph, and of the rest no more than `most` bytes.
+    """Read a large answer to GET /history/{prompt_id}, without the graph.
+
+    Outputs that do not fit into `most` bytes with those before them are left out, and the entry says so.
 
     Raises:
-        TooLarge: its result has more, or too many values.
+        TooLarge: the rest of it has more.
         Unreadable: it is not of ComfyUI's form.
     """
     found: dict[str, Any] | None = None
+    result: dict[str, list[bytes]] = {}
     async for key in document.members():
         if key != prompt_id or await document.kind() != b"{":
             await document.skip()
             continue
-        found = {}
+        found, result = {}, {}
         async for name in document.members():
             if name == "prompt":
                 found[name] = await _read_item(document)
+            elif name == "outputs" and await document.kind() == b"{":
+                result |= await _read_outputs(document, most)
             elif name in _RESULT:
-                found[name] = await document.value(max(most - document.kept, 0), MAX_RESULT_VALUES)
+                pieces, _ = await document.raw(most)
+                if pieces is None:
+                    raise TooLarge(f"its {name} has more than {most} bytes", document.size)
+                result[name] = pieces
             else:
                 await document.skip()
-    return None if found is None else HistoryEntry(_checked(found), document.encode)
+    if found is None:
+        return None
+    whole = _object(result)
+    is_long = sum(map(len, whole)) > MAX_INLINE
+    if is_long or sum(map(wire.count_values, whole)) > MAX_RESULT_VALUES:
+        return HistoryEntry(checked(found), document.encode, whole)
+    # Each of these takes long, so others have their turn between.
+    await asyncio.sleep(0)
+    raw = b"".join(whole)
+    encode = wire.encoder_for(raw)
+    await asyncio.sleep(0)
+    try:
+        value = wire.loads(raw)
+    except wire.MalformedJson as error:
+        raise Unreadable("it is not JSON") from error
+    await asyncio.sleep(0)
+    return HistoryEntry(checked(found | value), encode)
 
 
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+async def _read_outputs(document: JsonStream, most: int) -> dict[str, list[bytes]]:
+    """Read the outputs of an entry as they are written, and which are left out."""
+    outputs: list[tuple[str, list[bytes]]] = []
+    left_out: dict[str, int] = {}
+    async for node_id in document.members():
+        pieces, size = await document.raw(most)
+        if pieces is None:
+            left_out[node_id] = size
+        else:
+            outputs.append((node_id, pieces))
+            most -= size
+    read = {"outputs": _object(outputs)}
+    return read | {LEFT_OUT: [wire.dumps(left_out)]} if left_out else read
+
+
+def _object(members: Mapping[str, list[bytes]] | Sequence[tuple[str, list[bytes]]]) -> list[bytes]:
+    """Return the pieces of a JSON object of encoded members."""
+    pieces = [b"{"]
+    for name, value in members.items() if isinstance(members, Mapping) else members:
+        pieces += (b"," if len(pieces) > 1 else b"", wire.dumps_exact(name), b":", *value)
+    return [*pieces, b"}"]
+
+
+def checked(entry: dict[str, Any]) -> dict[str, Any]:
     """Return an entry whose parts are of ComfyUI's types.
 
     Raises:

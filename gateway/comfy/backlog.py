@@ -1,4 +1,4 @@
-"""Frames that wait: every lifecycle event, enough progress for a bar to move, and the newest preview. Pure."""
+"""Frames that wait: all lifecycle events and results, enough progress for a bar to move, the newest preview. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
 
-# Frames of a kind and slot that wait at most, and bytes of its progress. Lifecycle events are all kept.
+# Frames of a kind and slot that wait at most, and bytes of its progress. Lifecycle events and results are all kept.
 MAX_FRAMES = {Kind.PROGRESS: 64, Kind.PREVIEW: 1, Kind.OTHER: 64}
 MAX_PROGRESS_BYTES = 256 * 1024
 
@@ -39,7 +39,7 @@ class Backlog:
 
     def add(self, frame: Frame) -> None:
         """Add a frame. If too many of its kind wait, leave some of them out, but never the newest."""
-        size = len(frame.payload)
+        size = frame.held
         self.frames.append(frame)
         self.bytes += size
         self.is_over = self.is_over or frame.kind is Kind.END or frame.slot == TERMINAL_SLOT
@@ -81,7 +81,7 @@ class Backlog:
                 dropped.append(frame)
             else:
                 frames.append(frame)
-        size = sum(len(frame.payload) for frame in dropped)
+        size = sum(frame.held for frame in dropped)
         slot.numbers, self.frames = numbers, frames
         slot.bytes -= size
         self.bytes -= size

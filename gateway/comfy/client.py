@@ -15,7 +15,6 @@ from yarl import URL
 
 from gateway.comfy import wire
 from gateway.comfy.answers import (
-    MAX_RESULT_VALUES,
     HistoryEntry,
     Queue,
     SystemStats,
@@ -65,16 +64,18 @@ _T = TypeVar("_T")
 MAX_SOCKET_MESSAGE = 64 * 2**20
 # Bytes of answers, unpacked, by their kinds. The first is that of one which is read as it comes.
 MAX_STREAM = 256 * 2**20
+# A history entry may have so many beside its result: its graph, and outputs that are left out.
+MAX_PASSED = 64 * 2**20
 MAX_STATS = 256 * 2**10
 # A refusal lists the choices of each input that it refuses.
 MAX_REPLY = 8 * 2**20
 # The /object_info of a large installation has some 10 MB; one of 100 MB was seen.
-MAX_OBJECT_INFO = 256 * 2**20
+MAX_OBJECT_INFO = 128 * 2**20
 # An answer of so many bytes is parsed in one piece, whatever is in it. A larger one is read as it comes.
 SMALL_ANSWER = 2**17
 _UNPACKED = {"Accept-Encoding": "identity"}
 # Bytes of a job's result, beside its graph, unless the settings say otherwise.
-MAX_RESULT = 8 * 2**20
+MAX_RESULT = 64 * 2**20
 
 
 # A socket whose text messages come as bytes.
@@ -107,7 +108,7 @@ class ComfyClient:
         connect_timeout: limit for making a connection.
         timeout: limit for a whole call, where a call does not say otherwise.
         access: what this ComfyUI, or a proxy before it, wants of its callers.
-        max_result: bytes of a history entry beside its graph; one with more is unreadable.
+        max_result: bytes of a history entry beside its graph; outputs past that are left out.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class ComfyClient:
         timeout: float | None,
         small: Callable[[bytes], _T],
         large: Callable[[JsonStream], Awaitable[_T]],
+        most: int = MAX_STREAM,
     ) -> _T:
         """GET a path and read the answer: `small` ones whole, `large` ones as they come.
 
@@ -208,7 +210,7 @@ class ComfyClient:
                 size += len(piece)
                 if size > SMALL_ANSWER:
                     try:
-                        return await large(JsonStream(_chained(first, source), MAX_STREAM))
+                        return await large(JsonStream(_chained(first, source), most))
                     except TooLarge as error:
                         error.size = max(error.size, response.content_length or 0)
                         raise
@@ -224,6 +226,25 @@ class ComfyClient:
             return await self._read("/queue", -1, lambda body: read_queue(wire.loads(body)), read_large_queue)
         except ValueError as error:
             raise BadAnswer(f"GET /queue did not answer as ComfyUI does: {error}", 200) from error
+
+    async def object_info(self, timeout: float) -> list[bytes]:
+        """GET /object_info: the answer in pieces, because a thread has to put together what is long.
+
+        Raises:
+            BadAnswer: it was not 200, or has more than is read.
+        """
+        async with translated_errors(), self._ask("GET", "/object_info", None, timeout, None) as answered:
+            response = checked(answered)
+            if response.status != 200:
+                raise BadAnswer(f"GET /object_info answered {response.status}", response.status)
+            found, last = [], bytearray()
+            async for piece in pieces(response, MAX_OBJECT_INFO):
+                # An answer that comes byte by byte takes no more memory than any other.
+                last += piece
+                if len(last) >= SMALL_ANSWER:
+                    found.append(bytes(last))
+                    last.clear()
+            return [*found, bytes(last)]
 
     async def system_stats(self) -> SystemStats:
         """GET /system_stats.
@@ -253,10 +274,11 @@ class ComfyClient:
             return await read_large_history_entry(document, prompt_id, self._max_result)
 
         try:
-            return await self._read(f"/history/{prompt_id}", timeout, small, large)
+            most = self._max_result + MAX_PASSED
+            return await self._read(f"/history/{prompt_id}", timeout, small, large, most)
         except TooLarge as error:
-            most = f"its result may have {self._max_result} (history.max_result), and {MAX_RESULT_VALUES} values"
-            reason = f"its history entry is too large: {error.size} bytes or more; {most}"
+            bounds = f"its result may have {self._max_result} (history.max_result), the rest {MAX_PASSED}"
+            reason = f"its history entry is too large: {error.size} bytes or more; {bounds}"
             raise UnreadableEntry(reason, is_final=True) from error
         except ValueError as error:
             raise UnreadableEntry(f"its history entry can't be read: {error}", is_final=False) from error

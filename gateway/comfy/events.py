@@ -7,11 +7,11 @@ and comfy_execution/progress.py (progress_state, previews).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.comfy import wire
 from gateway.comfy.answers import MAX_RESULT_VALUES, is_id
@@ -47,6 +47,8 @@ _FIELDS: dict[str, tuple[tuple[str, tuple[type, ...]], ...]] = {
         ("traceback", (list, NoneType)),
     ),
 }
+# The types of events that the gateway reads.
+KNOWN = frozenset(_FIELDS)
 
 
 class Kind(StrEnum):
@@ -55,9 +57,29 @@ class Kind(StrEnum):
     STATUS = "status"
     LIFECYCLE = "lifecycle"
     END = "end"
+    RESULT = "result"
     PROGRESS = "progress"
     PREVIEW = "preview"
     OTHER = "other"
+
+
+# Frames that are never left out, because nothing that comes later says the same.
+KEPT = frozenset({Kind.LIFECYCLE, Kind.END, Kind.RESULT})
+
+
+class Bulk(Protocol):
+    """The large part of a message, in memory or elsewhere."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def held(self) -> int:
+        """Those of them that count as memory; always the same."""
+
+    def pieces(self) -> AsyncIterator[bytes | memoryview]:
+        """Its bytes, from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +101,19 @@ class Event:
 class Frame:
     """One frame for a client.
 
-    `kind` says how it may be treated on the way. LIFECYCLE and END frames always arrive; of STATUS, PROGRESS and
-    PREVIEW frames only the newest of a `slot` matters; END is the last frame of its prompt.
+    `kind` says how it may be treated on the way. LIFECYCLE, RESULT and END frames always arrive; of STATUS, PROGRESS
+    and PREVIEW frames only the newest of a `slot` matters; END is the last frame of its prompt.
 
     Attributes:
         said: the message, in a backend's ids if there is a `translate`.
         translate: returns the message in the client's ids, given it and the client's prompt_id. It runs when the
             payload is read for the first time, because most progress is replaced by newer progress or read by nobody.
-        legacy: the same preview for clients that declared nothing, once one of them has asked for it.
+        legacy: the same picture for clients that declared nothing, once one of them has asked for it.
+        bulk: what follows the payload in the message, if that is large.
         repeats: a run before this one has said as much, so that a client that is told of one prompt at a time must
             not hear it.
+        if_told: only for clients that were told that the prompt began, because it was deleted while it was pending to
+            all others.
     """
 
     kind: Kind
@@ -98,7 +123,9 @@ class Frame:
     binary: bool = False
     translate: Callable[[bytes, str], bytes] | None = None
     legacy: Frame | None = None
+    bulk: Bulk | None = None
     repeats: bool = False
+    if_told: bool = False
 
     @property
     def payload(self) -> bytes:
@@ -108,6 +135,21 @@ class Frame:
             self.translate = None
         return self.said
 
+    @property
+    def size(self) -> int:
+        """Return the bytes of the message."""
+        return len(self.payload) + (self.bulk.size if self.bulk is not None else 0)
+
+    @property
+    def held(self) -> int:
+        """Return those of them that count as memory."""
+        return len(self.payload) + (self.bulk.held if self.bulk is not None else 0)
+
+    @property
+    def shared(self) -> object:
+        """Return what frames of the same content have in common."""
+        return self.said if self.bulk is None else self.bulk
+
 
 def parse(message: str | bytes) -> Event | None:
     """Read a text message; None if it is too large, or not of ComfyUI's form.
@@ -116,7 +158,7 @@ def parse(message: str | bytes) -> Event | None:
     as it is.
     """
     raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
-    if len(raw) > MAX_SMALL and _is_too_large(raw):
+    if is_large(raw):
         return None
     try:
         value = wire.loads(raw)
@@ -141,13 +183,19 @@ def parse(message: str | bytes) -> Event | None:
     return Event(type_, data, prompt_id if is_id(prompt_id) else None, raw)
 
 
-def _is_too_large(raw: bytes) -> bool:
-    return len(raw) > MAX_TEXT or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_RESULT_VALUES
+def is_large(raw: bytes) -> bool:
+    """Return True for a message that takes too long to be parsed in one piece."""
+    return len(raw) > MAX_SMALL and (len(raw) > MAX_TEXT or wire.count_values(raw) > MAX_RESULT_VALUES)
 
 
 def encode(type_: str, data: dict[str, Any]) -> bytes:
     """A text message in ComfyUI's form."""
     return wire.dumps({"type": type_, "data": data})
+
+
+def encode_short(type_: str, data: dict[str, Any]) -> bytes:
+    """Encode a short message with ComfyUI's blanks as well, because scripts look for ``"queue_remaining": 0``."""
+    return wire.dumps_exact({"type": type_, "data": data})
 
 
 def frame_of(
@@ -177,9 +225,9 @@ def status_frame(queue_remaining: int, sid: str | None = None) -> Frame:
     data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": queue_remaining}}}
     if sid is not None:
         data["sid"] = sid
-    return Frame(Kind.STATUS if sid is None else Kind.LIFECYCLE, encode("status", data), None, "status")
+    return Frame(Kind.STATUS if sid is None else Kind.LIFECYCLE, encode_short("status", data), None, "status")
 
 
 def end_frame(prompt_id: str) -> Frame:
     """``executing`` with node null: the prompt is over and its history entry can be read."""
-    return Frame(Kind.END, encode("executing", {"node": None, "prompt_id": prompt_id}), prompt_id)
+    return Frame(Kind.END, encode_short("executing", {"node": None, "prompt_id": prompt_id}), prompt_id)

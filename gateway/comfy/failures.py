@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from gateway.comfy.history import messages_of
+
+# Characters of an error that are kept to say why a backend gets no work.
+MAX_ERROR = 300
 
 
 class Cause(StrEnum):
     """Why a prompt failed.
 
     MEMORY: the GPU's memory did not suffice for it there and then. POISONED: its process can't use the GPU any more,
-    until it is started again. FILE: a file was not there, for whichever reason. WORKFLOW: anything else.
+    until it is started again. FILE: a file was not there, for whichever reason. MACHINE: its disk, its host's memory,
+    its drivers or its model files are to blame, as far as the error tells. WORKFLOW: anything else.
     """
 
     WORKFLOW = "workflow"
     FILE = "file"
+    MACHINE = "machine"
     MEMORY = "memory"
     POISONED = "poisoned"
 
@@ -48,6 +54,26 @@ _POISONED = re.compile(
     r"cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",
     re.IGNORECASE,
 )
+# Errors of the machine, by the exception's type and the beginning of its text. The first are Python's, with the number
+# of errno.h; the others torch's (c10/core/impl/alloc_cpu.cpp, torch/cuda/__init__.py) and safetensors'.
+_MACHINE = tuple(
+    (frozenset(types.split()), re.compile(text))
+    for types, text in (
+        # No space, quota exceeded, read-only file system, input/output error, stale file handle, too many open files.
+        ("OSError", r"\[Errno (28|122|30|5|116|23|24)\] "),
+        ("PermissionError", r"\[Errno 13\] "),
+        ("MemoryError", r""),
+        ("RuntimeError", r"\[enforce fail at alloc_cpu\.cpp|DefaultCPUAllocator: (can't allocate|not enough) memory"),
+        ("RuntimeError", r"Found no NVIDIA driver|No CUDA GPUs are available|No HIP GPUs are available"),
+        ("RuntimeError", r"The NVIDIA driver on your system is too old|Unexpected error from cudaGetDeviceCount"),
+        ("AssertionError", r"Torch not compiled with CUDA enabled"),
+        ("RuntimeError torch.AcceleratorError", r"CUDA error: no kernel image is available"),
+        ("RuntimeError torch.AcceleratorError", r"CUDA error: CUDA-capable device\(s\) is/are busy or unavailable"),
+        ("safetensors_rust.SafetensorError", r"Error while deserializing header"),
+        ("RuntimeError", r"PytorchStreamReader failed"),
+        ("EOFError", r"Ran out of input"),
+    )
+)
 
 
 def cause_of(exception_type: str, message: str) -> Cause:
@@ -56,8 +82,10 @@ def cause_of(exception_type: str, message: str) -> Cause:
         return Cause.MEMORY
     if exception_type.rpartition(".")[2] == _NO_FILE:
         return Cause.FILE
+    message = message.lstrip()
+    if any(exception_type in types and text.match(message) for types, text in _MACHINE):
+        return Cause.MACHINE
     if exception_type in _DEVICE_TYPES:
-        message = message.lstrip()
         if _MEMORY.match(message):
             return Cause.MEMORY
         if _POISONED.match(message):
@@ -65,10 +93,19 @@ def cause_of(exception_type: str, message: str) -> Cause:
     return Cause.WORKFLOW
 
 
-def cause_of_entry(entry: Mapping[str, Any]) -> tuple[Cause, str]:
-    """Return whose fault the failure is that a history entry tells of, and the id of the node that failed."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Failure that a history entry tells of: whose fault it is, the id of the node that failed, and the error."""
+
+    cause: Cause = Cause.WORKFLOW
+    node_id: str = ""
+    error: str = ""
+
+
+def failure_of_entry(entry: Mapping[str, Any]) -> Failure:
+    """Return the failure that a history entry tells of."""
     for name, data in messages_of(entry.get("status")):
         if name == "execution_error":
-            cause = cause_of(str(data.get("exception_type")), str(data.get("exception_message")))
-            return cause, str(data.get("node_id"))
-    return Cause.WORKFLOW, ""
+            type_, message = str(data.get("exception_type")), str(data.get("exception_message")).strip()
+            return Failure(cause_of(type_, message), str(data.get("node_id")), f"{type_}: {message}"[:MAX_ERROR])
+    return Failure()

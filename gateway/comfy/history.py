@@ -63,6 +63,18 @@ def interruption_event(prompt_id: str) -> dict[str, Any]:
     return {"prompt_id": prompt_id, "node_id": "", "node_type": "", "executed": [], "timestamp": timestamp}
 
 
+def entry_without_outputs(prompt: list[Any], type_: str, event: dict[str, Any]) -> dict[str, Any]:
+    """The history entry of a job that ran and whose outputs are not kept: `type_` and `event` say how it ended."""
+    is_success = type_ == "execution_success"
+    start = {"prompt_id": event.get("prompt_id"), "timestamp": event.get("timestamp")}
+    status = {
+        "status_str": "success" if is_success else "error",
+        "completed": is_success,
+        "messages": [["execution_start", start], [type_, event]],
+    }
+    return {"prompt": prompt, "outputs": {}, "status": status, "meta": {}}
+
+
 def entry_without_run(prompt: list[Any], type_: str, event: dict[str, Any]) -> dict[str, Any]:
     """The history entry of a job whose end no backend knows: `type_` and `event` say what it was."""
     start = {"prompt_id": event["prompt_id"], "timestamp": event["timestamp"]}

@@ -20,8 +20,8 @@ _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
 _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 _TEXT = (".txt", ".md", ".json")
 _MAX_TEXT = 1024
-# Web UIs give a UUID; a longer id is told of ended jobs alone.
-_MAX_WORKFLOW_ID = 16 * 1024
+# Characters of a workflow's id. Web UIs give a UUID; a longer one is not told.
+MAX_WORKFLOW_ID = 1024
 T = TypeVar("T")
 
 
@@ -99,7 +99,9 @@ def _status(status: Mapping[str, Any], times: _Times) -> str:
 def _workflow_id(extra_data: Mapping[str, Any]) -> Any:
     info = extra_data.get("extra_pnginfo")
     workflow = info.get("workflow") if isinstance(info, dict) else None
-    return workflow.get("id") if isinstance(workflow, dict) else None
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    is_short = len(found) <= MAX_WORKFLOW_ID if isinstance(found, str) else isinstance(found, (int, float))
+    return found if is_short else None
 
 
 def _pruned(job: dict[str, Any]) -> dict[str, Any]:
@@ -263,8 +265,7 @@ def listed(job: Mapping[str, Any]) -> Listed:
 def encoded_workflow_id(extra_data: Mapping[str, Any]) -> bytes | None:
     """The id of the workflow that a prompt's extra_data holds, if it has one."""
     workflow_id = _workflow_id(extra_data)
-    encoded = b"" if workflow_id is None else wire.dumps(workflow_id)
-    return wire.packed(encoded) if 0 < len(encoded) <= _MAX_WORKFLOW_ID else None
+    return None if workflow_id is None else wire.packed(wire.dumps(workflow_id))
 
 
 def page_of(jobs: Sequence[tuple[Listed, T]], query: JobsQuery) -> tuple[list[tuple[Listed, T]], dict[str, Any]]:

@@ -58,12 +58,13 @@ class JsonStream:
         self._pieces = pieces
         self._most = most
         self._data = self._waiting = b""
-        self._at = 0
+        self._at = self._taken = 0
         self.size = 0
         self.encode: Callable[[Any], bytes] = wire.dumps
         self.kept = 0
         self._kept: list[bytes] | None = None
         self._room = 0
+        self._must_fit = True
 
     async def members(self) -> AsyncIterator[str]:
         """The keys of an object. The caller takes or passes over the value of each.
@@ -117,6 +118,17 @@ class JsonStream:
         if wire.encoder_for(raw) is wire.dumps_exact:
             self.encode = wire.dumps_exact
         return parse(raw, most_values)
+
+    async def raw(self, most: int) -> tuple[list[bytes] | None, int]:
+        """Return the next value as it is written, in pieces, and its bytes; None for one of more than `most` bytes."""
+        kept: list[bytes] = []
+        self._kept, self._room, self._must_fit = kept, most, False
+        try:
+            await self.skip()
+        finally:
+            self._kept, self._must_fit = None, True
+        size = most - self._room
+        return (kept if size <= most else None), size
 
     async def skip(self) -> None:
         """Pass over the next value."""
@@ -185,10 +197,13 @@ class JsonStream:
         """Go on to `end`; keep what lies before it if a value is being read."""
         if self._kept is not None and end > self._at:
             self._room -= end - self._at
-            if self._room < 0:
+            if self._room >= 0:
+                self._kept.append(self._data[self._at : end])
+                self.kept += end - self._at
+            elif self._must_fit:
                 raise TooLarge("a value is too large", self.size)
-            self._kept.append(self._data[self._at : end])
-            self.kept += end - self._at
+            else:
+                self._kept.clear()
         self._at = end
 
     async def _next(self) -> bytes:
@@ -213,9 +228,9 @@ class JsonStream:
 
     async def _fill(self) -> bool:
         """Get the next piece; what is passed is let go. False at the end."""
-        if not self._waiting:
+        if self._taken >= len(self._waiting):
             async for piece in self._pieces:
-                self._waiting = piece
+                self._waiting, self._taken = piece, 0
                 self.size += len(piece)
                 if self.size > self._most:
                     raise TooLarge(f"it has more than {self._most} bytes", self.size)
@@ -224,8 +239,8 @@ class JsonStream:
                 return False
         # Others run between two steps, even if all pieces are there.
         await asyncio.sleep(0)
-        self._data, self._at = self._data[self._at :] + self._waiting[:STEP], 0
-        self._waiting = self._waiting[STEP:]
+        self._data, self._at = self._data[self._at :] + self._waiting[self._taken : self._taken + STEP], 0
+        self._taken += STEP
         return True
 
 

@@ -16,9 +16,14 @@ ComfyUI makes these in server.py (node_info) for V1 classes and in comfy_api/lat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.json_members import members
+from gateway.comfy.json_stream import Unreadable
 
 # If two parts have an input of the same name, the first part keeps it (comfy_execution/graph.py, get_input_info).
 PARTS = ("required", "optional", "hidden")
@@ -30,13 +35,18 @@ _SHOWN_CHARACTERS = 100
 class Bounds:
     """Maximum sizes of one /object_info. A real ComfyUI with many custom nodes stays far below each of them.
 
-    `max_depth` counts the arrays and objects of a class that lie in one another: encoders give up at 254.
+    `max_depth` counts the arrays and objects of a class that lie in one another: encoders give up at 254. A class is
+    parsed in one piece, so `max_bytes` and `max_weight` are what takes 50 ms at most: its commas count 1 each, its
+    arrays and objects 2. What orjson can't read exactly may have `max_odd` bytes.
     """
 
     max_classes: int = 50_000
     max_inputs: int = 5_000
-    max_choices: int = 500_000
+    max_choices: int = 200_000
     max_depth: int = 64
+    max_bytes: int = 8 * 2**20
+    max_weight: int = 200_000
+    max_odd: int = 2**19
 
 
 BOUNDS = Bounds()
@@ -47,15 +57,29 @@ class _Malformed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadClass:
+    """One class as it was read: the digest of its text, and its description, None if it was dropped.
+
+    `reasons` say why it was dropped or repaired.
+    """
+
+    digest: bytes
+    description: dict[str, Any] | None
+    reasons: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """The readable node classes of one backend, and (class, reason) for each part that was dropped or repaired.
 
     `dropped` are classes that are missing from `classes`; `repaired` are classes of which something was left out.
+    `read` has all classes whose text was looked at.
     """
 
     classes: Mapping[str, Any]
     dropped: Sequence[tuple[str, str]] = ()
     repaired: Sequence[tuple[str, str]] = ()
+    read: Mapping[str, ReadClass] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of a log line: counts, and the first few of each kind."""
@@ -93,6 +117,68 @@ def read_object_info(value: Any, bounds: Bounds = BOUNDS) -> ObjectInfo:
             else:
                 repaired += ((name, reason) for reason in reasons)
     return ObjectInfo(classes, dropped, repaired)
+
+
+Recall = Callable[[str, bytes], ReadClass | None]
+
+
+def read_document(
+    document: bytes, recall: Recall, rest: Callable[[], None] = lambda: None, bounds: Bounds = BOUNDS
+) -> ObjectInfo:
+    """Return the well-formed node classes of the body of GET /object_info, as `read_object_info` does.
+
+    Each class is parsed apart, and `rest` is called between. One that `recall` knows by its name and the digest of its
+    text is not parsed again.
+
+    Raises:
+        MalformedJson: it is not JSON, or no object.
+    """
+    found: dict[str, ReadClass] = {}
+    dropped: list[tuple[str, str]] = []
+    try:
+        for name, start, end in members(document, rest):
+            rest()
+            if len(found) >= bounds.max_classes and name not in found:
+                if len(dropped) >= bounds.max_classes:
+                    raise Unreadable("it has too many classes")
+                dropped.append((name, f"there are more than {bounds.max_classes} classes"))
+                continue
+            text = document[start:end] if end - start <= bounds.max_bytes else document[start : start + 1]
+            digest = hashlib.blake2b(text, digest_size=16, salt=b"%016x" % (end - start)).digest()
+            found[name] = recall(name, digest) or _read_text(text, end - start, digest, bounds)
+    except Unreadable as error:
+        raise wire.MalformedJson(str(error)) from error
+    repaired: list[tuple[str, str]] = []
+    for name, each in found.items():
+        (dropped if each.description is None else repaired).extend((name, reason) for reason in each.reasons)
+    classes = {name: each.description for name, each in found.items() if each.description is not None}
+    return ObjectInfo(classes, dropped, repaired, found)
+
+
+def _read_text(text: bytes, size: int, digest: bytes, bounds: Bounds) -> ReadClass:
+    """Read the text of one class; of one with too many bytes there is only the first.
+
+    Raises:
+        MalformedJson: it is not JSON.
+    """
+    try:
+        if size > bounds.max_bytes:
+            raise _Malformed(f"it has {size} bytes, more than {bounds.max_bytes}")
+        if text.count(b",") + 2 * (text.count(b"[") + text.count(b"{")) > bounds.max_weight:
+            raise _Malformed("it has too many values")
+        if b"\0" in text:
+            # Python's json would take it for UTF-16.
+            raise wire.MalformedJson("a null byte is in it")
+        if size <= bounds.max_odd:
+            value = wire.loads(text)
+        elif (value := wire.loads_exactly(text)) is None:
+            raise _Malformed(f"it is no plain JSON, and has {size} bytes, more than {bounds.max_odd}")
+        description, reasons = _read_class(value, bounds)
+    except wire.TooMuchJson as error:
+        return ReadClass(digest, None, (str(error),))
+    except _Malformed as error:
+        return ReadClass(digest, None, (str(error),))
+    return ReadClass(digest, description, tuple(reasons))
 
 
 def _read_class(description: Any, bounds: Bounds) -> tuple[dict[str, Any], list[str]]:

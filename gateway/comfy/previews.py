@@ -21,7 +21,26 @@ PREVIEW_WITH_METADATA = 4
 
 _U32 = struct.Struct(">I")
 _TWO_U32 = struct.Struct(">II")
-_NUMBERS = {"image/jpeg": 1, "image/png": 2}
+JPEG, PNG = "image/jpeg", "image/png"
+_NUMBERS = {JPEG: 1, PNG: 2}
+_BY_NUMBER = {number: name for name, number in _NUMBERS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is before the picture in a binary frame.
+
+    Attributes:
+        type: the event type; None for a frame that is too short to have one.
+        metadata: what a frame of type 4 says of its picture; empty for others.
+        image_type: what the picture is, if it says so.
+        end: where the picture begins; 0 if it has none.
+    """
+
+    type: int | None
+    metadata: dict[str, Any]
+    image_type: str | None
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +55,21 @@ class Preview:
 def event_type(frame: bytes) -> int | None:
     """The type of a binary frame; None for one that is too short to have one."""
     return int(_U32.unpack_from(frame)[0]) if len(frame) >= _U32.size else None
+
+
+def head_of(frame: bytes) -> Head | None:
+    """Read what is before the picture; None for a frame of type 4 that is not well-formed."""
+    type_ = event_type(frame)
+    if type_ == PREVIEW_WITH_METADATA:
+        found = _metadata_of(frame)
+        if found is None:
+            return None
+        metadata, end = found
+        image_type = metadata.get("image_type")
+        return Head(type_, metadata, image_type if image_type in (JPEG, PNG) else JPEG, end)
+    if type_ in (PREVIEW, _UNENCODED_PREVIEW) and len(frame) >= _TWO_U32.size:
+        return Head(type_, {}, _BY_NUMBER.get(int(_U32.unpack_from(frame, 4)[0])), _TWO_U32.size)
+    return Head(type_, {}, None, 0)
 
 
 def parse_with_metadata(frame: bytes) -> Preview | None:

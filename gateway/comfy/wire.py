@@ -16,6 +16,8 @@ import orjson
 # Digits to "0", all else to " ": a run of 19 digits is then found by a plain search, ten times faster than by a regex.
 _DIGITS_ONLY = bytes(48 if 48 <= byte <= 57 else 32 for byte in range(256))
 _MAYBE_BEYOND_64_BITS = b"0" * 19
+_BEFORE_INTEGER = frozenset({b"", b"[", b":", b",", b" ", b"\t", b"\n", b"\r"})
+_BEHIND_INTEGER = frozenset({b"", b"]", b"}", b",", b" ", b"\t", b"\n", b"\r"})
 
 
 # A value takes up to 230 bytes in memory, whatever it took to send it; all that a million can take is bearable.
@@ -161,6 +163,34 @@ def loads_plain(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise MalformedJson(str(error)) from error
+
+
+def loads_exactly(raw: bytes) -> Any | None:
+    """Parse JSON with orjson; None if orjson can't read it, or may change an integer."""
+    if _has_integer_beyond_64_bits(raw):
+        return None
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _has_integer_beyond_64_bits(raw: bytes) -> bool:
+    """Return True for a document with such an integer, and for one with a text that looks as if it held one."""
+    shown = raw.translate(_DIGITS_ONLY)
+    at = shown.find(_MAYBE_BEYOND_64_BITS)
+    while at >= 0:
+        end = shown.find(b" ", at)
+        end = len(raw) if end < 0 else end
+        before, behind = raw[max(at - 1, 0) : at], raw[end : end + 1]
+        is_negative = before == b"-"
+        # If a point, an exponent or a letter touches the digits, they are a float's, or a text's.
+        if (before in _BEFORE_INTEGER or is_negative) and behind in _BEHIND_INTEGER:
+            most = 2**63 if is_negative else 2**64 - 1
+            if end - at > 20 or int(raw[at:end]) > most:
+                return True
+        at = shown.find(_MAYBE_BEYOND_64_BITS, end)
+    return False
 
 
 def _parse(raw: bytes) -> tuple[Any, bool]:

@@ -5,11 +5,13 @@ Only what differs is kept: in a fleet of equal backends nothing does, and a prom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.fleet.merging import spelling
+from gateway.fleet.worker import no_rest
 
 # An input with one of these options takes the name of a file that was uploaded (comfy_api/latest/_io.py, UploadType).
 UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload")
@@ -34,22 +36,25 @@ class Abilities:
     file_inputs: frozenset[tuple[str, str]] = frozenset()
 
 
-def compare(infos: Mapping[str, Mapping[str, Any]]) -> Abilities:
-    """What differs between backends, from the /object_info of each."""
+def compare(infos: Mapping[str, Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> Abilities:
+    """What differs between backends, from the /object_info of each. `rest` is called between classes."""
     everybody = frozenset(infos)
     holders: dict[str, list[str]] = {}
     for backend, info in infos.items():
         for name in info:
             holders.setdefault(name, []).append(backend)
+        rest()
     classes = {name: frozenset(have) for name, have in holders.items() if len(have) < len(everybody)}
     choices: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
     file_inputs: set[tuple[str, str]] = set()
     for name, have in holders.items():
+        rest()
         descriptions = [(backend, infos[backend][name]) for backend in have]
         file_inputs.update((name, input_name) for input_name in _file_inputs(descriptions[0][1]))
         if name in FILE_INPUTS:
             file_inputs.add((name, FILE_INPUTS[name]))
-        if all(description == descriptions[0][1] for _, description in descriptions):
+        first = descriptions[0][1]
+        if all(description is first or description == first for _, description in descriptions):
             continue
         for input_name, by_choice in _differing(descriptions):
             if (name, input_name) not in file_inputs:
@@ -99,10 +104,30 @@ def _file_inputs(description: Any) -> Iterator[str]:
 def spelled(description: Any, input_name: str, value: str) -> str:
     """A choice as a description of its node class lists it, whatever its separators."""
     for name, _, choices in choice_lists(description):
-        if name == input_name and value not in choices:
-            wanted = spelling(value)
-            return next((str(choice) for choice in choices if spelling(choice) == wanted), value)
+        if name == input_name:
+            exact, by_spelling = _spellings(choices)
+            return value if value in exact else by_spelling.get(spelling(value), value)
     return value
+
+
+# A list may have 200,000 choices, and a prompt thousands of values that look for theirs in it.
+_MAX_SPELLINGS = 16
+_Spellings = tuple[frozenset[str], Mapping[str, str]]
+_known_spellings: OrderedDict[int, tuple[list[Any], _Spellings]] = OrderedDict()
+
+
+def _spellings(choices: list[Any]) -> _Spellings:
+    """Return the texts of a list, and by its spelling the first of each. Those of the last lists are remembered."""
+    known = _known_spellings.get(id(choices))
+    if known is None:
+        listed = [choice for choice in choices if isinstance(choice, str)]
+        found = (frozenset(listed), {spelling(choice): choice for choice in reversed(listed)})
+        # The list is kept, too, so that its identity is no other's.
+        known = _known_spellings[id(choices)] = (choices, found)
+        if len(_known_spellings) > _MAX_SPELLINGS:
+            _known_spellings.popitem(last=False)
+    _known_spellings.move_to_end(id(choices))
+    return known[1]
 
 
 def needs_of(prompt: Mapping[str, Any], abilities: Abilities) -> frozenset[Need]:

@@ -31,7 +31,8 @@ class Backend:
     The fleet alone changes it, save `used_at`, `stopping` and `interrupted`: which prompt was told to
     stop, and when (monotonic seconds). Orders to stop are given one at a time, under `ordering`. `poisoned` is the
     id there of the prompt that showed that its process can't use the GPU any more; `stopping` that of a prompt
-    which was given up while it ran: until it ends, nothing else can run there.
+    which was given up while it ran: until it ends, nothing else can run there. `ejected_for` is the reason of its last
+    ejection. While it `is_reading`, a large message of it is read, and what it said after that is not known yet.
     """
 
     name: str
@@ -52,9 +53,11 @@ class Backend:
     # When the last event about a prompt came, by the monotonic clock.
     heard_prompt_at: float = 0.0
     poisoned: str | None = None
+    ejected_for: str = ""
     stopping: str | None = None
     run_seconds: float | None = None
     interrupted: tuple[str, float] = ("", 0.0)
+    is_reading: bool = False
     ordering: asyncio.Lock = field(default_factory=asyncio.Lock)
     # The tenants that it is dedicated to; none: all share it.
     tenants: frozenset[str] = frozenset()
@@ -70,9 +73,13 @@ class Backend:
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be given work: alive, heard, reconciled, not being drained, and able to run it."""
-        is_able = self.poisoned is None and self.stopping is None
-        return self.pulse.alive and self.connected and not self.drained and is_able
+        """Whether it may be given work: able to run it, not being drained, and done with what it was told to stop."""
+        return self.able and not self.drained and self.stopping is None
+
+    @property
+    def able(self) -> bool:
+        """Return True if it can run jobs: alive, heard, reconciled, and able to use its GPU."""
+        return self.pulse.alive and self.connected and self.poisoned is None
 
     @property
     def version(self) -> str:

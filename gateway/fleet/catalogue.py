@@ -1,35 +1,33 @@
 """What the fleet can do, answered from memory: /object_info and the model lists, read in the background.
 
-The last good copy serves while backends are down. Parsing and merging happen in a thread: an installation with many
-custom nodes describes itself in 100 MB.
+The last good copy serves while backends are down. What is long is done by a `Worker`, class by class: an installation
+with many custom nodes describes itself in 100 MB.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gzip
 import time
-import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.client import MAX_OBJECT_INFO, Answer, BackendError, BadAnswer
+from gateway.comfy.client import Answer, BackendError, BadAnswer
 from gateway.comfy.json_stream import Unreadable, parse
-from gateway.comfy.object_info import ObjectInfo, read_object_info
 from gateway.comfy.outputs import FileRef
 from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
-from gateway.fleet.editions import Body, Edition, make_sound_edition
+from gateway.fleet.descriptions import Description, describe, keep, read_kept, tell
+from gateway.fleet.editions import Body, Edition, Make, make_edition, make_sound_edition, make_view
 from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
 from gateway.fleet.placements import Placements
+from gateway.fleet.worker import Worker
 from gateway.settings import CatalogueSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -42,7 +40,11 @@ MAX_LISTS = 512
 # Of a backend's list of models: ten thousand, with six fields each.
 MAX_LIST_VALUES = 60_000
 MAX_BODIES = 16
+# Of all encoded catalogues together; the one that was asked for last is kept whatever its size.
+MAX_BODIES_BYTES = 128 * 2**20
 MAX_VIEWS = 64
+# Requests that wait for the first edition after a start.
+MAX_EARLY = 256
 MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
 
@@ -74,7 +76,7 @@ class Catalogue:
     version: int = 0
     # The backends that have described themselves since they were last connected.
     current: frozenset[str] = frozenset()
-    _infos: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _said: dict[str, Description] = field(default_factory=dict)
     _lists: dict[tuple[str, frozenset[str] | None], _Listing] = field(default_factory=dict)
     _answers: OrderedDict[tuple[str, frozenset[str] | None], tuple[float, Answer]] = field(default_factory=OrderedDict)
     _bodies: OrderedDict[tuple[View | None, str], tuple[Edition, int, Body]] = field(default_factory=OrderedDict)
@@ -82,13 +84,19 @@ class Catalogue:
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _worker: Worker = field(default_factory=lambda: Worker("catalogue"))
+    # How many wait for the first edition.
+    _early: int = 0
+    # Values of earlier editions that may be large.
+    _outdated: list[Any] = field(default_factory=list)
     # How often each backend was connected.
     _connections: Counter[str] = field(default_factory=Counter)
 
     async def restore(self) -> None:
         """Read what an earlier run kept of the backends: it serves until they say otherwise."""
         names = [backend.name for backend in self.fleet.configured]
-        self._infos = await asyncio.to_thread(_read_kept, self.directory, names)
+        self._said = await asyncio.to_thread(read_kept, self.directory, names)
         await self._merge()
 
     def start(self) -> None:
@@ -98,6 +106,7 @@ class Catalogue:
     async def close(self) -> None:
         """Stop reading."""
         await self._tasks.close()
+        self._worker.close()
 
     def changed(self, backend: Backend) -> None:
         """A backend came, or something that it lists may have changed: read it soon."""
@@ -119,9 +128,17 @@ class Catalogue:
         await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
     async def first_edition(self) -> Edition | None:
-        """The newest edition; right after the start, the first one when it is there."""
-        if self.edition is None and self._reading:
-            await asyncio.wait(list(self._reading.values()), timeout=self.settings.timeout)
+        """The newest edition; right after the start, the first one when it is there, unless many wait already."""
+        if self.edition is not None or self._early >= MAX_EARLY:
+            return self.edition
+        self._early += 1
+        ends_at = time.monotonic() + self.settings.timeout
+        try:
+            while self.edition is None and self._reading and (left := ends_at - time.monotonic()) > 0:
+                # The one that answers first is enough: another may hang.
+                await asyncio.wait(list(self._reading.values()), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._early -= 1
         return self.edition
 
     async def _refresh(self) -> None:
@@ -140,43 +157,71 @@ class Catalogue:
 
     async def _read_once(self, backend: Backend) -> bool:
         """Return True if the backend has described itself."""
-        known = self._infos.get(backend.name)
+        known = self._said.get(backend.name)
         try:
-            answer = await backend.client.call(
-                "GET", "/object_info", timeout=self.settings.timeout, most=MAX_OBJECT_INFO
-            )
-            if answer.status != 200:
-                return False
-            read, is_news = await asyncio.to_thread(_read_answer, answer.body, known)
+            pieces = await backend.client.object_info(self.settings.timeout)
+            said, body = await self._worker.run(describe, pieces, known, list(self._said.values()), self._worker.rest)
         except (BackendError, wire.MalformedJson) as error:
             _log.warning("object_info", backend=backend.name, error=str(error))
             return False
-        if not is_news:
+        if said.says_the_same(known):
             return True
-        _tell(backend.name, read)
-        if not read.classes:
+        tell(backend.name, said.info)
+        if not said.classes:
             # An error page, or no ComfyUI. What the backend said before stands.
             return False
-        self._infos[backend.name] = read.classes
+        if known is not None:
+            self._outdated += known.classes.values()
+            # Nothing but that list must hold them, or they are freed in one piece.
+            known = None
+        self._said[backend.name] = said
         async with self._merging:
             await self._merge()
-            if backend.name in self._infos:
-                await asyncio.to_thread(_keep, self.directory, backend.name, answer.body)
+            if backend.name in self._said:
+                await asyncio.to_thread(keep, self.directory, backend.name, body)
         return True
 
     async def _merge(self) -> None:
         """Make the newest edition of what is known."""
         if infos := self._in_order():
-            edition = await self._made_of(infos)
+            edition = await self._made_of(infos, self._make)
             if edition is not None:
                 self._publish(edition)
+        outdated, self._outdated = self._outdated, []
+        await self._worker.run(self._worker.let_go, outdated)
 
     def _publish(self, edition: Edition) -> None:
+        older = [made for _, made in self._views.values() if made is not None]
+        if self.edition is not None:
+            older.append(self.edition)
+            self._outdated += (profile for _, profile in self.edition.profiles.made.values())
+        for each in older:
+            self._retire(each)
+        self._outdated += (body for _, _, body in self._bodies.values())
+        self._views.clear()
+        self._bodies.clear()
         self.edition, self.version = edition, self.version + 1
+
+    def _retire(self, edition: Edition) -> None:
+        """Note what an edition holds, so that it is let go bit by bit."""
+        for held in (edition.classes.values(), edition.file_lists, edition.parts):
+            self._outdated += held
+
+    def _make(self, infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]) -> Edition:
+        known = self.edition.profiles if self.edition is not None else None
+        return make_edition(infos, is_upload, known, self._worker.rest)
+
+    def _make_view(self, infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]) -> Edition:
+        return make_view(infos, is_upload, self._worker.rest)
 
     def _mark(self, current: frozenset[str]) -> None:
         if current != self.current:
             self.current, self.version = current, self.version + 1
+
+    @property
+    def mark(self) -> object:
+        """Return the mark of the newest edition, None if there is none."""
+        return self.edition.mark if self.edition is not None else None
 
     @property
     def described_by(self) -> frozenset[str]:
@@ -186,7 +231,7 @@ class Catalogue:
     def _in_order(self) -> dict[str, Mapping[str, Any]]:
         """In the file's order, the primary first: which description stands must not depend on who answers first."""
         order = sorted(self.fleet.configured, key=lambda b: not b.primary)
-        return {b.name: self._infos[b.name] for b in order if b.name in self._infos}
+        return {b.name: self._said[b.name].classes for b in order if b.name in self._said}
 
     async def seen_by(self, policy: Policy) -> Edition | None:
         """The newest edition of what a policy leaves; right after the start, the first one when it is there.
@@ -199,24 +244,29 @@ class Catalogue:
         known = self._views.get(policy.view)
         if known is None or known[0] is not newest:
             async with self._merging:
-                newest, infos = self.edition or newest, views.seen(self._in_order(), policy)
-                made = await self._made_of(infos) if infos else None
-            known = self._views[policy.view] = (newest, made)
+                newest = self.edition or newest
+                known = self._views.get(policy.view)
+                if known is None or known[0] is not newest:
+                    infos = await self._worker.run(views.seen, self._in_order(), policy, self._worker.rest)
+                    made = await self._made_of(infos, self._make_view) if infos else None
+                    known = self._views[policy.view] = (newest, made)
             while len(self._views) > MAX_VIEWS:
-                self._views.popitem(last=False)
+                _, (_, oldest) = self._views.popitem(last=False)
+                if oldest is not None:
+                    self._retire(oldest)
         return known[1]
 
-    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]]) -> Edition | None:
+    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]], make: Make) -> Edition | None:
         """Merge what backends say. If a backend's description breaks the merge, forget it, because others need theirs.
 
         Return None if no backend is left.
         """
-        known = dict(self._infos)
-        edition, broken = await asyncio.to_thread(make_sound_edition, infos, self._is_kept_back)
+        known = dict(self._said)
+        edition, broken = await self._worker.run(make_sound_edition, infos, self._is_kept_back, make)
         for name, error in broken.items():
             _log.error("object_info_left_out", backend=name, error=repr(error), exc_info=error)
-            if self._infos.get(name) is known[name]:
-                del self._infos[name]
+            if self._said.get(name) is known[name]:
+                del self._said[name]
         return edition if len(broken) < len(infos) else None
 
     def _is_kept_back(self, ref: FileRef) -> bool:
@@ -228,6 +278,9 @@ class Catalogue:
         """These node classes as one with this policy sees them: without those that it does not see."""
         if policy.view is None:
             return self.edition.classes if self.edition is not None else {}
+        known = self._views.get(policy.view)
+        if known is not None and known[0] is self.edition:
+            return known[1].classes if known[1] is not None else {}
         own = {name for name in names if not policy.denies_node(name)}
         infos = [
             {name: info[name] for name in own if name in info}
@@ -245,11 +298,18 @@ class Catalogue:
         if known is not None and known[0] is edition and known[1] == version:
             self._bodies.move_to_end(key)
             return known[2]
-        body = await asyncio.to_thread(edition.body, list(self.files.uploads(key[1])))
-        self._bodies[key] = (edition, version, body)
-        while len(self._bodies) > MAX_BODIES:
+        async with self._encoding:
+            known = self._bodies.get(key)
+            if known is None or known[0] is not edition or known[1] != version:
+                body = await asyncio.to_thread(edition.body, list(self.files.uploads(key[1])))
+                known = self._bodies[key] = (edition, version, body)
+            self._bodies.move_to_end(key)
+        while len(self._bodies) > MAX_BODIES or (len(self._bodies) > 1 and self._bodies_bytes() > MAX_BODIES_BYTES):
             self._bodies.popitem(last=False)
-        return body
+        return known[2]
+
+    def _bodies_bytes(self) -> int:
+        return sum(len(body.plain) + len(body.compressed) for _, _, body in self._bodies.values())
 
     @property
     def abilities(self) -> Abilities:
@@ -267,7 +327,8 @@ class Catalogue:
 
     def info(self, backend: str) -> Mapping[str, Any]:
         """What a backend itself says of its node classes; empty while unknown."""
-        return self._infos.get(backend, {})
+        said = self._said.get(backend)
+        return said.classes if said is not None else {}
 
     def spelled(self, backend: str, node_class: str, input_name: str, value: str) -> str:
         """A choice as this backend spells it: a model in a subfolder with its own platform's separator."""
@@ -333,58 +394,6 @@ class Catalogue:
             while len(self._answers) > MAX_LISTS:
                 self._answers.popitem(last=False)
         return found
-
-
-def _kept(directory: Path, backend: str) -> Path:
-    return directory / f"{backend}.json.gz"
-
-
-def _keep(directory: Path, backend: str, body: bytes) -> None:
-    """Keep what a backend said, for a start at which it is down. Done without, it is only read again."""
-    path = _kept(directory, backend)
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        directory.mkdir(exist_ok=True)
-        unfinished.write_bytes(gzip.compress(body, 3, mtime=0))
-        unfinished.replace(path)
-    except OSError as error:
-        _log.warning("object_info could not be kept", backend=backend, error=str(error))
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
-def _read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
-    for backend in backends:
-        try:
-            read, _ = _read_answer(gzip.decompress(_kept(directory, backend).read_bytes()), None)
-        except FileNotFoundError:
-            continue
-        except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
-            _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
-            continue
-        _tell(backend, read)
-        if read.classes:
-            found[backend] = read.classes
-    return found
-
-
-def _read_answer(body: bytes, known: Mapping[str, Any] | None) -> tuple[ObjectInfo, bool]:
-    """Read the body of GET /object_info; return it with True if it is not what was `known`.
-
-    Raises:
-        MalformedJson: it is not JSON.
-    """
-    read = read_object_info(wire.loads(body))
-    return read, known is None or read.classes != known
-
-
-def _tell(backend: str, read: ObjectInfo) -> None:
-    if read.dropped:
-        _log.warning("object_info_partly_unreadable", backend=backend, **read.summary())
-    elif read.repaired:
-        # ComfyUI's own partner nodes have an input and a hidden input of the same name.
-        _log.info("object_info_repaired", backend=backend, **read.summary())
 
 
 async def _ask(backend: Backend, path: str) -> Answer | None:

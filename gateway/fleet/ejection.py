@@ -88,14 +88,20 @@ class Ejections:
         record.failures = [*record.failures, kind][-self._after :]
         if len(record.failures) < self._after or not all(self._able.get(each) for each in record.failures):
             return None
-        out = self.ejected(now)
-        if len(out) >= self._limit or not set(others) - out - {name}:
+        seconds = self.eject(name, now, others)
+        if seconds is not None:
+            # After its time one more failure suffices.
+            record.failures = record.failures[1:]
+        return seconds
+
+    def eject(self, name: str, now: float, others: Collection[str]) -> float | None:
+        """Eject a backend that is known to be at fault. Arguments and result are those of `failed`."""
+        record, out = self._records[name], self.ejected(now)
+        if now < record.until or len(out) >= self._limit or not set(others) - out - {name}:
             return None
         seconds = min(self._first * 2.0 ** min(record.times, 60), self._most)
         record.times += 1
         record.until = now + seconds
-        # After its time one more failure suffices.
-        record.failures = record.failures[1:]
         return seconds
 
     def ejected(self, now: float) -> set[str]:

@@ -33,6 +33,8 @@ DEAF_HINT = (
     "a prompt ran there of which no event came, so another program is connected with this gateway's client_id, most"
     " likely a gateway on a copy of this data_dir"
 )
+# A binary message of so many bytes may have to wait for room.
+LARGE_MESSAGE = 32 * 1024
 
 
 class FleetListener(Protocol):
@@ -43,6 +45,12 @@ class FleetListener(Protocol):
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
+
+    async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
+        """A large text message came; return True if it was read. The next message is read when this returns."""
+
+    async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
+        """A large one came. The next message is read when this returns."""
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message came that is too large to be read. The socket is closed for it, and opened again."""
@@ -110,6 +118,7 @@ class Fleet:
             self.backends[backend.name] = backend
             self._metrics.backend_up.labels(backend.name).set(0)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
+            self._metrics.backend_drained.labels(backend.name).set(0)
             self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
         self._restore_standings()
         for backend in self.backends.values():
@@ -128,6 +137,7 @@ class Fleet:
             except (ValueError, TypeError) as error:
                 raise StoreDamaged(f"what the journal holds against {backend.name} is damaged; {RECOVER}") from error
             self._metrics.backend_poisoned.labels(backend.name).set(backend.poisoned is not None)
+            self._metrics.backend_drained.labels(backend.name).set(backend.drained)
 
     def _remember(self, backend: Backend) -> None:
         self._store.write([record_of(backend, self.ejections, time.monotonic(), time.time())])
@@ -210,15 +220,29 @@ class Fleet:
 
     def failed(self, backend: Backend, kind: frozenset[str]) -> None:
         """It failed at work of a kind: too often in a row, and it gets none for a while."""
-        others = [other.name for other in self.backends.values() if other.eligible and other is not backend]
-        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), others)
+        seconds = self.ejections.failed(backend.name, kind, time.monotonic(), self._others(backend))
         if seconds is not None:
-            _log.warning("ejected: it fails what others can do", backend=backend.name, seconds=seconds)
+            self._note_ejection(backend, seconds, "it fails jobs that other backends can do")
         self._remember(backend)
+
+    def eject(self, backend: Backend, reason: str) -> None:
+        """Give a backend no work for a while, because its machine is at fault. `reason` is the error that showed it."""
+        seconds = self.ejections.eject(backend.name, time.monotonic(), self._others(backend))
+        if seconds is not None:
+            self._note_ejection(backend, seconds, reason)
+            self._remember(backend)
+
+    def _others(self, backend: Backend) -> list[str]:
+        return [other.name for other in self.backends.values() if other.eligible and other is not backend]
+
+    def _note_ejection(self, backend: Backend, seconds: float, reason: str) -> None:
+        backend.ejected_for = reason
+        _log.warning("backend_ejected", backend=backend.name, seconds=seconds, reason=reason)
 
     def drain(self, backend: Backend, *, drained: bool) -> None:
         """An admin lets it have no work, or work again."""
         backend.drained = drained
+        self._metrics.backend_drained.labels(backend.name).set(drained)
         self._remember(backend)
 
     def _is_ejected(self, name: str) -> int:
@@ -256,7 +280,7 @@ class Fleet:
         backend.foreign_pending = sum(not self._listener.is_ours(backend, item) for item in queue.pending)
         self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))
         self._metrics.backend_running.labels(backend.name).set(len(queue.running))
-        if backend.connected:
+        if backend.connected and not backend.is_reading:
             self._listener.probed(backend, queue, asked_at)
 
     async def _take_stats(self, backend: Backend) -> None:
@@ -274,7 +298,7 @@ class Fleet:
 
     def _changed(self, backend: Backend, was: Health) -> None:
         now = backend.health
-        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._news.set()
         if now is was:
             return
@@ -339,9 +363,15 @@ class Fleet:
             async for message in socket:
                 backend.pulse.heard(time.monotonic())
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    self._heard_text(backend, bytes(message.data))
+                    if events.is_large(message.data):
+                        await self._heard_large_text(backend, message.data)
+                    else:
+                        self._heard_text(backend, bytes(message.data))
                 elif message.type is aiohttp.WSMsgType.BINARY:
-                    self._listener.heard_binary(backend, message.data)
+                    if len(message.data) < LARGE_MESSAGE:
+                        self._listener.heard_binary(backend, message.data)
+                    else:
+                        await self._listener.heard_large_binary(backend, message.data)
                 elif (
                     message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
                 ):
@@ -355,8 +385,18 @@ class Fleet:
         backend.pulse.answered(time.monotonic())
         backend.connected = True
         self._changed(backend, was)
-        self._metrics.backend_up.labels(backend.name).set(1 if backend.eligible else 0)
+        self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
+
+    async def _heard_large_text(self, backend: Backend, text: bytes) -> None:
+        backend.is_reading, backend.heard_prompt_at = True, time.monotonic()
+        try:
+            is_read = await self._listener.heard_large_text(backend, text)
+        finally:
+            backend.is_reading = False
+        if not is_read:
+            self._metrics.events_refused.labels(backend.name).inc()
+            _log.warning("event_refused", backend=backend.name, length=len(text))
 
     def _heard_text(self, backend: Backend, text: bytes) -> None:
         event = events.parse(text)

@@ -6,23 +6,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
+from gateway.comfy.object_info import BOUNDS
+from gateway.fleet.worker import no_rest
 
 
-def object_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def object_info(infos: Sequence[Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> dict[str, Any]:
     """The union of /object_info: all node classes; of a class that several have, all choices of each list.
 
-    The first backend's description of a class stands, as do its choices' order; what others add comes after.
+    The first backend's description of a class stands, as do its choices' order; what others add comes after, up to as
+    many choices as one backend may have. `rest` is called between classes.
     """
     merged: dict[str, Any] = {}
     for info in infos:
         for name, description in info.items():
             known = merged.get(name)
             merged[name] = description if known is None else _merge_class(known, description)
+            rest()
     return merged
 
 
 def _merge_class(known: Any, other: Any) -> Any:
-    if known == other or not isinstance(known, dict) or not isinstance(other, dict):
+    if known is other or known == other or not isinstance(known, dict) or not isinstance(other, dict):
         return known
     inputs, theirs = known.get("input"), other.get("input")
     if not isinstance(inputs, dict) or not isinstance(theirs, dict):
@@ -41,12 +45,17 @@ def _merge_input(known: Any, other: Any) -> Any:
     if not (isinstance(known, list) and isinstance(other, list) and known and other):
         return known
     if isinstance(known[0], list) and isinstance(other[0], list):
-        return [union([known[0], other[0]], spelling), *known[1:]]
+        return [_all_choices(known[0], other[0]), *known[1:]]
     if known[0] == other[0] == "COMBO" and len(known) > 1 and len(other) > 1:
         mine, theirs = known[1].get("options"), other[1].get("options")
         if isinstance(mine, list) and isinstance(theirs, list):
-            return [known[0], {**known[1], "options": union([mine, theirs], spelling)}, *known[2:]]
+            return [known[0], {**known[1], "options": _all_choices(mine, theirs)}, *known[2:]]
     return known
+
+
+def _all_choices(known: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    # A longer list takes the interpreter too long where it is encoded or sorted.
+    return union([known, other], spelling)[: BOUNDS.max_choices]
 
 
 def spelling(choice: Any) -> Any:
@@ -87,12 +96,21 @@ def system_stats(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
 
 
 def features(flags: Sequence[Mapping[str, Any]], max_upload_size: int) -> dict[str, Any]:
-    """The flags that all backends share; the smallest upload limit."""
+    """The flags that all backends share; as upload limit that of the backend that takes most."""
     merged = dict(flags[0]) if flags else {}
     for other in flags[1:]:
         merged = {key: value for key, value in merged.items() if key in other and other[key] == value}
-    limits = [limit for f in flags if (limit := f.get("max_upload_size")) is not None]
-    merged["max_upload_size"] = min([*limits, max_upload_size])
+    merged["max_upload_size"] = upload_limit(flags, max_upload_size)
     # Ours, whatever the backends do: previews are given in the form that the client declares.
     merged["supports_preview_metadata"] = True
     return merged
+
+
+def upload_limit(flags: Iterable[Mapping[str, Any]], own: int) -> int:
+    """Return how many bytes an upload may have: as many as some backend takes (``--max-upload-size``), `own` at most.
+
+    Not the smallest limit, because a backend that says a small one would keep everybody from uploading. Prompts that
+    name a larger file go to the others.
+    """
+    told = [int(limit) for each in flags if (limit := each.get("max_upload_size")) is not None]
+    return min(max(told, default=own), own)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from gateway.comfy.node_review import review
 from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.editions import Edition
 from gateway.fleet.packs import Pack, line_to_paste, log_fields, packs_of, untrusted
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -30,7 +29,7 @@ class PackWatch:
         self._policies = policies
         self._is_needed = is_needed
         self._tasks = Tasks("packs")
-        self._seen: Edition | None = None
+        self._seen: object = None
         self._logged = ""
 
     def start(self) -> None:
@@ -48,10 +47,10 @@ class PackWatch:
         return await asyncio.to_thread(packs_of, infos, self._policies.default.trusts, review())
 
     async def _look(self) -> None:
-        edition = self._catalogue.edition
-        if edition is None or edition is self._seen or not self._is_needed():
+        mark = self._catalogue.mark
+        if mark is None or mark is self._seen or not self._is_needed():
             return
-        self._seen, found = edition, untrusted(await self.packs())
+        self._seen, found = mark, untrusted(await self.packs())
         line = line_to_paste(found, self._policies.trust)
         if found and line != self._logged:
             self._logged = line

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Review
+from gateway.fleet.worker import no_rest
 
 Lookup = Callable[[str], ClassProfile | None]
 
@@ -21,10 +22,12 @@ class Profiles:
     Attributes:
         common: classes that are the same wherever they are.
         varied: for each other class, its profile on each backend that has it.
+        made: by the identity of a description, that description and its profile.
     """
 
     common: Mapping[str, ClassProfile] = field(default_factory=dict)
     varied: Mapping[str, Mapping[str, ClassProfile]] = field(default_factory=dict)
+    made: Mapping[int, tuple[object, ClassProfile]] = field(default_factory=dict, repr=False, compare=False)
 
     def groups(self, classes: Iterable[str], backends: frozenset[str]) -> list[tuple[frozenset[str], Lookup]]:
         """Return the backends in groups on which these classes are the same, each with its profiles.
@@ -48,16 +51,29 @@ class Profiles:
         return find
 
 
-def make_profiles(infos: Mapping[str, Mapping[str, object]], review: Review) -> Profiles:
-    """Return the profiles of the classes that backends describe, by the backends' names."""
+def make_profiles(
+    infos: Mapping[str, Mapping[str, object]],
+    review: Review,
+    known: Profiles | None = None,
+    rest: Callable[[], None] = no_rest,
+) -> Profiles:
+    """Return the profiles of the classes that backends describe, by the backends' names.
+
+    A description that was among those of `known` has the same profile again. `rest` is called between classes.
+    """
+    made: dict[int, tuple[object, ClassProfile]] = {}
     by_class: dict[str, dict[str, ClassProfile]] = {}
     for backend, info in infos.items():
         for name, description in info.items():
             if isinstance(description, Mapping):
                 own = by_class.setdefault(name, {})
-                made = profile_of(name, description, review)
+                rest()
+                key = id(description)
+                again = made.get(key) or (known.made.get(key) if known is not None else None)
+                made[key] = again or (description, profile_of(name, description, review))
+                profile = made[key][1]
                 # Equal profiles are one object, so that a group is found by identity.
-                own[backend] = next((known for known in own.values() if known == made), made)
+                own[backend] = next((each for each in own.values() if each is profile or each == profile), profile)
     common: dict[str, ClassProfile] = {}
     varied: dict[str, Mapping[str, ClassProfile]] = {}
     for name, own in by_class.items():
@@ -66,4 +82,4 @@ def make_profiles(infos: Mapping[str, Mapping[str, object]], review: Review) -> 
             common[name] = first
         else:
             varied[name] = own
-    return Profiles(common, varied)
+    return Profiles(common, varied, made)

@@ -5,26 +5,36 @@ Backends that are not for it, node classes and models that are refused: it is to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from gateway.comfy.graph import MODEL_SUFFIXES, texts
 from gateway.fleet.abilities import choice_lists
 from gateway.fleet.editions import with_list
+from gateway.fleet.worker import no_rest
 from gateway.tenants.policy import Denied, Policy
 
 
-def seen(infos: Mapping[str, Mapping[str, Any]], policy: Policy) -> dict[str, Mapping[str, Any]]:
-    """Of the /object_info of each backend what a policy leaves."""
+def seen(
+    infos: Mapping[str, Mapping[str, Any]], policy: Policy, rest: Callable[[], None] = no_rest
+) -> dict[str, Mapping[str, Any]]:
+    """Return of the /object_info of each backend what a policy leaves. `rest` is called between classes."""
     return {
-        name: _seen(info, policy) for name, info in infos.items() if policy.view is None or policy.view.may_use(name)
+        name: _seen(info, policy, rest)
+        for name, info in infos.items()
+        if policy.view is None or policy.view.may_use(name)
     }
 
 
-def _seen(info: Mapping[str, Any], policy: Policy) -> Mapping[str, Any]:
+def _seen(info: Mapping[str, Any], policy: Policy, rest: Callable[[], None]) -> Mapping[str, Any]:
     if not policy.nodes and not policy.models:
         return info
-    return {name: without_models(text, policy) for name, text in info.items() if not policy.denies_node(name)}
+    left: dict[str, Any] = {}
+    for name, description in info.items():
+        rest()
+        if not policy.denies_node(name):
+            left[name] = without_models(description, policy)
+    return left
 
 
 def without_models(description: Any, policy: Policy) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.comfy import graph, wire
@@ -107,6 +107,11 @@ class Submission:
     def lacks_secrets(self) -> bool:
         """Whether it came with partner keys to an earlier run: no backend can run it with them any more."""
         return self.needs_secrets and not self.secrets
+
+    def without_secret(self, key: str) -> Submission:
+        """Return it without the partner keys that are `key`."""
+        kept = {name: secret for name, secret in self.secrets.items() if secret != key}
+        return self if len(kept) == len(self.secrets) else replace(self, secrets=kept, needs_secrets=bool(kept))
 
     def censor(self) -> partner_keys.Censor:
         """What takes its partner keys out of what is said of it."""

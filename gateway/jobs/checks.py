@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.errors import clipped, error_body
-from gateway.comfy.graph import LINKED, FileInput, output_nodes, texts
+from gateway.comfy.errors import error_body
+from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.fleet import abilities, views
@@ -22,6 +22,8 @@ from gateway.jobs.job import Job
 from gateway.jobs.prompt_bounds import Rejection, too_many_outputs
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.refusals import (
+    file_check,
+    invalid_file,
     isolation_error,
     policy_error,
     redact_body,
@@ -48,7 +50,6 @@ _OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
     "ModelAttentionBackend": frozenset({"attention"}),
 }
 MAX_SETS = 1_000
-_WHAT = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": "latent"}
 
 
 class Checks:
@@ -137,6 +138,15 @@ class Checks:
         return self._sets.setdefault(may, may)
 
     def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
+        """Return the tenant's backends that have what a prompt needs and take its files; None if any will do."""
+        able = self._able_by_catalogue(tenant, submission)
+        if not submission.files or not (small := self._inputs.too_small(tenant, submission.files)):
+            return able
+        left = frozenset(self._inputs.fleet.backends if able is None else able) - small
+        # If none takes the files, leave it to one to say so.
+        return self._sets.setdefault(left, left) if left else able
+
+    def _able_by_catalogue(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
         known, allowed = self._catalogue.abilities, self.allowed(tenant)
         names = None
@@ -174,7 +184,7 @@ class Checks:
         if job.judged_by == self._catalogue.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
-        is_judged_anew = job.judgement is not None and job.judgement.edition is not self._catalogue.edition
+        is_judged_anew = job.judgement is not None and job.judgement.edition is not self._catalogue.mark
         if is_judged_anew:
             return 20 + 25 * nodes + size // 300
         return 5 + (nodes + size // 300 if self._catalogue.abilities.choices else 0)
@@ -256,7 +266,17 @@ class Checks:
 
     async def ready(self, tenant: str) -> None:
         """Wait until a tenant's prompts can be judged; right after the start the catalogue is not there yet."""
-        if self._catalogue.edition is None and self._judge.is_judged(tenant):
+        policy = self._policies.of(tenant)
+        if self._catalogue.edition is None:
+            if self._judge.is_judged(tenant):
+                await self._catalogue.first_edition()
+        elif policy.view is not None:
+            # What the tenant sees is worked out in a thread, for it may be long.
+            await self._catalogue.seen_by(policy)
+
+    async def ready_for(self, submission: Submission) -> None:
+        """Wait until a prompt's outputs can be counted, if they may be too many."""
+        if self._catalogue.edition is None and len(submission.nodes) > self._max_outputs:
             await self._catalogue.first_edition()
 
     def _refuse_judged(self, tenant: str, submission: Submission, judged: Judged) -> None:
@@ -374,7 +394,7 @@ class Checks:
         found = self._validate(submission, classes, files) if edition is not None else None
         if found is not None and not found.valid:
             raise self._rejection(tenant, found.body())
-        details = "\n".join(f"{file.input_name} - {_invalid(file.input_name, file.value)}" for file in files)
+        details = "\n".join(invalid_file(file.input_name, file.value) for file in files)
         raise Rejection(
             400, error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", details)
         )
@@ -411,24 +431,8 @@ class Checks:
                 own = _OWN_CHECKS[name]
                 exempt |= _names(classes.get(name)) if own is None else own
             if exempt or name in wrong:
-                checks[name] = (frozenset(exempt), _check_of(frozenset(wrong.get(name, ()))))
+                checks[name] = (frozenset(exempt), file_check(frozenset(wrong.get(name, ()))))
         return checks
-
-
-def _check_of(wrong: frozenset[tuple[str, str]]) -> Any:
-    def check(inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return [
-            (name, f"{name} - {_invalid(name, text)}")
-            for name, value in inputs.items()
-            for text in (LINKED, *(text for _, text in texts(value)))
-            if (name, text) in wrong
-        ]
-
-    return check
-
-
-def _invalid(input_name: str, value: str) -> str:
-    return f"Invalid {_WHAT.get(input_name, 'image')} file: {clipped(value)}"
 
 
 def _names(description: Any) -> set[str]:

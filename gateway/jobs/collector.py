@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.comfy import events, history, wire
-from gateway.comfy.answers import HistoryEntry
+from gateway.comfy.answers import LEFT_OUT, HistoryEntry
 from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEntry
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history, shortened
@@ -23,6 +23,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import Assignment, Job, State
+from gateway.jobs.large_entries import LargeEntries, LargeEntry
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
@@ -43,7 +44,7 @@ FETCH_PAUSE_MOST = 5.0
 MAX_ABSENT = 3
 MAX_UNENDED = 12
 # Tries after which a job fails whose entry can't be read, is refused, or does not come in time. A proxy may answer
-# oddly for some seconds; what is too large stays so, and is tried half as often.
+# oddly for some seconds; what is too large stays so, and is tried once.
 MAX_UNREADABLE = 6
 MAX_REFUSED = 12
 MAX_TIMED_OUT = 5
@@ -71,7 +72,7 @@ class Tries:
         """Count one more, and return True if the job is to fail with that."""
         match error:
             case UnreadableEntry():
-                self.unreadable += MAX_UNREADABLE // 2 if error.is_final else 1
+                self.unreadable += MAX_UNREADABLE if error.is_final else 1
             case BadAnswer(status=status) if status not in _PASSING:
                 self.refused += 1
             case TimedOut():
@@ -106,6 +107,7 @@ class Collector:
         bus: Bus,
         telling: Telling,
         metrics: Metrics,
+        large: LargeEntries,
         missing: Callable[[Job], None],
         goes_again: Callable[[Job, Backend, dict[str, Any]], Awaitable[bool]],
         freed: Callable[[], None],
@@ -117,6 +119,7 @@ class Collector:
         self._bus = bus
         self._telling = telling
         self._metrics = metrics
+        self._large = large
         self._missing = missing
         self._goes_again = goes_again
         self._freed = freed
@@ -167,8 +170,10 @@ class Collector:
             if not _is_collected(job, assignment):
                 # Lost while it waited for what ran before it.
                 return
-            if isinstance(found, str):
-                self._fail_unread(job, assignment, found)
+            if isinstance(found, UnreadableEntry) and found.is_final and job.live.terminal is not None:
+                await self._end_without_result(job, *job.live.terminal, str(found))
+            elif isinstance(found, BackendError):
+                self._fail_unread(job, assignment, str(found))
             elif found is not None:
                 await self._finish(job, backend, *found)
             else:
@@ -176,11 +181,20 @@ class Collector:
         except Exception as error:  # noqa: BLE001
             # If a result breaks the gateway's own code, that job alone fails, because else it would never end.
             self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            if _is_collected(job, assignment):
+                # The entry that is here can't be its end.
+                job.has_entry = False
             self._fail_unread(job, assignment, f"the gateway could not read it: {type(error).__name__}")
         finally:
             self._ends.pop(assignment, None)
             over.set()
             self._telling.over(job)
+
+    async def _end_without_result(self, job: Job, type_: str, data: dict[str, Any], reason: str) -> None:
+        """End a job whose result is too large as its backend said that it ended."""
+        _log.warning("outputs_left_out", prompt_id=job.prompt_id, backend=job.backend, reason=reason)
+        entry = history.entry_without_outputs(self._prompt_item(job, job.outputs), type_, data)
+        await self._end(job, {**entry, LEFT_OUT: reason}, history.outcome_of(entry))
 
     def _fail_unread(self, job: Job, assignment: Assignment, reason: str) -> None:
         """End a job that ran, and whose result can't be had.
@@ -194,8 +208,8 @@ class Collector:
 
     async def _fetch(
         self, job: Job, backend: Backend, assignment: Assignment, over: asyncio.Event
-    ) -> tuple[HistoryEntry, Mapping[FileRef, Found]] | str | None:
-        """The entry, and what to know its files by; a text if it can't be read, which says why.
+    ) -> tuple[HistoryEntry, LargeEntry | None, Mapping[FileRef, Found]] | BackendError | None:
+        """The entry, and what to know its files by; an error if it can't be read.
 
         None if the backend answers that there is none, or the job is not there any more.
         """
@@ -205,8 +219,9 @@ class Collector:
                 at = await locate_prompt(backend, assignment, entry_first=True, timeout=FETCH_TIMEOUT)
                 if at.entry is not None:
                     looks += 1
-                    known = await self._outputs.learn(job, backend, at.entry.entry, must=looks < MOST_LOOKS)
-                    return (at.entry, known) if _is_collected(job, assignment) else None
+                    entry, large = await self._large.cut(job, at.entry)
+                    known = await self._outputs.learn(job, backend, entry.entry, must=looks < MOST_LOOKS)
+                    return (entry, large, known) if _is_collected(job, assignment) else None
                 if at.unreadable is not None:
                     raise at.unreadable
                 absent, unended = (absent, unended + 1) if at.is_queued else (absent + 1, unended)
@@ -215,7 +230,7 @@ class Collector:
             except BackendError as error:
                 _log.info("fetching an entry", prompt_id=job.prompt_id, backend=backend.name, error=str(error))
                 if tries.are_enough(error):
-                    return str(error)
+                    return error
                 if tries.are_odd:
                     # Others' jobs there have ends of their own, which need not wait for this one.
                     self._ledger.overtake(job)
@@ -225,13 +240,22 @@ class Collector:
             pause = min(pause * 2, FETCH_PAUSE_MOST)
         return None
 
-    async def _finish(self, job: Job, backend: Backend, found: HistoryEntry, known: Mapping[FileRef, Found]) -> None:
+    async def _finish(
+        self,
+        job: Job,
+        backend: Backend,
+        found: HistoryEntry,
+        large: LargeEntry | None,
+        known: Mapping[FileRef, Found],
+    ) -> None:
         if await self._goes_again(job, backend, found.entry):
             return
         await self._make_ours(job, backend, found.entry, known)
         # A large entry takes long to read, to rename and to write: others have their turn between.
         await asyncio.sleep(0)
-        await self._end(job, found.entry, history.outcome_of(found.entry), found.encode)
+        if left_out := found.entry.get(LEFT_OUT):
+            _log.warning("outputs_left_out", prompt_id=job.prompt_id, backend=backend.name, bytes=left_out)
+        await self._end(job, found.entry, history.outcome_of(found.entry), found.encode, large)
 
     async def _end(
         self,
@@ -239,13 +263,16 @@ class Collector:
         entry: dict[str, Any],
         outcome: history.Outcome,
         encode: Callable[[Any], bytes] = wire.dumps,
+        large: LargeEntry | None = None,
     ) -> None:
         ran, rest = entry["prompt"][4], {key: value for key, value in entry.items() if key != "prompt"}
         listed = job_of_history(job.prompt_id, entry, include_outputs=False)
         summary = job.translate(wire.dumps(listed))
         if len(summary) > MAX_SUMMARY:
             summary = job.translate(wire.dumps(shortened(listed, MAX_SUMMARY)))
-        place = job.backend
+        if large is not None:
+            summary = large.without_marks(summary)
+        place, packed = job.backend, b""
         pause, attempt = FETCH_PAUSE, job.attempts
         await asyncio.sleep(0)
         said = encode(rest)
@@ -254,9 +281,11 @@ class Collector:
         said = wire.packed(b'{"prompt":%b,%b' % (job.prompt_item(ran), job.translate(said)[1:]))
         if len(said) > LARGE_ENTRY:
             await asyncio.sleep(0)
+        if large is not None:
+            said, packed = await self._large.packed(job, large, said)
         while job.attempts == attempt:
             try:
-                if not await self._ledger.finish(job, outcome, said, wire.packed(summary)):
+                if not await self._ledger.finish(job, outcome, said, wire.packed(summary), packed):
                     return
                 break
             except StoreError as error:
@@ -320,19 +349,20 @@ class Collector:
     def _tell(self, job: Job, entry: dict[str, Any]) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
         self._telling.start(job, int(time.time() * 1000))
-        for frame in job.live.before_end:
+        waiting, job.live.before_end = job.live.before_end, []
+        for frame in waiting:
             self._telling.tell(job, frame)
         self._telling.tell(job, self._terminal_frame(job, entry))
         self._bus.publish(status_topic(job.tenant), None)
         self._telling.tell(job, events.end_frame(job.prompt_id))
 
     def tell_cancelled(self, job: Job) -> None:
-        """A job that had run, was lost, and was then cancelled while it waited: its client is told that it is over."""
+        """Tell clients that know that a job began that it is over: it was taken out of the queue all the same."""
         if not job.live.start_told:
             return
         payload = events.encode("execution_interrupted", history.interruption_event(job.prompt_id))
-        self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id))
-        self._telling.tell(job, events.end_frame(job.prompt_id))
+        self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id, if_told=True))
+        self._telling.tell(job, replace(events.end_frame(job.prompt_id), if_told=True))
 
     def _terminal_frame(self, job: Job, entry: dict[str, Any]) -> Frame:
         type_, data = job.live.terminal or _last_message(entry)

@@ -67,7 +67,7 @@ class Control:
     async def delete(
         self, tenant: str | None, prompt_ids: Iterable[str], shown: Collection[Job], touched: Touched = None
     ) -> None:
-        """Take jobs that the caller sees pending out of the queue. One that runs all the same is interrupted.
+        """Take jobs that the caller sees pending out of the queue. One that runs all the same is stopped.
 
         Args:
             shown: the jobs that the caller sees running, which stay.
@@ -87,7 +87,8 @@ class Control:
         await self._take_out(self._ledger.jobs(tenant), shown, touched)
 
     async def _take_out(self, jobs: Iterable[Job], shown: Collection[Job], touched: Touched = None) -> None:
-        await self._stop([job for job in jobs if job not in shown], (*_NOT_STARTED, State.RUNNING), touched)
+        pending = [job for job in jobs if job not in shown]
+        await self._stop(pending, (*_NOT_STARTED, State.RUNNING), touched, withdraws_running=True)
         self._confirm()
 
     async def interrupt(self, tenant: str | None, prompt_id: str, touched: Touched = None) -> None:
@@ -129,11 +130,18 @@ class Control:
         self._confirm()
         return found
 
-    async def _stop(self, jobs: Iterable[Job], states: tuple[State, ...], touched: Touched = None) -> bool:
+    async def _stop(
+        self,
+        jobs: Iterable[Job],
+        states: tuple[State, ...],
+        touched: Touched = None,
+        *,
+        withdraws_running: bool = False,
+    ) -> bool:
         """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
 
         A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
-        stopped as it starts.
+        stopped as it starts. With `withdraws_running` so is one that runs.
         """
         copies: dict[str, list[str]] = {}
         orders: list[Coroutine[None, None, None]] = []
@@ -144,7 +152,7 @@ class Control:
             found = True
             if touched is not None:
                 touched.append((job.tenant, job.prompt_id))
-            if job.state is State.RUNNING:
+            if job.state is State.RUNNING and not withdraws_running:
                 job.interrupted = True
                 orders.append(self._interrupt(job))
                 continue
@@ -173,7 +181,9 @@ class Control:
             raise StoreError(f"{reason}: {self._ledger.trouble}")
 
     def _withdraw(self, job: Job) -> Assignment | None:
-        """End a job that has not started. Returns its assignment."""
+        """End a job without a history entry. Returns its assignment."""
+        if job.state is State.RUNNING and job.backend is not None:
+            self._fleet.backends[job.backend].stopping = job.upstream_id
         former, removed = self._ledger.cancel(job)
         place = former.backend if former is not None else None
         if job.live.start_told:

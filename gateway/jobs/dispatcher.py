@@ -96,11 +96,11 @@ class Dispatcher:
         self._failures = Failures()
         self._replies = Replies(ledger)
         self._turns: dict[Job, object] = {}
-        self._takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
+        self.takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
 
     async def close(self) -> None:
         """Stop sending. What was not sent waits in the journal."""
-        await self._takeover.close()
+        await self.takeover.close()
         await self._tasks.close()
 
     # -- accept, journal, send, answer ---------------------------------------------------------------------------
@@ -170,13 +170,13 @@ class Dispatcher:
         log_phase(job, "queued", 0, backend=job.backend)
         if job.state is not State.SENDING or place != (job.state, job.assignment):
             # It waits, or was sent meanwhile: its backend went, or what it waited for came.
-            return Reply(200, job.answer())
+            return Reply.accepted(job)
         answered = False
 
         def answer() -> None:
             nonlocal answered
             answered = True
-            answer_early(Reply(200, job.answer()))
+            answer_early(Reply.accepted(job))
             self._telling.answered_soon(job)
 
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
@@ -186,7 +186,7 @@ class Dispatcher:
         finally:
             timer.cancel()
         if refusal is None:
-            return Reply(200, job.answer())
+            return Reply.accepted(job)
         if answered:
             self._refused(job, refusal)
         else:
@@ -202,7 +202,7 @@ class Dispatcher:
         """Send out what waits, as far as there is room: a job ended, or a backend came. Who is idle then takes over."""
         self._send_waiting()
         if self._settings.take_over:
-            self._takeover.look()
+            self.takeover.look()
 
     def _send_waiting(self) -> None:
         if not self._ledger.waiting or not self._chooser.has_room():

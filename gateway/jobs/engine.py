@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,6 +26,8 @@ from gateway.jobs.forgetting import Forgetting
 from gateway.jobs.history import History
 from gateway.jobs.inputs import Inputs
 from gateway.jobs.job import Job
+from gateway.jobs.large_entries import LargeEntries
+from gateway.jobs.large_events import LargeEvents
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.lost_files import LostFiles
 from gateway.jobs.outputs import Outputs
@@ -35,6 +37,7 @@ from gateway.jobs.prompt_reader import PromptReader
 from gateway.jobs.records import is_counted, restored
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
+from gateway.jobs.results import Results
 from gateway.jobs.retention import Retention
 from gateway.jobs.retries import Retries
 from gateway.jobs.telling import Telling
@@ -44,6 +47,7 @@ from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Bus, Store
+from gateway.store.spool import Spool
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight
 from gateway.tenants.limits import Limits
@@ -57,6 +61,7 @@ class Engine:
     Args:
         keyring: tells which files a tenant may name, and whether it is alone on the fleet.
         names: makes the names of what tenants put on backends that they share with strangers.
+        spool: keeps large messages that wait for their readers.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Engine:
         limits: Limits,
         keyring: Keyring,
         names: SecretNames,
+        spool: Spool,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -104,6 +110,16 @@ class Engine:
             judge.steering,
             settings.store.retention.max_files,
         )
+        most = settings.dispatch
+        bounds = Bounds(
+            most.max_nodes,
+            most.max_depth,
+            most.max_graph_values,
+            most.max_body_values,
+            most.max_outputs,
+            most.max_prompt_bytes,
+        )
+        self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
         telling = Telling(bus, self.ledger.begin)
         self.collector = Collector(
             self.ledger,
@@ -112,6 +128,7 @@ class Engine:
             bus,
             telling,
             metrics,
+            LargeEntries(self.reader, spool, self.outputs),
             self._missing,
             lambda job, backend, entry: self.failures.ended(job, backend, entry),
             lambda: self.dispatcher.wake(),
@@ -133,16 +150,6 @@ class Engine:
             judge.is_reviewed,
         )
         self.checks = Checks(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
-        most = settings.dispatch
-        bounds = Bounds(
-            most.max_nodes,
-            most.max_depth,
-            most.max_graph_values,
-            most.max_body_values,
-            most.max_outputs,
-            most.max_prompt_bytes,
-        )
-        self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
@@ -160,7 +167,10 @@ class Engine:
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries, LostFiles(inputs))
         self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
-        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, judge.is_kept_apart)
+        self.spool = spool
+        results = Results(spool, self._describe)
+        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, results, judge.is_kept_apart)
+        self.large_events = LargeEvents(self.relay, self.reader, spool, self.outputs)
         self.recovery = Recovery(
             self.ledger,
             fleet,
@@ -232,6 +242,13 @@ class Engine:
             if self.ledger.counts(record.number) and is_counted(record.summary):
                 self.ledger.restore_count(record.number)
 
+    def _describe(self, backend: str, node_class: str) -> Mapping[str, Any] | None:
+        """Return what a backend says of a node class, else what any backend does, None if that is not known."""
+        known = self.catalogue.info(backend).get(node_class)
+        if known is None and self.catalogue.edition is not None:
+            known = self.catalogue.edition.classes.get(node_class)
+        return known
+
     def _is_apart(self, tenant: str) -> bool:
         """Return True if a tenant shares the fleet with strangers, or lies among files of such.
 
@@ -264,6 +281,14 @@ class Engine:
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message of a backend."""
         self.relay.heard_binary(backend, frame)
+
+    async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
+        """A large text message of a backend."""
+        return await self.large_events.heard(backend, text)
+
+    async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
+        """A large binary message of a backend."""
+        await self.relay.heard_large_binary(backend, frame)
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message of a backend was too large to be read."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.comfy.client import BackendError
-from gateway.comfy.failures import Cause, cause_of_entry
+from gateway.comfy.failures import Cause, Failure, failure_of_entry
 from gateway.comfy.history import Outcome, outcome_of
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -44,10 +44,12 @@ class Failures:
         outcome, kind = outcome_of(entry), job.submission.kind
         if outcome is Outcome.SUCCESS:
             self._fleet.succeeded(backend, kind)
+            self._blame(job, backend)
         if outcome is not Outcome.ERROR:
             return False
-        cause, node_id = cause_of_entry(entry)
-        if cause is Cause.FILE and not await self._lost_files.after_failure(job, backend, node_id):
+        failure = failure_of_entry(entry)
+        cause = failure.cause
+        if cause is Cause.FILE and not await self._lost_files.after_failure(job, backend, failure.node_id):
             cause = Cause.WORKFLOW
         if cause is not Cause.FILE:
             self._fleet.failed(backend, kind)
@@ -62,8 +64,17 @@ class Failures:
         cause = Cause.POISONED if backend.poisoned is not None else cause
         if not self._has_another_chance(job, cause):
             return False
-        self._send_again(job, backend, cause)
+        self._send_again(job, backend, cause, failure)
         return True
+
+    def _blame(self, job: Job, backend: Backend) -> None:
+        """Eject the backend on which the job failed before, because another could run it: the machine is to blame.
+
+        The error alone proves nothing, because a prompt may bring it about.
+        """
+        blamed, job.blamed = job.blamed, None
+        if blamed is not None and blamed[0] != backend.name:
+            self._fleet.eject(self._fleet.backends[blamed[0]], blamed[1])
 
     async def _free(self, backend: Backend) -> None:
         try:
@@ -72,14 +83,26 @@ class Failures:
             _log.warning("free", backend=backend.name, error=str(error))
 
     def _has_another_chance(self, job: Job, cause: Cause) -> bool:
-        """One for each cause: a workflow that poisons two GPUs would do so to a third."""
-        if cause is Cause.WORKFLOW or cause in job.retried_for or job.interrupted:
+        """Return True if a job may run once more: once a cause, because what poisons two GPUs would poison a third.
+
+        A machine that is at fault says nothing of the next one, so the job goes to each that it has not tried.
+        """
+        if cause is Cause.MACHINE:
+            untried = (each for each in self._fleet.backends.values() if each.eligible and each.name not in job.avoid)
+            if not any(each.name != job.backend for each in untried):
+                return False
+        elif cause is Cause.WORKFLOW or cause in job.retried_for:
+            return False
+        if job.interrupted:
             return False
         is_complete = not job.submission.lacks_secrets
         return self._settings.rerun_started and is_complete and job.attempts + 1 < self._settings.attempts
 
-    def _send_again(self, job: Job, backend: Backend, cause: Cause) -> None:
-        _log.warning("job failed by the machine", prompt_id=job.prompt_id, backend=backend.name, reason=str(cause))
+    def _send_again(self, job: Job, backend: Backend, cause: Cause, failure: Failure) -> None:
+        reason = {"reason": str(cause), "error": failure.error}
+        _log.warning("job failed by the machine", prompt_id=job.prompt_id, backend=backend.name, **reason)
+        if cause is Cause.MACHINE:
+            job.blamed = (backend.name, failure.error)
         job.retried_for |= {cause}
         if cause is not Cause.FILE:
             # A file is put there again before the job is.

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from gateway.comfy import wire
@@ -25,6 +26,11 @@ DROPPED_AT_ONCE = 10
 MAX_DROPPED = 500
 # Bytes of summaries that are read before others have their turn.
 READ_AT_ONCE = 256 * 1024
+# A larger entry is read from the store each time, because it would take the place of hundreds.
+MAX_CACHED = 8 * 1024 * 1024
+# Of so many bytes in the journal deflate can't make more than that, and so many at a time are read that may be larger.
+SURELY_SHORT = MAX_CACHED // 1032
+READS_AT_ONCE = 2
 
 
 @dataclass(slots=True)
@@ -63,6 +69,7 @@ class History:
         self._max_total_bytes = sys.maxsize if max_total_bytes is None else max_total_bytes
         self._kept: Counter[str] = Counter()
         self._kept_in_all = 0
+        self._large = asyncio.Semaphore(READS_AT_ONCE)
 
     def kept_bytes(self, tenant: str | None = None) -> int:
         """Return the bytes that a tenant's entries take in the journal, or those of all (None)."""
@@ -76,14 +83,16 @@ class History:
     def add(self, record: HistoryRecord) -> list[HistoryRemoval]:
         """Add a job that ended now; what is returned must leave the store, being past the number kept."""
         if not record.kept.bytes:
-            record.kept.bytes = len(record.entry) + len(record.summary) + len(record.node_errors or b"")
-        ended = replace(record, entry=b"")
+            size = len(record.packed or record.entry)
+            record.kept.bytes = size + len(record.summary) + len(record.node_errors or b"")
+        ended = replace(record, entry=b"", packed=b"")
         if self.find(ended.tenant, ended.prompt_id) is not None:
             self.remove(ended.tenant, ended.prompt_id)
         own = self._ended.setdefault(ended.tenant, OrderedDict())
         own[ended.prompt_id] = _Ended(ended)
         self._count(ended)
-        self._keep((ended.tenant, ended.prompt_id), record.entry)
+        if not record.packed:
+            self._keep((ended.tenant, ended.prompt_id), record.entry)
         dropped: list[HistoryRemoval] = []
         # A few at a time: one commit must not be long because the number kept was made smaller.
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
@@ -161,6 +170,11 @@ class History:
         """An entry if memory holds it."""
         return self._entries.get((tenant, prompt_id))
 
+    def reading(self, ended: HistoryRecord) -> AbstractAsyncContextManager[object]:
+        """Return what is held while an entry is in memory: of those that may be large, few are at a time."""
+        is_short = ended.kept.bytes <= SURELY_SHORT or (ended.tenant, ended.prompt_id) in self._entries
+        return nullcontext() if is_short else self._large
+
     async def entry(self, ended: HistoryRecord) -> bytes | None:
         """An entry, from memory or from the store; one that is damaged there is told as a failure that says so.
 
@@ -177,7 +191,7 @@ class History:
         except StoreDamaged as error:
             _log.error("history_entry_damaged", prompt_id=ended.prompt_id, tenant=ended.tenant, error=str(error))
             entry = _entry_in_place_of(ended, str(error))
-        if entry is not None and self.find(*key) is ended:
+        if entry is not None and len(entry) <= MAX_CACHED and self.find(*key) is ended:
             self._keep(key, entry)
         return entry
 

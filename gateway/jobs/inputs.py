@@ -73,6 +73,13 @@ class Inputs:
         named = (file for file in files if file.declared or file.annotated)
         return {file.value for file in named if file.ref is None or self.files.find(tenant, file.ref) is None}
 
+    def too_small(self, tenant: str, files: Collection[FileInput]) -> frozenset[str]:
+        """Return the backends that say that they don't take the largest upload among a prompt's files."""
+        found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
+        size = max((each.size for each in found if isinstance(each, Upload)), default=0)
+        limits = {name: backend.features.get("max_upload_size") for name, backend in self.fleet.backends.items()}
+        return frozenset(name for name, limit in limits.items() if size and limit is not None and limit < size)
+
     def sees_all(self, tenant: str) -> bool:
         """Whether a tenant may name whatever file there is."""
         return self.sight(tenant) is Sight.ALL

@@ -19,7 +19,6 @@ from gateway.comfy.subgraph import MAX_TEXT, Link, OpenedNode
 from gateway.comfy.templates import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
 from gateway.comfy.writing import BARE_NAME, wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
-from gateway.fleet.editions import Edition
 from gateway.jobs.steering import UNCHANGED, Steering
 
 # A refusal names no more than so many inputs: a prompt may have a million.
@@ -106,14 +105,14 @@ class Judged:
     """The judgement of one prompt on the fleet as it is.
 
     Attributes:
-        edition: the edition of the catalogue that it rests on.
+        edition: the mark of the edition of the catalogue that it rests on; None if there was none.
         backends: the shared backends that may run the prompt.
         refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
         is_known: False if no shared backend has said yet which classes it has.
         steering: the changes by which its savers write into secret folders on these backends.
     """
 
-    edition: Edition | None
+    edition: object
     backends: frozenset[str]
     refusals: tuple[Refusal, ...] = ()
     is_known: bool = True

@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.comfy import wire
 from gateway.comfy.events import Frame
+from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged
 from gateway.jobs.progress import Progress
@@ -39,8 +40,9 @@ PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTIN
 QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
 # In these a client sees it in queue_running.
 SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
-# Under this key an admin is told whose a job is.
+# Under these keys an admin is told whose a job is, and which backend ran it, or has it.
 WHOSE = "gateway_tenant"
+BACKEND = "gateway_backend"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
@@ -95,10 +97,13 @@ class Live:
 
     `turn` is its place among the jobs of which their clients know that they began: 0 for those of an earlier run of the
     gateway, None for one that has not begun. It `is_overtaken` once others' ends on its backend no longer wait for its
-    own. `told` is the progress that its client knows of.
+    own. `told` is the progress that its client knows of. `node` is the one that
+    executes, `sender` the kind of the node that sent a picture last.
     """
 
     executing: Frame | None = None
+    node: str | None = None
+    sender: tuple[str, Sender] | None = None
     progress_state: Frame | None = None
     added: Mapping[str, str] | None = None
     folders: frozenset[str] | None = None
@@ -128,7 +133,8 @@ class Job:
     there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
     `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are `pinned` it is
     tied by its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for`
-    says for which failures it had its second chance. It is not sent `not_before` that time of the monotonic clock. It
+    says for which failures it had its second chance, and `blamed` on which backend, by which error, it failed as if by
+    the machine's fault. It is not sent `not_before` that time of the monotonic clock. It
     had so many `offers_again` after files were gone that had been put on its backend.
     """
 
@@ -159,6 +165,7 @@ class Job:
     unfit: str | None = None
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
+    blamed: tuple[str, str] | None = None
     not_before: float = 0.0
     offers_again: int = 0
     live: Live = field(default_factory=Live)
@@ -228,7 +235,7 @@ class Job:
 
     def queue_item_with_tenant(self) -> bytes:
         """The same for an admin: extra_data says whose it is."""
-        return self._item(b'%b,"%b":%b}' % (self.shown_extra_data()[:-1], WHOSE.encode(), wire.dumps(self.tenant)))
+        return self._item(with_owner(self.shown_extra_data(), self.tenant, self.backend))
 
     def prompt_item(self, outputs: Any) -> bytes:
         """Return the same as its history entry has it: `outputs` are those that were executed."""
@@ -246,6 +253,17 @@ class Job:
             self.shown_number,
             self.node_errors,
         )
+
+
+def with_owner(encoded: bytes, tenant: str, backend: str | None) -> bytes:
+    """Return a JSON object, which is not empty, with a job's tenant and backend added, for an admin."""
+    return encoded[:-1] + owner_of(tenant, backend)
+
+
+def owner_of(tenant: str, backend: str | None) -> bytes:
+    """Return what stands in the place of the last brace of a JSON object that tells a job's tenant and backend."""
+    owner = {WHOSE: tenant, BACKEND: backend} if backend else {WHOSE: tenant}
+    return b"," + wire.dumps(owner)[1:]
 
 
 def number_json(number: float, is_float: bool) -> bytes:

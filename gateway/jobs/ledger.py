@@ -333,8 +333,10 @@ class Ledger:
         self._announce(job)
         return former, removed
 
-    async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes) -> bool:
+    async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> bool:
         """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
+
+        A large entry is given as `packed`, as the journal keeps it.
 
         Returns whether it was still this job's turn to end; a copy's late end is not. Waits while the disk is full.
 
@@ -345,7 +347,7 @@ class Ledger:
             return False
         after(job, _OUTCOME_MOVES[outcome])
         place = job.assignment, job.state, job.attempts
-        record = history_record(job, outcome, entry, summary)
+        record = history_record(job, outcome, entry, summary, packed)
         await self._store.write([record])
         open_now = self._jobs.get(job.key)
         if open_now is not job or place != (job.assignment, job.state, job.attempts):

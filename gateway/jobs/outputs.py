@@ -306,6 +306,10 @@ class Outputs:
         told = reveal_json(raw, {secret: path_of(ref) for secret, ref in self._uploads_of(tenant).items()})
         return told if len(told) <= len(raw) else reveal_json(raw, {})
 
+    def names_of(self, job: Job) -> Mapping[str, str]:
+        """Return the paths of a job's uploads as its tenant knows them, by the 32 digits of their secret folders."""
+        return self._places.names_of(job.tenant, job.submission.files)
+
     def reveal_value(self, job: Job, value: Any) -> Any:
         """Return the same of a value."""
         return reveal_value(value, self._places.names_of(job.tenant, job.submission.files))

@@ -39,7 +39,7 @@ class PromptJudge:
         self._names = names
         # The shared backends of each policy, as one object: ten thousand waiting jobs have the same.
         self._shared: dict[int, frozenset[str]] = {}
-        self._shared_of: Edition | None = None
+        self._shared_of: object = None
 
     def is_judged(self, tenant: str) -> bool:
         """Return True if a tenant's prompts are judged: it is not alone, and shares a backend with others."""
@@ -93,18 +93,18 @@ class PromptJudge:
         Args:
             last: the judgement that it had last, if any.
         """
-        edition = self._catalogue.edition
+        mark = self._catalogue.mark
         for known in (last, submission.judgement):
             # If the tenant is alone by now, this refuses more than it must, until the catalogue changes.
-            if isinstance(known, Judged) and known.edition is edition:
+            if isinstance(known, Judged) and known.edition is mark:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
             return None
         return self._judge(tenant, submission.graph())
 
     def _shared_by(self, policy: Policy, edition: Edition) -> frozenset[str]:
-        if self._shared_of is not edition:
-            self._shared, self._shared_of = {}, edition
+        if self._shared_of is not edition.mark:
+            self._shared, self._shared_of = {}, edition.mark
         found = self._shared.get(id(policy))
         if found is None:
             described = edition.abilities.backends - policy.dedicated
@@ -116,7 +116,7 @@ class PromptJudge:
         policy, edition = self._policies.of(tenant), self._catalogue.edition
         shared = self._shared_by(policy, edition) if edition is not None else _NONE
         if edition is None or not shared:
-            return Judged(edition, _NONE, is_known=False)
+            return Judged(self._catalogue.mark, _NONE, is_known=False)
 
         def trusts(profile: ClassProfile) -> bool:
             return policy.trusts(profile.name, profile.pack)
@@ -145,7 +145,7 @@ class PromptJudge:
             elif planned == chosen:
                 # If backends differ in which inputs decide where a class writes, those like the first one run it.
                 able = able | names
-        return Judged(edition, able, () if able else refusals, steering=steering)
+        return Judged(edition.mark, able, () if able else refusals, steering=steering)
 
     def steering(self, job: Job, backend: str) -> Steering | None:
         """Return the changes by which a job's savers write into secret folders, none if it shares no backend.

@@ -24,7 +24,17 @@ from gateway.comfy.jobs import job_of_history
 from gateway.comfy.outputs import FileRef
 from gateway.jobs.admission import Submission, read
 from gateway.jobs.prompt_bounds import Bounds, Rejection
-from gateway.jobs.reading_process import HEAD, Order, Outcome, ReadPrompt, Refusal, ShowJob, main
+from gateway.jobs.reading_process import (
+    HEAD,
+    CutParts,
+    FillParts,
+    Order,
+    Outcome,
+    ReadPrompt,
+    Refusal,
+    ShowJob,
+    main,
+)
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -163,6 +173,28 @@ class PromptReader:
             raise NotRead("it takes more memory than there is for one answer")
         return shown
 
+    async def cut(self, tenant: str, cut: CutParts) -> bytes:
+        """Return what is left of a document without its long parts; nothing if that is too much, or no JSON.
+
+        Raises:
+            NotRead: as `read`, or it takes too much memory.
+        """
+        left = await self._outcome(tenant, cut, b"")
+        if not isinstance(left, bytes):
+            raise NotRead("it takes more memory than there is for one document")
+        return left
+
+    async def fill(self, tenant: str, order: FillParts, left: bytes) -> int:
+        """Put the long parts of a document back, and write it into a file; return the bytes of that.
+
+        Raises:
+            NotRead: as `cut`.
+        """
+        size = await self._outcome(tenant, order, left)
+        if not isinstance(size, int):
+            raise NotRead("it takes more memory than there is for one document")
+        return size
+
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:
         """Wait for a tenant's turn: its bodies are read one at a time, and tenants take turns."""
@@ -225,6 +257,11 @@ class PromptReader:
             self._tasks.start(process.end(), "end")
 
 
+def _unpickled(packed: bytes) -> Outcome:
+    outcome: Outcome = pickle.loads(packed)
+    return outcome
+
+
 class _Process:
     """One process that reads. It is started with its first body."""
 
@@ -267,7 +304,15 @@ class _Process:
                 await process.stdin.drain()
         (size,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
         # What is unpickled comes from a process of the gateway's own.
-        outcome: Outcome = pickle.loads(await process.stdout.readexactly(size))
+        packed = [await process.stdout.readexactly(min(PIECE, size - start)) for start in range(0, size, PIECE)]
+        if len(packed) == 1:
+            return _unpickled(packed[0])
+        whole = b"".join(packed)
+        del packed
+        # To copy what is large takes long, so that each copy is a turn of its own.
+        await asyncio.sleep(0)
+        outcome = _unpickled(whole)
+        await asyncio.sleep(0)
         return outcome
 
     async def _start(self) -> asyncio.subprocess.Process:

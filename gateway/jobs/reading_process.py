@@ -11,16 +11,27 @@ import pickle
 import signal
 import struct
 import sys
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from gateway.comfy import wire
+from gateway.comfy.answers import MAX_RESULT_VALUES
+from gateway.comfy.events import KNOWN
 from gateway.comfy.jobs import job_of_history
+from gateway.comfy.long_parts import Cutter, cut_entry, cut_event, filled
 from gateway.jobs.admission import Submission, read
+from gateway.jobs.partner_keys import Censor
 from gateway.jobs.prompt_bounds import Bounds, Rejection
+from gateway.jobs.revealing import reveal_json
+from gateway.tenants.secret_names import holds_secret
 
 # Before each message: its length.
 HEAD = struct.Struct(">Q")
+# As `zlib.compress` does, and twice as fast as its default for a text that hardly gets shorter.
+PACK_LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,52 @@ class ShowJob:
 
 
 @dataclass(frozen=True, slots=True)
+class CutParts:
+    """An order to cut the long parts out of the event or the history entry in a file: what is left comes back.
+
+    Nothing comes back if that has more than `most` bytes or too many values, or if it is no JSON.
+    """
+
+    path: str
+    mark: str
+    most: int
+    is_event: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What has to be changed in texts of a backend for the one who gets them."""
+
+    replaced: tuple[tuple[bytes, bytes], ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    censor: Censor | None = None
+
+    def of(self, raw: bytes) -> bytes:
+        """Return encoded JSON with the changes."""
+        if self.censor is not None:
+            raw = self.censor.encoded(raw)
+        if holds_secret(raw):
+            raw = reveal_json(raw, self.names)
+        for old, new in self.replaced:
+            raw = raw.replace(old, new)
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class FillParts:
+    """An order to put the parts that `CutParts` cut out back into a document, and that into a file.
+
+       The size of the file comes back.
+    A document that `is_packed` is compressed as the journal keeps it.
+    """
+
+    cut: CutParts
+    target: str
+    changes: Changes
+    is_packed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A refusal's status and body."""
 
@@ -50,19 +107,20 @@ class Refusal:
     body: dict[str, Any]
 
 
-Order = ReadPrompt | ShowJob
+Order = ReadPrompt | ShowJob | CutParts | FillParts
 # None if it takes more memory than there is.
-Outcome = Submission | Refusal | bytes | None
+Outcome = Submission | Refusal | bytes | int | None
 
 
 def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
     """Carry out orders until there are no more; with each comes a document."""
     file_inputs: frozenset[tuple[str, str]] = frozenset()
+    parting = Parting()
     while (packed := receive(orders)) is not None and (document := receive(orders)) is not None:
         order: Order = pickle.loads(packed)
         if isinstance(order, ReadPrompt) and order.file_inputs is not None:
             file_inputs = order.file_inputs
-        answer = _answer(order, document, file_inputs)
+        answer = _answer(order, document, file_inputs, parting)
         del packed, document
         outcomes.write(HEAD.pack(len(answer)))
         outcomes.write(answer)
@@ -81,20 +139,71 @@ def receive(stream: IO[bytes]) -> bytes | None:
     return message if len(message) == size else None
 
 
-def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> bytes:
+def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]], parting: Parting) -> bytes:
     try:
+        if isinstance(order, CutParts):
+            return pickle.dumps(parting.cut(order), pickle.HIGHEST_PROTOCOL)
+        if isinstance(order, FillParts):
+            return pickle.dumps(parting.fill(order, document), pickle.HIGHEST_PROTOCOL)
+        parting.forget()
         return pickle.dumps(_outcome(order, document, file_inputs), pickle.HIGHEST_PROTOCOL)
     except MemoryError:
         return pickle.dumps(None)
 
 
-def _outcome(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
+def _outcome(order: ReadPrompt | ShowJob, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
     if isinstance(order, ShowJob):
         return wire.dumps(job_of_history(order.prompt_id, wire.loads(document), include_outputs=True))
     try:
         return read(document, file_inputs, order.bounds, by_admin=order.by_admin)
     except Rejection as rejection:
         return Refusal(rejection.status, rejection.body)
+
+
+class Parting:
+    """Cuts long parts out of documents and puts them back. Those of the last one are kept for that."""
+
+    def __init__(self) -> None:
+        self._last: CutParts | None = None
+        self._parts: dict[str, Any] = {}
+        self._encode: Callable[[Any], bytes] = wire.dumps
+
+    def forget(self) -> None:
+        """Keep no parts."""
+        self._last, self._parts = None, {}
+
+    def cut(self, order: CutParts) -> bytes:
+        """Return what is left; nothing if that is too much, or no JSON."""
+        self.forget()
+        raw = Path(order.path).read_bytes()
+        cutter, self._encode = Cutter(order.mark), wire.encoder_for(raw)
+        try:
+            value = wire.loads(raw)
+            del raw
+            cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.most)
+        except (wire.MalformedJson, RecursionError):
+            return b""
+        left = self._encode(cut)
+        if len(left) > order.most or wire.count_values(left) > MAX_RESULT_VALUES:
+            return b""
+        self._last, self._parts = order, cutter.parts
+        return left
+
+    def fill(self, order: FillParts, document: bytes) -> int:
+        """Put the parts back, and write all of it; return the bytes of that."""
+        if self._last != order.cut:
+            self.cut(order.cut)
+        parts = self._parts
+        self.forget()
+        encoded = {name: order.changes.of(self._encode(parts.pop(name))) for name in list(parts)}
+        packing = zlib.compressobj(PACK_LEVEL) if order.is_packed else None
+        size = 0
+        with Path(order.target).open("xb") as file:
+            for piece in filled(document, order.cut.mark, encoded):
+                size += file.write(piece if packing is None else packing.compress(piece))
+            if packing is not None:
+                size += file.write(packing.flush())
+        return size
 
 
 def bound_memory(most: int) -> None:

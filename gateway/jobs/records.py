@@ -64,8 +64,8 @@ def _given_up(job: Job) -> bytes:
 MAX_NODE_ERRORS = 64 * 1024
 
 
-def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> HistoryRecord:
-    """A job that ended."""
+def history_record(job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> HistoryRecord:
+    """A job that ended. Its entry is given as it is, or as `packed` if it is large."""
     return HistoryRecord(
         *job.key,
         backend=job.backend,
@@ -76,6 +76,7 @@ def history_record(job: Job, outcome: str, entry: bytes, summary: bytes) -> Hist
         node_errors=job.node_errors if len(job.node_errors) <= MAX_NODE_ERRORS else b"{}",
         summary=summary,
         entry=entry,
+        packed=packed,
     )
 
 
@@ -120,12 +121,14 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
         assignment=assignment,
         given_up=given_up,
         start_time=record.start_time,
-        started_at=now if record.start_time else None,
+        started_at=now - max(0.0, time.time() - record.start_time / 1000) if record.start_time else None,
         placed_at=now,
         attempts=record.attempts,
         node_errors=record.node_errors or b"{}",
     )
     job.live.start_told = job.live.cached_told = record.start_time is not None
+    # How long it has been silent is not known.
+    job.live.heard_at = now
     return job
 
 

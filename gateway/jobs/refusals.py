@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.comfy import wire
-from gateway.comfy.errors import error_body
+from gateway.comfy.errors import clipped, error_body
+from gateway.comfy.graph import LINKED, texts
 from gateway.comfy.redaction import redact_value
 from gateway.jobs.isolation import SETTING, Refusal
 from gateway.tenants.policy import Denied
 
 # A prompt may name as many as it has inputs.
 _MANY_DENIED = 100
+_KINDS_OF_FILE = {"audio": "audio", "file": "video", "model_file": "3D model", "latent": "latent"}
 
 
 def policy_error(found: Sequence[Denied]) -> dict[str, Any]:
@@ -153,3 +155,22 @@ def _choices(config: Any) -> Sequence[Any]:
         if isinstance(choices, list):
             return choices
     return ()
+
+
+def file_check(wrong: frozenset[tuple[str, str]]) -> Callable[[Mapping[str, Any]], list[tuple[str, str]]]:
+    """Return a node's own check of its inputs: each of these (input, file) is a file that is not there."""
+
+    def check(inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return [
+            (name, invalid_file(name, text))
+            for name, value in inputs.items()
+            for text in (LINKED, *(text for _, text in texts(value)))
+            if (name, text) in wrong
+        ]
+
+    return check
+
+
+def invalid_file(input_name: str, value: str) -> str:
+    """Return ComfyUI's words for a file that is not there."""
+    return f"{input_name} - Invalid {_KINDS_OF_FILE.get(input_name, 'image')} file: {clipped(value)}"

@@ -6,28 +6,40 @@ Terminal events are held for the collector; ``status`` is never relayed (it is m
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gateway.comfy import events, previews
 from gateway.comfy.events import Event, Frame, Kind
+from gateway.comfy.previews import Head
 from gateway.comfy.redaction import redact_error
 from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
-from gateway.jobs.job import Job, State
+from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
 from gateway.jobs.progress import Progress
+from gateway.jobs.results import LARGE, Results, dropped, may_be_told, translated_head
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 
-BINARY_WITH_METADATA = 4
 MAX_BEFORE_END = 8
 _BEFORE_START = (State.SENDING, State.PENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A frame that was to be told, of a job as it was assigned then."""
+
+    job: Job
+    assignment: Assignment | None
+    type: str
+    frame: Frame
 
 
 class Relay:
@@ -44,6 +56,7 @@ class Relay:
         outputs: Outputs,
         telling: Telling,
         metrics: Metrics,
+        results: Results,
         is_kept_apart: Callable[[Job], bool],
     ) -> None:
         self._ledger = ledger
@@ -51,10 +64,17 @@ class Relay:
         self._outputs = outputs
         self._telling = telling
         self._metrics = metrics
+        self._results = results
         self._is_kept_apart = is_kept_apart
         self._tasks = Tasks("relay")
         self._current: dict[str, Job] = {}
         self._strays: dict[str, list[Event]] = {}
+        self._caught: list[Caught] | None = None
+
+    def tenant_at(self, backend: Backend) -> str:
+        """Return the tenant whose job began last on a backend; empty if none has."""
+        job = self._current.get(backend.name)
+        return job.tenant if job is not None else ""
 
     async def close(self) -> None:
         """End what is under way."""
@@ -103,29 +123,56 @@ class Relay:
             self._pass_on(backend, job, event)
 
     def heard_binary(self, backend: Backend, data: bytes) -> None:
-        """A binary message of a backend: a preview with metadata says whose it is, others belong to what runs there."""
-        prompt_id = None
-        is_preview = previews.event_type(data) in (1, 2, BINARY_WITH_METADATA)
-        if previews.event_type(data) == BINARY_WITH_METADATA:
-            preview = previews.parse_with_metadata(data)
-            if preview is None:
-                return
-            prompt_id = preview.metadata.get("prompt_id")
+        """A binary message of a backend: one with metadata says whose it is, others belong to what runs there."""
+        found = self._sender_of(backend, data)
+        if found is None:
+            return
+        job, head = found
+        if job.submission.needs_secrets and job.submission.censor().is_in(data):
+            return
+        if not head.end:
+            # A text, or what only a custom node knows.
+            data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
+            data = self._outputs.reveal_bytes(job, data)
+        self._tell_binary(backend, job, data, head)
+
+    async def heard_large_binary(self, backend: Backend, data: bytes) -> None:
+        """A large one: it is looked through a piece at a time, and nothing more is read until there is room for it."""
+        found = self._sender_of(backend, data)
+        if found is None:
+            return
+        job, head = found
+        assignment = job.assignment
+        if not await may_be_told(job, data, head):
+            dropped(job, "it holds a key, or a name that must not be told", len(data))
+        elif job.assignment is assignment:
+            if not head.end:
+                data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
+                await asyncio.sleep(0)
+            self._tell_binary(backend, job, data, head)
+        await self._results.spool.room()
+
+    def _sender_of(self, backend: Backend, data: bytes) -> tuple[Job, Head] | None:
+        """The job that a binary message is of, if it has a session, and what is before the picture."""
+        head = previews.head_of(data)
+        if head is None:
+            return None
+        prompt_id = head.metadata.get("prompt_id")
         job = self._job_of(backend, prompt_id if isinstance(prompt_id, str) else None)
         if job is None:
-            return
+            return None
         job.live.heard_at, job.live.cached_told = time.monotonic(), True
-        if job.submission.session_id is None or (job.submission.needs_secrets and job.submission.censor().is_in(data)):
-            return
+        return (job, head) if job.submission.session_id is not None else None
+
+    def _tell_binary(self, backend: Backend, job: Job, data: bytes, head: Head) -> None:
         if job.state in _BEFORE_START:
             self.start(backend, job, int(time.time() * 1000))
         self._telling.start(job, int(time.time() * 1000))
-        data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
-        if not is_preview:
-            data = self._outputs.reveal_bytes(job, data)
-        kind = Kind.PREVIEW if is_preview else Kind.OTHER
-        repeats = is_preview and job.live.told is not None and job.live.told.is_behind
-        self._tell(job, str(kind), Frame(kind, data, job.prompt_id, str(kind), binary=True, repeats=repeats))
+        kind = self._results.kind_of(job, backend.name, head)
+        picture = memoryview(data)[head.end :]
+        frame = self._results.binary(job, kind, translated_head(job, data, head), picture)
+        frame.repeats = kind is Kind.PREVIEW and job.live.told is not None and job.live.told.is_behind
+        self._tell(job, str(kind), frame)
 
     def _job_of(self, backend: Backend, prompt_id: str | None) -> Job | None:
         """The job that a message is about; without an id, the one that runs there."""
@@ -220,7 +267,27 @@ class Relay:
             job.live.executing = frame
         elif event.type == "progress_state":
             job.live.progress_state = frame
+        if event.type == "executing":
+            node_id = event.data.get("node")
+            job.live.node = node_id if isinstance(node_id, str) else None
+        if len(payload) >= LARGE and self._caught is None:
+            frame = self._results.relieve(job, frame)
         self._tell(job, event.type, frame)
+
+    def catch_event(self, backend: Backend, event: Event) -> list[Caught]:
+        """Hear a text message, and return what is to be told of it, which `tell_caught` tells."""
+        caught: list[Caught] = []
+        self._caught = caught
+        try:
+            self.heard_event(backend, event)
+        finally:
+            self._caught = None
+        return caught
+
+    def tell_caught(self, caught: Caught, frame: Frame) -> None:
+        """Tell what was caught, if the job is still where it was said."""
+        if caught.job.assignment is caught.assignment:
+            self._tell(caught.job, caught.type, frame)
 
     def _tell(self, job: Job, type_: str, frame: Frame) -> None:
         """Tell it, unless it may be the last ``executed``: clients look for the history entry as soon as they hear it.
@@ -228,6 +295,9 @@ class Relay:
         What ComfyUI says after that one is ``progress_state`` and the terminal event; anything else shows that it was
         not the last.
         """
+        if self._caught is not None:
+            self._caught.append(Caught(job, job.assignment, type_, frame))
+            return
         waiting = job.live.before_end
         if type_ == "executed" or (waiting and type_ == "progress_state" and len(waiting) < MAX_BEFORE_END):
             if type_ == "executed":

@@ -19,11 +19,17 @@ class Overloaded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a POST /prompt."""
+    """The answer to a POST /prompt. `backend` has the job then; empty if it waits, or there is none."""
 
     status: int
     body: bytes
     content_type: str = "application/json; charset=utf-8"
+    backend: str = ""
+
+    @classmethod
+    def accepted(cls, job: Job) -> Reply:
+        """Return the answer to a job that was accepted."""
+        return cls(200, job.answer(), backend=job.backend or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Known:
 def accepted_before(job: Job | None, ended: HistoryRecord | None, gave_number: bool) -> Known | None:
     """What is known of a prompt that is open, or has ended; None if neither."""
     if job is not None:
-        return Known(job.submission.digest, Reply(200, job.answer()))
+        return Known(job.submission.digest, Reply.accepted(job))
     return None if ended is None else Known(ended.digest, Reply(200, _accepted(ended, gave_number)))
 
 

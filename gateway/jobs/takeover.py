@@ -26,6 +26,8 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("takeover")
 
 ASK_PAUSE_SECONDS = 0.5
+# An admin's drain waits so long for the backend.
+ANSWER_SECONDS = 2.0
 # Of backends that have run nothing yet all are taken to be alike.
 UNKNOWN_SECONDS = 1.0
 # A run may take longer than the last ones: this share of a usual run is always taken to be left.
@@ -66,6 +68,20 @@ class Takeover:
             job.recalled = True
             self._taking.add(target)
             self._tasks.start(self._move(job, self._fleet.backends[stuck.backend], target), job.prompt_id)
+
+    async def take_back(self, source: Backend) -> None:
+        """Take back what has not started on a drained backend, so that it runs elsewhere, or waits in the gateway.
+
+        Wait for the backend's answers for `ANSWER_SECONDS`; what it has not given back by then is taken back later.
+        """
+        moves = []
+        for job in self._ledger.jobs_on(source.name):
+            # What lacks its partner keys since a restart can't be sent anywhere else.
+            if job.state is State.PENDING and not job.recalled and not job.submission.lacks_secrets:
+                job.recalled = True
+                moves.append(self._tasks.start(self._move(job, source, ""), job.prompt_id))
+        if moves:
+            await asyncio.wait(moves, timeout=ANSWER_SECONDS)
 
     def _idle(self) -> dict[str, float]:
         """The backends with nothing to do, and the seconds of a usual run there."""
@@ -121,8 +137,9 @@ class Takeover:
         try:
             if await self._given_back(job, source, assignment):
                 self._ledger.recall(job)
-                self._metrics.takeovers.labels(source.name, target).inc()
-                _log.info("taken over", prompt_id=job.prompt_id, backend=source.name, target=target)
+                if target:
+                    self._metrics.takeovers.labels(source.name, target).inc()
+                _log.info("job_taken_back", prompt_id=job.prompt_id, backend=source.name, target=target or None)
         finally:
             job.recalled = False
             self._taking.discard(target)

@@ -14,11 +14,14 @@ from gateway.comfy import events
 from gateway.comfy.backlog import Backlog
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.job import Job
+from gateway.jobs.results import dropped
 from gateway.jobs.topics import session_topic
 from gateway.store.protocol import Bus
 
 # Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
 MAX_WHOLE = 256
+# Bytes in memory that may so wait of one job: what has no place on disk.
+MAX_HELD_BYTES = 64 * 2**20
 # Between an answer and the first event of its prompt.
 HEAD_START_SECONDS = 0.02
 
@@ -50,7 +53,12 @@ class Telling:
         if job.submission.session_id is None:
             return
         held = self._held.get(job) if self._held else None
-        if held is not None:
+        if held is not None and frame.if_told and job.live.turn is None:
+            held.backlog = Backlog(MAX_WHOLE)
+        elif held is not None:
+            if frame.bulk is not None and frame.bulk.held and held.backlog.bytes + frame.held > MAX_HELD_BYTES:
+                dropped(job, "too much waits for the end of the job before it", frame.size)
+                return
             held.backlog.add(frame)
         else:
             self._publish(job, frame)

@@ -73,7 +73,7 @@ class Watch:
             self._look_at(backend, now)
             if backend.stopping is None:
                 self._stopping_since.pop(backend.name, None)
-            elif now - self._stopping_since.get(backend.name, now) >= STOP_SECONDS:
+            elif now - self._stopping_since.setdefault(backend.name, now) >= STOP_SECONDS:
                 self._clear(backend)
 
     def _expire(self, job: Job, seconds: float) -> None:

@@ -49,23 +49,23 @@ class Shared:
         self._holders: dict[int, int] = {}
         self.bytes = 0
 
-    def add(self, message: bytes) -> None:
-        """One more socket holds a message."""
+    def add(self, message: object, size: int) -> None:
+        """One more socket holds a message of so many bytes."""
         count = self._holders.get(id(message), 0)
         if not count:
-            self.bytes += len(message)
-            self._total.bytes += len(message)
+            self.bytes += size
+            self._total.bytes += size
         self._holders[id(message)] = count + 1
 
-    def remove(self, message: bytes) -> None:
+    def remove(self, message: object, size: int) -> None:
         """One socket less does."""
         count = self._holders[id(message)] - 1
         if count:
             self._holders[id(message)] = count
         else:
             del self._holders[id(message)]
-            self.bytes -= len(message)
-            self._total.bytes -= len(message)
+            self.bytes -= size
+            self._total.bytes -= size
 
 
 class TenantBuffers:

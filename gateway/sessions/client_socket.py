@@ -10,15 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 from aiohttp import ClientConnectionError, WSCloseCode, WSMsgType, web
+from aiohttp.abc import AbstractStreamWriter
 
 from gateway.comfy import events, previews, wire
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.story import Listener
 from gateway.sessions.buffers import Buffers
+from gateway.sessions.frame_writer import FrameWriter
 from gateway.sessions.intake import Intake
-from gateway.sessions.outbox import Outbox
+from gateway.sessions.outbox import Outbox, pause_after
 from gateway.sessions.sequencer import Sequencer
+from gateway.store.spool import Lost
+from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
+
+_log = logs.get("sessions")
 
 CLOSE_LIMIT = 2.0
 
@@ -27,6 +33,7 @@ class ClientSocket:
     """A connected socket.
 
     Args:
+        stream: what `response` was prepared with.
         transport: its connection.
         features: gives the flags that are answered to the client's ``feature_flags``.
         max_buffer: bytes that may wait for this reader.
@@ -37,6 +44,7 @@ class ClientSocket:
     def __init__(
         self,
         response: web.WebSocketResponse,
+        stream: AbstractStreamWriter,
         transport: asyncio.Transport,
         session_id: str,
         metrics: Metrics,
@@ -50,9 +58,11 @@ class ClientSocket:
     ) -> None:
         self.session_id = session_id
         self.intake: Intake | None = None
+        self._writing: Frame | None = None
         self._writing_since: float | None = None
         self._response = response
         self._transport = transport
+        self._writer = FrameWriter(response, stream, transport, self._moved)
         self._metrics = metrics
         self._features = features
         self._max_buffer = max_buffer
@@ -66,13 +76,20 @@ class ClientSocket:
         self._is_counted = False
         self._ready = asyncio.Event()
         self._wants_metadata = False
+        self._in_turn = not interleave
         self._held: Frame | None = None
         self._closing: tuple[int, str] | None = None
 
     @property
     def held(self) -> int:
         """Return the bytes that wait for this reader."""
-        return self._outbox.bytes + self._sequencer.waiting_bytes + self._in_transport
+        return self._outbox.bytes + self._sequencer.waiting_bytes + self._in_transport + self._in_writing
+
+    @property
+    def _in_writing(self) -> int:
+        """The bytes in memory of a large frame that is being written."""
+        writing = self._writing
+        return writing.bulk.held if writing is not None and writing.bulk is not None else 0
 
     @property
     def is_closing(self) -> bool:
@@ -99,6 +116,7 @@ class ClientSocket:
         self._in_transport = self._transport.get_write_buffer_size() if self._writing_since is not None else 0
         outbox = self._outbox
         own = outbox.bytes - outbox.large_bytes + self._sequencer.waiting_bytes + self._in_transport
+        own += self._in_writing
         self._buffers.count(self._counted, self, own)
 
     def _order(self, frame: Frame) -> None:
@@ -107,7 +125,8 @@ class ClientSocket:
         A ComfyUI sends type 4 before ``progress`` and type 1 after it (progress.py, and main.py's progress hook).
         """
         held, self._held = self._held, None
-        if frame.kind is Kind.PREVIEW and not self._wants_metadata:
+        if (frame.kind is Kind.PREVIEW or frame.kind is Kind.RESULT) and not self._wants_metadata:
+            # Of a large one the payload is what comes before the picture, which both forms share.
             if frame.legacy is None and (legacy := previews.to_legacy(frame.payload)) is not None:
                 # All sockets of the session hold the same one.
                 frame.legacy = replace(frame, said=legacy)
@@ -148,17 +167,28 @@ class ClientSocket:
         if self._closing is not None:
             return
         self._closing = (code, reason)
+        if code == WSCloseCode.TRY_AGAIN_LATER:
+            self._tell_dropped()
         self._outbox.clear()
         self._sequencer.clear()
         self._held = None
         self._ready.set()
-        if self._writing_since is not None:
+        if self._writing_since is not None or self._writer.is_amid:
             # The writer waits for a peer that may never read, and would not come to the closing.
             asyncio.get_running_loop().call_later(CLOSE_LIMIT, self._transport.abort)
         self._count()
 
+    def _tell_dropped(self) -> None:
+        """Log the results that its reader will not get."""
+        waiting = [*self._outbox.results(), *self._sequencer.results()]
+        waiting += [each for each in (self._writing, self._held) if each is not None and each.kind is Kind.RESULT]
+        for prompt_id in dict.fromkeys(frame.prompt_id for frame in waiting):
+            count = sum(frame.prompt_id == prompt_id for frame in waiting)
+            self._metrics.dropped.labels(str(Kind.RESULT)).inc(count)
+            _log.warning("result_dropped", prompt_id=prompt_id, tenant=self._tenant, frames=count, reason="slow reader")
+
     def is_stalled(self, now: float, after: float) -> bool:
-        """Whether one write has been waiting for the reader for `after` seconds."""
+        """Whether the reader has taken nothing of one write for `after` seconds."""
         return self._writing_since is not None and now - self._writing_since > after
 
     def drop(self) -> None:
@@ -178,12 +208,27 @@ class ClientSocket:
         try:
             await self._read()
         finally:
+            if self._writer.is_amid:
+                # Its peer closes, and may still read: an answer to that amid a frame would spoil it.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_LIMIT):
+                        await self._writer.end()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
+            await self._answer_closing()
+
+    async def _answer_closing(self) -> None:
+        if self._writer.is_torn:
+            self._transport.abort()
+            return
+        with contextlib.suppress(ClientConnectionError, ConnectionError, TimeoutError):
+            async with asyncio.timeout(CLOSE_LIMIT):
+                await self._response.close(drain=False)
 
     def leave(self) -> None:
         """Hold nothing more: it is served no longer."""
         self.close(WSCloseCode.GOING_AWAY, "")
+        self._writing = None
         self._buffers.leave(self._tenant, self)
         self._listener.leave()
 
@@ -195,7 +240,7 @@ class ClientSocket:
                 continue
             if message.type is WSMsgType.PING:
                 with contextlib.suppress(ClientConnectionError):
-                    await self._response.pong(message.data)
+                    await self._writer.pong(message.data)
             elif message.type is WSMsgType.TEXT:
                 if first:
                     self._greet(message.data)
@@ -212,7 +257,7 @@ class ClientSocket:
         flags = value.get("data")
         self._put(Frame(Kind.LIFECYCLE, events.encode("feature_flags", self._features())))
         if isinstance(flags, dict) and flags.get("supports_preview_metadata") is True:
-            self._wants_metadata = True
+            self._wants_metadata, self._in_turn = True, False
             self._listener.interleave()
             for frame in self._sequencer.interleave():
                 self._order(frame)
@@ -224,6 +269,8 @@ class ClientSocket:
                 self._ready.clear()
                 while self._closing is None and (frame := self._outbox.take()) is not None:
                     await self._write_one(frame)
+                    if self._in_turn and (seconds := pause_after(frame, len(self._outbox))):
+                        await self._pause(seconds)
                 if self._is_counted:
                     self._count()
                     self._is_counted = bool(self._sequencer.waiting)
@@ -235,12 +282,28 @@ class ClientSocket:
         except TimeoutError:
             # It does not answer the closing. What is in the transport would wait for it as long as it likes.
             self._transport.abort()
+        except Lost:
+            self._metrics.slow_closed.inc()
+            self.close(WSCloseCode.TRY_AGAIN_LATER, "a message for this socket could not be kept on disk")
+            self._transport.abort()
         except (ClientConnectionError, ConnectionError):
             # The peer went away; the reading side ends as well and cleans up.
             return
 
-    async def _write_one(self, frame: Frame) -> None:
+    async def _pause(self, seconds: float) -> None:
+        # What comes meanwhile waits, and is counted as behind a slow write.
         self._writing_since = time.monotonic()
-        await self._response.send_frame(frame.payload, WSMsgType.BINARY if frame.binary else WSMsgType.TEXT)
+        await asyncio.sleep(seconds)
         self._writing_since = None
+
+    async def _write_one(self, frame: Frame) -> None:
+        self._writing, self._writing_since = frame, time.monotonic()
+        if frame.bulk is None and not self._writer.is_amid:
+            await self._response.send_frame(frame.payload, WSMsgType.BINARY if frame.binary else WSMsgType.TEXT)
+        else:
+            await self._writer.write(frame)
+        self._writing = self._writing_since = None
         self._metrics.events.labels(str(frame.kind)).inc()
+
+    def _moved(self) -> None:
+        self._writing_since = time.monotonic()

@@ -89,17 +89,22 @@ class Hub:
         """Serve GET /ws for a tenant until the socket closes, or what let it in holds no more."""
         # Without compression: what is small when it comes stays small. Pings are answered as they are counted.
         response = web.WebSocketResponse(
-            max_msg_size=self._settings.max_message, compress=False, autoping=False, writer_limit=TRANSPORT_BYTES
+            max_msg_size=self._settings.max_message,
+            compress=False,
+            autoping=False,
+            autoclose=False,
+            writer_limit=TRANSPORT_BYTES,
         )
-        await response.prepare(request)
+        stream = await response.prepare(request)
         transport = request.transport
-        if transport is None:
+        if transport is None or stream is None:
             return response
         transport.set_write_buffer_limits(high=TRANSPORT_BYTES)
         session_id = request.rel_url.query.get("clientId") or uuid.uuid4().hex
         interleave = request.rel_url.query.get("events") == "interleave"
         socket = ClientSocket(
             response,
+            stream,
             transport,
             session_id,
             self._metrics,
@@ -112,7 +117,8 @@ class Hub:
         )
         with ExitStack() as leaving:
             leaving.callback(socket.leave)
-            socket.intake = install(request, response, self._budget(tenant), socket.refuse)
+            intake = socket.intake = install(request, response, self._budget(tenant), socket.refuse)
+            leaving.callback(intake.release)
             # Greeting and subscription without an await in between: no event is missed, none is told twice.
             self._greet(socket, tenant)
             leaving.callback(self._bus.subscribe(session_topic(tenant, session_id), socket.send))

@@ -120,6 +120,14 @@ class Intake:
         self.is_refusing = True
         self._refuse()
 
+    def release(self) -> None:
+        """Hold the socket no more: with it, the whole connection would stay until a collection of garbage."""
+        self._refuse = _ignore
+
+
+def _ignore() -> None:
+    """Do nothing, because the socket is served no longer."""
+
 
 def install(
     request: web.BaseRequest, response: web.WebSocketResponse, budget: Budget, refuse: Callable[[], None]

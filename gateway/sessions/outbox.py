@@ -1,8 +1,8 @@
 """What waits to be written to one socket: bounded, and what is left out for a slow reader. Pure.
 
 Beyond half of the limit only the newest preview, then the newest progress and status, are kept; beyond all of it none.
-Lifecycle events are never left out: a reader so slow that these alone pass the limit is beyond help, and its socket is
-closed.
+Lifecycle events and results are never left out: a reader so slow that these alone pass the limit is beyond help, and
+its socket is closed. What waits on disk does not count (`gateway.store.spool`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,26 @@ from gateway.comfy.events import Frame, Kind
 from gateway.sessions.buffers import LARGE, Shared
 
 _DROPPED_FIRST = (frozenset({Kind.PREVIEW}), frozenset({Kind.PROGRESS, Kind.STATUS, Kind.OTHER}))
+# Between the end of one prompt and what waits of the next.
+PAUSE_SECONDS = 0.02
+# If more frames wait, there is no pause, because prompts end faster than a socket with pauses could be told.
+MAX_PAUSED = 256
+
+
+def pause_after(frame: Frame, waiting: int) -> float:
+    """Return the seconds to wait behind a frame, with so many behind it, on a socket that is told of prompts in turn.
+
+    A client may unpack a binary frame in a later turn of its loop than the text after it. If the next prompt is told in
+    the same breath, it takes one prompt's picture for the other's.
+    """
+    return PAUSE_SECONDS if frame.kind is Kind.END and 0 < waiting <= MAX_PAUSED else 0.0
 
 
 class Outbox:
     """A queue of frames.
 
     Args:
-        limit: bytes; past half of it frames are left out, past all of it `overflowing` is true.
+        limit: bytes in memory; past half of it frames are left out, past all of it `overflowing` is true.
         shared: where large ones are counted, of which `large_bytes` are here.
     """
 
@@ -41,11 +54,11 @@ class Outbox:
     def put(self, frame: Frame) -> list[Frame]:
         """Add a frame. Returns what was left out to make room."""
         self._frames.append(frame)
-        payload = frame.payload
-        self.bytes += len(payload)
-        if len(payload) >= LARGE:
-            self.large_bytes += len(payload)
-            self._shared.add(payload)
+        size = frame.held if frame.bulk is not None else len(frame.payload)
+        self.bytes += size
+        if size >= LARGE:
+            self.large_bytes += size
+            self._shared.add(frame.shared, size)
         dropped: list[Frame] = []
         for kinds in _DROPPED_FIRST:
             if self.bytes > self._limit // 2:
@@ -60,10 +73,7 @@ class Outbox:
         if not self._frames:
             return None
         frame = self._frames.popleft()
-        size = len(frame.payload)
-        self.bytes -= size
-        if size >= LARGE:
-            self._forget_large(frame.payload)
+        self._forget(frame)
         return frame
 
     def thin(self) -> list[Frame]:
@@ -75,9 +85,16 @@ class Outbox:
         while self.take() is not None:
             pass
 
-    def _forget_large(self, payload: bytes) -> None:
-        self.large_bytes -= len(payload)
-        self._shared.remove(payload)
+    def results(self) -> list[Frame]:
+        """The results that wait."""
+        return [frame for frame in self._frames if frame.kind is Kind.RESULT]
+
+    def _forget(self, frame: Frame) -> None:
+        size = frame.held if frame.bulk is not None else len(frame.payload)
+        self.bytes -= size
+        if size >= LARGE:
+            self.large_bytes -= size
+            self._shared.remove(frame.shared, size)
 
     def _leave_out(self, kinds: frozenset[Kind], *, keep_newest: bool) -> list[Frame]:
         seen: set[tuple[Kind, str, str | None]] = set()
@@ -87,9 +104,7 @@ class Outbox:
             key = (frame.kind, frame.slot, frame.prompt_id)
             if frame.kind in kinds and (key in seen or not keep_newest):
                 dropped.append(frame)
-                self.bytes -= len(frame.payload)
-                if len(frame.payload) >= LARGE:
-                    self._forget_large(frame.payload)
+                self._forget(frame)
                 continue
             seen.add(key)
             kept.appendleft(frame)

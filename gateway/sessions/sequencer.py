@@ -46,8 +46,13 @@ class Sequencer:
             # A straggler of a prompt that was told to its end must not open it again. A second run of a prompt must not
             # move its progress backwards.
             return []
-        if self._current is None:
+        if self._current is None and not frame.if_told:
             self._current = prompt_id
+        if prompt_id != self._current and frame.if_told:
+            # It was deleted before this socket was told that it began, so there is nothing to tell.
+            self.waiting.pop(prompt_id, None)
+            self._remember(prompt_id)
+            return []
         if prompt_id != self._current:
             self.waiting.setdefault(prompt_id, Backlog()).add(frame)
             return []
@@ -55,6 +60,11 @@ class Sequencer:
             return [frame]
         self._end(prompt_id)
         return [frame, *self._next()]
+
+    def results(self) -> list[Frame]:
+        """The results that wait."""
+        waiting = (frame for backlog in self.waiting.values() for frame in backlog.frames)
+        return [frame for frame in waiting if frame.kind is Kind.RESULT]
 
     def thin(self) -> list[Frame]:
         """Leave out all progress and previews but the newest of what waits. Returns that."""
@@ -98,6 +108,9 @@ class Sequencer:
 
     def _end(self, prompt_id: str) -> None:
         self._current = None
+        self._remember(prompt_id)
+
+    def _remember(self, prompt_id: str) -> None:
         self._ended[prompt_id] = None
         if len(self._ended) > MAX_REMEMBERED_ENDS:
             self._ended.popitem(last=False)

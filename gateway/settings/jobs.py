@@ -40,7 +40,7 @@ class HistorySettings(Model):
     max_items: Count = 10_000
     max_bytes: Bytes = 2 * 1024**3
     memory: Bytes = 128 * 1024 * 1024
-    max_result: Bytes = 6 * 1024 * 1024
+    max_result: Bytes = 64 * 1024 * 1024
 
 
 class RetentionSettings(Model):

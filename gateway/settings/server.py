@@ -70,13 +70,16 @@ class CorsSettings(Model):
 class SessionSettings(Model):
     """Limits of clients' WebSockets.
 
-    `max_buffer` is for one, `tenant_buffer` for all of a tenant's, `total_buffer` for all. A socket may send
+    `max_buffer` is for one, `tenant_buffer` for all of a tenant's, `total_buffer` for all. Large results wait on disk:
+    `tenant_spool` bytes of a tenant's, `total_spool` of all. A socket may send
     `receive_burst` bytes at once and `receive_rate` a second, all of a tenant's some times as much (`intake.py`).
     """
 
     max_buffer: Bytes = 16 * 1024 * 1024
     tenant_buffer: Bytes = 64 * 1024 * 1024
     total_buffer: Bytes = 256 * 1024 * 1024
+    tenant_spool: Bytes = 1024**3
+    total_spool: Bytes = 8 * 1024**3
     stalled_after: Seconds = 30.0
     max_message: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
     receive_rate: Annotated[int, Field(ge=1024)] = 8 * 1024

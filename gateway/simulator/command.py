@@ -23,6 +23,9 @@ from gateway.simulator.options import SimulatorOptions, model_names
 @click.option("--hold-loop", type=click.FloatRange(0, 0.99), default=0.0, help="Share of time a job holds the loop.")
 @click.option("--seed", type=int, default=None, help="Makes what is random repeatable.")
 @click.option("--cache", is_flag=True, help="Reuse the results of the last run, as ComfyUI does.")
+@click.option(
+    "--preview-method", type=click.Choice(["auto", "none"]), default="auto", help="As ComfyUI's, which says none."
+)
 @click.option("--fail", "failures", multiple=True, metavar="SPEC", help=f"A fault: {', '.join(sorted(faults.KNOWN))}.")
 @click.option("--vram-gb", type=click.FloatRange(min=1), default=24.0, show_default=True)
 @click.option(
@@ -46,6 +49,7 @@ def simulate(
     hold_loop: float,
     seed: int | None,
     cache: bool,
+    preview_method: str,
     failures: tuple[str, ...],
     vram_gb: float,
     max_upload_size: float,
@@ -74,6 +78,7 @@ def simulate(
         hold_loop=hold_loop,
         seed=seed,
         cache=cache,
+        previews=preview_method != "none",
         vram_gb=vram_gb,
         max_upload_mb=max_upload_size,
         base_dir=base_dir,

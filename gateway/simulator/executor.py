@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import random
@@ -225,7 +226,7 @@ class Execution:
     # -- what nodes may do ---------------------------------------------------------------------------------------
 
     async def steps(self, count: int, seconds_each: float, colour: Colour) -> None:
-        """Take steps, with progress and a preview each."""
+        """Take steps, with progress and, if it is to send them, a preview each."""
         for step in range(1, count + 1):
             await self._wait(seconds_each)
             await self._stay_silent()
@@ -264,21 +265,36 @@ class Execution:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         if faults.get("broken"):
             raise RuntimeError("operator torchvision::nms does not exist")
+        if faults.get("full-disk"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _tell_step(self, step: int, count: int, colour: Colour) -> None:
-        sid = self.sid
-        prompt_id = self._item.prompt_id
         buffer = io.BytesIO()
         preview_image(colour, step, count).save(buffer, "JPEG", quality=80)
+        self._tell_picture(step, count, buffer.getvalue() if self._executor.options.previews else None, "image/jpeg")
+
+    def show(self, value: int, most: int, picture: bytes, image_type: str = "image/png") -> None:
+        """Tell how far the node is, with an encoded picture (comfy/utils.py, ProgressBar)."""
+        self._set_progress(self._node, value, most, "running")
+        self._tell_picture(value, most, picture, image_type)
+
+    async def told(self) -> None:
+        """Wait until all that was told is sent."""
+        await self._sockets.drained()
+        self._check_interrupt()
+
+    def _tell_picture(self, value: int, most: int, picture: bytes | None, image_type: str) -> None:
+        sid = self.sid
+        prompt_id = self._item.prompt_id
         place = {"node_id": self._node, "prompt_id": prompt_id}
         metadata = {**place, "display_node_id": self._node, "parent_node_id": None, "real_node_id": self._node}
-        preview = Preview(metadata, "image/jpeg", buffer.getvalue())
+        preview = None if picture is None else Preview(metadata, image_type, picture)
         with_metadata = self._sockets.wants_metadata(sid) and not self._executor.faults.get("no-metadata")
-        if with_metadata:
+        if preview is not None and with_metadata:
             self._sockets.send_preview(preview, sid, with_metadata=True)
-        progress = {"value": step, "max": count, "prompt_id": prompt_id, "node": self._node}
+        progress = {"value": value, "max": most, "prompt_id": prompt_id, "node": self._node}
         self._sockets.send("progress", progress, sid)
-        if not with_metadata:
+        if preview is not None and not with_metadata:
             self._sockets.send_preview(preview, sid, with_metadata=False)
 
     async def load_model(self, name: str) -> None:

@@ -23,6 +23,7 @@
 | `poisoned` | jobs fail with a CUDA error that only a restart heals |
 | `lose-uploads` | uploads are answered as if they were kept, and are not |
 | `odd` | each answer in JSON is one that no ComfyUI gives, and before each message on a socket comes an odd one |
+| `full-disk` | jobs fail, because there is no space left on its disk |
 | `broken` | jobs fail with an error of the installation, whatever they are |
 | `deaf` | what runs goes no further, says nothing and heeds no interrupt, while requests are answered |
 | `silent` | what runs goes no further and says nothing, while requests are answered; an interrupt ends it |
@@ -57,6 +58,7 @@ KNOWN = frozenset(
         "oom-until-free",
         "poisoned",
         "broken",
+        "full-disk",
         "silent",
         "deaf",
     }

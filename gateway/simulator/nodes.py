@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ class Run(Protocol):
         Raises:
             NodeInterrupted: the prompt was interrupted.
         """
+
+    async def told(self) -> None:
+        """Wait until all that was told is sent."""
+
+    def show(self, value: int, most: int, picture: bytes, image_type: str = "image/png") -> None:
+        """Tell how far the node is, with an encoded picture."""
 
     async def load_model(self, name: str) -> None:
         """Have a checkpoint in memory."""
@@ -90,6 +97,34 @@ async def _fail(run: Run, inputs: dict[str, Any]) -> Result:
 async def _tell(run: Run, inputs: dict[str, Any]) -> Result:
     """A custom node that shows what a prompt says, whether it wrote such a file or not."""
     return Result((), wire.loads(inputs["ui"].encode()))
+
+
+async def _save_over_socket(run: Run, inputs: dict[str, Any]) -> Result:
+    """Send pictures as previews, as ComfyUI's custom_nodes/websocket_image_save.py does."""
+    for place, image in enumerate(inputs["images"]):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", quality=95, compress_level=1)
+        run.show(place, len(inputs["images"]), buffer.getvalue())
+    return Result(())
+
+
+async def _send_much(run: Run, inputs: dict[str, Any]) -> Result:
+    """A custom node that sends pictures, and a text or numbers, of any size. The pictures only begin as PNG files."""
+    for place in range(inputs["pictures"]):
+        run.show(place, inputs["pictures"], bulk_picture(place, inputs["picture_bytes"]))
+        # Past a bound of what waits a node waits for its socket: else the pictures would be in memory all at once.
+        await run.told()
+    ui: dict[str, Any] = {}
+    if inputs["text_bytes"]:
+        ui["text"] = ["x" * inputs["text_bytes"]]
+    if inputs["values"]:
+        ui["values"] = [0] * inputs["values"]
+    return Result((), ui or None)
+
+
+def bulk_picture(place: int, size: int) -> bytes:
+    """The picture of `size` bytes that a BulkNode sends as the one at `place`."""
+    return (b"\x89PNG\r\n\x1a\n%08d" % place).ljust(size, b"\xa5")
 
 
 async def _pick(run: Run, inputs: dict[str, Any]) -> Result:
@@ -191,6 +226,8 @@ FUNCTIONS: dict[str, NodeFunction] = {
     "SlowSampler": _slow_sampler,
     "FailNode": _fail,
     "TellNode": _tell,
+    "BulkNode": _send_much,
+    "SaveImageWebsocket": _save_over_socket,
     "PickNode": _pick,
     "EmptyImage": _empty_image,
     "ImageInvert": _invert,

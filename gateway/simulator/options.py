@@ -30,6 +30,7 @@ class SimulatorOptions:
     hold_loop: float = 0.0
     seed: int | None = None
     cache: bool = False
+    previews: bool = True
     vram_gb: float = 24.0
     max_upload_mb: float = 100.0
     base_dir: Path | None = None

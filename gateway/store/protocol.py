@@ -81,7 +81,8 @@ class KeptSize:
 class HistoryRecord:
     """A job that ended. Writing it removes the open job in the same commit. `entry` is the history entry's JSON.
 
-    The store sets `kept`: only who compresses the entry knows what it comes to.
+    The store sets `kept`: only who compresses the entry knows what it comes to. A large one comes compressed, as
+    `packed`, and `entry` is empty.
     """
 
     tenant: str
@@ -95,6 +96,7 @@ class HistoryRecord:
     summary: bytes
     entry: bytes = b""
     kept: KeptSize = field(default_factory=KeptSize, compare=False, repr=False)
+    packed: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,11 @@ class SqliteStore:
         """How many writes are kept until the disk takes them."""
         return self._owed
 
+    def size(self) -> int:
+        """Return the bytes of the journal's files on the disk."""
+        paths = [self._directory / f"{FILE_NAME}{suffix}" for suffix in ("", "-wal")]
+        return sum(path.stat().st_size for path in paths if path.exists())
+
     async def open(self) -> None:
         """Take the directory, bring the schema up to date, start the writer."""
         self._loop = asyncio.get_running_loop()

@@ -70,7 +70,7 @@ _upload_key = attrgetter(*(field.name for field in fields(UploadRemoval)))
 _placement = attrgetter(*(field.name for field in fields(PlacementRecord)))
 _backend = attrgetter(*(field.name for field in fields(BackendRecord)))
 _key = attrgetter(*(field.name for field in fields(KeyRecord)))
-_ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name not in ("entry", "kept")))
+_ended = attrgetter(*(field.name for field in fields(HistoryRecord) if field.name not in ("entry", "kept", "packed")))
 _job_update = attrgetter(
     "state",
     "backend",
@@ -96,7 +96,7 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
         case JobRemoval(tenant, prompt_id):
             connection.execute(_DROP_JOB, (tenant, prompt_id))
         case HistoryRecord():
-            packed = zlib.compress(change.entry, 3)
+            packed = change.packed or zlib.compress(change.entry, 3)
             connection.execute(_PUT_HISTORY, (*_ended(change), packed))
             change.kept.bytes = len(packed) + len(change.summary) + len(change.node_errors or b"")
             connection.execute(_DROP_JOB, (change.tenant, change.prompt_id))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from platform import python_version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 
@@ -34,7 +36,10 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(prefix + name, text, labels, registry=registry, buckets=buckets)
 
-        self.backend_up = gauge("backend_up", "1 while the backend takes work", "backend")
+        _tell_process(registry, prefix)
+        self._add_journal(gauge, histogram)
+        self.backend_up = gauge("backend_up", "1 while the backend can run jobs", "backend")
+        self.backend_drained = gauge("backend_drained", "1 while an admin lets it have no work", "backend")
         self.backend_poisoned = gauge("backend_poisoned", "1 while it can't use its GPU until a restart", "backend")
         self.backend_ejected = gauge("backend_ejected", "1 while it gets no work for its failures", "backend")
         self.backend_pending = gauge("backend_queue_pending", "Prompts pending on the backend", "backend")
@@ -80,11 +85,15 @@ class Metrics:
         self.slow_closed = counter("sockets_closed_slow_total", "WebSockets closed because their reader fell behind")
         self.flooding_closed = counter("sockets_closed_flooding_total", "WebSockets closed because they sent too much")
         self.sockets_buffered = gauge("sockets_buffered_bytes", "Bytes that wait for the readers of WebSockets")
+        self.sockets_spooled = gauge("sockets_spooled_bytes", "Bytes on disk that wait for the readers of WebSockets")
+        self.tasks = gauge("tasks", "Tasks of the event loop")
+        self.task_failures = counter("task_failures_total", "Unexpected errors in background tasks, by task", "task")
+
+    def _add_journal(self, gauge: Callable[..., Gauge], histogram: Callable[..., Histogram]) -> None:
+        self.journal_bytes = gauge("journal_bytes", "Bytes of the journal and of its log on the disk")
         self.journal_writable = gauge("journal_writable", "1 while the journal can be written")
         self.journal_owed = gauge("journal_owed", "Writes kept in memory until the disk takes them")
         self.journal_seconds = histogram("journal_commit_seconds", "Time of a journal commit", _HTTP_BUCKETS)
-        self.tasks = gauge("tasks", "Tasks of the event loop")
-        self.task_failures = counter("task_failures_total", "Unexpected errors in background tasks, by task", "task")
 
     async def text(self, max_age: float = 0.0) -> bytes:
         """Return the text exposition format, as Prometheus reads it, made one metric at a time.
@@ -106,6 +115,13 @@ class Metrics:
             pieces.append(generate_latest(_One(family)))
             await asyncio.sleep(0)
         return b"".join(pieces)
+
+
+def _tell_process(registry: CollectorRegistry, prefix: str) -> None:
+    """Add the process's CPU time, memory, open files and start (``process_…``), and the versions that it runs."""
+    ProcessCollector(registry=registry)
+    build = Info(prefix + "build", "Versions of the gateway and of what it runs on", registry=registry)
+    build.info({"version": version("comfyui-gateway"), "python": python_version(), "aiohttp": version("aiohttp")})
 
 
 class _One:

@@ -21,8 +21,9 @@ from gateway.tenants.keys import Identity, Role
 class Access(StrEnum):
     """Who may.
 
-    ANYBODY needs no key. MONITORING: any key, and no key at all where `auth.metrics` is open. USERS: users and admins.
-    TEAM: admins, and users who are not kept from seeing what others made (`auth.isolation`). ADMINS: these alone.
+    ANYBODY needs no key. MONITORING: keys for metrics and admins; no key at all where `auth.metrics` is open. USERS:
+    users and admins. TEAM: admins, and users who are not kept from seeing what others made (`auth.isolation`). ADMINS:
+    these alone.
     """
 
     ANYBODY = "anybody"
@@ -151,10 +152,10 @@ def is_manager(path: str) -> bool:
 
 def may(identity: Identity, access: Access) -> bool:
     """Whether a caller may use what is for `access`."""
-    if access in (Access.ANYBODY, Access.MONITORING):
+    if access is Access.ANYBODY:
         return True
-    if identity.role is Role.METRICS:
-        return False
+    if identity.role is Role.METRICS or access is Access.MONITORING:
+        return access is Access.MONITORING and identity.role is not Role.USER
     if access is Access.TEAM:
         return identity.is_admin or not identity.isolated
     return identity.is_admin or access is Access.USERS

@@ -78,7 +78,7 @@ class Authentication:
         if self._keyring.is_open:
             return self._keyring.local
         try:
-            key = _key_of(request)
+            key = key_of(request)
         except AmbiguousKey as error:
             self._tell(Reason.AMBIGUOUS, client_address(request), None)
             return Refused(400, "ambiguous_key", "Which key is meant can't be told", f"{error}; send one")
@@ -153,7 +153,7 @@ def _over(grant: Grant) -> Refused:
     return Refused(401, "key_expired", message, f"ask for a new secret of {grant.identity.noun}")
 
 
-def _key_of(request: web.Request) -> str | None:
+def key_of(request: web.Request) -> str | None:
     """As `presented_key`, and no more is read than has to be: most clients send a header."""
     key = key_in_headers(request.headers)
     if key is None and request.rel_url.raw_query_string:

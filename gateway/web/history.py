@@ -5,16 +5,14 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.jobs.job import WHOSE
+from gateway.jobs.job import owner_of
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
-from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem
+from gateway.web import long_answers
+from gateway.web.answers import empty, json_bytes, problem
 from gateway.web.auditing import foreign_noted
-from gateway.web.parts import STREAMING, caller, parts, tells_whose, whose
+from gateway.web.parts import caller, parts, tells_whose, whose
 from gateway.web.queue import BadBody, ids_of, read_object
-
-# Bytes of entries that an answer holds in memory at a time.
-MOST_AT_ONCE = 4 * 1024 * 1024
 
 
 async def get_history(request: web.Request) -> web.StreamResponse:
@@ -35,15 +33,28 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     return await _all(request, _one_for_each_id(request, chosen))
 
 
-async def get_history_entry(request: web.Request) -> web.Response:
+async def get_history_entry(request: web.Request) -> web.StreamResponse:
     """One ended job of the caller's; ``{}`` for an id that is not one."""
     history, identity = parts(request).engine.history, whose(request)
     prompt_id = request.match_info["prompt_id"]
     ended = history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = history.find_any(prompt_id)
-    entry = await history.entry(ended) if ended is not None else None
-    return json_bytes(b"{}" if ended is None or entry is None else b"{%b}" % _item(request, ended, entry))
+    if ended is None:
+        return json_bytes(b"{}")
+    async with history.reading(ended):
+        entry = await history.entry(ended)
+        if entry is None:
+            return json_bytes(b"{}")
+        start, whole, end = _item(request, ended, entry)
+        try:
+            bulk = await long_answers.kept(parts(request).engine.spool, ended.tenant, whole)
+        except long_answers.Busy:
+            return long_answers.busy()
+        if bulk is None:
+            return await long_answers.answer(request, (b"{", start, whole, end, b"}"))
+        del entry, whole
+    return await long_answers.from_disk(request, b"{%b" % start, bulk, end + b"}")
 
 
 def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[HistoryRecord]:
@@ -54,32 +65,46 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
     return list({ended.prompt_id: ended for ended in sorted(chosen, key=lambda ended: ended.tenant == own)}.values())
 
 
-def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> bytes:
-    if tells_whose(request):
-        entry = b'%b, "%b": %b}' % (entry[:-1], WHOSE.encode(), wire.dumps(ended.tenant))
-    return b"%b: %b" % (wire.dumps(ended.prompt_id), entry)
+def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[bytes, memoryview, bytes]:
+    """Return what is before an entry, the entry, and what follows."""
+    start = b"%b: " % wire.dumps(ended.prompt_id)
+    if not tells_whose(request):
+        return start, memoryview(entry), b""
+    return start, memoryview(entry)[:-1], owner_of(ended.tenant, ended.backend)
 
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
-    """These entries in one object. Past `MOST_AT_ONCE` they are sent as they are read: a tenant may have gigabytes."""
+    """These entries in one object. If long, they are sent as they are read: a tenant may have gigabytes."""
+    engine = parts(request).engine
     response: web.StreamResponse | None = None
-    pieces, size = [b"{"], 0
+    pieces: list[bytes | memoryview] = [b"{"]
+    size = 0
     try:
         for ended in chosen:
-            entry = await parts(request).engine.history.entry(ended)
-            if entry is None:
-                continue
-            item = _item(request, ended, entry)
-            pieces += (b", ", item) if size else (item,)
-            size += len(item)
-            if size > MOST_AT_ONCE:
-                response = response or await _begun(request)
+            async with engine.history.reading(ended):
+                entry = await engine.history.entry(ended)
+                if entry is None:
+                    continue
+                start, whole, end = _item(request, ended, entry)
+                bulk = await long_answers.kept(engine.spool, ended.tenant, whole)
+                pieces += (b", ", start) if size else (start,)
+                size += len(entry)
+                if bulk is None:
+                    pieces.append(whole)
+                del entry, whole
+            if bulk is not None or size > long_answers.MOST_AT_ONCE:
+                response = response or await long_answers.begin(request)
                 if request.method == "HEAD":
                     return response
-                await response.write(b"".join(pieces))
+                await long_answers.send(response, pieces)
+                if bulk is not None:
+                    await long_answers.send_bulk(request, response, bulk)
                 pieces, size = [], 1
-    except StoreError as error:
+            pieces.append(end)
+    except (StoreError, long_answers.Busy) as error:
         if response is None:
+            if isinstance(error, long_answers.Busy):
+                return long_answers.busy()
             raise
         # Cut off, or it would be taken for all there is.
         if request.transport is not None:
@@ -88,15 +113,8 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
     pieces.append(b"}")
     if response is None:
         return json_bytes(b"".join(pieces))
-    await response.write(b"".join(pieces))
+    await long_answers.send(response, pieces)
     await response.write_eof()
-    return response
-
-
-async def _begun(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers=JSON_HEADERS)
-    request[STREAMING] = True
-    await response.prepare(request)
     return response
 
 

@@ -279,9 +279,11 @@ class Intake:
 
     def _leave(self) -> None:
         self.state = _GONE
+        # What is held is thrown away as well: if it is enough already, no more is read.
+        self._dropped += self.held
         self._forget()
-        transport = self._transport
-        if transport is not None and not transport.is_closing() and not transport.is_reading():
+        transport, is_enough = self._transport, self._dropped > LINGER_BYTES
+        if transport is not None and not transport.is_closing() and not transport.is_reading() and not is_enough:
             transport.resume_reading()
 
     def _drop(self, size: int) -> None:

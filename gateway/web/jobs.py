@@ -9,14 +9,14 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
-from gateway.jobs.engine import Engine
-from gateway.jobs.job import WHOSE, Job
+from gateway.jobs.job import Job, with_owner
 from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.story import all_running
 from gateway.store.protocol import HistoryRecord
+from gateway.store.spool import Bulk
 from gateway.telemetry.audit import Action
-from gateway.tenants.keys import Identity
-from gateway.web.answers import JSON_HEADERS, json, json_bytes
+from gateway.web import long_answers
+from gateway.web.answers import JSON_HEADERS, json
 from gateway.web.auditing import foreign_noted
 from gateway.web.parts import parts, tells_whose, whose
 from gateway.web.queue import BadBody, read_object
@@ -49,12 +49,8 @@ def encoded_list(found: list[Entry], query: JobsQuery, *, tells_whose: bool) -> 
     yield b'{"jobs":['
     for n, (shown, job) in enumerate(page):
         encoded = job.summary if isinstance(job, HistoryRecord) else _encoded(job, shown.status)
-        yield (b"," if n else b"") + (_with_tenant(encoded, job.tenant) if tells_whose else encoded)
+        yield (b"," if n else b"") + (with_owner(encoded, job.tenant, job.backend) if tells_whose else encoded)
     yield b'],"pagination":%b}' % wire.dumps(pagination)
-
-
-def _with_tenant(job: bytes, tenant: str) -> bytes:
-    return b'%b,"%b":%b}' % (job[:-1], WHOSE.encode(), wire.dumps(tenant))
 
 
 def _listed(job: Job, *, is_running: bool) -> Listed:
@@ -69,31 +65,40 @@ def _encoded(job: Job, status: str) -> bytes:
     return shown if workflow_id is None else b'%b,"workflow_id":%b}' % (shown[:-1], workflow_id)
 
 
-async def get_job(request: web.Request) -> web.Response:
+async def get_job(request: web.Request) -> web.StreamResponse:
     """One job, with its outputs if it has ended."""
     try:
-        found = await _find(parts(request).engine, whose(request), request.match_info["job_id"])
+        found = await _find(request, request.match_info["job_id"])
     except NotRead as error:
         return json({"error": f"The job could not be read: {error}"}, 503, {"Retry-After": "5"})
+    except long_answers.Busy:
+        return long_answers.busy()
     if found is None:
         return json({"error": "Job not found"}, 404)
-    tenant, job = found
-    return json_bytes(_with_tenant(job, tenant) if tells_whose(request) else job)
+    if isinstance(found, Bulk):
+        return await long_answers.from_disk(request, b"", found, b"")
+    return await long_answers.answer(request, [found])
 
 
-async def _find(engine: Engine, identity: Identity, prompt_id: str) -> tuple[str, bytes] | None:
-    """Whose job it is, and the job."""
+async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
+    """The job, on disk if that is long."""
+    engine, identity = parts(request).engine, whose(request)
+    tell = with_owner if tells_whose(request) else lambda encoded, *_: encoded
     job = engine.control.find(identity.sees, prompt_id)
     if job is not None:
         is_running = job.backend is not None and job in all_running(engine.ledger.jobs_on(job.backend))
-        return job.tenant, _encoded(job, _listed(job, is_running=is_running).status)
+        return tell(_encoded(job, _listed(job, is_running=is_running).status), job.tenant, job.backend)
     ended = engine.history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = engine.history.find_any(prompt_id)
-    entry = await engine.history.entry(ended) if ended is not None else None
-    if ended is None or entry is None:
+    if ended is None:
         return None
-    return ended.tenant, await engine.reader.show_job(identity.tenant, prompt_id, entry)
+    async with engine.history.reading(ended):
+        entry = await engine.history.entry(ended)
+        if entry is None:
+            return None
+        shown = tell(await engine.reader.show_job(identity.tenant, prompt_id, entry), ended.tenant, ended.backend)
+        return await long_answers.kept(engine.spool, ended.tenant, shown) or shown
 
 
 async def cancel_job(request: web.Request) -> web.Response:

@@ -55,9 +55,9 @@ async def get_backends(request: web.Request) -> web.Response:
     described = []
     for backend in gateway.fleet.backends.values():
         queued, running = gateway.engine.ledger.load(backend.name)
-        described.append(
-            {**backend.describe(), "ejected": backend.name in ejected, "jobs_queued": queued, "jobs_running": running}
-        )
+        is_out = backend.name in ejected
+        state = {"ejected": is_out, "ejected_for": backend.ejected_for if is_out else ""}
+        described.append({**backend.describe(), **state, "jobs_queued": queued, "jobs_running": running})
     return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
 
 
@@ -76,14 +76,20 @@ async def get_packs(request: web.Request) -> web.Response:
 
 
 async def set_drain(request: web.Request) -> web.Response:
-    """Stop or resume giving work to a backend: POST /gateway/backends/{name}/drain or …/resume (admins)."""
+    """Stop or resume giving work to a backend: POST /gateway/backends/{name}/drain or …/resume (admins).
+
+    A drained backend gives back what has not started. The answer says how many jobs it still has.
+    """
     gateway, name = parts(request), request.match_info["name"]
     backend = gateway.fleet.backends.get(name)
     if backend is None:
         names = ", ".join(gateway.fleet.backends)
         return problem(404, "unknown_backend", f"There is no backend '{name}'", f"there are: {names}")
     gateway.fleet.drain(backend, drained=request.match_info["action"] == "drain")
-    if not backend.drained:
-        gateway.engine.dispatcher.wake()
     note(request, Action.BACKEND_DRAINED if backend.drained else Action.BACKEND_RESUMED, name)
-    return json(backend.describe())
+    if backend.drained:
+        await gateway.engine.dispatcher.takeover.take_back(backend)
+    else:
+        gateway.engine.dispatcher.wake()
+    queued, running = gateway.engine.ledger.load(name)
+    return json({**backend.describe(), "jobs_queued": queued, "jobs_running": running})

@@ -19,26 +19,28 @@ from gateway.jobs.reply import Overloaded, Reply
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import UNCOUNTED_BODY
-from gateway.web.answers import json, json_bytes, problem
+from gateway.web.answers import json_bytes, problem
+from gateway.web.authentication import key_of
 from gateway.web.bodies import read_json
 from gateway.web.contents import NOSNIFF
 from gateway.web.limits import told
 from gateway.web.parts import caller, parts
 
 _log = logs.get("prompts")
+BACKEND_HEADER = "X-Gateway-Backend"
 
 
 class _EarlyAnswer:
     """An answer that is written before its handler has come to its end."""
 
-    def __init__(self, request: web.Request, headers: Callable[[], dict[str, str]]) -> None:
+    def __init__(self, request: web.Request, headers: Callable[[Reply], dict[str, str]]) -> None:
         self._request = request
         self._headers = headers
         self._writing: asyncio.Task[web.Response] | None = None
 
     def write(self, reply: Reply) -> None:
         """Write it now. The connection is not used again: its handler goes on."""
-        self._writing = asyncio.get_running_loop().create_task(self._write(_response(reply, self._headers())))
+        self._writing = asyncio.get_running_loop().create_task(self._write(_response(reply, self._headers(reply))))
 
     async def _write(self, response: web.Response) -> web.Response:
         response.force_close()
@@ -63,10 +65,17 @@ async def post_prompt(request: web.Request) -> web.Response:
     def rates() -> dict[str, str]:
         return told(limits.quotas(identity.tenant, time.monotonic()))
 
-    early = _EarlyAnswer(request, rates)
+    def answered(reply: Reply) -> dict[str, str]:
+        return {**rates(), **_place(request, reply)}
+
+    early = _EarlyAnswer(request, answered)
     try:
         limits.prompt(identity.tenant, time.monotonic())
         submission = await _read(request)
+        if submission.secrets and (key := key_of(request)) is not None:
+            # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
+            submission = submission.without_secret(key)
+        await engine.checks.ready_for(submission)
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         _count(parts(request).metrics, identity.tenant, rejection)
@@ -84,7 +93,14 @@ async def post_prompt(request: web.Request) -> web.Response:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         parts(request).metrics.limited.labels("max_waiting").inc()
         return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
-    return await early.written() or _response(reply, rates())
+    return await early.written() or _response(reply, answered(reply))
+
+
+def _place(request: web.Request, reply: Reply) -> dict[str, str]:
+    """Return the header that tells an admin which backend has the job, if one has it yet."""
+    if not reply.backend or not caller(request).is_admin:
+        return {}
+    return {BACKEND_HEADER: reply.backend}
 
 
 async def _read(request: web.Request) -> Submission:
@@ -123,4 +139,5 @@ async def get_prompt(request: web.Request) -> web.Response:
         remaining = len(engine.ledger) + len(running) + len(pending)
     else:
         remaining = engine.ledger.remaining(caller(request).tenant)
-    return json({"exec_info": {"queue_remaining": remaining}})
+    # Written as ComfyUI writes it, because scripts that end idle machines search the text.
+    return json_bytes(b'{"exec_info": {"queue_remaining": %d}}' % remaining)

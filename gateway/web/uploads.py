@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway.comfy import wire
 from gateway.comfy.client import BackendError
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
+from gateway.fleet import merging
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Known, has
 from gateway.fleet.files import Upload
@@ -85,11 +86,10 @@ def _answer(gateway: Parts, tenant: str, form: Form, wanted: FileRef, ref: FileR
 
 
 def _limit(gateway: Parts, tenant: str) -> int:
-    """Return the limits of an upload: no more than each backend of the tenant takes (ComfyUI's --max-upload-size)."""
+    """Return how many bytes an upload may have: no more than some backend of the tenant takes."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
-    told = [backend.features["max_upload_size"] for backend in backends if "max_upload_size" in backend.features]
-    return int(min([gateway.settings.uploads.max_size, *told]))
+    return merging.upload_limit((backend.features for backend in backends), gateway.settings.uploads.max_size)
 
 
 def _check_own(own: LimitSettings, size: int) -> None:

@@ -72,7 +72,7 @@ async def test_open_paths_and_roles(lab: Lab) -> None:
     expected = {
         "/healthz": (200, 200, 200, 200),
         "/readyz": (200, 200, 200, 200),
-        "/metrics": (401, 200, 200, 200),
+        "/metrics": (401, 403, 200, 200),
         "/queue": (401, 200, 200, 403),
         "/gateway/backends": (401, 403, 200, 403),
         "/gateway/packs": (401, 403, 200, 403),

@@ -8,7 +8,7 @@ from tests.lab import Lab
 from tests.workflows import slow
 
 # More than is usual.
-LONG = "-" * 10_000
+LONG = "-" * 1_000
 
 
 async def test_what_a_list_tells(lab: Lab) -> None:

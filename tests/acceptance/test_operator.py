@@ -128,3 +128,89 @@ async def test_a_socket_through_which_nothing_comes_is_opened_anew(lab: Lab) -> 
     prompt_id = await comfy.prompt(slow(3, steps=2), "c")
     await listener.end_of(prompt_id)
     assert "progress" in listener.of(prompt_id)
+
+
+async def test_a_backend_with_a_full_disk_loses_no_job(lab: Lab) -> None:
+    """Its jobs run elsewhere, and it gets none for a while; the operator sees why."""
+    full, other = await lab.simulators(2)
+    await full.fault(lab.http, "full-disk")
+    gateway = await lab.gateway(full, other, ejection__first=60)
+    comfy = Comfy(lab.http, gateway.url)
+    for n in range(5):
+        entry = await comfy.entry(await comfy.prompt(slow(n, steps=2)))
+        assert entry["status"]["status_str"] == "success"
+    backends = {backend["name"]: backend for backend in (await comfy.get("/gateway/backends"))["backends"]}
+    assert backends["b1"]["ejected"]
+    assert backends["b1"]["ejected_for"] == "OSError: [Errno 28] No space left on device"
+    assert (backends["b2"]["ejected"], backends["b2"]["ejected_for"]) == (False, "")
+    assert [line["reason"] for line in gateway.log_lines() if line["event"] == "backend_ejected"] == [
+        "OSError: [Errno 28] No space left on device"
+    ]
+    assert (await full.requests(lab.http))["POST /prompt"] == 1
+
+
+async def test_an_error_of_the_machine_that_all_machines_give_is_the_answer(lab: Lab) -> None:
+    """A prompt may bring it about itself, so nobody is ejected for it."""
+    simulators = await lab.simulators(2, "--fail", "full-disk")
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    entry = await comfy.entry(await comfy.prompt(slow(steps=2)))
+    assert "No space left on device" in json.dumps(entry["status"])
+    assert [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators] == [1, 1]
+    assert not [line for line in gateway.log_lines() if line["event"] == "backend_ejected"]
+
+
+async def test_a_drain_takes_back_what_has_not_started(lab: Lab) -> None:
+    """The pending jobs run elsewhere at once; what runs is told, and ends there. Planned work pages nobody."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__max_queue=20)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b2/drain")
+    ids = [await comfy.prompt(slow(n, steps=60 if n == 0 else 2)) for n in range(8)]
+    await comfy.running(ids[0])
+    await comfy.post("/gateway/backends/b2/resume")
+    status, described = await comfy.post("/gateway/backends/b1/drain")
+    assert (status, described["drained"]) == (200, True)
+    assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await simulators[1].requests(lab.http))["POST /prompt"] >= 6
+    history = await Comfy(lab.http, simulators[0].url).get("/history")
+    assert gateway.upstream_ids()[ids[0]] in history
+    async with lab.http.get(f"{gateway.url}/metrics") as answer:
+        text = await answer.text()
+    assert 'comfyui_gateway_backend_up{backend="b1"} 1.0' in text
+    assert 'comfyui_gateway_backend_drained{backend="b1"} 1.0' in text
+
+
+async def test_a_drain_of_the_only_backend_keeps_its_jobs(lab: Lab) -> None:
+    """They wait in the gateway until it is resumed."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(3)]
+    await comfy.running(ids[0])
+    _, described = await comfy.post("/gateway/backends/b1/drain")
+    assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
+    assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 2
+    await comfy.entry(ids[0])
+    await comfy.post("/gateway/backends/b1/resume")
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+
+async def test_an_admin_sees_which_backend_has_a_job(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator())
+    anna, boss = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BOSS))
+    ended, runs = await anna.prompt(slow(steps=1)), await anna.prompt(slow(**LONG))
+    await anna.entry(ended)
+    await anna.running(runs)
+    (item,) = (await boss.get("/queue"))["queue_running"]
+    assert (item[3]["gateway_tenant"], item[3]["gateway_backend"]) == ("anna", "b1")
+    assert (await boss.get("/history"))[ended]["gateway_backend"] == "b1"
+    jobs = [*(await boss.get("/api/jobs"))["jobs"], await boss.get(f"/api/jobs/{ended}")]
+    assert [job["gateway_backend"] for job in jobs] == ["b1"] * 3
+    assert "gateway_backend" not in json.dumps([await anna.get("/queue"), await anna.get("/history")])
+    for comfy, told in ((anna, None), (boss, "b1")):
+        async with lab.http.post(f"{comfy.url}/prompt", json={"prompt": slow()}, headers=comfy.headers) as answer:
+            assert answer.headers.get("X-Gateway-Backend") == told

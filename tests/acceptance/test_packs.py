@@ -23,8 +23,9 @@ def told(gateway: GatewayProcess) -> list[dict[str, Any]]:
 
 async def test_the_operator_is_told_which_packs_wait_for_trust(lab: Lab) -> None:
     """When a shared backend brings a class that is not trusted. Dedicated backends have any."""
+    never = ("--without", "BulkNode", "--without", "SaveImageWebsocket")
     without = [option for name in ("PickNode", "FailNode", "TellNode") for option in ("--without", name)]
-    simulators = [await lab.simulator(*without), await lab.simulator()]
+    simulators = [await lab.simulator(*never, *without), await lab.simulator(*never)]
     config = write_config(lab, simulators, UNTRUSTED, {}, dedicated={"b2": ["anna"]})
     gateway = await serve(lab, config, 2, catalogue__refresh=0.5)
     boss = caller(lab, gateway, BOSS)
@@ -42,7 +43,7 @@ async def test_the_operator_is_told_which_packs_wait_for_trust(lab: Lab) -> None
     }
     assert told(gateway) == []
     await simulators[0].stop()
-    simulators[0] = await lab.simulator(port=simulators[0].port)
+    simulators[0] = await lab.simulator(*never, port=simulators[0].port)
     found = await until(lambda: knows(4))
     assert found["packs"][0]["untrusted"] == ["FailNode", "PickNode", "TellNode"]
     assert found["to_trust_all"] == LINE

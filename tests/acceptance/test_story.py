@@ -115,7 +115,7 @@ async def _equal(look: Any, wanted: Any) -> bool:
 
 
 async def test_interrupt_and_delete_follow_what_is_shown(lab: Lab) -> None:
-    """POST /interrupt stops the prompt that is shown as running alone; a delete ends one that runs unseen."""
+    """POST /interrupt stops the prompt that is shown as running alone; a delete takes out one that runs unseen."""
     simulators = await lab.simulators(3)
     comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
     ids = [await comfy.prompt(slow(n, **LONG)) for n in range(4)]
@@ -127,12 +127,31 @@ async def test_interrupt_and_delete_follow_what_is_shown(lab: Lab) -> None:
     assert await running_there(lab, simulators) == 3
     assert ids_of((await comfy.get("/queue"))["queue_running"]) == [ids[1]]
     assert (await comfy.post("/queue", {"delete": [ids[1], ids[2]]}))[0] == 200
-    assert (await comfy.entry(ids[2]))["status"]["messages"][-1][0] == "execution_interrupted"
     queue = await comfy.get("/queue")
     assert [ids_of(queue["queue_running"]), ids_of(queue["queue_pending"])] == [[ids[1]], [ids[3]]]
+    await all_run(lab, simulators, 2)
     assert (await comfy.post("/queue", {"clear": True}))[0] == 200
-    await comfy.entry(ids[3])
-    assert ids_of((await comfy.get("/queue"))["queue_running"]) == [ids[1]]
+    queue = await comfy.get("/queue")
+    assert [ids_of(queue["queue_running"]), queue["queue_pending"]] == [[ids[1]], []]
+    await all_run(lab, simulators, 1)
+    assert list(await comfy.get("/history")) == [ids[0]]
+
+
+async def test_a_socket_hears_nothing_of_a_prompt_that_was_deleted_before_its_turn(lab: Lab) -> None:
+    """It ran on another backend, unseen. A socket that takes events as they happen hears that it was interrupted."""
+    simulators = await lab.simulators(2)
+    comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
+    script, ui = await comfy.listen("c"), await comfy.listen("c", "&events=interleave")
+    ids = [await comfy.prompt(slow(n, **LONG), "c") for n in range(2)]
+    await ui.next("progress", prompt_id=ids[1])
+    assert (await comfy.post("/queue", {"delete": [ids[1]]}))[0] == 200
+    await ui.next("execution_interrupted", prompt_id=ids[1])
+    await ui.end_of(ids[1])
+    await comfy.post("/interrupt", {})
+    await script.end_of(ids[0])
+    last = await comfy.prompt(slow(3, steps=1), "c")
+    await script.end_of(last)
+    assert script.of(ids[1]) == []
 
 
 def heights(listener: Listener, prompt_id: str) -> list[int]:

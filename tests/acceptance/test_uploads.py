@@ -416,6 +416,22 @@ async def test_limits_of_uploads(lab: Lab) -> None:
     assert sorted(p.stat().st_size for p in blobs) == [2000, 3000]
 
 
+async def test_a_backend_that_takes_small_files_only_is_nobody_elses_problem(lab: Lab) -> None:
+    """Larger ones are taken, and the prompts that name them go to the others."""
+    small, other = await lab.simulator("--max-upload-size", "0.001"), await lab.simulator()
+    gateway = await lab.gateway(small, other)
+    comfy = Comfy(lab.http, gateway.url)
+    assert (await comfy.get("/features"))["max_upload_size"] == 100 * 2**20
+    noise = Image.effect_noise((64, 64), 100).convert("RGB")
+    noise.save(buffer := io.BytesIO(), "PNG")
+    assert len(buffer.getvalue()) > 2_000
+    assert (await upload(comfy, buffer.getvalue(), "large.png"))[0] == 200
+    for n in range(4):
+        entry = await comfy.entry(await comfy.prompt(load("large.png", f"large{n}")))
+        assert entry["status"]["status_str"] == "success"
+    assert (await small.requests(lab.http)).get("POST /prompt", 0) == 0
+
+
 async def test_an_upload_that_an_open_job_needs_stays(lab: Lab) -> None:
     simulator = await lab.simulator()
     gateway = await lab.gateway(simulator, uploads__quota=3000, uploads__keep=0.2, uploads__aside=0.2)

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.clients.driving import Driver, Run
-from tests.lab import Lab
+from tests.lab import Lab, Simulator
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
@@ -107,20 +107,24 @@ class Target:
 
     url: str
     is_gateway: bool
+    simulators: tuple[Simulator, ...]
 
 
 @pytest_asyncio.fixture(params=["simulator", "gateway"], scope="module", loop_scope="module")
 async def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
     """One simulated ComfyUI alone, which shows what the client can do, or a gateway in front of three.
 
-    It is there for all tests of a client, one after the other.
+    It is there for all tests of a client, one after the other. Their module's SIMULATOR_OPTIONS are the simulators'.
     """
+    options: tuple[str, ...] = getattr(request.module, "SIMULATOR_OPTIONS", ())
     lab = Lab(tmp_path_factory.mktemp("target"))
     try:
         if request.param == "simulator":
-            yield Target((await lab.simulator()).url, is_gateway=False)
+            simulator = await lab.simulator(*options)
+            yield Target(simulator.url, is_gateway=False, simulators=(simulator,))
         else:
-            gateway = await lab.gateway(*await lab.simulators(3))
-            yield Target(gateway.url, is_gateway=True)
+            simulators = await lab.simulators(3, *options)
+            gateway = await lab.gateway(*simulators)
+            yield Target(gateway.url, is_gateway=True, simulators=tuple(simulators))
     finally:
         await lab.close()

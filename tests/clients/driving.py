@@ -8,10 +8,14 @@ import io
 import json
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import pytest
 from PIL import Image, ImageStat
 
 from gateway.simulator.nodes import Colour
@@ -20,6 +24,8 @@ from tests.lab import Simulator, until
 
 DRIVERS = Path(__file__).parent / "drivers"
 LIMIT = 60.0
+# A test of `target` that was looked at once against one ComfyUI alone, which takes as long each time.
+gateway_only = pytest.mark.parametrize("target", ["gateway"], indirect=True)
 
 
 def mean_colour(data: str | bytes) -> Colour:
@@ -117,6 +123,18 @@ class Driver:
     async def __call__(self, url: str, scenario: str, **given: Any) -> dict[str, Any]:
         """Run a scenario to its end."""
         return await (await self.start(url, scenario, **given)).result()
+
+
+async def most_at_once(http: aiohttp.ClientSession, simulators: Iterable[Simulator]) -> int:
+    """Count how many prompts ran at the same instant, at most, by the times in the simulators' own histories."""
+    changes: list[tuple[int, int]] = []
+    for simulator in simulators:
+        async with http.get(f"{simulator.url}/history") as answer:
+            for entry in (await answer.json()).values():
+                times = [data["timestamp"] for _, data in entry["status"]["messages"]]
+                changes += [(min(times), 1), (max(times), -1)]
+    # Of two changes in one millisecond the end counts first, because the next prompt of a simulator begins there.
+    return max(accumulate(change for _, change in sorted(changes)), default=0)
 
 
 async def busy(comfy: Comfy, simulators: list[Simulator], running: int) -> Simulator:

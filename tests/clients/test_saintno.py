@@ -104,12 +104,14 @@ async def test_interrupt(target: Target, driver: Driver) -> None:
 
 
 async def test_queue_and_history(target: Target, driver: Driver) -> None:
-    count = 4 if target.is_gateway else 2
+    """Behind a gateway both run, and the second is shown as pending; it is deleted all the same."""
     prompt = slow(steps=200, step_seconds=0.1)
-    result = await driver(target.url, "deletePending", prompt=prompt, count=count)
+    result = await driver(target.url, "deletePending", prompt=prompt, count=2)
     assert result["before"] == [result["last"]]
     assert result["after"] == []
-    assert result["finished"] == [True] * (count - 1) + [False]
+    # What ran when it was deleted leaves an entry.
+    assert result["finished"][0]
+    assert target.is_gateway or not result["finished"][1]
     assert result["cleared"]
 
 

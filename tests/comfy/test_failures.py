@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.comfy.failures import Cause, cause_of, cause_of_entry
+from gateway.comfy.failures import Cause, cause_of, failure_of_entry
 
 ACCELERATOR = "torch.AcceleratorError"
 
@@ -31,7 +31,25 @@ ACCELERATOR = "torch.AcceleratorError"
         ("RuntimeError", "CUDA error: HIPBLAS_STATUS_INTERNAL_ERROR when calling …", Cause.POISONED),
         ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", Cause.POISONED),
         ("RuntimeError", "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling …", Cause.WORKFLOW),
-        ("RuntimeError", "CUDA error: no kernel image is available for execution on the device", Cause.WORKFLOW),
+        ("RuntimeError", "CUDA error: no kernel image is available for execution on the device", Cause.MACHINE),
+        ("OSError", "[Errno 28] No space left on device: '/output/ComfyUI_00001_.png'", Cause.MACHINE),
+        ("OSError", "[Errno 122] Disk quota exceeded", Cause.MACHINE),
+        ("OSError", "[Errno 30] Read-only file system: '/output/x.png'", Cause.MACHINE),
+        ("OSError", "[Errno 5] Input/output error", Cause.MACHINE),
+        ("OSError", "[Errno 2] No such file or directory: 'x'", Cause.WORKFLOW),
+        ("OSError", "[Errno 36] File name too long: 'x'", Cause.WORKFLOW),
+        ("PermissionError", "[Errno 13] Permission denied: '/output/ComfyUI_00001_.png'", Cause.MACHINE),
+        ("RuntimeError", "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU", "machine"),
+        ("AssertionError", "Torch not compiled with CUDA enabled", Cause.MACHINE),
+        ("MemoryError", "", Cause.MACHINE),
+        (
+            "RuntimeError",
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
+            "machine",
+        ),
+        ("safetensors_rust.SafetensorError", "Error while deserializing header: HeaderTooSmall", Cause.MACHINE),
+        ("ValueError", "[Errno 28] No space left on device", Cause.WORKFLOW),
+        ("OSError", "said: [Errno 28] No space left on device", Cause.WORKFLOW),
         ("RuntimeError", "CUDA error: invalid argument", Cause.WORKFLOW),
         ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (77x2048 and 768x320)", Cause.WORKFLOW),
         ("ValueError", "CUDA error: an illegal memory access was encountered", Cause.WORKFLOW),
@@ -50,6 +68,8 @@ def test_the_table(type_: str, message: str, cause: Cause) -> None:
 def test_of_a_history_entry() -> None:
     error = {"exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation on device", "node_id": "3"}
     status = {"status_str": "error", "messages": [["execution_start", {}], ["execution_error", error]]}
-    assert cause_of_entry({"status": status}) == (Cause.MEMORY, "3")
+    failure = failure_of_entry({"status": status})
+    assert (failure.cause, failure.node_id) == (Cause.MEMORY, "3")
+    assert failure.error == "torch.OutOfMemoryError: Allocation on device"
     for odd in ({}, {"status": None}, {"status": {"messages": [None, ["execution_error", None], "x"]}}):
-        assert cause_of_entry(odd)[0] is Cause.WORKFLOW
+        assert failure_of_entry(odd).cause is Cause.WORKFLOW

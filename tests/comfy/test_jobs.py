@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy import wire
-from gateway.comfy.jobs import STATUSES, JobsQuery, list_jobs
+from gateway.comfy.jobs import (
+    MAX_WORKFLOW_ID,
+    STATUSES,
+    JobsQuery,
+    encoded_workflow_id,
+    job_of_history,
+    job_of_queue_item,
+    list_jobs,
+)
 from gateway.jobs.history import History
 from gateway.store.protocol import HistoryRecord
 from gateway.web.jobs import encoded_list
@@ -73,4 +82,22 @@ def test_as_with_whole_jobs(values: list[dict[str, Any]], query: JobsQuery, remo
     encoded = b"".join(encoded_list(list(history.listed(["t"])), query, tells_whose=False))
     assert wire.loads(encoded) == plain(left, query)
     told = b"".join(encoded_list(list(history.listed(None)), query, tells_whose=True))
-    assert wire.loads(told) == plain([{**job, "gateway_tenant": "t"} for job in left], query)
+    owner = {"gateway_tenant": "t", "gateway_backend": "b"}
+    assert wire.loads(told) == plain([{**job, **owner} for job in left], query)
+
+
+@pytest.mark.parametrize("told", ["", "x" * MAX_WORKFLOW_ID, 7, 1.5, True])
+def test_a_workflows_id_is_told(told: Any) -> None:
+    extra_data = {"extra_pnginfo": {"workflow": {"id": told}}}
+    assert job_of_queue_item([0, "p", {}, extra_data], "pending")["workflow_id"] == told
+    assert encoded_workflow_id(extra_data) == wire.dumps(told)
+
+
+@pytest.mark.parametrize("hidden", [None, "x" * (MAX_WORKFLOW_ID + 1), ["a"], {"a": 1}])
+def test_what_is_no_id_or_a_long_one_is_not_told(hidden: Any) -> None:
+    """Lists of jobs would repeat it."""
+    extra_data = {"extra_pnginfo": {"workflow": {"id": hidden}}}
+    entry = {"prompt": [0, "p", {}, extra_data, []], "status": None, "outputs": {}}
+    assert "workflow_id" not in job_of_queue_item([0, "p", {}, extra_data], "pending")
+    assert "workflow_id" not in job_of_history("p", entry, include_outputs=False)
+    assert encoded_workflow_id(extra_data) is None

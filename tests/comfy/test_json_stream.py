@@ -127,10 +127,21 @@ async def test_the_bound_of_an_entry_is_for_what_is_read_of_it() -> None:
     """Its graph may be larger."""
     graph = {"1": {"inputs": {"a": "x" * 5000, "b": [[]] * 3000}}}
     assert await read_large_history_entry(stream(entry({"1": {"a": ["x" * 500]}}, graph)), "id", 2000) is not None
-    with pytest.raises(TooLarge):
-        await read_large_history_entry(stream(entry({"1": {"a": ["x" * 3000]}})), "id", 2000)
-    with pytest.raises(TooLarge):
-        await read_large_history_entry(stream(entry({"1": {"a": [[]] * 70_000}}), 10_000), "id", 10**7)
+    outputs = {"1": {"a": ["x" * 3000]}, "2": {"b": ["y" * 1500]}, "3": {"a": ["x" * 500]}, "4": {}}
+    found = await read_large_history_entry(stream(entry(outputs)), "id", 2000)
+    assert found is not None
+    assert found.entry["outputs"] == {"2": outputs["2"], "4": {}}
+    assert found.entry["gateway_left_out"] == {"1": 3011, "3": 511}
+    assert not found.large
+
+
+async def test_a_result_that_takes_long_to_read_is_not_parsed() -> None:
+    """It has too many values, or too many bytes."""
+    for output in ({"a": [[]] * 70_000}, {"a": ["x" * (6 * 2**20)]}):
+        found = await read_large_history_entry(stream(entry({"1": output}), 10_000), "id", 10**7)
+        assert found is not None
+        assert found.entry["outputs"] == {}
+        assert json.loads(b"".join(found.large))["outputs"] == {"1": output}
 
 
 async def test_of_a_queue_each_item_is_read_without_its_graph() -> None:

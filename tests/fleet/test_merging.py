@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gateway.fleet import merging
 
 
@@ -37,5 +39,13 @@ def test_devices_are_told_apart() -> None:
 
 
 def test_only_shared_features() -> None:
-    merged = merging.features([{"x": True, "y": 1, "max_upload_size": 50}, {"x": True, "y": 2}], 100)
+    """A backend with a small limit keeps nobody from uploading to the others."""
+    flags: list[dict[str, Any]] = [
+        {"x": True, "y": 1, "max_upload_size": 50},
+        {"x": True, "y": 2},
+        {"x": True, "max_upload_size": 1},
+    ]
+    merged = merging.features(flags, 100)
     assert merged == {"x": True, "max_upload_size": 50, "supports_preview_metadata": True}
+    assert merging.features(flags, 30)["max_upload_size"] == 30
+    assert merging.features([{}], 30)["max_upload_size"] == 30

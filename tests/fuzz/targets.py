@@ -21,7 +21,7 @@ from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
-from gateway.comfy.object_info import read_object_info
+from gateway.comfy.object_info import read_document, read_object_info
 from gateway.comfy.outputs import FileRef, file_ref, rename
 from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
@@ -171,11 +171,19 @@ def event(data: bytes) -> None:
 
 def object_info(data: bytes) -> None:
     """GET /object_info of one backend, beside another's, and all that is made of it."""
+    document = _json_of(data, seeds.object_infos())
     try:
-        value = wire.loads(_json_of(data, seeds.object_infos()))
+        value = wire.loads(document)
     except wire.MalformedJson:
         return
     read = read_object_info(value)
+    try:
+        split = read_document(document, lambda *_: None)
+    except wire.MalformedJson:
+        # Python's json takes UTF-16 and UTF-32 as well.
+        assert not isinstance(value, dict) or json.detect_encoding(document) not in ("utf-8", "utf-8-sig")
+    else:
+        assert json.dumps(split.classes) == json.dumps(read.classes)
     json.dumps(read.summary())
     again = read_object_info(read.classes)
     assert not again.dropped
@@ -232,7 +240,7 @@ def entry(data: bytes) -> None:
     if isinstance(item := value.get("prompt"), list) and len(item) > 1:
         assert find_in(Queue((item,), ()), "an id", UPSTREAM).where in (Where.RUNNING, Where.ABSENT)
     outcome = history.outcome_of(value)
-    assert failures.cause_of_entry(value)[0] in failures.Cause
+    assert failures.failure_of_entry(value).cause in failures.Cause
     _last_and_cached(value.get("status"))
     renamed = each_file(
         value.get("outputs"), lambda ref, made, node_id: replace(ref, filename=f"x-{ref.filename}-{made}-{node_id}")

@@ -30,7 +30,7 @@ class Reader:
         if not self.is_closing:
             (self.lasting if lasts else self.passing).append(message)
             if len(message) >= LARGE:
-                self.counted.shared.add(message)
+                self.counted.shared.add(message, len(message))
             self.count()
 
     def count(self) -> None:
@@ -53,7 +53,7 @@ class Reader:
     def _drop(self, gone: list[bytes]) -> None:
         for message in gone:
             if len(message) >= LARGE:
-                self.counted.shared.remove(message)
+                self.counted.shared.remove(message, len(message))
         self.count()
 
 
@@ -122,8 +122,8 @@ def test_a_large_message_counts_once() -> None:
     total = Total()
     shared, message = Shared(total), bytes(LARGE)
     for _ in range(3):
-        shared.add(message)
+        shared.add(message, len(message))
     assert shared.bytes == total.bytes == LARGE
     for _ in range(3):
-        shared.remove(message)
+        shared.remove(message, len(message))
     assert shared.bytes == total.bytes == 0

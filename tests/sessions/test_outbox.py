@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.events import Frame, Kind
+from gateway.comfy.events import KEPT, Frame, Kind
 from gateway.sessions.buffers import Shared, Total
-from gateway.sessions.outbox import Outbox
+from gateway.sessions.outbox import MAX_PAUSED, PAUSE_SECONDS, Outbox, pause_after
 
 
 def frame(kind: Kind, size: int, slot: str = "") -> Frame:
@@ -68,5 +68,12 @@ def test_bytes_and_order(frames: list[tuple[Kind, int]]) -> None:
     assert outbox.bytes == 0
     places = [next(n for n, x in enumerate(put) if x is y) for y in left]
     assert places == sorted(places)
-    kept = [x for x in put if x.kind in (Kind.LIFECYCLE, Kind.END)]
-    assert [x for x in left if x.kind in (Kind.LIFECYCLE, Kind.END)] == kept
+    kept = [x for x in put if x.kind in KEPT]
+    assert [x for x in left if x.kind in KEPT] == kept
+
+
+def test_a_pause_parts_prompts_that_are_told_in_a_row() -> None:
+    end = frame(Kind.END, 10)
+    assert pause_after(end, 1) == pause_after(end, MAX_PAUSED) == PAUSE_SECONDS
+    assert pause_after(end, 0) == pause_after(end, MAX_PAUSED + 1) == 0
+    assert all(pause_after(frame(kind, 10), 1) == 0 for kind in Kind if kind is not Kind.END)

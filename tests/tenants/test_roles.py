@@ -47,7 +47,7 @@ def test_unknown_writes_are_for_admins(method: str, path: str) -> None:
 def test_who_may() -> None:
     expected = {
         Access.ANYBODY: (True, True, True, True, True),
-        Access.MONITORING: (True, True, True, True, True),
+        Access.MONITORING: (False, False, True, True, True),
         Access.USERS: (True, True, True, True, False),
         Access.TEAM: (False, True, True, True, False),
         Access.ADMINS: (False, False, True, True, False),

@@ -39,4 +39,4 @@ def runs(queue: dict[str, Any], prompt_id: str) -> bool:
 def main(scenarios: dict[str, Scenario]) -> None:
     """Run the scenario that is asked for."""
     url, name = sys.argv[1:3]
-    print(json.dumps(scenarios[name](url, **json.load(sys.stdin))))
+    print(json.dumps(scenarios[name](url, **json.load(sys.stdin))), file=sys.__stdout__)

@@ -1,0 +1,115 @@
+"""What each backend says about its node classes: read, compared with what it said before, and kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.comfy import wire
+from gateway.comfy.object_info import ObjectInfo, ReadClass, read_document
+from gateway.fleet.worker import no_rest
+from gateway.telemetry import logs
+
+_log = logs.get("catalogue")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What one backend says: the digest of the whole text, and what was read of it."""
+
+    digest: bytes
+    info: ObjectInfo
+
+    @property
+    def classes(self) -> Mapping[str, Any]:
+        """Return the node classes that could be read."""
+        return self.info.classes
+
+    def says_the_same(self, other: Description | None) -> bool:
+        """Return True if all classes have the same text in both."""
+        return other is not None and (
+            self.digest == other.digest
+            or (
+                self.info.read.keys() == other.info.read.keys()
+                and all(each.digest == other.info.read[name].digest for name, each in self.info.read.items())
+            )
+        )
+
+
+def describe(
+    pieces: list[bytes], known: Description | None, others: Iterable[Description], rest: Callable[[], None] = no_rest
+) -> tuple[Description, bytes]:
+    """Read the body of GET /object_info, which comes in pieces; return it as a whole, too. The pieces are let go.
+
+    Classes that the backend, or another one, has said before are taken from there, so that equal backends share them.
+
+    Raises:
+        MalformedJson: it is not JSON, or no object.
+    """
+    body = b"".join(pieces)
+    pieces.clear()
+    digest = hashlib.sha256(body).digest()
+    sources = [*([known] if known is not None else []), *others]
+    same = next((each for each in sources if each.digest == digest), None)
+    if same is not None:
+        return same, body
+
+    def recall(name: str, text: bytes) -> ReadClass | None:
+        for source in sources:
+            each = source.info.read.get(name)
+            if each is not None and each.digest == text:
+                return each
+        return None
+
+    return Description(digest, read_document(body, recall, rest)), body
+
+
+def keep(directory: Path, backend: str, body: bytes) -> None:
+    """Keep what a backend said, for a start at which it is down. Done without, it is only read again."""
+    path = _kept(directory, backend)
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        directory.mkdir(exist_ok=True)
+        unfinished.write_bytes(gzip.compress(body, 3, mtime=0))
+        unfinished.replace(path)
+    except OSError as error:
+        _log.warning("object_info could not be kept", backend=backend, error=str(error))
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Description]:
+    """Return what was kept of backends, as far as it can be read."""
+    found: dict[str, Description] = {}
+    for backend in backends:
+        try:
+            said = gzip.decompress(_kept(directory, backend).read_bytes())
+            description, _ = describe([said], None, found.values())
+        except FileNotFoundError:
+            continue
+        except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
+            _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
+            continue
+        tell(backend, description.info)
+        if description.classes:
+            found[backend] = description
+    return found
+
+
+def _kept(directory: Path, backend: str) -> Path:
+    return directory / f"{backend}.json.gz"
+
+
+def tell(backend: str, read: ObjectInfo) -> None:
+    """Write a line to the log if some of a backend's classes could not be read, or not as they are."""
+    if read.dropped:
+        _log.warning("object_info_partly_unreadable", backend=backend, **read.summary())
+    elif read.repaired:
+        # ComfyUI's own partner nodes have an input and a hidden input of the same name.
+        _log.info("object_info_repaired", backend=backend, **read.summary())

@@ -1,0 +1,40 @@
+"""comfyui-utils: asks /queue at each ``status``, and fails if more than one prompt runs there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gateway.simulator.nodes import seed_colour
+from tests.clients.conftest import Target
+from tests.clients.driving import Driver, colours, gateway_only, most_at_once
+from tests.lab import Lab
+from tests.workflows import slow
+
+# The client fails at a preview, which a ComfyUI does not send unless it is told to.
+SIMULATOR_OPTIONS = ("--preview-method", "none")
+SEEDS = [60_000 * n + 19 for n in range(5)]
+
+
+@pytest.fixture
+def driver(python_driver: Callable[[str], Driver]) -> Driver:
+    """The client."""
+    return python_driver("python_api.py")
+
+
+async def test_five_prompts_at_once(lab: Lab, target: Target, driver: Driver) -> None:
+    """Two of them are the same, byte for byte."""
+    seeds = [*SEEDS[:4], SEEDS[0]]
+    prompts = [slow(seed, steps=3, step_seconds=0.08) for seed in seeds]
+    results = (await driver(target.url, "run_together", prompts=prompts))["results"]
+    assert colours(results) == [[seed_colour(seed)] for seed in seeds]
+    assert (await most_at_once(lab.http, target.simulators) > 1) == target.is_gateway
+
+
+@gateway_only
+async def test_invalid_workflow(target: Target, driver: Driver) -> None:
+    prompt = slow()
+    del prompt["2"]["inputs"]["images"]
+    result = await driver(target.url, "refused", prompt=prompt)
+    assert result == {"error": "\nNode 2, images: Required input is missing"}

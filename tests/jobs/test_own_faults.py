@@ -1,0 +1,79 @@
+"""The gateway's own code fails over one job: that job ends, it is logged and counted, and the next one runs.
+
+No input that is known breaks it, so what raises here is put in: a callback that the collector is given, and a pure
+function that the dispatcher calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from gateway.app import Gateway
+from gateway.jobs import dispatcher
+from gateway.settings import BackendSettings, ServerSettings, Settings
+from tests.comfy_client import Comfy
+from tests.lab import Lab, until
+from tests.workflows import slow
+
+pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey")
+PROMPT = slow(steps=1, step_seconds=0.001)
+
+
+class Odd(Exception):
+    """Nobody expects it."""
+
+
+def raise_odd(*_: object) -> Any:
+    """Fail."""
+    raise Odd
+
+
+@pytest_asyncio.fixture
+async def started(lab: Lab, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway in this process with a backend that takes work."""
+    simulator = await lab.simulator()
+    backends = (BackendSettings(url=simulator.url, name="b1"),)
+    made = Gateway(Settings(server=ServerSettings(port=0), data_dir=tmp_path / "data", backends=backends))
+    await made.start()
+
+    async def is_up() -> bool:
+        return made.parts.fleet.backends["b1"].eligible
+
+    await until(is_up)
+    yield made
+    await made.close()
+
+
+def failures(gateway: Gateway, task: str) -> float | None:
+    """Return how many failures of a task were counted."""
+    return gateway.parts.metrics.registry.get_sample_value("comfyui_gateway_task_failures_total", {"task": task})
+
+
+async def test_a_result_that_breaks_the_collector_fails_its_job_alone(lab: Lab, started: Gateway) -> None:
+    comfy, collector = Comfy(lab.http, started.url), started.parts.engine.collector
+    proper, collector._goes_again = collector._goes_again, raise_odd
+    entry = await comfy.entry(await comfy.prompt(PROMPT))
+    assert entry["status"]["status_str"] == "error"
+    assert "could not read it: Odd" in str(entry["status"]["messages"])
+    assert failures(started, "collector") == 1
+    collector._goes_again = proper
+    assert (await comfy.entry(await comfy.prompt(PROMPT)))["status"]["status_str"] == "success"
+
+
+async def test_a_prompt_that_breaks_the_dispatcher_is_refused_alone(
+    lab: Lab, started: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comfy = Comfy(lab.http, started.url)
+    with monkeypatch.context() as patched:
+        patched.setattr(dispatcher, "upstream_body", raise_odd)
+        status, body = await comfy.post("/prompt", {"prompt": PROMPT})
+    assert status == 500
+    assert body["error"]["type"] == "gateway_error"
+    assert failures(started, "dispatcher") == 1
+    assert await comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
+    assert (await comfy.entry(await comfy.prompt(PROMPT)))["status"]["status_str"] == "success"
