@@ -98,11 +98,24 @@ class History:
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
             dropped.append(self._drop_oldest(ended.tenant))
         # The one that has just come stays, however large it is.
-        while self._kept[ended.tenant] > self._max_bytes and len(own) > 1 and len(dropped) < MAX_DROPPED:
-            dropped.append(self._drop_oldest(ended.tenant))
-        while self._kept_in_all > self._max_total_bytes and len(dropped) < MAX_DROPPED:
+        dropped += self._drop_past_bytes([ended.tenant], MAX_DROPPED - len(dropped), newest=ended.tenant)
+        return dropped
+
+    def drop_past_bytes(self, most: int) -> list[HistoryRemoval]:
+        """Drop the oldest entries past the bytes that may be kept, at most so many: they must leave the store.
+
+        A limit may have been made smaller, and whoever it concerns may end no further job for long.
+        """
+        return self._drop_past_bytes(list(self._kept), most)
+
+    def _drop_past_bytes(self, tenants: Sequence[str], most: int, newest: str | None = None) -> list[HistoryRemoval]:
+        dropped: list[HistoryRemoval] = []
+        for tenant in tenants:
+            while self._kept[tenant] > self._max_bytes and len(self._ended[tenant]) > 1 and len(dropped) < most:
+                dropped.append(self._drop_oldest(tenant))
+        while self._kept_in_all > self._max_total_bytes and len(dropped) < most:
             largest, _ = self._kept.most_common(1)[0]
-            if largest == ended.tenant and len(own) == 1:
+            if largest == newest and len(self._ended[largest]) == 1:
                 break
             dropped.append(self._drop_oldest(largest))
         return dropped

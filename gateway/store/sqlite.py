@@ -54,6 +54,7 @@ COPY_HINT = (
 )
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
+MAX_LOG_BYTES = 8 * 1024**2
 
 _OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
 # Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
@@ -142,8 +143,8 @@ class SqliteStore:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={self._synchronous}")
         connection.execute("PRAGMA busy_timeout=5000")
-        # A log that one large commit made long is cut again.
-        connection.execute("PRAGMA journal_size_limit=67108864")
+        # A log that one large commit made long is cut again; 4 MB of it are used between two checkpoints.
+        connection.execute(f"PRAGMA journal_size_limit={MAX_LOG_BYTES}")
         return connection
 
     async def close(self) -> None:

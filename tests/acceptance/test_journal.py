@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import io
+import json
+import random
 import sqlite3
 import sys
 import zlib
 from pathlib import Path
 
+from gateway.store.sqlite import MAX_LOG_BYTES
 from tests import disk
 from tests.acceptance.test_commands import command
 from tests.comfy_client import Comfy
@@ -36,6 +41,32 @@ async def test_old_history_goes(lab: Lab) -> None:
 
     await until(gone_there, what="the journal's, too")
     journal.close()
+
+
+async def test_large_prompts_leave_no_large_files(lab: Lab) -> None:
+    """Past `history.max_bytes` the oldest go, what comes later takes their room, and the log is cut again."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, history__max_bytes=8_000_000)
+    comfy = Comfy(lab.http, gateway.url)
+    file, log = (lab.directory / "data" / f"gateway.sqlite3{suffix}" for suffix in ("", "-wal"))
+    sizes = []
+    for n in range(3):
+        noise = base64.b64encode(random.Random(n).randbytes(5_000_000)).decode()
+        body = json.dumps({"prompt": slow(n, steps=1), "extra_data": {"extra_pnginfo": {"workflow": {"x": noise}}}})
+        headers = {"Content-Type": "application/json"}
+        async with lab.http.post(f"{gateway.url}/prompt", data=io.BytesIO(body.encode()), headers=headers) as answer:
+            prompt_id = (await answer.json())["prompt_id"]
+        await comfy.entry(prompt_id)
+        sizes.append(file.stat().st_size)
+    # Each is 7 MB as an open job and 5 MB as an entry, and an entry is there until the next one has come.
+    assert list(await comfy.get("/history")) == [prompt_id]
+    assert max(sizes) < 2 * 5_000_000 + 2 * 7_000_000
+
+    async def is_cut() -> bool:
+        await comfy.entry(await comfy.prompt(slow(9, steps=1)))
+        return log.stat().st_size <= MAX_LOG_BYTES
+
+    await until(is_cut, what="the log is cut")
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
