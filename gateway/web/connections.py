@@ -194,11 +194,14 @@ class Connections:
 
     def _close_waiting(self, phase: Phase) -> None:
         """Close connections in this phase that hold no unsent answer."""
+        now = time.monotonic()
         for connection in list(self._all):
             if connection.pace.phase is not phase or connection.pace.stalled_since is not None:
                 continue
             if connection.transport is not None:
                 connection.transport.close()
+                # Under TLS the peer has to say that it closes, too.
+                connection.pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
             elif connection.handshake is not None:
                 connection.handshake.cancel()
 
