@@ -223,7 +223,7 @@ class History:
 
 
 # What /api/jobs calls the outcomes (comfy_execution/jobs.py, JobStatus).
-_STATUSES = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "cancelled"}
+_STATUSES: dict[str, str] = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "cancelled"}
 
 
 def _read_summary(ended: _Ended) -> Listed:
@@ -231,7 +231,7 @@ def _read_summary(ended: _Ended) -> Listed:
     if not is_summary(ended.record.summary):
         record = ended.record
         _log.error("history_entry_damaged", prompt_id=record.prompt_id, tenant=record.tenant, error="its summary")
-        status = _STATUSES.get(Outcome(record.outcome), "failed")
+        status = _STATUSES.get(record.outcome, "failed")
         shown = {"id": record.prompt_id, "status": status, "priority": _number(record), "outputs_count": 0}
         ended.record = replace(record, summary=wire.dumps(shown))
     return listed(wire.loads(ended.record.summary))

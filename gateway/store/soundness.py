@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 
 from gateway.comfy import wire
 from gateway.comfy.jobs import listed
 
 # Judges a row of the table of open jobs; returns what is wrong with it, or an empty text.
 JudgeJob = Callable[[Mapping[str, object]], str]
+# The columns of an ended job that a start reads, and what they hold.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "tenant": str,
+    "prompt_id": str,
+    "backend": (str, NoneType),
+    "upstream_id": str,
+    "number": (int, float),
+    "outcome": str,
+    "digest": (bytes, NoneType),
+    "node_errors": (bytes, NoneType),
+    "summary": bytes,
+}
 # Of a longer entry only the ends are looked at when it is read, because parsing it would hold the loop.
 PARSED_WHEN_READ = 64 * 1024
 
@@ -53,7 +66,14 @@ def fault(table: str, row: Mapping[str, object], judge_job: JudgeJob) -> str:
     return f"{name} {row.get('prompt_id')} of tenant {row.get('tenant')} is damaged: {what}" if what else ""
 
 
+def are_columns(values: Sequence[object]) -> bool:
+    """Return True if the first columns of an ended job, in the table's order, hold what they should."""
+    return all(isinstance(value, type_) for value, type_ in zip(values, _TYPES.values(), strict=False))
+
+
 def _entry_fault(row: Mapping[str, object]) -> str:
+    if not are_columns([row.get(name) for name in _TYPES]):
+        return "a column holds something else than it should"
     try:
         if not _is_object(unpack(row["entry"])):
             return "it is no JSON object"

@@ -39,7 +39,7 @@ from gateway.store.protocol import (
     StoreError,
     UploadRecord,
 )
-from gateway.store.soundness import Unsound, unpack
+from gateway.store.soundness import Unsound, are_columns, unpack
 from gateway.store.statements import apply, migrate
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
@@ -352,8 +352,11 @@ class SqliteStore:
         return [JobRecord(*row) for row in await self._rows(_OPEN_JOBS)]  # type: ignore[arg-type]
 
     async def history(self) -> list[HistoryRecord]:
-        """All ended jobs without their entries, in the order in which they ended."""
-        rows = await self._rows(_HISTORY)
+        """All ended jobs without their entries, in the order in which they ended. Damaged rows are left out."""
+        found = await self._rows(_HISTORY)
+        rows = [row for row in found if are_columns(row)]
+        if len(rows) < len(found):
+            _log.error("history_rows_damaged", rows=len(found) - len(rows), hint=trouble.RECOVER)
         return [HistoryRecord(*row[:-1], kept=KeptSize(cast(int, row[-1]))) for row in rows]  # type: ignore[arg-type, misc]
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:

@@ -120,8 +120,8 @@ async def test_a_bad_entry_costs_itself_alone(lab: Lab) -> None:
     simulator = await lab.simulator()
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
-    good, noise, torn, summary = [await comfy.prompt(slow(n, steps=1)) for n in range(4)]
-    for prompt_id in (good, noise, torn, summary):
+    good, noise, torn, summary, column = [await comfy.prompt(slow(n, steps=1)) for n in range(5)]
+    for prompt_id in (good, noise, torn, summary, column):
         await comfy.entry(prompt_id)
     await gateway.stop()
     directory = lab.directory / "data"
@@ -130,6 +130,7 @@ async def test_a_bad_entry_costs_itself_alone(lab: Lab) -> None:
         journal.execute("UPDATE history SET entry=? WHERE prompt_id=?", (b"noise", noise))
         journal.execute("UPDATE history SET entry=? WHERE prompt_id=?", (zlib.compress(b'{"torn": }'), torn))
         journal.execute("UPDATE history SET summary=? WHERE prompt_id=?", (b"[]", summary))
+        journal.execute("UPDATE history SET number=? WHERE prompt_id=?", ("no number", column))
     again = await lab.gateway(simulator)
     comfy = Comfy(lab.http, again.url)
     history = await comfy.get("/history")
@@ -145,10 +146,10 @@ async def test_a_bad_entry_costs_itself_alone(lab: Lab) -> None:
     await again.stop()
     code, out, error = await run("journal", "check", "--data-dir", str(directory))
     assert code == 1
-    assert [prompt_id in out for prompt_id in (good, noise, torn, summary)] == [False, True, True, True]
+    assert [prompt_id in out for prompt_id in (good, noise, torn, summary, column)] == [False, True, True, True, True]
     assert "journal recover" in error
     code, out, _ = await run("journal", "recover", "--data-dir", str(directory))
-    assert (code, "history: 1 saved, 3 damaged in themselves and left out" in out) == (0, True)
+    assert (code, "history: 1 saved, 4 damaged in themselves and left out" in out) == (0, True)
     assert (await run("journal", "check", "--data-dir", str(directory)))[0] == 0
 
 
