@@ -118,26 +118,25 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
         names = by_class.get(class_type, _NO_NAMES)
         for name, value in inputs.items():
             kind = type(value)
-            declared = name in names
-            if kind is not str and kind is not dict and not declared:
-                continue
-            if kind is not str or (declared and (class_type, name) in FOLDER_INPUTS):
-                found = _other_files(node_id, class_type, name, value, declared=declared)
-                files += found if most is None else islice(found, max(most + 1 - len(files), 0))
-            elif not value:
-                continue
-            elif declared and value != "none":
-                files.append(_file_input(node_id, name, value, declared=True))
-            elif not ("." in value[-13:] or value.endswith("]")):
-                continue
-            elif value[-_SUFFIX:].lower().endswith(MODEL_SUFFIXES):
-                if len(value) > MAX_NAME:
+            if kind is str and name not in names:
+                end = value[-_SUFFIX:]
+                if "." not in end and "]" not in end:
                     continue
-                models.add(value)
-                if "/" in value or "\\" in value:
-                    separated.append((node_id, name, value))
-            elif _may_name_file(value):
-                files.append(_file_input(node_id, name, value, declared=False))
+                if end.lower().endswith(MODEL_SUFFIXES):
+                    if len(value) > MAX_NAME:
+                        continue
+                    models.add(value)
+                    if "/" in value or "\\" in value:
+                        separated.append((node_id, name, value))
+                elif _may_name_file(value):
+                    files.append(_file_input(node_id, name, value, declared=False))
+            elif kind is dict or name in names:
+                declared = name in names
+                if kind is not str or (class_type, name) in FOLDER_INPUTS:
+                    found = _other_files(node_id, class_type, name, value, declared=declared)
+                    files += found if most is None else islice(found, max(most + 1 - len(files), 0))
+                elif value and value != "none":
+                    files.append(_file_input(node_id, name, value, declared=True))
     return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 
 _POOL_BYTES = 4096
 
@@ -26,4 +25,9 @@ _pool = _RandomPool()
 
 def new_prompt_id() -> str:
     """A fresh id (RFC 9562, version 4)."""
-    return str(uuid.UUID(bytes=_pool.take(16), version=4))
+    raw = bytearray(_pool.take(16))
+    # Version and variant. A UUID of the standard library takes three times as long to make and to write.
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    digits = raw.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

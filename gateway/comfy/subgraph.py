@@ -21,6 +21,8 @@ from gateway.comfy.true_types import is_link, unwrapped
 _LOOKS, _LOOKS_PER_NODE = 10_000, 10
 # Longer texts count by their digests, because each saver behind one would read it again.
 MAX_TEXT = 1_000
+# From 2,048 bytes on hashlib gives the interpreter to other threads.
+_HASHED_AT_ONCE = 2_047
 # A link of a node: the name of the input, the source, the slot.
 Link = tuple[str, str, Any]
 # A node's class, its inputs without unusual values, and its links in the order of their names.
@@ -29,7 +31,11 @@ _MISSING: OpenedNode = (None, {}, [])
 
 
 def digests(
-    prompt: Mapping[str, Any], wanted: Iterable[str], opened: dict[str, OpenedNode] | None = None
+    prompt: Mapping[str, Any],
+    wanted: Iterable[str],
+    opened: dict[str, OpenedNode] | None = None,
+    *,
+    is_plain: bool = False,
 ) -> dict[str, bytes]:
     """Return the digest of each wanted node: of its class, its literals, and those of all nodes that it depends on.
 
@@ -41,7 +47,7 @@ def digests(
 
     `prompt` is JSON of a bounded depth (`gateway.comfy.wire.read_bounded`). `opened` are nodes of it that a caller has
     taken apart: all their inputs are plain links, numbers, null, and texts of `MAX_TEXT` characters at most. More are
-    added.
+    added. `is_plain`: no number is NaN or infinite.
     """
     found: dict[str, bytes] = {}
     opened = {} if opened is None else opened
@@ -51,7 +57,7 @@ def digests(
         rows: list[Any] = []
         left -= _collect(prompt, node_id, opened, left, rows)
         if left >= 0:
-            found[node_id] = _digest(rows)
+            found[node_id] = _digest(rows, is_plain=is_plain)
         else:
             whole = whole or _digest(prompt)
             found[node_id] = _digest([whole.hex(), node_id])
@@ -118,17 +124,23 @@ def _opened(node: Any) -> OpenedNode:
     return node.get("class_type"), inputs, links
 
 
-def _digest(value: Any) -> bytes:
-    return sha256(_encoded(value)).digest()
+def _digest(value: Any, *, is_plain: bool = False) -> bytes:
+    data, hash_ = _encoded(value, is_plain), sha256()
+    # Not all at once, because hashlib would then let another thread run. To wait for the journal's takes many times as
+    # long as to hash the inputs of fifty nodes.
+    for start in range(0, len(data), _HASHED_AT_ONCE):
+        hash_.update(data[start : start + _HASHED_AT_ONCE])
+    return hash_.digest()
 
 
-def _encoded(value: Any) -> bytes:
+def _encoded(value: Any, is_plain: bool) -> bytes:
     """Encode a value so that no other value has the same bytes, and the order of keys does not matter.
 
-    orjson writes null for NaN and Infinity, and refuses a long integer and half a surrogate pair.
+    orjson writes null for NaN and Infinity, and refuses a long integer and half a surrogate pair. To look for null in
+    10 KB takes longer than to hash them, so nobody looks if no number is one of those (`is_plain`).
     """
     try:
         data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:
         return json.dumps(value, sort_keys=True).encode()
-    return data if b"null" not in data else json.dumps(value, sort_keys=True).encode()
+    return data if is_plain or b"null" not in data else json.dumps(value, sort_keys=True).encode()

@@ -13,7 +13,10 @@ from typing import Any
 
 import orjson
 
-# Digits to "0", all else to " ": a run of 19 digits is then found by a plain search, ten times faster than by a regex.
+# Digits to "0", opening brackets to "[", all else to " ": a run of 19 digits is then found by a plain search, ten times
+# faster than by a regex, and both kinds of brackets are counted at once.
+_MARKS = bytes(48 if 48 <= byte <= 57 else 91 if byte in b"[{" else 32 for byte in range(256))
+# The same without the brackets, where the ends of such runs are looked at.
 _DIGITS_ONLY = bytes(48 if 48 <= byte <= 57 else 32 for byte in range(256))
 _MAYBE_BEYOND_64_BITS = b"0" * 19
 _BEFORE_INTEGER = frozenset({b"", b"[", b":", b",", b" ", b"\t", b"\n", b"\r"})
@@ -49,11 +52,12 @@ def read_bounded(data: bytes, most_depth: int, most_values: int = MOST_VALUES) -
         TooMuchJson: it has too many values, or lies too deep.
         MalformedJson: it is not JSON.
     """
-    opened = data.count(b"[") + data.count(b"{")
+    marks = data.translate(_MARKS)
+    opened = marks.count(b"[")
     # Each value takes a byte at least, so a short document need not be counted.
     if len(data) > most_values and opened + data.count(b",") > most_values:
         raise TooMuchJson(f"it has more than {most_values} values")
-    value, is_plain = _parse(data)
+    value, is_plain = _parse(data, marks)
     if not is_plain and len(data) > _MOST_ODD:
         value, is_plain = _plain_if_equal(data, value)
     if not is_plain and len(data) > _MOST_ODD:
@@ -193,9 +197,12 @@ def _has_integer_beyond_64_bits(raw: bytes) -> bool:
     return False
 
 
-def _parse(raw: bytes) -> tuple[Any, bool]:
-    """The value, and whether orjson could read it: then it can write it, too. It refuses 1e999, say, which is inf."""
-    if _MAYBE_BEYOND_64_BITS not in raw.translate(_DIGITS_ONLY):
+def _parse(raw: bytes, marks: bytes | None = None) -> tuple[Any, bool]:
+    """The value, and whether orjson could read it: then it can write it, too. It refuses 1e999, say, which is inf.
+
+    `marks` is the document translated by `_MARKS`, if that is there already.
+    """
+    if _MAYBE_BEYOND_64_BITS not in (raw.translate(_MARKS) if marks is None else marks):
         try:
             return orjson.loads(raw), True
         except orjson.JSONDecodeError:

@@ -129,14 +129,14 @@ def read(
     bounds: Bounds = _BOUNDS,
     *,
     by_admin: bool = False,
-    inspect: Callable[[Mapping[str, Any]], object] | None = None,
+    inspect: Callable[[Mapping[str, Any], bool], object] | None = None,
     own_name: Callable[[FileRef], FileRef] | None = None,
 ) -> Submission:
     """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
 
-    `inspect` is given the graph while it is at hand parsed; what it returns is the submission's `judgement`. `own_name`
-    returns the tenant's name for one of its uploads that is named by its secret folder: a picture of the tenant's own
-    holds its prompt with such names.
+    `inspect` is given the graph while it is at hand parsed, and whether it is plain (`Submission.is_plain`); what it
+    returns is the submission's `judgement`. `own_name` returns the tenant's name for one of its uploads that is named
+    by its secret folder: a picture of the tenant's own holds its prompt with such names.
 
     What goes to a backend is made from what was read here, never from `body`: of a key that is there twice the last
     one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one. A body that is a graph
@@ -177,15 +177,15 @@ def read(
     check_targets(value.get("partial_execution_targets"), bounds.outputs)
     if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
         found = graph.survey(prompt, file_inputs, bounds.nodes)
-    judgement = inspect(prompt) if inspect is not None else None
-    return _submission(value, found, dumps, partner_keys.may_hold(body), by_admin, judgement)
+    judgement = inspect(prompt, dumps is wire.dumps) if inspect is not None else None
+    return _submission(value, found, dumps, body, by_admin, judgement)
 
 
 def _submission(
     value: dict[str, Any],
     found: graph.Survey,
     dumps: Callable[[Any], bytes],
-    may_name_keys: bool,
+    body: bytes,
     by_admin: bool,
     judgement: object,
 ) -> Submission:
@@ -200,7 +200,7 @@ def _submission(
     more_bytes = _bytes_of(client_id, secrets)
     shown = {key: item for key, item in extra.items() if key not in partner_keys.NAMES and key != "client_id"}
     rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
-    if may_name_keys:
+    if (shown or rest) and partner_keys.may_hold(body):
         shown, rest = partner_keys.without(shown), partner_keys.without(rest)
     targets, prompt_id = rest.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(

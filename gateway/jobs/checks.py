@@ -260,7 +260,7 @@ class Checks:
         """Return True if a tenant shares backends with strangers, so that it may open nothing but its own."""
         return self._judge.is_judged(tenant)
 
-    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any]], object] | None:
+    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], object] | None:
         """Return what `read` is to judge a graph with, None if the caller's prompts are not judged."""
         return self._judge.inspector(tenant, by_admin=by_admin)
 

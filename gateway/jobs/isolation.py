@@ -213,9 +213,9 @@ def _judge_inputs(
         if kind is list:
             if name in own_types and len(raw) == 2:
                 node_id, slot = raw
-                if type(node_id) is str and type(slot) is int and (source := profiles.get(node_id)) is not None:
-                    made = source.own_outputs.get(slot)
-                    if made is not None and made <= own_types[name]:
+                if type(node_id) is str and type(slot) is int and node_id in profiles:
+                    own_outputs = profiles[node_id].own_outputs
+                    if slot in own_outputs and own_outputs[slot] <= own_types[name]:
                         links.append((name, node_id, slot))
                         continue
         elif name in plain:

@@ -34,6 +34,7 @@ MAX_GIVEN_UP = 8
 # hold some that are larger.
 MAX_COUNT = 10**12
 
+_EMPTY_QUEUE = queue_json((), ())
 _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move.CANCEL}
 
 
@@ -131,9 +132,9 @@ class Ledger:
         """A tenant's /queue, encoded once a change."""
         encoded = self._queue_bytes.get(tenant)
         if encoded is None:
-            encoded = queue_json(self._tenants.get(tenant, {}).values(), self.shown_running(tenant))
-            if tenant in self._tenants:
-                self._queue_bytes[tenant] = encoded
+            if tenant not in self._tenants:
+                return _EMPTY_QUEUE
+            encoded = self._queue_bytes[tenant] = queue_json(self.jobs(tenant), self.shown_running(tenant))
         return encoded
 
     # -- a job's life --------------------------------------------------------------------------------------------

@@ -81,11 +81,14 @@ class PromptJudge:
         """Return the names of the backends on which a tenant is refused nothing."""
         return self._policies.of(tenant).dedicated
 
-    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any]], Judged] | None:
-        """Return what judges a parsed graph, None if the caller's prompts are not judged."""
+    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], Judged] | None:
+        """Return what judges a parsed graph, None if the caller's prompts are not judged.
+
+        It is also told whether the graph is plain (`Submission.is_plain`).
+        """
         if by_admin or not self.is_judged(tenant):
             return None
-        return lambda prompt: self._judge(tenant, prompt)
+        return lambda prompt, is_plain: self._judge(tenant, prompt, is_plain)
 
     def of(self, tenant: str, submission: Submission, last: Judged | None = None) -> Judged | None:
         """Return the judgement of a submission by today's catalogue, None if it needs none.
@@ -100,7 +103,7 @@ class PromptJudge:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
             return None
-        return self._judge(tenant, submission.graph())
+        return self._judge(tenant, submission.graph(), submission.is_plain)
 
     def _shared_by(self, policy: Policy, edition: Edition) -> frozenset[str]:
         if self._shared_of is not edition.mark:
@@ -112,7 +115,7 @@ class PromptJudge:
             self._shared[id(policy)] = found
         return found
 
-    def _judge(self, tenant: str, prompt: Mapping[str, Any]) -> Judged:
+    def _judge(self, tenant: str, prompt: Mapping[str, Any], is_plain: bool) -> Judged:
         policy, edition = self._policies.of(tenant), self._catalogue.edition
         shared = self._shared_by(policy, edition) if edition is not None else _NONE
         if edition is None or not shared:
@@ -141,7 +144,7 @@ class PromptJudge:
             elif not able:
                 able, chosen = names, planned
                 folder_of, node_id_of = self._names.output_folders(tenant), partial(self._names.added_node, tenant)
-                steering = steer(prompt, planned, folder_of, node_id_of, judgement.opened)
+                steering = steer(prompt, planned, folder_of, node_id_of, judgement.opened, is_plain=is_plain)
             elif planned == chosen:
                 # If backends differ in which inputs decide where a class writes, those like the first one run it.
                 able = able | names

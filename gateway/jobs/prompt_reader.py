@@ -57,7 +57,7 @@ IDLE_SECONDS = 30.0
 PIECE = 256 * 1024
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 
-Inspect = Callable[[Mapping[str, Any]], object]
+Inspect = Callable[[Mapping[str, Any], bool], object]
 
 
 class NotRead(Exception):
@@ -141,7 +141,7 @@ class PromptReader:
         await asyncio.sleep(0)
         graph = submission.graph()
         await asyncio.sleep(0)
-        return replace(submission, judgement=inspect(graph))
+        return replace(submission, judgement=inspect(graph, submission.is_plain))
 
     async def _read_apart(
         self, tenant: str, body: bytes, file_inputs: frozenset[tuple[str, str]], *, by_admin: bool

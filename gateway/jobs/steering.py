@@ -141,6 +141,8 @@ def steer(
     folder_of: Callable[[bytes], str],
     node_id_of: Callable[[bytes, str], str],
     opened: dict[str, OpenedNode] | None = None,
+    *,
+    is_plain: bool = False,
 ) -> Steering:
     """Return what to change in a prompt, so that each saver writes into a secret folder.
 
@@ -151,6 +153,7 @@ def steer(
         node_id_of: returns the id of a node to add, by the digest of the saver and the node's role. No two of these
             share an id.
         opened: nodes that were taken apart (`gateway.comfy.subgraph.digests`).
+        is_plain: no number in it is NaN or infinite.
     """
     if not planned.inputs:
         return UNCHANGED
@@ -159,7 +162,8 @@ def steer(
     folders: dict[str, str] = {}
     names: set[str] = set()
     is_literal = True
-    found = digests(prompt, dict.fromkeys([node_id for node_id, _, _ in planned.inputs]), opened)
+    wanted = dict.fromkeys([node_id for node_id, _, _ in planned.inputs])
+    found = digests(prompt, wanted, opened, is_plain=is_plain)
     for node_id, name, value in planned.inputs:
         digest = found[node_id]
         folder = folder_of(digest)

@@ -64,8 +64,12 @@ class Watch:
         self._look(time.monotonic())
 
     def _look(self, now: float) -> None:
+        # Ten thousand waiting jobs are of a few tenants.
+        usual: dict[str, float | None] = {}
         for job in self._ledger.jobs():
-            seconds = job.submission.deadline or self._policies.of(job.tenant).deadline or self._settings.deadline
+            if job.tenant not in usual:
+                usual[job.tenant] = self._policies.of(job.tenant).deadline or self._settings.deadline
+            seconds = job.submission.deadline or usual[job.tenant]
             # One that is being collected has come to its end in time.
             if seconds is not None and now - job.accepted_at >= seconds and job.state is not State.COLLECTING:
                 self._expire(job, seconds)
@@ -85,12 +89,12 @@ class Watch:
 
     def _look_at(self, backend: Backend, now: float) -> None:
         stalled = 0
+        # A backend that does not answer is another matter: slow, then lost.
+        running_ids = backend.queue.running_ids if backend.health is Health.UP else frozenset()
         for job in self._ledger.jobs_on(backend.name):
-            silent = now - max(job.live.heard_at, job.started_at or 0.0)
-            # A backend that does not answer is another matter: slow, then lost.
-            is_there = backend.health is Health.UP and job.upstream_id in backend.queue.running_ids
-            if job.state is not State.RUNNING or not is_there:
+            if job.state is not State.RUNNING or job.upstream_id not in running_ids:
                 continue
+            silent = now - max(job.live.heard_at, job.started_at or 0.0)
             if silent >= self._settings.stall_after:
                 stalled += 1
                 self._say_stalled(job, silent)

@@ -229,6 +229,7 @@ class ClientSocket:
         """Hold nothing more: it is served no longer."""
         self.close(WSCloseCode.GOING_AWAY, "")
         self._writing = None
+        self._writer.release()
         self._buffers.leave(self._tenant, self)
         self._listener.leave()
 

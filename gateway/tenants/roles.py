@@ -152,13 +152,13 @@ def is_manager(path: str) -> bool:
 
 def may(identity: Identity, access: Access) -> bool:
     """Whether a caller may use what is for `access`."""
-    if access is Access.ANYBODY:
-        return True
-    if identity.role is Role.METRICS or access is Access.MONITORING:
-        return access is Access.MONITORING and identity.role is not Role.USER
+    if identity.role is Role.METRICS:
+        return access in (Access.ANYBODY, Access.MONITORING)
+    if access is Access.MONITORING:
+        return identity.is_admin
     if access is Access.TEAM:
         return identity.is_admin or not identity.isolated
-    return identity.is_admin or access is Access.USERS
+    return identity.is_admin or access is not Access.ADMINS
 
 
 @dataclass(frozen=True, slots=True)

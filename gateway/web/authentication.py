@@ -96,7 +96,8 @@ class Authentication:
                 return _SIGNED_OUT
             self._use(grant, request, now)
             return grant
-        digest = self._digests.get(secret) or digest_of(secret)
+        known = self._digests.get(secret)
+        digest = known or digest_of(secret)
         grant = self._keyring.grant(digest)
         if self._lockout.latest and (refused := self._locked(grant, digest, client_address(request), now)) is not None:
             return refused
@@ -105,7 +106,7 @@ class Authentication:
         if not grant.holds(now):
             self._tell(Reason.EXPIRED, client_address(request), grant.identity.name)
             return _over(grant)
-        if secret not in self._digests:
+        if known is None:
             self._remember(secret, digest)
         self._use(grant, request, now)
         return grant

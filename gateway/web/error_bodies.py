@@ -46,6 +46,8 @@ _SAID: Mapping[int, tuple[str, str, str]] = {
     503: ("unavailable", "This can't be answered now", "send the request again later"),
     504: ("timeout", "It took too long", "send the request again later"),
 }  # fmt: skip
+# A browser fetches these for a page, and complains of JSON in their place on the page's console (W3C, Fetch Metadata).
+_OF_PAGES = frozenset({"style", "script", "image", "font", "audio", "video", "track", "manifest"})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _REST = ("error", "The request is refused", "GET /gateway/openapi.json tells what each route takes")
 
@@ -63,6 +65,7 @@ def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.Str
         or response.prepared
         or request.method == "HEAD"
         or request.get(FROM_BACKEND)
+        or request.headers.get("Sec-Fetch-Dest") in _OF_PAGES
     ):
         return response
     type_, message, advice = _lines(response.status)

@@ -53,13 +53,18 @@ class HeadTooLong(Exception):
 
 
 class Head:
-    """Counter of the bytes of one request's head. Pure."""
+    """Counter of the bytes of one request's head. Pure.
+
+    Args:
+        is_begun: the parser may have the beginning already, because it came behind a body. So the first bytes are not
+            held against the bound of a target: they may be the rest of a header.
+    """
 
     __slots__ = ("_line", "_lines", "_seam", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_begun: bool = False) -> None:
         self.size = 0
-        self._lines = 0
+        self._lines = 1 if is_begun else 0
         self._line = 0
         self._seam = b""
 
@@ -141,7 +146,9 @@ class Intake:
     def take(self, data: bytes) -> None:
         """Pass bytes on to the parser, hold them, or throw them away."""
         state = self.state
-        if state is _HEAD:
+        if self._held:
+            self._hold(data)
+        elif state is _HEAD:
             if len(data) <= MAX_AHEAD and data.find(_END, 4) == len(data) - 4 and not self._head.size:
                 # Nearly all requests are one short head, which came in one piece.
                 self.state, self._ahead = _SHUT, MAX_AHEAD
@@ -150,8 +157,6 @@ class Intake:
                 self._take_head(data)
         elif state is _GONE:
             self._drop(len(data))
-        elif self._held:
-            self._hold(data)
         elif state is _SHUT:
             self._take_ahead(data)
         elif _is_dense(data):
@@ -176,10 +181,11 @@ class Intake:
         """Turn to the next request, since one was answered and its body is read. Return True if some of it is held."""
         if self.state is _GONE:
             return False
+        had_body = self.state is _OPEN
         # If further requests came behind this one, the parser has the head of the next already.
         self.state, self._ahead = (_SHUT, MAX_AHEAD) if self._inner._messages else (_HEAD, 0)
-        if self._head.size:
-            self._head = Head()
+        if had_body or self._head.size:
+            self._head = Head(is_begun=had_body)
         if not self._held:
             return False
         if self.state is _HEAD:
@@ -195,16 +201,15 @@ class Intake:
 
     def _take_head(self, data: bytes) -> None:
         at = data.find(_END) if not self._head.size else -1
-        if 0 < at < MAX_TARGET and data[0] not in b"\r\n" and len(data) - at <= MAX_AHEAD:
-            # A whole head so short keeps to all bounds, and what follows it is short.
-            self.state, self._ahead = _SHUT, MAX_AHEAD + at + len(_END) - len(data)
-            self._parse(data)
-            return
-        try:
-            end = self._head.take(data)
-        except HeadTooLong as error:
-            self._refuse(error)
-            return
+        if 0 < at < MAX_TARGET and data[0] not in b"\r\n":
+            # A whole head so short keeps to all bounds.
+            end: int | None = at + len(_END)
+        else:
+            try:
+                end = self._head.take(data)
+            except HeadTooLong as error:
+                self._refuse(error)
+                return
         if end is None:
             self._parse(data)
             return
@@ -214,7 +219,9 @@ class Intake:
             self._parse(data)
         else:
             self._parse(data[:end])
-            self._hold(memoryview(data)[end:])
+            # Nearly all requests are admitted before anything else comes, so one piece does not stop the reading.
+            self._held.append(memoryview(data)[end:])
+            self.held = len(data) - end
 
     def _take_ahead(self, data: bytes) -> None:
         if len(data) <= self._ahead:
@@ -231,13 +238,10 @@ class Intake:
             fault.exc.__traceback__ = None
 
     def _hold(self, data: bytes | memoryview) -> None:
-        if not self._held:
-            self._inner._pause_reading_for_buffer()
         self._held.append(data)
         self.held += len(data)
-        if self._transport is not None and self._transport.is_reading():
-            # The parser has resumed it for reasons of its own.
-            self._transport.pause_reading()
+        if not self._inner._buffer_paused:
+            self._inner._pause_reading_for_buffer()
 
     def _pump(self) -> None:
         """Parse what is held, in slices if there is much to do."""
@@ -251,7 +255,7 @@ class Intake:
         self._parse(piece)
         if self._held:
             asyncio.get_running_loop().call_soon(self._pump)
-        else:
+        elif self._inner._buffer_paused:
             self._inner._resume_reading_for_buffer()
 
     def _go_on(self) -> None:
@@ -299,4 +303,5 @@ INTAKES: web.AppKey[dict[web.RequestHandler, Intake]] = web.AppKey("intakes", di
 
 def _is_dense(data: bytes) -> bool:
     """Return True if a piece is long and has so many lines that it must be parsed in slices."""
-    return len(data) > SLICE and data.count(b"\n") * BYTES_A_LINE > len(data)
+    # Most bodies are JSON in one line, and to look for a line's end takes less time than to count them.
+    return len(data) > SLICE and b"\n" in data and data.count(b"\n") * BYTES_A_LINE > len(data)

@@ -106,6 +106,15 @@ def test_literals_that_look_alike_differ() -> None:
     assert len(found) == len(values) + 2
 
 
+def test_values_of_a_plain_prompt_have_digests_of_their_own() -> None:
+    values = wire.loads_plain(b'[1, 1.0, true, "1", null, "null", [null], "", [], {}, {"a": null}, 1e308]')
+    prompts = [{"1": {"class_type": "A", "inputs": {"value": value}}} for value in values]
+    assert len({digests(prompt, ["1"], is_plain=True)["1"] for prompt in prompts}) == len(values)
+    for odd in (b"NaN", b"-Infinity", b"1e999"):
+        # A document that holds such a number is not plain.
+        assert not wire.loads_told(b"[" + odd + b"]")[1]
+
+
 def test_a_part_may_be_neither_cut_nor_joined_otherwise() -> None:
     found = [
         digest_of(a="x", b="y"),

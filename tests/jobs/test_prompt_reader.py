@@ -133,7 +133,7 @@ def test_a_judgement_is_made_here(apart: Read) -> None:
     """What judges knows the fleet, which the process does not."""
     seen: list[Any] = []
 
-    def inspect(graph: Any) -> int:
+    def inspect(graph: Any, _: bool) -> int:
         seen.append(graph)
         return 7
 

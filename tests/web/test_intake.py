@@ -67,6 +67,13 @@ def test_a_head_has_bounds_however_it_comes(cuts: list[int]) -> None:
     assert [take(Head(), data, cuts)[1] for data, _ in beyond] == [status for _, status in beyond]
 
 
+def test_the_rest_of_a_head_is_no_target() -> None:
+    # A head that came behind a body in one piece with it was begun by the parser already.
+    rest = b"a" * (MAX_TARGET + 100) + b"\r\n\r\n"
+    assert take(Head(is_begun=True), rest, []) == (len(rest), 0)
+    assert take(Head(is_begun=True), b"a" * (MAX_FIELD + 2), [])[1] == 431
+
+
 @dataclass(slots=True)
 class Echo:
     """A server in front of which connections are as before a gateway; it answers with the digest of a body.
