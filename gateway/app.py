@@ -175,7 +175,12 @@ class Gateway:
         scheme = "http" if self.settings.server.tls.certificate is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    def hurry(self) -> None:
+        """Have `close` wait for no request any more."""
+        if self._serving is not None:
+            self._serving.hurry()
+
     async def close(self) -> None:
-        """Stop accepting, let answers finish, close sockets, write the journal. Jobs on the backends run on."""
+        """Stop accepting, let requests that have begun be read and answered, write the journal. Jobs run on."""
         self._ready = False
         await self._stack.aclose()

@@ -107,11 +107,17 @@ def _run(settings: Settings) -> int:
     return asyncio.run(_serve(settings))
 
 
+def _stop_or_hurry(stop: asyncio.Event, gateway: Gateway) -> None:
+    """Stop; at the second signal, without waiting for requests."""
+    if stop.is_set():
+        gateway.hurry()
+    stop.set()
+
+
 async def _serve(settings: Settings) -> int:
-    stop = asyncio.Event()
+    stop, gateway = asyncio.Event(), Gateway(settings)
     for signal_ in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
-    gateway = Gateway(settings)
+        asyncio.get_running_loop().add_signal_handler(signal_, _stop_or_hurry, stop, gateway)
     if sys.platform != "win32":
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
     try:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from gateway.jobs.records import fault_of_job
 from gateway.settings import SettingsError, load
 from gateway.store import salvage
 from gateway.store.protocol import StoreError
@@ -39,7 +40,7 @@ def check_journal(config: Path | None, data_dir: Path | None) -> None:
     """
     directory = _directory(config, data_dir)
     try:
-        problems = salvage.examine(directory)
+        problems = salvage.examine(directory, fault_of_job)
     except StoreError as error:
         _exit(str(error))
     for problem in problems:
@@ -58,11 +59,13 @@ def recover_journal(config: Path | None, data_dir: Path | None) -> None:
     """
     directory = _directory(config, data_dir)
     try:
-        saved, aside = salvage.recover(directory)
+        saved, aside = salvage.recover(directory, fault_of_job)
     except StoreError as error:
         _exit(str(error))
     for table in saved:
         click.echo(str(table))
+        for sentence in table.faults:
+            click.echo(f"  {sentence}")
     click.echo(f"{directory}: start the gateway again; the old file is kept as {aside.name}")
 
 

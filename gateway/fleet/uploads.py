@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.comfy.outputs import FileRef
+from gateway.fleet.expiry import Expiry
 from gateway.fleet.files import FileIndex, Holder, Upload
 from gateway.settings import UploadSettings
 from gateway.store.blobs import Blob, BlobStore, BlobWriter
@@ -19,6 +20,11 @@ from gateway.tenants.limits import Limits, no_room
 _log = logs.get("uploads")
 
 SWEEP_SECONDS = 300.0
+_ASIDE_HINT = (
+    "the journal does not name these uploads; if it was moved away, stop the gateway and put it back before that many"
+    " seconds of service are over"
+)
+_MISSING_HINT = "the journal names these uploads, and their bytes are not in data_dir/uploads; upload them again"
 # A use is journalled if the one journalled last is so much older.
 USE_RESOLUTION_MS = 600_000
 
@@ -61,6 +67,8 @@ class Uploads:
         self._kept: dict[str, _Kept] = {}
         # Held while bytes come into the store or leave it: the same bytes may do both at a time.
         self._moving = asyncio.Lock()
+        self._expiry = Expiry(settings.keep)
+        self._swept_at = time.monotonic()
         self._tasks = Tasks("uploads")
         self.blobs = blobs
         self.bytes = 0
@@ -75,11 +83,18 @@ class Uploads:
         for record in await self._store.uploads():
             ref = FileRef(record.kind, record.subfolder, record.filename)
             self._name(record.tenant, ref, Upload(record.digest, record.size), record.used_at)
-        await self.blobs.remove_all_but(self._kept)
+        found = await self.blobs.reconcile(self._kept)
+        if found.brought_back:
+            _log.info("uploads_brought_back", uploads=found.brought_back)
+        if found.put_aside:
+            _log.warning("uploads_put_aside", uploads=found.put_aside, seconds=self._settings.aside, hint=_ASIDE_HINT)
+        if found.missing:
+            _log.warning("uploads_missing", uploads=len(found.missing), digests=found.missing[:10], hint=_MISSING_HINT)
 
     def start(self) -> None:
         """Begin to let go of what nobody has used for long."""
-        self._tasks.repeat(self._sweep_again, "sweep", min(SWEEP_SECONDS, self._settings.keep), at_once=False)
+        rest = min(SWEEP_SECONDS, self._settings.keep, self._settings.aside / 4)
+        self._tasks.repeat(self._sweep_again, "sweep", rest, at_once=False)
 
     async def close(self) -> None:
         """Stop."""
@@ -103,8 +118,13 @@ class Uploads:
             ref = self._files.allot(tenant, wanted, compare or blob.digest, overwrite)
             known = self._files.find(tenant, ref)
             if isinstance(known, Upload) and known.digest == (compare or blob.digest):
-                self.use(known.digest)
-                return ref
+                is_there = await self.blobs.has(known.digest)
+                if not is_there and known.digest == blob.digest:
+                    await writer.keep(blob)
+                    is_there = True
+                if is_there:
+                    self.use(known.digest)
+                    return ref
             await self._make_room_of(tenant, blob)
             await self._make_room(blob)
             await writer.keep(blob)
@@ -211,9 +231,10 @@ class Uploads:
     async def _make_room(self, blob: Blob) -> None:
         if blob.digest in self._kept:
             return
-        excess = self.bytes + blob.size - self._settings.quota
+        excess = self.bytes + self.blobs.aside_bytes + blob.size - self._settings.quota
         if excess > 0 and blob.size <= self._settings.quota:
-            await self._evict(excess)
+            # What lies aside goes first, because nothing names it.
+            await self._evict(excess - await self.blobs.free_aside(excess))
         if self.bytes + blob.size > self._settings.quota:
             raise QuotaExceeded(
                 f"{self.bytes} of {self._settings.quota} bytes are kept and in use; this file has {blob.size}"
@@ -229,7 +250,7 @@ class Uploads:
                 wanted -= kept.size
                 await self._let_go(digest)
 
-    async def _let_go(self, digest: str) -> None:
+    async def _let_go(self, digest: str, *, aside: bool = False) -> None:
         kept = self._kept.pop(digest)
         self.bytes -= kept.size
         for tenant, ref in kept.names:
@@ -237,21 +258,33 @@ class Uploads:
             if isinstance(found, Upload) and found.digest == digest:
                 self._files.drop_upload(tenant, ref)
         self._store.write([UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in kept.names])
-        await self.blobs.remove(digest)
+        await (self.blobs.put_aside(digest) if aside else self.blobs.remove(digest))
 
     async def _sweep_again(self) -> None:
         try:
-            await self.sweep(_now())
+            await self.sweep(time.time(), time.monotonic())
         except StoreError as error:
             _log.error("sweeping", error=str(error))
 
-    async def sweep(self, now: int) -> None:
-        """Let go of what nobody has used for `uploads.keep` before `now` (milliseconds since 1970)."""
-        oldest = now - self._settings.keep * 1000
+    async def sweep(self, wall: float, monotonic: float) -> None:
+        """Put aside what nobody has used for `uploads.keep`, and delete what has lain aside for `uploads.aside`.
+
+        Args:
+            wall: the time, in seconds since 1970.
+            monotonic: the seconds of a clock that can't be set.
+
+        Raises:
+            StoreError: the disk fails.
+        """
         async with self._moving:
-            for digest in [digest for digest, kept in self._kept.items() if kept.used_at < oldest]:
+            served, self._swept_at = monotonic - self._swept_at, monotonic
+            deleted = await self.blobs.sweep_aside(served, self._settings.aside)
+            if deleted:
+                _log.info("uploads_deleted", uploads=deleted, lay_aside_seconds=self._settings.aside)
+            used_at = {digest: kept.used_at for digest, kept in self._kept.items()}
+            for digest in self._expiry.expired(used_at, wall, monotonic):
                 if not self._is_in_use(self._kept[digest]):
-                    await self._let_go(digest)
+                    await self._let_go(digest, aside=True)
 
 
 def _now() -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from gateway.comfy import wire
 from gateway.comfy.answers import MARK, Queue
 from gateway.comfy.events import Event
 from gateway.comfy.outputs import FileRef
@@ -35,7 +34,7 @@ from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_bounds import Bounds
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.jobs.prompt_reader import PromptReader
-from gateway.jobs.records import is_counted, job_of
+from gateway.jobs.records import is_counted, restored
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.relay import Relay
 from gateway.jobs.results import Results
@@ -47,9 +46,8 @@ from gateway.jobs.upstream import extra_of
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
-from gateway.store.protocol import Bus, JobRecord, Store, StoreDamaged
+from gateway.store.protocol import Bus, Store
 from gateway.store.spool import Spool
-from gateway.store.trouble import RECOVER
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight
 from gateway.tenants.limits import Limits
@@ -191,6 +189,7 @@ class Engine:
         metrics.jobs_waiting.set_function(lambda: len(self.ledger.waiting))
         metrics.jobs_open.set_function(lambda: len(self.ledger))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
+        metrics.uploads_aside_bytes.set_function(lambda: blobs.aside_bytes)
 
     def start(self) -> None:
         """Begin with what is done again and again; the fleet has started."""
@@ -230,7 +229,7 @@ class Engine:
             # If an earlier version sent a job under its client's id, and an ended job has the same, run it again unless
             # it is in a queue still, because an entry that a backend has under that id may be either's.
             is_doubtful = not job_record.mark and self.ledger.copies.has_ended(job_record.upstream_id)
-            job = _restored(job_record, frozenset() if is_doubtful else names)
+            job = restored(job_record, frozenset() if is_doubtful else names)
             self.ledger.restore(job)
             self.retries.resume(job)
 
@@ -339,10 +338,3 @@ def _shown(item: Sequence[Any]) -> Any:
     """Return a foreign item of a queue as an admin may see it: no partner keys, and no mark of another gateway."""
     extra = {key: value for key, value in extra_of(item).items() if key != MARK}
     return partner_keys.without([*item[:3], extra, *item[4:]] if extra_of(item) else list(item))
-
-
-def _restored(record: JobRecord, backends: Collection[str]) -> Job:
-    try:
-        return job_of(record, backends)
-    except (wire.MalformedJson, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StoreDamaged(f"the journal's open job {record.prompt_id} is damaged; {RECOVER}") from error

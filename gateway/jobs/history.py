@@ -13,8 +13,13 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from gateway.comfy import wire
+from gateway.comfy.history import Outcome, entry_without_run, failure_event
 from gateway.comfy.jobs import Listed, listed
-from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store
+from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store, StoreDamaged
+from gateway.store.soundness import is_summary
+from gateway.telemetry import logs
+
+_log = logs.get("history")
 
 DROPPED_AT_ONCE = 10
 # Of entries that take too many bytes more go at once: a large one may come to be in place of many small ones.
@@ -93,11 +98,24 @@ class History:
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
             dropped.append(self._drop_oldest(ended.tenant))
         # The one that has just come stays, however large it is.
-        while self._kept[ended.tenant] > self._max_bytes and len(own) > 1 and len(dropped) < MAX_DROPPED:
-            dropped.append(self._drop_oldest(ended.tenant))
-        while self._kept_in_all > self._max_total_bytes and len(dropped) < MAX_DROPPED:
+        dropped += self._drop_past_bytes([ended.tenant], MAX_DROPPED - len(dropped), newest=ended.tenant)
+        return dropped
+
+    def drop_past_bytes(self, most: int) -> list[HistoryRemoval]:
+        """Drop the oldest entries past the bytes that may be kept, at most so many: they must leave the store.
+
+        A limit may have been made smaller, and whoever it concerns may end no further job for long.
+        """
+        return self._drop_past_bytes(list(self._kept), most)
+
+    def _drop_past_bytes(self, tenants: Sequence[str], most: int, newest: str | None = None) -> list[HistoryRemoval]:
+        dropped: list[HistoryRemoval] = []
+        for tenant in tenants:
+            while self._kept[tenant] > self._max_bytes and len(self._ended[tenant]) > 1 and len(dropped) < most:
+                dropped.append(self._drop_oldest(tenant))
+        while self._kept_in_all > self._max_total_bytes and len(dropped) < most:
             largest, _ = self._kept.most_common(1)[0]
-            if largest == ended.tenant and len(own) == 1:
+            if largest == newest and len(self._ended[largest]) == 1:
                 break
             dropped.append(self._drop_oldest(largest))
         return dropped
@@ -141,15 +159,15 @@ class History:
         """The same, each with what it is filtered and sorted by."""
         for ended in self._of(tenants):
             if ended.listed is None:
-                ended.listed = listed(wire.loads(ended.record.summary))
+                ended.listed = _read_summary(ended)
             yield ended.listed, ended.record
 
     async def read_summaries(self, tenants: Sequence[str] | None) -> None:
         """Before `listed`, so that it takes no time even where nobody has asked since the start, or not for long."""
         size = 0
         for ended in [ended for ended in self._of(tenants) if ended.listed is None]:
-            ended.listed = listed(wire.loads(ended.record.summary))
             size += len(ended.record.summary)
+            ended.listed = _read_summary(ended)
             if size > READ_AT_ONCE:
                 await asyncio.sleep(0)
                 size = 0
@@ -171,13 +189,21 @@ class History:
         return nullcontext() if is_short else self._large
 
     async def entry(self, ended: HistoryRecord) -> bytes | None:
-        """An entry, from memory or from the store."""
+        """An entry, from memory or from the store; one that is damaged there is told as a failure that says so.
+
+        Raises:
+            StoreError: the store can't be read at the moment.
+        """
         key = (ended.tenant, ended.prompt_id)
         cached = self._entries.get(key)
         if cached is not None:
             self._entries.move_to_end(key)
             return cached
-        entry = await self._store.history_entry(*key)
+        try:
+            entry = await self._store.history_entry(*key)
+        except StoreDamaged as error:
+            _log.error("history_entry_damaged", prompt_id=ended.prompt_id, tenant=ended.tenant, error=str(error))
+            entry = _entry_in_place_of(ended, str(error))
         if entry is not None and len(entry) <= MAX_CACHED and self.find(*key) is ended:
             self._keep(key, entry)
         return entry
@@ -194,3 +220,28 @@ class History:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= len(entry)
+
+
+# What /api/jobs calls the outcomes (comfy_execution/jobs.py, JobStatus).
+_STATUSES: dict[str, str] = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "cancelled"}
+
+
+def _read_summary(ended: _Ended) -> Listed:
+    """What an ended job is filtered and sorted by; if its summary is damaged, a new one says what is known still."""
+    if not is_summary(ended.record.summary):
+        record = ended.record
+        _log.error("history_entry_damaged", prompt_id=record.prompt_id, tenant=record.tenant, error="its summary")
+        status = _STATUSES.get(record.outcome, "failed")
+        shown = {"id": record.prompt_id, "status": status, "priority": _number(record), "outputs_count": 0}
+        ended.record = replace(record, summary=wire.dumps(shown))
+    return listed(wire.loads(ended.record.summary))
+
+
+def _entry_in_place_of(ended: HistoryRecord, reason: str) -> bytes:
+    event = failure_event(ended.prompt_id, reason, "HistoryEntryDamaged")
+    item = [_number(ended), ended.prompt_id, {}, {}, []]
+    return wire.dumps(entry_without_run(item, "execution_error", event))
+
+
+def _number(ended: HistoryRecord) -> float:
+    return int(ended.number) if float(ended.number).is_integer() else ended.number

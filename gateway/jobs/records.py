@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from gateway.comfy import wire
 from gateway.jobs.admission import decode_from_journal, encode_for_journal
 from gateway.jobs.job import PLACED, Assignment, Delivery, Job, State
-from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate
+from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate, StoreDamaged
+from gateway.store.trouble import RECOVER
 
 
 def job_record(job: Job, gateway: str) -> JobRecord:
@@ -128,3 +130,27 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
     # How long it has been silent is not known.
     job.live.heard_at = now
     return job
+
+
+def restored(record: JobRecord, backends: Collection[str]) -> Job:
+    """An open job of an earlier run, see `job_of`.
+
+    Raises:
+        StoreDamaged: the record is not what was written.
+    """
+    try:
+        return job_of(record, backends)
+    except _UNREADABLE as error:
+        raise StoreDamaged(f"the journal's open job {record.prompt_id} is damaged; {RECOVER}") from error
+
+
+_UNREADABLE = (wire.MalformedJson, LookupError, TypeError, ValueError, AttributeError)
+
+
+def fault_of_job(row: Mapping[str, Any]) -> str:
+    """Say what is wrong with an open job's row in the journal; an empty text if a gateway can take the job up."""
+    try:
+        job_of(JobRecord(**row), ())
+    except _UNREADABLE as error:
+        return f"its prompt can't be read ({error})"
+    return ""

@@ -1,4 +1,7 @@
-"""How long the history is kept: entries that are too old, or too many, leave memory and journal, a few a commit."""
+"""How long the history is kept: entries that are too old, or too many, leave memory and journal, a few a commit.
+
+No single look at the wall clock deletes anything: it may be wrong at a machine's start, until it is set.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ _log = logs.get("retention")
 SWEEP_SECONDS = 600.0
 # Their pages have to be read to be freed: more of them would hold up the prompts that share the commit.
 BATCH = 100
+# A process believes the wall clock once nobody has set it for so long.
+HOLD_SECONDS = 3600.0
+SET_BY_MS = 60_000
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Retention:
-    """Drops history entries by age and count.
+    """Drops history entries by age, count and bytes.
 
     The store knows ages from the marks that each sweep leaves: an entry goes at the first sweep that finds a mark
     which is `max_age` old, and behind it. A wall clock that is set makes nothing older: marks move with it.
@@ -31,6 +37,9 @@ class Retention:
         self._settings = settings
         self._history = history
         self._store = store
+        self._hold_ms = min(HOLD_SECONDS, settings.max_age / 4) * 1000
+        # When the wall clock was last seen to be set, and how far it was from the time since the machine's start then.
+        self._set_at: ClockReading | None = None
         self._tasks = Tasks("retention")
         try:
             self._boot = _BOOT.read_text().strip()
@@ -48,7 +57,7 @@ class Retention:
 
     async def _sweep_again(self) -> None:
         try:
-            await self.sweep(self._clocks())
+            await self.turn(self._clocks())
         except StoreError as error:
             _log.error("sweeping", error=str(error))
 
@@ -57,8 +66,19 @@ class Retention:
         uptime = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
         return ClockReading(int(time.time() * 1000), int(uptime * 1000), self._boot)
 
-    async def sweep(self, now: ClockReading) -> None:
-        """Drop what is past `max_items`, and what ended `max_age` before `now`.
+    async def turn(self, now: ClockReading) -> None:
+        """Do one sweep, by age as well if the wall clock has been left alone for long enough.
+
+        Raises:
+            StoreError: the journal can't be read or written.
+        """
+        before = self._set_at
+        if before is None or abs((now.time - now.uptime) - (before.time - before.uptime)) > SET_BY_MS:
+            self._set_at = before = now
+        await self.sweep(now, by_age=now.uptime - before.uptime >= self._hold_ms)
+
+    async def sweep(self, now: ClockReading, *, by_age: bool = True) -> None:
+        """Drop what is past `max_items` and the limits of bytes, and `by_age` what ended `max_age` before `now`.
 
         Raises:
             StoreError: the journal can't be read or written.
@@ -66,6 +86,11 @@ class Retention:
         while (excess := len(self._history) - self._settings.max_items) > 0:
             if not await self._drop(await self._store.oldest_history(min(excess, BATCH))):
                 break
+        while dropped := self._history.drop_past_bytes(BATCH):
+            await self._store.write(dropped)
+        if not by_age:
+            # Nor is the time noted: marks of a wrong time would make entries old, or young.
+            return
         await self._store.write([now])
         oldest = now.time - int(self._settings.max_age * 1000)
         while await self._drop(await self._store.oldest_history(BATCH, oldest)):

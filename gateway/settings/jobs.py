@@ -71,6 +71,7 @@ class UploadSettings(Model):
     max_size: Bytes = 4 * 1024**3
     quota: Bytes = 20 * 1024**3
     keep: Age = 30 * 86_400.0
+    aside: Age = 7 * 86_400.0
 
 
 class CatalogueSettings(Model):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gateway.store.aside import Aside
+from gateway.store.folders import replace
 from gateway.store.protocol import StoreError
 
 _T = TypeVar("_T")
@@ -29,6 +31,15 @@ class Blob:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What a look through the store found: digests that are missing, and how many blobs came back or went aside."""
+
+    missing: list[str]
+    brought_back: int
+    put_aside: int
+
+
 class BlobStore:
     """A directory of blobs.
 
@@ -39,6 +50,12 @@ class BlobStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._unfinished = directory / "unfinished"
+        self._aside = Aside(directory / "aside")
+
+    @property
+    def aside_bytes(self) -> int:
+        """How many bytes lie aside."""
+        return self._aside.bytes
 
     async def open(self) -> None:
         """Make the directory; what an earlier run left half-written goes.
@@ -51,6 +68,7 @@ class BlobStore:
     def _open(self) -> None:
         shutil.rmtree(self._unfinished, ignore_errors=True)
         self._unfinished.mkdir(parents=True)
+        self._aside.open()
 
     def path(self, digest: str) -> Path:
         """Where a blob's bytes are, if it is there."""
@@ -68,16 +86,71 @@ class BlobStore:
         """Let go of one."""
         await _in_thread(lambda: self.path(digest).unlink(missing_ok=True))
 
-    async def remove_all_but(self, digests: Collection[str]) -> int:
-        """Let go of all others, such as a crash may leave. Returns how many."""
+    async def reconcile(self, digests: Collection[str]) -> Reconciled:
+        """Bring back those of these blobs that lie aside, and put all others aside.
 
-        def remove() -> int:
-            gone = [p for p in self._directory.glob("??/*") if p.name not in digests]
-            for path in gone:
-                path.unlink(missing_ok=True)
-            return len(gone)
+        Others are unknown because a crash left them, or because the journal that names them was moved away.
 
-        return await _in_thread(remove)
+        Raises:
+            StoreError: the disk fails.
+        """
+
+        def reconcile() -> Reconciled:
+            missing, brought_back = [], 0
+            for digest in digests:
+                if not self.path(digest).is_file():
+                    if self._aside.take(digest, self.path(digest)):
+                        brought_back += 1
+                    else:
+                        missing.append(digest)
+            others = [path for path in self._directory.glob("??/*") if path.name not in digests]
+            for path in others:
+                self._aside.put(path)
+            return Reconciled(missing, brought_back, len(others))
+
+        return await _in_thread(reconcile)
+
+    async def put_aside(self, digest: str) -> None:
+        """Let go of one for now: it comes back if it is named again in time.
+
+        Raises:
+            StoreError: it can't be moved.
+        """
+
+        def put() -> None:
+            if self.path(digest).is_file():
+                self._aside.put(self.path(digest))
+
+        await _in_thread(put)
+
+    async def sweep_aside(self, served: float, keep: float) -> int:
+        """Delete what has lain aside for `keep` seconds during which a gateway served. Return how many.
+
+        Args:
+            served: the seconds since the last sweep, by a clock that can't be set.
+            keep: how long a blob lies aside.
+
+        Raises:
+            StoreError: the disk fails.
+        """
+
+        def sweep() -> int:
+            self._aside.go_on(served)
+            return self._aside.delete_older(keep)
+
+        return await _in_thread(sweep)
+
+    async def free_aside(self, size: int) -> int:
+        """Delete what has lain aside longest, until so many bytes are free. Return how many are.
+
+        Raises:
+            StoreError: the disk fails.
+        """
+        return await _in_thread(lambda: self._aside.make_room(size))
+
+    def _placed(self, digest: str) -> None:
+        """Note that a blob came into the store: a copy of it that lies aside is worth nothing."""
+        self._aside.drop(digest)
 
 
 class BlobWriter:
@@ -152,9 +225,8 @@ class BlobWriter:
         """
 
         def keep() -> None:
-            target = self._store.path(blob.digest)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(self._path, target)
+            replace(self._path, self._store.path(blob.digest))
+            self._store._placed(blob.digest)
 
         await _in_thread(keep)
 

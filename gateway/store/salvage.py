@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.comfy import wire
 from gateway.store import trouble
 from gateway.store.directory import take
+from gateway.store.folders import replace
 from gateway.store.protocol import StoreDamaged, StoreError
+from gateway.store.soundness import JudgeJob, fault, judge_json
 from gateway.store.sqlite import FILE_NAME, HAD_KEYS
 from gateway.store.statements import migrate
 
@@ -22,6 +22,8 @@ from gateway.store.statements import migrate
 _WITH_ROWID = ("jobs", "history", "marks")
 _WITHOUT = ("meta", "files", "uploads", "placements", "backends", "keys", "sign_ins")
 TABLES = _WITH_ROWID + _WITHOUT
+# Sentences about damaged rows of a table; more are counted.
+_MAX_FAULTS = 20
 # How far to look behind the last row that can be read, where the end of a table can't be.
 _FURTHER = 100_000
 
@@ -36,6 +38,8 @@ class Saved:
     rows: int = 0
     spoilt: int = 0
     is_whole: bool = True
+    # What is wrong with the first of those rows.
+    faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         what = f"{self.table}: {self.rows} saved"
@@ -44,8 +48,14 @@ class Saved:
         return what if self.is_whole else f"{what}, others can't be read"
 
 
-def examine(directory: Path) -> list[str]:
+def examine(directory: Path, judge_job: JudgeJob = judge_json) -> list[str]:
     """Read through the whole file; one sentence for each thing that is wrong with it. A gateway may be using it.
+
+    Whatever `recover` would leave out is wrong.
+
+    Args:
+        directory: the data directory.
+        judge_job: judges open jobs.
 
     Raises:
         StoreError: there is none, or it can't be read at all.
@@ -62,7 +72,18 @@ def examine(directory: Path) -> list[str]:
             problems += [str(row[0]) for row in connection.execute("PRAGMA quick_check(20)")]
         except sqlite3.Error as error:
             problems.append(str(error))
+        for table in TABLES:
+            problems += _examine_table(connection, table, judge_job)
     return [problem for problem in problems if problem != "ok"]
+
+
+def _examine_table(connection: sqlite3.Connection, table: str, judge_job: JudgeJob) -> list[str]:
+    found, names = Saved(table), _columns(connection, table)
+    for _ in _sound_rows(connection, found, names, judge_job) if names else ():
+        pass
+    if found.spoilt > len(found.faults):
+        found.faults.append(f"{table}: {found.spoilt - len(found.faults)} more rows are damaged")
+    return found.faults if found.is_whole else [*found.faults, f"{table}: some rows can't be read"]
 
 
 def had_keys(directory: Path) -> bool:
@@ -74,10 +95,14 @@ def had_keys(directory: Path) -> bool:
         return False
 
 
-def recover(directory: Path) -> tuple[list[Saved], Path]:
+def recover(directory: Path, judge_job: JudgeJob = judge_json) -> tuple[list[Saved], Path]:
     """Write what can be read to a new file, and put that in the damaged one's place.
 
     Returns what was saved, and where the damaged file is now.
+
+    Args:
+        directory: the data directory.
+        judge_job: judges open jobs.
 
     Raises:
         StoreError: a gateway is using it, there is none, nothing in it can be read, or the disk takes nothing.
@@ -94,7 +119,7 @@ def recover(directory: Path) -> tuple[list[Saved], Path]:
             fresh = directory / f"{FILE_NAME}.recovered"
             fresh.unlink(missing_ok=True)
             try:
-                saved = _copy(source, fresh, columns)
+                saved = _copy(source, fresh, columns, judge_job)
             except (sqlite3.Error, OSError) as error:
                 fresh.unlink(missing_ok=True)
                 raise StoreError(trouble.sentence(f"{fresh} can't be written", error)) from error
@@ -126,7 +151,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
     return [str(row[1]) for row in connection.execute(f"PRAGMA table_info({table})")]
 
 
-def _copy(source: sqlite3.Connection, fresh: Path, columns: dict[str, list[str]]) -> list[Saved]:
+def _copy(source: sqlite3.Connection, fresh: Path, columns: dict[str, list[str]], judge_job: JudgeJob) -> list[Saved]:
     saved = []
     with closing(sqlite3.connect(fresh, isolation_level=None)) as target:
         migrate(target)
@@ -135,34 +160,33 @@ def _copy(source: sqlite3.Connection, fresh: Path, columns: dict[str, list[str]]
             names = [name for name in _columns(target, table) if name in columns[table]]
             if names:
                 target.execute("BEGIN")
-                saved.append(_copy_table(source, target, table, names))
+                saved.append(_copy_table(source, target, table, names, judge_job))
                 target.execute("COMMIT")
     return saved
 
 
-def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str, names: list[str]) -> Saved:
-    saved, listed = Saved(table), ", ".join(names)
-    rows = _by_rowid(source, table, listed, saved) if table in _WITH_ROWID else _by_key(source, table, listed, saved)
-    put = f"INSERT OR IGNORE INTO {table} ({listed}) VALUES ({', '.join('?' * len(names))})"
-    for row in rows:
-        if _is_sound(dict(zip(names, row, strict=True))):
-            saved.rows += target.execute(put, row).rowcount
-        else:
-            saved.spoilt += 1
+def _copy_table(
+    source: sqlite3.Connection, target: sqlite3.Connection, table: str, names: list[str], judge_job: JudgeJob
+) -> Saved:
+    saved = Saved(table)
+    put = f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    for row in _sound_rows(source, saved, names, judge_job):
+        saved.rows += target.execute(put, row).rowcount
     return saved
 
 
-def _is_sound(row: dict[str, object]) -> bool:
-    """Whether what is packed in a row is what it should be; a page can be readable, and its bytes be others'."""
-    try:
-        if "entry" in row:
-            wire.loads(zlib.decompress(row["entry"]))  # type: ignore[arg-type]
-            wire.loads(row["summary"])  # type: ignore[arg-type]
-        if "submission" in row:
-            wire.loads(row["submission"])  # type: ignore[arg-type]
-    except (zlib.error, wire.MalformedJson, TypeError):
-        return False
-    return True
+def _sound_rows(source: sqlite3.Connection, saved: Saved, names: list[str], judge_job: JudgeJob) -> Iterator[_Row]:
+    """Give each row that can be read and is sound, and note the others: a page can be readable, its bytes others'."""
+    table, listed = saved.table, ", ".join(names)
+    rows = _by_rowid(source, table, listed, saved) if table in _WITH_ROWID else _by_key(source, table, listed, saved)
+    for row in rows:
+        wrong = fault(table, dict(zip(names, row, strict=True)), judge_job)
+        if not wrong:
+            yield row
+            continue
+        saved.spoilt += 1
+        if len(saved.faults) < _MAX_FAULTS:
+            saved.faults.append(wrong)
 
 
 def _by_rowid(source: sqlite3.Connection, table: str, listed: str, saved: Saved) -> Iterator[_Row]:
@@ -205,5 +229,5 @@ def _put_in_place(directory: Path, fresh: Path) -> Path:
         if log.exists():
             log.rename(f"{aside}{suffix}")
     os.link(path, aside)
-    fresh.replace(path)
+    replace(fresh, path)
     return aside

@@ -17,7 +17,6 @@ import sqlite3
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from gateway.store.protocol import (
     StoreError,
     UploadRecord,
 )
+from gateway.store.soundness import Unsound, are_columns, unpack
 from gateway.store.statements import apply, migrate
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
@@ -54,6 +54,7 @@ COPY_HINT = (
 )
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
+MAX_LOG_BYTES = 8 * 1024**2
 
 _OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
 # Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
@@ -142,8 +143,8 @@ class SqliteStore:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={self._synchronous}")
         connection.execute("PRAGMA busy_timeout=5000")
-        # A log that one large commit made long is cut again.
-        connection.execute("PRAGMA journal_size_limit=67108864")
+        # A log that one large commit made long is cut again; 4 MB of it are used between two checkpoints.
+        connection.execute(f"PRAGMA journal_size_limit={MAX_LOG_BYTES}")
         return connection
 
     async def close(self) -> None:
@@ -295,8 +296,8 @@ class SqliteStore:
         def guarded() -> _T:
             try:
                 return read()
-            except (sqlite3.Error, zlib.error) as error:
-                is_damaged = isinstance(error, zlib.error) or trouble.is_damage(error)
+            except sqlite3.Error as error:
+                is_damaged = trouble.is_damage(error)
                 raise (StoreDamaged if is_damaged else StoreError)(trouble.sentence(what, error)) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, guarded)
@@ -351,8 +352,11 @@ class SqliteStore:
         return [JobRecord(*row) for row in await self._rows(_OPEN_JOBS)]  # type: ignore[arg-type]
 
     async def history(self) -> list[HistoryRecord]:
-        """All ended jobs without their entries, in the order in which they ended."""
-        rows = await self._rows(_HISTORY)
+        """All ended jobs without their entries, in the order in which they ended. Damaged rows are left out."""
+        found = await self._rows(_HISTORY)
+        rows = [row for row in found if are_columns(row)]
+        if len(rows) < len(found):
+            _log.error("history_rows_damaged", rows=len(found) - len(rows), hint=trouble.RECOVER)
         return [HistoryRecord(*row[:-1], kept=KeptSize(cast(int, row[-1]))) for row in rows]  # type: ignore[arg-type, misc]
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
@@ -362,9 +366,13 @@ class SqliteStore:
             if self._connection is None:
                 raise StoreError("the journal is closed")
             row = self._connection.execute(_ENTRY, (tenant, prompt_id)).fetchone()
-            return zlib.decompress(row[0]) if row else None
+            try:
+                return unpack(row[0]) if row else None
+            except Unsound as error:
+                raise StoreDamaged(f"{what}: it is damaged ({error}); {trouble.RECOVER}") from error
 
-        return await self._read(read, f"the history entry of {prompt_id} can't be read")
+        what = f"the history entry of {prompt_id} can't be read"
+        return await self._read(read, what)
 
     async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
         """What ended first; with `ended_before`, of what had ended by then."""

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import hashlib
 import json
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from urllib.parse import unquote
 
 from gateway.comfy import wire
 from gateway.store.blobs import BlobStore, BlobWriter
+from gateway.store.folders import replace, sync
 from gateway.store.protocol import StoreError
 
 _T = TypeVar("_T")
@@ -293,8 +293,9 @@ class UserFolder:
 
     def _place(self, source: Path, path: Path, name: str) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(source, path)
+            if source.is_file():
+                sync(source)
+            replace(source, path)
         except OSError as error:
             if error.errno in _FULL:
                 raise

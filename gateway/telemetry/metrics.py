@@ -67,6 +67,7 @@ class Metrics:
 
         self.files_placed = counter("files_placed_total", "Files put on backends, by outcome", "backend", "outcome")
         self.uploads_bytes = gauge("uploads_bytes", "Bytes of uploads kept")
+        self.uploads_aside_bytes = gauge("uploads_aside_bytes", "Bytes of uploads that nothing names, kept for a time")
 
         self.requests = counter("http_requests_total", "HTTP requests", "method", "route", "status")
         self.request_seconds = histogram("http_request_seconds", "Time of HTTP requests", _HTTP_BUCKETS, "route")

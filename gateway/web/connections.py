@@ -19,7 +19,7 @@ from gateway.comfy.errors import error_body
 from gateway.settings import ServerSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, pause
 from gateway.tenants.addresses import network_of
 from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
@@ -35,6 +35,8 @@ SWEEP_MOST = 1.0
 SWEEP_LEAST = 0.05
 # After the answer that refuses a slow body, or a close that waits for its reader.
 GRACE_SECONDS = 5.0
+# At a shutdown, for the first request of a connection that stands.
+NEW_SECONDS = 0.5
 # For so long nobody is looked for that could give way once nobody was found.
 FULL_SECONDS = 0.25
 
@@ -151,6 +153,9 @@ class Connections:
         self._intakes = intakes
         self._by_address: Counter[str] = Counter()
         self._full_until = 0.0
+        self._draining = False
+        # Set while draining, once no connection is left or nobody waits for those that are.
+        self._drained = asyncio.Event()
         self._tasks = Tasks("connections")
 
     def __len__(self) -> int:
@@ -161,6 +166,48 @@ class Connections:
         settings = self._settings
         shortest = min(settings.header_timeout, settings.body_timeout, settings.send_timeout)
         self._tasks.repeat(self._sweep, "sweep", max(min(shortest / 4, SWEEP_MOST), SWEEP_LEAST), at_once=False)
+
+    async def drain(self, seconds: float) -> None:
+        """Let the requests that have begun be read and answered, and close each connection behind its answer.
+
+        Connections that wait for a further request are closed at once (RFC 9112, section 9.5), new ones that send none
+        after `NEW_SECONDS`, because their first request may be under way.
+
+        Args:
+            seconds: how long this may take; `hurry` ends it sooner.
+        """
+        self._draining, began = True, time.monotonic()
+        self._close_waiting(Phase.IDLE)
+        self._look_whether_drained()
+        if not self._drained.is_set():
+            _log.info("requests_draining", connections=len(self._all), seconds=seconds)
+        if any(connection.pace.phase is Phase.NEW for connection in self._all):
+            await pause(min(NEW_SECONDS, seconds), self._drained)
+            self._close_waiting(Phase.NEW)
+        await pause(seconds - (time.monotonic() - began), self._drained)
+        if self._all:
+            _log.warning("requests_cut", connections=len(self._all), hint="server.drain_timeout, or a second signal")
+
+    def hurry(self) -> None:
+        """Wait for no request any more, whether `drain` has begun or begins later."""
+        self._drained.set()
+
+    def _close_waiting(self, phase: Phase) -> None:
+        """Close connections in this phase that hold no unsent answer."""
+        now = time.monotonic()
+        for connection in list(self._all):
+            if connection.pace.phase is not phase or connection.pace.stalled_since is not None:
+                continue
+            if connection.transport is not None:
+                connection.transport.close()
+                # Under TLS the peer has to say that it closes, too.
+                connection.pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
+            elif connection.handshake is not None:
+                connection.handshake.cancel()
+
+    def _look_whether_drained(self) -> None:
+        if self._draining and not self._all:
+            self._drained.set()
 
     async def close(self) -> None:
         """Stop that. The connections are closed by the server that they belong to."""
@@ -195,6 +242,8 @@ class Connections:
                         response = with_body(request, await answer(request))
                     except web.HTTPException as error:
                         response = of_exception(request, error)
+                if self._draining:
+                    response.force_close()
                 if not connection.payload.is_eof():
                     await _settle(connection, request, response)
                 return response
@@ -238,6 +287,7 @@ class Connections:
         if self._by_address[connection.address] <= 0:
             del self._by_address[connection.address]
         self._metrics.connections.set(len(self._all))
+        self._look_whether_drained()
 
     def _make_room(self) -> bool:
         """Have those go that have waited longest for a request. False if all are busy."""

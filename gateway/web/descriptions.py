@@ -121,7 +121,7 @@ OPERATIONS: dict[tuple[str, str], Described] = {
                 _object({"status": _TEXT, "backends_up": _COUNT, "backends": _COUNT, "journal": _TEXT}),
                 text,
             )
-            for status, text in (("200", "It serves"), ("503", "It is starting"))
+            for status, text in (("200", "It serves"), ("503", "It is starting, or stopping"))
         },
     ),
     ("GET", "/metrics"): Described(

@@ -80,8 +80,14 @@ class Listener:
             listening.listen(BACKLOG)
             loop.add_reader(listening, self._accept, listening)
 
+    def stop_accepting(self) -> None:
+        """Accept those that have connected already, then no more: the port is closed."""
+        for listening in self._sockets:
+            self._accept(listening)
+        self._close_sockets()
+
     async def close(self) -> None:
-        """Accept no more. Connections that stand are their server's to close."""
+        """Accept no more, and end handshakes. Connections that stand are their server's to close."""
         self._close_sockets()
         await self._tasks.close()
 

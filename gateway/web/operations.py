@@ -32,7 +32,7 @@ async def readyz(request: web.Request) -> web.Response:
     up = sum(backend.eligible for backend in gateway.fleet.backends.values())
     ready = gateway.is_ready()
     body = {
-        "status": "ready" if ready else "starting",
+        "status": "ready" if ready else "stopping" if gateway.started.is_set() else "starting",
         "backends_up": up,
         "backends": len(gateway.fleet.backends),
         "journal": gateway.store.trouble or "ok",

@@ -20,6 +20,8 @@ from gateway.web.redirect import redirecting
 
 # Files beside those of clients: the journal, and connections to backends.
 FILES_BESIDES = 1024
+# A handler that did not answer in time may go on for so long before it is cancelled, and for as long behind that.
+CUT_SECONDS = 0.5
 # Answers that never reach the application (a request that is no HTTP) name it, too; versions are nobody's business.
 aiohttp.web_response.SERVER_SOFTWARE = "comfyui-gateway"  # type: ignore[attr-defined]
 
@@ -43,7 +45,8 @@ class Serving:
             app,
             access_log=None,
             logger=quiet_logger(),
-            shutdown_timeout=server.drain_timeout,
+            # Requests are drained before (`close`).
+            shutdown_timeout=CUT_SECONDS,
             keepalive_timeout=server.keepalive_timeout,
             # Heads that come behind another request are bounded by the parser alone.
             max_line_size=MAX_FIELD,
@@ -55,6 +58,7 @@ class Serving:
         self._connections = Connections(server, TrustedProxies(server.trusted_proxies), metrics, most, app[INTAKES])
         self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
         self._stack = AsyncExitStack()
+        self._listeners: list[Listener] = []
         self.port = server.port
 
     async def start(self) -> None:
@@ -80,7 +84,8 @@ class Serving:
         stack.push_async_callback(certificates.close)
         self.port = await self._listen(stack, self._runner.server, server.port, certificates)
         if server.tls.redirect_port is not None:
-            runner = web.ServerRunner(redirecting(configured_hosts(self._settings), self.port))
+            redirect = redirecting(configured_hosts(self._settings), self.port)
+            runner = web.ServerRunner(redirect, shutdown_timeout=CUT_SECONDS)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await self._listen(stack, runner.server, server.tls.redirect_port)
@@ -94,6 +99,7 @@ class Serving:
         listener = Listener(server, self._connections, context, self._settings.server.header_timeout)
         await listener.start(self._settings.server.host, port)
         stack.push_async_callback(listener.close)
+        self._listeners.append(listener)
         return listener.port
 
     def reload(self) -> None:
@@ -101,6 +107,13 @@ class Serving:
         if self._certificates is not None:
             self._certificates.reload()
 
+    def hurry(self) -> None:
+        """Have `close` wait for no request any more."""
+        self._connections.hurry()
+
     async def close(self) -> None:
-        """Accept no more, let answers finish, close all connections."""
+        """Accept no more, let requests that have begun be read and answered, close all connections."""
+        for listener in self._listeners:
+            listener.stop_accepting()
+        await self._connections.drain(self._settings.server.drain_timeout)
         await self._stack.aclose()

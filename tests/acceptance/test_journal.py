@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import io
+import json
+import random
 import sqlite3
 import sys
+import zlib
 from pathlib import Path
 
+from gateway.store.sqlite import MAX_LOG_BYTES
 from tests import disk
 from tests.acceptance.test_commands import command
 from tests.comfy_client import Comfy
@@ -36,6 +43,32 @@ async def test_old_history_goes(lab: Lab) -> None:
     journal.close()
 
 
+async def test_large_prompts_leave_no_large_files(lab: Lab) -> None:
+    """Past `history.max_bytes` the oldest go, what comes later takes their room, and the log is cut again."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator, history__max_bytes=8_000_000)
+    comfy = Comfy(lab.http, gateway.url)
+    file, log = (lab.directory / "data" / f"gateway.sqlite3{suffix}" for suffix in ("", "-wal"))
+    sizes = []
+    for n in range(3):
+        noise = base64.b64encode(random.Random(n).randbytes(5_000_000)).decode()
+        body = json.dumps({"prompt": slow(n, steps=1), "extra_data": {"extra_pnginfo": {"workflow": {"x": noise}}}})
+        headers = {"Content-Type": "application/json"}
+        async with lab.http.post(f"{gateway.url}/prompt", data=io.BytesIO(body.encode()), headers=headers) as answer:
+            prompt_id = (await answer.json())["prompt_id"]
+        await comfy.entry(prompt_id)
+        sizes.append(file.stat().st_size)
+    # Each is 7 MB as an open job and 5 MB as an entry, and an entry is there until the next one has come.
+    assert list(await comfy.get("/history")) == [prompt_id]
+    assert max(sizes) < 2 * 5_000_000 + 2 * 7_000_000
+
+    async def is_cut() -> bool:
+        await comfy.entry(await comfy.prompt(slow(9, steps=1)))
+        return log.stat().st_size <= MAX_LOG_BYTES
+
+    await until(is_cut, what="the log is cut")
+
+
 async def run(*arguments: str) -> tuple[int, str, str]:
     """A command to its end: exit code, standard output, standard error."""
     return await command(*arguments, cwd=Path.cwd())
@@ -46,7 +79,7 @@ async def serve(lab: Lab) -> str:
     data = str(lab.directory / "data")
     code, out, error = await run("serve", "--backend", "http://127.0.0.1:1", "--port", "0", "--data-dir", data)
     assert (code, out) == (1, "")
-    (sentence,) = error.splitlines()
+    (sentence,) = [line for line in error.splitlines() if not line.startswith("{")]
     return sentence
 
 
@@ -80,6 +113,62 @@ async def test_a_damaged_journal_is_said_so_and_recovered(lab: Lab) -> None:
     assert 0 < len(history) < 30
     assert set(history) < set(ids)
     await comfy.entry(await comfy.prompt(slow(40)))
+
+
+async def test_a_bad_entry_costs_itself_alone(lab: Lab) -> None:
+    """The gateway answers all others, `check` names the bad ones, and `recover` leaves just those out."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    good, noise, torn, summary, column = [await comfy.prompt(slow(n, steps=1)) for n in range(5)]
+    for prompt_id in (good, noise, torn, summary, column):
+        await comfy.entry(prompt_id)
+    await gateway.stop()
+    directory = lab.directory / "data"
+    assert (await run("journal", "check", "--data-dir", str(directory)))[0] == 0
+    with contextlib.closing(sqlite3.connect(directory / "gateway.sqlite3")) as journal, journal:
+        journal.execute("UPDATE history SET entry=? WHERE prompt_id=?", (b"noise", noise))
+        journal.execute("UPDATE history SET entry=? WHERE prompt_id=?", (zlib.compress(b'{"torn": }'), torn))
+        journal.execute("UPDATE history SET summary=? WHERE prompt_id=?", (b"[]", summary))
+        journal.execute("UPDATE history SET number=? WHERE prompt_id=?", ("no number", column))
+    again = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, again.url)
+    history = await comfy.get("/history")
+    assert list(history) == [good, noise, torn, summary]
+    told = {prompt_id: entry["status"]["status_str"] for prompt_id, entry in history.items()}
+    assert told == {good: "success", noise: "error", torn: "error", summary: "success"}
+    ((_, start), (kind, event)) = (await comfy.get(f"/history/{noise}"))[noise]["status"]["messages"]
+    assert (start["prompt_id"], kind, event["exception_type"]) == (noise, "execution_error", "HistoryEntryDamaged")
+    assert "journal recover" in event["exception_message"]
+    jobs = {job["id"]: job["status"] for job in (await comfy.get("/api/jobs"))["jobs"]}
+    assert jobs == dict.fromkeys((good, noise, torn, summary), "completed")
+    assert (await comfy.get(f"/api/jobs/{noise}"))["status"] == "failed"
+    await again.stop()
+    code, out, error = await run("journal", "check", "--data-dir", str(directory))
+    assert code == 1
+    assert [prompt_id in out for prompt_id in (good, noise, torn, summary, column)] == [False, True, True, True, True]
+    assert "journal recover" in error
+    code, out, _ = await run("journal", "recover", "--data-dir", str(directory))
+    assert (code, "history: 1 saved, 4 damaged in themselves and left out" in out) == (0, True)
+    assert (await run("journal", "check", "--data-dir", str(directory)))[0] == 0
+
+
+async def test_a_bad_open_job_is_judged_alike_by_all(lab: Lab) -> None:
+    """A start that refuses it, `check` that names it, `recover` that leaves it out, and a start that then works."""
+    nobody = "http://127.0.0.1:1"
+    gateway = await lab.gateway(nobody, up=0)
+    await Comfy(lab.http, gateway.url).prompt(slow(steps=1))
+    await gateway.stop()
+    directory = lab.directory / "data"
+    with contextlib.closing(sqlite3.connect(directory / "gateway.sqlite3")) as journal, journal:
+        # It is JSON, and no prompt.
+        journal.execute("UPDATE jobs SET submission=?", (b'{"prompt": {}}',))
+    assert "journal recover" in await serve(lab)
+    code, out, _ = await run("journal", "check", "--data-dir", str(directory))
+    assert (code, "the open job" in out) == (1, True)
+    code, out, _ = await run("journal", "recover", "--data-dir", str(directory))
+    assert (code, "jobs: 0 saved, 1 damaged" in out) == (0, True)
+    await lab.gateway(nobody, up=0)
 
 
 async def test_a_journal_that_is_none_is_said_so(lab: Lab) -> None:
@@ -139,5 +228,5 @@ async def test_a_directory_that_takes_no_file_is_said_so(lab: Lab) -> None:
     )
     _, error = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
-    (sentence,) = error.decode().splitlines()
+    (sentence,) = [line for line in error.decode().splitlines() if not line.startswith("{")]
     assert "can't be opened" in sentence

@@ -434,7 +434,7 @@ async def test_a_backend_that_takes_small_files_only_is_nobody_elses_problem(lab
 
 async def test_an_upload_that_an_open_job_needs_stays(lab: Lab) -> None:
     simulator = await lab.simulator()
-    gateway = await lab.gateway(simulator, uploads__quota=3000, uploads__keep=0.2)
+    gateway = await lab.gateway(simulator, uploads__quota=3000, uploads__keep=0.2, uploads__aside=0.2)
     comfy = Comfy(lab.http, gateway.url)
     data = png((6, 6, 6))
     await upload(comfy, data, "needed.png")

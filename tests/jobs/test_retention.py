@@ -222,3 +222,44 @@ async def test_a_large_entry_in_place_of_many_small_ones(store: SqliteStore) -> 
     while len(history) > 1:
         assert history.add(sized(2_000, 100_000))
     assert history.kept_bytes() <= 100_002
+
+
+async def test_limits_that_were_made_smaller_hold_at_the_next_sweep(store: SqliteStore) -> None:
+    """Of tenants that end no further job, too; the newest entry of each stays past its own limit."""
+    wide = History(store, 1_000, 1_000_000)
+    for n, tenant in enumerate(["anna"] * 4 + ["ben"] * 4):
+        record = sized(n, 30_000, tenant)
+        await store.write([record])
+        wide.add(record)
+    for limits, left in (
+        ({"max_bytes": 70_000}, ["p2", "p3", "p6", "p7"]),
+        ({"max_bytes": 10_000}, ["p3", "p7"]),
+        ({"max_total_bytes": 40_000}, ["p7"]),
+    ):
+        history = History(store, 1_000, 1_000_000, **limits)
+        for record in await store.history():
+            history.restore(record)
+        await Retention(RetentionSettings(), history, store).sweep(at(0), by_age=False)
+        assert [record.prompt_id for record in history.of(None)] == left
+        assert [record.prompt_id for record in await store.history()] == left
+
+
+@pytest.mark.parametrize("wrong_by", [40 * DAY, -100 * DAY])
+async def test_a_clock_that_is_wrong_until_it_is_set_ages_nothing(store: SqliteStore, wrong_by: int) -> None:
+    """After a machine's start, say: marks of the time before are neither moved nor held against a wrong time."""
+    hour = 3_600_000
+    kept = Kept(store, max_age=30 * 86_400)
+    await kept.end(1)
+    await kept.retention.turn(at(100 * DAY))
+    await kept.retention.turn(at(100 * DAY + hour))
+    kept.retention = Retention(RetentionSettings(max_age=30 * 86_400), kept.history, store)
+    await kept.retention.turn(at(0, set_by=101 * DAY + wrong_by, boot="second"))
+    await kept.end(2)
+    await kept.retention.turn(at(hour // 2, set_by=101 * DAY + wrong_by, boot="second"))
+    for minutes in (40, 70, 101, 24 * 60):
+        await kept.retention.turn(at(minutes * 60_000, set_by=101 * DAY, boot="second"))
+    assert await kept.left() == ["p1", "p2"]
+    await kept.retention.turn(at(29 * DAY + 2 * hour, set_by=101 * DAY, boot="second"))
+    assert await kept.left() == ["p2"]
+    await kept.retention.turn(at(32 * DAY, set_by=101 * DAY, boot="second"))
+    assert await kept.left() == []

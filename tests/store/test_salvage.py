@@ -16,6 +16,7 @@ from tests.store.test_sqlite import job
 
 ENDED, OPEN, FILES = 800, 50, 400
 PAGE = 4096
+SUMMARY = b'{"status": "completed"}'
 
 
 def entry(n: int) -> bytes:
@@ -30,7 +31,9 @@ async def path(tmp_path: Path) -> Path:
     await store.open()
     await store.identity()
     await store.write([job(f"o{n}", n) for n in range(OPEN)])
-    ends = (HistoryRecord("t", f"e{n}", "b1", f"e{n}", n, "success", None, None, b"{}", entry(n)) for n in range(ENDED))
+    ends = (
+        HistoryRecord("t", f"e{n}", "b1", f"e{n}", n, "success", None, None, SUMMARY, entry(n)) for n in range(ENDED)
+    )
     await store.write(list(ends))
     await store.write([FileRecord("t", "output", "", f"{n:04}.png", "b1", f"{n:04}.png") for n in range(FILES)])
     await store.write([UploadRecord("t", "input", "", "u.png", "aa", 3, 7)])

@@ -28,9 +28,12 @@ def job(prompt_id: str, number: float = 0) -> JobRecord:
     return JobRecord("t", prompt_id, "g", number, 1.0, "sending", "b1", prompt_id, 5, None, 0, None, None, b"{}")
 
 
+ENTRY = b'{"x": "%b"}' % (b"1" * 800)
+
+
 def ended(prompt_id: str) -> HistoryRecord:
     """A job that ended."""
-    return HistoryRecord("t", prompt_id, "b1", prompt_id, 0, "success", None, None, b"{}", b'{"x": 1}' * 100)
+    return HistoryRecord("t", prompt_id, "b1", prompt_id, 0, "success", None, None, b"{}", ENTRY)
 
 
 async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
         9,
     )
     assert [record.prompt_id for record in await again.history()] == ["a"]
-    assert await again.history_entry("t", "a") == b'{"x": 1}' * 100
+    assert await again.history_entry("t", "a") == ENTRY
     assert await again.history_entry("other", "a") is None
     assert await again.files() == [older, FileRecord("t", "output", "", "x.png", "b1", "x.png")]
     await again.write([HistoryRemoval("t", "a")])
