@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import re
+import ssl
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -25,6 +29,10 @@ TIMEOUT = 30.0
 # In the environment, not a flag: flags show in the list of processes.
 _ADMIN_KEY = "COMFYUI_KEY"
 _ADDRESS = re.compile(r"https?://[^/\s?#@]+/?")
+_HOST_AND_PORT = re.compile(r"[^/\s?#@:]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}")
+# Said with a key that is for the configuration, because who makes one may expect to revoke it later.
+_FILE_KEY = """A key in the file holds until it is taken out and the gateway is restarted. One that is made in a
+running gateway's store, with --url, can be rotated and revoked while it runs."""
 
 
 @click.group()
@@ -32,10 +40,45 @@ def keys() -> None:
     """Make a key; list, rotate and revoke those of a running gateway."""
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running gateway: its address, and by whom its certificate may be vouched for."""
+
+    url: str
+    ca: Path | None
+    insecure: bool
+
+    @property
+    def tls(self) -> ssl.SSLContext | bool:
+        """Return what aiohttp is to check a certificate by."""
+        return not self.insecure if self.ca is None else ssl.create_default_context(cafile=self.ca)
+
+
 def _url_option(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(
-        "--url", metavar="URL", required=required, help=f"A running gateway; {_ADMIN_KEY} holds an admin's key for it."
+    help_ = f"A running gateway, HOST:PORT for http; {_ADMIN_KEY} holds an admin's key for it."
+    url = click.option("--url", metavar="URL", required=required, help=help_)
+    ca = click.option(
+        "--ca",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Who vouches for its certificate (PEM).",
     )
+    insecure = click.option("--insecure", is_flag=True, help="Take any certificate: the key goes to whoever answers.")
+
+    def with_target(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def called(*, url: str | None, ca: Path | None, insecure: bool, **rest: Any) -> Any:
+            return command(target=None if url is None else Target(_address(url), ca, insecure), **rest)
+
+        return called
+
+    return lambda command: url(ca(insecure(with_target(command))))
+
+
+def _address(url: str) -> str:
+    url = f"http://{url}" if _HOST_AND_PORT.fullmatch(url) else url
+    if not _ADDRESS.fullmatch(url):
+        raise click.UsageError("--url must be http://HOST:PORT, https://HOST:PORT or HOST:PORT")
+    return url
 
 
 def _name(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -64,22 +107,21 @@ def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 @click.option("--tenant", default="", callback=_name, help="Whose jobs and files.  [default: the key's name]")
 @click.option("--expires", default=None, callback=_expires, metavar="WHEN", help="30d, 12h, or 2026-12-24.")
 @_url_option(required=False)
-def create(name: str, role: str, tenant: str, expires: str | None, url: str | None) -> None:
+def create(name: str, role: str, tenant: str, expires: str | None, target: Target | None) -> None:
     """Make a key and print it, this once; with the line for auth.keys, or, with --url, in a running gateway's store.
 
     Exit code: 0 it is made, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
     """
-    if url is not None:
+    if target is not None:
         body = {"name": name, "role": role, "tenant": tenant, "expires": expires}
-        click.echo(_ask("POST", url, "", body)["key"])
+        click.echo(_ask("POST", target, "", body)["key"])
         return
     key = mint()
     fields = {"name": name, "sha256": digest_of(key), "role": role, "tenant": tenant, "expires": expires}
     # A JSON text is YAML; names such as "1.5" or "no" would else be read as something else.
     line = ", ".join(f"{field}: {_yaml(value)}" for field, value in fields.items() if value)
-    click.echo(
-        f"The key, shown this once:\n\n    {key}\n\nThe line for auth.keys, with its SHA-256:\n\n    - {{{line}}}"
-    )
+    click.echo(f"The key, shown this once:\n\n    {key}\n")
+    click.echo(f"The line for auth.keys, with its SHA-256:\n\n    - {{{line}}}\n\n{_FILE_KEY}")
 
 
 def _yaml(value: str) -> str:
@@ -88,7 +130,7 @@ def _yaml(value: str) -> str:
 
 @keys.command("list")
 @_url_option(required=True)
-def list_keys(url: str) -> None:
+def list_keys(target: Target) -> None:
     """List a running gateway's keys: never a key itself.
 
     Exit code: 0 listed, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
@@ -97,7 +139,7 @@ def list_keys(url: str) -> None:
     rows: list[tuple[str, ...]] = [columns]
     after = ""
     while True:
-        page = _ask("GET", url, f"?after={quote(after, safe='')}")
+        page = _ask("GET", target, f"?after={quote(after, safe='')}")
         rows += [tuple(str(key.get(column) or "-") for column in columns) for key in page["keys"]]
         after = page.get("next", "")
         if not after:
@@ -117,50 +159,51 @@ def list_keys(url: str) -> None:
     help="How long the old one still holds.  [default: auth.rotation_overlap]",
 )
 @_url_option(required=True)
-def rotate(name: str, overlap: float | None, url: str) -> None:
+def rotate(name: str, overlap: float | None, target: Target) -> None:
     """Give a key of a running gateway's store a new secret, and print that.
 
     Exit code: 0 it has one, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
     """
     body = {} if overlap is None else {"overlap_seconds": overlap}
-    click.echo(_ask("POST", url, f"/{quote(name, safe='')}/rotate", body)["key"])
+    click.echo(_ask("POST", target, f"/{quote(name, safe='')}/rotate", body)["key"])
 
 
 @keys.command()
 @click.argument("name", callback=_name)
 @_url_option(required=True)
-def revoke(name: str, url: str) -> None:
+def revoke(name: str, target: Target) -> None:
     """Let a key of a running gateway's store in no more; its sockets are closed.
 
     Exit code: 0 it is revoked, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
     """
-    _ask("DELETE", url, f"/{quote(name, safe='')}")
+    _ask("DELETE", target, f"/{quote(name, safe='')}")
     click.echo(f"{name} is revoked")
 
 
-def _ask(method: str, url: str, path: str, body: Any = None) -> Any:
+def _ask(method: str, target: Target, path: str, body: Any = None) -> Any:
     """Ask the admin API; its refusals end the command with their sentence."""
-    if not _ADDRESS.fullmatch(url):
-        raise click.UsageError("--url must be http://HOST:PORT or https://HOST:PORT")
     key = os.environ.get(_ADMIN_KEY, "").strip()
     if not key.isascii() or not key.isprintable():
         raise click.UsageError(f"{_ADMIN_KEY} holds characters that can't be sent in a header")
-    status, answer = asyncio.run(_send(method, f"{url.rstrip('/')}/gateway/keys{path}", key, body))
+    status, answer = asyncio.run(_send(method, target, f"/gateway/keys{path}", key, body))
     if status >= 300:
         error = answer.get("error") or {}
         _exit(": ".join(filter(None, (error.get("message", f"answer {status}"), error.get("details")))))
     return answer
 
 
-async def _send(method: str, url: str, key: str, body: Any) -> tuple[int, Any]:
+async def _send(method: str, target: Target, path: str, key: str, body: Any) -> tuple[int, Any]:
+    url = f"{target.url.rstrip('/')}{path}"
     headers = {"X-API-Key": key} if key else {}
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=headers) as http,
-            http.request(method, url, json=body, allow_redirects=False) as answer,
+            http.request(method, url, json=body, allow_redirects=False, ssl=target.tls) as answer,
         ):
             return answer.status, await answer.json()
+    except (aiohttp.ClientConnectorCertificateError, ssl.SSLError) as error:
+        _exit(f"{url}: its certificate is not vouched for ({error}); give its authority with --ca FILE")
     except (aiohttp.ClientConnectionError, TimeoutError) as error:
         _exit(f"{url} can't be asked: {error or 'no answer in time'}")
     except (aiohttp.ClientError, ValueError):

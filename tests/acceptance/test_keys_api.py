@@ -506,7 +506,7 @@ async def test_the_commands(lab: Lab, tmp_path: Path) -> None:
     code, listed, _ = await keys("list")
     assert code == 0
     assert listed.splitlines()[-1].split()[:4] == ["carol", "user", "team", "store"]
-    code, said, _ = await keys("revoke", "carol")
+    code, said, _ = await keys("revoke", "carol", "--url", gateway.url.removeprefix("http://"))
     assert (code, said) == (0, "carol is revoked\n")
     for arguments, key, says in (
         (("revoke", "carol"), BOSS, "There is no key 'carol'"),

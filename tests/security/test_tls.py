@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 
 from gateway.cli import main
 from gateway.settings import SettingsError, load
+from tests.acceptance.test_commands import command
 from tests.lab import GatewayProcess, Lab, until
 from tests.security.recorder import talk
 
@@ -208,3 +209,14 @@ def test_files_that_are_no_good_are_named(files: Files, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, [command, "--config", str(config)])
         assert result.exit_code == 2
         assert f"server.tls: key: {other} is not the key of {files.certificate}" in result.output
+
+
+async def test_the_commands_ask_over_https(lab: Lab, files: Files) -> None:
+    """A certificate of one's own is vouched for by --ca; --insecure takes any."""
+    gateway = await start(lab, files)
+    authority = lab.directory / "authority.pem"
+    files.authority.cert_pem.write_to_path(str(authority))
+    for options, code in (((), 1), (("--ca", str(authority)), 0), (("--insecure",), 0)):
+        found = await command("keys", "list", "--url", gateway.url, *options, cwd=lab.directory)
+        assert found[0] == code, found
+        assert ("--ca FILE" in found[2]) == (code == 1)
