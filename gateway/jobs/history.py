@@ -179,9 +179,13 @@ class History:
     def __len__(self) -> int:
         return sum(len(own) for own in self._ended.values())
 
-    def cached_entry(self, tenant: str, prompt_id: str) -> bytes | None:
-        """An entry if memory holds it."""
-        return self._entries.get((tenant, prompt_id))
+    def cached_entry(self, ended: HistoryRecord) -> bytes | None:
+        """Return an entry if memory holds it; then it is none of the large ones."""
+        key = (ended.tenant, ended.prompt_id)
+        cached = self._entries.get(key)
+        if cached is not None:
+            self._entries.move_to_end(key)
+        return cached
 
     def reading(self, ended: HistoryRecord) -> AbstractAsyncContextManager[object]:
         """Return what is held while an entry is in memory: of those that may be large, few are at a time."""
@@ -194,11 +198,10 @@ class History:
         Raises:
             StoreError: the store can't be read at the moment.
         """
-        key = (ended.tenant, ended.prompt_id)
-        cached = self._entries.get(key)
+        cached = self.cached_entry(ended)
         if cached is not None:
-            self._entries.move_to_end(key)
             return cached
+        key = (ended.tenant, ended.prompt_id)
         try:
             entry = await self._store.history_entry(*key)
         except StoreDamaged as error:

@@ -42,6 +42,8 @@ async def get_history_entry(request: web.Request) -> web.StreamResponse:
         ended = history.find_any(prompt_id)
     if ended is None:
         return json_bytes(b"{}")
+    if (entry := history.cached_entry(ended)) is not None:
+        return json_bytes(b"".join((b"{", *_item(request, ended, entry), b"}")))
     async with history.reading(ended):
         entry = await history.entry(ended)
         if entry is None:
@@ -81,6 +83,11 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
     size = 0
     try:
         for ended in chosen:
+            entry = engine.history.cached_entry(ended)
+            if entry is not None and size <= long_answers.MOST_AT_ONCE:
+                pieces += (b", ", *_item(request, ended, entry)) if size else _item(request, ended, entry)
+                size += len(entry)
+                continue
             async with engine.history.reading(ended):
                 entry = await engine.history.entry(ended)
                 if entry is None:
