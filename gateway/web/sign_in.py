@@ -47,18 +47,38 @@ def _own_path(path: str) -> str:
     return quote(path) if re.match(r"^/(?![/\\])[^\x00-\x1f]*$", path) else "/"
 
 
-def _page(next_path: str, message: str = "", status: int = 200, more: Mapping[str, str] | None = None) -> web.Response:
+# Below the form for who is signed in already.
+_SIGN_OUT = """<form method="post" action="/gateway/signout">
+<p>You are signed in as {name}.</p>
+<button type="submit">Sign out</button>
+</form>
+"""
+
+
+def _page(
+    next_path: str,
+    message: str = "",
+    status: int = 200,
+    more: Mapping[str, str] | None = None,
+    name: str | None = None,
+) -> web.Response:
+    sign_out = "" if name is None else _SIGN_OUT.replace("{name}", escape(name))
     shown = f'<p class="wrong" role="alert">{escape(message)}</p>\n' if message else ""
-    text = _PAGE.replace("{next}", escape(_own_path(next_path))).replace("{message}", shown)
+    text = (
+        _PAGE.replace("{next}", escape(_own_path(next_path)))
+        .replace("{message}", shown)
+        .replace("{sign_out}", sign_out)
+    )
     return web.Response(text=text, status=status, content_type="text/html", headers={**_HEADERS, **(more or {})})
 
 
 async def get_sign_in(request: web.Request) -> web.Response:
-    """The page."""
+    """The page, for who is signed in also with a button to sign out."""
     next_path = request.rel_url.query.get("next", "/")
     if parts(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
-    return _page(next_path)
+    grant = parts(request).sign_ins.grant(key_in_cookies(request.headers.get("Cookie", "")) or "")
+    return _page(next_path, name=grant.identity.name if grant is not None else None)
 
 
 async def post_sign_in(request: web.Request) -> web.Response:

@@ -133,7 +133,7 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None:
-                return _unavailable(name, "not configured any more")
+                return _removed(name)
             # An admin who asks as a tenant sees what is there, too.
             if _is_closed(gateway, caller(request), name):
                 return problem(404, "file_closed", "This file can't be had any more", _CLOSED)
@@ -252,6 +252,11 @@ async def _up_to(found: aiohttp.ClientResponse, size: int) -> bytes:
         if len(head) >= size:
             break
     return bytes(head[:size])
+
+
+def _removed(backend: str) -> web.Response:
+    details = f"backend '{backend}' is not in the configuration any more; an operator can add it again"
+    return problem(404, "owner_removed", "The backend that has this file was removed", details, backend=backend)
 
 
 def _unavailable(backend: str, state: str) -> web.Response:

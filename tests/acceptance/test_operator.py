@@ -214,3 +214,17 @@ async def test_an_admin_sees_which_backend_has_a_job(lab: Lab) -> None:
     for comfy, told in ((anna, None), (boss, "b1")):
         async with lab.http.post(f"{comfy.url}/prompt", json={"prompt": slow()}, headers=comfy.headers) as answer:
             assert answer.headers.get("X-Gateway-Backend") == told
+
+
+async def test_a_file_of_a_backend_that_was_removed(lab: Lab) -> None:
+    """It is not there later either: 404 with the reason."""
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.post("/gateway/backends/b1/drain")
+    (image,) = comfy.images(await comfy.entry(await comfy.prompt(slow(steps=1))))
+    await comfy.post("/gateway/backends/b1/resume")
+    await gateway.stop()
+    comfy = Comfy(lab.http, (await lab.gateway(simulators[0])).url)
+    async with lab.http.get(f"{comfy.url}/view", params=image) as answer:
+        assert (answer.status, (await answer.json())["error"]["type"]) == (404, "owner_removed")

@@ -72,6 +72,10 @@ async def test_the_cookie_holds_no_key_and_is_worth_nothing_after_signing_out(la
     assert [await status(lab, gateway, browser) for browser in (here, there)] == [200, 200]
     listener = await Comfy(lab.http, gateway.url, **here).listen("c")
     url = f"{gateway.url}/gateway/signout"
+    for browser, says in ((here, True), ({}, False)):
+        async with lab.http.get(f"{gateway.url}/gateway/signin", headers=browser) as answer:
+            text = await answer.text()
+        assert ("You are signed in as anna." in text, 'action="/gateway/signout"' in text) == (says, says)
     async with lab.http.post(url, headers=here, allow_redirects=False) as answer:
         assert answer.status == 303
     assert await listener.receive() == CLOSED

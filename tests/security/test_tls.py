@@ -205,8 +205,8 @@ def test_files_that_are_no_good_are_named(files: Files, tmp_path: Path) -> None:
     config.write_text(
         yaml.safe_dump({"server": {"tls": {**good, "key": str(other)}}, "backends": [{"url": "http://a"}]})
     )
-    for command in ("serve", "check"):
-        result = CliRunner().invoke(main, [command, "--config", str(config)])
+    for name in ("serve", "check"):
+        result = CliRunner().invoke(main, [name, "--config", str(config)])
         assert result.exit_code == 2
         assert f"server.tls: key: {other} is not the key of {files.certificate}" in result.output
 
