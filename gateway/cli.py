@@ -134,8 +134,12 @@ async def _serve(settings: Settings) -> int:
     except OSError as error:
         click.echo(f"comfyui-gateway: can't start: {error.strerror or error}", err=True)
         return EXIT_UNUSABLE
+    # Log collectors read lines of JSON; a person reads the line below.
+    _log.info("gateway_ready", url=gateway.url, backends={each.name: each.url for each in settings.backends})
     names = ", ".join(f"{backend.name} {backend.url}" for backend in settings.backends)
     click.echo(f"comfyui-gateway ready on {gateway.url} with {len(settings.backends)} backends: {names}")
     await stop.wait()
+    _log.info("gateway_stopping", drain_timeout=settings.server.drain_timeout)
     await gateway.close()
+    _log.info("gateway_stopped")
     return 0

@@ -379,7 +379,7 @@ class Collector:
             if outcome is history.Outcome.SUCCESS and backend in self._fleet.backends:
                 self._fleet.backends[backend].ran(now - job.started_at)
         seconds = now - (job.started_at or job.accepted_at)
-        log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), error=_error_of(entry))
+        log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), failure=_failure_of(entry))
 
 
 def _is_collected(job: Job, assignment: Assignment) -> bool:
@@ -393,8 +393,11 @@ def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "execution_success", {"timestamp": int(time.time() * 1000)}
 
 
-def _error_of(entry: dict[str, Any]) -> str | None:
+def _failure_of(entry: dict[str, Any]) -> dict[str, str]:
+    """Return what the log tells of a failure: the error, and the node."""
     for name, data in history.messages_of(entry.get("status")):
         if name == "execution_error":
-            return f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"[:500]
-    return None
+            error = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"[:500]
+            node = {key: str(data[key])[:200] for key in ("node_id", "node_type") if data.get(key) is not None}
+            return {"error": error, **node}
+    return {}

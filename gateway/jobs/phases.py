@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.jobs.job import Job
 from gateway.telemetry import logs
 
 _log = logs.get("jobs")
+_NO_FAILURE: Mapping[str, str] = {}
 
 
 def log_phase(
-    job: Job, status: str, seconds: float, *, backend: str | None, outcome: str | None = None, error: str | None = None
+    job: Job,
+    status: str,
+    seconds: float,
+    *,
+    backend: str | None,
+    outcome: str | None = None,
+    failure: Mapping[str, str] = _NO_FAILURE,
 ) -> None:
-    """Say that a job came to a phase, `seconds` after the phase before."""
-    _log.info(
+    """Say that a job came to a phase, `seconds` after the phase before.
+
+    Args:
+        failure: the `error` of one that failed, the `node_id` and `node_type` where it did. It is a warning.
+    """
+    (_log.warning if failure else _log.info)(
         "job",
         prompt_id=job.prompt_id,
         status=status,
@@ -22,5 +35,5 @@ def log_phase(
         backend=backend,
         upstream_id=job.upstream_id or None,
         tenant=job.tenant,
-        error=error,
+        **(failure if failure else {"error": None}),
     )

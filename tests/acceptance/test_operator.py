@@ -15,7 +15,7 @@ from tests.acceptance.test_keys_api import audit
 from tests.acceptance.test_uploads import ANNA, BOSS, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
-from tests.workflows import slow, text_to_image
+from tests.workflows import failing, slow, text_to_image
 
 LONG: dict[str, Any] = {"steps": 1000, "step_seconds": 0.1}
 
@@ -228,3 +228,29 @@ async def test_a_file_of_a_backend_that_was_removed(lab: Lab) -> None:
     comfy = Comfy(lab.http, (await lab.gateway(simulators[0])).url)
     async with lab.http.get(f"{comfy.url}/view", params=image) as answer:
         assert (answer.status, (await answer.json())["error"]["type"]) == (404, "owner_removed")
+
+
+async def test_what_an_operator_looks_for_has_a_log_line(lab: Lab) -> None:
+    """The start, a failed job with its node, a backend that goes, and the stop."""
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    failed = await comfy.prompt(failing("no luck"))
+    await comfy.entry(failed)
+    await simulator.kill()
+
+    async def is_told() -> bool:
+        return any(line["event"] == "backend" and line["state"] == "gone" for line in gateway.log_lines())
+
+    await until(is_told, what="a line about the backend")
+    await gateway.stop()
+    lines = gateway.log_lines()
+    told = {line["event"]: line for line in lines}
+    assert told["gateway_ready"]["url"] == gateway.url
+    assert told["gateway_ready"]["backends"] == {"b1": simulator.url}
+    (job,) = [line for line in lines if line["event"] == "job" and line["status"] == "failed"]
+    assert (job["level"], job["node_id"], job["node_type"]) == ("warning", "3", "FailNode")
+    assert job["error"] == "RuntimeError: no luck"
+    assert told["backend"]["level"] == "warning"
+    assert "gateway_stopping" in told
+    assert lines[-1]["event"] == "gateway_stopped"
