@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -102,6 +103,22 @@ async def test_who_goes_amid_it_leaves_nothing_behind(spool: Spool) -> None:
         await begun(reader)
         writer.transport.abort()
         await made.until(lambda: len(made.hub) == 0 and spool.bytes == 0)
+
+
+async def test_who_goes_while_its_writer_waits_leaves_nothing_behind(spool: Spool) -> None:
+    async with house() as made:
+        reader, writer = await made.raw()
+        await next_frame(reader)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        gc.disable()
+        try:
+            publish(made, spool, 3, picture=bytes(10_000_000))
+            # Its writer waits once the connection's own buffers are full.
+            await asyncio.sleep(0.2)
+            writer.transport.abort()
+            await made.until(lambda: len(made.hub) == 0 and spool.bytes == 0)
+        finally:
+            gc.enable()
 
 
 async def test_what_the_disk_lost_closes_the_socket(spool: Spool, tmp_path: Path) -> None:
