@@ -19,6 +19,7 @@ from benchmarks.catalogues import catalogue
 MIB = 2**20
 # The values and bytes that the gateway takes of one result, and a little less.
 VALUES, LONG = 41_000, 6 * MIB - 4_096
+GOOD_ANSWERS = 2
 
 
 def outputs(kind: str) -> Any:
@@ -50,6 +51,7 @@ class Hostile:
         self._catalogues = itertools.cycle(catalogues or [json.dumps(object_info()).encode()])
         self._sockets: list[web.WebSocketResponse] = []
         self._ended: dict[str, bytes] = {}
+        self._asked = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def app(self) -> web.Application:
@@ -107,8 +109,9 @@ class Hostile:
         return web.Response(body=next(self._catalogues), content_type="application/json")
 
     async def queue(self, _: web.Request) -> web.Response:
-        """Tell the queue."""
-        if self._kind != "packed":
+        """Tell the queue. The first answers are good, because else the gateway has no use for the backend."""
+        self._asked += 1
+        if self._kind != "packed" or self._asked <= GOOD_ANSWERS:
             return web.json_response({"queue_running": [], "queue_pending": []})
         return web.Response(body=_bomb(), headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
 

@@ -20,6 +20,8 @@ TERMINAL = frozenset({"execution_success", "execution_error", "execution_interru
 LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "executed"}
 # The slot of a frame that tells how its prompt ended.
 TERMINAL_SLOT = "terminal"
+# The slot of the frame that tells that its prompt began. A job's session is given one of them.
+START_SLOT = "start"
 PROGRESS = frozenset({"progress", "progress_state"})
 # What is beyond the year 9999 is no time, and may not fit into what is made of it.
 END_OF_TIME = 253_402_300_800_000
@@ -206,6 +208,8 @@ def frame_of(
         kind, slot = Kind.PROGRESS, event.type
     elif event.ends_prompt:
         kind, slot = Kind.END, ""
+    elif event.type == "execution_start":
+        kind, slot = Kind.LIFECYCLE, START_SLOT
     elif event.type in LIFECYCLE:
         kind, slot = Kind.LIFECYCLE, ""
     else:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.comfy import wire
-from gateway.comfy.answers import MAX_INLINE, HistoryEntry, checked
+from gateway.comfy.answers import LEFT_OUT, MAX_INLINE, HistoryEntry, checked
 from gateway.comfy.backend_errors import UnreadableEntry
 from gateway.comfy.long_parts import without_marks
 from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import Outputs
-from gateway.jobs.prompt_reader import NotRead, PromptReader
+from gateway.jobs.prompt_reader import NotRead, PromptReader, TakesTooMuch
 from gateway.jobs.reading_process import Changes, CutParts, FillParts
 from gateway.store.spool import Bulk, Lost, Spool
 from gateway.telemetry import logs
@@ -66,7 +66,8 @@ class LargeEntries:
                 raise UnreadableEntry(f"its result of {size} bytes has too many values, or is no JSON", is_final=True)
             entry = read_result(found, left)
         except (Lost, NotRead) as error:
-            raise UnreadableEntry(f"its history entry can't be read: {error}", is_final=False) from error
+            is_final = isinstance(error, TakesTooMuch)
+            raise UnreadableEntry(f"its history entry can't be read: {error}", is_final=is_final) from error
         return entry, large
 
     async def packed(self, job: Job, large: LargeEntry, said: bytes) -> tuple[bytes, bytes]:
@@ -80,7 +81,8 @@ class LargeEntries:
             return b"", await self._spool.read(target, 0, size)
         except (Lost, NotRead) as error:
             _log.error("result_dropped", prompt_id=job.prompt_id, tenant=job.tenant, reason=str(error))
-            return large.without_marks(said), b""
+            reason = wire.dumps(f"long texts and lists, for which a … stands: {error}")
+            return b'%b,"%b":%b}' % (large.without_marks(said)[:-1], LEFT_OUT.encode(), reason), b""
         finally:
             self._spool.discard(Path(target))
 

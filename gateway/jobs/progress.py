@@ -7,9 +7,10 @@ that, because for it the job runs on: what repeats the run before is marked (`Fr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from gateway.comfy.events import Event
+from gateway.comfy.events import Event, encode
 
 # Nodes whose progress is remembered of a job. A prompt may have fewer, and a backend may name what it likes.
 MAX_NODES = 4096
@@ -31,6 +32,8 @@ class Progress:
         self._reached: str | None = None
         self._share = -1.0
         self._known: dict[str, float] | None = None
+        # States of nodes that this run need not do again: no ``progress_state`` of it names them.
+        self._done: dict[str, dict[str, Any]] = {}
         self._is_again = False
         self.is_behind = False
 
@@ -43,7 +46,26 @@ class Progress:
         self._before, self._reached = frozenset(self._nodes), self._latest
         states = _shares(self._states) if isinstance(self._states, dict) else {}
         self._known = {**(self._known or {}), **states} or None
+        self._done = {}
         self._is_again, self.is_behind = True, bool(self._before)
+
+    def cached_again(self, nodes: Iterable[str]) -> None:
+        """Note the nodes whose results the backend of a later run has already: ComfyUI does not visit them."""
+        states = self._states if isinstance(self._states, dict) else {}
+        for node in nodes:
+            if self._known is not None and self._known.pop(node, None) is not None:
+                state = states.get(node)
+                if isinstance(state, dict):
+                    self._done[node] = {**state, "value": state.get("max", 1), "state": "finished"}
+
+    def completed(self, event: Event) -> Event:
+        """Return a ``progress_state`` with the nodes that are done since an earlier run; other events as they are."""
+        states = event.data.get("nodes")
+        if not self._done or event.type != "progress_state" or not isinstance(states, dict):
+            return event
+        place = {"prompt_id": event.data.get("prompt_id")}
+        data = {**event.data, "nodes": {**{node: {**state, **place} for node, state in self._done.items()}, **states}}
+        return replace(event, data=data, raw=encode(event.type, data))
 
     def repeats(self, event: Event) -> bool:
         """Return True if an event says nothing beyond what an earlier run has said. Note what it says, else."""

@@ -69,11 +69,27 @@ def too_many_outputs(count: int, most: int) -> Rejection:
 
 
 def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: int) -> None:
-    """Refuse a graph with too many values. `dumps` writes all of it."""
-    if wire.count_values(body) > most and (used := wire.count_values(dumps(prompt))) > most:
+    """Refuse a graph with too many values. `dumps` writes all of it.
+
+    Commas and brackets are counted first, because that is quick; those in texts are no values.
+    """
+    if min(wire.count_values(body), wire.count_values(dumps(prompt))) > most and (used := _count(prompt)) > most:
         details = f"it has more than {most} values (dispatch.max_graph_values)"
         extra = {"limit": "max_graph_values", "value": most, "used": used}
         raise rejection("graph_too_large", "The graph is too large", details, extra)
+
+
+def _count(value: Any) -> int:
+    """Return the number of values in a document that was parsed: its size is bounded."""
+    count, left = 0, [value]
+    while left:
+        value = left.pop()
+        count += 1
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return count
 
 
 def check_graph(prompt: Any, bounds: Bounds) -> None:

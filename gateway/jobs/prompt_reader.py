@@ -50,7 +50,8 @@ PROCESSES = 2
 # The longest that one body may take; the worst that the bounds allow takes a second.
 SECONDS = 30.0
 # Bytes of memory of a process, and for each byte that a body may have.
-MEMORY, MEMORY_PER_BYTE = 1024**3, 16
+# Sixty megabytes of numbers take 1.3 GB of addresses.
+MEMORY, MEMORY_PER_BYTE = 3 * 2**29, 16
 # A process that has had nothing to do for so long is ended: it may hold as much memory as its largest body took.
 IDLE_SECONDS = 30.0
 # Bytes that are handed over before others have their turn.
@@ -62,6 +63,10 @@ Inspect = Callable[[Mapping[str, Any], bool], object]
 
 class NotRead(Exception):
     """A body could not be read for a reason that may pass; the text says which."""
+
+
+class TakesTooMuch(NotRead):
+    """A document takes more memory than there is for one. That does not pass."""
 
 
 def is_light(body: bytes) -> bool:
@@ -181,7 +186,7 @@ class PromptReader:
         """
         left = await self._outcome(tenant, cut, b"")
         if not isinstance(left, bytes):
-            raise NotRead("it takes more memory than there is for one document")
+            raise TakesTooMuch("it takes more memory than there is for one document")
         return left
 
     async def fill(self, tenant: str, order: FillParts, left: bytes) -> int:
@@ -192,7 +197,7 @@ class PromptReader:
         """
         size = await self._outcome(tenant, order, left)
         if not isinstance(size, int):
-            raise NotRead("it takes more memory than there is for one document")
+            raise TakesTooMuch("it takes more memory than there is for one document")
         return size
 
     @asynccontextmanager

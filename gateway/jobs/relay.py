@@ -108,8 +108,8 @@ class Relay:
                 return
             if told is not event.data:
                 event = replace(event, data=told, raw=events.encode(event.type, told))
-        if event.type == "execution_cached" and isinstance(nodes := event.data.get("nodes"), list):
-            job.live.cached = frozenset(node for node in nodes if isinstance(node, str))
+        if event.type == "execution_cached":
+            _note_cached(job, event)
         if event.type in events.TERMINAL:
             if job.state is State.RUNNING:
                 job.live.terminal = (event.type, event.data)
@@ -242,6 +242,9 @@ class Relay:
         return False
 
     def _pass_on(self, backend: Backend, job: Job, event: Event) -> None:
+        if job.live.told is None:
+            job.live.told = Progress()
+        event = job.live.told.completed(event)
         payload = event.raw
         if event.type == "executed":
             output = event.data.get("output")
@@ -255,8 +258,6 @@ class Relay:
             payload = job.without_added(payload)
         translate = job.assignment.translate if job.assignment is not None else None
         frame = events.frame_of(event, job.prompt_id, payload, translate)
-        if job.live.told is None:
-            job.live.told = Progress()
         frame.repeats = job.live.told.repeats(event)
         if frame.repeats:
             pass
@@ -308,6 +309,13 @@ class Relay:
         waiting, job.live.before_end = job.live.before_end, []
         for frame in waiting:
             self._telling.tell(job, frame)
+
+
+def _note_cached(job: Job, event: Event) -> None:
+    """Keep the nodes whose results the backend has already."""
+    job.live.cached = frozenset(node for node in event.data.get("nodes", ()) if isinstance(node, str))
+    if job.live.told is not None:
+        job.live.told.cached_again(job.live.cached)
 
 
 def _censored(job: Job, event: Event) -> Event:

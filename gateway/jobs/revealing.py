@@ -17,14 +17,24 @@ MAX_DEPTH = 64
 # In a longer text a secret name is looked for faster than by the pattern.
 LONG = 1_000
 _SEPARATORS = r"(?:[/\\]+|%2[Ff]|%5[Cc])"
+# In JSON a backslash is written as two. A single one begins an escape, and belongs to what comes after the name.
+_SEPARATORS_IN_JSON = r"(?:(?:/|\\\\|\\/)+|%2[Ff]|%5[Cc])"
 # What may be before a secret name: no letter and no digit, save those of an escape in JSON.
 _BEFORE = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4})|(?<=%2[Ff])|(?<=%5[Cc]))"
-# An upload's folder, with the file in it as ComfyUI may have called it, or its name in the root.
-_UPLOAD = rf"u(?:{_SEPARATORS}|-)([0-9a-f]{{32}})(?:{_SEPARATORS}f){{0,2}}"
 _NUMBERED = r"(?:~[0-9a-f]{8})?(?: \(\d+\))?(?:\.[A-Za-z0-9]{1,10})?"
-_OUTPUT = rf"o{_SEPARATORS}([0-9a-f]{{32}})(?:{_SEPARATORS}f)?(?:{_SEPARATORS})?"
-_SECRET = re.compile(rf"{_BEFORE}(?:{_UPLOAD}{_NUMBERED}|{_OUTPUT})")
+
+
+def _pattern(separators: str) -> str:
+    # An upload's folder, with the file in it as ComfyUI may have called it, or its name in the root.
+    upload = rf"u(?:{separators}|-)([0-9a-f]{{32}})(?:{separators}f){{0,2}}"
+    # A backslash before a quote is no separator: it stands in JSON that a text holds.
+    output = rf"o{separators}([0-9a-f]{{32}})(?:{separators}f)?(?:(?!\\+\"){separators})?"
+    return rf"{_BEFORE}(?:{upload}{_NUMBERED}|{output})"
+
+
+_SECRET = re.compile(_pattern(_SEPARATORS))
 _SECRET_BYTES = re.compile(_SECRET.pattern.encode())
+_SECRET_IN_JSON = re.compile(_pattern(_SEPARATORS_IN_JSON).encode())
 # How a text is found that may hold a secret name, at the cost of a look.
 _HINTS = ("u-", "u/", "o/", "u\\", "o\\", "u%", "o%")
 
@@ -48,7 +58,7 @@ def reveal_json(raw: bytes, names: Mapping[str, str]) -> bytes:
     if len(raw) > LONG and not holds_secret(raw):
         return raw
     encoded = {secret.encode(): wire.dumps(name)[1:-1] for secret, name in names.items()}
-    return _SECRET_BYTES.sub(lambda match: encoded.get(match[1] or b"", b""), raw)
+    return _SECRET_IN_JSON.sub(lambda match: encoded.get(match[1] or b"", b""), raw)
 
 
 def reveal_bytes(data: bytes, names: Mapping[str, str]) -> bytes:

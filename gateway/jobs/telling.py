@@ -68,7 +68,8 @@ class Telling:
         if not job.live.start_told:
             job.live.start_told = True
             data = {"prompt_id": job.prompt_id, "timestamp": timestamp}
-            self.tell(job, Frame(Kind.LIFECYCLE, events.encode("execution_start", data), job.prompt_id))
+            payload = events.encode("execution_start", data)
+            self.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id, events.START_SLOT))
 
     def _publish(self, job: Job, frame: Frame) -> None:
         self._bus.publish(session_topic(job.tenant, job.submission.session_id or ""), frame)

@@ -288,9 +288,10 @@ class ClientSocket:
             self._metrics.slow_closed.inc()
             self.close(WSCloseCode.TRY_AGAIN_LATER, "a message for this socket could not be kept on disk")
             self._transport.abort()
-        except (ClientConnectionError, ConnectionError):
-            # The peer went away; the reading side ends as well and cleans up.
-            return
+        except (ClientConnectionError, ConnectionError) as error:
+            # The peer went away; the reading side ends as well and cleans up. aiohttp's future and the error hold each
+            # other and, by the traceback, what was being written, whose file would stay until garbage is collected.
+            error.with_traceback(None)
 
     async def _pause(self, seconds: float) -> None:
         # What comes meanwhile waits, and is counted as behind a slow write.

@@ -17,8 +17,7 @@ from gateway.comfy.events import Frame
 
 # A whole message in one frame (RFC 6455, section 5.2).
 _LAST = 0x80
-_LENGTH_IN_8_BYTES = 127
-_HEAD = struct.Struct(">BBQ")
+_LENGTH_IN_2_BYTES, _LENGTH_IN_8_BYTES = 126, 127
 
 
 class FrameWriter:
@@ -62,9 +61,8 @@ class FrameWriter:
             if frame.bulk is None:
                 await self._response.send_frame(frame.payload, kind)
                 return
-            head = _HEAD.pack(_LAST | kind, _LENGTH_IN_8_BYTES, frame.size)
             self.is_torn = True
-            self._put(head + frame.payload)
+            self._put(_head(kind, frame.size) + frame.payload)
             async for piece in frame.bulk.pieces():
                 self._put(piece)
                 await self._stream.drain()
@@ -91,6 +89,15 @@ class FrameWriter:
         """Wait until no frame is half written."""
         async with self._lock:
             pass
+
+
+def _head(kind: WSMsgType, size: int) -> bytes:
+    """Return the head of a frame. Browsers close the connection if a length has more bytes than it needs."""
+    if size < 126:
+        return struct.pack(">BB", _LAST | kind, size)
+    if size < 2**16:
+        return struct.pack(">BBH", _LAST | kind, _LENGTH_IN_2_BYTES, size)
+    return struct.pack(">BBQ", _LAST | kind, _LENGTH_IN_8_BYTES, size)
 
 
 def _nothing() -> None:

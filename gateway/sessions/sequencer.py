@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from gateway.comfy.backlog import Backlog
-from gateway.comfy.events import Frame, Kind
+from gateway.comfy.events import START_SLOT, Frame, Kind
 
 MAX_REMEMBERED_ENDS = 256
 
@@ -42,6 +42,9 @@ class Sequencer:
             return [frame]
         if prompt_id is None:
             return self._pass(frame)
+        if frame.slot == START_SLOT:
+            # A client may send the id of a prompt again that it has deleted.
+            self._ended.pop(prompt_id, None)
         if prompt_id in self._ended or frame.repeats:
             # A straggler of a prompt that was told to its end must not open it again. A second run of a prompt must not
             # move its progress backwards.

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.comfy import wire
-from gateway.comfy.client import BackendError
+from gateway.comfy.client import BackendError, BadAnswer
 from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
 from gateway.fleet import merging
 from gateway.fleet.backend import Backend
@@ -126,6 +126,10 @@ async def _keep_mask(
             if is_there or not isinstance(gateway.engine.files.find(identity.tenant, original), Upload):
                 break
     except BackendError as error:
+        if isinstance(error, BadAnswer) and error.status == 500:
+            # What ComfyUI answers to a file that is no picture, or not as large as the one that it is for.
+            details = "send a PNG with an alpha channel, in the size of the picture that 'original_ref' names"
+            return problem(400, "invalid_mask", "The mask can't be put into its picture", details)
         details = f"{error}; try again later"
         return problem(503, "owner_unavailable", "The picture can't be reached", details, {"Retry-After": "5"})
     except FileMissing:

@@ -143,7 +143,8 @@ async def test_many_sessions_take_little_memory(lab: Lab) -> None:
     for listener, prompt_id in zip(listeners, prompt_ids, strict=True):
         await hear(listener, prompt_id)
         assert [len(picture) for picture in pictures(listener)] == [8 * MB] * 2
-    assert peak_memory(gateway) - before < 80 * MB
+    # Half of the pictures would be more. How much was there at once depends on how fast the disk took it.
+    assert peak_memory(gateway) - before < 100 * MB
 
 
 def peak_memory(gateway: GatewayProcess) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,17 @@ async def test_uploads_outlive_the_gateway_and_its_backends_are_asked_but_once(l
     assert await result(comfy, load("pic.png", "again")) == (4, 5, 6)
     assert (await upload(comfy, png((4, 5, 6)), "pic.png"))[1]["name"] == "pic.png"
     assert (await simulator.requests(lab.http))["POST /upload/image"] == 1
+
+
+async def test_a_mask_that_is_no_picture_is_refused(lab: Lab) -> None:
+    # Its backend fails over it.
+    lab.expect_trouble = True
+    gateway = await lab.gateway(await lab.simulator())
+    comfy = Comfy(lab.http, gateway.url)
+    await upload(comfy, png((1, 2, 3)), "a.png")
+    reference = json.dumps({"filename": "a.png", "type": "input"})
+    status, refusal = await upload(comfy, b"no picture", "m.png", "mask", original_ref=reference)
+    assert (status, refusal["error"]["type"]) == (400, "invalid_mask")
 
 
 async def test_a_mask_is_composed_where_its_picture_is(lab: Lab) -> None:

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from gateway.comfy import events, wire
 from gateway.comfy.long_parts import LONG_LIST, LONG_TEXT, SHORT_TEXT, without_marks
 from gateway.jobs.partner_keys import Censor
-from gateway.jobs.reading_process import Changes, CutParts, FillParts, Parting
+from gateway.jobs.prompt_bounds import Bounds
+from gateway.jobs.prompt_reader import PromptReader
+from gateway.jobs.reading_process import SLICE, Changes, CutParts, FillParts, Parting, encoded_in_slices
+from gateway.telemetry.metrics import Metrics
 
 MARK = "0123456789abcdef01234567"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -117,6 +120,28 @@ def test_a_packed_one_is_as_the_journal_keeps_it(desk: Desk) -> None:
     document = wire.dumps({"outputs": {"1": {"text": ["x" * 100_000]}}, "status": {}})
     cut, left = desk.cut(document)
     assert json.loads(zlib.decompress(desk.fill(cut, left, is_packed=True))) == json.loads(document)
+
+
+@pytest.mark.parametrize("size", [0, 1, SLICE, SLICE + 1, 3 * SLICE])
+def test_a_long_list_is_encoded_in_slices(size: int) -> None:
+    numbers = list(range(size))
+    for value in (numbers, [numbers, 1, [], [numbers]], "x" * size):
+        for encode in (wire.dumps, wire.dumps_exact):
+            assert json.loads(encoded_in_slices(value, encode)) == value
+
+
+async def test_a_process_has_the_memory_for_long_lists_of_numbers(tmp_path: Path) -> None:
+    path, target = tmp_path / "document", tmp_path / "filled"
+    path.write_bytes(b'{"outputs":{"1":{"n":[%b1.5]}}}' % (b"1.5," * 4_000_000))
+    reader = PromptReader(Bounds(), 2**20, Metrics())
+    try:
+        cut = CutParts(str(path), MARK, 2**23, is_event=False)
+        left = await reader.cut("t", cut)
+        size = await reader.fill("t", FillParts(cut, str(target), NO_CHANGES, is_packed=False), left)
+    finally:
+        await reader.close()
+    assert size == path.stat().st_size
+    assert target.read_bytes() == path.read_bytes()
 
 
 def test_nan_stays(desk: Desk) -> None:

@@ -41,6 +41,29 @@ def test_a_text_after_a_line_end_in_json() -> None:
     assert json.loads(reveal_json(raw, NAMES)) == 'x\nmy/"cat".png'
 
 
+@pytest.mark.parametrize("folder", [f"o/{HEX}", f"o/{HEX}/f", f"o\\{HEX}\\f", f"u/{HEX}", f"u/{HEX}/f"])
+@pytest.mark.parametrize("rest", ['"', "\n", "\f", "\t.", '\\"', "\\"])
+def test_what_follows_a_folder_in_a_text_is_left_as_it_is(folder: str, rest: str) -> None:
+    raw = json.dumps({"text": [f"see {folder}{rest} and more"]}).encode()
+    (told,) = json.loads(reveal_json(raw, {}))["text"]
+    assert HEX not in told
+    assert told.endswith(f"{rest.removeprefix(chr(92)) if folder[0] == 'o' and rest == chr(92) else rest} and more")
+
+
+def test_json_in_a_text_stays_json() -> None:
+    for folder in (f"o/{HEX}/f", f"o/{HEX}", f"u/{HEX}/f/f.png"):
+        text = json.dumps({"filename": "a.png", "subfolder": folder, "type": "output"})
+        for _ in range(3):
+            raw = json.dumps({"text": [text]}).encode()
+            assert HEX.encode() not in reveal_json(raw, {})
+            shown = json.loads(reveal_json(raw, {}))["text"][0]
+            assert reveal(text, {}) == shown
+            while isinstance(shown, str):
+                shown = json.loads(shown)
+            assert shown["type"] == "output"
+            text = json.dumps(text)
+
+
 def test_what_lies_too_deep_is_left_out() -> None:
     value: object = f"o/{HEX}/f/x"
     for _ in range(MAX_DEPTH + 2):

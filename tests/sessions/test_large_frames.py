@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,10 +26,10 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
     made.close()
 
 
-def publish(made: House, spool: Spool, count: int = 1) -> None:
+def publish(made: House, spool: Spool, count: int = 1, picture: bytes = PICTURE) -> None:
     """Tell a session of pictures."""
     for n in range(count):
-        bulk = spool.take("t", PICTURE)
+        bulk = spool.take("t", picture)
         frame = Frame(Kind.RESULT, b"\0\0\0\x01\0\0\0\x02%d" % n, "p", "result", binary=True, bulk=bulk)
         made.bus.publish(session_topic("t", "s"), frame)
 
@@ -38,7 +39,10 @@ async def next_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     first, size = await reader.readexactly(2)
     assert first & 0x80
     if size >= 126:
-        size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8), "big")
+        is_short = size == 126
+        size = int.from_bytes(await reader.readexactly(2 if is_short else 8), "big")
+        # A browser closes the connection if a shorter form would do (RFC 6455, section 5.2).
+        assert size >= (126 if is_short else 2**16)
     return first & 0xF, await reader.readexactly(size)
 
 
@@ -69,6 +73,16 @@ async def test_a_ping_amid_it_is_answered_after_it(spool: Spool) -> None:
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("size", [100, 125, 126, 40_000, 2**16 - 1, 2**16])
+async def test_its_length_takes_no_more_bytes_than_it_needs(spool: Spool, size: int) -> None:
+    async with house() as made:
+        reader, writer = await made.raw()
+        await next_frame(reader)
+        publish(made, spool, picture=bytes(size - 9))
+        assert await next_frame(reader) == (BINARY, b"\0\0\0\x01\0\0\0\x020" + bytes(size - 9))
+        writer.transport.abort()
+
+
 async def test_who_closes_amid_it_gets_the_rest_and_an_answer(spool: Spool) -> None:
     async with house() as made:
         reader, writer = await made.raw()
@@ -89,6 +103,22 @@ async def test_who_goes_amid_it_leaves_nothing_behind(spool: Spool) -> None:
         await begun(reader)
         writer.transport.abort()
         await made.until(lambda: len(made.hub) == 0 and spool.bytes == 0)
+
+
+async def test_who_goes_while_its_writer_waits_leaves_nothing_behind(spool: Spool) -> None:
+    async with house() as made:
+        reader, writer = await made.raw()
+        await next_frame(reader)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        gc.disable()
+        try:
+            publish(made, spool, 3, picture=bytes(10_000_000))
+            # Its writer waits once the connection's own buffers are full.
+            await asyncio.sleep(0.2)
+            writer.transport.abort()
+            await made.until(lambda: len(made.hub) == 0 and spool.bytes == 0)
+        finally:
+            gc.enable()
 
 
 async def test_what_the_disk_lost_closes_the_socket(spool: Spool, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
+from gateway.comfy.events import START_SLOT, TERMINAL_SLOT, Frame, Kind
 from gateway.sessions.sequencer import Sequencer
 
 
@@ -15,7 +15,8 @@ def f(text: str) -> Frame:
         return Frame(Kind.STATUS, text.encode(), None, "status")
     prompt_id, what = text.split(":")
     kind = next((k for k in (Kind.PROGRESS, Kind.PREVIEW, Kind.END) if what.startswith(k)), Kind.LIFECYCLE)
-    slot = str(kind) if kind in (Kind.PROGRESS, Kind.PREVIEW) else TERMINAL_SLOT if what == "success" else ""
+    lifecycle = {"start": START_SLOT, "success": TERMINAL_SLOT}
+    slot = str(kind) if kind in (Kind.PROGRESS, Kind.PREVIEW) else lifecycle.get(what, "")
     return Frame(kind, text.encode(), prompt_id, slot)
 
 
@@ -30,6 +31,12 @@ def test_one_prompt_at_a_time() -> None:
     assert play(s, "B:done", "B:end") == ""
     assert play(s, "A:done", "A:end") == "A:done A:end B:start B:done B:end"
     assert play(s, "C:start") == "C:start"
+
+
+def test_an_id_that_is_sent_again_is_told_anew() -> None:
+    s = Sequencer()
+    play(s, "A:start", "A:end")
+    assert play(s, "A:straggler", "A:start", "A:progress1", "A:end") == "A:start A:progress1 A:end"
 
 
 def test_the_next_one_goes_on_live() -> None:
