@@ -29,7 +29,7 @@ from gateway.fleet.editions import make_edition
 from gateway.fleet.etags import Times, examine
 from gateway.fleet.views import without_models
 from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
-from gateway.jobs.collector import _error_of, _last_message
+from gateway.jobs.collector import _failure_of, _last_message
 from gateway.jobs.entry_files import cached_nodes, each_file, time_of
 from gateway.jobs.job import Assignment, Job
 from gateway.jobs.partner_keys import NAMES
@@ -247,7 +247,7 @@ def entry(data: bytes) -> None:
     )
     ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}
     _last_message(ours)
-    _error_of(ours)
+    _failure_of(ours)
     for whole in (False, True):
         wire.dumps_exact(job_of_history("id", ours, include_outputs=whole))
     wire.dumps_exact(list_jobs([job_of_history("id", ours, include_outputs=False)], JobsQuery()))
