@@ -30,6 +30,8 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     chosen = own[max(offset, 0) :]
     # ComfyUI compares after it has added an item, so it gives one where none was asked for.
     chosen = chosen if most is None else chosen[: max(most, 1)]
+    if not chosen:
+        return json_bytes(b"{}")
     return await _all(request, _one_for_each_id(request, chosen))
 
 
