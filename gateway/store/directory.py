@@ -30,15 +30,15 @@ def take(directory: Path) -> IO[str]:
         _close_to_others(directory)
         lock = (directory / LOCK_NAME).open("w")
     except OSError as error:
-        raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+        raise StoreError(f"{named(directory)} can't be used as data directory: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         if not isinstance(error, BlockingIOError):
-            raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+            raise StoreError(f"{named(directory)} can't be used as data directory: {error.strerror}") from error
         raise StoreError(
-            f"{directory} is in use by another gateway; give each gateway a data directory of its own"
+            f"{named(directory)} is in use by another gateway; give each gateway a data directory of its own"
         ) from error
     return lock
 
@@ -70,7 +70,7 @@ def is_taken(directory: Path) -> bool:
                 return True
             return False
     except OSError as error:
-        raise StoreError(f"{directory} can't be used as data directory: {error.strerror}") from error
+        raise StoreError(f"{named(directory)} can't be used as data directory: {error.strerror}") from error
 
 
 def _refuse_unwritable(directory: Path) -> None:
@@ -82,9 +82,14 @@ def _refuse_unwritable(directory: Path) -> None:
 
 
 def _open_to_others(directory: Path, mode: int, reason: str | None) -> StoreError:
-    found = f"{directory.resolve()} (data_dir) may be read by other users of this machine (mode {mode:04o})"
+    found = f"{named(directory)} may be read by other users of this machine (mode {mode:04o})"
     advice = f"chmod 700 it, or set StateDirectoryMode=0700 in a systemd unit ({reason})"
     return StoreError(f"{found}, and prompts and images are in it: {advice}")
+
+
+def named(directory: Path) -> str:
+    """Return a data directory as messages name it: where it is, and the setting that says so."""
+    return f"{directory.resolve()} (data_dir)"
 
 
 def _close_to_others(directory: Path) -> None:

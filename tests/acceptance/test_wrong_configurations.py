@@ -268,7 +268,10 @@ async def test_both_refuse_what_the_machine_refuses(lab: Lab) -> None:
             f"can't listen on 127.0.0.1:{port}: Address already in use; another program listens there; "
             "end it, or choose another port\n",
         ),
-        ("server: {port: 0}\ndata_dir: file", "file can't be used as data directory: File exists\n"),
+        (
+            "server: {port: 0}\ndata_dir: file",
+            f"{lab.directory.resolve() / 'file'} (data_dir) can't be used as data directory: File exists\n",
+        ),
         ("server: {port: 0}\ndata_dir: newer", "the journal has schema version 9999, this gateway knows up to "),
         ("server: {port: 0}\ndata_dir: other", "other/gateway.sqlite3 can't be opened: it is damaged ("),
     ):
