@@ -16,9 +16,9 @@ MIN_KEY = 8
 # Keys that stand in examples and guides, ours among them: who tries to get in tries these first.
 EXAMPLE_KEYS = frozenset(
     """
-    change-me-now change-me-please changeme1 changemenow change_me_now changethis password password1 passw0rd
-    secret-key my-secret my-secret-key mysecretkey your-key-here your-api-key your_api_key api-key-here my-api-key
-    test-key test1234 example-key supersecret admin123 adminadmin 12345678 123456789 1234567890 qwertyuiop letmein1
+    change-me-now change-me-please changeme1 changemenow change_me_now changethis replace-me replaceme
+    your-key-here your-api-key your_api_key your-secret-key your-admin-key api-key-here key-goes-here
+    password password1 passw0rd 12345678 123456789 1234567890
     """.split()
 )
 _EXAMPLE_DIGESTS = frozenset(hashlib.sha256(key.encode()).hexdigest() for key in EXAMPLE_KEYS)
