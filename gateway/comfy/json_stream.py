@@ -63,6 +63,7 @@ class JsonStream:
         self.encode: Callable[[Any], bytes] = wire.dumps
         self.kept = 0
         self._kept: list[bytes] | None = None
+        self._joined = 0
         self._room = 0
         self._must_fit = True
 
@@ -109,7 +110,7 @@ class JsonStream:
             TooLarge: it has more.
             Unreadable: it is not JSON.
         """
-        self._kept, self._room = [], most
+        self._kept, self._joined, self._room = [], 0, most
         try:
             await self.skip()
             raw = b"".join(self._kept)
@@ -122,9 +123,10 @@ class JsonStream:
     async def raw(self, most: int) -> tuple[list[bytes] | None, int]:
         """Return the next value as it is written, in pieces, and its bytes; None for one of more than `most` bytes."""
         kept: list[bytes] = []
-        self._kept, self._room, self._must_fit = kept, most, False
+        self._kept, self._joined, self._room, self._must_fit = kept, 0, most, False
         try:
             await self.skip()
+            self._join_kept()
         finally:
             self._kept, self._must_fit = None, True
         size = most - self._room
@@ -193,6 +195,12 @@ class JsonStream:
             if self._at < len(self._data) or not await self._fill():
                 return
 
+    def _join_kept(self) -> None:
+        """Make one piece of those that one step brought: a hundred thousand of them take long to go through."""
+        if self._kept is not None and len(self._kept) > self._joined + 1:
+            self._kept[self._joined :] = [b"".join(self._kept[self._joined :])]
+            self._joined += 1
+
     def _pass(self, end: int) -> None:
         """Go on to `end`; keep what lies before it if a value is being read."""
         if self._kept is not None and end > self._at:
@@ -239,6 +247,7 @@ class JsonStream:
                 return False
         # Others run between two steps, even if all pieces are there.
         await asyncio.sleep(0)
+        self._join_kept()
         self._data, self._at = self._data[self._at :] + self._waiting[self._taken : self._taken + STEP], 0
         self._taken += STEP
         return True
