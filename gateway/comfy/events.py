@@ -78,7 +78,7 @@ class Bulk(Protocol):
 
     @property
     def held(self) -> int:
-        """Those of them that count as memory; always the same."""
+        """Return the bytes that count as memory; always the same number."""
 
     def pieces(self) -> AsyncIterator[bytes | memoryview]:
         """Its bytes, from the beginning."""

@@ -28,7 +28,7 @@ _BY_NUMBER = {number: name for name, number in _NUMBERS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What is before the picture in a binary frame.
+    """Head of a binary frame, before the picture.
 
     Attributes:
         type: the event type; None for a frame that is too short to have one.

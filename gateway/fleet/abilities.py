@@ -37,7 +37,7 @@ class Abilities:
 
 
 def compare(infos: Mapping[str, Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> Abilities:
-    """What differs between backends, from the /object_info of each. `rest` is called between classes."""
+    """Return the differences between backends, from the /object_info of each. Call `rest` between classes."""
     everybody = frozenset(infos)
     holders: dict[str, list[str]] = {}
     for backend, info in infos.items():

@@ -14,7 +14,7 @@ _log = logs.get("fleet")
 
 
 class BackendLog:
-    """What was told of each backend, so that nothing is told again with every probe.
+    """Log of the backends' states, which says nothing again with every probe.
 
     Args:
         session: connections for the questions that find a reason.

@@ -1,4 +1,4 @@
-"""What each backend says about its node classes: read, compared with what it said before, and kept on disk."""
+"""Descriptions of node classes, from each backend's /object_info: read, compared with the last ones, kept on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logs.get("catalogue")
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What one backend says: the digest of the whole text, and what was read of it."""
+    """Description of one backend's node classes, with the digest of its whole text."""
 
     digest: bytes
     info: ObjectInfo
@@ -79,7 +79,7 @@ def keep(directory: Path, backend: str, body: bytes) -> None:
         unfinished.write_bytes(gzip.compress(body, 3, mtime=0))
         unfinished.replace(path)
     except OSError as error:
-        _log.warning("object_info could not be kept", backend=backend, error=str(error))
+        _log.warning("object_info_not_kept", backend=backend, error=str(error))
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
@@ -94,7 +94,7 @@ def read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Description
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
-            _log.warning("object_info of an earlier run can't be read", backend=backend, error=str(error))
+            _log.warning("object_info_unreadable", backend=backend, error=str(error))
             continue
         tell(backend, description.info)
         if description.classes:

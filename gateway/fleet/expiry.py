@@ -1,4 +1,4 @@
-"""Which uploads nobody has used for long. Pure: the times are passed in.
+"""Expiry of uploads that nobody has used for long. Pure: the times are passed in.
 
 Uses are noted by the wall clock, because they outlive the process, and a wall clock may be wrong for a while. So an
 upload expires only if it is found too old for an hour on end, during which nobody set the clock.

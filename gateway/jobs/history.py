@@ -230,7 +230,7 @@ _STATUSES: dict[str, str] = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "c
 
 
 def _read_summary(ended: _Ended) -> Listed:
-    """What an ended job is filtered and sorted by; if its summary is damaged, a new one says what is known still."""
+    """Return the fields by which an ended job is filtered and sorted. If its summary is damaged, make a new one."""
     if not is_summary(ended.record.summary):
         record = ended.record
         _log.error("history_entry_damaged", prompt_id=record.prompt_id, tenant=record.tenant, error="its summary")

@@ -51,7 +51,7 @@ class LargeEvents:
                 if frame is not None:
                     self._relay.tell_caught(caught, frame)
         except NotRead as error:
-            _log.warning("a large event is not read", backend=backend.name, reason=str(error))
+            _log.warning("large_event_not_read", backend=backend.name, reason=str(error))
             return False
         finally:
             self._spool.discard(path)

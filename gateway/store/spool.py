@@ -179,7 +179,7 @@ class Spool:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, _read, path, start, size)
         except OSError as error:
-            _log.error("a message that waits for its reader can't be read", error=str(error))
+            _log.error("spool_read_failed", error=str(error))
             raise Lost from error
 
     async def store(self, pieces: Iterable[bytes | memoryview]) -> Path:
@@ -197,7 +197,7 @@ class Spool:
             raise
         except OSError as error:
             self.discard(path)
-            _log.error("a large message can't be put on disk", error=str(error))
+            _log.error("spool_write_failed", error=str(error))
             raise Lost from error
         return path
 
@@ -255,7 +255,7 @@ class Spool:
             # Its last reader went while it was written; the file may have come after its removal.
             self.discard(path)
         elif done.cancelled() or error is not None:
-            _log.error("a message that waits for its reader can't be kept on disk", error=str(error), bytes=size)
+            _log.error("spool_write_failed", error=str(error), bytes=size)
             bulk.lose()
         else:
             bulk.written(path)

@@ -18,9 +18,10 @@ import aiohttp
 import pytest
 from PIL import Image, ImageStat
 
-from gateway.simulator.nodes import Colour
+from gateway.simulator.nodes import Colour, seed_colour
 from tests.comfy_client import Comfy
 from tests.lab import Simulator, until
+from tests.workflows import slow
 
 DRIVERS = Path(__file__).parent / "drivers"
 LIMIT = 60.0
@@ -135,6 +136,16 @@ async def most_at_once(http: aiohttp.ClientSession, simulators: Iterable[Simulat
                 changes += [(min(times), 1), (max(times), -1)]
     # Of two changes in one millisecond the end counts first, because the next prompt of a simulator begins there.
     return max(accumulate(change for _, change in sorted(changes)), default=0)
+
+
+async def run_together(
+    http: aiohttp.ClientSession, driver: Driver, url: str, simulators: Iterable[Simulator], seeds: list[int]
+) -> int:
+    """Run a prompt for each seed at the same time, see each one's own picture, and return how many ran at once."""
+    prompts = [slow(seed, steps=3, step_seconds=0.08) for seed in seeds]
+    results = (await driver(url, "run_together", prompts=prompts))["results"]
+    assert colours(results) == [[seed_colour(seed)] for seed in seeds]
+    return await most_at_once(http, simulators)
 
 
 async def busy(comfy: Comfy, simulators: list[Simulator], running: int) -> Simulator:

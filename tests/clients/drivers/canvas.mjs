@@ -3,22 +3,12 @@ import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
 import { text } from "node:stream/consumers";
 
+import { until } from "./_until.mjs";
+
 // The packages are where the driver is started, not where it lies.
 const require = createRequire(`${process.cwd()}/`);
 const { Client, Workflow, plugins } = require("@stable-canvas/comfyui-client");
 const WebSocket = require("ws");
-
-const LIMIT = 50_000;
-
-async function until(look) {
-  const end = Date.now() + LIMIT;
-  for (;;) {
-    const found = await look();
-    if (found) return found;
-    if (Date.now() > end) throw new Error(`not within ${LIMIT} ms: ${look}`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
 
 async function connect(url, token) {
   const client = new Client({ api_host: new URL(url).host, WebSocket });

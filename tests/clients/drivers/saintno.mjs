@@ -3,21 +3,11 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { text } from "node:stream/consumers";
 
+import { LIMIT, until } from "./_until.mjs";
+
 // The packages are where the driver is started, not where it lies.
 const require = createRequire(`${process.cwd()}/`);
 const { ComfyApi, ComfyPool, CallWrapper, EQueueMode, PromptBuilder } = require("@saintno/comfyui-sdk");
-
-const LIMIT = 50_000;
-
-async function until(look) {
-  const end = Date.now() + LIMIT;
-  for (;;) {
-    const found = await look();
-    if (found) return found;
-    if (Date.now() > end) throw new Error(`not within ${LIMIT} ms: ${look}`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
 
 function within(promise, what, limit = LIMIT) {
   const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`${what}: not within ${limit} ms`)), limit));
