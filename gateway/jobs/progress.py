@@ -34,7 +34,7 @@ class Progress:
         self._known: dict[str, float] | None = None
         # States of nodes that this run need not do again: no ``progress_state`` of it names them.
         self._done: dict[str, dict[str, Any]] = {}
-        self._is_again = False
+        self.is_again = False
         self.is_behind = False
 
     def run_again(self) -> None:
@@ -47,7 +47,7 @@ class Progress:
         states = _shares(self._states) if isinstance(self._states, dict) else {}
         self._known = {**(self._known or {}), **states} or None
         self._done = {}
-        self._is_again, self.is_behind = True, bool(self._before)
+        self.is_again, self.is_behind = True, bool(self._before)
 
     def cached_again(self, nodes: Iterable[str]) -> None:
         """Note the nodes whose results the backend of a later run has already: ComfyUI does not visit them."""
@@ -71,7 +71,7 @@ class Progress:
         """Return True if an event says nothing beyond what an earlier run has said. Note what it says, else."""
         type_, data = event.type, event.data
         if type_ == "progress":
-            if self._is_again and self._is_no_step_on(data):
+            if self.is_again and self._is_no_step_on(data):
                 return True
             self._step = data
         elif type_ == "progress_state":

@@ -244,7 +244,8 @@ class Relay:
     def _pass_on(self, backend: Backend, job: Job, event: Event) -> None:
         if job.live.told is None:
             job.live.told = Progress()
-        event = job.live.told.completed(event)
+        elif job.live.told.is_again:
+            event = job.live.told.completed(event)
         payload = event.raw
         if event.type == "executed":
             output = event.data.get("output")
