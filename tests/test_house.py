@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from gateway.telemetry.metrics import Metrics
 from gateway.web.routes import COMFYUI, JOBS, OWN
 
 ROOT = Path(__file__).parent.parent
+LEVELS = {"debug", "info", "warning", "error"}
+# What else the field client_address might be called.
+OTHER_NAMES = {"remote", "address", "client", "peer", "ip", "host", "from_"}
 
 
 def docs() -> str:
@@ -74,6 +79,25 @@ def test_the_drawing_of_a_jobs_life_is_the_table() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", text, re.MULTILINE))
     assert drawn == {(str(source), str(target), str(move)) for (source, move), target in LIFE.items()}
+
+
+def log_calls(path: Path) -> Iterator[tuple[int, list[ast.keyword]]]:
+    """The line and the named fields of each call that logs in a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
+            yield node.lineno, node.keywords
+
+
+def test_log_lines_name_clients_and_jobs_in_one_way() -> None:
+    """A client's address has one name, and where a job is at hand its line has both ids."""
+    found = []
+    for path in (ROOT / "gateway").rglob("*.py"):
+        for line, fields in log_calls(path):
+            names = {field.arg for field in fields} & OTHER_NAMES
+            found += [(str(path), line, names)] if names else []
+            if any(field.arg == "prompt_id" and ast.unparse(field.value) == "job.prompt_id" for field in fields):
+                found.append((str(path), line, {"use **job.log_ids"}))
+    assert not found, found
 
 
 def test_help_works() -> None:

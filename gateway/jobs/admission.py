@@ -62,7 +62,8 @@ class Submission:
     `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
     seconds from its acceptance, `workflow_id` encoded. A prompt `by_admin` may name and run all there is. `judgement`
     is what `read` was told of its graph; the journal does not keep it. `more_bytes` are those of `client_id` and
-    `secrets`, if they are large. `is_plain` if orjson can write all of it.
+    `secrets`, if they are large. `is_plain` if orjson can write all of it. `request_id` is that of the request which
+    brought it, for log lines; empty if an earlier version of the gateway accepted it.
     """
 
     prompt: bytes
@@ -87,6 +88,7 @@ class Submission:
     judgement: object = field(default=None, compare=False)
     more_bytes: int = field(default=0, compare=False)
     is_plain: bool = field(default=False, compare=False)
+    request_id: str = field(default="", compare=False)
 
     def graph(self) -> Any:
         """Return the graph, parsed anew."""
@@ -131,6 +133,7 @@ def read(
     by_admin: bool = False,
     inspect: Callable[[Mapping[str, Any], bool], object] | None = None,
     own_name: Callable[[FileRef], FileRef] | None = None,
+    request_id: str = "",
 ) -> Submission:
     """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
 
@@ -178,7 +181,7 @@ def read(
     if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
         found = graph.survey(prompt, file_inputs, bounds.nodes)
     judgement = inspect(prompt, dumps is wire.dumps) if inspect is not None else None
-    return _submission(value, found, dumps, body, by_admin, judgement)
+    return _submission(value, found, dumps, body, by_admin, judgement, request_id)
 
 
 def _submission(
@@ -188,6 +191,7 @@ def _submission(
     body: bytes,
     by_admin: bool,
     judgement: object,
+    request_id: str,
 ) -> Submission:
     extra = value.get("extra_data")
     if extra is None:
@@ -226,6 +230,7 @@ def _submission(
         judgement=judgement,
         more_bytes=more_bytes,
         is_plain=dumps is wire.dumps,
+        request_id=request_id,
     )
 
 
@@ -294,6 +299,7 @@ def encode_for_journal(submission: Submission) -> bytes:
                     "needs_secrets": submission.needs_secrets,
                     "by_admin": submission.by_admin,
                     "file_inputs": _declared(submission),
+                    "request_id": submission.request_id,
                 }
             ),
             b"}",
@@ -341,4 +347,5 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         by_admin=bool(head.get("by_admin")),
         more_bytes=_bytes_of(head["client_id"], {}, is_new=False),
         is_plain=is_plain,
+        request_id=str(head.get("request_id", "")),
     )

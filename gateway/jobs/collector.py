@@ -180,7 +180,7 @@ class Collector:
                 self._missing(job)
         except Exception as error:  # noqa: BLE001
             # If a result breaks the gateway's own code, that job alone fails, because else it would never end.
-            self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            self._failures.report("collector", error, f"collector:{job.prompt_id}", **job.log_ids)
             if _is_collected(job, assignment):
                 # The entry that is here can't be its end.
                 job.has_entry = False
@@ -192,7 +192,7 @@ class Collector:
 
     async def _end_without_result(self, job: Job, type_: str, data: dict[str, Any], reason: str) -> None:
         """End a job whose result is too large as its backend said that it ended."""
-        _log.warning("outputs_left_out", prompt_id=job.prompt_id, backend=job.backend, reason=reason)
+        _log.warning("outputs_left_out", **job.log_ids, backend=job.backend, reason=reason)
         entry = history.entry_without_outputs(self._prompt_item(job, job.outputs), type_, data)
         await self._end(job, {**entry, LEFT_OUT: reason}, history.outcome_of(entry))
 
@@ -202,7 +202,7 @@ class Collector:
         It does not run again elsewhere, because the prompt may be the cause.
         """
         if _is_collected(job, assignment) and not job.is_ending:
-            _log.error("result_unreadable", prompt_id=job.prompt_id, backend=assignment.backend, reason=reason)
+            _log.error("result_unreadable", **job.log_ids, backend=assignment.backend, reason=reason)
             self._metrics.results_unreadable.labels(assignment.backend).inc()
             self.fail(job, f"the result on backend '{assignment.backend}' can't be read: {reason}", "ResultUnreadable")
 
@@ -228,7 +228,7 @@ class Collector:
                 if absent == MAX_ABSENT or unended == MAX_UNENDED:
                     return None
             except BackendError as error:
-                _log.info("fetching an entry", prompt_id=job.prompt_id, backend=backend.name, error=str(error))
+                _log.info("fetching an entry", **job.log_ids, backend=backend.name, error=str(error))
                 if tries.are_enough(error):
                     return error
                 if tries.are_odd:
@@ -254,7 +254,7 @@ class Collector:
         # A large entry takes long to read, to rename and to write: others have their turn between.
         await asyncio.sleep(0)
         if left_out := found.entry.get(LEFT_OUT):
-            _log.warning("outputs_left_out", prompt_id=job.prompt_id, backend=backend.name, bytes=left_out)
+            _log.warning("outputs_left_out", **job.log_ids, backend=backend.name, bytes=left_out)
         await self._end(job, found.entry, history.outcome_of(found.entry), found.encode, large)
 
     async def _end(
@@ -289,7 +289,7 @@ class Collector:
                     return
                 break
             except StoreError as error:
-                _log.error("journal", prompt_id=job.prompt_id, error=str(error))
+                _log.error("journal", **job.log_ids, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, FETCH_PAUSE_MOST)
         else:

@@ -100,7 +100,7 @@ class Failures:
 
     def _send_again(self, job: Job, backend: Backend, cause: Cause, failure: Failure) -> None:
         reason = {"reason": str(cause), "error": failure.error}
-        _log.warning("job_failed_by_machine", prompt_id=job.prompt_id, backend=backend.name, **reason)
+        _log.warning("job_failed_by_machine", **job.log_ids, backend=backend.name, **reason)
         if cause is Cause.MACHINE:
             job.blamed = (backend.name, failure.error)
         job.retried_for |= {cause}

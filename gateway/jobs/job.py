@@ -177,6 +177,11 @@ class Job:
         return self.tenant, self.prompt_id
 
     @property
+    def log_ids(self) -> dict[str, str | None]:
+        """Return what each log line about it says: its id, and that of the request which brought it."""
+        return {"prompt_id": self.prompt_id, "request_id": self.submission.request_id or None}
+
+    @property
     def backend(self) -> str | None:
         """Return the backend that has it or may have it."""
         return self.assignment.backend if self.assignment is not None else None

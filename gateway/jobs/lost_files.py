@@ -48,7 +48,7 @@ class LostFiles:
         nodes = nodes_with_bad_values(node_errors)
         if not nodes or not await self._inputs.are_lost(job, backend, nodes):
             return None
-        _log.info("placed_file_missing", backend=backend.name, prompt_id=job.prompt_id)
+        _log.info("placed_file_missing", backend=backend.name, **job.log_ids)
         step, job.offers_again = _STEPS[job.offers_again], job.offers_again + 1
         return step
 

@@ -155,11 +155,11 @@ class Outputs:
         times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
         known = await etags.learn(backend, wanted, judge, must=must)
         if len(known) < len(wanted):
-            _log.warning("files that could not be looked at", prompt_id=job.prompt_id, backend=backend.name)
+            _log.warning("files that could not be looked at", **job.log_ids, backend=backend.name)
         if any(found.is_old and found.etag == etags.GONE for found in known.values()):
             _log.warning(
                 "files that a job told of were there before it; are the clocks of its backend and of the disk right?",
-                prompt_id=job.prompt_id,
+                **job.log_ids,
                 backend=backend.name,
             )
         return known

@@ -27,7 +27,7 @@ def log_phase(
     """
     (_log.warning if failure else _log.info)(
         "job",
-        prompt_id=job.prompt_id,
+        **job.log_ids,
         status=status,
         outcome=outcome,
         duration_ms=round(seconds * 1000),

@@ -130,6 +130,7 @@ class PromptReader:
         by_admin: bool,
         inspect: Inspect | None,
         own_name: Callable[[FileRef], FileRef] | None = None,
+        request_id: str = "",
     ) -> Submission:
         """Read a body; see `gateway.jobs.admission.read`. A body that is not light keeps its secret names.
 
@@ -138,8 +139,16 @@ class PromptReader:
             NotRead: the process was ended, or took too long.
         """
         if self._is_light(body):
-            return read(body, file_inputs, self._bounds, by_admin=by_admin, inspect=inspect, own_name=own_name)
-        submission = await self._read_apart(tenant, body, frozenset(file_inputs), by_admin=by_admin)
+            return read(
+                body,
+                file_inputs,
+                self._bounds,
+                by_admin=by_admin,
+                inspect=inspect,
+                own_name=own_name,
+                request_id=request_id,
+            )
+        submission = await self._read_apart(tenant, body, frozenset(file_inputs), by_admin, request_id)
         if inspect is None:
             return submission
         # One after the other, with a turn for others between: the graph is bounded, and so is what each takes.
@@ -149,7 +158,7 @@ class PromptReader:
         return replace(submission, judgement=inspect(graph, submission.is_plain))
 
     async def _read_apart(
-        self, tenant: str, body: bytes, file_inputs: frozenset[tuple[str, str]], *, by_admin: bool
+        self, tenant: str, body: bytes, file_inputs: frozenset[tuple[str, str]], by_admin: bool, request_id: str
     ) -> Submission:
         order = ReadPrompt(self._bounds, by_admin, file_inputs)
         outcome = await self._outcome(tenant, order, body)
@@ -157,7 +166,7 @@ class PromptReader:
             self._metrics.prompts_read_apart.labels("read").inc()
             # As `survey` does: ten thousand waiting prompts name the same few hundred classes.
             nodes = tuple((node_id, sys.intern(class_type)) for node_id, class_type in outcome.nodes)
-            return replace(outcome, nodes=nodes)
+            return replace(outcome, nodes=nodes, request_id=request_id)
         self._metrics.prompts_read_apart.labels("refused").inc()
         if outcome is None:
             details = f"its {len(body)} bytes take more memory than there is for one prompt"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from multidict import CIMultiDict
 
@@ -19,17 +19,25 @@ class Overloaded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a POST /prompt. `backend` has the job then; empty if it waits, or there is none."""
+    """The answer to a POST /prompt. `backend` has the job then; empty if it waits, or there is none.
+
+    `prompt_id` is the job's, also of one that a backend refused; the gateway's log tells of it.
+    """
 
     status: int
     body: bytes
     content_type: str = "application/json; charset=utf-8"
     backend: str = ""
+    prompt_id: str = ""
 
     @classmethod
     def accepted(cls, job: Job) -> Reply:
         """Return the answer to a job that was accepted."""
-        return cls(200, job.answer(), backend=job.backend or "")
+        return cls(200, job.answer(), backend=job.backend or "", prompt_id=job.prompt_id)
+
+    def of(self, job: Job) -> Reply:
+        """Return the same answer, as that to a job."""
+        return replace(self, prompt_id=job.prompt_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +52,16 @@ def accepted_before(job: Job | None, ended: HistoryRecord | None, gave_number: b
     """What is known of a prompt that is open, or has ended; None if neither."""
     if job is not None:
         return Known(job.submission.digest, Reply.accepted(job))
-    return None if ended is None else Known(ended.digest, Reply(200, _accepted(ended, gave_number)))
+    return None if ended is None else Known(ended.digest, _accepted(ended, gave_number))
 
 
-def _accepted(ended: HistoryRecord, gave_number: bool) -> bytes:
-    return b'{"prompt_id": "%b", "number": %b, "node_errors": %b}' % (
+def _accepted(ended: HistoryRecord, gave_number: bool) -> Reply:
+    body = b'{"prompt_id": "%b", "number": %b, "node_errors": %b}' % (
         ended.prompt_id.encode(),
         number_json(ended.number, gave_number),
         ended.node_errors or b"{}",
     )
+    return Reply(200, body, prompt_id=ended.prompt_id)
 
 
 def unread(error: BadAnswer) -> Answer:

@@ -71,7 +71,7 @@ class Results:
 
 def dropped(job: Job, reason: str, size: int) -> None:
     """Log that a result reaches nobody."""
-    _log.warning("result_dropped", prompt_id=job.prompt_id, tenant=job.tenant, bytes=size, reason=reason)
+    _log.warning("result_dropped", **job.log_ids, tenant=job.tenant, bytes=size, reason=reason)
 
 
 async def may_be_told(job: Job, data: bytes, head: Head) -> bool:

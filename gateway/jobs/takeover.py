@@ -139,7 +139,7 @@ class Takeover:
                 self._ledger.recall(job)
                 if target:
                     self._metrics.takeovers.labels(source.name, target).inc()
-                _log.info("job_taken_back", prompt_id=job.prompt_id, backend=source.name, target=target or None)
+                _log.info("job_taken_back", **job.log_ids, backend=source.name, target=target or None)
         finally:
             job.recalled = False
             self._taking.discard(target)
@@ -161,6 +161,6 @@ class Takeover:
             except Refused:
                 return False
             except BackendError as error:
-                _log.info("asking", prompt_id=job.prompt_id, backend=source.name, error=str(error))
+                _log.info("asking", **job.log_ids, backend=source.name, error=str(error))
             await asyncio.sleep(ASK_PAUSE_SECONDS)
         return False

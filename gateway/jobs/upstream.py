@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -164,23 +164,20 @@ async def _entry(backend: Backend, upstream_id: str, mark: str, timeout: float) 
     return entry if isinstance(prompt, list) and extra_of(prompt).get(MARK) == mark else None
 
 
-async def look_for(
-    backend: Backend, assignment: Assignment, times: int, is_there: Callable[[], bool]
-) -> tuple[Offer, str]:
-    """Find out whether a backend has a prompt to whose offer no clear answer came.
+async def look_for(backend: Backend, job: Job, assignment: Assignment, times: int) -> tuple[Offer, str]:
+    """Find out whether a backend has the prompt of a job to whose offer no clear answer came.
 
     What the offer left behind may still be on its way through a busy loop, so the backend has to say no several times.
     While it does not answer it is asked again, until the fleet gives it up.
 
     Args:
         times: how often it must have answered that it does not have the prompt.
-        is_there: returns True while the job is that backend's.
 
     Returns:
         TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile. And the prompt's id there.
     """
     upstream_id = assignment.upstream_id
-    while is_there():
+    while job.is_sent_by(assignment):
         try:
             found = await locate_prompt(backend, assignment)
             if found.where is not Where.ABSENT:
@@ -191,7 +188,7 @@ async def look_for(
         except Refused:
             return Offer.REFUSED, upstream_id
         except BackendError as error:
-            _log.info("asking", backend=backend.name, upstream_id=upstream_id, error=str(error))
+            _log.info("asking", **job.log_ids, backend=backend.name, upstream_id=upstream_id, error=str(error))
         await asyncio.sleep(ASK_PAUSE_SECONDS)
     return Offer.UNKNOWN, upstream_id
 

@@ -83,7 +83,7 @@ class Watch:
     def _expire(self, job: Job, seconds: float) -> None:
         if job.is_ending:
             return
-        _log.info("deadline", prompt_id=job.prompt_id, seconds=seconds, state=str(job.state), backend=job.backend)
+        _log.info("deadline", **job.log_ids, seconds=seconds, state=str(job.state), backend=job.backend)
         self._take_away(job)
         self._collector.expire(job, f"deadline of {seconds:g} s passed")
 
@@ -111,7 +111,7 @@ class Watch:
             if job.state is State.RUNNING:
                 job.live.oversized += 1
                 if job.live.oversized >= MAX_OVERSIZED and not job.is_ending:
-                    _log.error("job ended: its messages are too large", prompt_id=job.prompt_id, backend=backend.name)
+                    _log.error("job ended: its messages are too large", **job.log_ids, backend=backend.name)
                     self._take_away(job)
                     most = f"{MAX_SOCKET_MESSAGE} bytes"
                     reason = f"{MAX_OVERSIZED} of its messages on {backend.name} had more than {most}"
@@ -120,10 +120,10 @@ class Watch:
     def _say_stalled(self, job: Job, silent: float) -> None:
         if not job.live.stall_said:
             job.live.stall_said = True
-            _log.warning("job stalled", prompt_id=job.prompt_id, backend=job.backend, silent_seconds=round(silent))
+            _log.warning("job stalled", **job.log_ids, backend=job.backend, silent_seconds=round(silent))
 
     def _time_out(self, job: Job, backend: Backend, seconds: float) -> None:
-        _log.warning("job timed out", prompt_id=job.prompt_id, backend=backend.name, then=self._settings.on_timeout)
+        _log.warning("job timed out", **job.log_ids, backend=backend.name, then=self._settings.on_timeout)
         self._take_away(job)
         reason = f"no event for {seconds:g} s on {backend.name}, so it was interrupted there (dispatch.job_timeout)"
         is_complete = not job.submission.lacks_secrets

@@ -153,7 +153,7 @@ class Audit:
             outcome: what came of it.
         """
         if self._enabled:
-            fields = {"who": who.name, "tenant": who.tenant, "role": who.role, "from": address}
+            fields = {"who": who.name, "tenant": who.tenant, "role": who.role, "client_address": address}
             self._log.info("audit", action=str(action), **fields, what=what, outcome=outcome, **more)
 
     def refused(self, reason: Reason, address: str | None, place: str | None, name: str | None) -> None:

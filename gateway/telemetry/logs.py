@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import sys
+import time
+from collections.abc import MutableMapping
 from typing import Any, TextIO, cast
 
 import orjson
@@ -28,7 +30,7 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
     if style == "json":
         processors = [
             *shared,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+            _TimeStamper(),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_encode),
         ]
@@ -49,6 +51,22 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
     logging.basicConfig(stream=lines, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_request)
+
+
+class _TimeStamper:
+    """A processor that adds `ts`, in UTC. The text of a second serves all lines of that second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = ""
+
+    def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Add the time to a line."""
+        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        event["ts"] = f"{self._text}.{nanoseconds // 1000:06d}Z"
+        return event
 
 
 def _without_request(record: logging.LogRecord) -> bool:

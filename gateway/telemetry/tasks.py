@@ -90,11 +90,15 @@ class Failures:
     def __init__(self) -> None:
         self._count = count_failure.get()
 
-    def report(self, counted: str, error: BaseException, name: str = "") -> None:
-        """Report an error; it is counted as `counted`, and logged as the task `name` if that says more."""
+    def report(self, counted: str, error: BaseException, name: str = "", **about: str | None) -> None:
+        """Report an error; it is counted as `counted`, and logged as the task `name` if that says more.
+
+        Args:
+            about: further fields of the log line: which job it was about.
+        """
         if self._count is not None:
             self._count(counted)
-        _log.error("task failed", task=name or counted, error=repr(error), exc_info=error)
+        _log.error("task failed", task=name or counted, error=repr(error), **about, exc_info=error)
 
 
 class Tasks:

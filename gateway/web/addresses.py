@@ -83,7 +83,11 @@ PROXIES = web.AppKey("proxies", TrustedProxies)
 
 def client_address(request: web.Request) -> str | None:
     """The address of whoever sent a request; None where the connection is gone already."""
-    proxies = request.app[PROXIES]
+    return address_of(request, request.app[PROXIES])
+
+
+def address_of(request: web.BaseRequest, proxies: TrustedProxies) -> str | None:
+    """Return the same, of a request that no route has, too."""
     if not proxies.any:
         return request.remote
     if _CLIENT not in request:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -10,7 +10,9 @@ from aiohttp import web
 from gateway.telemetry.audit import NOBODY, Action, Who
 from gateway.tenants.keys import Identity
 from gateway.web.addresses import client_address
+from gateway.web.http_log import name_jobs
 from gateway.web.parts import IDENTITY, caller, parts
+from gateway.web.request_ids import request_id_of
 
 _AUDITED = "audited"
 
@@ -20,6 +22,7 @@ def note(request: web.Request, action: Action, what: str, outcome: str = "ok", *
     request[_AUDITED] = True
     identity = request.get(IDENTITY)
     who = who_of(identity) if identity is not None else NOBODY
+    more["request_id"] = request_id_of(request)
     parts(request).audit.note(action, who, client_address(request), what, outcome, **more)
 
 
@@ -34,16 +37,19 @@ def who_of(identity: Identity) -> Who:
 
 
 @contextmanager
-def foreign_noted(request: web.Request, action: Action) -> Iterator[list[tuple[str, str]]]:
+def foreign_noted(request: web.Request, action: Action, named: Iterable[str] = ()) -> Iterator[list[tuple[str, str]]]:
     """Takes what was done to jobs, (tenant, prompt_id) each, and writes a line for each that is another tenant's.
 
-    Also if it ends in an exception: what was done before was done.
+    Also if it ends in an exception: what was done before was done. The request's own log line has the ids that it
+    `named` and those of these jobs.
     """
     touched: list[tuple[str, str]] = []
+    name_jobs(request, named)
     try:
         yield touched
     finally:
         own = caller(request).tenant
+        name_jobs(request, (prompt_id for _, prompt_id in touched))
         for tenant, prompt_id in touched:
             if tenant != own:
                 note(request, action, prompt_id, whose=tenant)

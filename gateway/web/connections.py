@@ -23,11 +23,13 @@ from gateway.telemetry.tasks import Tasks, pause
 from gateway.tenants.addresses import network_of
 from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
-from gateway.web.error_bodies import of_exception, protocol_of, with_body
+from gateway.web.error_bodies import Protocol, of_exception, with_body
 from gateway.web.framing import fault
+from gateway.web.http_log import HttpLog
 from gateway.web.intake import MAX_UNREAD, Intake, State
 from gateway.web.pace import Pace, Phase
 from gateway.web.parts import GRANT
+from gateway.web.request_ids import head_line, new_request_id, noted, request_id_of
 
 _log = logs.get("connections")
 
@@ -52,15 +54,16 @@ class Connection(asyncio.Protocol):
         table: where it is counted.
         inner: aiohttp's protocol.
         address: the peer's, or of those that count as one with it.
+        http_log: has a line of each request that can't be taken.
     """
 
     __slots__ = ("_inner", "_table", "address", "fault", "handshake", "intake", "pace", "payload", "request",
                  "transport")  # fmt: skip
 
-    def __init__(self, table: Connections, inner: web.RequestHandler, address: str) -> None:
+    def __init__(self, table: Connections, inner: web.RequestHandler, address: str, http_log: HttpLog) -> None:
         self._table = table
         self._inner = inner
-        self.intake = Intake(inner)
+        self.intake = Intake(inner, http_log)
         self.address = address
         self.pace = Pace(time.monotonic())
         self.payload: Any = None
@@ -134,6 +137,7 @@ class Connections:
         metrics: counts connections.
         most: how many there are files for.
         intakes: where the gate finds the intake of each connection that stands.
+        http_log: has a line of each request that the gate does not see.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class Connections:
         metrics: Metrics,
         most: int,
         intakes: dict[web.RequestHandler, Intake],
+        http_log: HttpLog,
     ) -> None:
         self._settings = settings
         self._proxies = proxies
@@ -151,6 +156,7 @@ class Connections:
         self._all: dict[Connection, None] = {}
         self._inner: dict[web.RequestHandler, Connection] = {}
         self._intakes = intakes
+        self._http_log = http_log
         self._by_address: Counter[str] = Counter()
         self._full_until = 0.0
         self._draining = False
@@ -242,6 +248,8 @@ class Connections:
                         response = with_body(request, await answer(request))
                     except web.HTTPException as error:
                         response = of_exception(request, error)
+                if self._http_log.is_on and not noted(request).is_logged:
+                    self._http_log.write(request, response.status, time.monotonic() - connection.pace.since)
                 if self._draining:
                     response.force_close()
                 if not connection.payload.is_eof():
@@ -264,7 +272,7 @@ class Connections:
         if len(self._all) >= self._most and not self._make_room():
             self._metrics.connections_refused.labels("full").inc()
             return "full"
-        connection = Connection(self, protocol_of(server), key)
+        connection = Connection(self, Protocol(server, self._http_log), key, self._http_log)
         self._all[connection] = None
         self._by_address[key] += 1
         self._metrics.connections.set(len(self._all))
@@ -324,7 +332,7 @@ class Connections:
             case None:
                 return
             case "body":
-                _log.info("a body comes too slowly", remote=connection.address)
+                _log.info("a body comes too slowly", **self._about(connection))
                 self._metrics.connections_cut.labels("body").inc()
                 payload.set_exception(SlowBody("the body comes too slowly"))
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
@@ -333,12 +341,21 @@ class Connections:
                 # Nobody else writes to it: no request has begun, nor is the rest of one being thrown away.
                 is_refused = connection.intake.state is State.GONE
                 if pace.received and (payload is None or payload.is_eof()) and not is_refused:
-                    transport.write(TIMED_OUT)
+                    request_id = new_request_id()
+                    transport.write(_timed_out(request_id))
+                    self._http_log.refused(request_id, 408, transport)
                 transport.close()
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
             case reason:
-                _log.info("a connection is cut", remote=connection.address, reason=reason)
+                _log.info("a connection is cut", **self._about(connection), reason=reason)
                 self._cut(connection, reason)
+
+    def _about(self, connection: Connection) -> dict[str, str | None]:
+        """Return what a log line says of a connection: its client, and its last request."""
+        request = connection.request
+        if request is None:
+            return {"client_address": connection.address}
+        return {"request_id": request_id_of(request), "client_address": self._http_log.address_of(request)}
 
 
 async def _settle(connection: Connection, request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -375,10 +392,7 @@ def _refusal(status: int, reason: str) -> web.StreamResponse:
     return response
 
 
-def _timed_out() -> bytes:
+def _timed_out(request_id: str) -> bytes:
     body = wire.dumps(error_body("request_timeout", "The request comes too slowly", "its headers did not come in time"))
-    head = "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
-    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
-
-
-TIMED_OUT = _timed_out()
+    head = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
+    return b"%b%bContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (head, head_line(request_id), len(body), body)

@@ -14,7 +14,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.telemetry import logs
 from gateway.web.answers import JSON_HEADERS, problem
+from gateway.web.http_log import HttpLog
+from gateway.web.request_ids import noted, request_id_of
+
+_log = logs.get("http")
 
 # Set where a whole answer is a backend's.
 FROM_BACKEND = "from_backend"
@@ -98,9 +103,18 @@ def _shown(request: web.BaseRequest) -> str:
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's protocol, which says in JSON what it can't read, and that a handler failed."""
+    """aiohttp's protocol, which says in JSON what it can't read, and that a handler failed.
 
-    __slots__ = ()
+    Args:
+        server: aiohttp's server.
+        http_log: has a line of each request that is not HTTP.
+    """
+
+    __slots__ = ("_http_log",)
+
+    def __init__(self, server: web.Server, http_log: HttpLog) -> None:
+        super().__init__(server, loop=server._loop, **server._kwargs)
+        self._http_log = http_log
 
     def handle_error(
         self,
@@ -109,21 +123,24 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Log an error, and return its answer. The connection is closed after it."""
-        response = super().handle_error(request, status, exc, message)
-        if not isinstance(response, web.Response):
-            return response
+        """Log an error, and return its answer. The connection is closed after it.
+
+        Raises:
+            ConnectionError: an answer has begun.
+        """
         type_, said, details = _lines(status)
         if isinstance(exc, HttpProcessingError):
-            # The lines after the first repeat what came, which may be anything.
+            # Anybody sends such by the thousand. The lines after the first repeat what came, which may be anything.
             type_, said = "malformed_request", "The request is not taken"
             details = (message or exc.message).split("\n", 1)[0].strip(" :")[:MAX_SHOWN] or "it is not HTTP"
             details = f"{details}; send HTTP/1.1"
-        response.headers.update(JSON_HEADERS)
-        response.body = wire.dumps(error_body(type_, said, details))
+        else:
+            error = repr(exc) if exc is not None else said
+            _log.error("request_failed", request_id=request_id_of(request), status=status, error=error, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun, so no other can be sent")
+        if self._http_log.is_on and not noted(request).is_logged:
+            self._http_log.write(request, status, 0.0)
+        response = problem(status, type_, said, details)
+        response.force_close()
         return response
-
-
-def protocol_of(server: web.Server) -> web.RequestHandler:
-    """Return the protocol of a new connection, as `server` would make it."""
-    return Protocol(server, loop=server._loop, **server._kwargs)

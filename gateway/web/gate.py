@@ -24,16 +24,20 @@ from gateway.web.answers import problem
 from gateway.web.auditing import is_noted, who_of
 from gateway.web.bodies import MOST, REACHED
 from gateway.web.connections import SlowBody
+from gateway.web.http_log import HttpLog, name_jobs
 from gateway.web.intake import MAX_UNREAD, Intake
 from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
 from gateway.web.parts import GRANT, IDENTITY, STREAMING, Parts
+from gateway.web.request_ids import request_id_of
 from gateway.web.unpacking import TAKEN, BadPacking, UnknownCoding
 
 _log = logs.get("http")
 
 # Characters of a path in a line of the audit log.
 MAX_PATH = 200
+# What routes call the id of a job that they name.
+_JOB_NAMES = ("prompt_id", "job_id")
 # What may be sent instead (RFC 9110, section 12.5.3).
 _ACCEPTS = {"Accept-Encoding": TAKEN}
 
@@ -41,7 +45,7 @@ _ACCEPTS = {"Accept-Encoding": TAKEN}
 class Gate:
     """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
 
-    def __init__(self, gateway: Parts, intakes: Mapping[web.RequestHandler, Intake]) -> None:
+    def __init__(self, gateway: Parts, intakes: Mapping[web.RequestHandler, Intake], http_log: HttpLog) -> None:
         settings = gateway.settings
         self._intakes = intakes
         self._limits = gateway.limits
@@ -53,7 +57,7 @@ class Gate:
         self._metrics = gateway.metrics
         self._roles = Roles(operators_rows(settings.routes))
         self._keyless = {Access.ANYBODY, *([Access.MONITORING] if settings.auth.metrics == "open" else [])}
-        self._log_requests = settings.log.requests and settings.log.level in ("debug", "info")
+        self._http_log = http_log
         self._counters: dict[tuple[str, str, int], Counter] = {}
 
     def guard(self, handler: Handler, method: str, route: str, *, passes_on: bool = False) -> Handler:
@@ -69,6 +73,7 @@ class Gate:
         acts = access is Access.ADMINS and method not in READS
         reads_body = method not in READS and (method != "DELETE" or passes_on)
         has_more = reads_body or route.endswith("/ws")
+        id_name = next((name for name in _JOB_NAMES if f"{{{name}}}" in route), None)
         is_limited = (self._limits.counts_requests or self._limits.bounds_bodies) and not _is_operations(route)
 
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -99,8 +104,10 @@ class Gate:
                 seconds = time.perf_counter() - began
                 histogram.observe(seconds)
                 self._count(request.method, route, status)
-                if self._log_requests:
-                    self._log(request, route, status, seconds, identity)
+                if self._http_log.is_on:
+                    if id_name is not None:
+                        name_jobs(request, [request.match_info[id_name]])
+                    self._http_log.write(request, status, seconds, route=route, identity=identity)
                 if identity is not None and identity.is_admin and (acts or (passes_on and self._acts(request))):
                     self._note(request, identity, status)
 
@@ -152,7 +159,8 @@ class Gate:
     def _note(self, request: web.Request, identity: Identity, status: int) -> None:
         if not is_noted(request):
             address = client_address(request)
-            self._audit.note(Action.ADMIN_WRITE, who_of(identity), address, _asked(request), str(status))
+            who, request_id = who_of(identity), request_id_of(request)
+            self._audit.note(Action.ADMIN_WRITE, who, address, _asked(request), str(status), request_id=request_id)
 
     def _note_forbidden(self, request: web.Request, identity: Identity) -> None:
         address = client_address(request)
@@ -179,17 +187,6 @@ class Gate:
         if counter is None:
             counter = self._counters[key] = self._metrics.requests.labels(method, route, str(status))
         counter.inc()
-
-    def _log(self, request: web.Request, route: str, status: int, seconds: float, identity: Identity | None) -> None:
-        _log.info(
-            "http",
-            method=request.method,
-            route=route,
-            status=status,
-            duration_ms=round(seconds * 1000, 2),
-            tenant=identity.tenant if identity else None,
-            remote=client_address(request),
-        )
 
 
 async def _answer_expectation(request: web.Request) -> None:
@@ -230,10 +227,11 @@ def _cut(request: web.Request, error: Exception) -> web.Response:
 
     Whatever was written after that would be taken for the rest of the answer, or of the next one.
     """
+    about = {"request_id": request_id_of(request), "path": request.path}
     if isinstance(error, BackendError):
-        _log.warning("answer_cut", path=request.path, error=str(error))
+        _log.warning("answer_cut", **about, error=str(error))
     else:
-        _log.error("answer_cut", path=request.path, error=repr(error), exc_info=error)
+        _log.error("answer_cut", **about, error=repr(error), exc_info=error)
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=502)
@@ -269,7 +267,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})
         if request.transport is None:
             raise web.HTTPBadGateway from error
-        _log.warning("backend", path=request.path, error=str(error))
+        _log.warning("backend", request_id=request_id_of(request), path=request.path, error=str(error))
         return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})
     except (ConnectionResetError, aiohttp.ClientConnectionResetError):
         # The client went away; nobody reads this.

@@ -135,7 +135,7 @@ async def post_history(request: web.Request) -> web.Response:
         ids = ids_of(body["delete"]) if "delete" in body else None
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
-    with foreign_noted(request, Action.HISTORY_DELETED) as touched:
+    with foreign_noted(request, Action.HISTORY_DELETED, ids or ()) as touched:
         if body.get("clear"):
             await control.forget(as_whom.tenant, None, touched)
         if ids is not None:

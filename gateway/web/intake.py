@@ -16,6 +16,8 @@ from aiohttp.web_protocol import _ErrInfo
 
 from gateway.comfy import wire
 from gateway.comfy.errors import error_body
+from gateway.web.http_log import HttpLog
+from gateway.web.request_ids import head_line, new_request_id
 
 # The usual bounds of web servers: a request's target, one header with its name, all headers of a request.
 MAX_TARGET = 8190
@@ -45,11 +47,12 @@ class HeadTooLong(Exception):
         super().__init__(reason)
         self.status = status
 
-    def response(self) -> bytes:
+    def response(self, request_id: str) -> bytes:
         """Return the whole answer in bytes, because there is no request that aiohttp could answer."""
         body = wire.dumps(error_body("malformed_request", "The request is not taken", str(self)))
         head = f"HTTP/1.1 {self.status} {_STATUS[self.status]}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+        rest = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        return head.encode() + head_line(request_id) + rest.encode() + body
 
 
 class Head:
@@ -116,12 +119,14 @@ class Intake:
 
     Args:
         inner: aiohttp's protocol, which has the parser.
+        http_log: has a line of each request whose head is too long.
     """
 
-    __slots__ = ("_ahead", "_dropped", "_head", "_held", "_inner", "_over", "_transport", "held", "state")
+    __slots__ = ("_ahead", "_dropped", "_head", "_held", "_http_log", "_inner", "_over", "_transport", "held", "state")
 
-    def __init__(self, inner: web.RequestHandler) -> None:
+    def __init__(self, inner: web.RequestHandler, http_log: HttpLog) -> None:
         self._inner = inner
+        self._http_log = http_log
         self._transport: asyncio.Transport | None = None
         self._head = Head()
         # The pieces as they came, because to put them together costs a stranger's share of time.
@@ -274,7 +279,9 @@ class Intake:
         # Nobody else writes to the connection: no request is being answered.
         if self._transport is None:
             return
-        self._transport.write(error.response())
+        request_id = new_request_id()
+        self._transport.write(error.response(request_id))
+        self._http_log.refused(request_id, error.status, self._transport)
         if self._transport.can_write_eof():
             # The client learns that no more comes; not under TLS, which has no half-closed connections.
             self._transport.write_eof()

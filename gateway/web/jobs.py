@@ -122,6 +122,6 @@ async def cancel_jobs(request: web.Request) -> web.Response:
 
 
 async def _cancel(request: web.Request, ids: list[str]) -> web.Response:
-    with foreign_noted(request, Action.JOB_CANCELLED) as touched:
+    with foreign_noted(request, Action.JOB_CANCELLED, ids) as touched:
         found = await parts(request).engine.control.cancel(whose(request).sees, ids, touched)
     return json({"cancelled": found})

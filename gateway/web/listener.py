@@ -16,6 +16,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.web.binding import CannotListen, bind_all
 from gateway.web.connections import Connection, Connections
+from gateway.web.request_ids import head_line, new_request_id
 
 _log = logs.get("listener")
 
@@ -26,10 +27,11 @@ REST_SECONDS = 0.5
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def _refusal(status: str, type_: str, message: str) -> bytes:
+def _refusal(status: str, type_: str, message: str) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the header with the request's id."""
     body = wire.dumps(error_body(type_, message, "close connections that are not in use, or come again later"))
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Retry-After: 5\r\nConnection: close\r\n\r\n".encode() + body
+    return head.encode(), b"Retry-After: 5\r\nConnection: close\r\n\r\n" + body
 
 
 _REFUSALS = {
@@ -134,7 +136,7 @@ class Listener:
         with accepted:
             if self._context is None:
                 try:
-                    accepted.send(_REFUSALS[limit])
+                    accepted.send(head_line(new_request_id()).join(_REFUSALS[limit]))
                     accepted.shutdown(socket.SHUT_WR)
                 except OSError:
                     # It is gone already.

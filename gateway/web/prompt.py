@@ -17,14 +17,15 @@ from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.reply import Overloaded, Reply
 from gateway.telemetry import logs
-from gateway.telemetry.metrics import Metrics
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.answers import json_bytes, problem
 from gateway.web.authentication import key_of
 from gateway.web.bodies import read_json
 from gateway.web.contents import NOSNIFF
+from gateway.web.http_log import name_jobs
 from gateway.web.limits import told
 from gateway.web.parts import caller, parts
+from gateway.web.request_ids import request_id_of
 
 _log = logs.get("prompts")
 BACKEND_HEADER = "X-Gateway-Backend"
@@ -76,9 +77,11 @@ async def post_prompt(request: web.Request) -> web.Response:
             # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
             submission = submission.without_secret(key)
         await engine.checks.ready_for(submission)
+        if submission.prompt_id is not None:
+            name_jobs(request, [submission.prompt_id])
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
-        _count(parts(request).metrics, identity.tenant, rejection)
+        _count(request, rejection)
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
         return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
     except wire.MalformedJson as error:
@@ -93,6 +96,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         parts(request).metrics.limited.labels("max_waiting").inc()
         return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
+    name_jobs(request, [reply.prompt_id])
     return await early.written() or _response(reply, answered(reply))
 
 
@@ -118,17 +122,19 @@ async def _read(request: web.Request) -> Submission:
             by_admin=identity.is_admin,
             inspect=inspect,
             own_name=partial(engine.outputs.own_name, identity.tenant),
+            request_id=request_id_of(request),
         )
 
 
-def _count(metrics: Metrics, tenant: str, rejection: Rejection) -> None:
+def _count(request: web.Request, rejection: Rejection) -> None:
     """Count a refusal, and log which class or input an operator may want to look at."""
     error = rejection.body["error"]
-    metrics.prompts_refused.labels(error["type"]).inc()
+    parts(request).metrics.prompts_refused.labels(error["type"]).inc()
     extra = error.get("extra_info") or {}
     if "pack" in extra:
         named = {name: extra.get(name) for name in ("class_type", "pack", "input_name")}
-        _log.info("prompt_refused", tenant=tenant, error=error["type"], **named)
+        about = {"request_id": request_id_of(request), "tenant": caller(request).tenant}
+        _log.info("prompt_refused", **about, error=error["type"], **named)
 
 
 async def get_prompt(request: web.Request) -> web.Response:

@@ -89,7 +89,7 @@ async def post_queue(request: web.Request) -> web.Response:
         ids = ids_of(body["delete"]) if "delete" in body else []
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
-    with foreign_noted(request, Action.JOB_CANCELLED) as touched:
+    with foreign_noted(request, Action.JOB_CANCELLED, ids) as touched:
         if body.get("clear"):
             await engine.control.clear(as_whom.tenant, _shown(request, as_whom), touched)
         await engine.control.delete(as_whom.sees, ids, _shown(request, as_whom), touched)
@@ -108,10 +108,10 @@ async def post_interrupt(request: web.Request) -> web.Response:
         body = await read_object(request, optional=True)
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
-    prompt_id = body.get("prompt_id")
-    with foreign_noted(request, Action.JOB_INTERRUPTED) as touched:
+    prompt_id = str(body.get("prompt_id") or "")
+    with foreign_noted(request, Action.JOB_INTERRUPTED, [prompt_id]) as touched:
         if prompt_id:
-            await control.interrupt(as_whom.sees, str(prompt_id), touched)
+            await control.interrupt(as_whom.sees, prompt_id, touched)
         else:
             await control.interrupt_shown(as_whom.tenant, touched)
     return empty()

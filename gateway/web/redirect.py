@@ -10,6 +10,7 @@ from gateway.tenants.carriers import QUERY_PARAMETER
 from gateway.web.answers import problem
 from gateway.web.framing import quiet_logger
 from gateway.web.hosts import Hosts, host_of
+from gateway.web.request_ids import plain_request
 
 _SANE = re.compile(r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")
 
@@ -33,7 +34,7 @@ def redirecting(hosts: Hosts, port: int) -> web.Server:
             return problem(400, "unknown_host", "The request is not sent on", details, {"Connection": "close"})
         return web.Response(status=308, headers={"Location": location, "Cache-Control": "no-store"})
 
-    return web.Server(answer, access_log=None, logger=quiet_logger())
+    return web.Server(answer, request_factory=plain_request, access_log=None, logger=quiet_logger())
 
 
 def target(asked: str, path: str, query: str, hosts: Hosts, port: int) -> str | None:

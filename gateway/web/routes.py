@@ -25,6 +25,7 @@ from gateway.web import (
 from gateway.web.addresses import PROXIES, TrustedProxies
 from gateway.web.answers import problem
 from gateway.web.gate import Gate
+from gateway.web.http_log import HttpLog
 from gateway.web.intake import INTAKES, Intake
 from gateway.web.parts import GRANT, PARTS, Parts, caller, parts
 
@@ -110,7 +111,7 @@ def make_app(gateway: Parts) -> web.Application:
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
     intakes: dict[web.RequestHandler, Intake] = {}
     app[INTAKES] = intakes
-    gate = Gate(gateway, intakes)
+    gate = Gate(gateway, intakes, HttpLog(gateway.settings))
     for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, method, path))
     for method, path, handler in JOBS + COMFYUI:

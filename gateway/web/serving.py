@@ -14,9 +14,11 @@ from gateway.web.certificates import Certificates
 from gateway.web.connections import Connections
 from gateway.web.framing import quiet_logger
 from gateway.web.hosts import configured_hosts
+from gateway.web.http_log import HttpLog
 from gateway.web.intake import INTAKES, MAX_FIELD
 from gateway.web.listener import Listener, files_for
 from gateway.web.redirect import redirecting
+from gateway.web.request_ids import requests_of
 
 # Files beside those of clients: the journal, and connections to backends.
 FILES_BESIDES = 1024
@@ -55,7 +57,8 @@ class Serving:
             auto_decompress=False,
         )
         most = files_for(server.max_connections, FILES_BESIDES)
-        self._connections = Connections(server, TrustedProxies(server.trusted_proxies), metrics, most, app[INTAKES])
+        proxies = TrustedProxies(server.trusted_proxies)
+        self._connections = Connections(server, proxies, metrics, most, app[INTAKES], HttpLog(settings))
         self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
         self._stack = AsyncExitStack()
         self._listeners: list[Listener] = []
@@ -75,6 +78,8 @@ class Serving:
         server, certificates = self._settings.server, self._certificates
         await self._runner.setup()
         stack.push_async_callback(self._runner.cleanup)
+        assert self._runner.server is not None
+        self._runner.server.request_factory = requests_of(self._runner.app)
         self._connections.start()
         stack.push_async_callback(self._connections.close)
         if certificates is None:

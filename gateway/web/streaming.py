@@ -53,6 +53,7 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "sec-fetch-user",
     "x-api-key",
     "x-real-ip",
+    "x-request-id",
 }
 # What proxies add holds the URL as it was asked for, and that may hold a key.
 _PROXIES_OWN = ("x-forwarded-", "x-original-", "x-rewrite-")
@@ -72,6 +73,7 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
     "via",
     "www-authenticate",
     "x-powered-by",
+    "x-request-id",
 }
 _CORS = "access-control-"
 _OF_A_BODY = ("Content-Length", "Content-Type", "Content-Encoding")

@@ -265,7 +265,7 @@ async def test_metrics_and_logs(lab: Lab) -> None:
     ):
         assert line in text, line
     assert prompt_id not in text
-    lines = [line for line in gateway.log_lines() if line.get("prompt_id") == prompt_id]
+    lines = [line for line in gateway.log_lines() if line.get("prompt_id") == prompt_id and line["event"] == "job"]
     assert [line["status"] for line in lines] == ["queued", "running", "done"]
     for line in lines:
         assert {"ts", "prompt_id", "status", "duration_ms", "model", "backend", "tenant", "error"} <= line.keys()

@@ -345,7 +345,7 @@ async def test_one_who_guesses_waits_and_others_go_on(lab: Lab) -> None:
     assert "comfyui_gateway_addresses_locked 1.0" in text
     assert 'comfyui_gateway_keys_refused_total{reason="unknown"} 10.0' in text
     refusals = audit(gateway, "key_refused")
-    assert [(line["reason"], line["count"], line["from"]) for line in refusals] == [
+    assert [(line["reason"], line["count"], line["client_address"]) for line in refusals] == [
         ("unknown", 1, "127.0.0.1"),
         ("locked out", 1, "127.0.0.1"),
     ]
@@ -453,7 +453,7 @@ async def test_what_admins_do_is_audited(lab: Lab) -> None:
     # What is streamed is told of when it has been.
     lines = await until(lambda: lines_of(12))
     assert all((line["who"], line["tenant"], line["role"]) == ("boss", "boss", "admin") for line in lines)
-    assert all((line["from"], line["level"]) == ("127.0.0.1", "info") for line in lines)
+    assert all((line["client_address"], line["level"]) == ("127.0.0.1", "info") for line in lines)
     assert [(line["action"], line["what"], line.get("whose"), line["outcome"]) for line in lines] == [
         ("job_cancelled", waiting, "anna", "ok"),
         ("job_cancelled", cancelled, "anna", "ok"),
@@ -484,7 +484,7 @@ async def test_what_a_role_may_not_is_audited_but_not_as_often_as_it_is_asked_fo
     named = ", ".join(f"GET /internal/logs/{n}" for n in range(5))
     assert shown == [("POST /free", "403", "role", 1), (named, "403", "role", 30)]
     for line in (first, counted):
-        who = (line["who"], line["tenant"], line["role"], line["from"])
+        who = (line["who"], line["tenant"], line["role"], line["client_address"])
         assert who == ("anna", "anna", "user", "127.0.0.1")
     assert len(audit(gateway, "forbidden")) == 2
     assert ANNA not in gateway.log.read_text()

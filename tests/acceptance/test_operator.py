@@ -254,3 +254,91 @@ async def test_what_an_operator_looks_for_has_a_log_line(lab: Lab) -> None:
     assert told["backend"]["level"] == "warning"
     assert "gateway_stopping" in told
     assert lines[-1]["event"] == "gateway_stopped"
+
+
+def lines_with(gateway: GatewayProcess, request_id: str) -> list[dict[str, Any]]:
+    """The log lines that an operator finds who searches for a request's id."""
+    return [line for line in gateway.log_lines() if line.get("request_id") == request_id]
+
+
+async def test_a_request_id_leads_to_all_that_the_log_says_of_it(lab: Lab) -> None:
+    """The request itself, and its job: accepted, run, lost, run again, and ended by a later run of the gateway."""
+    simulators = await lab.simulators(2)
+    gateway = await with_keys(lab, *simulators)
+    comfy = Comfy(lab.http, gateway.url, X_API_Key=ANNA, X_Request_Id="ticket/4711")
+    prompt_id = await comfy.prompt(slow(**LONG))
+    comfy.headers.pop("X-Request-Id")
+    await comfy.running(prompt_id)
+    (running,) = [line for line in gateway.log_lines() if line.get("status") == "running"]
+    await simulators[int(running["backend"][1]) - 1].kill()
+
+    async def runs_again() -> bool:
+        return [line.get("status") for line in lines_with(gateway, "ticket/4711")].count("running") == 2
+
+    await until(runs_again, what="it runs on the other backend")
+    lines = gateway.log_lines()
+    (http,) = [line for line in lines if line.get("request_id") == "ticket/4711" and line["event"] == "http"]
+    asked = {name: http[name] for name in ("method", "route", "status", "prompt_id", "key", "tenant", "client_address")}
+    assert asked == {
+        "method": "POST",
+        "route": "/prompt",
+        "status": 200,
+        "prompt_id": prompt_id,
+        "key": "anna",
+        "tenant": "anna",
+        "client_address": "127.0.0.1",
+    }
+    told = [line for line in lines if line.get("request_id") == "ticket/4711" and line["event"] != "http"]
+    assert {"job", "job lost"} <= {line["event"] for line in told}
+    assert {line["prompt_id"] for line in told} == {prompt_id}
+    assert [line for line in lines if line.get("prompt_id") == prompt_id and line["event"] != "http"] == told
+    await gateway.stop()
+    gateway = await with_keys(lab, *simulators, up=1)
+    boss = Comfy(lab.http, gateway.url, X_API_Key=BOSS)
+    async with lab.http.post(f"{gateway.url}/api/jobs/{prompt_id}/cancel", headers=boss.headers) as answer:
+        cancelled = answer.headers["X-Request-Id"]
+
+    async def has_ended() -> bool:
+        return any(line.get("status") == "failed" for line in lines_with(gateway, "ticket/4711"))
+
+    await until(has_ended, what="its last line")
+    by_event = {line["event"]: line for line in lines_with(gateway, cancelled)}
+    http, audited = by_event["http"], by_event["audit"]
+    assert (http["prompt_id"], http["key"], http["status"]) == (prompt_id, "boss", 200)
+    assert (audited["what"], audited["client_address"]) == (prompt_id, "127.0.0.1")
+
+
+async def test_requests_about_jobs_name_them(lab: Lab) -> None:
+    """The job that a prompt made or was refused as, and those that other requests name or act on."""
+    gateway = await lab.gateway(await lab.simulator())
+    comfy = Comfy(lab.http, gateway.url)
+    first, second = [await comfy.prompt(slow(n, **LONG)) for n in range(2)]
+    await comfy.running(first)
+    await comfy.post("/queue", {"delete": [second, "no id", "X" * 1000]})
+    await comfy.post("/interrupt", {})
+    await comfy.entry(first)
+    await comfy.post("/history", {"clear": True})
+    await comfy.post("/api/jobs/cancel", {"job_ids": [first, second]})
+    await comfy.get("/history/none")
+    own_id = "01234567-89ab-4cde-8f01-23456789abcd"
+    refused = {"prompt": {"1": {"class_type": "FailNode", "inputs": {}}}, "prompt_id": own_id}
+    assert (await comfy.post("/prompt", refused))[0] == 400
+
+    def named(method: str, route: str) -> list[Any]:
+        lines = [line for line in gateway.log_lines() if line["event"] == "http"]
+        return [
+            line.get("prompt_id") or line.get("prompt_ids")
+            for line in lines
+            if (line["method"], line["route"]) == (method, route)
+        ]
+
+    async def told() -> bool:
+        return len(named("POST", "/prompt")) == 3
+
+    await until(told, what="the last line")
+    assert named("POST", "/prompt") == [first, second, own_id]
+    assert named("POST", "/queue") == [second]
+    assert named("POST", "/interrupt") == named("POST", "/history") == [first]
+    assert named("POST", "/api/jobs/cancel") == [[first, second]]
+    *asked, none = named("GET", "/history/{prompt_id}")
+    assert ({*asked}, none) == ({first}, None)

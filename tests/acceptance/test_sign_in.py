@@ -84,7 +84,7 @@ async def test_the_cookie_holds_no_key_and_is_worth_nothing_after_signing_out(la
         # Whoever is not signed in any more is led to the page.
         assert await status(lab, gateway, {**here, **HTML}, "/") == 303
         lines = audit(gateway, "sign_in") + audit(gateway, "sign_out")
-        assert all((line["who"], line["from"]) == ("anna", "127.0.0.1") for line in lines)
+        assert all((line["who"], line["client_address"]) == ("anna", "127.0.0.1") for line in lines)
         await gateway.kill()
         gateway = await with_keys(lab, simulator)
     # What the cookie holds is no key to sign in with: that would make it last for ever.
@@ -162,7 +162,7 @@ async def test_behind_a_proxy_each_caller_waits_for_itself(lab: Lab) -> None:
         assert await status(lab, gateway, headers) == (401 if n < 3 else 429)
     assert await status(lab, gateway, {"X-Forwarded-For": "10.0.0.1", "X-API-Key": ANNA}) == 429
     assert await status(lab, gateway, {"X-Forwarded-For": "10.0.0.2", "X-API-Key": ANNA}) == 200
-    assert {line["from"] for line in audit(gateway, "key_refused")} == {"10.0.0.1"}
+    assert {line["client_address"] for line in audit(gateway, "key_refused")} == {"10.0.0.1"}
     assert await wrong(lab, gateway, 1) == [401]
 
 

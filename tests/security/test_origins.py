@@ -230,7 +230,7 @@ async def test_behind_a_proxy(lab: Lab) -> None:
         cookie = await signed_in(lab, gateway, USER, **(told if page_status == 200 else {}))
         asked = [("POST", "/queue", {"Cookie": cookie, **page}), ("GET", "/queue", {"Cookie": cookie, **told})]
         assert await statuses(lab, gateway, asked) == [page_status, 200]
-        remotes = [line["remote"] for line in gateway.log_lines() if line.get("route") == "/queue"]
+        remotes = [line["client_address"] for line in gateway.log_lines() if line.get("route") == "/queue"]
         assert remotes == [remote, remote]
         assert await gateway.stop() == 0
     open_to_some = await lab.gateway(

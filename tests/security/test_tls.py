@@ -162,6 +162,7 @@ async def test_plain_http_is_sent_on(lab: Lab, files: Files) -> None:
         lines = [line for line in heard.raw.decode().split("\r\n") if line.startswith("Location:")]
         assert (heard.statuses, lines) == (([308], [f"Location: {location}"]) if location else ([400], [])), target
         assert "secret" not in heard.raw.decode()
+        assert heard.raw.count(b"X-Request-Id: ") == 1
 
 
 async def _free_port() -> int:

@@ -52,11 +52,11 @@ def test_it_is_written_whatever_the_level_is() -> None:
         "who": "boss",
         "tenant": "t",
         "role": "admin",
-        "from": "10.0.0.1",
+        "client_address": "10.0.0.1",
         "what": "anna",
         "outcome": "ok",
     }
-    assert (first["action"], first["reason"], first["count"], first["from"]) == (
+    assert (first["action"], first["reason"], first["count"], first["client_address"]) == (
         "key_refused",
         "unknown",
         1,
