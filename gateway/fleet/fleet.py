@@ -45,6 +45,9 @@ class FleetListener(Protocol):
     def heard_event(self, backend: Backend, event: events.Event) -> None:
         """A text message came."""
 
+    async def heard_long_event(self, backend: Backend, event: events.Event) -> None:
+        """A long text message came. The next one is read when this returns."""
+
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
 
@@ -373,10 +376,10 @@ class Fleet:
             async for message in socket:
                 backend.pulse.heard(time.monotonic())
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    if events.is_large(message.data):
-                        await self._heard_large_text(backend, message.data)
-                    else:
+                    if len(message.data) < events.LONG:
                         self._heard_text(backend, bytes(message.data))
+                    else:
+                        await self._heard_long_text(backend, message.data)
                 elif message.type is aiohttp.WSMsgType.BINARY:
                     if len(message.data) < LARGE_MESSAGE:
                         self._listener.heard_binary(backend, message.data)
@@ -399,24 +402,40 @@ class Fleet:
         self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
 
-    async def _heard_large_text(self, backend: Backend, text: bytes) -> None:
-        backend.is_reading, backend.heard_prompt_at = True, time.monotonic()
+    async def _heard_long_text(self, backend: Backend, text: bytes) -> None:
+        backend.is_reading = True
         try:
-            is_read = await self._listener.heard_large_text(backend, text)
+            if events.is_large(text):
+                backend.heard_prompt_at = time.monotonic()
+                if not await self._listener.heard_large_text(backend, text):
+                    self._refused(backend, text)
+                return
+            # Each of these takes long, so others have their turn between.
+            await asyncio.sleep(0)
+            event = self._read(backend, text, events.read(bytes(text)))
+            await asyncio.sleep(0)
+            if event is not None:
+                await self._listener.heard_long_event(backend, event)
         finally:
             backend.is_reading = False
-        if not is_read:
-            self._metrics.events_refused.labels(backend.name).inc()
-            _log.warning("event_refused", backend=backend.name, length=len(text))
 
     def _heard_text(self, backend: Backend, text: bytes) -> None:
-        event = events.parse(text)
-        if event is None:
-            self._metrics.events_refused.labels(backend.name).inc()
-            _log.warning("event_refused", backend=backend.name, length=len(text))
-        elif event.type == "feature_flags":
-            backend.features = read_features(event.data)
-        else:
-            if event.prompt_id is not None:
-                backend.heard_prompt_at = time.monotonic()
+        event = self._read(backend, text, events.read(text))
+        if event is not None:
             self._listener.heard_event(backend, event)
+
+    def _read(self, backend: Backend, text: bytes, event: events.Event | None) -> events.Event | None:
+        """Take note of an event; return it if it is for the listener."""
+        if event is None:
+            self._refused(backend, text)
+            return None
+        if event.type == "feature_flags":
+            backend.features = read_features(event.data)
+            return None
+        if event.prompt_id is not None:
+            backend.heard_prompt_at = time.monotonic()
+        return event
+
+    def _refused(self, backend: Backend, text: bytes) -> None:
+        self._metrics.events_refused.labels(backend.name).inc()
+        _log.warning("event_refused", backend=backend.name, length=len(text))

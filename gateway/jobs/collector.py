@@ -18,7 +18,7 @@ from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEn
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history, shortened
 from gateway.comfy.outputs import FileRef
-from gateway.comfy.redaction import redact_entry
+from gateway.comfy.redaction import redacting_entry
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
@@ -33,7 +33,7 @@ from gateway.jobs.upstream import locate_prompt
 from gateway.store.protocol import Bus, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Failures, Tasks, pause
+from gateway.telemetry.tasks import Failures, Tasks, in_turns, pause
 
 _log = logs.get("jobs")
 
@@ -313,7 +313,8 @@ class Collector:
         if self._is_kept_apart(job):
             await asyncio.sleep(0)
             told = {key: value for key, value in entry.items() if key != "prompt"}
-            entry.update(redact_entry(self._outputs.reveal_value(job, told)))
+            told = await in_turns(self._outputs.revealing_value(job, told))
+            entry.update(await in_turns(redacting_entry(told)))
 
     def _prompt_item(self, job: Job, outputs: Any) -> list[Any]:
         """Return an entry's prompt, without what may be long: that is never parsed, see `Job.prompt_item`."""
