@@ -19,6 +19,7 @@ KINDS = {
     "folder": "a result of 6 MiB with a secret folder",
     "error": "an error of 6 MiB that names paths",
     "events": "20 executed events of 41,000 values",
+    "types": "100,000 events of types that it makes up",
     "frame": "a text message of 60 MiB",
     "packed": "a /queue of 927 KB that unpacks to 900 MB",
 }

@@ -20,6 +20,8 @@ MIB = 2**20
 # The values and bytes that the gateway takes of one result, and a little less.
 VALUES, LONG = 41_000, 6 * MIB - 4_096
 GOOD_ANSWERS = 2
+# Small messages in a row.
+FLOOD = 100_000
 ERROR = {
     "node_id": "1",
     "node_type": "EmptyImage",
@@ -94,6 +96,9 @@ class Hostile:
         await self._say("execution_start", {"prompt_id": prompt_id, "timestamp": 1})
         if self._kind == "frame":
             await self._send("x" * (60 * MIB))
+        if self._kind == "types":
+            for n in range(FLOOD):
+                await self._say(f"type-{n}", {"prompt_id": prompt_id})
         told = outputs("values") if self._kind == "events" else self._told
         for _ in range(20 if self._kind == "events" else len(told)):
             await self._say("executed", {"prompt_id": prompt_id, "node": "1", "output": told["1"]})

@@ -25,7 +25,7 @@ from gateway.store.protocol import BackendRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Loop, Tasks
+from gateway.telemetry.tasks import TURN_SECONDS, Loop, Tasks
 
 _log = logs.get("fleet")
 
@@ -373,8 +373,10 @@ class Fleet:
             await self._listener.connected(backend)
             self._sockets[backend.name] = scope
             self._connected(backend)
+            spent = 0.0
             async for message in socket:
-                backend.pulse.heard(time.monotonic())
+                began = time.monotonic()
+                backend.pulse.heard(began)
                 if message.type is aiohttp.WSMsgType.TEXT:
                     if len(message.data) < events.LONG:
                         self._heard_text(backend, bytes(message.data))
@@ -392,6 +394,11 @@ class Fleet:
                     _log.warning("message_too_large", backend=backend.name, most=MAX_SOCKET_MESSAGE)
                     self._metrics.events_refused.labels(backend.name).inc()
                     self._listener.heard_too_much(backend)
+                spent += time.monotonic() - began
+                if spent > TURN_SECONDS:
+                    # If many messages have come at once, the next one is there without a wait.
+                    await asyncio.sleep(0)
+                    spent = 0.0
 
     def _connected(self, backend: Backend) -> None:
         was = backend.health
