@@ -344,8 +344,21 @@ class Collector:
         # Until that is journalled no backend is eligible for it.
         job.pinned = frozenset()
         job.live.terminal = (type_, event)
-        entry = history.entry_without_run(self._prompt_item(job, job.outputs), type_, event)
-        self._tasks.start(self._end(job, entry, outcome), job.prompt_id)
+        self._tasks.start(self._end_by_itself(job, type_, event, outcome), job.prompt_id)
+
+    async def _end_by_itself(self, job: Job, type_: str, event: dict[str, Any], outcome: history.Outcome) -> None:
+        try:
+            entry = history.entry_without_run(self._prompt_item(job, job.outputs), type_, event)
+            await self._end(job, entry, outcome)
+        except Exception as error:  # noqa: BLE001
+            # If that breaks the gateway's own code, say no more than that, because else the job would never end.
+            self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            reason = f"the gateway could not end it: {type(error).__name__}"
+            event = history.failure_event(job.prompt_id, reason, "GatewayError")
+            job.live.terminal = ("execution_error", event)
+            prompt = [job.number, job.prompt_id, {}, {}, []]
+            entry = history.entry_without_run(prompt, "execution_error", event)
+            await self._end(job, entry, history.Outcome.ERROR)
 
     def _tell(self, job: Job, entry: dict[str, Any]) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
