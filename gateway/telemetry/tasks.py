@@ -167,13 +167,15 @@ async def pause(seconds: float, event: asyncio.Event) -> None:
 
 async def in_turns(steps: Generator[None, None, _T]) -> _T:
     """Do work that takes long in steps, between which others have their turn, and return what it returns."""
-    with contextlib.closing(steps):
-        while True:
-            until = time.monotonic() + TURN_SECONDS
-            while time.monotonic() < until:
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    outcome: _T = end.value
-                    return outcome
-            await asyncio.sleep(0)
+    outcome: list[_T] = []
+
+    def kept() -> Generator[None, None, None]:
+        outcome.append((yield from steps))
+
+    with contextlib.closing(kept()) as taken:
+        until = time.monotonic() + TURN_SECONDS
+        for _ in taken:
+            if time.monotonic() >= until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + TURN_SECONDS
+    return outcome[0]
