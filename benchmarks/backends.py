@@ -13,9 +13,13 @@ KINDS = {
     "entry": "a history entry of 400 MB",
     "values": "a result of 41,000 empty lists",
     "files": "a result of 8,000 files",
+    "names": "a result of 41,000 names of 3D models",
     "nan": "a result of 6 MiB with NaN",
     "text": "a result of 6 MiB that looks like secret folders",
+    "folder": "a result of 6 MiB with a secret folder",
+    "error": "an error of 6 MiB that names paths",
     "events": "20 executed events of 41,000 values",
+    "types": "100,000 events of types that it makes up",
     "frame": "a text message of 60 MiB",
     "packed": "a /queue of 927 KB that unpacks to 900 MB",
 }

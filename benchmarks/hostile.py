@@ -20,6 +20,16 @@ MIB = 2**20
 # The values and bytes that the gateway takes of one result, and a little less.
 VALUES, LONG = 41_000, 6 * MIB - 4_096
 GOOD_ANSWERS = 2
+# Small messages in a row.
+FLOOD = 100_000
+ERROR = {
+    "node_id": "1",
+    "node_type": "EmptyImage",
+    "exception_message": "/a/a.png " * (LONG // 18),
+    "exception_type": "E",
+    "traceback": [],
+    "current_inputs": {"text": ["/a/" * 1_000] * (LONG // 6_000)},
+}
 
 
 def outputs(kind: str) -> Any:
@@ -33,8 +43,12 @@ def outputs(kind: str) -> Any:
             }
         case "nan":
             return {"1": {"text": ["x" * LONG, float("nan")]}}
+        case "names":
+            return {"1": {"3d": [f"{n}.glb" for n in range(VALUES)]}}
         case "text":
             return {"1": {"text": ["o/" * (LONG // 2)]}}
+        case "folder":
+            return {"1": {"text": ["o/" * (LONG // 2 - 50) + "o/" + "0f" * 16]}}
         case _:
             return {}
 
@@ -82,12 +96,19 @@ class Hostile:
         await self._say("execution_start", {"prompt_id": prompt_id, "timestamp": 1})
         if self._kind == "frame":
             await self._send("x" * (60 * MIB))
+        if self._kind == "types":
+            for n in range(FLOOD):
+                await self._say(f"type-{n}", {"prompt_id": prompt_id})
         told = outputs("values") if self._kind == "events" else self._told
         for _ in range(20 if self._kind == "events" else len(told)):
             await self._say("executed", {"prompt_id": prompt_id, "node": "1", "output": told["1"]})
-        status = {"status_str": "success", "completed": True, "messages": []}
+        status: dict[str, Any] = {"status_str": "success", "completed": True, "messages": []}
+        if self._kind == "error":
+            status = {"status_str": "error", "completed": False, "messages": [["execution_error", ERROR]]}
         entry = {"prompt": [1, prompt_id, {}, {}, []], "outputs": self._told, "status": status, "meta": {}}
         self._ended[prompt_id] = json.dumps({prompt_id: entry}).encode()
+        if self._kind == "error":
+            await self._say("execution_error", {**ERROR, "prompt_id": prompt_id})
         await self._say("executing", {"prompt_id": prompt_id, "node": None})
 
     async def post_prompt(self, request: web.Request) -> web.Response:

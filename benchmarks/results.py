@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
+
+import aiohttp
 
 from benchmarks.attacks import Attack, Case
 
@@ -26,13 +29,15 @@ async def _run(attack: Attack, graph: dict[str, Any], *, late: bool) -> str:
         body = {"prompt": graph, "client_id": SESSION}
         async with attack.http.post(f"{attack.url}/prompt", json=body, headers=headers) as answer:
             prompt_id = str((await answer.json())["prompt_id"])
+        end = {"type": "executing", "data": {"node": None, "prompt_id": prompt_id}}
         while late:
             async with attack.http.get(f"{attack.url}/history/{prompt_id}", headers=headers) as answer:
                 late = await answer.read() == b"{}"
             await asyncio.sleep(0.1)
         async with asyncio.timeout(60):
             async for message in socket:
-                if message.data == f'{{"type":"executing","data":{{"node":null,"prompt_id":"{prompt_id}"}}}}':
+                is_short = message.type is aiohttp.WSMsgType.TEXT and len(message.data) < 1000
+                if is_short and json.loads(message.data) == end:
                     break
     return prompt_id
 

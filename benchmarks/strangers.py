@@ -141,6 +141,11 @@ async def _refusals(attack: Attack) -> int:
     return await attack.each([kinds[n % len(kinds)] for n in range(10_000)])
 
 
+async def _paths(attack: Attack) -> int:
+    """As many different paths as would be felt if each were kept."""
+    return await attack.each([get(filled(b"/%d" % n, b"/" + b"a" * 39, TARGET)) for n in range(20_000)])
+
+
 async def _chunks(attack: Attack) -> int:
     """Bodies in chunks of one byte, from a user."""
     request = chunked(b"/prompt", b"a", 400_000, b"X-API-Key: " + attack.keys["anna"].encode()) + b"0\r\n\r\n"
@@ -208,6 +213,7 @@ HEADERS = (
     Case("without a key, heads that never end", _stay, bound=1.0, is_each=True),
     Case("without a key, requests in a pipeline", _pipelined, bound=1.0, is_each=True),
     Case("without a key, 10,000 refusals", _refusals),
+    Case("without a key, 20,000 different paths of 8 KB", _paths, bound=1.0, is_each=True),
     Case("without a key, 1,000 connections that say nothing", _idle, bound=1.0, is_each=True),
 )
 BODIES = (

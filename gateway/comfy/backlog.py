@@ -9,6 +9,8 @@ from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
 # Frames of a kind and slot that wait at most, and bytes of its progress. Lifecycle events and results are all kept.
 MAX_FRAMES = {Kind.PROGRESS: 64, Kind.PREVIEW: 1, Kind.OTHER: 64}
 MAX_PROGRESS_BYTES = 256 * 1024
+# Slots up to which each type of event that nodes make up has one of its own. All further types share one.
+MAX_SLOTS = 64
 
 
 @dataclass(slots=True)
@@ -44,13 +46,19 @@ class Backlog:
         self.bytes += size
         self.is_over = self.is_over or frame.kind is Kind.END or frame.slot == TERMINAL_SLOT
         if frame.kind in MAX_FRAMES:
-            key = (frame.kind, frame.slot)
+            key = self._key(frame)
             slot = self._slots.setdefault(key, _Slot())
             slot.numbers.append(slot.seen)
             slot.seen += 1
             slot.bytes += size
             if len(slot.numbers) > 1 and len(self.frames) > self._whole:
                 self._make_room(key, slot)
+
+    def _key(self, frame: Frame) -> tuple[Kind, str]:
+        key = (frame.kind, frame.slot)
+        if frame.kind is not Kind.OTHER or key in self._slots or len(self._slots) < MAX_SLOTS:
+            return key
+        return Kind.OTHER, ""
 
     def thin(self) -> list[Frame]:
         """Leave out all progress, and all previews, but the newest. Returns what was left out."""
@@ -77,7 +85,7 @@ class Backlog:
             return []
         own, kept, dropped, frames = iter(slot.numbers), set(numbers), [], []
         for frame in self.frames:
-            if (frame.kind, frame.slot) == key and next(own) not in kept:
+            if frame.kind is key[0] and self._key(frame) == key and next(own) not in kept:
                 dropped.append(frame)
             else:
                 frames.append(frame)

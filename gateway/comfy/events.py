@@ -30,6 +30,8 @@ END_OF_TIME = 253_402_300_800_000
 # Bytes of a text message. An ``executed`` may hold texts, or pictures as text. A smaller one than the second number is
 # parsed in one piece, whatever is in it.
 MAX_TEXT, MAX_SMALL = 8 * 2**20, 2**17
+# Others have their turn while one with so many bytes is read.
+LONG = 2**14
 _NODE = (str, int, NoneType)
 # The fields that are read of each event, with their types.
 _FIELDS: dict[str, tuple[tuple[str, tuple[type, ...]], ...]] = {
@@ -154,14 +156,17 @@ class Frame:
 
 
 def parse(message: str | bytes) -> Event | None:
-    """Read a text message; None if it is too large, or not of ComfyUI's form.
+    """Read a text message; None if it is too large, or not of ComfyUI's form (see `read`)."""
+    raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
+    return None if is_large(raw) else read(raw)
+
+
+def read(raw: bytes) -> Event | None:
+    """Read a text message that is not too large; None if it is not of ComfyUI's form.
 
     Of an event that the gateway knows each field is checked that it reads. What custom nodes send besides is passed on
     as it is.
     """
-    raw = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
-    if is_large(raw):
-        return None
     try:
         value = wire.loads(raw)
     except wire.MalformedJson:

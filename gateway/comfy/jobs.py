@@ -20,6 +20,8 @@ _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
 _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 _TEXT = (".txt", ".md", ".json")
 _MAX_TEXT = 1024
+# Of outputs that can be shown the one of the lowest rank is (see `_rank`): that of a text that is no file.
+_TEXT_ALONE = 3
 # Characters of a workflow's id. Web UIs give a UUID; a longer one is not told.
 MAX_WORKFLOW_ID = 1024
 T = TypeVar("T")
@@ -46,7 +48,7 @@ def job_of_history(prompt_id: str, entry: Mapping[str, Any], *, include_outputs:
     number, _, prompt, extra_data, _ = entry["prompt"]
     status, outputs = _object(entry.get("status")), _object(entry.get("outputs"))
     times = _Times(messages_of(status))
-    items = list(_items(outputs))
+    count, previewable, preview = _counted(outputs)
     job = _pruned(
         {
             "id": prompt_id,
@@ -56,11 +58,9 @@ def job_of_history(prompt_id: str, entry: Mapping[str, Any], *, include_outputs:
             "execution_start_time": times.start,
             "execution_end_time": times.end,
             "execution_error": times.error,
-            "outputs_count": sum(isinstance(item, dict) for _, _, item in items),
-            "previewable_outputs_count": sum(
-                isinstance(item, dict) and _is_previewable(media, item) for _, media, item in items
-            ),
-            "preview_output": _preview(items),
+            "outputs_count": count,
+            "previewable_outputs_count": previewable,
+            "preview_output": preview,
             "workflow_id": _workflow_id(extra_data),
         }
     )
@@ -147,20 +147,29 @@ def _is_previewable(media: str, item: Mapping[str, Any]) -> bool:
     return str(item.get("filename", "")).lower().endswith(_3D + _TEXT)
 
 
-def _preview(items: Sequence[tuple[str, str, Any]]) -> dict[str, Any] | None:
-    """A saved visual file, else any other visual one, else a saved text file, else a text."""
+def _counted(outputs: Mapping[str, Any]) -> tuple[int, int, dict[str, Any] | None]:
+    """Return how many outputs there are, how many of them can be shown, and the one that is.
+
+    That is a saved visual file, else any other visual one, else a saved text file, else a text.
+    """
+    count = previewable = 0
     ranked: dict[int, dict[str, Any]] = {}
-    for node_id, media, item in items:
+    for node_id, media, item in _items(outputs):
         if isinstance(item, dict):
-            if _is_previewable(media, item):
-                ranked.setdefault(_rank(media, item), {"mediaType": media, **item, "nodeId": node_id})
-        elif media == "text" and item is not None:
-            ranked.setdefault(3, {**_text(item), "nodeId": node_id, "mediaType": media})
+            count += 1
+            if not _is_previewable(media, item):
+                continue
+            previewable += 1
+            if 0 not in ranked and (rank := _rank(media, item)) not in ranked:
+                ranked[rank] = {"mediaType": media, **item, "nodeId": node_id}
+        elif media == "text" and item is not None and _TEXT_ALONE not in ranked:
+            ranked[_TEXT_ALONE] = {**_text(item), "nodeId": node_id, "mediaType": media}
     if not ranked:
-        return None
+        return count, previewable, None
     best = ranked[min(ranked)]
     # ComfyUI's order of keys: the item's own, then nodeId, then mediaType.
-    return {**{k: v for k, v in best.items() if k != "mediaType"}, "mediaType": best["mediaType"]}
+    shown = {**{k: v for k, v in best.items() if k != "mediaType"}, "mediaType": best["mediaType"]}
+    return count, previewable, shown
 
 
 def _rank(media: str, item: Mapping[str, Any]) -> int:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
+_T = TypeVar("_T")
 MAX_DEPTH = 32
+# Items of a list or an object that are looked at in one step.
+STEP = 64
 MAX_PATH = 1024
 # No file system has longer ones.
 MAX_NAME = 4096
@@ -107,39 +110,90 @@ _REPEATED = frozenset(
 )
 
 
-def rename(value: Any, new_name: NewName, depth: int = 0, bare: bool = True, made: bool = True) -> Any:
-    """A copy of an output in which each file has the folder and name that `new_name` gives it.
+def rename(value: Any, new_name: NewName) -> Any:
+    """Return a copy of an output in which each file has the folder and name that `new_name` gives it.
 
-    Untouched parts are shared. The kind of a file stays.
-
-    With `bare` a list's string may be a file's name. `made` goes to `new_name`: whether the prompt made the file,
-    or may only have named it.
+    Untouched parts are shared. The kind of a file stays. The second argument of `new_name` is False for a file that the
+    prompt may only have named.
     """
-    if depth > MAX_DEPTH:
-        return value
-    if isinstance(value, list):
-        items = [
-            _rename_bare(item, new_name)
-            if bare and isinstance(item, str)
-            else rename(item, new_name, depth + 1, bare, made)
-            for item in value
-        ]
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
-    if not isinstance(value, dict):
-        return value
-    copy = {
-        key: rename(item, new_name, depth + 1, key != "text", made and key not in _REPEATED)
-        for key, item in value.items()
-    }
+    return finished(renaming(value, new_name))
+
+
+def finished(steps: Generator[None, None, _T]) -> _T:
+    """Take all steps at once, and return what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            outcome: _T = end.value
+            return outcome
+
+
+def renaming(
+    value: Any, new_name: NewName, depth: int = 0, bare: bool = True, made: bool = True
+) -> Generator[None, None, Any]:
+    """Rename as `rename` does, in steps that are short.
+
+    With `bare` a list's string may be a file's name. `made` goes to `new_name`.
+    """
+    if isinstance(value, dict) and depth <= MAX_DEPTH:
+        return _renaming_object(value, new_name, depth, made)
+    if isinstance(value, list) and depth <= MAX_DEPTH:
+        return _renaming_list(value, new_name, depth, bare, made)
+    return _leaving(value)
+
+
+def _leaving(value: Any) -> Generator[None, None, Any]:
+    return value
+    yield
+
+
+def _renaming_list(
+    value: list[Any], new_name: NewName, depth: int, bare: bool, made: bool
+) -> Generator[None, None, list[Any]]:
+    yield
+    copy = value
+    for place, item in enumerate(value):
+        if isinstance(item, (dict, list)):
+            new = yield from renaming(item, new_name, depth + 1, bare, made)
+        elif bare and isinstance(item, str):
+            new = _rename_bare(item, new_name)
+        else:
+            continue
+        if new is not item:
+            copy = list(value) if copy is value else copy
+            copy[place] = new
+        if place % STEP == STEP - 1:
+            yield
+    return copy
+
+
+def _renaming_object(
+    value: dict[str, Any], new_name: NewName, depth: int, made: bool
+) -> Generator[None, None, dict[str, Any]]:
+    yield
+    changed: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, (dict, list)):
+            new = yield from renaming(item, new_name, depth + 1, key != "text", made and key not in _REPEATED)
+            if new is not item:
+                changed[key] = new
     if (ref := ref_of(value)) is not None:
-        for key, item in value.items():
-            if key == "filename" or (isinstance(item, str) and len(item) <= MAX_PATH and _SIBLING.match(item)):
-                old = FileRef(ref.kind, ref.subfolder, item)
-                new = new_name(old, made)
-                copy[key] = item if new.filename == item else new.filename
-                if key == "filename" and new.subfolder != old.subfolder:
-                    copy["subfolder"] = new.subfolder
-    return copy if len(copy) > len(value) or any(copy[key] is not item for key, item in value.items()) else value
+        for place, (key, item) in enumerate(value.items()):
+            if key == "filename" or (isinstance(item, str) and _is_sibling(item)):
+                old = ref if key == "filename" else FileRef(ref.kind, ref.subfolder, item)
+                named = new_name(old, made)
+                if named.filename != item:
+                    changed[key] = named.filename
+                if key == "filename" and named.subfolder != old.subfolder:
+                    changed["subfolder"] = named.subfolder
+            if place % STEP == STEP - 1:
+                yield
+    return {**value, **changed} if changed else value
+
+
+def _is_sibling(item: str) -> bool:
+    return len(item) <= MAX_PATH and "." in item and _SIBLING.match(item) is not None
 
 
 def _rename_bare(item: str, new_name: NewName) -> str:

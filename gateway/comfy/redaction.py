@@ -8,12 +8,17 @@ folders of the host, and of other tenants.
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from typing import Any
+
+from gateway.comfy.outputs import finished
 
 _MAX_DEPTH = 64
 # What is left of one path may be the end of another one, in a text that is no sentence.
 _MAX_PASSES = 8
 _ELLIPSIS = "…"
+# Of longer texts so much is told: in 16 KB of slashes it takes 8 ms to look for paths.
+_LONG_TEXT, _SHORT_TEXT = 16 * 1024, 4 * 1024
 
 # A character of a name. Quotes, blanks, angle brackets and bars end an unquoted path.
 _NAME = r"""[^\s/\\'"`<>|]"""
@@ -70,19 +75,33 @@ def _shortened(match: re.Match[str]) -> str:
 
 def redact_value(value: Any) -> Any:
     """Return a JSON value without absolute paths in its texts. What lies too deep is left out."""
-    return _redacted(value, _MAX_DEPTH)
+    return finished(_redacting(value, _MAX_DEPTH))
 
 
-def _redacted(value: Any, depth: int) -> Any:
+def _redacting(value: Any, depth: int) -> Generator[None, None, Any]:
     if isinstance(value, str):
-        return without_paths(value)
-    if isinstance(value, (dict, list, tuple)) and depth == 0:
+        return without_paths(_shown(value))
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if depth == 0:
         return _ELLIPSIS
     if isinstance(value, dict):
-        return {name: _redacted(item, depth - 1) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_redacted(item, depth - 1) for item in value]
-    return value
+        told = {}
+        for name, item in value.items():
+            told[name] = yield from _redacting(item, depth - 1)
+            yield
+        return told
+    items = []
+    for item in value:
+        items.append((yield from _redacting(item, depth - 1)))
+        yield
+    return items
+
+
+def _shown(text: str) -> str:
+    """Return a text, if it is long only its beginning: a path is looked for in each place of it."""
+    left = len(text) - _SHORT_TEXT
+    return text if len(text) <= _LONG_TEXT else f"{text[:_SHORT_TEXT]}{_ELLIPSIS} ({left} characters more)"
 
 
 # What the data of an execution_error tells in words. The rest are ids and names of classes.
@@ -92,7 +111,15 @@ _TOLD_NAMES = frozenset(_TOLD)
 
 def redact_error(data: dict[str, Any]) -> dict[str, Any]:
     """Return the data of an ``execution_error`` without absolute paths."""
-    return {name: redact_value(value) if name in _TOLD else value for name, value in data.items()}
+    return finished(redacting_error(data))
+
+
+def redacting_error(data: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
+    """Do what `redact_error` does in steps that are short."""
+    told = {}
+    for name, value in data.items():
+        told[name] = (yield from _redacting(value, _MAX_DEPTH)) if name in _TOLD else value
+    return told
 
 
 def redact_entry(entry: dict[str, Any]) -> dict[str, Any]:
@@ -100,14 +127,23 @@ def redact_entry(entry: dict[str, Any]) -> dict[str, Any]:
 
     What /api/jobs says about the error is made from the entry, and tells none either.
     """
+    return finished(redacting_entry(entry))
+
+
+def redacting_entry(entry: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
+    """Do what `redact_entry` does in steps that are short."""
     status = entry.get("status")
     messages = status.get("messages") if isinstance(status, dict) else None
     if not isinstance(status, dict) or not isinstance(messages, list):
         return entry
-    return {**entry, "status": {**status, "messages": [_redacted_message(message) for message in messages]}}
+    told = []
+    for message in messages:
+        told.append((yield from _redacting_message(message)))
+        yield
+    return {**entry, "status": {**status, "messages": told}}
 
 
-def _redacted_message(message: Any) -> Any:
+def _redacting_message(message: Any) -> Generator[None, None, Any]:
     if not isinstance(message, (list, tuple)) or len(message) != 2 or not isinstance(message[1], dict):
         return message
-    return message if _TOLD_NAMES.isdisjoint(message[1]) else [message[0], redact_error(message[1])]
+    return message if _TOLD_NAMES.isdisjoint(message[1]) else [message[0], (yield from redacting_error(message[1]))]

@@ -25,7 +25,7 @@ from gateway.store.protocol import BackendRecord, Store, StoreDamaged
 from gateway.store.trouble import RECOVER
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Loop, Tasks
+from gateway.telemetry.tasks import TURN_SECONDS, Loop, Tasks
 
 _log = logs.get("fleet")
 
@@ -44,6 +44,9 @@ class FleetListener(Protocol):
 
     def heard_event(self, backend: Backend, event: events.Event) -> None:
         """A text message came."""
+
+    async def heard_long_event(self, backend: Backend, event: events.Event) -> None:
+        """A long text message came. The next one is read when this returns."""
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message came."""
@@ -370,13 +373,15 @@ class Fleet:
             await self._listener.connected(backend)
             self._sockets[backend.name] = scope
             self._connected(backend)
+            spent = 0.0
             async for message in socket:
-                backend.pulse.heard(time.monotonic())
+                began = time.monotonic()
+                backend.pulse.heard(began)
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    if events.is_large(message.data):
-                        await self._heard_large_text(backend, message.data)
-                    else:
+                    if len(message.data) < events.LONG:
                         self._heard_text(backend, bytes(message.data))
+                    else:
+                        await self._heard_long_text(backend, message.data)
                 elif message.type is aiohttp.WSMsgType.BINARY:
                     if len(message.data) < LARGE_MESSAGE:
                         self._listener.heard_binary(backend, message.data)
@@ -389,6 +394,11 @@ class Fleet:
                     _log.warning("message_too_large", backend=backend.name, most=MAX_SOCKET_MESSAGE)
                     self._metrics.events_refused.labels(backend.name).inc()
                     self._listener.heard_too_much(backend)
+                spent += time.monotonic() - began
+                if spent > TURN_SECONDS:
+                    # If many messages have come at once, the next one is there without a wait.
+                    await asyncio.sleep(0)
+                    spent = 0.0
 
     def _connected(self, backend: Backend) -> None:
         was = backend.health
@@ -399,24 +409,40 @@ class Fleet:
         self._metrics.backend_up.labels(backend.name).set(backend.able)
         self._listener.available()
 
-    async def _heard_large_text(self, backend: Backend, text: bytes) -> None:
-        backend.is_reading, backend.heard_prompt_at = True, time.monotonic()
+    async def _heard_long_text(self, backend: Backend, text: bytes) -> None:
+        backend.is_reading = True
         try:
-            is_read = await self._listener.heard_large_text(backend, text)
+            if events.is_large(text):
+                backend.heard_prompt_at = time.monotonic()
+                if not await self._listener.heard_large_text(backend, text):
+                    self._refused(backend, text)
+                return
+            # Each of these takes long, so others have their turn between.
+            await asyncio.sleep(0)
+            event = self._read(backend, text, events.read(bytes(text)))
+            await asyncio.sleep(0)
+            if event is not None:
+                await self._listener.heard_long_event(backend, event)
         finally:
             backend.is_reading = False
-        if not is_read:
-            self._metrics.events_refused.labels(backend.name).inc()
-            _log.warning("event_refused", backend=backend.name, length=len(text))
 
     def _heard_text(self, backend: Backend, text: bytes) -> None:
-        event = events.parse(text)
-        if event is None:
-            self._metrics.events_refused.labels(backend.name).inc()
-            _log.warning("event_refused", backend=backend.name, length=len(text))
-        elif event.type == "feature_flags":
-            backend.features = read_features(event.data)
-        else:
-            if event.prompt_id is not None:
-                backend.heard_prompt_at = time.monotonic()
+        event = self._read(backend, text, events.read(text))
+        if event is not None:
             self._listener.heard_event(backend, event)
+
+    def _read(self, backend: Backend, text: bytes, event: events.Event | None) -> events.Event | None:
+        """Take note of an event; return it if it is for the listener."""
+        if event is None:
+            self._refused(backend, text)
+            return None
+        if event.type == "feature_flags":
+            backend.features = read_features(event.data)
+            return None
+        if event.prompt_id is not None:
+            backend.heard_prompt_at = time.monotonic()
+        return event
+
+    def _refused(self, backend: Backend, text: bytes) -> None:
+        self._metrics.events_refused.labels(backend.name).inc()
+        _log.warning("event_refused", backend=backend.name, length=len(text))

@@ -18,7 +18,7 @@ from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEn
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.jobs import job_of_history, shortened
 from gateway.comfy.outputs import FileRef
-from gateway.comfy.redaction import redact_entry
+from gateway.comfy.redaction import redacting_entry
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
@@ -33,7 +33,7 @@ from gateway.jobs.upstream import locate_prompt
 from gateway.store.protocol import Bus, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Failures, Tasks, pause
+from gateway.telemetry.tasks import Failures, Tasks, in_turns, pause
 
 _log = logs.get("jobs")
 
@@ -313,7 +313,8 @@ class Collector:
         if self._is_kept_apart(job):
             await asyncio.sleep(0)
             told = {key: value for key, value in entry.items() if key != "prompt"}
-            entry.update(redact_entry(self._outputs.reveal_value(job, told)))
+            told = await in_turns(self._outputs.revealing_value(job, told))
+            entry.update(await in_turns(redacting_entry(told)))
 
     def _prompt_item(self, job: Job, outputs: Any) -> list[Any]:
         """Return an entry's prompt, without what may be long: that is never parsed, see `Job.prompt_item`."""
@@ -343,8 +344,21 @@ class Collector:
         # Until that is journalled no backend is eligible for it.
         job.pinned = frozenset()
         job.live.terminal = (type_, event)
-        entry = history.entry_without_run(self._prompt_item(job, job.outputs), type_, event)
-        self._tasks.start(self._end(job, entry, outcome), job.prompt_id)
+        self._tasks.start(self._end_by_itself(job, type_, event, outcome), job.prompt_id)
+
+    async def _end_by_itself(self, job: Job, type_: str, event: dict[str, Any], outcome: history.Outcome) -> None:
+        try:
+            entry = history.entry_without_run(self._prompt_item(job, job.outputs), type_, event)
+            await self._end(job, entry, outcome)
+        except Exception as error:  # noqa: BLE001
+            # If that breaks the gateway's own code, say no more than that, because else the job would never end.
+            self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            reason = f"the gateway could not end it: {type(error).__name__}"
+            event = history.failure_event(job.prompt_id, reason, "GatewayError")
+            job.live.terminal = ("execution_error", event)
+            prompt = [job.number, job.prompt_id, {}, {}, []]
+            entry = history.entry_without_run(prompt, "execution_error", event)
+            await self._end(job, entry, history.Outcome.ERROR)
 
     def _tell(self, job: Job, entry: dict[str, Any]) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""

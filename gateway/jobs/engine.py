@@ -278,6 +278,10 @@ class Engine:
         """A text message of a backend."""
         self.relay.heard_event(backend, event)
 
+    async def heard_long_event(self, backend: Backend, event: Event) -> None:
+        """A long text message of a backend."""
+        await self.relay.heard_long_event(backend, event)
+
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message of a backend."""
         self.relay.heard_binary(backend, frame)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from typing import Any
 
 from gateway.comfy import events, history
-from gateway.comfy.outputs import FileRef, rename
+from gateway.comfy.outputs import FileRef, finished, renaming
 from gateway.fleet import etags
 from gateway.fleet.files import Origin
 
@@ -23,19 +23,29 @@ def each_file(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], m
 
     Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
     """
+    return finished(file_steps(outputs, new_name, most))
+
+
+def file_steps(
+    outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = etags.MOST
+) -> Generator[None, None, Any]:
+    """Rename as `each_file` does, in steps that are short."""
     left = most
 
-    def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
-        nonlocal left
-        left -= 1
-        return new_name(ref, is_made, node_id) if left >= 0 else ref
+    def named_at(node_id: str) -> Callable[[FileRef, bool], FileRef]:
+        def name(ref: FileRef, is_made: bool) -> FileRef:
+            nonlocal left
+            left -= 1
+            return new_name(ref, is_made, node_id) if left >= 0 else ref
+
+        return name
 
     if not isinstance(outputs, dict):
-        return rename(outputs, lambda ref, is_made: name(ref, is_made, ""))
-    return {
-        node_id: rename(output, lambda ref, is_made, node_id=node_id: name(ref, is_made, node_id))  # type: ignore[misc]
-        for node_id, output in outputs.items()
-    }
+        return (yield from renaming(outputs, named_at("")))
+    renamed = {}
+    for node_id, output in outputs.items():
+        renamed[node_id] = yield from renaming(output, named_at(node_id))
+    return renamed
 
 
 def cached_nodes(status: Any) -> Collection[str]:

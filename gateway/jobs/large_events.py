@@ -46,10 +46,10 @@ class LargeEvents:
             event = events.parse(left) if left else None
             if event is None:
                 return False
-            for caught in self._relay.catch_event(backend, event):
-                frame = await self._whole(caught, cut, len(raw))
-                if frame is not None:
-                    self._relay.tell_caught(caught, frame)
+            caught = await self._relay.catch_event(backend, event)
+            frame = await self._whole(caught, cut, len(raw)) if caught is not None else None
+            if caught is not None and frame is not None:
+                self._relay.tell_caught(caught, frame)
         except NotRead as error:
             _log.warning("large_event_not_read", backend=backend.name, reason=str(error))
             return False

@@ -7,30 +7,30 @@ a file takes its name from others, and once a job is over its files are known by
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from functools import partial
 from typing import Any
 
 from gateway.comfy import events, wire
 from gateway.comfy.client import Answer
-from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for
+from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for, finished
 from gateway.fleet import etags
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex, Holder, Origin, Upload
 from gateway.fleet.placements import Placement, Placements
 from gateway.fleet.placer import copy_of
 from gateway.jobs.added_nodes import without_added
-from gateway.jobs.entry_files import cached_nodes, each_file, origin_of, time_of
+from gateway.jobs.entry_files import cached_nodes, file_steps, origin_of, time_of
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
-from gateway.jobs.revealing import reveal_bytes, reveal_json, reveal_value
+from gateway.jobs.revealing import STEP, reveal_bytes, reveal_json, revealing_json, revealing_value
 from gateway.jobs.steering import UNCHANGED, Steering
 from gateway.jobs.upload_places import UploadPlaces, path_of, secret_of
 from gateway.jobs.visible_names import is_steered, secret_folder, visible_name
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
+from gateway.telemetry.tasks import in_turns
 from gateway.tenants.keys import LOCAL_TENANT, Sight
 from gateway.tenants.secret_names import holds_secret
 
@@ -40,10 +40,12 @@ _log = logs.get("files")
 SECRET_LENGTH = len("o//f/") + 32
 # Tenants whose uploads are known by their secret folders, those asked for last.
 MAX_TENANTS = 16
-# Files that are named before others have their turn.
+# Files that are written to the journal at a time.
 FILES_AT_ONCE = 250
 # Of an ``executed`` event with more files the rest keep their names. The history entry names all.
 MAX_EVENT_FILES = 1_000
+# What is to be written to the journal.
+Fresh = list[FileRecord | FileRemoval]
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
 
@@ -128,16 +130,11 @@ class Outputs:
         wanted: dict[FileRef, bool] = {}
         cached, status = cached_nodes(entry.get("status")), entry.get("status")
 
-        mentions: list[tuple[FileRef, bool, str]] = []
-
-        def note(ref: FileRef, is_made: bool, node_id: str) -> None:
+        def note(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
             held, is_new = self._files.held(job.tenant, backend.name, ref), node_id not in cached
             is_wanted = (is_made and is_new) or held is None or not held.is_known
             if is_wanted and self._is_one(ref) and not self._is_strange(job, backend.name, ref):
                 wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
-
-        def collect(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
-            mentions.append((ref, is_made, node_id))
             return ref
 
         def judge(ref: FileRef, answer: Answer) -> etags.Found:
@@ -145,11 +142,7 @@ class Outputs:
             before = etags.UNTOLD if held is None else (held.before or held.etag or etags.UNTOLD)
             return etags.examine(answer, times, wrote=wanted[ref], before=before, read=read)
 
-        each_file(entry.get("outputs"), collect)
-        for number, mention in enumerate(mentions, 1):
-            note(*mention)
-            if number % FILES_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        await in_turns(file_steps(entry.get("outputs"), note))
         if not wanted:
             return {}
         times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
@@ -200,50 +193,44 @@ class Outputs:
             known: what was learnt of its files.
         """
         cached = cached_nodes(entry.get("status"))
-        fresh: list[FileRecord | FileRemoval] = []
-
         # Equal savers tell of one file, which has one name.
         named: dict[FileRef, FileRef] = {}
-        left: dict[FileRef, tuple[bool, str]] = {}
 
-        def name_now(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+        def name(ref: FileRef, is_made: bool, node_id: str, fresh: Fresh) -> FileRef:
             if ref not in named:
                 named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
             return named[ref]
 
-        def name(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
-            if ref in named or len(named) < FILES_AT_ONCE:
-                return name_now(ref, is_made, node_id)
-            left.setdefault(ref, (is_made, node_id))
-            return ref
+        return await in_turns(self._naming(entry.get("outputs"), name, etags.MOST))
 
-        renamed = each_file(entry.get("outputs"), name)
-        for number, (ref, (is_made, node_id)) in enumerate(left.items()):
-            if number % FILES_AT_ONCE == 0:
-                self._remember(fresh)
-                fresh.clear()
-                await asyncio.sleep(0)
-            name_now(ref, is_made, node_id)
-        self._remember(fresh)
-        if left:
-            await asyncio.sleep(0)
-            renamed = each_file(entry.get("outputs"), lambda ref, *_: named.get(ref, ref))
-        return renamed
-
-    def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Any:
-        """A node's output with the names that the job's tenant knows.
+    def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Generator[None, None, Any]:
+        """Return a node's output with the names that the job's tenant knows, in steps that are short.
 
         Args:
             ran: whether the node is known to have run for this job.
         """
-        fresh: list[FileRecord | FileRemoval] = []
 
-        def name(ref: FileRef, is_made: bool, _: str) -> FileRef:
+        def name(ref: FileRef, is_made: bool, _: str, fresh: Fresh) -> FileRef:
             return self._name(job, backend, ref, is_made, ran, fresh, None)
 
-        renamed = each_file({"": output}, name, MAX_EVENT_FILES)[""]
-        self._remember(fresh)
-        return renamed
+        return (yield from self._naming({"": output}, name, MAX_EVENT_FILES))[""]
+
+    def _naming(
+        self, outputs: Any, name: Callable[[FileRef, bool, str, Fresh], FileRef], most: int
+    ) -> Generator[None, None, Any]:
+        """Name files in steps, and remember what is new of them even if not all steps are taken."""
+        fresh: Fresh = []
+
+        def remembered(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+            if len(fresh) >= FILES_AT_ONCE:
+                self._remember(fresh)
+                fresh.clear()
+            return name(ref, is_made, node_id, fresh)
+
+        try:
+            return (yield from file_steps(outputs, remembered, most))
+        finally:
+            self._remember(fresh)
 
     def without_added(self, job: Job, data: dict[str, Any]) -> dict[str, Any] | None:
         """Return what a backend says of a job without nodes that the gateway added; None if it is about these alone."""
@@ -293,6 +280,12 @@ class Outputs:
             return raw
         return reveal_json(raw, self._places.names_of(job.tenant, job.submission.files))
 
+    def revealing(self, job: Job, raw: bytes) -> Generator[None, None, bytes]:
+        """Do what `reveal` does in steps that are short."""
+        if len(raw) <= STEP:
+            return self.reveal(job, raw)
+        return (yield from revealing_json(raw, self._places.names_of(job.tenant, job.submission.files)))
+
     def reveal_bytes(self, job: Job, data: bytes) -> bytes:
         """Return the same of a binary message, in which texts are not JSON."""
         if not holds_secret(data):
@@ -312,9 +305,13 @@ class Outputs:
 
     def reveal_value(self, job: Job, value: Any) -> Any:
         """Return the same of a value."""
-        return reveal_value(value, self._places.names_of(job.tenant, job.submission.files))
+        return finished(self.revealing_value(job, value))
 
-    def _remember(self, fresh: list[FileRecord | FileRemoval]) -> None:
+    def revealing_value(self, job: Job, value: Any) -> Generator[None, None, Any]:
+        """Do what `reveal_value` does in steps that are short."""
+        return revealing_value(value, self._places.names_of(job.tenant, job.submission.files))
+
+    def _remember(self, fresh: Fresh) -> None:
         """Write what is new, and forget what is too much."""
         if not fresh:
             return
@@ -334,7 +331,7 @@ class Outputs:
         ref: FileRef,
         is_made: bool,
         ran: bool,
-        fresh: list[FileRecord | FileRemoval],
+        fresh: Fresh,
         found: etags.Found | None,
     ) -> FileRef:
         """The tenant's name for a file; what is to be remembered for ever goes into `fresh`."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 from gateway.comfy import events, previews
 from gateway.comfy.events import Event, Frame, Kind
+from gateway.comfy.outputs import finished
 from gateway.comfy.previews import Head
-from gateway.comfy.redaction import redact_error
+from gateway.comfy.redaction import redacting_error
 from gateway.fleet.backend import Backend
 from gateway.jobs.collector import Collector
-from gateway.jobs.job import Assignment, Job, State
+from gateway.jobs.job import ENDED, Assignment, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
@@ -26,7 +27,7 @@ from gateway.jobs.results import LARGE, Results, dropped, may_be_told, translate
 from gateway.jobs.telling import Telling
 from gateway.jobs.upstream import drop_copies
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, in_turns
 
 MAX_BEFORE_END = 8
 _BEFORE_START = (State.SENDING, State.PENDING)
@@ -69,7 +70,6 @@ class Relay:
         self._tasks = Tasks("relay")
         self._current: dict[str, Job] = {}
         self._strays: dict[str, list[Event]] = {}
-        self._caught: list[Caught] | None = None
 
     def tenant_at(self, backend: Backend) -> str:
         """Return the tenant whose job began last on a backend; empty if none has."""
@@ -84,28 +84,73 @@ class Relay:
         """A text message of a backend."""
         if event.type == "status":
             return
+        job = self._find(backend, event)
+        if job is None:
+            return
+        self._heard_now(backend, job, event)
+
+    def _heard_now(self, backend: Backend, job: Job, event: Event) -> None:
+        if _may_tell_too_much(job, event):
+            event = finished(self._clearing(job, event))
+        told = self._heard(backend, job, event)
+        if told is None:
+            return
+        payload = told.raw
+        if told.type not in events.PROGRESS or job.live.added:
+            payload = finished(self._wording(backend, job, told))
+        frame = self._frame_of(job, told, payload)
+        self._tell(job, told.type, frame if len(payload) < LARGE else self._results.relieve(job, frame))
+
+    async def heard_long_event(self, backend: Backend, event: Event) -> None:
+        """Hear a long text message: others have their turn while it is read. The next one comes when this returns."""
+        caught = await self.catch_event(backend, event)
+        if caught is not None:
+            frame = caught.frame
+            self.tell_caught(caught, frame if len(frame.said) < LARGE else self._results.relieve(caught.job, frame))
+
+    async def catch_event(self, backend: Backend, event: Event) -> Caught | None:
+        """Hear a long text message, and return what is to be told of it, which `tell_caught` tells."""
+        job = self._find(backend, event) if event.type != "status" else None
+        if job is None:
+            return None
+        assignment = job.assignment
+        if _may_tell_too_much(job, event):
+            event = await in_turns(self._clearing(job, event))
+        told = self._heard(backend, job, event) if _is_at(job, assignment) else None
+        if told is None:
+            return None
+        assignment = job.assignment
+        payload = await in_turns(self._wording(backend, job, told))
+        if not _is_at(job, assignment):
+            # It was cancelled meanwhile, or is elsewhere.
+            return None
+        return Caught(job, assignment, told.type, self._frame_of(job, told, payload))
+
+    def tell_caught(self, caught: Caught, frame: Frame) -> None:
+        """Tell what was caught, if the job is still where it was said."""
+        if _is_at(caught.job, caught.assignment):
+            self._tell(caught.job, caught.type, frame)
+
+    def _find(self, backend: Backend, event: Event) -> Job | None:
+        """Find the job that an event is about, and hear what was kept of it before its id was known."""
         job = self._job_of(backend, event.prompt_id)
         if job is None:
             self._heard_stray(backend, event)
-            return
+            return None
         if self._strays and (strays := self._strays.pop(backend.name, None)) and strays[0].prompt_id == event.prompt_id:
             for earlier in strays:
-                self._heard(backend, job, earlier)
-        self._heard(backend, job, event)
+                self._heard_now(backend, job, earlier)
+        return job
 
-    def _heard(self, backend: Backend, job: Job, event: Event) -> None:
+    def _heard(self, backend: Backend, job: Job, event: Event) -> Event | None:
+        """Take note of an event; return it as it is to be passed on, None if it is not."""
         job.live.heard_at = time.monotonic()
-        if job.submission.needs_secrets:
-            event = _censored(job, event)
-        if event.type == "execution_error" and self._is_kept_apart(job):
-            # Before paths are cut, because the last name of a path is kept.
-            event = replace(event, data=redact_error(self._outputs.reveal_value(job, event.data)))
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
         if job.live.added is None or job.live.added:
             told = self._outputs.without_added(job, event.data)
             if told is None:
-                return
+                return None
             if told is not event.data:
                 event = replace(event, data=told, raw=events.encode(event.type, told))
         if event.type == "execution_cached":
@@ -120,7 +165,10 @@ class Relay:
         elif not self._told_before(job, event.type):
             if event.type != "execution_start":
                 self._telling.start(job, int(time.time() * 1000))
-            self._pass_on(backend, job, event)
+            if job.live.told is None:
+                job.live.told = Progress()
+            return job.live.told.completed(event) if job.live.told.is_again else event
+        return None
 
     def heard_binary(self, backend: Backend, data: bytes) -> None:
         """A binary message of a backend: one with metadata says whose it is, others belong to what runs there."""
@@ -241,25 +289,36 @@ class Relay:
         live.cached_told = True
         return False
 
-    def _pass_on(self, backend: Backend, job: Job, event: Event) -> None:
-        if job.live.told is None:
-            job.live.told = Progress()
-        elif job.live.told.is_again:
-            event = job.live.told.completed(event)
+    def _clearing(self, job: Job, event: Event) -> Generator[None, None, Event]:
+        """Take out of an event what its client must not be told, in steps that are short."""
+        if job.submission.needs_secrets:
+            event = _censored(job, event)
+            yield
+        if event.type == "execution_error" and self._is_kept_apart(job):
+            # Before paths are cut, because the last name of a path is kept.
+            data = yield from self._outputs.revealing_value(job, event.data)
+            event = replace(event, data=(yield from redacting_error(data)))
+        return event
+
+    def _wording(self, backend: Backend, job: Job, event: Event) -> Generator[None, None, bytes]:
+        """Put an event into the words of its job's client, in steps that are short."""
         payload = event.raw
         if event.type == "executed":
             output = event.data.get("output")
             ran = job.live.cached is not None and event.data.get("node") not in job.live.cached
-            renamed = self._outputs.of_node(job, backend.name, output, ran=ran)
+            renamed = yield from self._outputs.of_node(job, backend.name, output, ran=ran)
             if renamed is not output:
                 payload = events.encode(event.type, {**event.data, "output": renamed})
+                yield
         if event.type not in events.PROGRESS:
-            payload = self._outputs.reveal(job, payload)
-        if job.live.added:
-            payload = job.without_added(payload)
+            payload = yield from self._outputs.revealing(job, payload)
+        return job.without_added(payload) if job.live.added else payload
+
+    def _frame_of(self, job: Job, event: Event, payload: bytes) -> Frame:
+        """Return an event's frame, and take note of what it says for those who connect late."""
         translate = job.assignment.translate if job.assignment is not None else None
         frame = events.frame_of(event, job.prompt_id, payload, translate)
-        frame.repeats = job.live.told.repeats(event)
+        frame.repeats = job.live.told is not None and job.live.told.repeats(event)
         if frame.repeats:
             pass
         elif event.type == "executing":
@@ -269,24 +328,7 @@ class Relay:
         if event.type == "executing":
             node_id = event.data.get("node")
             job.live.node = node_id if isinstance(node_id, str) else None
-        if len(payload) >= LARGE and self._caught is None:
-            frame = self._results.relieve(job, frame)
-        self._tell(job, event.type, frame)
-
-    def catch_event(self, backend: Backend, event: Event) -> list[Caught]:
-        """Hear a text message, and return what is to be told of it, which `tell_caught` tells."""
-        caught: list[Caught] = []
-        self._caught = caught
-        try:
-            self.heard_event(backend, event)
-        finally:
-            self._caught = None
-        return caught
-
-    def tell_caught(self, caught: Caught, frame: Frame) -> None:
-        """Tell what was caught, if the job is still where it was said."""
-        if caught.job.assignment is caught.assignment:
-            self._tell(caught.job, caught.type, frame)
+        return frame
 
     def _tell(self, job: Job, type_: str, frame: Frame) -> None:
         """Tell it, unless it may be the last ``executed``: clients look for the history entry as soon as they hear it.
@@ -294,9 +336,6 @@ class Relay:
         What ComfyUI says after that one is ``progress_state`` and the terminal event; anything else shows that it was
         not the last.
         """
-        if self._caught is not None:
-            self._caught.append(Caught(job, job.assignment, type_, frame))
-            return
         waiting = job.live.before_end
         if type_ == "executed" or (waiting and type_ == "progress_state" and len(waiting) < MAX_BEFORE_END):
             if type_ == "executed":
@@ -310,6 +349,14 @@ class Relay:
         waiting, job.live.before_end = job.live.before_end, []
         for frame in waiting:
             self._telling.tell(job, frame)
+
+
+def _is_at(job: Job, assignment: Assignment | None) -> bool:
+    return job.assignment is assignment and job.state not in ENDED
+
+
+def _may_tell_too_much(job: Job, event: Event) -> bool:
+    return job.submission.needs_secrets or event.type == "execution_error"
 
 
 def _note_cached(job: Job, event: Event) -> None:

@@ -20,8 +20,10 @@ from gateway.store.protocol import Bus
 
 # Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
 MAX_WHOLE = 256
-# Bytes in memory that may so wait of one job: what has no place on disk.
+# Bytes in memory that may so wait of one job, beside what has a place on disk.
 MAX_HELD_BYTES = 64 * 2**20
+# Bytes that a frame takes beside its text.
+FRAME_BYTES = 512
 # Between an answer and the first event of its prompt.
 HEAD_START_SECONDS = 0.02
 
@@ -33,6 +35,11 @@ class _Held:
     unanswered: bool = False
     after: set[Job] = field(default_factory=set)
     backlog: Backlog = field(default_factory=lambda: Backlog(MAX_WHOLE))
+
+    def has_room(self, frame: Frame) -> bool:
+        """Return True if a frame may wait, too. What ends its prompt always may."""
+        is_end = frame.kind is Kind.END or frame.slot == events.TERMINAL_SLOT
+        return is_end or self.backlog.bytes + FRAME_BYTES * len(self.backlog.frames) + frame.held <= MAX_HELD_BYTES
 
 
 class Telling:
@@ -56,10 +63,10 @@ class Telling:
         if held is not None and frame.if_told and job.live.turn is None:
             held.backlog = Backlog(MAX_WHOLE)
         elif held is not None:
-            if frame.bulk is not None and frame.bulk.held and held.backlog.bytes + frame.held > MAX_HELD_BYTES:
+            if held.has_room(frame):
+                held.backlog.add(frame)
+            elif frame.bulk is not None:
                 dropped(job, "too much waits for the end of the job before it", frame.size)
-                return
-            held.backlog.add(frame)
         else:
             self._publish(job, frame)
 

@@ -7,7 +7,9 @@ failure ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -18,6 +20,9 @@ _T = TypeVar("_T")
 
 # Seconds before a loop goes on that has failed: doubled with each failure in a row.
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 15.0
+
+# Seconds of a long piece of work after which others have their turn.
+TURN_SECONDS = 0.005
 
 # All loops that run in this process.
 running: set[Loop] = set()
@@ -162,3 +167,19 @@ async def pause(seconds: float, event: asyncio.Event) -> None:
             await event.wait()
     except TimeoutError:
         pass
+
+
+async def in_turns(steps: Generator[None, None, _T]) -> _T:
+    """Do work that takes long in steps, between which others have their turn, and return what it returns."""
+    outcome: list[_T] = []
+
+    def kept() -> Generator[None, None, None]:
+        outcome.append((yield from steps))
+
+    with contextlib.closing(kept()) as taken:
+        until = time.monotonic() + TURN_SECONDS
+        for _ in taken:
+            if time.monotonic() >= until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + TURN_SECONDS
+    return outcome[0]

@@ -8,6 +8,7 @@ gateway answers, throws away a little of what still comes, so that the client ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from enum import Enum, auto
 
@@ -284,7 +285,9 @@ class Intake:
         self._http_log.refused(request_id, error.status, self._transport)
         if self._transport.can_write_eof():
             # The client learns that no more comes; not under TLS, which has no half-closed connections.
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):
+                # If the client is gone, asyncio's own transport says so here.
+                self._transport.write_eof()
         self._leave()
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
 

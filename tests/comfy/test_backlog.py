@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.backlog import MAX_FRAMES, MAX_PROGRESS_BYTES, Backlog
+from gateway.comfy.backlog import MAX_FRAMES, MAX_PROGRESS_BYTES, MAX_SLOTS, Backlog
 from gateway.comfy.events import Frame, Kind
 
 KINDS = st.sampled_from([Kind.PROGRESS, Kind.PREVIEW, Kind.OTHER, Kind.LIFECYCLE])
@@ -60,3 +60,15 @@ def test_what_is_left_out(said: list[tuple[Kind, str, int]], whole: int) -> None
     assert backlog.bytes == sum(len(frame.payload) for frame in backlog.frames)
     slots = [(frame.kind, frame.slot) for frame in backlog.frames if frame.kind in (Kind.PROGRESS, Kind.PREVIEW)]
     assert len(slots) == len(set(slots))
+
+
+def test_events_of_types_without_number_are_few() -> None:
+    """Nodes make up types of events. Of the first of these the newest of each type wait, of all others together."""
+    backlog = Backlog()
+    for n in range(3_000):
+        backlog.add(Frame(Kind.OTHER, str(n).encode(), "A", f"type-{n}"))
+        backlog.add(Frame(Kind.OTHER, b"", "A", "type-0"))
+    backlog.add(progress(0))
+    assert len(backlog.frames) <= (MAX_SLOTS + 2) * MAX_FRAMES[Kind.OTHER]
+    assert backlog.frames[-3].payload == b"2999"
+    assert sum(frame.slot == "type-0" for frame in backlog.frames) == MAX_FRAMES[Kind.OTHER]

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.comfy.jobs import job_of_history
-from gateway.comfy.redaction import redact_entry, redact_error, redact_value, without_paths
+from gateway.comfy.redaction import redact_entry, redact_error, redact_value, redacting_error, without_paths
 
 CASES = {
     "/root/ComfyUI/input/x.png": "…/x.png",
@@ -162,3 +162,15 @@ def test_what_lies_deep_is_left_out() -> None:
     for _ in range(900):
         value = [value]
     assert "/root" not in str(redact_value(value))
+
+
+def test_of_a_long_text_the_beginning_is_told() -> None:
+    """A path is looked for in each place of a text: in a megabyte of slashes that would take half a second."""
+    told = redact_error({**ERROR, "exception_message": "/a/b.png " * 100_000})
+    assert told["exception_message"].startswith("…/b.png …/b.png ")
+    assert told["exception_message"].endswith("… (895904 characters more)")
+
+
+def test_an_error_of_many_texts_is_redacted_in_short_steps() -> None:
+    inputs = {"text": ["/a/b.png"] * 1_000}
+    assert sum(1 for _ in redacting_error({**ERROR, "current_inputs": inputs})) > 1_000

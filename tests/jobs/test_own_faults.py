@@ -1,7 +1,7 @@
 """The gateway's own code fails over one job: that job ends, it is logged and counted, and the next one runs.
 
-No input that is known breaks it, so what raises here is put in: a callback that the collector is given, and a pure
-function that the dispatcher calls.
+No input that is known breaks it, so what raises here is put in: a callback that the collector is given, and functions
+that the collector and the dispatcher call.
 """
 
 from __future__ import annotations
@@ -63,6 +63,25 @@ async def test_a_result_that_breaks_the_collector_fails_its_job_alone(lab: Lab, 
     assert failures(started, "collector") == 1
     collector._goes_again = proper
     assert (await comfy.entry(await comfy.prompt(PROMPT)))["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("end", ["fail", "interrupt"])
+async def test_a_job_whose_end_without_a_run_breaks_the_collector_ends(
+    lab: Lab, started: Gateway, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    comfy, engine = Comfy(lab.http, started.url), started.parts.engine
+    started.parts.fleet.backends["b1"].drained = True
+    prompt_id = await comfy.prompt(PROMPT)
+    (job,) = engine.ledger.waiting.jobs()
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.collector, "_prompt_item", raise_odd)
+        getattr(engine.collector, end)(job, *(("a reason", "AType") if end == "fail" else ()))
+        entry = await comfy.entry(prompt_id)
+    assert entry["status"]["status_str"] == "error"
+    assert "could not end it: Odd" in str(entry["status"]["messages"])
+    assert entry["prompt"][2] == PROMPT
+    assert failures(started, "collector") == 1
+    assert await comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
 
 
 async def test_a_prompt_that_breaks_the_dispatcher_is_refused_alone(

@@ -6,7 +6,17 @@ import json
 
 import pytest
 
-from gateway.jobs.revealing import MAX_DEPTH, reveal, reveal_bytes, reveal_json, reveal_value
+from gateway.jobs.revealing import (
+    MAX_DEPTH,
+    STEP,
+    holding_secret,
+    reveal,
+    reveal_bytes,
+    reveal_json,
+    reveal_value,
+    revealing_json,
+    revealing_value,
+)
 
 HEX, OTHER = "0f" * 16, "1e" * 16
 NAMES = {HEX: 'my/"cat".png'}
@@ -69,3 +79,24 @@ def test_what_lies_too_deep_is_left_out() -> None:
     for _ in range(MAX_DEPTH + 2):
         value = [value]
     assert HEX not in json.dumps(reveal_value(value, NAMES))
+
+
+@pytest.mark.parametrize("before", ["/", " ", "x", "\n", "é", "%2F", "o/"])
+def test_names_where_a_long_text_is_cut(before: str) -> None:
+    """What is a name in a short text is one in a long text, and nothing else is, wherever the text is cut."""
+    name = f"u/{HEX}/f/f~12345678 (1).png"
+    short = reveal(before + name + name, NAMES)
+    for place in range(STEP - 105, STEP + 10):
+        filler = "_" * (place - len(before) - 2)
+        text = f"{filler}__{before}{name}{name}____"
+        assert reveal_value(text, NAMES) == f"{filler}__{short}____"
+        filler = filler[: 2 - len(json.dumps(before + "a"))]
+        raw = json.dumps(f"{filler}{before}{name}{name}____").encode()
+        assert json.loads(reveal_json(raw, NAMES)) == f"{filler}{short}____"
+
+
+def test_a_long_text_is_looked_through_in_short_steps() -> None:
+    raw = b'"%b o/%b/f %b"' % (b"o/" * 2 * STEP, HEX.encode(), b"o/" * STEP)
+    assert sum(1 for _ in holding_secret(raw)) >= 2
+    assert sum(1 for _ in revealing_json(raw, NAMES)) >= 4
+    assert sum(1 for _ in revealing_value([raw.decode()] * 3, NAMES)) >= 12

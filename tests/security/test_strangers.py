@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+import psutil
 import pytest
 import pytest_asyncio
 from aiohttp.http_parser import RawRequestMessage
@@ -28,6 +30,8 @@ from tests.security.world import KEYS, start
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 KEY = b"X-API-Key: " + KEYS["anna"].encode()
+# Paths that are sent, and connections that send them.
+PATHS, CLIENTS = 2_000, 4
 BOSS = b"X-API-Key: " + KEYS["boss"].encode()
 
 
@@ -250,6 +254,30 @@ def kept(act: Callable[[int], object], times: int = 100) -> int:
 async def test_no_path_is_kept() -> None:
     roles = Roles()
     assert kept(lambda n: roles.of_path("GET", f"/{n}/" + "x/" * 190)) < 20_000
+
+
+async def test_a_gateway_keeps_no_path(gateway: GatewayProcess) -> None:
+    """Its memory is where it was after as many different paths as it is sent."""
+
+    async def send(paths: range) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        for path in paths:
+            # As many parts as are let through, and as many bytes.
+            writer.write(b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (path, (b"/" + b"a" * 39) * 199))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: ([0-9]+)", head)
+            assert head.startswith(b"HTTP/1.1 401 ")
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+        writer.close()
+
+    async def send_at_once(paths: range) -> int:
+        await asyncio.gather(*(send(paths[start::CLIENTS]) for start in range(CLIENTS)))
+        return psutil.Process(gateway.pid).memory_info().rss
+
+    before = await send_at_once(range(300))
+    after = await send_at_once(range(300, 300 + PATHS))
+    assert after - before < 6_000_000, f"{PATHS} paths have {PATHS * 8_000} bytes"
 
 
 async def test_of_hosts_little_is_kept() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 import trustme
 
@@ -17,7 +19,7 @@ from gateway.settings import BackendSettings, ServerSettings, ServerTlsSettings,
 from gateway.store.protocol import TimeMark
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry import tasks
-from gateway.telemetry.tasks import Loop, Tasks
+from gateway.telemetry.tasks import Loop, Tasks, in_turns
 from tests.lab import Lab, until
 
 SOURCE = Path(gateway.__file__).parent
@@ -172,3 +174,28 @@ async def test_the_stores_thread_goes_on(tmp_path: Path) -> None:
         await write
     await store.close()
     assert len(raised) > 1
+
+
+async def test_long_work_is_done_in_turns() -> None:
+    others = asyncio.Event()
+    asyncio.get_running_loop().call_soon(others.set)
+    ended = []
+
+    def steps(count: float) -> Generator[None, None, str]:
+        try:
+            while not others.is_set() and count:
+                count -= 1
+                yield
+            return "done" if others.is_set() else "alone"
+        finally:
+            ended.append(count)
+
+    assert await in_turns(steps(0)) == "alone"
+    assert await in_turns(steps(math.inf)) == "done"
+    others.clear()
+    task = asyncio.create_task(in_turns(steps(math.inf)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [0, math.inf, math.inf]

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import random
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -219,3 +220,24 @@ async def test_a_body_that_is_refused_is_not_read(echo: Echo) -> None:
     heads = [head % framing for framing in (b"Transfer-Encoding: chunked", b"Content-Length: 90000000")]
     assert max(await asyncio.gather(*(flood(echo.serving.port, head, piece, 80) for head in heads))) < 40
     assert max(echo.seen) <= 2**18
+
+
+async def test_a_client_that_went_after_its_answer_is_no_fault(echo: Echo) -> None:
+    """What it had sent behind its request is no head, and there is nobody to be told."""
+    assert echo.serving is not None
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+
+    def ask(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(HEAD % (b"refused", b"") + b"\x89\x80aaaa" * 33_000)
+            return client.recv(2**16)[:12]
+
+    for _ in range(20):
+        assert await asyncio.to_thread(ask, echo.serving.port) == b"HTTP/1.1 401"
+
+    async def are_gone() -> bool:
+        return not echo.app[INTAKES]
+
+    await until(are_gone, what="the end of the connections")
+    assert faults == []

@@ -1,0 +1,29 @@
+"""Frames that wait until their job may be told of."""
+
+from __future__ import annotations
+
+from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
+from gateway.jobs.telling import MAX_HELD_BYTES, Telling
+from gateway.jobs.topics import session_topic
+from gateway.store.local_bus import LocalBus
+from tests.jobs.test_ledger import admit, new_ledger
+
+MIB = 2**20
+
+
+def test_what_waits_for_an_answer_is_bounded() -> None:
+    """Past the bound frames are left out, but never what ends their prompt."""
+    bus = LocalBus()
+    ledger = new_ledger(bus)
+    telling, told = Telling(bus, ledger.begin), []
+    job = admit(ledger, "anna", client_id="s1")
+    bus.subscribe(session_topic("anna", "s1"), told.append)
+    telling.hold_until_answered(job)
+    for _ in range(80):
+        telling.tell(job, Frame(Kind.LIFECYCLE, bytes(MIB), "p"))
+    telling.tell(job, Frame(Kind.LIFECYCLE, b"success", "p", TERMINAL_SLOT))
+    telling.tell(job, Frame(Kind.END, b"end", "p"))
+    telling.answered(job)
+    assert [frame.payload for frame in told[-2:]] == [b"success", b"end"]
+    assert sum(frame.size for frame in told) <= MAX_HELD_BYTES + MIB
+    assert len(told) > 60
