@@ -49,7 +49,8 @@ async def check(config: Path) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "check", "--config", str(config),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": "/usr/bin", "PASSWORD": PASSWORD, "TOKEN": TOKEN, "COMFYUI_GATEWAY_PORT": "0"}, cwd=Path(__file__).parent.parent.parent,
+        env={"PATH": "/usr/bin", "PASSWORD": PASSWORD, "TOKEN": TOKEN, "COMFYUI_GATEWAY_PORT": "0"},
+        cwd=Path(__file__).parent.parent.parent,
     )  # fmt: skip
     said, _ = await process.communicate()
     assert process.returncode is not None
