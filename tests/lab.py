@@ -23,7 +23,7 @@ from tests.zygote import Forked, Zygote
 T = TypeVar("T")
 START_LIMIT = 30.0
 _READY = re.compile(r"(https?://\S+)")
-_TROUBLE = re.compile(r"Traceback|task failed|was never awaited|never retrieved|Unclosed")
+_TROUBLE = re.compile(r"Traceback|task_failed|was never awaited|never retrieved|Unclosed")
 
 
 async def until(look: Callable[[], Awaitable[T]], limit: float = 20.0, what: str = "") -> T:

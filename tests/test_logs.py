@@ -22,7 +22,7 @@ def fail():
 try:
     fail()
 except ValueError as error:
-    logs.get("part").error("task failed", exc_info=error)
+    logs.get("part").error("task_failed", exc_info=error)
 """
 
 

@@ -51,10 +51,17 @@ class BackendLog:
         if now is was and not is_new:
             return
         if now is Health.UP and not reason:
-            _log.info("backend", backend=backend.name, state=str(now), was=str(was))
+            _log.info("backend_changed", backend=backend.name, state=str(now), was=str(was))
             return
         log = _log.info if slow and now is Health.SLOW else _log.warning
-        log("backend", backend=backend.name, state=str(now), was=str(was), reason=reason, url=f"{backend.url}/queue")
+        log(
+            "backend_changed",
+            backend=backend.name,
+            state=str(now),
+            was=str(was),
+            reason=reason,
+            url=f"{backend.url}/queue",
+        )
 
     def socket_failed(self, backend: Backend, error: BackendError) -> None:
         """Log why a socket can't be opened, until it is opened."""
@@ -70,4 +77,4 @@ class BackendLog:
         self._looked_at.add(backend.name)
         if await is_gateway(backend.url, self._session, self._limit):
             url = f"{backend.url}/readyz"
-            _log.warning("backend", backend=backend.name, state=str(backend.health), reason=IS_GATEWAY, url=url)
+            _log.warning("backend_changed", backend=backend.name, state=str(backend.health), reason=IS_GATEWAY, url=url)

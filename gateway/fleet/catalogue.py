@@ -162,7 +162,7 @@ class Catalogue:
             pieces = await backend.client.object_info(self.settings.timeout)
             said, body = await self._worker.run(describe, pieces, known, list(self._said.values()), self._worker.rest)
         except (BackendError, wire.MalformedJson) as error:
-            _log.warning("object_info", backend=backend.name, error=str(error))
+            _log.warning("object_info_not_read", backend=backend.name, error=str(error))
             return False
         if said.says_the_same(known):
             return True
@@ -400,7 +400,7 @@ async def _ask(backend: Backend, path: str) -> Answer | None:
     try:
         return await backend.client.call("GET", path)
     except BackendError as error:
-        _log.info("asking", backend=backend.name, path=path, error=str(error))
+        _log.info("listing_not_read", backend=backend.name, path=path, error=str(error))
         return None
 
 

@@ -170,7 +170,7 @@ class Fleet:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            _log.warning("a backend does not say what became of its jobs", backends=sorted(names))
+            _log.warning("backends_not_reconciled", backends=sorted(names))
 
     @property
     def configured(self) -> Sequence[BackendSettings]:
@@ -203,7 +203,7 @@ class Fleet:
     def poisoned(self, backend: Backend, upstream_id: str) -> None:
         """A prompt there ended with an error that only a restart of its process heals."""
         if backend.poisoned is None:
-            _log.error("it can't use its GPU any more until it is restarted", backend=backend.name)
+            _log.error("backend_poisoned", backend=backend.name)
         backend.poisoned = upstream_id
         self._remember(backend)
         self._metrics.backend_poisoned.labels(backend.name).set(1)
@@ -215,7 +215,7 @@ class Fleet:
         Its socket broke, whatever the reason; nothing else that it says tells one process from the next.
         """
         if backend.poisoned is not None and await backend.client.history_entry(backend.poisoned) is None:
-            _log.info("restarted", backend=backend.name)
+            _log.info("backend_restarted", backend=backend.name)
             backend.poisoned = None
             self._remember(backend)
             self._metrics.backend_poisoned.labels(backend.name).set(0)
@@ -301,7 +301,7 @@ class Fleet:
             stats = backend.stats = await backend.client.system_stats()
         except BackendError as error:
             # Its queue was answered, so it lives; what it has of memory is only shown.
-            _log.info("system_stats", backend=backend.name, error=str(error))
+            _log.info("system_stats_not_read", backend=backend.name, error=str(error))
             return
         self._metrics.ram_free.labels(backend.name).set(stats.system.get("ram_free", 0))
         self._metrics.ram_total.labels(backend.name).set(stats.system.get("ram_total", 0))

@@ -237,7 +237,7 @@ class Placer:
                 if await self.has(backend, ref):
                     return backend
             except BackendError as error:
-                _log.info("looking for a file", backend=backend.name, error=str(error))
+                _log.info("file_lookup_failed", backend=backend.name, error=str(error))
         return None
 
     async def has(self, backend: Backend, ref: FileRef) -> bool:
@@ -255,7 +255,7 @@ class Placer:
                 try:
                     await self.ensure(backend, wanted, upload, seconds=SPREAD_TRUST_SECONDS)
                 except (BackendError, FileMissing, StoreError) as error:
-                    _log.info("spreading", backend=backend.name, error=str(error))
+                    _log.info("upload_not_spread", backend=backend.name, error=str(error))
         finally:
             del self._spreading[backend.name]
 
@@ -308,7 +308,7 @@ class Placer:
         except StoreError as error:
             # The file is there, and a prompt waits for it; a crash before this is written has it put there again.
             self._store.write([record])
-            _log.warning("a file's place could not be kept", backend=backend.name, error=str(error))
+            _log.warning("file_place_not_kept", backend=backend.name, error=str(error))
         return placement
 
     async def _current_copy(

@@ -264,7 +264,7 @@ class Uploads:
         try:
             await self.sweep(time.time(), time.monotonic())
         except StoreError as error:
-            _log.error("sweeping", error=str(error))
+            _log.error("uploads_sweep_failed", error=str(error))
 
     async def sweep(self, wall: float, monotonic: float) -> None:
         """Put aside what nobody has used for `uploads.keep`, and delete what has lain aside for `uploads.aside`.

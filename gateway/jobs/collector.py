@@ -228,7 +228,7 @@ class Collector:
                 if absent == MAX_ABSENT or unended == MAX_UNENDED:
                     return None
             except BackendError as error:
-                _log.info("fetching an entry", **job.log_ids, backend=backend.name, error=str(error))
+                _log.info("history_entry_not_fetched", **job.log_ids, backend=backend.name, error=str(error))
                 if tries.are_enough(error):
                     return error
                 if tries.are_odd:
@@ -289,7 +289,7 @@ class Collector:
                     return
                 break
             except StoreError as error:
-                _log.error("journal", **job.log_ids, error=str(error))
+                _log.error("journal_write_failed", **job.log_ids, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, FETCH_PAUSE_MOST)
         else:

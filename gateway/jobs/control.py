@@ -196,7 +196,7 @@ class Control:
         try:
             await removed
         except StoreError as error:
-            _log.error("journal", **job.log_ids, error=str(error))
+            _log.error("journal_write_failed", **job.log_ids, error=str(error))
         self._collector.tell_cancelled(job)
 
     async def _interrupt(self, job: Job) -> None:
@@ -211,7 +211,7 @@ class Control:
                     await interrupt(self._fleet.backends[job.backend or ""], job)
                     return
                 except BackendError as error:
-                    _log.warning("interrupt", **job.log_ids, backend=job.backend, error=str(error))
+                    _log.warning("interrupt_failed", **job.log_ids, backend=job.backend, error=str(error))
                 await asyncio.sleep(AGAIN_AFTER)
         finally:
             self._interrupting.discard(job)

@@ -268,7 +268,7 @@ class Dispatcher:
             await self._ledger.placed(job)
         except StoreError as error:
             # A restart must know which backend to ask for it, so it waits.
-            _log.error("journal", **job.log_ids, error=str(error))
+            _log.error("journal_write_failed", **job.log_ids, error=str(error))
             if place == (job.state, job.assignment):
                 self._ledger.hold(job)
             return False
@@ -363,12 +363,12 @@ class Dispatcher:
             return input_missing(error)
         except SourceDown as error:
             outcome = "input unreachable"
-            _log.warning("a file's owner is down", backend=error.backend, **job.log_ids)
+            _log.warning("input_unreachable", backend=error.backend, **job.log_ids)
             job.pinned = frozenset({error.backend})
             return Offer.NOT_SENT
         except StoreError as error:
             outcome = "no room for its files"
-            _log.error("journal", **job.log_ids, error=str(error))
+            _log.error("journal_write_failed", **job.log_ids, error=str(error))
             return Offer.NOT_SENT
         except Refused:
             outcome = "refused"
@@ -381,7 +381,7 @@ class Dispatcher:
             return await self._ask(job, backend, assignment)
         except BadAnswer as error:
             outcome = "5xx"
-            _log.warning("an odd answer", backend=backend.name, **job.log_ids, error=str(error))
+            _log.warning("prompt_answer_unclear", backend=backend.name, **job.log_ids, error=str(error))
             return await self._ask(job, backend, assignment, unread(error))
         else:
             if answer.status == 200:
@@ -389,7 +389,7 @@ class Dispatcher:
             outcome = f"{answer.status // 100}xx" if answer.status >= 400 else "5xx"
             if 400 <= answer.status < 500:
                 return await self._refused_there(job, backend, assignment, answer)
-            _log.warning("offer failed", backend=backend.name, **job.log_ids, status=answer.status)
+            _log.warning("prompt_offer_failed", backend=backend.name, **job.log_ids, status=answer.status)
             return await self._ask(job, backend, assignment, answer)
         finally:
             if outcome not in ("unanswered", "taken", "5xx"):
@@ -406,7 +406,7 @@ class Dispatcher:
         own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)
         if known_as is None or (known_as != own_id and not self._ledger.may_be_called(job, known_as)):
             # If the answer ties the prompt to no id, or to another prompt's, ask after the id that was given to it.
-            _log.warning("an odd answer", backend=backend.name, **job.log_ids)
+            _log.warning("prompt_answer_unclear", backend=backend.name, **job.log_ids)
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
         lacks = known_as == own_id and await self._lost_files.after_errors(job, backend, node_errors) is Offer.AGAIN

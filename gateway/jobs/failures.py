@@ -80,7 +80,7 @@ class Failures:
         try:
             await backend.client.free()
         except BackendError as error:
-            _log.warning("free", backend=backend.name, error=str(error))
+            _log.warning("memory_not_freed", backend=backend.name, error=str(error))
 
     def _has_another_chance(self, job: Job, cause: Cause) -> bool:
         """Return True if a job may run once more: once a cause, because what poisons two GPUs would poison a third.

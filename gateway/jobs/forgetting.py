@@ -65,7 +65,7 @@ class Forgetting:
                 try:
                     await self._fleet.backends[backend].client.delete_history(some)
                 except BackendError as error:
-                    _log.info("deleting history", backend=backend, error=str(error), again_in_seconds=seconds)
+                    _log.info("history_deletion_failed", backend=backend, error=str(error), again_in_seconds=seconds)
                     connected.clear()
                     await pause(seconds, connected)
                     seconds = min(seconds * 2, MAX_PAUSE_SECONDS)

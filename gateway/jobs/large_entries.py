@@ -80,7 +80,7 @@ class LargeEntries:
             size = await self._reader.fill(job.tenant, order, said)
             return b"", await self._spool.read(target, 0, size)
         except (Lost, NotRead) as error:
-            _log.error("result_dropped", **job.log_ids, tenant=job.tenant, reason=str(error))
+            _log.error("outputs_left_out", **job.log_ids, tenant=job.tenant, reason=str(error))
             reason = wire.dumps(f"long texts and lists, for which a … stands: {error}")
             return b'%b,"%b":%b}' % (large.without_marks(said)[:-1], LEFT_OUT.encode(), reason), b""
         finally:

@@ -35,6 +35,7 @@ from gateway.tenants.keys import LOCAL_TENANT, Sight
 from gateway.tenants.secret_names import holds_secret
 
 _log = logs.get("files")
+OLDER_HINT = "are the clocks of this backend and of the disk that it writes to right?"
 
 # A secret folder makes a path so much longer than what the tenant sees of it.
 SECRET_LENGTH = len("o//f/") + 32
@@ -148,13 +149,9 @@ class Outputs:
         times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
         known = await etags.learn(backend, wanted, judge, must=must)
         if len(known) < len(wanted):
-            _log.warning("files that could not be looked at", **job.log_ids, backend=backend.name)
+            _log.warning("outputs_not_examined", **job.log_ids, backend=backend.name)
         if any(found.is_old and found.etag == etags.GONE for found in known.values()):
-            _log.warning(
-                "files that a job told of were there before it; are the clocks of its backend and of the disk right?",
-                **job.log_ids,
-                backend=backend.name,
-            )
+            _log.warning("output_older_than_job", **job.log_ids, backend=backend.name, hint=OLDER_HINT)
         return known
 
     def _read_by(self, job: Job, backend: str) -> Collection[str]:

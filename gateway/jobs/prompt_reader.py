@@ -256,7 +256,7 @@ class PromptReader:
         return _Process(self._memory)
 
     def _not_read(self, reason: str, body: bytes) -> NotRead:
-        _log.error("prompt not read", reason=reason, bytes=len(body))
+        _log.error("prompt_not_read", reason=reason, bytes=len(body))
         self._metrics.prompts_read_apart.labels("failed").inc()
         return NotRead(reason)
 

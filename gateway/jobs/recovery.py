@@ -146,7 +146,7 @@ class Recovery:
                 # It ran from its start to its end, and nothing of it was heard.
                 self._fleet.reconnect(backend)
         except BackendError as error:
-            _log.info("checking", backend=backend.name, **job.log_ids, error=str(error))
+            _log.info("prompt_lookup_failed", backend=backend.name, **job.log_ids, error=str(error))
         finally:
             self._checking.discard(job)
 
@@ -159,7 +159,7 @@ class Recovery:
         except (BadAnswer, TimedOut) as error:
             # Its queue was answered, so it is about this entry: the collector asks for it again, a bounded number of
             # times. Others' jobs must not wait for that.
-            _log.info("settling", backend=backend.name, **job.log_ids, error=str(error))
+            _log.info("prompt_lookup_failed", backend=backend.name, **job.log_ids, error=str(error))
             found = Located(Where.ENDED, assignment.upstream_id)
         if job.assignment is not assignment or job.state not in PLACED:
             return
@@ -196,7 +196,7 @@ class Recovery:
         for job in jobs:
             if job.is_ending:
                 continue
-            _log.warning("job lost", **job.log_ids, backend=place, attempt=job.attempts + 1, reason=what)
+            _log.warning("job_lost", **job.log_ids, backend=place, attempt=job.attempts + 1, reason=what)
             had_begun = job.start_time is not None
             self._ledger.lose(job)
             if job.interrupted:

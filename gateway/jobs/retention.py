@@ -59,7 +59,7 @@ class Retention:
         try:
             await self.turn(self._clocks())
         except StoreError as error:
-            _log.error("sweeping", error=str(error))
+            _log.error("history_sweep_failed", error=str(error))
 
     def _clocks(self) -> ClockReading:
         # It counts while the machine sleeps, too.

@@ -161,6 +161,6 @@ class Takeover:
             except Refused:
                 return False
             except BackendError as error:
-                _log.info("asking", **job.log_ids, backend=source.name, error=str(error))
+                _log.info("prompt_lookup_failed", **job.log_ids, backend=source.name, error=str(error))
             await asyncio.sleep(ASK_PAUSE_SECONDS)
         return False

@@ -188,7 +188,9 @@ async def look_for(backend: Backend, job: Job, assignment: Assignment, times: in
         except Refused:
             return Offer.REFUSED, upstream_id
         except BackendError as error:
-            _log.info("asking", **job.log_ids, backend=backend.name, upstream_id=upstream_id, error=str(error))
+            _log.info(
+                "prompt_lookup_failed", **job.log_ids, backend=backend.name, upstream_id=upstream_id, error=str(error)
+            )
         await asyncio.sleep(ASK_PAUSE_SECONDS)
     return Offer.UNKNOWN, upstream_id
 
@@ -207,7 +209,7 @@ async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection
             for upstream_id in ledger.copies.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
                 await _interrupt(backend, upstream_id)
     except BackendError as error:
-        _log.warning("a copy could not be removed yet", backend=backend.name, error=str(error))
+        _log.warning("copy_removal_failed", backend=backend.name, error=str(error))
         return
     # ComfyUI forgets an interrupt that comes before the prompt has begun, so one that runs is forgotten at its end.
     ledger.copies.absent(backend.name, frozenset(upstream_ids) - queue.running_ids)

@@ -83,7 +83,7 @@ class Watch:
     def _expire(self, job: Job, seconds: float) -> None:
         if job.is_ending:
             return
-        _log.info("deadline", **job.log_ids, seconds=seconds, state=str(job.state), backend=job.backend)
+        _log.info("job_deadline_passed", **job.log_ids, seconds=seconds, state=str(job.state), backend=job.backend)
         self._take_away(job)
         self._collector.expire(job, f"deadline of {seconds:g} s passed")
 
@@ -111,7 +111,7 @@ class Watch:
             if job.state is State.RUNNING:
                 job.live.oversized += 1
                 if job.live.oversized >= MAX_OVERSIZED and not job.is_ending:
-                    _log.error("job ended: its messages are too large", **job.log_ids, backend=backend.name)
+                    _log.error("job_messages_too_large", **job.log_ids, backend=backend.name)
                     self._take_away(job)
                     most = f"{MAX_SOCKET_MESSAGE} bytes"
                     reason = f"{MAX_OVERSIZED} of its messages on {backend.name} had more than {most}"
@@ -120,10 +120,10 @@ class Watch:
     def _say_stalled(self, job: Job, silent: float) -> None:
         if not job.live.stall_said:
             job.live.stall_said = True
-            _log.warning("job stalled", **job.log_ids, backend=job.backend, silent_seconds=round(silent))
+            _log.warning("job_stalled", **job.log_ids, backend=job.backend, silent_seconds=round(silent))
 
     def _time_out(self, job: Job, backend: Backend, seconds: float) -> None:
-        _log.warning("job timed out", **job.log_ids, backend=backend.name, then=self._settings.on_timeout)
+        _log.warning("job_timed_out", **job.log_ids, backend=backend.name, then=self._settings.on_timeout)
         self._take_away(job)
         reason = f"no event for {seconds:g} s on {backend.name}, so it was interrupted there (dispatch.job_timeout)"
         is_complete = not job.submission.lacks_secrets
@@ -142,7 +142,7 @@ class Watch:
         """What was interrupted there does not stop: what is pending behind it goes elsewhere."""
         jobs = [job for job in self._ledger.jobs_on(backend.name) if job.state is State.PENDING]
         if jobs:
-            _log.warning("it heeds no interrupt", backend=backend.name, jobs_moved=len(jobs))
+            _log.warning("interrupt_ignored", backend=backend.name, jobs_moved=len(jobs))
         for job in jobs:
             self._take_away(job)
         self._retries.later(jobs, backend.name, "timeout")

@@ -103,7 +103,7 @@ class Failures:
         """
         if self._count is not None:
             self._count(counted)
-        _log.error("task failed", task=name or counted, error=repr(error), **about, exc_info=error)
+        _log.error("task_failed", task=name or counted, error=repr(error), **about, exc_info=error)
 
 
 class Tasks:

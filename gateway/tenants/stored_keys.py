@@ -61,7 +61,7 @@ class StoredKeys:
             if self._keyring.key(key.name) is not None or key.digest in digests:
                 # Two keys of one name would be one owner; which of them was meant, the operator has to say.
                 self._shadowed[key.name] = key
-                _log.warning("key not let in", key=key.name, reason="auth.keys has this name or key too")
+                _log.warning("key_shadowed", key=key.name, reason="auth.keys has this name or key too")
                 continue
             self._add(key)
 

@@ -58,9 +58,9 @@ class Certificates:
             self.context = await asyncio.to_thread(self._load)
         except ValueError as error:
             # Half of a new pair, perhaps: the other half changes the files again.
-            _log.error("the new certificate can't be used, the old one stays", error=str(error))
+            _log.error("certificate_refused", error=str(error))
         else:
-            _log.info("a new certificate is in use", certificate=str(self._certificate))
+            _log.info("certificate_renewed", certificate=str(self._certificate))
 
     def _signature(self) -> tuple[object, ...]:
         return tuple(_identity(path) for path in (self._certificate, self._key))

@@ -305,7 +305,7 @@ class Connections:
         waiting = sorted((c for c in self._all if c.pace.is_waiting), key=lambda c: c.pace.since)
         if not waiting:
             self._full_until = now + FULL_SECONDS
-            _log.warning("all connections are busy; new ones are refused", connections=len(self._all))
+            _log.warning("connections_exhausted", connections=len(self._all))
         for connection in waiting[: 1 + len(self._all) // 64]:
             self._cut(connection, "room")
         return bool(waiting)
@@ -332,7 +332,7 @@ class Connections:
             case None:
                 return
             case "body":
-                _log.info("a body comes too slowly", **self._about(connection))
+                _log.info("body_too_slow", **self._about(connection))
                 self._metrics.connections_cut.labels("body").inc()
                 payload.set_exception(SlowBody("the body comes too slowly"))
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
@@ -347,7 +347,7 @@ class Connections:
                 transport.close()
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
             case reason:
-                _log.info("a connection is cut", **self._about(connection), reason=reason)
+                _log.info("connection_cut", **self._about(connection), reason=reason)
                 self._cut(connection, reason)
 
     def _about(self, connection: Connection) -> dict[str, str | None]:

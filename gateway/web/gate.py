@@ -267,7 +267,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})
         if request.transport is None:
             raise web.HTTPBadGateway from error
-        _log.warning("backend", request_id=request_id_of(request), path=request.path, error=str(error))
+        _log.warning("backend_unavailable", request_id=request_id_of(request), path=request.path, error=str(error))
         return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})
     except (ConnectionResetError, aiohttp.ClientConnectionResetError):
         # The client went away; nobody reads this.

@@ -110,7 +110,7 @@ class Listener:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                _log.error("no connection can be accepted", error=error.strerror)
+                _log.error("connection_accept_failed", error=error.strerror)
                 self._rest(listening)
                 return
             accepted.setblocking(False)
@@ -180,5 +180,5 @@ def files_for(connections: int, besides: int) -> int:
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        _log.warning("fewer connections than server.max_connections: the limit of open files", files=allowed)
+        _log.warning("open_files_limited", files=allowed, wanted=wanted)
     return allowed - min(besides, allowed // 4)

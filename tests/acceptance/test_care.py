@@ -362,7 +362,7 @@ async def test_a_job_that_says_nothing_is_said(lab: Lab) -> None:
         return await metric(lab, gateway, line) == 0
 
     await until(over, what="no longer stalled")
-    said = [line for line in gateway.log_lines() if line["event"] == "job stalled"]
+    said = [line for line in gateway.log_lines() if line["event"] == "job_stalled"]
     assert [each["prompt_id"] for each in said] == [prompt_id]
 
 
@@ -460,7 +460,7 @@ async def test_a_deadline_that_passes(lab: Lab, state: str) -> None:
     assert entry["status"]["messages"][-1][1]["exception_message"] == "deadline of 3 s passed"
     assert entry["prompt"][3]["deadline_seconds"] == 3
     assert (await comfy.get(f"/api/jobs/{prompt_id}"))["status"] == "cancelled"
-    logged = next(line for line in gateway.log_lines() if line["event"] == "deadline")
+    logged = next(line for line in gateway.log_lines() if line["event"] == "job_deadline_passed")
     assert logged["state"] == state
     done = await Comfy(lab.http, simulator.url).get("/history")
     assert not [e for e in done.values() if e["status"]["completed"]]
@@ -503,7 +503,7 @@ async def test_a_deadline_passes_while_the_gateway_is_down(lab: Lab, state: str)
     assert interrupted["exception_message"] == "deadline of 4 s passed"
     await idle(lab, simulator)
     assert await posts(lab, simulator) == [1 if state == "running" else 0]
-    assert len([line for line in again.log_lines() if line["event"] == "deadline"]) == 1
+    assert len([line for line in again.log_lines() if line["event"] == "job_deadline_passed"]) == 1
 
 
 async def test_a_restart_of_the_gateway_between_two_tries(lab: Lab) -> None:

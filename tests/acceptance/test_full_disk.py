@@ -113,7 +113,12 @@ async def test_what_waits_is_sent_when_there_is_space_again(lab: Lab) -> None:
     fill(lab, gateway)
 
     async def put_off() -> bool:
-        return sum(line["event"] == "journal" and line["prompt_id"] in ids[1:] for line in gateway.log_lines()) >= 3
+        return (
+            sum(
+                line["event"] == "journal_write_failed" and line["prompt_id"] in ids[1:] for line in gateway.log_lines()
+            )
+            >= 3
+        )
 
     await until(put_off, what="there was room on the backend, and none on the disk")
     assert (await simulator.requests(lab.http))["POST /prompt"] == 1

@@ -240,7 +240,7 @@ async def test_what_an_operator_looks_for_has_a_log_line(lab: Lab) -> None:
     await simulator.kill()
 
     async def is_told() -> bool:
-        return any(line["event"] == "backend" and line["state"] == "gone" for line in gateway.log_lines())
+        return any(line["event"] == "backend_changed" and line["state"] == "gone" for line in gateway.log_lines())
 
     await until(is_told, what="a line about the backend")
     await gateway.stop()
@@ -251,7 +251,7 @@ async def test_what_an_operator_looks_for_has_a_log_line(lab: Lab) -> None:
     (job,) = [line for line in lines if line["event"] == "job" and line["status"] == "failed"]
     assert (job["level"], job["node_id"], job["node_type"]) == ("warning", "3", "FailNode")
     assert job["error"] == "RuntimeError: no luck"
-    assert told["backend"]["level"] == "warning"
+    assert told["backend_changed"]["level"] == "warning"
     assert "gateway_stopping" in told
     assert lines[-1]["event"] == "gateway_stopped"
 
@@ -289,7 +289,7 @@ async def test_a_request_id_leads_to_all_that_the_log_says_of_it(lab: Lab) -> No
         "client_address": "127.0.0.1",
     }
     told = [line for line in lines if line.get("request_id") == "ticket/4711" and line["event"] != "http"]
-    assert {"job", "job lost"} <= {line["event"] for line in told}
+    assert {"job", "job_lost"} <= {line["event"] for line in told}
     assert {line["prompt_id"] for line in told} == {prompt_id}
     assert [line for line in lines if line.get("prompt_id") == prompt_id and line["event"] != "http"] == told
     await gateway.stop()

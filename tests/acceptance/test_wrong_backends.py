@@ -69,13 +69,15 @@ async def test_the_cause_is_named(lab: Lab, strangers: str) -> None:
     gateway = await lab.gateway(options=("--config", str(path), "--data-dir", str(lab.directory / "second")), up=0)
 
     async def told() -> dict[str, str]:
-        lines = [line for line in gateway.log_lines() if line["event"] == "backend" and line["level"] == "warning"]
+        lines = [
+            line for line in gateway.log_lines() if line["event"] == "backend_changed" and line["level"] == "warning"
+        ]
         found = {line["url"]: line["reason"] for line in lines}
         return found if len(found) == len(wrong) else {}
 
     assert await until(told) == {f"{url}/queue": reason for url, reason in wrong.items()}
     # Each is told once, however often it is probed.
-    assert len([line for line in gateway.log_lines() if line["event"] == "backend"]) == len(wrong)
+    assert len([line for line in gateway.log_lines() if line["event"] == "backend_changed"]) == len(wrong)
 
 
 async def test_a_gateway_without_keys_is_no_comfyui(lab: Lab) -> None:
@@ -88,7 +90,9 @@ async def test_a_gateway_without_keys_is_no_comfyui(lab: Lab) -> None:
     second = await lab.gateway(gateway.url, options=options)
 
     async def told() -> list[str]:
-        lines = [line for line in second.log_lines() if line["event"] == "backend" and line["level"] == "warning"]
+        lines = [
+            line for line in second.log_lines() if line["event"] == "backend_changed" and line["level"] == "warning"
+        ]
         return [line["reason"] for line in lines]
 
     assert (await until(told))[0].startswith("this is a comfyui-gateway")
@@ -100,7 +104,7 @@ async def test_a_backend_that_goes_leaves_a_warning(lab: Lab) -> None:
     await simulator.kill()
 
     async def told() -> list[tuple[str, str, str]]:
-        lines = [line for line in gateway.log_lines() if line["event"] == "backend" and line["state"] == "gone"]
+        lines = [line for line in gateway.log_lines() if line["event"] == "backend_changed" and line["state"] == "gone"]
         return [(line["level"], line["reason"], line["url"]) for line in lines]
 
     reason = "connection refused: no program listens there"

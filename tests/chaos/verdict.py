@@ -218,7 +218,7 @@ def _excuses(world: World) -> list[tuple[int, float, float]]:
     found = [(h.backend, h.began, h.ended + AFTERMATH) for h in world.happened if h.kind in EXCUSES]
     for gateway in world.gateways:
         for line in gateway.log_lines():
-            if line.get("event") == "backend" and line.get("state") == "lost":
+            if line.get("event") == "backend_changed" and line.get("state") == "lost":
                 number = int(line["backend"].removeprefix("b")) - 1
                 for at in world.clock.true_times(datetime.fromisoformat(line["ts"]).timestamp()):
                     found.append((number, at - AFTERMATH, at + AFTERMATH))

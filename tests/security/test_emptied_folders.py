@@ -277,4 +277,4 @@ async def test_a_copy_with_its_originals_time_is_shown(lab: Lab, tmp_path: Path)
         await anna.entry(await anna.prompt(telling(name)))
         query = urlencode({"filename": name, "type": "output"})
         assert (await ask(anna, "GET", f"/view?{query}")).status == status, name
-    assert any("were there before it" in line["event"] for line in gateway.log_lines())
+    assert any(line["event"] == "output_older_than_job" for line in gateway.log_lines())

@@ -217,7 +217,7 @@ async def test_no_more_open_files(lab: Lab) -> None:
     async with connected(gateway.port, 30, b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"):
 
         async def complained() -> bool:
-            return any(line.get("event") == "no connection can be accepted" for line in gateway.log_lines())
+            return any(line.get("event") == "connection_accept_failed" for line in gateway.log_lines())
 
         await until(complained, what="it says so")
         async with lab.http.get(f"{gateway.url}/queue") as answer:

@@ -124,7 +124,7 @@ async def test_a_new_certificate_without_a_restart(lab: Lab, files: Files) -> No
     gateway.signal(signal.SIGHUP)
 
     async def complained() -> bool:
-        return any("the old one stays" in str(line.get("event")) for line in gateway.log_lines())
+        return any(line.get("event") == "certificate_refused" for line in gateway.log_lines())
 
     await until(complained, what="it says what is wrong")
     assert await name_of(gateway, files) == "second"
