@@ -349,6 +349,10 @@ class FileIndex:
         """A tenant's uploads by name. Not to be changed, nor kept over an await."""
         return self._uploads.get(tenant, _NONE)
 
+    def has(self, tenant: str) -> bool:
+        """Return True if a tenant has a file: an upload, or one that a job of it made."""
+        return bool(self._uploads.get(tenant)) or tenant in self._made
+
     def version(self, tenant: str) -> int:
         """A number that grows whenever a tenant's uploads change; 0 for one that never had any."""
         return self._versions.get(tenant, 0)

@@ -146,6 +146,10 @@ class History:
         ended = own.get(prompt_id) if own is not None else None
         return ended.record if ended is not None else None
 
+    def has(self, tenant: str) -> bool:
+        """Return True if a tenant has an ended job."""
+        return bool(self._ended.get(tenant))
+
     def of(self, tenants: Sequence[str] | None) -> Iterator[HistoryRecord]:
         """The ended jobs of some tenants, or of all (None), oldest first within each tenant."""
         for ended in self._of(tenants):

@@ -201,6 +201,10 @@ class Keyring:
         """Return the tenants that users' keys and anonymous networks stand for, as they are now."""
         return self._tenants[Role.USER].keys()
 
+    def has_tenant(self, tenant: str) -> bool:
+        """Return True if a key, or an anonymous network, stands for a tenant. An expired key counts."""
+        return any(tenant in tenants for tenants in self._tenants.values())
+
     def _is_apart(self, tenant: str) -> bool:
         return self._shields or tenant != LOCAL_TENANT
 

@@ -140,6 +140,10 @@ class Policies:
         """What holds for a tenant."""
         return self._named.get(tenant, self.default)
 
+    def names(self, tenant: str) -> bool:
+        """Return True if the configuration names a tenant."""
+        return tenant in self._named
+
     @property
     def all(self) -> Collection[Policy]:
         """Each policy that there is."""

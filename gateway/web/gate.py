@@ -28,7 +28,7 @@ from gateway.web.http_log import HttpLog, name_jobs
 from gateway.web.intake import MAX_UNREAD, Intake
 from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
-from gateway.web.parts import GRANT, IDENTITY, STREAMING, Parts
+from gateway.web.parts import GRANT, IDENTITY, STREAMING, Parts, UnknownTenant
 from gateway.web.request_ids import request_id_of
 from gateway.web.unpacking import TAKEN, BadPacking, UnknownCoding
 
@@ -237,19 +237,26 @@ def _cut(request: web.Request, error: Exception) -> web.Response:
     return web.Response(status=502)
 
 
+async def _answer_or_cut(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+        raise
+    except Exception as error:
+        if request.get(STREAMING):
+            return _cut(request, error)
+        raise
+
+
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler; what it may raise is an answer too. The type says who is to blame."""
     try:
-        try:
-            return await handler(request)
-        except (ConnectionResetError, aiohttp.ClientConnectionResetError):
-            raise
-        except Exception as error:
-            if request.get(STREAMING):
-                return _cut(request, error)
-            raise
+        return await _answer_or_cut(request, handler)
     except web.HTTPRequestEntityTooLarge as error:
         return problem(413, "body_too_large", "The request body is too large", str(error.text))
+    except UnknownTenant as error:
+        details = "it has no key, no job, no file and no history; GET /gateway/keys tells the tenants that have keys"
+        return problem(404, "no_such_tenant", f"There is no tenant '{str(error)[:MAX_PATH]}'", details)
     except UnknownCoding as error:
         return problem(415, "unknown_coding", "The body is compressed in a way that is not taken", str(error), _ACCEPTS)
     except BadPacking as error:

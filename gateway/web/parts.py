@@ -60,6 +60,10 @@ STREAMING = "streaming"
 GRANT = "grant"
 
 
+class UnknownTenant(Exception):
+    """An admin asked for a tenant that nobody knows: the text is its name."""
+
+
 def parts(request: web.Request) -> Parts:
     """The parts of the gateway that serves a request."""
     return request.app[PARTS]
@@ -87,14 +91,32 @@ def whose(request: web.Request) -> Identity:
     """As whom a request reads, or acts on what it names: the caller; an admin who says ``?tenant=``, as that tenant.
 
     Two tenants may have the same prompt_id, and files of the same name: so an admin says whose.
+
+    Raises:
+        UnknownTenant: the tenant has no key, no setting, no job, no file and no history entry, so it is a typo.
     """
     identity = caller(request)
     if not identity.is_admin or "tenant=" not in request.rel_url.raw_query_string:
         return identity
     tenant = request.rel_url.query.get("tenant")
-    return replace(identity, tenant=tenant, role=Role.USER, isolated=True) if tenant else identity
+    if not tenant:
+        return identity
+    if tenant != identity.tenant and not _is_known(parts(request), tenant):
+        raise UnknownTenant(tenant)
+    return replace(identity, tenant=tenant, role=Role.USER, isolated=True)
+
+
+def _is_known(gateway: Parts, tenant: str) -> bool:
+    engine = gateway.engine
+    return (
+        gateway.keyring.has_tenant(tenant)
+        or gateway.policies.names(tenant)
+        or engine.ledger.remaining(tenant) > 0
+        or engine.history.has(tenant)
+        or engine.files.has(tenant)
+    )
 
 
 def tells_whose(request: web.Request) -> bool:
-    """Whether what is shown says whose it is: to an admin, where there is more than one tenant."""
-    return not parts(request).keyring.is_open and whose(request).is_admin
+    """Return True if what is shown says whose it is and where it ran: to an admin, if the gateway has keys."""
+    return not parts(request).keyring.is_open and caller(request).is_admin

@@ -64,9 +64,9 @@ async def get_queue(request: web.Request) -> web.StreamResponse:
     ledger, tenant, tells = engine.ledger, identity.tenant, tells_whose(request)
     is_short = ledger.open_bytes(tenant) <= MAX_AT_ONCE
     if not identity.is_admin:
-        if is_short:
+        if is_short and not tells:
             return json_bytes(ledger.queue_json(tenant))
-        pieces = queue_pieces(ledger.jobs(tenant), ledger.shown_running(tenant))
+        pieces = queue_pieces(ledger.jobs(tenant), ledger.shown_running(tenant), whose=tells)
         return await send_pieces(request, pieces, JSON_HEADERS)
     running, pending = engine.foreign_items()
     if is_short and not (tells or running or pending) and ledger.remaining(tenant) == len(ledger):
@@ -98,7 +98,8 @@ async def post_queue(request: web.Request) -> web.Response:
 
 def _shown(request: web.Request, identity: Identity) -> list[Job]:
     """Return the jobs that a caller sees running."""
-    return parts(request).engine.ledger.shown_running(None if tells_whose(request) else identity.tenant)
+    sees_all = identity.is_admin and tells_whose(request)
+    return parts(request).engine.ledger.shown_running(None if sees_all else identity.tenant)
 
 
 async def post_interrupt(request: web.Request) -> web.Response:

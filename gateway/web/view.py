@@ -22,7 +22,7 @@ from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
 from gateway.web.answers import no_file, problem
 from gateway.web.contents import defuse
-from gateway.web.parts import STREAMING, Parts, caller, parts, readable, whose
+from gateway.web.parts import STREAMING, Parts, UnknownTenant, caller, parts, readable, whose
 from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
@@ -111,7 +111,11 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
     """
     query = request.rel_url.query
     ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
-    found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
+    try:
+        found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
+    except UnknownTenant:
+        # That route may have a parameter of this name, with a meaning of its own.
+        found = None
     if found is not None:
         return found
     return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else no_file()

@@ -1,0 +1,74 @@
+"""What an admin asks about others' jobs on the second day, and how it is answered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.acceptance.test_uploads import ANNA, BOSS, png, upload, with_keys
+from tests.comfy_client import Comfy
+from tests.lab import Lab
+from tests.workflows import slow
+
+LONG: dict[str, Any] = {"steps": 1000, "step_seconds": 0.1}
+
+
+async def test_a_tenant_that_nobody_knows_is_no_success(lab: Lab) -> None:
+    """A typo gets 404 and changes nothing. A tenant is known by a key, a job, a file or the history."""
+    gateway = await with_keys(lab, await lab.simulator())
+    boss = Comfy(lab.http, gateway.url, X_API_Key=BOSS)
+    paths = ("/queue", "/history", "/history/00000000-0000-4000-8000-000000000000", "/api/jobs")
+    for method, path, body in (
+        ("POST", "/queue", {"clear": True}),
+        ("POST", "/interrupt", {}),
+        ("POST", "/history", {"clear": True}),
+        ("POST", "/api/jobs/cancel", {"job_ids": []}),
+        *(("GET", path, None) for path in paths),
+    ):
+        for tenant, wanted in (("bem", 404), ("ben", 200)):
+            url = f"{gateway.url}{path}?tenant={tenant}"
+            async with lab.http.request(method, url, json=body, headers=boss.headers) as answer:
+                said = await answer.text()
+                assert answer.status == wanted, (method, path, said)
+                if wanted == 404:
+                    error = json.loads(said)["error"]
+                    assert (error["type"], error["message"]) == ("no_such_tenant", "There is no tenant 'bem'")
+    # A user's own `tenant` means nothing, as before.
+    anna = Comfy(lab.http, gateway.url, X_API_Key=ANNA)
+    assert await anna.get("/queue", tenant="bem") == {"queue_running": [], "queue_pending": []}
+
+
+async def test_a_tenant_without_a_key_is_known_by_what_is_left(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator())
+    boss = Comfy(lab.http, gateway.url, X_API_Key=BOSS)
+    seen = []
+    for name in ("carol", "dora", "emil", "fred"):
+        _, made = await boss.post("/gateway/keys", {"name": name})
+        comfy = Comfy(lab.http, gateway.url, X_API_Key=made["key"])
+        if name == "carol":
+            await comfy.entry(await comfy.prompt(slow(steps=1)))
+        elif name == "dora":
+            assert (await upload(comfy, png((1, 2, 3)), "pic.png"))[0] == 200
+        elif name == "emil":
+            await comfy.running(await comfy.prompt(slow(**LONG)))
+        async with lab.http.delete(f"{gateway.url}/gateway/keys/{name}", headers=boss.headers) as answer:
+            assert answer.status == 200
+        seen.append((await boss.post(f"/queue?tenant={name}", {"clear": True}))[0])
+    assert seen == [200, 200, 200, 404]
+    assert (await boss.post("/interrupt?tenant=emil", {}))[0] == 200
+
+
+async def test_an_admin_who_asks_for_one_tenant_sees_which_backend_too(lab: Lab) -> None:
+    """As without ``?tenant=``; its users see neither, whoever has asked before."""
+    gateway = await with_keys(lab, await lab.simulator())
+    anna, boss = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BOSS))
+    ended, runs = await anna.prompt(slow(steps=1)), await anna.prompt(slow(**LONG))
+    await anna.entry(ended)
+    await anna.running(runs)
+    paths = ("/queue", "/history", f"/history/{ended}", "/api/jobs", f"/api/jobs/{ended}", f"/api/jobs/{runs}")
+    for comfy, count in ((anna, 0), (boss, 1), (anna, 0)):
+        for path in paths:
+            said = json.dumps(await comfy.get(path, tenant="anna"))
+            wanted = count * (2 if path == "/api/jobs" else 1)
+            assert said.count('"gateway_backend": "b1"') == wanted, (path, said)
+            assert said.count('"gateway_tenant": "anna"') == wanted, (path, said)
