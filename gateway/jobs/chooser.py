@@ -89,9 +89,10 @@ class Chooser:
         found = self.find(tenant, submission, able) if self.may_run_more(tenant) else None
         waiting = self._ledger.waiting
         if found is None and len(waiting) >= most.max_waiting:
-            raise Overloaded(f"{len(waiting)} prompts are waiting already, and no backend has room")
+            raise Overloaded(f"{len(waiting)} prompts are waiting already, and no backend has room", "max_waiting")
         if found is None and waiting.bytes + submission.size > most.max_waiting_bytes:
-            raise Overloaded(f"{waiting.bytes} bytes of prompts are waiting already, and no backend has room")
+            details = f"{waiting.bytes} bytes of prompts are waiting already, and no backend has room"
+            raise Overloaded(details, "max_waiting_bytes")
         return found
 
     def may_run_more(self, tenant: str) -> bool:

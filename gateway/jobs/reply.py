@@ -14,7 +14,11 @@ from gateway.store.protocol import HistoryRecord
 
 
 class Overloaded(Exception):
-    """A prompt can't be accepted now; the text says why."""
+    """A prompt can't be accepted now; the text says why. `limit` is the name of the setting that is reached, if any."""
+
+    def __init__(self, details: str, limit: str | None = None) -> None:
+        super().__init__(details)
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)

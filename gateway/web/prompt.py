@@ -16,7 +16,6 @@ from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
 from gateway.jobs.prompt_bounds import Rejection
 from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.reply import Overloaded, Reply
-from gateway.telemetry import logs
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.answers import json_bytes, problem
 from gateway.web.authentication import key_of
@@ -27,7 +26,6 @@ from gateway.web.limits import told
 from gateway.web.parts import caller, parts
 from gateway.web.request_ids import request_id_of
 
-_log = logs.get("prompts")
 BACKEND_HEADER = "X-Gateway-Backend"
 
 
@@ -81,21 +79,26 @@ async def post_prompt(request: web.Request) -> web.Response:
             name_jobs(request, [submission.prompt_id])
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
-        _count(request, rejection)
+        parts(request).metrics.prompts_refused.labels(rejection.body["error"]["type"]).inc()
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
         return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
     except wire.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
     except web.HTTPRequestEntityTooLarge as error:
         details = f"{error.text}; a prompt may have dispatch.max_prompt_bytes, and any body server.max_body"
-        return problem(413, "body_too_large", "The request body is too large", details, rates())
+        is_prompts = parts(request).settings.dispatch.max_prompt_bytes < request.client_max_size
+        limit = "max_prompt_bytes" if is_prompts else "max_body"
+        return problem(413, "body_too_large", "The request body is too large", details, rates(), limit=limit)
     except NotRead as error:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return problem(503, "prompt_not_read", "The prompt could not be read", str(error), headers)
     except Overloaded as error:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        parts(request).metrics.limited.labels("max_waiting").inc()
-        return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
+        if error.limit is None:
+            return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
+        parts(request).metrics.limited.labels(error.limit).inc()
+        what = "No prompt can be accepted now"
+        return problem(503, "too_many_waiting", what, str(error), headers, limit=error.limit)
     name_jobs(request, [reply.prompt_id])
     return await early.written() or _response(reply, answered(reply))
 
@@ -124,17 +127,6 @@ async def _read(request: web.Request) -> Submission:
             own_name=partial(engine.outputs.own_name, identity.tenant),
             request_id=request_id_of(request),
         )
-
-
-def _count(request: web.Request, rejection: Rejection) -> None:
-    """Count a refusal, and log which class or input an operator may want to look at."""
-    error = rejection.body["error"]
-    parts(request).metrics.prompts_refused.labels(error["type"]).inc()
-    extra = error.get("extra_info") or {}
-    if "pack" in extra:
-        named = {name: extra.get(name) for name in ("class_type", "pack", "input_name")}
-        about = {"request_id": request_id_of(request), "tenant": caller(request).tenant}
-        _log.info("prompt_refused", **about, error=error["type"], **named)
 
 
 async def get_prompt(request: web.Request) -> web.Response:

@@ -28,6 +28,7 @@ from gateway.web.gate import Gate
 from gateway.web.http_log import HttpLog
 from gateway.web.intake import INTAKES, Intake
 from gateway.web.parts import GRANT, PARTS, Parts, caller, parts
+from gateway.web.refused_prompts import refusals_logged
 
 
 async def socket(request: web.Request) -> web.StreamResponse:
@@ -116,7 +117,8 @@ def make_app(gateway: Parts) -> web.Application:
         _add(app, method, path, gate.guard(handler, method, path))
     for method, path, handler in JOBS + COMFYUI:
         for full_path in (path, "/api" + path):
-            _add(app, method, full_path, gate.guard(handler, method, full_path))
+            guarded = gate.guard(handler, method, full_path)
+            _add(app, method, full_path, refusals_logged(guarded) if handler is prompt.post_prompt else guarded)
     app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
     app[passthrough.OWN_METHODS] = passthrough.OwnMethods((method, path) for method, path, _ in OWN)
     for method in _METHODS:
