@@ -188,6 +188,8 @@ def _ask(method: str, target: Target, path: str, body: Any = None) -> Any:
     status, answer = asyncio.run(_send(method, target, f"/gateway/keys{path}", key, body))
     if status >= 300:
         error = answer.get("error") or {}
+        if status == 401 and not key:
+            _exit(f"{error.get('message', 'a key is needed')}: set {_ADMIN_KEY} to an admin's key")
         _exit(": ".join(filter(None, (error.get("message", f"answer {status}"), error.get("details")))))
     return answer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tests.acceptance.test_commands import command
 from tests.acceptance.test_uploads import ANNA, BOSS, png, upload, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
@@ -135,3 +136,10 @@ async def test_a_backends_refusal_has_a_log_line_too(lab: Lab) -> None:
         (413, "max_prompt_bytes"),
         (503, "max_waiting"),
     ]
+
+
+async def test_the_key_commands_ask_for_the_variable(lab: Lab) -> None:
+    gateway = await with_keys(lab, await lab.simulator())
+    code, _, said = await command("keys", "list", "--url", gateway.url, cwd=lab.directory)
+    assert code == 1
+    assert "set COMFYUI_KEY to an admin's key" in said
