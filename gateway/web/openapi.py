@@ -62,6 +62,8 @@ def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
     is_open = access is Access.ANYBODY
     refusals = {} if is_open else _REFUSALS
     responses = {str(status): {"description": text, "content": PROBLEM} for status, text in refusals.items()}
+    if "tenant" in described.parameters:
+        responses["404"] = {"description": "An admin named a tenant that nobody knows", "content": PROBLEM}
     responses |= described.responses
     operation: dict[str, Any] = {
         "summary": described.summary,
