@@ -52,6 +52,10 @@ COPY_HINT = (
     "this journal was copied or moved here, so this gateway has a new identity towards the backends; what ran is found"
     " by asking them. If the gateway that it was copied from still runs, both serve the same open jobs: stop one"
 )
+AFFECTED = (
+    "new prompts and uploads are refused with 503; jobs on the backends run on, and what becomes of them is kept in"
+    " memory until it can be written"
+)
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 MAX_LOG_BYTES = 8 * 1024**2
@@ -103,6 +107,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._writing: sqlite3.Connection | None = None
         self._trouble = ""
+        self._is_told = False
         self._owed = 0
         self._failures = Failures()
 
@@ -206,6 +211,7 @@ class SqliteStore:
 
     def _settle(self, settled: list[_Batch], error: StoreError | None, owed: int, trouble_: str) -> None:
         self._owed, self._trouble = owed, trouble_
+        self._tell(is_written=error is None and not trouble_)
         for batch in settled:
             if batch.done.done():
                 continue
@@ -213,6 +219,16 @@ class SqliteStore:
                 batch.done.set_result(None)
             else:
                 batch.done.set_exception(error)
+
+    def _tell(self, *, is_written: bool) -> None:
+        """Log that the journal can't be written, once, and that it can again."""
+        if self._trouble and not self._is_told:
+            self._is_told = True
+            path = str(self._directory.resolve())
+            _log.error("journal_unwritable", reason=self._trouble, affected=AFFECTED, data_dir=path)
+        elif is_written and self._is_told:
+            self._is_told = False
+            _log.info("journal_writable", data_dir=str(self._directory.resolve()))
 
     def _write_loop(self) -> None:
         """The writer: what it is given is committed, or refused, or owed and tried again. None ends it."""
