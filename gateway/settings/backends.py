@@ -27,6 +27,8 @@ class BackendAuthSettings(Model):
     def _one_of(self) -> BackendAuthSettings:
         if bool(self.user) == bool(self.bearer) or (self.password and not self.user):
             raise ValueError("give either user and password, or bearer")
+        if self.user and "password" not in self.model_fields_set:
+            raise ValueError('user goes with a password, such as password: "${PASSWORD}"; if it is empty, password: ""')
         if ":" in self.user:
             raise ValueError("the user must not hold ':' (RFC 7617)")
         if not (self.bearer.isascii() and self.bearer.isprintable()):

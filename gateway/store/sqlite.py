@@ -60,10 +60,10 @@ MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 MAX_LOG_BYTES = 8 * 1024**2
 
-_OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
+OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
 # Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
 # length of a blob without reading it.
-_HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,
+HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,
 length(entry) + length(summary) + ifnull(length(node_errors), 0)
 FROM history ORDER BY position"""
 _ENTRY = "SELECT entry FROM history WHERE tenant=? AND prompt_id=?"
@@ -365,11 +365,11 @@ class SqliteStore:
 
     async def open_jobs(self) -> list[JobRecord]:
         """All open jobs, oldest first."""
-        return [JobRecord(*row) for row in await self._rows(_OPEN_JOBS)]  # type: ignore[arg-type]
+        return [JobRecord(*row) for row in await self._rows(OPEN_JOBS)]  # type: ignore[arg-type]
 
     async def history(self) -> list[HistoryRecord]:
         """All ended jobs without their entries, in the order in which they ended. Damaged rows are left out."""
-        found = await self._rows(_HISTORY)
+        found = await self._rows(HISTORY)
         rows = [row for row in found if are_columns(row)]
         if len(rows) < len(found):
             _log.error("history_rows_damaged", rows=len(found) - len(rows), hint=trouble.RECOVER)
