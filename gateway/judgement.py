@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway.fleet.renames import lost_names
 from gateway.jobs.records import fault_of_job
 from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loopback, load
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
 from gateway.settings.floors import slips
 from gateway.store import directory, salvage
-from gateway.store.looking import look
+from gateway.store.looking import look, look_at_backends
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import LOCAL_TENANT, Keyring
 from gateway.tenants.policy import Policies
@@ -70,11 +71,13 @@ class Machine:
 def judge_machine(settings: Settings) -> Machine:
     """Judge whether this machine can serve the configuration now. Nothing is made or changed."""
     found: list[str] = []
+    urls = {backend.name: backend.url for backend in settings.backends}
     try:
         if directory.is_taken(settings.data_dir):
-            return Machine(is_running=True)
+            known = look_at_backends(settings.data_dir)
+            return Machine(is_running=True, warnings=lost_names(urls, known))
         looked = look(settings.data_dir, fault_of_job)
-        found += looked.warnings
+        found += [*looked.warnings, *lost_names(urls, looked.known)]
         try_to_bind(settings.server.host, settings.server.port)
         if settings.server.tls.redirect_port is not None:
             try_to_bind(settings.server.host, settings.server.tls.redirect_port)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from gateway.comfy import wire
@@ -26,8 +26,8 @@ class KnownBackends:
     urls: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_known(connection: sqlite3.Connection, tables: set[str]) -> KnownBackends:
-    """Read what a journal knows of backends.
+def read_known(connection: sqlite3.Connection, tables: Collection[str] = ("files", "meta")) -> KnownBackends:
+    """Read what a journal with these tables knows of backends.
 
     Raises:
         sqlite3.Error: it can't be read.
@@ -38,7 +38,7 @@ def read_known(connection: sqlite3.Connection, tables: set[str]) -> KnownBackend
 
 
 def _addresses(text: object) -> dict[str, str]:
-    """Return the URLs by name; none if the row was not written by `written_addresses`."""
+    """Return the URLs by name; none if the row was not written by `written_urls`."""
     try:
         found = wire.loads(str(text).encode())
     except wire.MalformedJson:
@@ -46,7 +46,6 @@ def _addresses(text: object) -> dict[str, str]:
     return {str(name): str(url) for name, url in found.items()} if isinstance(found, dict) else {}
 
 
-def written_addresses(known: KnownBackends, urls: Mapping[str, str]) -> str:
-    """Return what the journal is to hold from now on: the URLs now, and those of other backends that have files."""
-    others = {name: url for name, url in known.urls.items() if name in known.files}
-    return wire.dumps({**others, **urls}).decode()
+def written_urls(urls: Mapping[str, str]) -> str:
+    """Return URLs by name as the journal holds them."""
+    return wire.dumps(dict(urls)).decode()

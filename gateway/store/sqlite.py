@@ -25,6 +25,7 @@ from typing import IO, TypeVar, cast
 
 from gateway.store import trouble
 from gateway.store.directory import take
+from gateway.store.known import KnownBackends, read_known
 from gateway.store.protocol import (
     BackendRecord,
     Change,
@@ -415,6 +416,15 @@ class SqliteStore:
     async def backends(self) -> list[BackendRecord]:
         """What is held against backends."""
         return [BackendRecord(*row) for row in await self._rows("SELECT * FROM backends")]  # type: ignore[arg-type]
+
+    async def known_backends(self) -> KnownBackends:
+        """What is known of backends by name."""
+
+        def read() -> KnownBackends:
+            assert self._connection is not None
+            return read_known(self._connection)
+
+        return await self._read(read, "the journal can't be read")
 
     async def keys(self) -> list[KeyRecord]:
         """All keys that were made over the admin API and not revoked."""

@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from tests.acceptance.test_commands import command
 from tests.acceptance.test_keys_api import audit
 from tests.acceptance.test_uploads import ANNA, BOSS, with_keys
 from tests.comfy_client import Comfy
@@ -228,6 +229,30 @@ async def test_a_file_of_a_backend_that_was_removed(lab: Lab) -> None:
     comfy = Comfy(lab.http, (await lab.gateway(simulators[0])).url)
     async with lab.http.get(f"{comfy.url}/view", params=image) as answer:
         assert (answer.status, (await answer.json())["error"]["type"]) == (404, "owner_removed")
+
+
+async def test_backends_in_another_order_or_with_other_names_are_noticed(lab: Lab) -> None:
+    """At the start, and by `check` before it: files are known by the name of their backend."""
+    first, second = await lab.simulators(2)
+    gateway = await lab.gateway(first, second)
+    comfy = Comfy(lab.http, gateway.url)
+    await asyncio.gather(*[comfy.entry(await comfy.prompt(slow(n, steps=5))) for n in range(4)])
+    config = lab.directory / "gateway.yaml"
+    entries = f"{{url: '{first.url}', name: gpu-1}}, {{url: '{second.url}', name: b2}}"
+    config.write_text(f"{{data_dir: {gateway.data_dir}, backends: [{entries}]}}")
+    for is_running in (True, False):
+        code, _, error = await command("check", "--config", str(config), cwd=lab.directory)
+        assert code == 0
+        assert "give gpu-1, which is where b1 was, its former name" in error, is_running
+        if is_running:
+            await gateway.stop()
+    told = []
+    for backends in ((second, first), (second, first), (first, second)):
+        gateway = await lab.gateway(*backends)
+        told.append([line["message"] for line in gateway.log_lines() if line["event"] == "backend_name_lost"])
+        await gateway.stop()
+    assert [len(messages) for messages in told] == [2, 2, 0]
+    assert told[0][0].startswith(f"backends: b1 is at {second.url}, where b2 was, and ")
 
 
 async def test_what_an_operator_looks_for_has_a_log_line(lab: Lab) -> None:
