@@ -43,6 +43,31 @@ async def test_old_history_goes(lab: Lab) -> None:
     journal.close()
 
 
+async def test_a_smaller_retention_tells_what_it_deletes(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.entry(await comfy.prompt(slow(steps=1)))
+    await gateway.stop()
+    columns = "tenant, {}, backend, upstream_id, number, outcome, digest, node_errors, summary, entry"
+    with contextlib.closing(sqlite3.connect(gateway.data_dir / "gateway.sqlite3")) as journal, journal:
+        rows = "SELECT " + columns.format("prompt_id || '-' || value") + " FROM history, json_each(?)"
+        put = f"INSERT INTO history ({columns.format('prompt_id')}) {rows}"
+        journal.execute(put, (json.dumps(list(range(150))),))
+    gateway = await lab.gateway(simulator, store__retention__max_items=50)
+
+    async def told() -> list[tuple[str, str, int, str]]:
+        lines = [line for line in gateway.log_lines() if line["event"].startswith("history_expir")]
+        found = [(line["event"], line["level"], line["entries"], line["setting"]) for line in lines]
+        return found if len(found) > 1 else []
+
+    setting = "store.retention.max_items"
+    assert await until(told, what="a line") == [
+        ("history_expiring", "warning", 101, setting),
+        ("history_expired", "info", 101, setting),
+    ]
+
+
 async def test_large_prompts_leave_no_large_files(lab: Lab) -> None:
     """Past `history.max_bytes` the oldest go, what comes later takes their room, and the log is cut again."""
     simulator = await lab.simulator()
