@@ -172,6 +172,7 @@ async def test_a_drain_takes_back_what_has_not_started(lab: Lab) -> None:
     await comfy.post("/gateway/backends/b2/resume")
     status, described = await comfy.post("/gateway/backends/b1/drain")
     assert (status, described["drained"]) == (200, True)
+    assert (described["ejected"], described["ejected_for"]) == (False, "")
     assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
@@ -218,17 +219,20 @@ async def test_an_admin_sees_which_backend_has_a_job(lab: Lab) -> None:
 
 
 async def test_a_file_of_a_backend_that_was_removed(lab: Lab) -> None:
-    """It is not there later either: 404 with the reason."""
+    """It is not there later either: 404 with the reason. An admin alone reads which backend it was."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators)
-    comfy = Comfy(lab.http, gateway.url)
-    await comfy.post("/gateway/backends/b1/drain")
-    (image,) = comfy.images(await comfy.entry(await comfy.prompt(slow(steps=1))))
-    await comfy.post("/gateway/backends/b1/resume")
+    gateway = await with_keys(lab, *simulators)
+    anna, boss = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BOSS))
+    await boss.post("/gateway/backends/b1/drain")
+    (image,) = anna.images(await anna.entry(await anna.prompt(slow(steps=1))))
+    await boss.post("/gateway/backends/b1/resume")
     await gateway.stop()
-    comfy = Comfy(lab.http, (await lab.gateway(simulators[0])).url)
-    async with lab.http.get(f"{comfy.url}/view", params=image) as answer:
-        assert (answer.status, (await answer.json())["error"]["type"]) == (404, "owner_removed")
+    gateway = await with_keys(lab, simulators[0])
+    for key, named in ((ANNA, False), (BOSS, True)):
+        async with lab.http.get(f"{gateway.url}/view", params=image, headers={"X-API-Key": key}) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["type"]) == (404, "owner_removed")
+            assert ("b2" in json.dumps(error)) is named, error
 
 
 async def test_backends_in_another_order_or_with_other_names_are_noticed(lab: Lab) -> None:

@@ -82,7 +82,15 @@ WRONG = [
         f"backends[0].url: {URLS}; an IPv6 address needs brackets, as in http://[::1]:8188",
     ),
     (
+        "backends: [{url: 'http://127.0.0.1:84920/x'}]",
+        f"backends[0].url: {URLS}; the port is above 65535",
+    ),
+    (
         "backends: [{url: 'http://gpu0:99999'}]",
+        f"backends[0].url: {URLS}; the port is above 65535",
+    ),
+    (
+        "backends: [{url: 'http://gpu0:0'}]",
         f"backends[0].url: {URLS}; the host or the port can't be",
     ),
     (
@@ -188,6 +196,22 @@ WRONG = [
         "auth: {keys: [{name: my app, key: hunter22hunter22}]}",
         "auth.keys[0].name: must be 1 to 64 letters, digits and . _ - @ + (it stands in logs, metrics "
         "and paths), the first a letter or digit",
+    ),
+    (
+        "auth: {keys: [{name: anna, key: hunter22hunter22}, {name: x, key: a-long-key}, "
+        "{name: ben, key: hunter22hunter22}]}",
+        "auth.keys[0] (anna) and auth.keys[2] (ben) are the same key; give each a key of its own, or take one of them "
+        "out",
+    ),
+    (
+        "auth: {keys: [{name: anna, key: hunter22hunter22, expires: 30d}]}",
+        "auth.keys[0].expires: must be a date such as 2036-12-24; 30d is for the command line alone (keys create "
+        "--expires 30d), because in a file it would begin anew with each start",
+    ),
+    (
+        "log: {file: /var/log/gateway.log}",
+        "log.file: there is no such setting; logs go to standard error: redirect it, as in 2>>gateway.log, or let the "
+        "service manager keep it",
     ),
     (
         "log: {level: WARN}",
