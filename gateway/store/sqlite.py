@@ -42,6 +42,7 @@ from gateway.store.protocol import (
 )
 from gateway.store.soundness import Unsound, are_columns, unpack
 from gateway.store.statements import apply, migrate
+from gateway.store.trouble_log import TroubleLog
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
 
@@ -52,10 +53,6 @@ FILE_NAME = "gateway.sqlite3"
 COPY_HINT = (
     "this journal was copied or moved here, so this gateway has a new identity towards the backends; what ran is found"
     " by asking them. If the gateway that it was copied from still runs, both serve the same open jobs: stop one"
-)
-AFFECTED = (
-    "new prompts and uploads are refused with 503; jobs on the backends run on, and what becomes of them is kept in"
-    " memory until it can be written"
 )
 MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
@@ -108,7 +105,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._writing: sqlite3.Connection | None = None
         self._trouble = ""
-        self._is_told = False
+        self._trouble_log = TroubleLog(directory)
         self._owed = 0
         self._failures = Failures()
 
@@ -162,6 +159,7 @@ class SqliteStore:
             self._queue.put(None)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
             self._thread = None
+        self._trouble_log.close()
         await self._read(self._close, "the journal can't be closed")
         self._reader.shutdown()
 
@@ -212,7 +210,7 @@ class SqliteStore:
 
     def _settle(self, settled: list[_Batch], error: StoreError | None, owed: int, trouble_: str) -> None:
         self._owed, self._trouble = owed, trouble_
-        self._tell(is_written=error is None and not trouble_)
+        self._trouble_log.note(trouble_, is_written=error is None)
         for batch in settled:
             if batch.done.done():
                 continue
@@ -220,16 +218,6 @@ class SqliteStore:
                 batch.done.set_result(None)
             else:
                 batch.done.set_exception(error)
-
-    def _tell(self, *, is_written: bool) -> None:
-        """Log that the journal can't be written, once, and that it can again."""
-        if self._trouble and not self._is_told:
-            self._is_told = True
-            path = str(self._directory.resolve())
-            _log.error("journal_unwritable", reason=self._trouble, affected=AFFECTED, data_dir=path)
-        elif is_written and self._is_told:
-            self._is_told = False
-            _log.info("journal_writable", data_dir=str(self._directory.resolve()))
 
     def _write_loop(self) -> None:
         """The writer: what it is given is committed, or refused, or owed and tried again. None ends it."""
