@@ -7,11 +7,14 @@ from contextlib import AsyncExitStack
 
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.pack_watch import PackWatch
+from gateway.fleet.renames import lost_names, urls_to_note
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
+from gateway.store.known import written_urls
 from gateway.store.local_bus import LocalBus
+from gateway.store.protocol import BackendUrls
 from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
@@ -76,6 +79,7 @@ class Gateway:
         metrics.journal_owed.set_function(lambda: store.owed)
         metrics.journal_bytes.set_function(store.size)
         metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
+        await self._tell_lost_names(store)
         client_id = await store.identity()
         bus = LocalBus()
         fleet = Fleet(settings, metrics, client_id, store)
@@ -141,6 +145,15 @@ class Gateway:
         await fleet.settled({job.backend for job in engine.ledger.jobs() if job.backend is not None})
         self._started.set()
         self._ready = True
+
+    async def _tell_lost_names(self, store: SqliteStore) -> None:
+        """Warn of files that can't be found because of a backend's name, and note where each backend is now."""
+        known, urls = await store.known_backends(), {each.name: each.url for each in self.settings.backends}
+        for message in lost_names(urls, known):
+            _log.warning("backend_name_lost", message=message)
+        noted = urls_to_note(urls, known)
+        if noted != known.urls:
+            store.write([BackendUrls(written_urls(noted))])
 
     def _open_spool(self, stack: AsyncExitStack, metrics: Metrics) -> Spool:
         settings = self.settings

@@ -24,7 +24,7 @@ from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
 from gateway.fleet.packs import line_to_paste, packs_of, untrusted
-from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, hints, load_or_exit, machine_refusal, warnings
+from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, Machine, hints, judge_machine, load_or_exit, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
 from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies
@@ -84,19 +84,19 @@ def check(
 
 def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoReturn:
     settings = load_or_exit(config, {"backends": backends_of(backends)} if backends else None)
-    for warning in hints(settings) + warnings(settings):
-        click.echo(f"warning: {warning}", err=True)
     # With --backend somebody wants to know of a ComfyUI, not whether a gateway could start here.
-    refusal, is_running = ("", False) if backends else machine_refusal(settings)
-    if refusal:
-        click.echo(f"comfyui-gateway: {refusal}", err=True)
+    machine = Machine() if backends else judge_machine(settings)
+    for warning in hints(settings) + warnings(settings) + machine.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if machine.refusal:
+        click.echo(f"comfyui-gateway: {machine.refusal}", err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
-    if is_running:
+    if machine.is_running:
         click.echo(f"A gateway is running on {settings.data_dir.resolve()}; its address was not tried.")
     if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
         _print_trust(settings, rows)
-    sys.exit(EXIT_UNUSABLE if refusal or any(row.reachable != "yes" for row in rows) else 0)
+    sys.exit(EXIT_UNUSABLE if machine.refusal or any(row.reachable != "yes" for row in rows) else 0)
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:

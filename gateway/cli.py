@@ -19,6 +19,7 @@ from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, OPEN, load_or_exit, war
 from gateway.keys import keys
 from gateway.settings import ADMIN_KEYS, Settings, admin_keys_of, backends_of, keys_of
 from gateway.simulator.command import simulate
+from gateway.standard_streams import open_missing, say
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.garbage import set_thresholds
@@ -31,6 +32,7 @@ _log = logs.get("gateway")
 @click.version_option(package_name="comfyui-gateway")
 def main() -> None:
     """One ComfyUI endpoint over a fleet of ComfyUI backends."""
+    open_missing()
 
 
 @main.command()
@@ -137,7 +139,10 @@ async def _serve(settings: Settings) -> int:
     # Log collectors read lines of JSON; a person reads the line below.
     _log.info("gateway_ready", url=gateway.url, backends={each.name: each.url for each in settings.backends})
     names = ", ".join(f"{backend.name} {backend.url}" for backend in settings.backends)
-    click.echo(f"comfyui-gateway ready on {gateway.url} with {len(settings.backends)} backends: {names}")
+    count = len(settings.backends)
+    noun = "backend" if count == 1 else "backends"
+    if unwritten := say(f"comfyui-gateway ready on {gateway.url} with {count} {noun}: {names}"):
+        _log.warning("ready_line_unwritten", error=unwritten, hint="standard output takes nothing; the gateway serves")
     await stop.wait()
     _log.info("gateway_stopping", drain_timeout=settings.server.drain_timeout)
     await gateway.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,10 +15,13 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway.fleet.renames import lost_names
+from gateway.jobs.records import fault_of_job
 from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loopback, load
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
+from gateway.settings.floors import slips
 from gateway.store import directory, salvage
-from gateway.store.looking import look
+from gateway.store.looking import look, look_at_backends
 from gateway.store.protocol import StoreError
 from gateway.tenants.keys import LOCAL_TENANT, Keyring
 from gateway.tenants.policy import Policies
@@ -51,26 +56,45 @@ def exit_with(message: str, code: int = EXIT_USAGE) -> NoReturn:
     sys.exit(code)
 
 
-def machine_refusal(settings: Settings) -> tuple[str, bool]:
-    """Return why this machine can't serve the configuration now, and whether a gateway runs on its data directory.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The judgement of this machine and its data directory: the refusal (or an empty text), and what is doubtful.
 
-    If one does, the address is taken by it and is not tried. Nothing is made or changed.
+    If a gateway runs on the data directory, the address is taken by it and was not tried.
     """
+
+    refusal: str = ""
+    is_running: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def judge_machine(settings: Settings) -> Machine:
+    """Judge whether this machine can serve the configuration now. Nothing is made or changed."""
+    found: list[str] = []
+    urls = {backend.name: backend.url for backend in settings.backends}
     try:
         if directory.is_taken(settings.data_dir):
-            return "", True
-        look(settings.data_dir)
+            known = look_at_backends(settings.data_dir)
+            return Machine(is_running=True, warnings=lost_names(urls, known))
+        looked = look(settings.data_dir, fault_of_job)
+        found += [*looked.warnings, *lost_names(urls, looked.known)]
         try_to_bind(settings.server.host, settings.server.port)
         if settings.server.tls.redirect_port is not None:
             try_to_bind(settings.server.host, settings.server.tls.redirect_port)
     except (StoreError, CannotListen) as error:
-        return str(error), False
-    return "", False
+        return Machine(str(error), warnings=found)
+    return Machine(warnings=found)
 
 
 def warnings(settings: Settings) -> list[str]:
     """Return a sentence for each thing that is allowed and dangerous, or most likely a mistake."""
-    found = [*_open_doors(settings), *_same_comfyuis(settings)]
+    found = [
+        *_open_doors(settings),
+        *_same_comfyuis(settings),
+        *expired_keys(settings, time.time()),
+        *slips(settings),
+        *directory.space_warnings(settings.data_dir),
+    ]
     if (lacking := without_backends(settings)) is not None:
         found.append(lacking)
     more = len(found) - MAX_WARNINGS
@@ -121,6 +145,14 @@ def _same_comfyuis(settings: Settings) -> Iterator[str]:
                 f"backends[{other}].url: {settings.backends[other].url} and {settings.backends[first].url} are most "
                 "likely the same ComfyUI, which would hear events for one of the two alone; keep one"
             )
+
+
+def expired_keys(settings: Settings, now: float) -> Iterator[str]:
+    """Yield a sentence for each key that lets nobody in any more. `now` is in seconds since 1970."""
+    for place, key in enumerate(settings.auth.keys):
+        if key.expires is not None and key.expires.timestamp() <= now:
+            when = f"{key.expires:%Y-%m-%d %H:%M} {key.expires:%Z}"
+            yield f"auth.keys[{place}].expires: {key.name} expired at {when}, so it lets nobody in; give a later date"
 
 
 def unknown_tenants(settings: Settings) -> list[str]:

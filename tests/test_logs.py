@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,10 @@ def test_a_log_on_a_full_disk_ends_nothing() -> None:
                 [sys.executable, "-c", PROGRAM.format(style=style)], stdout=subprocess.PIPE, stderr=full, text=True
             )
         assert done.stdout == "alive\n"
+
+
+def test_lines_for_people_have_a_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOCALS.format(style="console")], capture_output=True, text=True, check=True
+    )
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", done.stderr), done.stderr

@@ -70,6 +70,13 @@ class History:
         self._kept: Counter[str] = Counter()
         self._kept_in_all = 0
         self._large = asyncio.Semaphore(READS_AT_ONCE)
+        # Entries that were dropped, by the setting that was the reason; emptied by `take_dropped`.
+        self._dropped: Counter[str] = Counter()
+
+    def take_dropped(self) -> Counter[str]:
+        """Return how many entries were dropped since the last call, by the setting that was the reason."""
+        dropped, self._dropped = self._dropped, Counter()
+        return dropped
 
     def kept_bytes(self, tenant: str | None = None) -> int:
         """Return the bytes that a tenant's entries take in the journal, or those of all (None)."""
@@ -96,7 +103,7 @@ class History:
         dropped: list[HistoryRemoval] = []
         # A few at a time: one commit must not be long because the number kept was made smaller.
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
-            dropped.append(self._drop_oldest(ended.tenant))
+            dropped.append(self._drop_oldest(ended.tenant, "history.max_items"))
         # The one that has just come stays, however large it is.
         dropped += self._drop_past_bytes([ended.tenant], MAX_DROPPED - len(dropped), newest=ended.tenant)
         return dropped
@@ -112,17 +119,17 @@ class History:
         dropped: list[HistoryRemoval] = []
         for tenant in tenants:
             while self._kept[tenant] > self._max_bytes and len(self._ended[tenant]) > 1 and len(dropped) < most:
-                dropped.append(self._drop_oldest(tenant))
+                dropped.append(self._drop_oldest(tenant, "history.max_bytes"))
         while self._kept_in_all > self._max_total_bytes and len(dropped) < most:
             largest, _ = self._kept.most_common(1)[0]
             if largest == newest and len(self._ended[largest]) == 1:
                 break
-            dropped.append(self._drop_oldest(largest))
+            dropped.append(self._drop_oldest(largest, "store.retention.max_bytes"))
         return dropped
 
-    def _drop_oldest(self, tenant: str) -> HistoryRemoval:
+    def _drop_oldest(self, tenant: str, setting: str) -> HistoryRemoval:
         prompt_id = next(iter(self._ended[tenant]))
-        self.remove(tenant, prompt_id)
+        self.expire(tenant, prompt_id, setting)
         return HistoryRemoval(tenant, prompt_id)
 
     def _count(self, ended: HistoryRecord, sign: int = 1) -> None:
@@ -130,6 +137,10 @@ class History:
         self._kept_in_all += sign * ended.kept.bytes
         if not self._kept[ended.tenant]:
             del self._kept[ended.tenant]
+
+    def expire(self, tenant: str, prompt_id: str, setting: str) -> None:
+        """Forget one because of a setting."""
+        self._dropped[setting] += self.remove(tenant, prompt_id) is not None
 
     def remove(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
         """Forget one; None if the tenant has none of that id."""

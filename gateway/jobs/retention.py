@@ -20,6 +20,9 @@ _log = logs.get("retention")
 SWEEP_SECONDS = 600.0
 # Their pages have to be read to be freed: more of them would hold up the prompts that share the commit.
 BATCH = 100
+# So many at once are more than time and use bring about: a limit was made smaller, and a line says so before they go.
+LARGE = 100
+_BY_COUNT, _BY_AGE = "store.retention.max_items", "store.retention.max_age"
 # A process believes the wall clock once nobody has set it for so long.
 HOLD_SECONDS = 3600.0
 SET_BY_MS = 60_000
@@ -60,6 +63,14 @@ class Retention:
             await self.turn(self._clocks())
         except StoreError as error:
             _log.error("history_sweep_failed", error=str(error))
+        finally:
+            self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        """Log how many entries have left the history since the last sweep, by the setting that was the reason."""
+        for setting, count in self._history.take_dropped().items():
+            if count:
+                _log.info("history_expired", entries=count, setting=setting)
 
     def _clocks(self) -> ClockReading:
         # It counts while the machine sleeps, too.
@@ -83,9 +94,13 @@ class Retention:
         Raises:
             StoreError: the journal can't be read or written.
         """
-        while (excess := len(self._history) - self._settings.max_items) > 0:
-            if not await self._drop(await self._store.oldest_history(min(excess, BATCH))):
+        excess = len(self._history) - self._settings.max_items
+        if excess >= LARGE:
+            _log.warning("history_expiring", entries=excess, setting=_BY_COUNT, limit=self._settings.max_items)
+        while excess > 0:
+            if not await self._drop(await self._store.oldest_history(min(excess, BATCH)), _BY_COUNT):
                 break
+            excess = len(self._history) - self._settings.max_items
         while dropped := self._history.drop_past_bytes(BATCH):
             await self._store.write(dropped)
         if not by_age:
@@ -93,12 +108,12 @@ class Retention:
             return
         await self._store.write([now])
         oldest = now.time - int(self._settings.max_age * 1000)
-        while await self._drop(await self._store.oldest_history(BATCH, oldest)):
+        while await self._drop(await self._store.oldest_history(BATCH, oldest), _BY_AGE):
             pass
         await self._store.write([TimeMark(now.time)])
 
-    async def _drop(self, keys: list[tuple[str, str]]) -> bool:
+    async def _drop(self, keys: list[tuple[str, str]], setting: str) -> bool:
         for tenant, prompt_id in keys:
-            self._history.remove(tenant, prompt_id)
+            self._history.expire(tenant, prompt_id, setting)
         await self._store.write([HistoryRemoval(tenant, prompt_id) for tenant, prompt_id in keys])
         return bool(keys)

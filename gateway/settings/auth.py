@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gateway.settings.base import YEAR, Count, Model, Name, Period, Seconds, checked_name
-from gateway.settings.units import TIMES
+from gateway.settings.units import TIMES, seconds_of
 
 MIN_KEY = 8
 # Keys that stand in examples and guides, ours among them: who tries to get in tries these first.
@@ -43,6 +43,11 @@ class KeySettings(Model):
     @classmethod
     def _whole_day(cls, expires: Any) -> Any:
         """YAML reads ``2026-12-24`` as a date: the key holds until that day begins."""
+        if isinstance(expires, str) and seconds_of(expires) != expires:
+            raise ValueError(
+                "must be a date such as 2036-12-24; 30d is for the command line alone (keys create --expires 30d), "
+                "because in a file it would begin anew with each start"
+            )
         is_day = isinstance(expires, date) and not isinstance(expires, datetime)
         return datetime.combine(expires, time(), UTC) if is_day else expires
 

@@ -13,6 +13,7 @@ from gateway.settings.base import Count, Label, Model, Name, Seconds
 from gateway.settings.tls import BackendTlsSettings
 
 _OTHER_SCHEMES = frozenset({"ftp", "ws", "wss", "tcp", "unix", "HTTP", "HTTPS"})
+MAX_PORT = 65_535
 _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
 
 
@@ -27,6 +28,8 @@ class BackendAuthSettings(Model):
     def _one_of(self) -> BackendAuthSettings:
         if bool(self.user) == bool(self.bearer) or (self.password and not self.user):
             raise ValueError("give either user and password, or bearer")
+        if self.user and "password" not in self.model_fields_set:
+            raise ValueError('user goes with a password, such as password: "${PASSWORD}"; if it is empty, password: ""')
         if ":" in self.user:
             raise ValueError("the user must not hold ':' (RFC 7617)")
         if not (self.bearer.isascii() and self.bearer.isprintable()):
@@ -119,6 +122,9 @@ def _url_problem(url: str) -> str:
     host = rest.partition("/")[0]
     if host.count(":") > 1 and not host.startswith("["):
         return "an IPv6 address needs brackets, as in http://[::1]:8188"
+    port = re.search(r":(\d{1,9})$", host)
+    if port is not None and int(port[1]) > MAX_PORT:
+        return f"the port is above {MAX_PORT}"
     try:
         host_and_port(url)
     except ValueError:

@@ -64,6 +64,9 @@ _EXAMPLES = {
     "dispatch.deadline": "1h",
     "store.retention": "{max_age: 30d}",
 }
+# Settings that other programs have, and what to do instead.
+_LOG_FILE = "logs go to standard error: redirect it, as in 2>>gateway.log, or let the service manager keep it"
+_NO_SETTINGS = dict.fromkeys(("log.file", "log.filename", "log.path", "log.output", "log_file", "logfile"), _LOG_FILE)
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("model_type", "dict_type", "mapping_type", "model_attributes_type")
 
@@ -273,6 +276,8 @@ def _nearest(value: Any, setting: Setting | None) -> str:
 
 def _instead(where: Location) -> str:
     """Return the nearest setting, or all that the section has."""
+    if (known := _NO_SETTINGS.get(written(where).lower())) is not None:
+        return known
     name, section = str(where[-1]), setting_at(where[:-1])
     names = list(section.model.model_fields) if section is not None and section.model is not None else []
     near = difflib.get_close_matches(name.lower(), names, 1)

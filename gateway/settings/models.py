@@ -99,9 +99,12 @@ class Settings(Model):
         twice = sorted({name for name in names if names.count(name) > 1}) if len(names) != len(set(names)) else []
         if twice:
             raise ValueError(f"auth.keys: each key needs a name of its own; given twice: {', '.join(twice)}")
-        digests = [key.digest for key in self.auth.keys]
-        if len(digests) != len(set(digests)):
-            raise ValueError("auth.keys: the same key is given twice")
+        places: dict[str, int] = {}
+        for place, key in enumerate(self.auth.keys):
+            first = places.setdefault(key.digest, place)
+            if first != place:
+                entries = f"auth.keys[{first}] ({names[first]}) and auth.keys[{place}] ({key.name})"
+                raise ValueError(f"{entries} are the same key; give each a key of its own, or take one of them out")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,11 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway.settings.base import Model
 from gateway.settings.units import TIMES
+
+_CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED )?CERTIFICATE-----")
+_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
+# Bytes of a file in which these are looked for.
+_MAX_PEM = 1024**2
 
 
 class ServerTlsSettings(Model):
@@ -79,6 +85,12 @@ class BackendTlsSettings(Model):
         return context
 
 
+def _holds(path: Path, what: re.Pattern[bytes]) -> bool:
+    """Return True if a file in PEM form holds a certificate, or a key (RFC 7468)."""
+    with path.open("rb") as file:
+        return what.search(file.read(_MAX_PEM)) is not None
+
+
 def readable(path: Path) -> Path:
     """The path of a file that can be read.
 
@@ -113,6 +125,8 @@ def load_chain(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
             raise ValueError(f"key: {key} is encrypted; give a key without a passphrase") from error
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ValueError(f"key: {key} is not the key of {certificate}") from error
+        if _holds(certificate, _KEY) and not _holds(certificate, _CERTIFICATE) and _holds(key, _CERTIFICATE):
+            raise ValueError(f"certificate: {certificate} holds a key, and {key} a certificate: swap them") from error
         raise ValueError(f"{certificate} and {key} are not a certificate and its key in PEM form") from error
     except OSError as error:
         raise ValueError(f"{certificate} or {key} can't be read: {error.strerror}") from error

@@ -17,6 +17,10 @@ _log = logs.get("store")
 LOCK_NAME = "gateway.lock"
 # Rights to the data directory that are nobody's but its owner's.
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+# Bytes that large results which wait on disk leave free, because the journal may be on the same one.
+KEPT_FREE = 256 * 2**20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_WITHOUT_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
 
 
 def take(directory: Path) -> IO[str]:
@@ -30,13 +34,13 @@ def take(directory: Path) -> IO[str]:
         _close_to_others(directory)
         lock = (directory / LOCK_NAME).open("w")
     except OSError as error:
-        raise StoreError(f"{named(directory)} can't be used as data directory: {error.strerror}") from error
+        raise _unusable(directory, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         if not isinstance(error, BlockingIOError):
-            raise StoreError(f"{named(directory)} can't be used as data directory: {error.strerror}") from error
+            raise _unusable(directory, error) from error
         raise StoreError(
             f"{named(directory)} is in use by another gateway; give each gateway a data directory of its own"
         ) from error
@@ -44,15 +48,14 @@ def take(directory: Path) -> IO[str]:
 
 
 def is_taken(directory: Path) -> bool:
-    """Return True if a gateway has the directory now. Nothing is made or changed.
+    """Return True if a gateway has the directory now. Nothing is there afterwards that was not there before.
 
     Raises:
         StoreError: `take` would refuse it.
     """
     try:
         if not directory.exists():
-            parent = next(parent for parent in directory.absolute().parents if parent.exists())
-            _refuse_unwritable(parent)
+            _refuse_unwritable(_nearest(directory))
             return False
         if not directory.is_dir():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -70,7 +73,44 @@ def is_taken(directory: Path) -> bool:
                 return True
             return False
     except OSError as error:
-        raise StoreError(f"{named(directory)} can't be used as data directory: {error.strerror}") from error
+        raise _unusable(directory, error) from error
+
+
+def space_warnings(directory: Path) -> list[str]:
+    """Return a warning if the disk of a data directory, made or not, has no or nearly no room."""
+    try:
+        disk = os.statvfs(_nearest(directory / LOCK_NAME))
+    except OSError:
+        # Whoever wants to use the directory is told why not.
+        return []
+    where, free = f"data_dir: the disk of {directory.resolve()}", disk.f_bavail * disk.f_frsize
+    if free < KEPT_FREE:
+        return [
+            f"{where} has {free / 2**20:.1f} MiB free, less than the {KEPT_FREE // 2**20} MiB that the gateway leaves "
+            "free; while it is full, new prompts and uploads are refused: free some space"
+        ]
+    if disk.f_files and not disk.f_favail:
+        return [f"{where} takes no more files (it has no free inodes), so uploads are refused; delete some files there"]
+    return []
+
+
+def _nearest(directory: Path) -> Path:
+    """Return the nearest folder or file above a path that is there."""
+    return next(parent for parent in directory.absolute().parents if os.path.exists(parent))
+
+
+def _unusable(directory: Path, error: OSError) -> StoreError:
+    """Return the error for a data directory that can't be used, in a sentence that says what to do."""
+    reason, place = str(error.strerror), directory.absolute()
+    for path in (place, *place.parents):
+        if os.path.exists(path):
+            if not os.path.isdir(path):
+                what = "it is a file" if path == place else f"{path} is a file"
+                reason = f"{what}; give the path of a folder of the gateway's own"
+            elif error.errno == errno.ENOENT:
+                reason = f"no folder can be made in {path} ({reason}); give another path"
+            break
+    return StoreError(f"{named(directory)} can't be used as data directory: {reason}")
 
 
 def _refuse_unwritable(directory: Path) -> None:
@@ -79,6 +119,19 @@ def _refuse_unwritable(directory: Path) -> None:
     effective = os.access in os.supports_effective_ids
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    try:
+        # A file without a name, which leaves no trace.
+        os.close(os.open(directory, getattr(os, "O_TMPFILE", 0) | os.O_RDWR, 0o600))
+    except OSError as error:
+        if error.errno in _FULL:
+            # A gateway may start there, and says so; `space_warnings` does, too.
+            return
+        if error.errno not in _WITHOUT_NAMELESS_FILES:
+            raise
+        # Where there are no files without a name, only a folder can tell: in /proc, nothing else says no.
+        probe = directory / f".comfyui-gateway-check-{os.getpid()}"
+        probe.mkdir(mode=0o700)
+        probe.rmdir()
 
 
 def _open_to_others(directory: Path, mode: int, reason: str | None) -> StoreError:

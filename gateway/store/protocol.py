@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gateway.store.known import KnownBackends
+
 
 class StoreError(Exception):
     """The journal can't be read or written; the text says what is wrong and what to do."""
@@ -192,6 +194,13 @@ class BackendRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendUrls:
+    """Where the backends are now, as `known.py` writes it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClockReading:
     """What the clocks say: `time` (milliseconds since 1970), and `uptime` since the machine's `boot`.
 
@@ -272,6 +281,7 @@ Change = (
     | UploadRemoval
     | PlacementRecord
     | BackendRecord
+    | BackendUrls
     | ClockReading
     | TimeMark
     | KeyRecord
@@ -353,6 +363,9 @@ class Store(Protocol):
 
     async def backends(self) -> list[BackendRecord]:
         """What is held against backends."""
+
+    async def known_backends(self) -> KnownBackends:
+        """What is known of backends by name, of those that are configured no more, too."""
 
     async def keys(self) -> list[KeyRecord]:
         """All keys that were made over the admin API and not revoked."""

@@ -13,10 +13,11 @@ from pathlib import Path
 from gateway.store import trouble
 from gateway.store.directory import take
 from gateway.store.folders import replace
+from gateway.store.looking import open_unchanged
 from gateway.store.protocol import StoreDamaged, StoreError
 from gateway.store.soundness import JudgeJob, fault, judge_json
 from gateway.store.sqlite import FILE_NAME, HAD_KEYS
-from gateway.store.statements import migrate
+from gateway.store.statements import migrate, refuse_newer
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
 _WITH_ROWID = ("jobs", "history", "marks")
@@ -58,7 +59,7 @@ def examine(directory: Path, judge_job: JudgeJob = judge_json) -> list[str]:
         judge_job: judges open jobs.
 
     Raises:
-        StoreError: there is none, or it can't be read at all.
+        StoreError: there is none, a newer gateway wrote it, or it can't be read at all.
     """
     problems: list[str] = []
     with closing(_open(directory)) as connection:
@@ -66,6 +67,8 @@ def examine(directory: Path, judge_job: JudgeJob = judge_json) -> list[str]:
             there = {str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         except sqlite3.Error as error:
             raise _unreadable(directory, error) from error
+        # Before anything else is said: what a newer gateway wrote may not be what this one takes it for.
+        _refuse_newer(directory, connection)
         if "history" not in there:
             return ["it is no journal of this gateway"]
         try:
@@ -105,7 +108,8 @@ def recover(directory: Path, judge_job: JudgeJob = judge_json) -> tuple[list[Sav
         judge_job: judges open jobs.
 
     Raises:
-        StoreError: a gateway is using it, there is none, nothing in it can be read, or the disk takes nothing.
+        StoreError: a gateway is using it, there is none, a newer gateway wrote it, nothing in it can be read, or the
+            disk takes nothing.
     """
     lock = take(directory)
     try:
@@ -114,6 +118,7 @@ def recover(directory: Path, judge_job: JudgeJob = judge_json) -> tuple[list[Sav
                 columns = {table: _columns(source, table) for table in TABLES}
             except sqlite3.Error as error:
                 raise _unreadable(directory, error) from error
+            _refuse_newer(directory, source)
             if not columns["history"]:
                 raise StoreDamaged(f"{directory / FILE_NAME}: there are no tables of a journal in it")
             fresh = directory / f"{FILE_NAME}.recovered"
@@ -132,10 +137,17 @@ def _open(directory: Path) -> sqlite3.Connection:
     path = directory / FILE_NAME
     if not path.is_file():
         raise StoreError(f"there is no journal in {directory}")
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    connection = open_unchanged(path)
     # Nothing is written; but so SQLite reads what is left of a file that was cut (btree.c, lockBtree).
     connection.execute("PRAGMA writable_schema=ON")
     return connection
+
+
+def _refuse_newer(directory: Path, connection: sqlite3.Connection) -> None:
+    try:
+        refuse_newer(connection)
+    except sqlite3.Error as error:
+        raise _unreadable(directory, error) from error
 
 
 def _unreadable(directory: Path, error: sqlite3.Error) -> StoreError:

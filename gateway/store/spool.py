@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from gateway.store.directory import KEPT_FREE
 from gateway.telemetry import logs
 
 _log = logs.get("spool")
@@ -28,8 +29,6 @@ PIECE = 256 * 1024
 MOST_IN_MEMORY = 128 * 2**20
 # A reader that keeps up has taken a part by then, and nothing is written.
 PAUSE_SECONDS = 0.05
-# Bytes that the disk must have left: the journal may be on the same one.
-KEPT_FREE = 256 * 2**20
 THREADS = 2
 
 

@@ -25,6 +25,7 @@ from typing import IO, TypeVar, cast
 
 from gateway.store import trouble
 from gateway.store.directory import take
+from gateway.store.known import KnownBackends, read_known
 from gateway.store.protocol import (
     BackendRecord,
     Change,
@@ -41,6 +42,7 @@ from gateway.store.protocol import (
 )
 from gateway.store.soundness import Unsound, are_columns, unpack
 from gateway.store.statements import apply, migrate
+from gateway.store.trouble_log import TroubleLog
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
 
@@ -56,10 +58,10 @@ MAX_GATHERED = 100_000
 RETRY_SECONDS = 0.5
 MAX_LOG_BYTES = 8 * 1024**2
 
-_OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
+OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
 # Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
 # length of a blob without reading it.
-_HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,
+HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,
 length(entry) + length(summary) + ifnull(length(node_errors), 0)
 FROM history ORDER BY position"""
 _ENTRY = "SELECT entry FROM history WHERE tenant=? AND prompt_id=?"
@@ -103,6 +105,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._writing: sqlite3.Connection | None = None
         self._trouble = ""
+        self._trouble_log = TroubleLog(directory)
         self._owed = 0
         self._failures = Failures()
 
@@ -156,6 +159,7 @@ class SqliteStore:
             self._queue.put(None)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
             self._thread = None
+        self._trouble_log.close()
         await self._read(self._close, "the journal can't be closed")
         self._reader.shutdown()
 
@@ -206,6 +210,7 @@ class SqliteStore:
 
     def _settle(self, settled: list[_Batch], error: StoreError | None, owed: int, trouble_: str) -> None:
         self._owed, self._trouble = owed, trouble_
+        self._trouble_log.note(trouble_, is_written=error is None)
         for batch in settled:
             if batch.done.done():
                 continue
@@ -349,11 +354,11 @@ class SqliteStore:
 
     async def open_jobs(self) -> list[JobRecord]:
         """All open jobs, oldest first."""
-        return [JobRecord(*row) for row in await self._rows(_OPEN_JOBS)]  # type: ignore[arg-type]
+        return [JobRecord(*row) for row in await self._rows(OPEN_JOBS)]  # type: ignore[arg-type]
 
     async def history(self) -> list[HistoryRecord]:
         """All ended jobs without their entries, in the order in which they ended. Damaged rows are left out."""
-        found = await self._rows(_HISTORY)
+        found = await self._rows(HISTORY)
         rows = [row for row in found if are_columns(row)]
         if len(rows) < len(found):
             _log.error("history_rows_damaged", rows=len(found) - len(rows), hint=trouble.RECOVER)
@@ -399,6 +404,15 @@ class SqliteStore:
     async def backends(self) -> list[BackendRecord]:
         """What is held against backends."""
         return [BackendRecord(*row) for row in await self._rows("SELECT * FROM backends")]  # type: ignore[arg-type]
+
+    async def known_backends(self) -> KnownBackends:
+        """What is known of backends by name."""
+
+        def read() -> KnownBackends:
+            assert self._connection is not None
+            return read_known(self._connection)
+
+        return await self._read(read, "the journal can't be read")
 
     async def keys(self) -> list[KeyRecord]:
         """All keys that were made over the admin API and not revoked."""

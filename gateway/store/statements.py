@@ -8,8 +8,10 @@ from dataclasses import fields
 from importlib import resources
 from operator import attrgetter
 
+from gateway.store.known import PUT_ADDRESSES
 from gateway.store.protocol import (
     BackendRecord,
+    BackendUrls,
     Change,
     ClockReading,
     FileRecord,
@@ -114,13 +116,21 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_PUT_PLACEMENT, _placement(change))
         case BackendRecord():
             connection.execute(_PUT_BACKEND, _backend(change))
+        case BackendUrls() | ClockReading() | TimeMark():
+            _apply_note(connection, change)
+        case _:
+            _apply_access(connection, change)
+
+
+def _apply_note(connection: sqlite3.Connection, change: BackendUrls | ClockReading | TimeMark) -> None:
+    match change:
+        case BackendUrls(text):
+            connection.execute(PUT_ADDRESSES, (text,))
         case ClockReading():
             _read_clock(connection, change)
         case TimeMark(time):
             connection.execute(_DROP_MARKS)
             connection.execute(_PUT_MARK, (time,))
-        case _:
-            _apply_access(connection, change)
 
 
 def _apply_access(

@@ -30,6 +30,11 @@ def is_damage(failure: BaseException) -> bool:
     return _code(failure) in _DAMAGED
 
 
+def is_interrupted(failure: BaseException) -> bool:
+    """Whether a look was ended by its own bound."""
+    return _code(failure) == sqlite3.SQLITE_INTERRUPT
+
+
 def sentence(what: str, failure: BaseException) -> str:
     """`what` went wrong, why, and what to do."""
     code = _code(failure)

@@ -37,7 +37,7 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
     else:
         processors = [
             *shared,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
             # Not the one that structlog takes where rich is installed: that one shows local variables, and so keys.
             structlog.dev.ConsoleRenderer(colors=lines.isatty(), exception_formatter=structlog.dev.plain_traceback),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 
@@ -99,6 +100,10 @@ class Gate:
                 return response
             except web.HTTPException as error:
                 status = error.status
+                raise
+            except asyncio.CancelledError:
+                # The connection was cut, most likely at the end of `drain_timeout`: nobody gets an answer.
+                status = 499
                 raise
             finally:
                 seconds = time.perf_counter() - began

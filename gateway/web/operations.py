@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from aiohttp import web
 
 from gateway.comfy.node_review import review
+from gateway.fleet.backend import Backend
 from gateway.fleet.packs import line_to_paste, untrusted
 from gateway.telemetry.audit import Action
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.answers import json, problem
 from gateway.web.auditing import note
-from gateway.web.parts import IDENTITY, parts
+from gateway.web.parts import IDENTITY, Parts, parts
 
 # Without a key nobody gets metrics that are newer than so many seconds, however often they are asked for.
 METRICS_SECONDS = 1.0
@@ -51,14 +53,16 @@ async def metrics(request: web.Request) -> web.Response:
 async def get_backends(request: web.Request) -> web.Response:
     """Every backend and what is known of it (admins)."""
     gateway = parts(request)
-    ejected = gateway.fleet.ejections.ejected(time.monotonic())
-    described = []
-    for backend in gateway.fleet.backends.values():
-        queued, running = gateway.engine.ledger.load(backend.name)
-        is_out = backend.name in ejected
-        state = {"ejected": is_out, "ejected_for": backend.ejected_for if is_out else ""}
-        described.append({**backend.describe(), **state, "jobs_queued": queued, "jobs_running": running})
+    described = [_described(gateway, backend) for backend in gateway.fleet.backends.values()]
     return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
+
+
+def _described(gateway: Parts, backend: Backend) -> dict[str, Any]:
+    """Return all that is known of a backend."""
+    queued, running = gateway.engine.ledger.load(backend.name)
+    is_out = backend.name in gateway.fleet.ejections.ejected(time.monotonic())
+    state = {"ejected": is_out, "ejected_for": backend.ejected_for if is_out else ""}
+    return {**backend.describe(), **state, "jobs_queued": queued, "jobs_running": running}
 
 
 async def get_packs(request: web.Request) -> web.Response:
@@ -91,5 +95,4 @@ async def set_drain(request: web.Request) -> web.Response:
         await gateway.engine.dispatcher.takeover.take_back(backend)
     else:
         gateway.engine.dispatcher.wake()
-    queued, running = gateway.engine.ledger.load(name)
-    return json({**backend.describe(), "jobs_queued": queued, "jobs_running": running})
+    return json(_described(gateway, backend))

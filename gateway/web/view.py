@@ -137,7 +137,7 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None:
-                return _removed(name)
+                return _removed(name, is_admin=caller(request).is_admin)
             # An admin who asks as a tenant sees what is there, too.
             if _is_closed(gateway, caller(request), name):
                 return problem(404, "file_closed", "This file can't be had any more", _CLOSED)
@@ -258,9 +258,12 @@ async def _up_to(found: aiohttp.ClientResponse, size: int) -> bytes:
     return bytes(head[:size])
 
 
-def _removed(backend: str) -> web.Response:
-    details = f"backend '{backend}' is not in the configuration any more; an operator can add it again"
-    return problem(404, "owner_removed", "The backend that has this file was removed", details, backend=backend)
+def _removed(backend: str, *, is_admin: bool) -> web.Response:
+    """Return the refusal for a file of a backend that is configured no more; only an admin reads its name."""
+    extra = {"backend": backend} if is_admin else {}
+    what = f"backend '{backend}'" if is_admin else "that backend"
+    details = f"{what} is not in the configuration any more; an operator can add it again"
+    return problem(404, "owner_removed", "The backend that has this file was removed", details, None, **extra)
 
 
 def _unavailable(backend: str, state: str) -> web.Response:

@@ -70,6 +70,18 @@ async def test_running_jobs_go_on_and_new_ones_are_refused(lab: Lab) -> None:
     await listener.next("execution_success", prompt_id=ids[2])
     assert (await comfy.get("/readyz"))["journal"] == "ok"
     assert await metric(comfy, "journal_writable") == 1
+
+    async def are_told() -> list[dict[str, Any]]:
+        found = [line for line in gateway.log_lines() if line["event"] in ("journal_unwritable", "journal_writable")]
+        return found if len(found) > 1 else []
+
+    told = await until(are_told, what="it is well again")
+    assert [(line["event"], line["level"]) for line in told] == [
+        ("journal_unwritable", "error"),
+        ("journal_writable", "info"),
+    ], "once, though it was tried again and again"
+    assert "free some space" in told[0]["reason"]
+    assert "are refused with 503" in told[0]["affected"]
     await comfy.entry(await comfy.prompt(slow(10)))
     assert list(await comfy.get("/history"))[:3] == ids
     assert (await simulator.requests(lab.http))["POST /prompt"] == 4

@@ -43,6 +43,31 @@ async def test_old_history_goes(lab: Lab) -> None:
     journal.close()
 
 
+async def test_a_smaller_retention_tells_what_it_deletes(lab: Lab) -> None:
+    simulator = await lab.simulator()
+    gateway = await lab.gateway(simulator)
+    comfy = Comfy(lab.http, gateway.url)
+    await comfy.entry(await comfy.prompt(slow(steps=1)))
+    await gateway.stop()
+    columns = "tenant, {}, backend, upstream_id, number, outcome, digest, node_errors, summary, entry"
+    with contextlib.closing(sqlite3.connect(gateway.data_dir / "gateway.sqlite3")) as journal, journal:
+        rows = "SELECT " + columns.format("prompt_id || '-' || value") + " FROM history, json_each(?)"
+        put = f"INSERT INTO history ({columns.format('prompt_id')}) {rows}"
+        journal.execute(put, (json.dumps(list(range(150))),))
+    gateway = await lab.gateway(simulator, store__retention__max_items=50)
+
+    async def told() -> list[tuple[str, str, int, str]]:
+        lines = [line for line in gateway.log_lines() if line["event"].startswith("history_expir")]
+        found = [(line["event"], line["level"], line["entries"], line["setting"]) for line in lines]
+        return found if len(found) > 1 else []
+
+    setting = "store.retention.max_items"
+    assert await until(told, what="a line") == [
+        ("history_expiring", "warning", 101, setting),
+        ("history_expired", "info", 101, setting),
+    ]
+
+
 async def test_large_prompts_leave_no_large_files(lab: Lab) -> None:
     """Past `history.max_bytes` the oldest go, what comes later takes their room, and the log is cut again."""
     simulator = await lab.simulator()
@@ -83,6 +108,20 @@ async def serve(lab: Lab) -> str:
     return sentence
 
 
+async def check(data: Path) -> tuple[int, str]:
+    """`check` of a configuration with this data directory: exit code, and what it says of it."""
+    environment = {"COMFYUI_GATEWAY_DATA_DIR": str(data), "COMFYUI_GATEWAY_BACKENDS": "http://127.0.0.1:1"}
+    before = look(data)
+    code, _, error = await command("check", cwd=Path.cwd(), environment=environment)
+    assert look(data) == before, "looking changes nothing"
+    return code, error.strip()
+
+
+def look(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 async def test_a_damaged_journal_is_said_so_and_recovered(lab: Lab) -> None:
     """At the start, in a sentence; afterwards the gateway goes on with what could be saved."""
     simulator = await lab.simulator()
@@ -102,6 +141,7 @@ async def test_a_damaged_journal_is_said_so_and_recovered(lab: Lab) -> None:
     assert "damaged" in sentence
     assert "journal recover" in sentence
     data = str(path.parent)
+    assert await check(path.parent) == (1, sentence)
     assert (await run("journal", "check", "--data-dir", data))[0] == 1
     code, out, _ = await run("journal", "recover", "--data-dir", data)
     assert code == 0
@@ -163,7 +203,9 @@ async def test_a_bad_open_job_is_judged_alike_by_all(lab: Lab) -> None:
     with contextlib.closing(sqlite3.connect(directory / "gateway.sqlite3")) as journal, journal:
         # It is JSON, and no prompt.
         journal.execute("UPDATE jobs SET submission=?", (b'{"prompt": {}}',))
-    assert "journal recover" in await serve(lab)
+    sentence = await serve(lab)
+    assert "journal recover" in sentence
+    assert await check(directory) == (1, sentence)
     code, out, _ = await run("journal", "check", "--data-dir", str(directory))
     assert (code, "the open job" in out) == (1, True)
     code, out, _ = await run("journal", "recover", "--data-dir", str(directory))
@@ -198,7 +240,11 @@ async def test_a_journal_of_a_newer_gateway_is_refused(lab: Lab) -> None:
     connection = sqlite3.connect(lab.directory / "data" / "gateway.sqlite3")
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    assert "schema version 99" in await serve(lab)
+    sentence = await serve(lab)
+    assert "schema version 99" in sentence
+    assert await check(lab.directory / "data") == (1, sentence)
+    for verb in ("check", "recover"):
+        assert await run("journal", verb, "--data-dir", str(lab.directory / "data")) == (1, "", f"{sentence}\n")
 
 
 async def test_two_gateways_at_once_one_is_refused(lab: Lab) -> None:

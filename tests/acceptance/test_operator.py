@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from tests.acceptance.test_commands import command
 from tests.acceptance.test_keys_api import audit
 from tests.acceptance.test_uploads import ANNA, BOSS, with_keys
 from tests.comfy_client import Comfy
@@ -171,6 +172,7 @@ async def test_a_drain_takes_back_what_has_not_started(lab: Lab) -> None:
     await comfy.post("/gateway/backends/b2/resume")
     status, described = await comfy.post("/gateway/backends/b1/drain")
     assert (status, described["drained"]) == (200, True)
+    assert (described["ejected"], described["ejected_for"]) == (False, "")
     assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
@@ -217,17 +219,44 @@ async def test_an_admin_sees_which_backend_has_a_job(lab: Lab) -> None:
 
 
 async def test_a_file_of_a_backend_that_was_removed(lab: Lab) -> None:
-    """It is not there later either: 404 with the reason."""
+    """It is not there later either: 404 with the reason. An admin alone reads which backend it was."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators)
-    comfy = Comfy(lab.http, gateway.url)
-    await comfy.post("/gateway/backends/b1/drain")
-    (image,) = comfy.images(await comfy.entry(await comfy.prompt(slow(steps=1))))
-    await comfy.post("/gateway/backends/b1/resume")
+    gateway = await with_keys(lab, *simulators)
+    anna, boss = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BOSS))
+    await boss.post("/gateway/backends/b1/drain")
+    (image,) = anna.images(await anna.entry(await anna.prompt(slow(steps=1))))
+    await boss.post("/gateway/backends/b1/resume")
     await gateway.stop()
-    comfy = Comfy(lab.http, (await lab.gateway(simulators[0])).url)
-    async with lab.http.get(f"{comfy.url}/view", params=image) as answer:
-        assert (answer.status, (await answer.json())["error"]["type"]) == (404, "owner_removed")
+    gateway = await with_keys(lab, simulators[0])
+    for key, named in ((ANNA, False), (BOSS, True)):
+        async with lab.http.get(f"{gateway.url}/view", params=image, headers={"X-API-Key": key}) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["type"]) == (404, "owner_removed")
+            assert ("b2" in json.dumps(error)) is named, error
+
+
+async def test_backends_in_another_order_or_with_other_names_are_noticed(lab: Lab) -> None:
+    """At the start, and by `check` before it: files are known by the name of their backend."""
+    first, second = await lab.simulators(2)
+    gateway = await lab.gateway(first, second)
+    comfy = Comfy(lab.http, gateway.url)
+    await asyncio.gather(*[comfy.entry(await comfy.prompt(slow(n, steps=5))) for n in range(4)])
+    config = lab.directory / "gateway.yaml"
+    entries = f"{{url: '{first.url}', name: gpu-1}}, {{url: '{second.url}', name: b2}}"
+    config.write_text(f"{{data_dir: {gateway.data_dir}, backends: [{entries}]}}")
+    for is_running in (True, False):
+        code, _, error = await command("check", "--config", str(config), cwd=lab.directory)
+        assert code == 0
+        assert "give gpu-1, which is where b1 was, its former name" in error, is_running
+        if is_running:
+            await gateway.stop()
+    told = []
+    for backends in ((second, first), (second, first), (first, second)):
+        gateway = await lab.gateway(*backends)
+        told.append([line["message"] for line in gateway.log_lines() if line["event"] == "backend_name_lost"])
+        await gateway.stop()
+    assert [len(messages) for messages in told] == [2, 2, 0]
+    assert told[0][0].startswith(f"backends: b1 is at {second.url}, where b2 was, and ")
 
 
 async def test_what_an_operator_looks_for_has_a_log_line(lab: Lab) -> None:

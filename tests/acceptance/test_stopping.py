@@ -121,6 +121,8 @@ async def test_a_second_signal_or_the_time_ends_it(lab: Lab) -> None:
         half.writer.close()
         (line,) = [line for line in gateway.log_lines() if line["event"] == "requests_cut"]
         assert (line["level"], line["connections"]) == ("warning", 1)
+        # Nothing failed here: an alert on 5xx must not go off for a restart.
+        assert [line["status"] for line in gateway.log_lines() if line["event"] == "http"][-1] == 499
 
 
 async def test_it_says_that_it_is_stopping(lab: Lab) -> None:

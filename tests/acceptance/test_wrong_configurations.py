@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from gateway.cli import main
 from gateway.judgement import warnings
 from gateway.settings import load
+from tests import disk
 from tests.acceptance.test_commands import command
 from tests.lab import Lab
 
@@ -72,11 +74,23 @@ WRONG = [
         f"backends[0].url: {URLS}; a query is not allowed",
     ),
     (
+        "backends: [{url: 'http://gpu0:8188', auth: {user: a}}]",
+        'backends[0].auth: user goes with a password, such as password: "${PASSWORD}"; if it is empty, password: ""',
+    ),
+    (
         "backends: [{url: 'http://::1:8188'}]",
         f"backends[0].url: {URLS}; an IPv6 address needs brackets, as in http://[::1]:8188",
     ),
     (
+        "backends: [{url: 'http://127.0.0.1:84920/x'}]",
+        f"backends[0].url: {URLS}; the port is above 65535",
+    ),
+    (
         "backends: [{url: 'http://gpu0:99999'}]",
+        f"backends[0].url: {URLS}; the port is above 65535",
+    ),
+    (
+        "backends: [{url: 'http://gpu0:0'}]",
         f"backends[0].url: {URLS}; the host or the port can't be",
     ),
     (
@@ -184,6 +198,22 @@ WRONG = [
         "and paths), the first a letter or digit",
     ),
     (
+        "auth: {keys: [{name: anna, key: hunter22hunter22}, {name: x, key: a-long-key}, "
+        "{name: ben, key: hunter22hunter22}]}",
+        "auth.keys[0] (anna) and auth.keys[2] (ben) are the same key; give each a key of its own, or take one of them "
+        "out",
+    ),
+    (
+        "auth: {keys: [{name: anna, key: hunter22hunter22, expires: 30d}]}",
+        "auth.keys[0].expires: must be a date such as 2036-12-24; 30d is for the command line alone (keys create "
+        "--expires 30d), because in a file it would begin anew with each start",
+    ),
+    (
+        "log: {file: /var/log/gateway.log}",
+        "log.file: there is no such setting; logs go to standard error: redirect it, as in 2>>gateway.log, or let the "
+        "service manager keep it",
+    ),
+    (
         "log: {level: WARN}",
         "log.level: must be one of debug, info, warning, error; found 'WARN'; did you mean warning?",
     ),
@@ -270,7 +300,18 @@ async def test_both_refuse_what_the_machine_refuses(lab: Lab) -> None:
         ),
         (
             "server: {port: 0}\ndata_dir: file",
-            f"{lab.directory.resolve() / 'file'} (data_dir) can't be used as data directory: File exists\n",
+            f"{lab.directory.resolve() / 'file'} (data_dir) can't be used as data directory: it is a file; give the "
+            "path of a folder of the gateway's own\n",
+        ),
+        (
+            "server: {port: 0}\ndata_dir: file/below",
+            f"{lab.directory.resolve() / 'file/below'} (data_dir) can't be used as data directory: "
+            f"{lab.directory / 'file'} is a file; give the path of a folder of the gateway's own\n",
+        ),
+        (
+            "server: {port: 0}\ndata_dir: /proc/x/data",
+            "/proc/x/data (data_dir) can't be used as data directory: no folder can be made in /proc (No such file or "
+            "directory); give another path\n",
         ),
         ("server: {port: 0}\ndata_dir: newer", "the journal has schema version 9999, this gateway knows up to "),
         ("server: {port: 0}\ndata_dir: other", "other/gateway.sqlite3 can't be opened: it is damaged ("),
@@ -279,6 +320,19 @@ async def test_both_refuse_what_the_machine_refuses(lab: Lab) -> None:
         assert checked[0] == served[0] == 1, (text, checked, served)
         for _, error in (checked, served):
             assert f"comfyui-gateway: {said}" in error, (text, error)
+
+
+async def test_check_warns_of_a_disk_without_room(lab: Lab) -> None:
+    try:
+        small = disk.small_disk(lab.directory / "disk", 4)
+        with small as place:
+            text = f"{GOOD}\nserver: {{port: 0}}\ndata_dir: {place}/data"
+            (lab.directory / "gateway.yaml").write_text(text)
+            _, _, error = await command("check", "--config", "gateway.yaml", cwd=lab.directory, environment=UNSET)
+    except PermissionError as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    assert re.match(rf"warning: data_dir: the disk of {place}/data has \d\.\d MiB free, less than the 256 MiB", error)
+    assert error.count("\n") == 1
 
 
 async def test_check_makes_nothing_and_knows_a_running_gateway(lab: Lab) -> None:
@@ -302,6 +356,14 @@ async def test_check_makes_nothing_and_knows_a_running_gateway(lab: Lab) -> None
         ("server: {trusted_proxies: [10.0.0.0/8], host: 0.0.0.0}\nauth: {keys: [{name: a, key: a-long-key}]}", ""),
         ("server: {host: 0.0.0.0}\nauth: {disabled: true}", "auth.disabled: everybody who can reach 0.0.0.0 may"),
         ("server: {host: 0.0.0.0}\nauth: {keys: [{name: a, key: a-long-key}]}", "server.tls: keys and images cross"),
+        ("auth: {keys: [{name: a, key: a-long-key, expires: 2020-01-01}]}", "auth.keys[0].expires: a expired at 2020"),
+        ("auth: {keys: [{name: a, key: a-long-key, expires: 2999-01-01}]}", ""),
+        ("server: {max_body: 100}", "server.max_body: 100 bytes is most likely a slip, because it is below 1MiB; a n"),
+        ("uploads: {quota: 1}", "uploads.quota: 1 bytes is most likely a slip, because it is below 1MiB; a number"),
+        ("store: {retention: {max_age: 1}}", "store.retention.max_age: 1s is most likely a slip, because it is below"),
+        ("tenants: {named: {a: {limits: {upload_bytes: 2}}}}", "tenants.named.a.limits.upload_bytes: 2 bytes is most"),
+        ("tenants: {default: {limits: {upload_bytes: 2}}, named: {a: {}}}", "tenants.default.limits.upload_bytes: 2"),
+        ("userdata: {quota: 0}\nserver: {max_body: 1MiB}\nuploads: {keep: 1m}", ""),
         ("", ""),
     ],
 )

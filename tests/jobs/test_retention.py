@@ -263,3 +263,16 @@ async def test_a_clock_that_is_wrong_until_it_is_set_ages_nothing(store: SqliteS
     assert await kept.left() == ["p2"]
     await kept.retention.turn(at(32 * DAY, set_by=101 * DAY, boot="second"))
     assert await kept.left() == []
+
+
+async def test_what_is_dropped_is_counted_by_its_setting(store: SqliteStore) -> None:
+    kept = Kept(store, max_items=3)
+    await kept.end(*range(5))
+    await kept.retention.sweep(at(DAY))
+    assert kept.history.take_dropped() == {"store.retention.max_items": 2}
+    assert kept.history.take_dropped() == {}
+    few = History(store, 2, 1_000_000)
+    for n in range(5):
+        few.add(ended(n))
+    few.remove("t", "p4")
+    assert few.take_dropped() == {"history.max_items": 3}

@@ -194,6 +194,10 @@ def test_files_that_are_no_good_are_named(files: Files, tmp_path: Path) -> None:
         ({**good, "key": str(tmp_path)}, f"server.tls.key: {tmp_path} can't be read: Is a directory"),
         ({**good, "key": str(other)}, f"server.tls: key: {other} is not the key of {files.certificate}"),
         ({**good, "key": str(encrypted)}, f"server.tls: key: {encrypted} is encrypted"),
+        (
+            {"certificate": good["key"], "key": good["certificate"]},
+            f"server.tls: certificate: {files.key} holds a key, and {files.certificate} a certificate: swap them",
+        ),
         ({**good, "certificate": str(nonsense)}, "are not a certificate and its key in PEM form"),
         ({"certificate": str(files.certificate)}, "server.tls: give both certificate and key"),
         ({"redirect_port": 80}, "server.tls: redirect_port and hsts need certificate and key"),

@@ -14,10 +14,10 @@ SERVING = {
     name: sql
     for module in (sqlite, statements)
     for name, sql in vars(module).items()
-    if name.startswith("_") and isinstance(sql, str) and sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
+    if name.isupper() and isinstance(sql, str) and sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
 }
 # Read once, at the start, and whole.
-AT_START = {"_OPEN_JOBS", "_HISTORY"}
+AT_START = {"OPEN_JOBS", "HISTORY"}
 # Now and then, of a table with a few thousand rows of two numbers.
 OF_MARKS = {"_DROP_MARKS"}
 # The first rows of a table that is in this order.
@@ -58,6 +58,6 @@ async def test_the_start_reads_no_entries(journal: sqlite3.Connection) -> None:
     columns = [row[1] for row in journal.execute("PRAGMA table_info(history)")]
     assert columns[-1] == "entry"
     # SQLite tells the length of a blob from the beginning of its row.
-    assert "entry" not in SERVING["_HISTORY"].replace("length(entry)", "").replace("entry_", "")
-    assert plan(journal, SERVING["_HISTORY"]) == ["SCAN history"]
+    assert "entry" not in SERVING["HISTORY"].replace("length(entry)", "").replace("entry_", "")
+    assert plan(journal, SERVING["HISTORY"]) == ["SCAN history"]
     journal.close()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from gateway.store import salvage
+from gateway.store.looking import look
 from gateway.store.protocol import FileRecord, HistoryRecord, StoreDamaged, StoreError, UploadRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from tests.store.test_sqlite import job
@@ -192,3 +194,16 @@ def test_a_database_of_another_program(tmp_path: Path) -> None:
     assert salvage.examine(tmp_path) == ["it is no journal of this gateway"]
     with pytest.raises(StoreDamaged, match="no tables of a journal"):
         salvage.recover(tmp_path)
+
+
+async def test_a_look_is_short_and_says_so(path: Path) -> None:
+    """It ends by its bound, wherever it is; damage that a start does not read is a warning alone."""
+    assert look(path.parent).warnings == []
+    (unfinished,) = look(path.parent, seconds=0.0).warnings
+    assert "was not read to its end within 0 s" in unfinished
+    with closing(sqlite3.connect(path, isolation_level=None)) as journal:
+        journal.execute("UPDATE history SET entry = randomblob(50000) WHERE prompt_id = 'e7'")
+    # The entry's further pages, which the list of the history does not read, are the last of the file.
+    spoil(path, len(content(path)) // PAGE - 5)
+    (elsewhere,) = look(path.parent).warnings
+    assert "is damaged where a start does not read" in elsewhere

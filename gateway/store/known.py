@@ -1,0 +1,51 @@
+"""The backends that a journal knows: how many files it knows on each, and the URL that each had last."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from gateway.comfy import wire
+
+COUNT_FILES = "SELECT backend, count(*) FROM files GROUP BY backend"
+READ_ADDRESSES = "SELECT value FROM meta WHERE key='backend_urls'"
+PUT_ADDRESSES = "INSERT OR REPLACE INTO meta VALUES ('backend_urls', ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBackends:
+    """What a journal knows of backends, by name.
+
+    Attributes:
+        files: how many files of jobs it knows there.
+        urls: where the backend was when a gateway ran last. Journals of earlier versions have none.
+    """
+
+    files: Mapping[str, int] = field(default_factory=dict)
+    urls: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_known(connection: sqlite3.Connection, tables: Collection[str] = ("files", "meta")) -> KnownBackends:
+    """Read what a journal with these tables knows of backends.
+
+    Raises:
+        sqlite3.Error: it can't be read.
+    """
+    files = dict(connection.execute(COUNT_FILES)) if "files" in tables else {}
+    row = connection.execute(READ_ADDRESSES).fetchone() if "meta" in tables else None
+    return KnownBackends(files, _addresses(row[0]) if row else {})
+
+
+def _addresses(text: object) -> dict[str, str]:
+    """Return the URLs by name; none if the row was not written by `written_urls`."""
+    try:
+        found = wire.loads(str(text).encode())
+    except wire.MalformedJson:
+        return {}
+    return {str(name): str(url) for name, url in found.items()} if isinstance(found, dict) else {}
+
+
+def written_urls(urls: Mapping[str, str]) -> str:
+    """Return URLs by name as the journal holds them."""
+    return wire.dumps(dict(urls)).decode()
