@@ -15,7 +15,7 @@ import aiohttp
 import click
 from yarl import URL
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_OBJECT_INFO, BackendError, BadAnswer, ComfyClient
 from gateway.comfy.node_review import review
 from gateway.comfy.object_info import read_object_info
@@ -188,8 +188,8 @@ async def _classes(client: ComfyClient, timeout: float) -> Mapping[str, Any]:
     """
     answer = await client.call("GET", "/object_info", timeout=timeout, most=MAX_OBJECT_INFO)
     try:
-        info = wire.loads(answer.body) if answer.status == 200 else None
-    except wire.MalformedJson:
+        info = json_codec.loads(answer.body) if answer.status == 200 else None
+    except json_codec.MalformedJson:
         info = None
     if not isinstance(info, dict):
         raise BadAnswer("GET /object_info did not answer as ComfyUI does", answer.status)

@@ -8,10 +8,10 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from gateway.comfy import answers, events
-from gateway.comfy.answers import HistoryEntry, Queue, SystemStats
+from gateway.comfy import events, responses
 from gateway.comfy.client import Answer
 from gateway.comfy.json_stream import JsonStream, Unreadable
+from gateway.comfy.responses import HistoryEntry, Queue, SystemStats
 from gateway.fleet.catalogue import _list_of
 
 QUEUE = {"queue_running": [[0, "a", {"1": {}}, {"client_id": "c"}, ["1"]]], "queue_pending": [[1.5, "b", {}, {}, []]]}
@@ -32,7 +32,7 @@ async def whole(*pieces: bytes) -> AsyncIterator[bytes]:
 
 def as_json(body: bytes) -> Any:
     """Return what the gateway parses, or raise as it does."""
-    return answers.wire.loads(body)
+    return responses.json_codec.loads(body)
 
 
 def driven(work: Coroutine[Any, Any, Any]) -> Any:
@@ -46,7 +46,7 @@ def driven(work: Coroutine[Any, Any, Any]) -> Any:
 
 def queue(body: bytes) -> None:
     """A /queue, read whole and piece by piece."""
-    whole_, pieced = read(lambda: answers.read_queue(as_json(body))), read_pieces(body, answers.read_large_queue)
+    whole_, pieced = read(lambda: responses.read_queue(as_json(body))), read_pieces(body, responses.read_large_queue)
     for found in (whole_, pieced):
         if isinstance(found, Queue):
             assert all(isinstance(each, str) for each in found.running_ids | found.pending_ids)
@@ -59,9 +59,9 @@ def entry(body: bytes) -> None:
     """An answer to GET /history/{id}, read whole and piece by piece."""
 
     async def large(document: JsonStream) -> Any:
-        return await answers.read_large_history_entry(document, "id", 10_000_000)
+        return await responses.read_large_history_entry(document, "id", 10_000_000)
 
-    whole_ = read(lambda: answers.read_history_entry(as_json(body), "id", body))
+    whole_ = read(lambda: responses.read_history_entry(as_json(body), "id", body))
     for found in (whole_, read_pieces(body, large)):
         if isinstance(found, HistoryEntry):
             assert all(isinstance(output, dict) for output in found.entry["outputs"].values())
@@ -72,10 +72,10 @@ def entry(body: bytes) -> None:
 
 def stats(body: bytes) -> None:
     """A /system_stats."""
-    found = read(lambda: answers.read_system_stats(as_json(body)))
+    found = read(lambda: responses.read_system_stats(as_json(body)))
     if isinstance(found, SystemStats):
         numbers = [found.system.get("ram_free", 0), *(device.get("vram_free", 0) for device in found.devices)]
-        assert all(answers.is_amount(number) for number in numbers)
+        assert all(responses.is_amount(number) for number in numbers)
         assert isinstance(found.version, str)
 
 
@@ -83,19 +83,19 @@ def features(body: bytes) -> None:
     """The flags that a socket tells."""
     found = events.parse(b'{"type": "feature_flags", "data": ' + body + b"}")
     if found is not None:
-        assert answers.read_features(found.data).get("max_upload_size", 1) > 0
+        assert responses.read_features(found.data).get("max_upload_size", 1) > 0
 
 
 def taken(body: bytes) -> None:
     """An answer to POST /prompt."""
-    known_as, errors = answers.read_taken(body)
+    known_as, errors = responses.read_taken(body)
     assert isinstance(known_as, str | None)
     assert isinstance(errors, dict)
 
 
 def stored(body: bytes) -> None:
     """An answer to POST /upload/image."""
-    found = read(lambda: answers.read_stored(body))
+    found = read(lambda: responses.read_stored(body))
     assert found is None or all(isinstance(part, str) for part in found)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gateway.comfy.file_refs import MODELS_3D
 from gateway.comfy.node_review import Kind, Review, kind_of, pack_of
-from gateway.comfy.outputs import MODELS_3D
 
 NUMERIC = frozenset({"INT", "FLOAT", "BOOLEAN"})
 # A value of one of these types may be a name.

@@ -13,17 +13,7 @@ import aiohttp
 from multidict import MultiMapping
 from yarl import URL
 
-from gateway.comfy import wire
-from gateway.comfy.answers import (
-    HistoryEntry,
-    Queue,
-    SystemStats,
-    read_history_entry,
-    read_large_history_entry,
-    read_large_queue,
-    read_queue,
-    read_system_stats,
-)
+from gateway.comfy import json_codec
 from gateway.comfy.backend_errors import (
     BackendError,
     BadAnswer,
@@ -36,8 +26,18 @@ from gateway.comfy.backend_errors import (
     translated,
     translated_errors,
 )
-from gateway.comfy.bodies import MAX_ANSWER, checked, pieces, whole
 from gateway.comfy.json_stream import JsonStream, TooLarge
+from gateway.comfy.response_bodies import MAX_ANSWER, checked, pieces, whole
+from gateway.comfy.responses import (
+    HistoryEntry,
+    Queue,
+    SystemStats,
+    read_history_entry,
+    read_large_history_entry,
+    read_large_queue,
+    read_queue,
+    read_system_stats,
+)
 
 __all__ = [
     "MAX_ANSWER",
@@ -223,7 +223,7 @@ class ComfyClient:
             BadAnswer: it is no queue.
         """
         try:
-            return await self._read("/queue", -1, lambda body: read_queue(wire.loads(body)), read_large_queue)
+            return await self._read("/queue", -1, lambda body: read_queue(json_codec.loads(body)), read_large_queue)
         except ValueError as error:
             raise BadAnswer(f"GET /queue did not answer as ComfyUI does: {error}", 200) from error
 
@@ -256,7 +256,7 @@ class ComfyClient:
         if answer.status != 200:
             raise BadAnswer(f"GET /system_stats answered {answer.status}", answer.status)
         try:
-            return read_system_stats(wire.loads(answer.body))
+            return read_system_stats(json_codec.loads(answer.body))
         except ValueError as error:
             raise BadAnswer(f"GET /system_stats did not answer as ComfyUI does: {error}", 200) from error
 
@@ -268,7 +268,7 @@ class ComfyClient:
         """
 
         def small(body: bytes) -> HistoryEntry | None:
-            return read_history_entry(wire.loads(body), prompt_id, body)
+            return read_history_entry(json_codec.loads(body), prompt_id, body)
 
         async def large(document: JsonStream) -> HistoryEntry | None:
             return await read_large_history_entry(document, prompt_id, self._max_result)
@@ -303,7 +303,7 @@ class ComfyClient:
         await self._order("/free", {"unload_models": True, "free_memory": True})
 
     async def _order(self, path: str, body: dict[str, Any]) -> None:
-        answer = await self.call("POST", path, wire.dumps(body))
+        answer = await self.call("POST", path, json_codec.dumps(body))
         if answer.status != 200:
             raise BadAnswer(f"POST {path} answered {answer.status}", answer.status)
 

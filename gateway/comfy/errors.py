@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 
 # Characters of a value that an error tells.
 MAX_TOLD = 8_192
@@ -31,7 +31,7 @@ def clipped(value: Any) -> Any:
     """Return a value as an error tells it: whole, unless it is longer than anybody reads."""
     if isinstance(value, str):
         return value if len(value) <= MAX_TOLD else value[:MAX_TOLD] + "…"
-    if isinstance(value, (list, dict)) and len(encoded := wire.dumps_exact(value)) > MAX_TOLD:
+    if isinstance(value, (list, dict)) and len(encoded := json_codec.dumps_exact(value)) > MAX_TOLD:
         return encoded[:MAX_TOLD].decode() + "…"
     return value
 
@@ -77,12 +77,12 @@ def nodes_with_bad_values(node_errors: Any) -> frozenset[str]:
 def told_as_text(body: bytes) -> str | None:
     """What a refusal says, as one text: the error, then what is wrong at which node. None if it is no such body."""
     try:
-        value = wire.loads(body)
+        value = json_codec.loads(body)
         error, by_node = value["error"], value.get("node_errors") or {}
         lines = [_line(error)]
         for node_id, node in by_node.items():
             lines += [f"node {node_id}, {node.get('class_type', '')}: {_line(each)}" for each in node["errors"]]
-    except (wire.MalformedJson, KeyError, TypeError, AttributeError):
+    except (json_codec.MalformedJson, KeyError, TypeError, AttributeError):
         return None
     return "; ".join(lines)
 

@@ -13,8 +13,8 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, Protocol
 
-from gateway.comfy import wire
-from gateway.comfy.answers import MAX_RESULT_VALUES, is_id
+from gateway.comfy import json_codec
+from gateway.comfy.responses import MAX_RESULT_VALUES, is_id
 
 TERMINAL = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 LIFECYCLE = TERMINAL | {"execution_start", "execution_cached", "executing", "executed"}
@@ -168,8 +168,8 @@ def read(raw: bytes) -> Event | None:
     as it is.
     """
     try:
-        value = wire.loads(raw)
-    except wire.MalformedJson:
+        value = json_codec.loads(raw)
+    except json_codec.MalformedJson:
         return None
     if not isinstance(value, dict):
         return None
@@ -192,17 +192,17 @@ def read(raw: bytes) -> Event | None:
 
 def is_large(raw: bytes) -> bool:
     """Return True for a message that takes too long to be parsed in one piece."""
-    return len(raw) > MAX_SMALL and (len(raw) > MAX_TEXT or wire.count_values(raw) > MAX_RESULT_VALUES)
+    return len(raw) > MAX_SMALL and (len(raw) > MAX_TEXT or json_codec.count_values(raw) > MAX_RESULT_VALUES)
 
 
 def encode(type_: str, data: dict[str, Any]) -> bytes:
     """A text message in ComfyUI's form."""
-    return wire.dumps({"type": type_, "data": data})
+    return json_codec.dumps({"type": type_, "data": data})
 
 
 def encode_short(type_: str, data: dict[str, Any]) -> bytes:
     """Encode a short message with ComfyUI's blanks as well, because scripts look for ``"queue_remaining": 0``."""
-    return wire.dumps_exact({"type": type_, "data": data})
+    return json_codec.dumps_exact({"type": type_, "data": data})
 
 
 def frame_of(

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from gateway.comfy.outputs import ANNOTATED, FileRef, file_ref, folder_of
+from gateway.comfy.file_refs import ANNOTATED, FileRef, file_ref, folder_of
 
 # "v1.5" is a text: no kind of file is all digits.
 _FILE_NAME = re.compile(r"\.(?![0-9]+$)[A-Za-z0-9]{1,8}$")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.json_stream import Unreadable
 
 # Bytes that are looked at in one piece.
@@ -76,8 +76,8 @@ class _Reader:
         if end - start > MAX_NAME:
             raise Unreadable(f"a name has more than {MAX_NAME} bytes")
         try:
-            name = wire.loads(self._document[start:end])
-        except wire.MalformedJson as error:
+            name = json_codec.loads(self._document[start:end])
+        except json_codec.MalformedJson as error:
             raise Unreadable("a name is no JSON") from error
         if not isinstance(name, str):
             raise Unreadable("a name is no text")

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 
 # Bytes that are looked at before others run.
 STEP = 2**14
@@ -60,7 +60,7 @@ class JsonStream:
         self._data = self._waiting = b""
         self._at = self._taken = 0
         self.size = 0
-        self.encode: Callable[[Any], bytes] = wire.dumps
+        self.encode: Callable[[Any], bytes] = json_codec.dumps
         self.kept = 0
         self._kept: list[bytes] | None = None
         self._joined = 0
@@ -116,8 +116,8 @@ class JsonStream:
             raw = b"".join(self._kept)
         finally:
             self._kept = None
-        if wire.encoder_for(raw) is wire.dumps_exact:
-            self.encode = wire.dumps_exact
+        if json_codec.encoder_for(raw) is json_codec.dumps_exact:
+            self.encode = json_codec.dumps_exact
         return parse(raw, most_values)
 
     async def raw(self, most: int) -> tuple[list[bytes] | None, int]:
@@ -263,6 +263,6 @@ def parse(raw: bytes, most_values: int) -> Any:
     if len(raw) > most_values and raw.count(b",") + raw.count(b"[") + raw.count(b"{") > most_values:
         raise TooLarge(f"it has more than {most_values} values", len(raw))
     try:
-        return wire.loads(raw)
-    except wire.MalformedJson as error:
+        return json_codec.loads(raw)
+    except json_codec.MalformedJson as error:
         raise Unreadable("it is not JSON") from error

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gateway.comfy import wire
-from gateway.comfy.answers import LEFT_OUT, MAX_RESULT_VALUES
+from gateway.comfy import json_codec
+from gateway.comfy.responses import LEFT_OUT, MAX_RESULT_VALUES
 
 # Characters of a text, and items of a list of numbers, that are cut out.
 LONG_TEXT, LONG_LIST = 16 * 1024, 500
@@ -122,9 +122,9 @@ def cut_entry(entry: Any, cutter: Cutter, most: int) -> Any:
     outputs = {node_id: cutter.cut(output) for node_id, output in (entry.get("outputs") or {}).items()}
     rest = {key: shortened(value) for key, value in entry.items() if key not in ("outputs", LEFT_OUT)}
     left_out = dict(entry.get(LEFT_OUT) or {})
-    said = {node_id: wire.dumps_exact(output) for node_id, output in outputs.items()}
+    said = {node_id: json_codec.dumps_exact(output) for node_id, output in outputs.items()}
     sizes = {node_id: len(each) for node_id, each in said.items()}
-    values = {node_id: wire.count_values(each) for node_id, each in said.items()}
+    values = {node_id: json_codec.count_values(each) for node_id, each in said.items()}
     for node_id in sorted(outputs, key=lambda node_id: max(sizes[node_id], 100 * values[node_id]), reverse=True):
         if sum(sizes.values()) <= most and sum(values.values()) <= MAX_RESULT_VALUES:
             break

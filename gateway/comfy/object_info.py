@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.json_members import members
 from gateway.comfy.json_stream import Unreadable
 
@@ -147,7 +147,7 @@ def read_document(
             digest = hashlib.blake2b(text, digest_size=16, salt=b"%016x" % (end - start)).digest()
             found[name] = recall(name, digest) or _read_text(text, end - start, digest, bounds)
     except Unreadable as error:
-        raise wire.MalformedJson(str(error)) from error
+        raise json_codec.MalformedJson(str(error)) from error
     repaired: list[tuple[str, str]] = []
     for name, each in found.items():
         (dropped if each.description is None else repaired).extend((name, reason) for reason in each.reasons)
@@ -168,13 +168,13 @@ def _read_text(text: bytes, size: int, digest: bytes, bounds: Bounds) -> ReadCla
             raise _Malformed("it has too many values")
         if b"\0" in text:
             # Python's json would take it for UTF-16.
-            raise wire.MalformedJson("a null byte is in it")
+            raise json_codec.MalformedJson("a null byte is in it")
         if size <= bounds.max_odd:
-            value = wire.loads(text)
-        elif (value := wire.loads_exactly(text)) is None:
+            value = json_codec.loads(text)
+        elif (value := json_codec.loads_exactly(text)) is None:
             raise _Malformed(f"it is no plain JSON, and has {size} bytes, more than {bounds.max_odd}")
         description, reasons = _read_class(value, bounds)
-    except wire.TooMuchJson as error:
+    except json_codec.TooMuchJson as error:
         return ReadClass(digest, None, (str(error),))
     except _Malformed as error:
         return ReadClass(digest, None, (str(error),))

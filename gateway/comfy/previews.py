@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 
 # Bytes of a preview's metadata; a ComfyUI writes some 200.
 MAX_METADATA = 2**16
@@ -99,8 +99,8 @@ def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:
     if end is None:
         return None
     try:
-        metadata = wire.loads(frame[_TWO_U32.size : end])
-    except wire.MalformedJson:
+        metadata = json_codec.loads(frame[_TWO_U32.size : end])
+    except json_codec.MalformedJson:
         return None
     return (metadata, end) if isinstance(metadata, dict) else None
 
@@ -116,7 +116,7 @@ def replace(frame: bytes, old: bytes, new: bytes) -> bytes:
 
 def encode_with_metadata(preview: Preview) -> bytes:
     """A frame of type 4."""
-    metadata = wire.dumps_exact({**preview.metadata, "image_type": preview.image_type})
+    metadata = json_codec.dumps_exact({**preview.metadata, "image_type": preview.image_type})
     return _TWO_U32.pack(PREVIEW_WITH_METADATA, len(metadata)) + metadata + preview.image
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Generator
 from typing import Any
 
-from gateway.comfy.outputs import finished
+from gateway.comfy.file_refs import finished
 
 _MAX_DEPTH = 64
 # What is left of one path may be the end of another one, in a text that is no sentence.

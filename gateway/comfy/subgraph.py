@@ -45,9 +45,9 @@ def digests(
 
     If a graph takes too long, the digests of the last nodes are of the whole prompt and the node's id.
 
-    `prompt` is JSON of a bounded depth (`gateway.comfy.wire.read_bounded`). `opened` are nodes of it that a caller has
-    taken apart: all their inputs are plain links, numbers, null, and texts of `MAX_TEXT` characters at most. More are
-    added. `is_plain`: no number is NaN or infinite.
+    `prompt` is JSON of a bounded depth (`gateway.comfy.json_codec.read_bounded`). `opened` are nodes of it that a
+    caller has taken apart: all their inputs are plain links, numbers, null, and texts of `MAX_TEXT` characters at most.
+    More are added. `is_plain`: no number is NaN or infinite.
     """
     found: dict[str, bytes] = {}
     opened = {} if opened is None else opened

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BackendError, ComfyClient, TimedOut, Unanswered
 from gateway.conformance.suite import (
     Exchange,
@@ -136,6 +136,6 @@ def _in_time() -> Iterator[None]:
 
 def _parsed(text: str) -> Any:
     try:
-        return wire.loads(text)
-    except wire.MalformedJson:
+        return json_codec.loads(text)
+    except json_codec.MalformedJson:
         return None

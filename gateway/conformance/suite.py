@@ -12,7 +12,7 @@ from enum import StrEnum
 from importlib import resources
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BackendError, BadAnswer
 from gateway.conformance.node_classes import compare_class
 from gateway.conformance.shapes import Comparison, Shape, compare
@@ -111,8 +111,8 @@ def judge(suite: Suite, exchange: Exchange, answer: Answer) -> list[Verdict]:
     if wanted.shape is None:
         return [Verdict(Outcome.OK, exchange.name)]
     try:
-        value = wire.loads(answer.body)
-    except wire.MalformedJson:
+        value = json_codec.loads(answer.body)
+    except json_codec.MalformedJson:
         return [differs(exchange.name, "$: expected JSON, found what is not JSON")]
     comparison = compare(wanted.shape, value)
     absent: list[str] = []
@@ -206,8 +206,8 @@ def summary(suite: Suite, version: str, verdicts: Sequence[Verdict]) -> str:
 def version_of(answer: Answer) -> str:
     """The version that a /system_stats tells; ``of unknown version`` if it tells none."""
     try:
-        version = wire.loads(answer.body)["system"]["comfyui_version"]
-    except (wire.MalformedJson, LookupError, TypeError):
+        version = json_codec.loads(answer.body)["system"]["comfyui_version"]
+    except (json_codec.MalformedJson, LookupError, TypeError):
         version = None
     return version[:TEXT] if isinstance(version, str) else "of unknown version"
 

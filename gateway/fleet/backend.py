@@ -9,8 +9,8 @@ from typing import Any
 
 import aiohttp
 
-from gateway.comfy.answers import Queue, SystemStats
 from gateway.comfy.client import Access, ComfyClient
+from gateway.comfy.responses import Queue, SystemStats
 from gateway.fleet.health import Health, Pulse
 from gateway.settings import BackendSettings, Settings
 

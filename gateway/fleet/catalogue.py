@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BackendError, BadAnswer
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.json_stream import Unreadable, parse
-from gateway.comfy.outputs import FileRef
 from gateway.fleet import merging, views
 from gateway.fleet.abilities import Abilities, spelled
 from gateway.fleet.backend import Backend
@@ -161,7 +161,7 @@ class Catalogue:
         try:
             pieces = await backend.client.object_info(self.settings.timeout)
             said, body = await self._worker.run(describe, pieces, known, list(self._said.values()), self._worker.rest)
-        except (BackendError, wire.MalformedJson) as error:
+        except (BackendError, json_codec.MalformedJson) as error:
             _log.warning("object_info_not_read", backend=backend.name, error=str(error))
             return False
         if said.says_the_same(known):

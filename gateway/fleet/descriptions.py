@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.object_info import ObjectInfo, ReadClass, read_document
 from gateway.fleet.worker import no_rest
 from gateway.telemetry import logs
@@ -93,7 +93,7 @@ def read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Description
             description, _ = describe([said], None, found.values())
         except FileNotFoundError:
             continue
-        except (OSError, EOFError, zlib.error, wire.MalformedJson) as error:
+        except (OSError, EOFError, zlib.error, json_codec.MalformedJson) as error:
             _log.warning("object_info_unreadable", backend=backend, error=str(error))
             continue
         tell(backend, description.info)

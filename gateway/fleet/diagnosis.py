@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Access, Answer, BackendError, BadAnswer, ComfyClient, Refused, TimedOut, Unreachable
 
 IS_GATEWAY = "this is a comfyui-gateway, not a ComfyUI; give the addresses of the ComfyUIs behind it"
@@ -58,16 +58,16 @@ async def is_gateway(origin: str, session: aiohttp.ClientSession, limit: float) 
     """Return True if the address is a gateway's: it says how many of its backends are up."""
     answer = await _ask(origin, session, "/readyz", limit)
     try:
-        value = wire.loads(answer.body) if answer is not None else None
-    except wire.MalformedJson:
+        value = json_codec.loads(answer.body) if answer is not None else None
+    except json_codec.MalformedJson:
         return False
     return isinstance(value, dict) and {"backends_up", "journal"} <= value.keys()
 
 
 def _is_queue(answer: Answer | None) -> bool:
     try:
-        value = wire.loads(answer.body) if answer is not None and answer.status == 200 else None
-    except wire.MalformedJson:
+        value = json_codec.loads(answer.body) if answer is not None and answer.status == 200 else None
+    except json_codec.MalformedJson:
         return False
     return isinstance(value, dict) and "queue_running" in value
 

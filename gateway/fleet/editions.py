@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
+from gateway.comfy.file_refs import MODELS_3D, FileRef
 from gateway.comfy.graph import FOLDER_INPUTS
 from gateway.comfy.node_review import review
-from gateway.comfy.outputs import MODELS_3D, FileRef
 from gateway.fleet import merging
 from gateway.fleet.abilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
 from gateway.fleet.profiles import Profiles, make_profiles
@@ -82,7 +82,7 @@ class Edition:
 
     def body(self, uploads: Sequence[FileRef]) -> Body:
         """The encoded whole, as it is for a tenant with these uploads."""
-        lists = [wire.dumps(file_list.offered(uploads)) for file_list in self.file_lists]
+        lists = [json_codec.dumps(file_list.offered(uploads)) for file_list in self.file_lists]
         pieces = [self.parts[0]]
         for listed, part in zip(lists, self.parts[1:], strict=True):
             pieces += (listed, part)
@@ -195,8 +195,8 @@ class _Encoder:
         listed = list(lists.values())
         for place, each in enumerate(listed):
             description = with_list(description, each.input_name, [f"file-list-{self._token}-{place}"])
-        self._pieces += (b"," if self._pieces or self._parts else b"{", wire.dumps(name), b":")
-        encoded = wire.dumps(description)
+        self._pieces += (b"," if self._pieces or self._parts else b"{", json_codec.dumps(name), b":")
+        encoded = json_codec.dumps(description)
         found: list[bytes] = self._marked.split(encoded) if listed else [encoded]
         self._pieces.append(found[0])
         for number, behind in zip(found[1::2], found[2::2], strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 
 from gateway.comfy.client import Answer, Unanswered
-from gateway.comfy.outputs import FileRef, view_path
+from gateway.comfy.file_refs import FileRef, view_path
 from gateway.fleet.backend import Backend
 
 # As aiohttp makes it (web_fileresponse.py).

@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import count, islice
 from os.path import splitext
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.saved_names import Saved, saved
 from gateway.fleet.etags import CACHED, GONE, UNTOLD
 from gateway.fleet.placements import spelled_alike

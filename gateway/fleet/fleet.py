@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import aiohttp
 
 from gateway.comfy import events
-from gateway.comfy.answers import Queue, read_features
 from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, Refused, TimedOut, Unreachable
+from gateway.comfy.responses import Queue, read_features
 from gateway.fleet.backend import Backend, client_of
 from gateway.fleet.backend_log import BackendLog
 from gateway.fleet.diagnosis import REFUSED

@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_ANSWER, BadAnswer, pieces
-from gateway.comfy.outputs import FileRef, view_path
+from gateway.comfy.file_refs import FileRef, view_path
 from gateway.fleet.backend import Backend
 from gateway.fleet.placer import post_file
 from gateway.store.blobs import BlobWriter
@@ -29,7 +29,7 @@ async def compose(backend: Backend, original: FileRef, mask: Path, size: int, su
         FileMissing, StoreError: the mask can't be read, or the result not be written.
     """
     reference = {"filename": original.filename, "subfolder": original.subfolder, "type": original.kind}
-    fields = {"original_ref": wire.dumps(reference).decode(), "type": "temp"}
+    fields = {"original_ref": json_codec.dumps(reference).decode(), "type": "temp"}
     # In the folder that is emptied at each start, under a name that nobody can guess.
     name = f"mask-{uuid.uuid4().hex}{suffix}"
     status, _ = await post_file(backend, "/upload/mask", mask, size, name, fields)

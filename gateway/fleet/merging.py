@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.object_info import BOUNDS
 from gateway.fleet.worker import no_rest
 
@@ -72,7 +72,7 @@ def union(lists: Iterable[Sequence[Any]], key: Callable[[Any], Any] = lambda ite
             own = key(item)
             if isinstance(own, (dict, list)):
                 # Custom nodes list choices with pictures. Compared by their encoding, because objects have no hash.
-                own = wire.dumps_sorted(own)
+                own = json_codec.dumps_sorted(own)
             if own not in known:
                 known.add(own)
                 seen.append(item)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 
 # What ComfyUI puts before the suffix of an upload whose name is taken (server.py, image_upload).
 _NUMBER = re.compile(r" \(\d+\)(?=\.[^.]*$|$)")

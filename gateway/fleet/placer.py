@@ -15,10 +15,10 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.comfy.answers import read_stored
 from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
+from gateway.comfy.file_refs import FileRef, folder_of, is_pattern, view_path, without_pattern
 from gateway.comfy.json_stream import Unreadable
-from gateway.comfy.outputs import FileRef, folder_of, is_pattern, view_path, without_pattern
+from gateway.comfy.responses import read_stored
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, is_same
 from gateway.fleet.files import Upload, marked

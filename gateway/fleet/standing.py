@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.fleet.backend import Backend
 from gateway.fleet.ejection import Ejections
 from gateway.store.protocol import BackendRecord
@@ -16,7 +16,7 @@ def record_of(backend: Backend, ejections: Ejections, now: float, wall: float) -
     encoded = [[sorted(kind), sorted(able)] for kind, able in failures]
     ejected_until = int((wall + until - now) * 1000) if until > now else 0
     return BackendRecord(
-        backend.name, backend.poisoned, wire.dumps(encoded), times, ejected_until, int(backend.drained)
+        backend.name, backend.poisoned, json_codec.dumps(encoded), times, ejected_until, int(backend.drained)
     )
 
 
@@ -26,7 +26,7 @@ def restore(record: BackendRecord, backend: Backend, ejections: Ejections, now: 
     Raises:
         ValueError, TypeError: what is in the journal was not written by `record_of`.
     """
-    failures: Any = wire.loads(record.failures)
+    failures: Any = json_codec.loads(record.failures)
     backend.poisoned, backend.drained = record.poisoned, bool(record.drained)
     seconds = record.ejected_until / 1000 - wall
     known = [(frozenset(kind), frozenset(able)) for kind, able in failures]

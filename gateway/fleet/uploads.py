@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.fleet.expiry import Expiry
 from gateway.fleet.files import FileIndex, Holder, Upload
 from gateway.settings import UploadSettings

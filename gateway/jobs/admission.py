@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gateway.comfy import graph, wire
+from gateway.comfy import graph, json_codec
 from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no_prompt
-from gateway.comfy.jobs import encoded_workflow_id
+from gateway.comfy.file_refs import FileRef
+from gateway.comfy.jobs_api import encoded_workflow_id
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
-from gateway.comfy.outputs import FileRef
 from gateway.jobs import partner_keys
 from gateway.jobs.prompt_bounds import (
     Bounds,
@@ -92,7 +92,7 @@ class Submission:
 
     def graph(self) -> Any:
         """Return the graph, parsed anew."""
-        return (wire.loads_plain if self.is_plain else wire.loads)(self.prompt)
+        return (json_codec.loads_plain if self.is_plain else json_codec.loads)(self.prompt)
 
     @property
     def size(self) -> int:
@@ -150,12 +150,14 @@ def read(
     """
     try:
         # No character takes more than six times as much.
-        if len(body) > bounds.bytes // 6 and (size := wire.escaped_size(body)) > bounds.bytes:
-            raise wire.TooMuchJson(f"it has {size} bytes in ASCII; at most {bounds.bytes} (dispatch.max_prompt_bytes)")
-        value, dumps = wire.read_bounded(body, bounds.depth, bounds.body_values)
-    except wire.TooMuchJson as error:
+        if len(body) > bounds.bytes // 6 and (size := json_codec.escaped_size(body)) > bounds.bytes:
+            raise json_codec.TooMuchJson(
+                f"it has {size} bytes in ASCII; at most {bounds.bytes} (dispatch.max_prompt_bytes)"
+            )
+        value, dumps = json_codec.read_bounded(body, bounds.depth, bounds.body_values)
+    except json_codec.TooMuchJson as error:
         raise rejection("graph_too_large", "The graph is too large", str(error)) from error
-    except wire.MalformedJson as error:
+    except json_codec.MalformedJson as error:
         raise rejection("invalid_json", "The body is not JSON", str(error)) from error
     if not isinstance(value, dict):
         raise rejection("invalid_body", "The body must be a JSON object", f"got {name_of(value)}")
@@ -180,7 +182,7 @@ def read(
     check_targets(value.get("partial_execution_targets"), bounds.outputs)
     if own_name is not None and found.files and graph.rename_files(prompt, found.files, own_name):
         found = graph.survey(prompt, file_inputs, bounds.nodes)
-    judgement = inspect(prompt, dumps is wire.dumps) if inspect is not None else None
+    judgement = inspect(prompt, dumps is json_codec.dumps) if inspect is not None else None
     return _submission(value, found, dumps, body, by_admin, judgement, request_id)
 
 
@@ -208,9 +210,9 @@ def _submission(
         shown, rest = partner_keys.without(shown), partner_keys.without(rest)
     targets, prompt_id = rest.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(
-        prompt=wire.packed(dumps(value["prompt"])),
-        extra_data=wire.packed(dumps(shown)) if shown else b"{}",
-        rest=wire.packed(dumps(rest)) if rest else b"{}",
+        prompt=json_codec.packed(dumps(value["prompt"])),
+        extra_data=json_codec.packed(dumps(shown)) if shown else b"{}",
+        rest=json_codec.packed(dumps(rest)) if rest else b"{}",
         client_id=client_id,
         gave_client_id=gave_client_id,
         prompt_id=prompt_id,
@@ -229,7 +231,7 @@ def _submission(
         by_admin=by_admin,
         judgement=judgement,
         more_bytes=more_bytes,
-        is_plain=dumps is wire.dumps,
+        is_plain=dumps is json_codec.dumps,
         request_id=request_id,
     )
 
@@ -237,7 +239,7 @@ def _submission(
 def _bytes_of(client_id: Any, secrets: Mapping[str, Any], *, is_new: bool = True) -> int:
     if not secrets and (client_id is None or (type(client_id) is str and len(client_id) < _NODE_BYTES)):
         return 0
-    size = len(wire.dumps_exact([client_id, secrets]))
+    size = len(json_codec.dumps_exact([client_id, secrets]))
     if is_new and size > MAX_HEAD:
         details = f"client_id and partner keys have {size} bytes together; at most {MAX_HEAD} are taken"
         raise rejection("invalid_body", "The body can't be read", details)
@@ -273,7 +275,7 @@ def _deadline(extra: Mapping[str, Any]) -> float | None:
 def _digest(value: Mapping[str, Any]) -> bytes:
     """What tells the same body from another, whatever the order of its keys."""
     try:
-        return hashlib.sha256(wire.dumps_sorted(value)).digest()
+        return hashlib.sha256(json_codec.dumps_sorted(value)).digest()
     except (TypeError, RecursionError) as error:
         raise rejection("invalid_body", "The body can't be read", str(error)) from error
 
@@ -289,7 +291,7 @@ def encode_for_journal(submission: Submission) -> bytes:
             b',"rest":',
             submission.rest,
             b',"head":',
-            wire.dumps(
+            json_codec.dumps(
                 {
                     "client_id": submission.client_id,
                     "gave_client_id": submission.gave_client_id,
@@ -317,8 +319,8 @@ def _declared(submission: Submission) -> list[tuple[str, str]]:
 def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     """A submission as an earlier run of the gateway accepted it, without the partner keys."""
     # The catalogue is not known yet; which inputs name files is kept with the prompt.
-    value, is_plain = wire.loads_told(data)
-    head, dumps = value["head"], wire.dumps if is_plain else wire.encoder_for(data)
+    value, is_plain = json_codec.loads_told(data)
+    head, dumps = value["head"], json_codec.dumps if is_plain else json_codec.encoder_for(data)
     file_inputs = reviewed_file_inputs() | {(class_type, name) for class_type, name in head.get("file_inputs", ())}
     try:
         deadline = _deadline(value["extra_data"])
@@ -327,9 +329,9 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         deadline = None
     targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"], file_inputs)
     return Submission(
-        prompt=wire.packed(dumps(value["prompt"])),
-        extra_data=wire.packed(dumps(value["extra_data"])),
-        rest=wire.packed(dumps(value["rest"])),
+        prompt=json_codec.packed(dumps(value["prompt"])),
+        extra_data=json_codec.packed(dumps(value["extra_data"])),
+        rest=json_codec.packed(dumps(value["rest"])),
         client_id=head["client_id"],
         gave_client_id=head["gave_client_id"],
         prompt_id=head["prompt_id"],

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
@@ -360,7 +360,7 @@ class Checks:
         body = found.body()
         if not is_restricted:
             body["error"]["extra_info"] = {**body["error"]["extra_info"], "backends": missing}
-            body = wire.loads(self.told(tenant, wire.dumps(body)))
+            body = json_codec.loads(self.told(tenant, json_codec.dumps(body)))
         raise self._rejection(tenant, body)
 
     def _rejection(self, tenant: str, body: dict[str, Any]) -> Rejection:

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.comfy import events, history, wire
-from gateway.comfy.answers import LEFT_OUT, HistoryEntry
+from gateway.comfy import events, history, json_codec
 from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEntry
 from gateway.comfy.events import Frame, Kind
-from gateway.comfy.jobs import job_of_history, shortened
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
+from gateway.comfy.jobs_api import job_of_history, shortened
 from gateway.comfy.redaction import redacting_entry
+from gateway.comfy.responses import LEFT_OUT, HistoryEntry
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
@@ -262,14 +262,14 @@ class Collector:
         job: Job,
         entry: dict[str, Any],
         outcome: history.Outcome,
-        encode: Callable[[Any], bytes] = wire.dumps,
+        encode: Callable[[Any], bytes] = json_codec.dumps,
         large: LargeEntry | None = None,
     ) -> None:
         ran, rest = entry["prompt"][4], {key: value for key, value in entry.items() if key != "prompt"}
         listed = job_of_history(job.prompt_id, entry, include_outputs=False)
-        summary = job.translate(wire.dumps(listed))
+        summary = job.translate(json_codec.dumps(listed))
         if len(summary) > MAX_SUMMARY:
-            summary = job.translate(wire.dumps(shortened(listed, MAX_SUMMARY)))
+            summary = job.translate(json_codec.dumps(shortened(listed, MAX_SUMMARY)))
         if large is not None:
             summary = large.without_marks(summary)
         place, packed = job.backend, b""
@@ -278,14 +278,14 @@ class Collector:
         said = encode(rest)
         if len(said) > LARGE_ENTRY:
             await asyncio.sleep(0)
-        said = wire.packed(b'{"prompt":%b,%b' % (job.prompt_item(ran), job.translate(said)[1:]))
+        said = json_codec.packed(b'{"prompt":%b,%b' % (job.prompt_item(ran), job.translate(said)[1:]))
         if len(said) > LARGE_ENTRY:
             await asyncio.sleep(0)
         if large is not None:
             said, packed = await self._large.packed(job, large, said)
         while job.attempts == attempt:
             try:
-                if not await self._ledger.finish(job, outcome, said, wire.packed(summary), packed):
+                if not await self._ledger.finish(job, outcome, said, json_codec.packed(summary), packed):
                     return
                 break
             except StoreError as error:
@@ -321,7 +321,7 @@ class Collector:
         number = job.number if job.submission.number is not None else int(job.number)
         extra: dict[str, Any] = {"create_time": job.create_time}
         if job.submission.workflow_id is not None:
-            extra["extra_pnginfo"] = {"workflow": {"id": wire.loads(job.submission.workflow_id)}}
+            extra["extra_pnginfo"] = {"workflow": {"id": json_codec.loads(job.submission.workflow_id)}}
         return [number, job.prompt_id, {}, extra, outputs]
 
     def fail(self, job: Job, reason: str, type_: str) -> None:

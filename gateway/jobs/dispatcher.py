@@ -14,10 +14,10 @@ import random
 import time
 from collections.abc import Callable
 
-from gateway.comfy import wire
-from gateway.comfy.answers import read_taken
+from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_REPLY, Answer, BadAnswer, Refused, Unanswered, Unreachable
 from gateway.comfy.errors import error_body, told_as_text
+from gateway.comfy.responses import read_taken
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.placer import SourceDown
@@ -138,7 +138,7 @@ class Dispatcher:
                 return await earlier
             self._chooser.one_more_waits(tenant, submission.size)
         outputs = checked.outputs if checked is not None else self._checks.outputs_of(submission)
-        node_errors = wire.dumps(checked.node_errors) if checked is not None and checked.node_errors else b"{}"
+        node_errors = json_codec.dumps(checked.node_errors) if checked is not None and checked.node_errors else b"{}"
         job = self._ledger.admit(tenant, submission, outputs, node_errors)
         if must_check:
             # Others were sent while this one was checked.

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from gateway.comfy.answers import MARK, Queue
 from gateway.comfy.events import Event
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
+from gateway.comfy.responses import MARK, Queue
 from gateway.fleet.backend import Backend
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.files import FileIndex, Holder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Generator
 from typing import Any
 
 from gateway.comfy import events, history
-from gateway.comfy.outputs import FileRef, finished, renaming
+from gateway.comfy.file_refs import FileRef, finished, renaming
 from gateway.fleet import etags
 from gateway.fleet.files import Origin
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.comfy.client import BackendError
-from gateway.comfy.failures import Cause, Failure, failure_of_entry
+from gateway.comfy.error_causes import Cause, Failure, failure_of_entry
 from gateway.comfy.history import Outcome, outcome_of
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet

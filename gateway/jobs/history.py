@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.history import Outcome, entry_without_run, failure_event
-from gateway.comfy.jobs import Listed, listed
+from gateway.comfy.jobs_api import Listed, listed
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store, StoreDamaged
 from gateway.store.soundness import is_summary
 from gateway.telemetry import logs
@@ -251,14 +251,14 @@ def _read_summary(ended: _Ended) -> Listed:
         _log.error("history_entry_damaged", prompt_id=record.prompt_id, tenant=record.tenant, error="its summary")
         status = _STATUSES.get(record.outcome, "failed")
         shown = {"id": record.prompt_id, "status": status, "priority": _number(record), "outputs_count": 0}
-        ended.record = replace(record, summary=wire.dumps(shown))
-    return listed(wire.loads(ended.record.summary))
+        ended.record = replace(record, summary=json_codec.dumps(shown))
+    return listed(json_codec.loads(ended.record.summary))
 
 
 def _entry_in_place_of(ended: HistoryRecord, reason: str) -> bytes:
     event = failure_event(ended.prompt_id, reason, "HistoryEntryDamaged")
     item = [_number(ended), ended.prompt_id, {}, {}, []]
-    return wire.dumps(entry_without_run(item, "execution_error", event))
+    return json_codec.dumps(entry_without_run(item, "execution_error", event))
 
 
 def _number(ended: HistoryRecord) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
+from gateway.comfy.file_refs import FileRef, is_pattern
 from gateway.comfy.graph import FileInput, survey
-from gateway.comfy.outputs import FileRef, is_pattern
 from gateway.fleet.backend import Backend
 from gateway.fleet.catalogue import Catalogue
 from gateway.fleet.files import FileIndex, Holder, Upload

@@ -14,11 +14,11 @@ from typing import Any
 
 from gateway.comfy.class_profiles import ANY_TYPE, MAY_HOLD_TEXT, NUMERIC, TEXTUAL, ClassProfile, InputProfile
 from gateway.comfy.graph import texts
+from gateway.comfy.name_checks import BARE_NAME, wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
 from gateway.comfy.node_review import OPENING, Kind
 from gateway.comfy.subgraph import MAX_TEXT, Link, OpenedNode
-from gateway.comfy.templates import wrong_with_expression, wrong_with_format
+from gateway.comfy.template_checks import wrong_with_expression, wrong_with_format
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
-from gateway.comfy.writing import BARE_NAME, wrong_with_file_part, wrong_with_model_name, wrong_with_prefix
 from gateway.jobs.steering import UNCHANGED, Steering
 
 # A refusal names no more than so many inputs: a prompt may have a million.

@@ -12,7 +12,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.events import Frame
 from gateway.comfy.results import Sender
 from gateway.jobs.admission import Submission
@@ -207,7 +207,7 @@ class Job:
         The texts of errors may hold Python's form of the whole prompt.
         """
         for added, saver in (self.live.added or {}).items():
-            data = data.replace(added.encode(), wire.dumps(saver)[1:-1])
+            data = data.replace(added.encode(), json_codec.dumps(saver)[1:-1])
         return data
 
     @property
@@ -225,7 +225,9 @@ class Job:
         extra = self.submission.extra_data[:-1]
         comma = b"," if len(extra) > 1 else b""
         client = (
-            b'"client_id":' + wire.dumps(self.submission.client_id) + b"," if self.submission.gave_client_id else b""
+            b'"client_id":' + json_codec.dumps(self.submission.client_id) + b","
+            if self.submission.gave_client_id
+            else b""
         )
         return b'%b%b%b"create_time":%d}' % (extra, comma, client, self.create_time)
 
@@ -247,8 +249,8 @@ class Job:
         return self._item(self.shown_extra_data(), outputs)
 
     def _item(self, extra_data: bytes, outputs: Any = None) -> bytes:
-        executed = wire.dumps(self.outputs if outputs is None else outputs)
-        parts = (self.shown_number, wire.dumps(self.prompt_id), self.submission.prompt, extra_data, executed)
+        executed = json_codec.dumps(self.outputs if outputs is None else outputs)
+        parts = (self.shown_number, json_codec.dumps(self.prompt_id), self.submission.prompt, extra_data, executed)
         return b"[" + b",".join(parts) + b"]"
 
     def answer(self) -> bytes:
@@ -268,7 +270,7 @@ def with_owner(encoded: bytes, tenant: str, backend: str | None) -> bytes:
 def owner_of(tenant: str, backend: str | None) -> bytes:
     """Return what stands in the place of the last brace of a JSON object that tells a job's tenant and backend."""
     owner = {WHOSE: tenant, BACKEND: backend} if backend else {WHOSE: tenant}
-    return b"," + wire.dumps(owner)[1:]
+    return b"," + json_codec.dumps(owner)[1:]
 
 
 def number_json(number: float, is_float: bool) -> bytes:

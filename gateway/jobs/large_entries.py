@@ -10,10 +10,10 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.comfy import wire
-from gateway.comfy.answers import LEFT_OUT, MAX_INLINE, HistoryEntry, checked
+from gateway.comfy import json_codec
 from gateway.comfy.backend_errors import UnreadableEntry
 from gateway.comfy.long_parts import without_marks
+from gateway.comfy.responses import LEFT_OUT, MAX_INLINE, HistoryEntry, checked
 from gateway.jobs.job import Assignment, Job
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.prompt_reader import NotRead, PromptReader, TakesTooMuch
@@ -81,7 +81,7 @@ class LargeEntries:
             return b"", await self._spool.read(target, 0, size)
         except (Lost, NotRead) as error:
             _log.error("outputs_left_out", **job.log_ids, tenant=job.tenant, reason=str(error))
-            reason = wire.dumps(f"long texts and lists, for which a … stands: {error}")
+            reason = json_codec.dumps(f"long texts and lists, for which a … stands: {error}")
             return b'%b,"%b":%b}' % (large.without_marks(said)[:-1], LEFT_OUT.encode(), reason), b""
         finally:
             self._spool.discard(Path(target))
@@ -94,7 +94,7 @@ def read_result(found: HistoryEntry, left: bytes) -> HistoryEntry:
         UnreadableEntry: it is not of ComfyUI's form.
     """
     try:
-        return HistoryEntry(checked(found.entry | wire.loads(left)), wire.encoder_for(left))
+        return HistoryEntry(checked(found.entry | json_codec.loads(left)), json_codec.encoder_for(left))
     except (ValueError, TypeError) as error:
         raise UnreadableEntry(f"its history entry can't be read: {error}", is_final=True) from error
 
@@ -102,7 +102,7 @@ def read_result(found: HistoryEntry, left: bytes) -> HistoryEntry:
 def changes_for(job: Job, assignment: Assignment | None, outputs: Outputs) -> Changes:
     """Return what `Relay` and `Collector` change in texts that they read themselves."""
     shown = job.prompt_id.encode()
-    replaced = [(added.encode(), wire.dumps(saver)[1:-1]) for added, saver in (job.live.added or {}).items()]
+    replaced = [(added.encode(), json_codec.dumps(saver)[1:-1]) for added, saver in (job.live.added or {}).items()]
     if assignment is not None:
         replaced += [(own.encode(), shown) for own in {assignment.upstream_id, assignment.mark} if own]
     censor = job.submission.censor() if job.submission.needs_secrets else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import nodes_with_bad_values
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Inputs
@@ -36,8 +36,8 @@ class LostFiles:
         if not job.submission.files or len(body) > MAX_READ:
             return None
         try:
-            value = wire.loads(body)
-        except wire.MalformedJson:
+            value = json_codec.loads(body)
+        except json_codec.MalformedJson:
             return None
         return await self.after_errors(job, backend, value.get("node_errors") if isinstance(value, dict) else None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Answer
 from gateway.jobs.checks import Checks
 from gateway.jobs.job import Assignment, Job
@@ -35,5 +35,5 @@ def node_errors_for(
     told = outputs.without_added(job, {"node_errors": node_errors}) or {}
     node_errors = outputs.reveal_value(job, told.get("node_errors"))
     told = checks.told_of(job.tenant, job.submission.censor().value(node_errors))
-    said = job.without_added(wire.dumps(told)).replace(known_as.encode(), job.prompt_id.encode())
+    said = job.without_added(json_codec.dumps(told)).replace(known_as.encode(), job.prompt_id.encode())
     return assignment.translate(said, job.prompt_id)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from functools import partial
 from typing import Any
 
-from gateway.comfy import events, wire
+from gateway.comfy import events, json_codec
 from gateway.comfy.client import Answer
-from gateway.comfy.outputs import MAX_PATH, FileRef, can_be_asked_for, finished
+from gateway.comfy.file_refs import MAX_PATH, FileRef, can_be_asked_for, finished
 from gateway.fleet import etags
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import FileIndex, Holder, Origin, Upload
@@ -265,11 +265,11 @@ class Outputs:
         if not job.live.added:
             return raw
         try:
-            data = wire.loads(raw)
-        except wire.MalformedJson:
+            data = json_codec.loads(raw)
+        except json_codec.MalformedJson:
             return raw
         told = self.without_added(job, data) if isinstance(data, dict) else None
-        return raw if told is None else wire.dumps(told)
+        return raw if told is None else json_codec.dumps(told)
 
     def reveal(self, job: Job, raw: bytes) -> bytes:
         """Return what a backend says of a job in names that its tenant knows. `raw` is JSON."""

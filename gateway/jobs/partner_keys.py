@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 
 NAMES = ("api_key_comfy_org", "auth_token_comfy_org")
 # The reason and the type of a job's end that had to be sent again, and could not.
@@ -53,8 +53,8 @@ class Censor:
         if not self._blind and not self.is_in(data):
             return data
         try:
-            return wire.encoder_for(data)(self.value(wire.loads(data)))
-        except wire.MalformedJson:
+            return json_codec.encoder_for(data)(self.value(json_codec.loads(data)))
+        except json_codec.MalformedJson:
             return b"" if self.is_in(data) else data
 
     def value(self, value: Any, depth: int = 0) -> Any:
@@ -77,7 +77,7 @@ class Censor:
     def is_in(self, data: bytes) -> bool:
         """Whether one of them stands there, plainly or as JSON escapes it."""
         return any(
-            text.encode("utf-8", "surrogatepass") in data or wire.dumps_exact(text)[1:-1] in data
+            text.encode("utf-8", "surrogatepass") in data or json_codec.dumps_exact(text)[1:-1] in data
             for text in self._texts
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.comfy import graph, wire
+from gateway.comfy import graph, json_codec
 from gateway.comfy.errors import error_body
 
 # Characters of a node's id: a number, a word, or some of them joined.
@@ -73,7 +73,10 @@ def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: 
 
     Commas and brackets are counted first, because that is quick; those in texts are no values.
     """
-    if min(wire.count_values(body), wire.count_values(dumps(prompt))) > most and (used := _count(prompt)) > most:
+    if (
+        min(json_codec.count_values(body), json_codec.count_values(dumps(prompt))) > most
+        and (used := _count(prompt)) > most
+    ):
         details = f"it has more than {most} values (dispatch.max_graph_values)"
         extra = {"limit": "max_graph_values", "value": most, "used": used}
         raise rejection("graph_too_large", "The graph is too large", details, extra)
@@ -162,7 +165,7 @@ def check_texts(prompt: Any, most: int) -> None:
 def _check_title(node_id: str, meta: Any) -> None:
     title = meta.get("title") if isinstance(meta, dict) else None
     if isinstance(title, (list, dict)):
-        title = wire.dumps_exact(title)
+        title = json_codec.dumps_exact(title)
     if isinstance(title, (str, bytes)) and len(title) > graph.MAX_NAME:
         raise _long_name("title", node_id)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import gateway
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
-from gateway.comfy.jobs import job_of_history
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
+from gateway.comfy.jobs_api import job_of_history
 from gateway.jobs.admission import Submission, read
 from gateway.jobs.prompt_bounds import Bounds, Rejection
 from gateway.jobs.reading_process import (
@@ -71,7 +71,9 @@ class TakesTooMuch(NotRead):
 
 def is_light(body: bytes) -> bool:
     """Return True if a body is read at once."""
-    return len(body) <= LIGHT_BYTES or (len(body) <= MAX_LIGHT_BYTES and wire.count_values(body) <= MAX_LIGHT_VALUES)
+    return len(body) <= LIGHT_BYTES or (
+        len(body) <= MAX_LIGHT_BYTES and json_codec.count_values(body) <= MAX_LIGHT_VALUES
+    )
 
 
 class PromptReader:
@@ -181,7 +183,7 @@ class PromptReader:
             NotRead: as `read`, or it takes too much memory.
         """
         if len(entry) <= MAX_LIGHT_BYTES:
-            return wire.dumps(job_of_history(prompt_id, wire.loads(entry), include_outputs=True))
+            return json_codec.dumps(job_of_history(prompt_id, json_codec.loads(entry), include_outputs=True))
         shown = await self._outcome(tenant, ShowJob(prompt_id), entry)
         if not isinstance(shown, bytes):
             raise NotRead("it takes more memory than there is for one answer")

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from gateway.comfy import wire
-from gateway.comfy.answers import MAX_RESULT_VALUES
+from gateway.comfy import json_codec
 from gateway.comfy.events import KNOWN
-from gateway.comfy.jobs import job_of_history
+from gateway.comfy.jobs_api import job_of_history
 from gateway.comfy.long_parts import Cutter, cut_entry, cut_event, filled
+from gateway.comfy.responses import MAX_RESULT_VALUES
 from gateway.jobs.admission import Submission, read
 from gateway.jobs.partner_keys import Censor
 from gateway.jobs.prompt_bounds import Bounds, Rejection
@@ -156,7 +156,7 @@ def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str
 
 def _outcome(order: ReadPrompt | ShowJob, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
     if isinstance(order, ShowJob):
-        return wire.dumps(job_of_history(order.prompt_id, wire.loads(document), include_outputs=True))
+        return json_codec.dumps(job_of_history(order.prompt_id, json_codec.loads(document), include_outputs=True))
     try:
         return read(document, file_inputs, order.bounds, by_admin=order.by_admin)
     except Rejection as rejection:
@@ -169,7 +169,7 @@ class Parting:
     def __init__(self) -> None:
         self._last: CutParts | None = None
         self._parts: dict[str, Any] = {}
-        self._encode: Callable[[Any], bytes] = wire.dumps
+        self._encode: Callable[[Any], bytes] = json_codec.dumps
 
     def forget(self) -> None:
         """Keep no parts."""
@@ -179,15 +179,15 @@ class Parting:
         """Return what is left; nothing if that is too much, or no JSON."""
         self.forget()
         raw = Path(order.path).read_bytes()
-        cutter, self._encode = Cutter(order.mark), wire.encoder_for(raw)
+        cutter, self._encode = Cutter(order.mark), json_codec.encoder_for(raw)
         try:
-            value = wire.loads(raw)
+            value = json_codec.loads(raw)
             del raw
             cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.most)
-        except (wire.MalformedJson, RecursionError):
+        except (json_codec.MalformedJson, RecursionError):
             return b""
         left = self._encode(cut)
-        if len(left) > order.most or wire.count_values(left) > MAX_RESULT_VALUES:
+        if len(left) > order.most or json_codec.count_values(left) > MAX_RESULT_VALUES:
             return b""
         self._last, self._parts = order, cutter.parts
         return left

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.jobs.admission import decode_from_journal, encode_for_journal
 from gateway.jobs.job import PLACED, Assignment, Delivery, Job, State
 from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate, StoreDamaged
@@ -57,7 +57,7 @@ def _mark_of(job: Job) -> str:
 def _given_up(job: Job) -> bytes:
     if not job.given_up:
         return b"[]"
-    return wire.dumps([[each.backend, each.upstream_id, each.mark] for each in job.given_up])
+    return json_codec.dumps([[each.backend, each.upstream_id, each.mark] for each in job.given_up])
 
 
 # Of these a history keeps no more: it holds them in memory. The entry itself is in the journal, whole.
@@ -83,8 +83,8 @@ def history_record(job: Job, outcome: str, entry: bytes, summary: bytes, packed:
 def is_counted(summary: bytes) -> bool:
     """Return True if the number in an ended job's summary is of the gateway's count: a client's is a float."""
     try:
-        return isinstance(wire.loads(summary).get("priority"), int)
-    except (wire.MalformedJson, AttributeError):
+        return isinstance(json_codec.loads(summary).get("priority"), int)
+    except (json_codec.MalformedJson, AttributeError):
         return False
 
 
@@ -105,7 +105,7 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
         assignment = Assignment(record.backend, record.upstream_id, record.mark, delivery)
     given_up = tuple(
         Assignment(str(backend), str(upstream_id), str(mark), Delivery.ARRIVED)
-        for backend, upstream_id, mark in wire.loads(record.given_up)
+        for backend, upstream_id, mark in json_codec.loads(record.given_up)
     )
     if assignment is not None and not is_placed:
         given_up, assignment = (*given_up, assignment), None
@@ -144,7 +144,7 @@ def restored(record: JobRecord, backends: Collection[str]) -> Job:
         raise StoreDamaged(f"the journal's open job {record.prompt_id} is damaged; {RECOVER}") from error
 
 
-_UNREADABLE = (wire.MalformedJson, LookupError, TypeError, ValueError, AttributeError)
+_UNREADABLE = (json_codec.MalformedJson, LookupError, TypeError, ValueError, AttributeError)
 
 
 def fault_of_job(row: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from gateway.comfy.answers import MARK, Queue
 from gateway.comfy.client import BackendError, BadAnswer, TimedOut
+from gateway.comfy.responses import MARK, Queue
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs import partner_keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import clipped, error_body
 from gateway.comfy.graph import LINKED, texts
 from gateway.comfy.redaction import redact_value
@@ -66,11 +66,11 @@ Hides = Callable[[str, str, Sequence[Any]], bool]
 def scrubbed(body: bytes, hides: Hides) -> bytes:
     """A backend's refusal without what it lists of itself, as far as a tenant must not read that there."""
     try:
-        value = wire.loads(body)
+        value = json_codec.loads(body)
         _scrub_body(value, hides)
-    except (wire.MalformedJson, LookupError, TypeError, AttributeError):
-        return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
-    return wire.dumps(value)
+    except (json_codec.MalformedJson, LookupError, TypeError, AttributeError):
+        return json_codec.dumps(error_body("prompt_refused", "The backend refused this prompt"))
+    return json_codec.dumps(value)
 
 
 def _scrub_body(value: Any, hides: Hides) -> bool:
@@ -121,11 +121,11 @@ def redacted(body: bytes, hides: Hides) -> bytes:
     If there is nothing to be hidden, the bytes stay as they are.
     """
     try:
-        value = wire.loads(body)
+        value = json_codec.loads(body)
         found, told = redact_body(value, hides)
-    except (wire.MalformedJson, LookupError, TypeError, AttributeError):
-        return wire.dumps(error_body("prompt_refused", "The backend refused this prompt"))
-    return wire.dumps_exact(told) if found or told != value else body
+    except (json_codec.MalformedJson, LookupError, TypeError, AttributeError):
+        return json_codec.dumps(error_body("prompt_refused", "The backend refused this prompt"))
+    return json_codec.dumps_exact(told) if found or told != value else body
 
 
 def redact_body(value: Any, hides: Hides) -> tuple[bool, Any]:

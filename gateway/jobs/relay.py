@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from gateway.comfy import events, previews
 from gateway.comfy.events import Event, Frame, Kind
-from gateway.comfy.outputs import finished
+from gateway.comfy.file_refs import finished
 from gateway.comfy.previews import Head
 from gateway.comfy.redaction import redacting_error
 from gateway.fleet.backend import Backend

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from multidict import CIMultiDict
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BadAnswer
 from gateway.comfy.errors import error_body
 from gateway.jobs.job import Job, number_json
@@ -86,12 +86,14 @@ def refused_there(answer: Answer, said: bytes) -> Reply:
 def input_missing(error: Exception) -> Reply:
     """Return the refusal of a prompt that needs a file which is nowhere any more, as the error says."""
     body = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
-    return Reply(400, wire.dumps(body))
+    return Reply(400, json_codec.dumps(body))
 
 
 def broken_here(error: Exception) -> Reply:
     """The gateway's own code failed over a prompt."""
-    return Reply(500, wire.dumps(error_body("gateway_error", "The prompt could not be sent", type(error).__name__)))
+    return Reply(
+        500, json_codec.dumps(error_body("gateway_error", "The prompt could not be sent", type(error).__name__))
+    )
 
 
 def failed_there(answer: Answer, said: bytes) -> Reply:
@@ -99,4 +101,4 @@ def failed_there(answer: Answer, said: bytes) -> Reply:
     # If it answered 200, its body may speak of anybody's prompt.
     text = said[:200].decode("utf-8", "replace") if answer.status >= 500 else ""
     body = error_body("backend_error", f"The backend answered {answer.status} to this prompt", text)
-    return Reply(500, wire.dumps(body))
+    return Reply(500, json_codec.dumps(body))

@@ -10,8 +10,8 @@ import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, AnyStr
 
-from gateway.comfy import wire
-from gateway.comfy.outputs import finished
+from gateway.comfy import json_codec
+from gateway.comfy.file_refs import finished
 from gateway.tenants.secret_names import holds_secret
 
 MAX_DEPTH = 64
@@ -74,7 +74,7 @@ def revealing_json(raw: bytes, names: Mapping[str, str]) -> Generator[None, None
     """Do what `reveal_json` does in steps that are short."""
     if len(raw) > LONG and not (yield from holding_secret(raw)):
         return raw
-    encoded = {secret.encode(): wire.dumps(name)[1:-1] for secret, name in names.items()}
+    encoded = {secret.encode(): json_codec.dumps(name)[1:-1] for secret, name in names.items()}
     told = []
     for piece in _pieces(raw, _SECRET_IN_JSON):
         told.append(_SECRET_IN_JSON.sub(lambda match: encoded.get(match[1] or b"", b""), piece))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.class_profiles import ClassProfile
+from gateway.comfy.name_checks import BARE_NAME
 from gateway.comfy.subgraph import OpenedNode, digests
 from gateway.comfy.true_types import is_link, unwrapped
-from gateway.comfy.writing import BARE_NAME
 
 # The stock classes that steer a linked prefix (comfy_extras/nodes_string.py).
 REPLACE, JOIN = "RegexReplace", "StringConcatenate"
@@ -184,7 +184,7 @@ def spliced(raw: bytes, steering: Steering) -> bytes | None:
     """Return an encoded prompt with the changes put in, without parsing it; None if that is not safe.
 
     Args:
-        raw: the prompt, encoded without blanks (`gateway.comfy.wire.dumps`), of which `steering` was made.
+        raw: the prompt, encoded without blanks (`gateway.comfy.json_codec.dumps`), of which `steering` was made.
     """
     if not steering.is_literal:
         return None
@@ -201,7 +201,7 @@ def spliced(raw: bytes, steering: Steering) -> bytes | None:
         if match is None:
             return None
         # One copy of each piece at most: a prompt may hold pictures.
-        parts += (key, wire.dumps(text), memoryview(piece)[match.end() :])
+        parts += (key, json_codec.dumps(text), memoryview(piece)[match.end() :])
     return b"".join(parts)
 
 

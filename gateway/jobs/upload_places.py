@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.graph import FileInput
-from gateway.comfy.outputs import FileRef
 from gateway.tenants.secret_names import SecretNames
 
 # What is left of a client's name: the suffix, which some nodes go by.

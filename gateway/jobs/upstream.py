@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from gateway.comfy import wire
-from gateway.comfy.answers import MARK, HistoryEntry, Queue
+from gateway.comfy import json_codec
 from gateway.comfy.client import BackendError, Refused, UnreadableEntry
+from gateway.comfy.responses import MARK, HistoryEntry, Queue
 from gateway.fleet.backend import Backend
 from gateway.jobs.inputs import Place
 from gateway.jobs.job import Assignment, Job, State
@@ -73,7 +73,7 @@ def upstream_body(
     submission = job.submission
     parts = [submission.extra_data[1:-1]]
     if submission.secrets:
-        parts.append(wire.dumps(dict(submission.secrets))[1:-1])
+        parts.append(json_codec.dumps(dict(submission.secrets))[1:-1])
     # Of a key that is there twice the last one counts, so a client can't give the mark itself.
     parts.append(b'"%b":"%b"' % (MARK.encode(), assignment.mark.encode()))
     extra = b",".join(part for part in parts if part)
@@ -101,7 +101,7 @@ def _prompt_for(job: Job, changed: Mapping[Place, str], steering: Steering) -> b
         for key in path:
             inside = inside[key]
         inside[last] = value
-    return (wire.dumps if job.submission.is_plain else wire.encoder_for(raw))(prompt)
+    return (json_codec.dumps if job.submission.is_plain else json_codec.encoder_for(raw))(prompt)
 
 
 def extra_of(item: Sequence[Any]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.saved_names import Saved, saved
 from gateway.jobs.steering import NO_NAME, UNNAMED
 

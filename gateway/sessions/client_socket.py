@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import ClientConnectionError, WSCloseCode, WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
-from gateway.comfy import events, previews, wire
+from gateway.comfy import events, json_codec, previews
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.story import Listener
 from gateway.sessions.buffers import Buffers
@@ -251,8 +251,8 @@ class ClientSocket:
     def _greet(self, text: str) -> None:
         """The first message may declare the client's flags; it is answered with ours (server.py)."""
         try:
-            value = wire.loads(text)
-        except wire.MalformedJson:
+            value = json_codec.loads(text)
+        except json_codec.MalformedJson:
             return
         if not isinstance(value, dict) or value.get("type") != "feature_flags":
             return

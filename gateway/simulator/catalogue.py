@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
@@ -138,7 +138,7 @@ class Catalogue:
 
     async def subscribe_logs(self, request: web.Request) -> web.Response:
         """PATCH /internal/logs/subscribe: there is nothing to be told of."""
-        body = wire.loads(await request.read())
+        body = json_codec.loads(await request.read())
         return web.Response(status=200 if {"clientId", "enabled"} <= body.keys() else 500)
 
     async def get_metadata(self, _: web.Request) -> web.Response:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.previews import Preview
 from gateway.simulator.calls import calls, gather, merged, shown
 from gateway.simulator.faults import Faults
@@ -412,5 +412,5 @@ def _signatures(prompt: dict[str, Any]) -> dict[str, str]:
         for node_id in _order(prompt, list(prompt)):
             node = prompt[node_id]
             inputs = {k: ["link", found[v[0]], v[1]] if _is_link(v) else v for k, v in node["inputs"].items()}
-            found[node_id] = wire.dumps_sorted([node["class_type"], inputs]).hex()
+            found[node_id] = json_codec.dumps_sorted([node["class_type"], inputs]).hex()
     return found

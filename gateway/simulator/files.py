@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 
 KINDS = ("input", "output", "temp")
 # The letters of ComfyUI's marks (nodes.py, PreviewImage): all but one.
@@ -140,9 +140,9 @@ class Files:
         prefix = f"{prefix}_temp_{temp_mark}" if temp_mark else prefix
         folder, filename, counter, subfolder = self.place(kind, prefix, images[0].size)
         info = PngInfo()
-        info.add_text("prompt", wire.dumps(prompt).decode())
+        info.add_text("prompt", json_codec.dumps(prompt).decode())
         for key, value in (extra_data.get("extra_pnginfo") or {}).items():
-            info.add_text(key, wire.dumps(value).decode())
+            info.add_text(key, json_codec.dumps(value).decode())
         saved = []
         for number, image in enumerate(images):
             name = f"{filename.replace('%batch_num%', str(number))}_{counter + number:05}_.png"

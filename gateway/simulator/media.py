@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from PIL import Image
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.simulator.faults import Faults
 from gateway.simulator.files import KINDS, Files, OutsideFolder
 from gateway.simulator.prompts import reply
@@ -81,7 +81,7 @@ class Media:
         data = _file_of(form)
         if data is None:
             return web.Response(status=400)
-        original = wire.loads(str(form["original_ref"]))
+        original = json_codec.loads(str(form["original_ref"]))
         name, kind = self._files.annotated(original["filename"], original.get("type", "output"))
         if not name or name[0] == "/" or ".." in name or kind not in KINDS:
             return web.Response(status=400)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.simulator.files import Files
 from gateway.simulator.values import Images
 
@@ -96,7 +96,7 @@ async def _fail(run: Run, inputs: dict[str, Any]) -> Result:
 
 async def _tell(run: Run, inputs: dict[str, Any]) -> Result:
     """A custom node that shows what a prompt says, whether it wrote such a file or not."""
-    return Result((), wire.loads(inputs["ui"].encode()))
+    return Result((), json_codec.loads(inputs["ui"].encode()))
 
 
 async def _save_over_socket(run: Run, inputs: dict[str, Any]) -> Result:

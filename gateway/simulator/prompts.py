@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import invalid_prompt_id, is_prompt_id, no_prompt
-from gateway.comfy.jobs import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.jobs_api import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
 from gateway.comfy.true_types import is_link
 from gateway.comfy.validation import CustomCheck, validate_prompt
 from gateway.simulator.calls import expanded
@@ -53,7 +53,7 @@ class Prompts:
 
     async def post_prompt(self, request: web.Request) -> web.Response:
         """POST /prompt. What a ComfyUI answers with a bare 500 raises here, and becomes one."""
-        body = wire.loads(await request.read())
+        body = json_codec.loads(await request.read())
         await self._executor.faults.until_off("hold-prompt")
         number = self._take_number(body)
         if "prompt" not in body:
@@ -128,7 +128,7 @@ class Prompts:
 
     async def post_queue(self, request: web.Request) -> web.Response:
         """POST /queue."""
-        body = wire.loads(await request.read())
+        body = json_codec.loads(await request.read())
         if body.get("clear"):
             self._queue.clear()
         for prompt_id in body.get("delete", ()):
@@ -138,14 +138,14 @@ class Prompts:
     async def post_interrupt(self, request: web.Request) -> web.Response:
         """POST /interrupt."""
         raw = await request.read()
-        body = wire.loads(raw) if raw else {}
+        body = json_codec.loads(raw) if raw else {}
         prompt_id = None if self._executor.faults.get("interrupt-any") else body.get("prompt_id")
         self._queue.interrupt(prompt_id or None)
         return web.Response()
 
     async def post_free(self, request: web.Request) -> web.Response:
         """POST /free."""
-        body = wire.loads(await request.read())
+        body = json_codec.loads(await request.read())
         if body.get("unload_models") or body.get("free_memory"):
             self._executor.free()
         return web.Response()
@@ -164,7 +164,7 @@ class Prompts:
 
     async def post_history(self, request: web.Request) -> web.Response:
         """POST /history."""
-        body = wire.loads(await request.read())
+        body = json_codec.loads(await request.read())
         if body.get("clear"):
             self._queue.history.clear()
         for prompt_id in body.get("delete", ()):
@@ -202,8 +202,8 @@ class Prompts:
     async def cancel_jobs(self, request: web.Request) -> web.Response:
         """POST /api/jobs/cancel."""
         try:
-            body = wire.loads(await request.read())
-        except wire.MalformedJson:
+            body = json_codec.loads(await request.read())
+        except json_codec.MalformedJson:
             return reply({"error": "Request body must be valid JSON"}, 400)
         ids = body.get("job_ids") if isinstance(body, dict) else None
         if not isinstance(ids, list):
@@ -220,4 +220,4 @@ class Prompts:
 def reply(value: Any, status: int = 200) -> web.Response:
     """A JSON answer with ComfyUI's headers."""
     headers = {"Content-Type": "application/json; charset=utf-8"}
-    return web.Response(body=wire.dumps_exact(value), status=status, headers=headers)
+    return web.Response(body=json_codec.dumps_exact(value), status=status, headers=headers)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.simulator import catalogue
 from gateway.simulator.catalogue import Catalogue, add_front_end, front_end, load_object_info
 from gateway.simulator.executor import Executor
@@ -178,7 +178,7 @@ class Simulator:
         if request.content_type == "application/octet-stream":
             self.sockets.send_bytes(body)
         else:
-            message = wire.loads(body)
+            message = json_codec.loads(body)
             self.sockets.send(str(message["type"]), message["data"], None)
         await self.sockets.drained()
         return reply({})
@@ -198,9 +198,9 @@ class Simulator:
             self.faults.switch_off(request.rel_url.query.get("fault"))
             return reply({})
         try:
-            specification = str(wire.loads(await request.read())["fault"])
+            specification = str(json_codec.loads(await request.read())["fault"])
             self.faults.switch_on(specification)
-        except (UnknownFault, wire.MalformedJson, KeyError, TypeError) as error:
+        except (UnknownFault, json_codec.MalformedJson, KeyError, TypeError) as error:
             return reply({"error": str(error)}, 400)
         if specification.startswith("drop-socket"):
             self.sockets.drop()

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from gateway.comfy import previews, wire
+from gateway.comfy import json_codec, previews
 from gateway.comfy.previews import Preview
 from gateway.simulator.faults import Faults
 from gateway.simulator.oddities import Oddities
@@ -40,7 +40,7 @@ class Sockets:
 
     def send(self, type_: str, data: dict[str, Any], sid: str | None) -> None:
         """Send to one client, or to all (None)."""
-        self._messages.put_nowait((wire.dumps({"type": type_, "data": data}).decode(), sid))
+        self._messages.put_nowait((json_codec.dumps({"type": type_, "data": data}).decode(), sid))
 
     def wants_metadata(self, sid: str | None) -> bool:
         """Whether a client declared ``supports_preview_metadata``."""
@@ -97,8 +97,8 @@ class Sockets:
 
     def _greet(self, sid: str, text: str) -> None:
         try:
-            value = wire.loads(text)
-        except wire.MalformedJson:
+            value = json_codec.loads(text)
+        except json_codec.MalformedJson:
             return
         if isinstance(value, dict) and value.get("type") == "feature_flags":
             flags = value.get("data")

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.simulator.files import Files, OutsideFolder
 from gateway.simulator.prompts import reply
 
@@ -45,7 +45,7 @@ class UserData:
 
     def _settings(self) -> dict[str, Any]:
         path = self._root / SETTINGS
-        value = wire.loads(path.read_bytes()) if path.is_file() else {}
+        value = json_codec.loads(path.read_bytes()) if path.is_file() else {}
         return value if isinstance(value, dict) else {}
 
     def _save_settings(self, settings: dict[str, Any]) -> web.Response:
@@ -58,7 +58,7 @@ class UserData:
 
     async def post_settings(self, request: web.Request) -> web.Response:
         """POST /settings."""
-        return self._save_settings({**self._settings(), **wire.loads(await request.read())})
+        return self._save_settings({**self._settings(), **json_codec.loads(await request.read())})
 
     async def get_setting(self, request: web.Request) -> web.Response:
         """GET /settings/{id}."""
@@ -66,7 +66,7 @@ class UserData:
 
     async def post_setting(self, request: web.Request) -> web.Response:
         """POST /settings/{id}."""
-        value = wire.loads(await request.read())
+        value = json_codec.loads(await request.read())
         return self._save_settings({**self._settings(), request.match_info["id"]: value})
 
     async def list_files(self, request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 
 COUNT_FILES = "SELECT backend, count(*) FROM files GROUP BY backend"
 READ_ADDRESSES = "SELECT value FROM meta WHERE key='backend_urls'"
@@ -40,12 +40,12 @@ def read_known(connection: sqlite3.Connection, tables: Collection[str] = ("files
 def _addresses(text: object) -> dict[str, str]:
     """Return the URLs by name; none if the row was not written by `written_urls`."""
     try:
-        found = wire.loads(str(text).encode())
-    except wire.MalformedJson:
+        found = json_codec.loads(str(text).encode())
+    except json_codec.MalformedJson:
         return {}
     return {str(name): str(url) for name, url in found.items()} if isinstance(found, dict) else {}
 
 
 def written_urls(urls: Mapping[str, str]) -> str:
     """Return URLs by name as the journal holds them."""
-    return wire.dumps(dict(urls)).decode()
+    return json_codec.dumps(dict(urls)).decode()

@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 
-from gateway.comfy import wire
-from gateway.comfy.jobs import listed
+from gateway.comfy import json_codec
+from gateway.comfy.jobs_api import listed
 
 # Judges a row of the table of open jobs; returns what is wrong with it, or an empty text.
 JudgeJob = Callable[[Mapping[str, object]], str]
@@ -49,8 +49,8 @@ def unpack(packed: object) -> bytes:
 
 def _is_object(entry: bytes) -> bool:
     try:
-        return isinstance(wire.loads(entry), dict)
-    except wire.MalformedJson:
+        return isinstance(json_codec.loads(entry), dict)
+    except json_codec.MalformedJson:
         return False
 
 
@@ -85,8 +85,8 @@ def _entry_fault(row: Mapping[str, object]) -> str:
 def is_summary(summary: object) -> bool:
     """Return True if the summary of an ended job can be read."""
     try:
-        listed(wire.loads(summary))  # type: ignore[arg-type]
-    except (wire.MalformedJson, LookupError, TypeError, AttributeError):
+        listed(json_codec.loads(summary))  # type: ignore[arg-type]
+    except (json_codec.MalformedJson, LookupError, TypeError, AttributeError):
         return False
     return True
 
@@ -94,7 +94,7 @@ def is_summary(summary: object) -> bool:
 def judge_json(row: Mapping[str, object]) -> str:
     """Judge an open job by its JSON alone."""
     try:
-        wire.loads(row["submission"])  # type: ignore[arg-type]
-    except (wire.MalformedJson, TypeError, AttributeError):
+        json_codec.loads(row["submission"])  # type: ignore[arg-type]
+    except (json_codec.MalformedJson, TypeError, AttributeError):
         return "its prompt is no JSON"
     return ""

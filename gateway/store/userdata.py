@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.store.blobs import BlobStore, BlobWriter
 from gateway.store.folders import replace, sync
 from gateway.store.protocol import StoreError
@@ -244,8 +244,8 @@ class UserFolder:
 
     def _settings(self) -> dict[str, Any]:
         try:
-            value = wire.loads((self._root / SETTINGS).read_bytes())
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, wire.MalformedJson):
+            value = json_codec.loads((self._root / SETTINGS).read_bytes())
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, json_codec.MalformedJson):
             return {}
         return value if isinstance(value, dict) else {}
 

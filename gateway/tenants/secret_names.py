@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from hashlib import blake2b
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 
 # A key has 256 bits, a folder's name 128. A node's id has 96: it must look like no folder.
 KEY_SIZE = 32

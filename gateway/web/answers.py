@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT
 
@@ -23,7 +23,7 @@ def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = 
 
 def json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer of plain data."""
-    return web.Response(body=wire.dumps(value), status=status, headers={**JSON_HEADERS, **(headers or {})})
+    return web.Response(body=json_codec.dumps(value), status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
 def empty(status: int = 200) -> web.Response:

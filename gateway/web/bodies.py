@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.tenants.limits import body_too_large
 from gateway.web.unpacking import Unpacker
 
@@ -95,8 +95,8 @@ async def read_json(request: web.Request, most: int | None = None, grow: Callabl
         if name in _CHARSETS:
             return body.decode(name).encode("utf-8", "surrogatepass")
     except (LookupError, UnicodeError) as error:
-        raise wire.MalformedJson(f"it can't be read as {charset[:40]}") from error
-    raise wire.MalformedJson(f"the charset {charset[:40]} is not taken; send UTF-8")
+        raise json_codec.MalformedJson(f"it can't be read as {charset[:40]}") from error
+    raise json_codec.MalformedJson(f"the charset {charset[:40]} is not taken; send UTF-8")
 
 
 def stream_body(request: web.Request) -> AsyncIterator[bytes] | aiohttp.StreamReader | None:

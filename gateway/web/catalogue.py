@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import BadAnswer
 from gateway.fleet import merging
 from gateway.fleet.catalogue import NobodyKnows
@@ -50,7 +50,7 @@ async def get_node_class(request: web.Request) -> web.Response:
     name = request.match_info["node_class"]
     own = list(parts(request).engine.files.uploads(caller(request).tenant))
     found = edition.node_class(name, own)
-    return json_bytes(wire.dumps({} if found is None else {name: found}))
+    return json_bytes(json_codec.dumps({} if found is None else {name: found}))
 
 
 def _names(request: web.Request) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.settings import ServerSettings
 from gateway.telemetry import logs
@@ -393,6 +393,8 @@ def _refusal(status: int, reason: str) -> web.StreamResponse:
 
 
 def _timed_out(request_id: str) -> bytes:
-    body = wire.dumps(error_body("request_timeout", "The request comes too slowly", "its headers did not come in time"))
+    body = json_codec.dumps(
+        error_body("request_timeout", "The request comes too slowly", "its headers did not come in time")
+    )
     head = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
     return b"%b%bContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (head, head_line(request_id), len(body), body)

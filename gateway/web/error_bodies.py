@@ -12,7 +12,7 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.telemetry import logs
 from gateway.web.answers import JSON_HEADERS, problem
@@ -78,7 +78,7 @@ def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.Str
         # ComfyUI says there what is wrong, where it says anything (app/user_manager.py).
         message = response.reason
     response.headers.update(JSON_HEADERS)
-    response.body = wire.dumps(error_body(type_, message, f"{_shown(request)}: {advice}"))
+    response.body = json_codec.dumps(error_body(type_, message, f"{_shown(request)}: {advice}"))
     return response
 
 

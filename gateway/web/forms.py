@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.comfy.outputs import KINDS, FileRef, file_ref
+from gateway.comfy.file_refs import KINDS, FileRef, file_ref
 from gateway.store.blobs import BlobWriter
 from gateway.web.bodies import pieces
 from gateway.web.streaming import CHUNK

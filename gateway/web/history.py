@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.jobs.job import owner_of
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
@@ -71,7 +71,7 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
 
 def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[bytes, memoryview, bytes]:
     """Return what is before an entry, the entry, and what follows."""
-    start = b"%b: " % wire.dumps(ended.prompt_id)
+    start = b"%b: " % json_codec.dumps(ended.prompt_id)
     if not tells_whose(request):
         return start, memoryview(entry), b""
     return start, memoryview(entry)[:-1], owner_of(ended.tenant, ended.backend)

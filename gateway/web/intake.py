@@ -15,7 +15,7 @@ from enum import Enum, auto
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.web.http_log import HttpLog
 from gateway.web.request_ids import head_line, new_request_id
@@ -50,7 +50,7 @@ class HeadTooLong(Exception):
 
     def response(self, request_id: str) -> bytes:
         """Return the whole answer in bytes, because there is no request that aiohttp could answer."""
-        body = wire.dumps(error_body("malformed_request", "The request is not taken", str(self)))
+        body = json_codec.dumps(error_body("malformed_request", "The request is not taken", str(self)))
         head = f"HTTP/1.1 {self.status} {_STATUS[self.status]}\r\nContent-Type: application/json; charset=utf-8\r\n"
         rest = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         return head.encode() + head_line(request_id) + rest.encode() + body

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import is_prompt_id
-from gateway.comfy.jobs import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
+from gateway.comfy.jobs_api import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
 from gateway.jobs.job import Job, with_owner
 from gateway.jobs.prompt_reader import NotRead
 from gateway.jobs.story import all_running
@@ -50,7 +50,7 @@ def encoded_list(found: list[Entry], query: JobsQuery, *, tells_whose: bool) -> 
     for n, (shown, job) in enumerate(page):
         encoded = job.summary if isinstance(job, HistoryRecord) else _encoded(job, shown.status)
         yield (b"," if n else b"") + (with_owner(encoded, job.tenant, job.backend) if tells_whose else encoded)
-    yield b'],"pagination":%b}' % wire.dumps(pagination)
+    yield b'],"pagination":%b}' % json_codec.dumps(pagination)
 
 
 def _listed(job: Job, *, is_running: bool) -> Listed:
@@ -61,7 +61,7 @@ def _listed(job: Job, *, is_running: bool) -> Listed:
 def _encoded(job: Job, status: str) -> bytes:
     number = job.number if job.submission.number is not None else int(job.number)
     item = [number, job.prompt_id, {}, {"create_time": job.create_time}, job.outputs]
-    shown, workflow_id = wire.dumps(job_of_queue_item(item, status)), job.submission.workflow_id
+    shown, workflow_id = json_codec.dumps(job_of_queue_item(item, status)), job.submission.workflow_id
     return shown if workflow_id is None else b'%b,"workflow_id":%b}' % (shown[:-1], workflow_id)
 
 

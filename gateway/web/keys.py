@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.store.protocol import StoreError
 from gateway.telemetry.audit import Action
 from gateway.tenants.durations import NoTime, time_of
@@ -108,7 +108,7 @@ def _unknown(name: str) -> web.Response:
 def _checked(body: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
     unknown = [field for field in body if field not in fields]
     if unknown:
-        raise BadBody(f"there is no field {wire.dumps(unknown[0]).decode()}; there are: {', '.join(fields)}")
+        raise BadBody(f"there is no field {json_codec.dumps(unknown[0]).decode()}; there are: {', '.join(fields)}")
     return body
 
 

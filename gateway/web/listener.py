@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -29,7 +29,7 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 def _refusal(status: str, type_: str, message: str) -> tuple[bytes, bytes]:
     """Return what stands before and behind the header with the request's id."""
-    body = wire.dumps(error_body(type_, message, "close connections that are not in use, or come again later"))
+    body = json_codec.dumps(error_body(type_, message, "close connections that are not in use, or come again later"))
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return head.encode(), b"Retry-After: 5\r\nConnection: close\r\n\r\n" + body
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.jobs.admission import Submission
 from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
 from gateway.jobs.prompt_bounds import Rejection
@@ -81,8 +81,8 @@ async def post_prompt(request: web.Request) -> web.Response:
     except Rejection as rejection:
         parts(request).metrics.prompts_refused.labels(rejection.body["error"]["type"]).inc()
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
-        return json_bytes(wire.dumps_exact(rejection.body), rejection.status, rates())
-    except wire.MalformedJson as error:
+        return json_bytes(json_codec.dumps_exact(rejection.body), rejection.status, rates())
+    except json_codec.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
     except web.HTTPRequestEntityTooLarge as error:
         details = f"{error.text}; a prompt may have dispatch.max_prompt_bytes, and any body server.max_body"

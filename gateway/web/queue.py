@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
 from gateway.jobs.job import Job, queue_pieces
@@ -40,8 +40,8 @@ async def read_object(request: web.Request, *, optional: bool = False) -> dict[s
             body = await read_json(request, MAX_ORDER, grow)
             if optional and not body.strip():
                 return {}
-            value, _ = wire.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
-    except wire.MalformedJson as error:
+            value, _ = json_codec.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
+    except json_codec.MalformedJson as error:
         if optional:
             return {}
         raise BadBody(f"the body is not JSON: {error}") from error
@@ -72,7 +72,7 @@ async def get_queue(request: web.Request) -> web.StreamResponse:
     if is_short and not (tells or running or pending) and ledger.remaining(tenant) == len(ledger):
         return json_bytes(ledger.queue_json(tenant))
     shown = _shown(request, identity)
-    foreign = [[wire.dumps(item) for item in items] for items in (running, pending)]
+    foreign = [[json_codec.dumps(item) for item in items] for items in (running, pending)]
     if not tells and not ledger.listeners.all_interleave(tenant):
         # If nobody needs a key, everybody is shown one running prompt, be it of another client of that backend.
         space = 0 if shown else 1
@@ -122,8 +122,8 @@ async def post_free(request: web.Request) -> web.Response:
     """Free memory on every backend (admins)."""
     body = await read_body(request, MAX_ORDER)
     try:
-        wire.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
-    except wire.MalformedJson as error:
+        json_codec.read_bounded(body, MOST_DEPTH, MAX_ORDER_VALUES)
+    except json_codec.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
 
     async def free(backend: Backend) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.telemetry import logs
 from gateway.web.parts import IDENTITY, caller
 from gateway.web.request_ids import request_id_of
@@ -50,8 +50,8 @@ def reason_of(body: object) -> dict[str, str | int]:
     if not isinstance(body, bytes) or len(body) > MAX_BODY:
         return {}
     try:
-        told = wire.loads(body)
-    except wire.MalformedJson:
+        told = json_codec.loads(body)
+    except json_codec.MalformedJson:
         return {}
     error, nodes = _object(_object(told).get("error")), _object(_object(told).get("node_errors"))
     extra = _object(error.get("extra_info"))

@@ -9,9 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import BackendError, BadAnswer
-from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, file_ref
+from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, file_ref
 from gateway.fleet import merging
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import Known, has
@@ -82,7 +82,7 @@ def _answer(gateway: Parts, tenant: str, form: Form, wanted: FileRef, ref: FileR
     # A renamed file keeps whatever path was part of its name.
     name = form.filename if ref == wanted else form.filename[: -len(wanted.filename)] + ref.filename
     body = {"name": name, "subfolder": form.fields.get("subfolder", ""), "type": form.kind}
-    return web.Response(body=wire.dumps_exact(body), headers={"Content-Type": JSON})
+    return web.Response(body=json_codec.dumps_exact(body), headers={"Content-Type": JSON})
 
 
 def _limit(gateway: Parts, tenant: str) -> int:
@@ -153,9 +153,9 @@ async def _compose(
 
 def _original(text: str) -> FileRef | None:
     try:
-        value: Any = wire.loads(text)
+        value: Any = json_codec.loads(text)
         filename, kind, subfolder = value["filename"], value.get("type", "output"), value.get("subfolder", "")
-    except (wire.MalformedJson, KeyError, TypeError, AttributeError):
+    except (json_codec.MalformedJson, KeyError, TypeError, AttributeError):
         return None
     if not (isinstance(filename, str) and isinstance(kind, str) and isinstance(subfolder, str)):
         return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.store.userdata import MAX_SETTINGS, FileInfo, FolderFull, OutsideFolder, UnfitName, UserFolder
 from gateway.web.answers import empty, json, json_bytes, problem
 from gateway.web.bodies import MOST_DEPTH, pieces, read_body
@@ -102,8 +102,8 @@ async def _json(request: web.Request) -> Any:
     try:
         with parts(request).limits.body(caller(request).tenant) as grow:
             body = await read_body(request, MAX_SETTINGS, grow)
-        return wire.read_bounded(body, MOST_DEPTH, MAX_SETTINGS_VALUES)[0]
-    except wire.MalformedJson as error:
+        return json_codec.read_bounded(body, MOST_DEPTH, MAX_SETTINGS_VALUES)[0]
+    except json_codec.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", f"it is not JSON: {error}")
 
 
@@ -117,7 +117,7 @@ async def _change(request: web.Request, own: UserFolder, new: dict[str, Any]) ->
 
 
 def _exact(value: Any) -> web.Response:
-    return json_bytes(wire.dumps_exact(value))
+    return json_bytes(json_codec.dumps_exact(value))
 
 
 async def list_files(request: web.Request) -> web.StreamResponse:

@@ -13,7 +13,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from gateway.comfy.client import BackendError, Refused, Unreachable
-from gateway.comfy.outputs import ANNOTATED, KINDS, FileRef, folder_of, view_path
+from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, folder_of, view_path
 from gateway.comfy.png_texts import Patch, holds_texts, text_patches
 from gateway.fleet.backend import Backend
 from gateway.fleet.etags import UNTOLD, Known, has, is_older, is_same

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.chaos.clients import Accepted, Client
@@ -60,7 +60,7 @@ async def look(comfy: Comfy, world: World, clients: list[Client]) -> tuple[Histo
 def _id_problems(world: World, clients: list[Client], history: History) -> list[str]:
     """No client is told what a job is called on its backend."""
     ids = {each for each in world.gateways[-1].upstream_ids().values() if each}
-    said = wire.dumps(history).decode()
+    said = json_codec.dumps(history).decode()
     problems = [f"{each}: /history names it" for each in ids if each in said]
     told = {prompt_id for client in clients for prompt_id in client.listening.stories}
     return problems + [f"{each}: events name it" for each in ids & told]
@@ -183,7 +183,7 @@ def _graph_in(path: Path) -> dict[str, Any] | None:
     try:
         with Image.open(path) as image:
             image.load()
-            graph: dict[str, Any] = wire.loads(image.info["prompt"].encode())
+            graph: dict[str, Any] = json_codec.loads(image.info["prompt"].encode())
             return graph
     except (OSError, SyntaxError, KeyError):
         return None

@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy import events, previews
-from gateway.comfy.answers import (
+from gateway.comfy.backend_errors import BadAnswer
+from gateway.comfy.file_refs import rename
+from gateway.comfy.json_stream import Unreadable
+from gateway.comfy.response_bodies import UNPACKED_PIECE, unpacker
+from gateway.comfy.responses import (
     read_features,
     read_history_entry,
     read_queue,
@@ -19,10 +23,6 @@ from gateway.comfy.answers import (
     read_system_stats,
     read_taken,
 )
-from gateway.comfy.backend_errors import BadAnswer
-from gateway.comfy.bodies import UNPACKED_PIECE, unpacker
-from gateway.comfy.json_stream import Unreadable
-from gateway.comfy.outputs import rename
 from gateway.fleet.merging import features, system_stats
 
 ITEM = [1, "a", {}, {}, []]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body, told_as_text
 
 
@@ -17,7 +17,7 @@ def test_the_error_then_each_node() -> None:
         ],
     }
     body = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", "", None, {"1": node})
-    assert told_as_text(wire.dumps(body)) == (
+    assert told_as_text(json_codec.dumps(body)) == (
         "Prompt outputs failed validation; "
         "node 1, LoadImage: Custom validation failed for node: image - Invalid image file: cat.png; "
         "node 1, LoadImage: Required input is missing"

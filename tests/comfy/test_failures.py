@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.comfy.failures import Cause, cause_of, failure_of_entry
+from gateway.comfy.error_causes import Cause, cause_of, failure_of_entry
 
 ACCELERATOR = "torch.AcceleratorError"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
-from gateway.comfy.jobs import (
+from gateway.comfy import json_codec
+from gateway.comfy.jobs_api import (
     MAX_WORKFLOW_ID,
     STATUSES,
     JobsQuery,
@@ -69,7 +69,7 @@ def test_as_with_whole_jobs(values: list[dict[str, Any]], query: JobsQuery, remo
     assert list_jobs(jobs, query) == plain(jobs, query)
     history = History(None, 100, 1_000_000)  # type: ignore[arg-type]
     for n, job in enumerate(jobs):
-        record = HistoryRecord("t", job["id"], "b", job["id"], n, job["status"], None, None, wire.dumps(job))
+        record = HistoryRecord("t", job["id"], "b", job["id"], n, job["status"], None, None, json_codec.dumps(job))
         if n % 2:
             history.restore(record)
         else:
@@ -80,17 +80,17 @@ def test_as_with_whole_jobs(values: list[dict[str, Any]], query: JobsQuery, remo
         history.remove("t", str(n))
     left = [job for n, job in enumerate(jobs) if n not in removed]
     encoded = b"".join(encoded_list(list(history.listed(["t"])), query, tells_whose=False))
-    assert wire.loads(encoded) == plain(left, query)
+    assert json_codec.loads(encoded) == plain(left, query)
     told = b"".join(encoded_list(list(history.listed(None)), query, tells_whose=True))
     owner = {"gateway_tenant": "t", "gateway_backend": "b"}
-    assert wire.loads(told) == plain([{**job, **owner} for job in left], query)
+    assert json_codec.loads(told) == plain([{**job, **owner} for job in left], query)
 
 
 @pytest.mark.parametrize("told", ["", "x" * MAX_WORKFLOW_ID, 7, 1.5, True])
 def test_a_workflows_id_is_told(told: Any) -> None:
     extra_data = {"extra_pnginfo": {"workflow": {"id": told}}}
     assert job_of_queue_item([0, "p", {}, extra_data], "pending")["workflow_id"] == told
-    assert encoded_workflow_id(extra_data) == wire.dumps(told)
+    assert encoded_workflow_id(extra_data) == json_codec.dumps(told)
 
 
 @pytest.mark.parametrize("hidden", [None, "x" * (MAX_WORKFLOW_ID + 1), ["a"], {"a": 1}])

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
-from gateway.comfy.answers import read_large_history_entry, read_large_queue
+from gateway.comfy import json_codec
 from gateway.comfy.json_stream import STEP, JsonStream, TooLarge, Unreadable
+from gateway.comfy.responses import read_large_history_entry, read_large_queue
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -119,7 +119,7 @@ async def test_of_an_entry_all_but_the_graph_is_read() -> None:
     assert found is not None
     assert found.entry["prompt"] == [1, "id", None, {"client_id": "c", "gateway_assignment": "m"}, ["1"]]
     assert repr(found.entry["outputs"]) == repr(outputs)
-    assert found.encode is wire.dumps_exact
+    assert found.encode is json_codec.dumps_exact
     assert await read_large_history_entry(stream(entry({})), "other", 1000) is None
 
 

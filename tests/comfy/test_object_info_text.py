@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.json_members import members
 from gateway.comfy.json_stream import Unreadable
 from gateway.comfy.object_info import BOUNDS, Bounds, ObjectInfo, ReadClass, read_document, read_object_info
@@ -39,7 +39,7 @@ def _never(name: str, digest: bytes) -> ReadClass | None:
 def _read(document: bytes, bounds: Bounds = BOUNDS) -> ObjectInfo | None:
     try:
         return read_document(document, _never, bounds=bounds)
-    except wire.MalformedJson:
+    except json_codec.MalformedJson:
         return None
 
 
@@ -93,14 +93,14 @@ def test_what_is_cut_or_changed_is_refused_or_read_as_a_parser_reads_it(text: st
 
 
 def test_a_mark_of_the_byte_order_is_passed_over() -> None:
-    found = _read(b"\xef\xbb\xbf" + wire.dumps({"Good": _GOOD}))
+    found = _read(b"\xef\xbb\xbf" + json_codec.dumps({"Good": _GOOD}))
     assert found is not None
     assert found.classes == {"Good": _GOOD}
 
 
 @pytest.mark.parametrize("whole", [[], 5, "a", None, [{"Good": _GOOD}]])
 def test_what_is_no_object_is_refused(whole: Any) -> None:
-    assert _read(wire.dumps(whole)) is None
+    assert _read(json_codec.dumps(whole)) is None
 
 
 def test_a_class_that_is_too_large_is_left_out_alone() -> None:
@@ -136,7 +136,7 @@ def test_a_long_class_is_read_exactly_or_not_at_all() -> None:
 
 
 def test_a_class_whose_text_is_known_is_not_parsed_again() -> None:
-    document = wire.dumps({"A": _GOOD, "B": DROPPED["null"], "C": REPAIRED["all three"]})
+    document = json_codec.dumps({"A": _GOOD, "B": DROPPED["null"], "C": REPAIRED["all three"]})
     first = read_document(document, _never)
     asked: list[tuple[str, bytes]] = []
 
@@ -149,7 +149,7 @@ def test_a_class_whose_text_is_known_is_not_parsed_again() -> None:
     assert asked == [(name, each.digest) for name, each in first.read.items()]
     assert again == first
     assert all(again.classes[name] is first.classes[name] for name in first.classes)
-    changed = read_document(wire.dumps({"A": {**_GOOD, "output": ["MASK"]}, "C": REPAIRED["all three"]}), recall)
+    changed = read_document(json_codec.dumps({"A": {**_GOOD, "output": ["MASK"]}, "C": REPAIRED["all three"]}), recall)
     assert changed.classes["A"]["output"] == ["MASK"]
     assert changed.classes["C"] is first.classes["C"]
 

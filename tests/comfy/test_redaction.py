@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.comfy.jobs import job_of_history
+from gateway.comfy.jobs_api import job_of_history
 from gateway.comfy.redaction import redact_entry, redact_error, redact_value, redacting_error, without_paths
 
 CASES = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.subgraph import digests
 
 _SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.integers() | st.floats(width=16) | st.text(max_size=5)
@@ -97,7 +97,7 @@ def test_digests_do_not_depend_on_what_else_is_wanted(prompt: dict[str, Any], da
 
 
 def test_literals_that_look_alike_differ() -> None:
-    values = wire.loads(
+    values = json_codec.loads(
         b'[1, 1.0, true, "1", "true", null, "null", NaN, Infinity, -Infinity, 0, -0.0, "", [], {}, [1], "[1]", '
         b"[null], [NaN], [NaN, null], [null, NaN], 18446744073709551616, 18446744073709551617, 1.8446744073709552e19,"
         b' "\\ud800", "\\udfff", "?", ["2", 0, 0], {"a": 1}, {"a": "1"}, {"a": {"b": 1}}]'
@@ -107,12 +107,12 @@ def test_literals_that_look_alike_differ() -> None:
 
 
 def test_values_of_a_plain_prompt_have_digests_of_their_own() -> None:
-    values = wire.loads_plain(b'[1, 1.0, true, "1", null, "null", [null], "", [], {}, {"a": null}, 1e308]')
+    values = json_codec.loads_plain(b'[1, 1.0, true, "1", null, "null", [null], "", [], {}, {"a": null}, 1e308]')
     prompts = [{"1": {"class_type": "A", "inputs": {"value": value}}} for value in values]
     assert len({digests(prompt, ["1"], is_plain=True)["1"] for prompt in prompts}) == len(values)
     for odd in (b"NaN", b"-Infinity", b"1e999"):
         # A document that holds such a number is not plain.
-        assert not wire.loads_told(b"[" + odd + b"]")[1]
+        assert not json_codec.loads_told(b"[" + odd + b"]")[1]
 
 
 def test_a_part_may_be_neither_cut_nor_joined_otherwise() -> None:

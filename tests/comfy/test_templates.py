@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.comfy.templates import wrong_with_expression, wrong_with_format
+from gateway.comfy.template_checks import wrong_with_expression, wrong_with_format
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.comfy.writing import wrong_with_file_part, wrong_with_prefix
+from gateway.comfy.name_checks import wrong_with_file_part, wrong_with_prefix
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BadAnswer
 from gateway.conformance import suite
 from gateway.conformance.suite import Outcome, Suite, Verdict
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def judged(path: str, body: Any, status: int = 200, media_type: str = "application/json; charset=utf-8") -> list[str]:
     """The lines for an answer."""
-    data = body if isinstance(body, bytes) else wire.dumps_exact(body)
+    data = body if isinstance(body, bytes) else json_codec.dumps_exact(body)
     return [str(verdict) for verdict in verdicts(path, Answer(status, {"Content-Type": media_type}, data))]
 
 
@@ -66,7 +66,7 @@ def test_only_reads_are_asked() -> None:
 @given(body=values)
 def test_no_answer_makes_it_raise(path: str, body: Any) -> None:
     for status in (200, 404, 500):
-        answer = Answer(status, {"Content-Type": "application/json"}, wire.dumps_exact(body))
+        answer = Answer(status, {"Content-Type": "application/json"}, json_codec.dumps_exact(body))
         assert verdicts(path, answer)
 
 
@@ -123,7 +123,7 @@ def test_a_node_class_that_takes_and_gives_more_fits(fields: dict[str, Any]) -> 
 
 def test_a_node_class_that_is_not_there_is_shown_and_fits() -> None:
     less = {name: description for name, description in INFO.items() if name != "SaveAudio"}
-    found = verdicts("/object_info", Answer(200, {"Content-Type": "application/json"}, wire.dumps(less)))
+    found = verdicts("/object_info", Answer(200, {"Content-Type": "application/json"}, json_codec.dumps(less)))
     assert [verdict.outcome for verdict in found] == [Outcome.OK, Outcome.MISSING]
     assert "node class SaveAudio" in str(found[1])
     assert suite.fits(found)
@@ -188,7 +188,7 @@ def test_a_socket_that_is_not_there() -> None:
 
 
 def test_what_a_server_says_cannot_steer_the_terminal() -> None:
-    answer = Answer(200, {}, wire.dumps({"system": {"comfyui_version": "1\x1b[2J"}}))
+    answer = Answer(200, {}, json_codec.dumps({"system": {"comfyui_version": "1\x1b[2J"}}))
     assert "\x1b" not in suite.summary(SUITE, suite.version_of(answer), [])
     assert "\x1b" not in str(Verdict(Outcome.DIFFERS, "x", "\x1b[2J\n"))
     assert suite.version_of(Answer(200, {}, b"<html>")) == "of unknown version"

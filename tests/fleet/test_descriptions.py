@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.node_review import review
-from gateway.comfy.outputs import FileRef
 from gateway.fleet.abilities import spelled
 from gateway.fleet.descriptions import Description, describe
 from gateway.fleet.editions import FileList, make_edition, make_view
@@ -27,7 +27,7 @@ FEW = {name: INFO[name] for name in ("KSampler", "LoadImage", "SaveImage")}
 
 def said(value: Any, *others: Description, known: Description | None = None) -> Description:
     """Return what a backend says whose answer comes in pieces."""
-    body = wire.dumps(value)
+    body = json_codec.dumps(value)
     pieces = [body[at : at + 100] for at in range(0, len(body), 100)]
     found, whole = describe(pieces, known, others)
     assert (whole, pieces) == (body, [])
@@ -49,7 +49,7 @@ def test_equal_backends_share_what_they_say() -> None:
 def test_other_spaces_or_another_order_are_no_news() -> None:
     """Only the text of each class counts."""
     first = said(FEW)
-    body = b"{ %s }" % b" , ".join(b"%s : %s" % (wire.dumps(n), wire.dumps(FEW[n])) for n in reversed(FEW))
+    body = b"{ %s }" % b" , ".join(b"%s : %s" % (json_codec.dumps(n), json_codec.dumps(FEW[n])) for n in reversed(FEW))
     again, _ = describe([body], first, [])
     assert again.digest != first.digest
     assert again.says_the_same(first)
@@ -59,7 +59,7 @@ def test_profiles_are_made_once_for_each_description() -> None:
     first = make_profiles({"a": FEW, "b": FEW}, review())
     again = make_profiles({"a": FEW}, review(), first)
     assert all(again.common[name] is first.common[name] for name in FEW)
-    other = make_profiles({"a": wire.loads(wire.dumps(FEW))}, review(), first)
+    other = make_profiles({"a": json_codec.loads(json_codec.dumps(FEW))}, review(), first)
     assert other.common == first.common
     assert all(other.common[name] is not first.common[name] for name in FEW)
 
@@ -67,11 +67,11 @@ def test_profiles_are_made_once_for_each_description() -> None:
 def test_a_view_is_an_edition_without_what_prompts_are_judged_by() -> None:
     whole, view = make_edition({"a": INFO}, lambda _: False), make_view({"a": INFO}, lambda _: False)
     assert view.body([]) == whole.body([])
-    assert wire.loads(whole.body([]).plain) == wire.loads(wire.dumps(INFO))
-    assert list(wire.loads(whole.body([]).plain)) == list(INFO)
+    assert json_codec.loads(whole.body([]).plain) == json_codec.loads(json_codec.dumps(INFO))
+    assert list(json_codec.loads(whole.body([]).plain)) == list(INFO)
     assert not view.profiles.common
     assert view.mark is not whole.mark
-    assert wire.loads(make_view({}, lambda _: False).body([]).plain) == {}
+    assert json_codec.loads(make_view({}, lambda _: False).body([]).plain) == {}
 
 
 @given(st.lists(st.text("ab.", max_size=3) | st.integers()), st.lists(st.sampled_from(["a.png", "b.png"])))

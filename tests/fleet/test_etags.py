@@ -12,7 +12,7 @@ from aiohttp import test_utils, web
 from multidict import CIMultiDict
 
 from gateway.comfy.client import Answer, ComfyClient, TimedOut
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.fleet.etags import (
     GONE,
     LATE_SECONDS,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.outputs import FileRef, rename
+from gateway.comfy.file_refs import FileRef, rename
 from gateway.comfy.saved_names import saved
 from gateway.fleet.etags import CACHED, GONE, UNTOLD
 from gateway.fleet.files import FileIndex, Holder, Origin, Upload, marked

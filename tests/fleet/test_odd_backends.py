@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.object_info import read_object_info
-from gateway.comfy.outputs import FileRef
 from gateway.fleet import merging, views
 from gateway.fleet.editions import make_edition, make_sound_edition
 from gateway.fleet.views import without_models
@@ -40,12 +40,12 @@ POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": 
 @functools.cache
 def alone() -> Any:
     """Return what the gateway tells of the few classes if their backend is alone."""
-    return wire.loads(make_edition({"good": FEW}, lambda _: False).body(UPLOADS).plain)
+    return json_codec.loads(make_edition({"good": FEW}, lambda _: False).body(UPLOADS).plain)
 
 
 def read(value: Any) -> Any:
     """The classes that a backend's answer comes to."""
-    return read_object_info(wire.loads(wire.dumps_exact(value))).classes
+    return read_object_info(json_codec.loads(json_codec.dumps_exact(value))).classes
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -55,12 +55,12 @@ def test_the_good_ones_classes_stand(odd: str, name: str) -> None:
     odd_info = read({name: ODD[odd]})
     for infos in ({"odd": odd_info, "good": FEW}, {"good": FEW, "odd": odd_info}):
         edition = make_edition(infos, lambda ref: ref.filename == "a.png")
-        encoded = wire.loads(edition.body(UPLOADS).plain)
+        encoded = json_codec.loads(edition.body(UPLOADS).plain)
         kept = FEW.keys() if odd in DROPPED or next(iter(infos)) == "good" else FEW.keys() - {name}
         assert {each: encoded[each] for each in kept - {name}} == {each: alone()[each] for each in kept - {name}}
         assert (name in encoded) == (name in FEW or odd not in DROPPED)
         for each in encoded:
-            assert wire.loads(wire.dumps(edition.node_class(each, UPLOADS))) == encoded[each]
+            assert json_codec.loads(json_codec.dumps(edition.node_class(each, UPLOADS))) == encoded[each]
         seen = views.seen(infos, POLICY)
         make_edition(seen, lambda _: False).body(UPLOADS)
         for description in merging.object_info(list(infos.values())).values():
@@ -85,14 +85,14 @@ def test_a_backend_that_breaks_the_merge_all_the_same_is_left_out() -> None:
 def test_lists_of_files_stand_where_they_are_whatever_the_order_of_the_parts() -> None:
     """A custom node may say ``optional`` before ``required``."""
     info = read({"Odd": KEPT["optional before required"]})
-    body = wire.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
+    body = json_codec.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
     assert body["Odd"]["input"]["required"]["image"][0] == ["a.png", "b.png", "own.png"]
     assert body["Odd"]["input"]["optional"]["mask"][0] == ["m.png", "own.png"]
 
 
 def test_a_choice_that_looks_like_the_gateways_mark_is_a_choice() -> None:
     info = read({"A": KEPT["the gateway's own mark"], "B": REPAIRED["all three"]})
-    body = wire.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
+    body = json_codec.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
     assert body["A"]["input"]["required"]["x"][0] == ["\x00file-list-0\x00"]
     assert body["B"]["input"]["required"]["image"][0] == ["a.png", "b.png", "own.png"]
 

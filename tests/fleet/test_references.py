@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.comfy.client import ComfyClient
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.media_references import HEAD_BYTES
-from gateway.comfy.outputs import FileRef
 from gateway.fleet.backend import Backend
 from gateway.fleet.files import Upload
 from gateway.fleet.fleet import Fleet

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.comfy import wire
-from gateway.comfy.outputs import FileRef, rename
+from gateway.comfy import json_codec
+from gateway.comfy.file_refs import FileRef, rename
 from gateway.fleet.editions import make_edition
 from gateway.fleet.files import FileIndex, Holder, Upload
 from gateway.fleet.placements import TRUST_SECONDS, Placement, Placements
@@ -99,7 +99,7 @@ def test_each_tenants_lists_offer_its_own() -> None:
     own = [PIC, FileRef("input", "", "film.mp4"), FileRef("input", "sub", "y.png"), FileRef("output", "", "z.png")]
     for uploads, images, films in (([], ["hand.png"], []), (own, ["hand.png", "pic.png"], ["film.mp4"])):
         body = edition.body(uploads)
-        shown = wire.loads(body.plain)
+        shown = json_codec.loads(body.plain)
         assert shown["LoadImage"]["input"]["required"]["image"] == [images, {"image_upload": True}]
         assert shown["LoadVideo"]["input"]["required"]["file"][1]["options"] == films
         # It does not say that it offers files; but those of a tenant are in it.

@@ -15,14 +15,14 @@ from urllib.parse import parse_qsl, quote
 
 from multidict import CIMultiDict, MultiDict
 
-from gateway.comfy import events, failures, history, previews, wire
-from gateway.comfy.answers import MARK, Queue, read_taken
+from gateway.comfy import error_causes, events, history, json_codec, previews
 from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
-from gateway.comfy.jobs import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
+from gateway.comfy.file_refs import FileRef, file_ref, rename
+from gateway.comfy.jobs_api import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
 from gateway.comfy.object_info import read_document, read_object_info
-from gateway.comfy.outputs import FileRef, file_ref, rename
+from gateway.comfy.responses import MARK, Queue, read_taken
 from gateway.comfy.validation import validate_prompt
 from gateway.fleet import abilities
 from gateway.fleet.editions import make_edition
@@ -110,39 +110,39 @@ def graph(data: bytes) -> None:
     kept = encode_for_journal(submission)
     again = decode_from_journal(kept, submission.digest)
     # Of a client_id that is not even text only its shape is kept: a NaN becomes null.
-    assert again.client_id == wire.loads(wire.dumps(submission.client_id))
+    assert again.client_id == json_codec.loads(json_codec.dumps(submission.client_id))
     for name in ("prompt", "extra_data", "rest", "front", "targets", "nodes", "models", "deadline", "workflow_id"):
         assert _plain(getattr(again, name)) == _plain(getattr(submission, name)), name
     prompt_id = submission.prompt_id or "11111111-2222-4333-8444-555555555555"
     job = Job("tenant", prompt_id, 1.0, 1.0, submission, 1, 0.0)
-    shown = wire.loads(job.queue_item())
-    for text in (kept, job.queue_item(), wire.dumps_exact(shown)):
+    shown = json_codec.loads(job.queue_item())
+    for text in (kept, job.queue_item(), json_codec.dumps_exact(shown)):
         # Under another name it is a text as any other.
         assert seeds.SECRET.encode() not in text or seeds.SECRET not in submission.secrets.values()
     assert not any(key in shown[3] for key in NAMES)
     assignment = Assignment("b1", UPSTREAM, UPSTREAM)
-    sent = wire.loads(upstream_body(job, assignment, "gateway", {}, UNCHANGED))
+    sent = json_codec.loads(upstream_body(job, assignment, "gateway", {}, UNCHANGED))
     assert (sent["prompt_id"], sent["extra_data"][MARK]) == (UPSTREAM, UPSTREAM)
-    said = submission.censor().encoded(wire.dumps_exact({"a": [seeds.SECRET], "current_inputs": shown[3]}))
-    assert _plain(submission.censor().value(wire.loads(said))) == _plain(wire.loads(said))
-    wire.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
-    prompt = wire.loads(submission.prompt)
+    said = submission.censor().encoded(json_codec.dumps_exact({"a": [seeds.SECRET], "current_inputs": shown[3]}))
+    assert _plain(submission.censor().value(json_codec.loads(said))) == _plain(json_codec.loads(said))
+    json_codec.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
+    prompt = json_codec.loads(submission.prompt)
     abilities.needs_of(prompt, _EDITION.abilities)
     found = validate_prompt(prompt, _EDITION.classes, partial_execution_targets=submission.targets)
     if not found.valid:
-        wire.dumps(found.body())
+        json_codec.dumps(found.body())
     for file in submission.files:
         assert file.ref is None or _is_inside(file.ref), file
 
 
 def _refused(rejection: Rejection) -> None:
     assert 400 <= rejection.status < 500
-    wire.dumps(rejection.body)
+    json_codec.dumps(rejection.body)
 
 
 def _plain(value: Any) -> Any:
     """JSON in one spelling: a NaN is equal to no other."""
-    return wire.dumps_exact(wire.loads(value) if isinstance(value, bytes) else repr(value))
+    return json_codec.dumps_exact(json_codec.loads(value) if isinstance(value, bytes) else repr(value))
 
 
 # -- what a backend says -----------------------------------------------------------------------------------------------
@@ -173,13 +173,13 @@ def object_info(data: bytes) -> None:
     """GET /object_info of one backend, beside another's, and all that is made of it."""
     document = _json_of(data, seeds.object_infos())
     try:
-        value = wire.loads(document)
-    except wire.MalformedJson:
+        value = json_codec.loads(document)
+    except json_codec.MalformedJson:
         return
     read = read_object_info(value)
     try:
         split = read_document(document, lambda *_: None)
-    except wire.MalformedJson:
+    except json_codec.MalformedJson:
         # Python's json takes UTF-16 and UTF-32 as well.
         assert not isinstance(value, dict) or json.detect_encoding(document) not in ("utf-8", "utf-8-sig")
     else:
@@ -190,7 +190,7 @@ def object_info(data: bytes) -> None:
     assert not again.repaired
     for infos in ({"odd": read.classes, "good": _FEW}, {"good": _FEW, "odd": read.classes}):
         edition = make_edition(infos, lambda ref: ref.filename == "a.png")
-        told = wire.loads(edition.body([FileRef("input", "", "own.png")]).plain)
+        told = json_codec.loads(edition.body([FileRef("input", "", "own.png")]).plain)
         assert told.keys() == edition.classes.keys()
         for description in edition.classes.values():
             without_models(description, _POLICY)
@@ -231,8 +231,8 @@ def entry(data: bytes) -> None:
     """A history entry of a backend."""
     source = _json_of(data, seeds.entries())
     try:
-        value = wire.loads(source)
-    except wire.MalformedJson:
+        value = json_codec.loads(source)
+    except json_codec.MalformedJson:
         return
     if not isinstance(value, dict):
         return
@@ -240,7 +240,7 @@ def entry(data: bytes) -> None:
     if isinstance(item := value.get("prompt"), list) and len(item) > 1:
         assert find_in(Queue((item,), ()), "an id", UPSTREAM).where in (Where.RUNNING, Where.ABSENT)
     outcome = history.outcome_of(value)
-    assert failures.failure_of_entry(value).cause in failures.Cause
+    assert error_causes.failure_of_entry(value).cause in error_causes.Cause
     _last_and_cached(value.get("status"))
     renamed = each_file(
         value.get("outputs"), lambda ref, made, node_id: replace(ref, filename=f"x-{ref.filename}-{made}-{node_id}")
@@ -249,8 +249,8 @@ def entry(data: bytes) -> None:
     _last_message(ours)
     _failure_of(ours)
     for whole in (False, True):
-        wire.dumps_exact(job_of_history("id", ours, include_outputs=whole))
-    wire.dumps_exact(list_jobs([job_of_history("id", ours, include_outputs=False)], JobsQuery()))
+        json_codec.dumps_exact(job_of_history("id", ours, include_outputs=whole))
+    json_codec.dumps_exact(list_jobs([job_of_history("id", ours, include_outputs=False)], JobsQuery()))
     assert outcome in history.Outcome
     told_as_text(source)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
-from gateway.comfy.outputs import FileRef
+from gateway.comfy import json_codec
+from gateway.comfy.file_refs import FileRef
 from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
 from gateway.jobs.prompt_bounds import Bounds, Rejection
 from tests.workflows import slow, text_to_image
@@ -154,7 +154,7 @@ def test_odd_values_of_known_keys(body: dict[str, Any]) -> None:
 def test_characters_count_as_comfyui_writes_them(character: str) -> None:
     body = json.dumps({"prompt": {}, "x": character * 100}, ensure_ascii=False).encode()
     size = len(json.dumps({"prompt": {}, "x": character * 100}))
-    assert wire.escaped_size(body) == size
+    assert json_codec.escaped_size(body) == size
     assert read(body, bounds=Bounds(bytes=size))
     if character != "x":
         with pytest.raises(Rejection) as caught:

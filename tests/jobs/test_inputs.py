@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gateway.comfy.file_refs import FileRef
 from gateway.comfy.graph import survey
-from gateway.comfy.outputs import FileRef
 from gateway.fleet.files import FileIndex, Upload
 from gateway.fleet.placements import Placement, Placements
 from gateway.jobs.inputs import Inputs

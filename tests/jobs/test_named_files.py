@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.jobs.job import Job
 from gateway.jobs.named_files import NamedFiles
 from tests.jobs.test_ledger import admit, loading, new_ledger

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.fleet.etags import MOST
 from gateway.jobs.entry_files import each_file, file_steps
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.comfy import events, wire
+from gateway.comfy import events, json_codec
 from gateway.comfy.long_parts import LONG_LIST, LONG_TEXT, SHORT_TEXT, without_marks
 from gateway.jobs.partner_keys import Censor
 from gateway.jobs.prompt_bounds import Bounds
@@ -93,7 +93,7 @@ several = settings(max_examples=25, suppress_health_check=[HealthCheck.function_
 @given(st.dictionaries(st.text(), values, max_size=4), st.booleans())
 def test_what_is_put_back_is_what_was_cut_out(desk: Desk, outputs: dict[str, Any], again: bool) -> None:
     entry = {"outputs": whole(outputs), "status": {"messages": []}}
-    document = wire.dumps_exact(entry)
+    document = json_codec.dumps_exact(entry)
     cut, left = desk.cut(document)
     assert json.loads(left)["outputs"].keys() == outputs.keys()
     assert len(left) < 2 * LONG_TEXT
@@ -108,7 +108,7 @@ def test_what_is_put_back_is_what_was_cut_out(desk: Desk, outputs: dict[str, Any
 @given(st.dictionaries(st.text(), values, max_size=4))
 def test_its_reader_gets_no_name_that_it_must_not_know(desk: Desk, outputs: dict[str, Any]) -> None:
     """What is left is changed by who handles it; the long parts are changed as all of it would be."""
-    document = wire.dumps({"outputs": whole(outputs)})
+    document = json_codec.dumps({"outputs": whole(outputs)})
     cut, left = desk.cut(document)
     filled = desk.fill(cut, CHANGES.of(left), CHANGES)
     assert json.loads(filled) == json.loads(CHANGES.of(document))
@@ -117,7 +117,7 @@ def test_its_reader_gets_no_name_that_it_must_not_know(desk: Desk, outputs: dict
 
 
 def test_a_packed_one_is_as_the_journal_keeps_it(desk: Desk) -> None:
-    document = wire.dumps({"outputs": {"1": {"text": ["x" * 100_000]}}, "status": {}})
+    document = json_codec.dumps({"outputs": {"1": {"text": ["x" * 100_000]}}, "status": {}})
     cut, left = desk.cut(document)
     assert json.loads(zlib.decompress(desk.fill(cut, left, is_packed=True))) == json.loads(document)
 
@@ -126,7 +126,7 @@ def test_a_packed_one_is_as_the_journal_keeps_it(desk: Desk) -> None:
 def test_a_long_list_is_encoded_in_slices(size: int) -> None:
     numbers = list(range(size))
     for value in (numbers, [numbers, 1, [], [numbers]], "x" * size):
-        for encode in (wire.dumps, wire.dumps_exact):
+        for encode in (json_codec.dumps, json_codec.dumps_exact):
             assert json.loads(encoded_in_slices(value, encode)) == value
 
 
@@ -152,7 +152,7 @@ def test_nan_stays(desk: Desk) -> None:
 
 
 def test_no_text_that_a_node_says_stands_for_another(desk: Desk) -> None:
-    document = wire.dumps({"outputs": {"1": {"a": ["x" * 20_000], "b": [f"cut-{MARK}-7", "cut-guess-0"]}}})
+    document = json_codec.dumps({"outputs": {"1": {"a": ["x" * 20_000], "b": [f"cut-{MARK}-7", "cut-guess-0"]}}})
     cut, left = desk.cut(document)
     assert json.loads(desk.fill(cut, left)) == json.loads(document)
     assert json.loads(without_marks(left, MARK))["outputs"]["1"]["a"] == ["…"]
@@ -162,7 +162,7 @@ def test_of_an_entry_the_largest_outputs_are_left_out(desk: Desk) -> None:
     """What has too many values is too large, too: it can't be cut out, because it may name files."""
     names = {"images": [{"filename": f"{n}.png", "type": "output"} for n in range(30_000)]}
     outputs = {"1": {"text": ["a"]}, "2": names, "3": {"text": ["x" * 100_000]}}
-    cut, left = desk.cut(wire.dumps({"outputs": outputs, "status": {"status_str": "success"}}))
+    cut, left = desk.cut(json_codec.dumps({"outputs": outputs, "status": {"status_str": "success"}}))
     found = json.loads(desk.fill(cut, left))
     assert found["outputs"] == {"1": outputs["1"], "3": outputs["3"]}
     assert found["status"] == {"status_str": "success"}
@@ -172,12 +172,12 @@ def test_of_an_entry_the_largest_outputs_are_left_out(desk: Desk) -> None:
 def test_what_is_told_of_errors_is_shortened(desk: Desk) -> None:
     """Absolute paths and keys are looked for in it, in one piece."""
     data = {"node_id": "1", "exception_message": "x" * 10_000_000, "prompt_id": "p"}
-    _, left = desk.cut(wire.dumps({"type": "execution_error", "data": data}), is_event=True)
+    _, left = desk.cut(json_codec.dumps({"type": "execution_error", "data": data}), is_event=True)
     event = events.parse(left)
     assert event is not None
     assert event.data["exception_message"].startswith("x" * SHORT_TEXT + "… (")
     messages = [["execution_error", data]]
-    _, left = desk.cut(wire.dumps({"outputs": {}, "status": {"messages": messages}}))
+    _, left = desk.cut(json_codec.dumps({"outputs": {}, "status": {"messages": messages}}))
     assert len(left) < 2 * SHORT_TEXT
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.node_review import review
 from gateway.fleet.profiles import make_profiles
 from gateway.jobs.prompt_judge import PromptJudge
@@ -32,7 +32,7 @@ def steered(class_type: str, prefix: str, trust: tuple[str, ...]) -> Any:
     inspect = judge.inspector("ben", by_admin=False)
     assert inspect is not None
     prompt = {"1": {"class_type": class_type, "inputs": {"filename_prefix": prefix}}}
-    submission: Any = SimpleNamespace(by_admin=False, judgement=inspect(prompt, True), prompt=wire.dumps(prompt))
+    submission: Any = SimpleNamespace(by_admin=False, judgement=inspect(prompt, True), prompt=json_codec.dumps(prompt))
     job: Any = SimpleNamespace(tenant="ben", submission=submission, judgement=None)
     steering = judge.steering(job, "b1")
     return steering.changed.get(("1", "filename_prefix"), prefix) if steering is not None else None

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.jobs import job_of_history
+from gateway.comfy.jobs_api import job_of_history
 from gateway.comfy.node_review import file_inputs
 from gateway.jobs.admission import Submission, read
 from gateway.jobs.prompt_bounds import Bounds, Rejection

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.comfy.validation import validate_prompt
 from gateway.jobs.refusals import redact_node_errors, redacted
@@ -40,7 +40,7 @@ PROMPT: dict[str, Any] = {n: {"class_type": "Pick", "inputs": WRONG} for n in "1
 
 def told_of(body: dict[str, Any], *, hidden: bool = True) -> Any:
     """What a tenant reads that may read none of the lists, or all."""
-    return wire.loads(redacted(wire.dumps(body), lambda *_: hidden))
+    return json_codec.loads(redacted(json_codec.dumps(body), lambda *_: hidden))
 
 
 def refusal() -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_no_list_and_no_length_is_told() -> None:
 
 
 def test_a_refusal_with_nothing_to_hide_stays_as_it_is() -> None:
-    encoded = wire.dumps_exact(refusal())
+    encoded = json_codec.dumps_exact(refusal())
     assert redacted(encoded, lambda *_: False) is encoded
 
 
@@ -92,7 +92,7 @@ def test_no_absolute_path_is_told() -> None:
     "body", [b"", b"x", b"[]", b"{}", b'{"error": "/root/a/b"}', b'{"error": {}, "node_errors": {"1": "/root/a/b"}}']
 )
 def test_what_is_no_refusal_of_comfyuis_is_told_as_a_sentence(body: bytes) -> None:
-    assert wire.loads(redacted(body, lambda *_: True))["error"]["type"] == "prompt_refused"
+    assert json_codec.loads(redacted(body, lambda *_: True))["error"]["type"] == "prompt_refused"
 
 
 _JSON = st.recursive(
@@ -109,4 +109,4 @@ _JSON = st.recursive(
 
 @given(_JSON)
 def test_whatever_a_backend_says(value: Any) -> None:
-    assert b"/root" not in redacted(wire.dumps_exact(value), lambda *_: True)
+    assert b"/root" not in redacted(json_codec.dumps_exact(value), lambda *_: True)

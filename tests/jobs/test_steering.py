@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Kind, Review
 from gateway.comfy.subgraph import digests
@@ -398,7 +398,7 @@ def test_another_tenants_folder_as_a_prefix_leads_nowhere() -> None:
 )
 def test_texts_are_put_in_without_parsing_the_prompt(prompt: dict[str, Any]) -> None:
     made = steered(prompt)
-    assert spliced(wire.dumps(prompt), made) == wire.dumps(made.applied(prompt))
+    assert spliced(json_codec.dumps(prompt), made) == json_codec.dumps(made.applied(prompt))
 
 
 @pytest.mark.parametrize(
@@ -412,12 +412,12 @@ def test_texts_are_put_in_without_parsing_the_prompt(prompt: dict[str, Any]) -> 
     ],
 )
 def test_a_prompt_that_may_be_read_otherwise_is_parsed(prompt: dict[str, Any]) -> None:
-    assert spliced(wire.dumps(prompt), steered(prompt)) is None
+    assert spliced(json_codec.dumps(prompt), steered(prompt)) is None
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
 def test_what_is_put_in_is_what_a_parser_would_put_in(prefixes: list[str]) -> None:
     prompt = {"i": IMAGE, **{str(n): save(prefix) for n, prefix in enumerate(prefixes)}}
     made = steered(prompt)
-    done = spliced(wire.dumps(prompt), made)
-    assert done is None or wire.loads(done) == made.applied(prompt)
+    done = spliced(json_codec.dumps(prompt), made)
+    assert done is None or json_codec.loads(done) == made.applied(prompt)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.comfy.answers import MARK, Queue, read_taken
+from gateway.comfy.responses import MARK, Queue, read_taken
 from gateway.jobs.admission import read
 from gateway.jobs.job import Assignment, Delivery, Job, State
 from gateway.jobs.records import job_of, job_record

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 import aiohttp
 import pytest
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.web.view import requested_file
 from tests.acceptance.test_uploads import load, png, upload
 from tests.comfy_client import Comfy

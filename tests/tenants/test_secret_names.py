@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.comfy.outputs import FileRef
+from gateway.comfy.file_refs import FileRef
 from gateway.tenants.secret_names import KEY_SIZE, SECRET_FOLDER, SecretNames, holds_secret
 
 KEY = bytes(range(KEY_SIZE))

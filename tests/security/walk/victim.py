@@ -15,7 +15,7 @@ import aiohttp
 from PIL import Image
 
 from gateway.comfy.graph import MODEL_SUFFIXES
-from gateway.comfy.writing import MODEL_FOLDERS
+from gateway.comfy.name_checks import MODEL_FOLDERS
 from tests.comfy_client import Comfy
 from tests.security.walk.attacks import Targets, node
 from tests.security.walk.verdict import CELLS, Picture, Secrets

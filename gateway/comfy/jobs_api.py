@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.events import END_OF_TIME
 from gateway.comfy.history import messages_of
 
@@ -188,19 +188,19 @@ def shortened(value: Any, most: int) -> Any:
 
     The longest parts give way: each member of an object has its share of what the shorter ones leave.
     """
-    size = len(wire.dumps(value))
+    size = len(json_codec.dumps(value))
     if size <= most:
         return value
     if isinstance(value, str):
         return value[: max(most // 4, 1)] + "…"
     if not isinstance(value, dict) or most < 2 * len(value):
         return None
-    sizes = {key: len(wire.dumps(item)) for key, item in value.items()}
+    sizes = {key: len(json_codec.dumps(item)) for key, item in value.items()}
     short: dict[str, Any] = {}
-    left, count = most - sum(len(wire.dumps(key)) + 2 for key in value), len(value)
+    left, count = most - sum(len(json_codec.dumps(key)) + 2 for key in value), len(value)
     for key in sorted(sizes, key=sizes.__getitem__):
         short[key] = shortened(value[key], max(left // count, 0))
-        left, count = left - len(wire.dumps(short[key])), count - 1
+        left, count = left - len(json_codec.dumps(short[key])), count - 1
     return {key: short[key] for key in value}
 
 
@@ -267,21 +267,21 @@ def listed(job: Mapping[str, Any]) -> Listed:
         job["status"],
         _milliseconds(job.get("create_time")),
         end - start if start and end else 0,
-        None if workflow_id is None else wire.dumps(workflow_id),
+        None if workflow_id is None else json_codec.dumps(workflow_id),
     )
 
 
 def encoded_workflow_id(extra_data: Mapping[str, Any]) -> bytes | None:
     """The id of the workflow that a prompt's extra_data holds, if it has one."""
     workflow_id = _workflow_id(extra_data)
-    return None if workflow_id is None else wire.packed(wire.dumps(workflow_id))
+    return None if workflow_id is None else json_codec.packed(json_codec.dumps(workflow_id))
 
 
 def page_of(jobs: Sequence[tuple[Listed, T]], query: JobsQuery) -> tuple[list[tuple[Listed, T]], dict[str, Any]]:
     """The page that a query asks for, and its ``pagination``. Jobs of the same time keep their order."""
     found = jobs if query.statuses == STATUSES else [each for each in jobs if each[0].status in query.statuses]
     if query.workflow_id:
-        workflow_id = wire.dumps(query.workflow_id)
+        workflow_id = json_codec.dumps(query.workflow_id)
         found = [each for each in found if each[0].workflow_id == workflow_id]
     by = _duration if query.sort_by == "execution_duration" else _created
     page = sorted(found, key=by, reverse=query.descending)[query.offset :]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.comfy import wire
+from gateway.comfy import json_codec
 from gateway.comfy.json_stream import JsonStream, TooLarge, Unreadable
 
 # The key of extra_data under which a gateway marks what it sends. ComfyUI keeps it in its queue and its history.
@@ -191,7 +191,7 @@ def read_history_entry(value: Any, prompt_id: str, raw: bytes) -> HistoryEntry |
     entry = value[prompt_id]
     if not isinstance(entry, dict):
         raise Unreadable("it is no object")
-    return HistoryEntry(checked(entry), wire.encoder_for(raw))
+    return HistoryEntry(checked(entry), json_codec.encoder_for(raw))
 
 
 async def read_large_history_entry(document: JsonStream, prompt_id: str, most: int) -> HistoryEntry | None:
@@ -226,16 +226,16 @@ async def read_large_history_entry(document: JsonStream, prompt_id: str, most: i
         return None
     whole = _object(result)
     is_long = sum(map(len, whole)) > MAX_INLINE
-    if is_long or sum(map(wire.count_values, whole)) > MAX_RESULT_VALUES:
+    if is_long or sum(map(json_codec.count_values, whole)) > MAX_RESULT_VALUES:
         return HistoryEntry(checked(found), document.encode, whole)
     # Each of these takes long, so others have their turn between.
     await asyncio.sleep(0)
     raw = b"".join(whole)
-    encode = wire.encoder_for(raw)
+    encode = json_codec.encoder_for(raw)
     await asyncio.sleep(0)
     try:
-        value = wire.loads(raw)
-    except wire.MalformedJson as error:
+        value = json_codec.loads(raw)
+    except json_codec.MalformedJson as error:
         raise Unreadable("it is not JSON") from error
     await asyncio.sleep(0)
     return HistoryEntry(checked(found | value), encode)
@@ -253,14 +253,14 @@ async def _read_outputs(document: JsonStream, most: int) -> dict[str, list[bytes
             outputs.append((node_id, pieces))
             most -= size
     read = {"outputs": _object(outputs)}
-    return read | {LEFT_OUT: [wire.dumps(left_out)]} if left_out else read
+    return read | {LEFT_OUT: [json_codec.dumps(left_out)]} if left_out else read
 
 
 def _object(members: Mapping[str, list[bytes]] | Sequence[tuple[str, list[bytes]]]) -> list[bytes]:
     """Return the pieces of a JSON object of encoded members."""
     pieces = [b"{"]
     for name, value in members.items() if isinstance(members, Mapping) else members:
-        pieces += (b"," if len(pieces) > 1 else b"", wire.dumps_exact(name), b":", *value)
+        pieces += (b"," if len(pieces) > 1 else b"", json_codec.dumps_exact(name), b":", *value)
     return [*pieces, b"}"]
 
 
@@ -288,8 +288,8 @@ def checked(entry: dict[str, Any]) -> dict[str, Any]:
 def read_taken(body: bytes) -> tuple[str | None, dict[str, Any]]:
     """Read a backend's 200 to POST /prompt: its own id for the prompt, and the node_errors of outputs left out."""
     try:
-        value = wire.loads(body)
-    except wire.MalformedJson:
+        value = json_codec.loads(body)
+    except json_codec.MalformedJson:
         return None, {}
     if not isinstance(value, dict):
         return None, {}
@@ -341,8 +341,8 @@ def read_stored(body: bytes) -> tuple[str, str]:
         Unreadable: it names no file.
     """
     try:
-        value = wire.loads(body)
-    except wire.MalformedJson as error:
+        value = json_codec.loads(body)
+    except json_codec.MalformedJson as error:
         raise Unreadable("it is not JSON") from error
     name, folder = (value.get("name"), value.get("subfolder") or "") if isinstance(value, dict) else (None, "")
     if not isinstance(name, str) or not isinstance(folder, str) or not 0 < len(name) <= 1024 or len(folder) > 1024:
