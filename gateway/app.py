@@ -12,7 +12,7 @@ from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
-from gateway.store.known import written_urls
+from gateway.store.known_backends import written_urls
 from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import BackendUrls
 from gateway.store.spool import Spool

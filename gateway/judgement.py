@@ -21,8 +21,8 @@ from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loo
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
 from gateway.settings.floors import slips
 from gateway.store import directory, salvage
-from gateway.store.looking import look, look_at_backends
 from gateway.store.protocol import StoreError
+from gateway.store.version_check import look, look_at_backends
 from gateway.tenants.keys import LOCAL_TENANT, Keyring
 from gateway.tenants.policy import Policies
 from gateway.web.binding import CannotListen, try_to_bind

@@ -22,7 +22,7 @@ from gateway.fleet.health import Health, Pulse
 from gateway.fleet.standing import record_of, restore
 from gateway.settings import BackendSettings, Settings
 from gateway.store.protocol import BackendRecord, Store, StoreDamaged
-from gateway.store.trouble import RECOVER
+from gateway.store.sqlite_errors import RECOVER
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import TURN_SECONDS, Loop, Tasks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from gateway.store.known import KnownBackends
+from gateway.store.known_backends import KnownBackends
 
 MAX_NAMED = 10
 

@@ -16,7 +16,7 @@ from gateway.comfy import json_codec
 from gateway.comfy.history import Outcome, entry_without_run, failure_event
 from gateway.comfy.jobs_api import Listed, listed
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, Store, StoreDamaged
-from gateway.store.soundness import is_summary
+from gateway.store.row_checks import is_summary
 from gateway.telemetry import logs
 
 _log = logs.get("history")

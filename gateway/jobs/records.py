@@ -10,7 +10,7 @@ from gateway.comfy import json_codec
 from gateway.jobs.admission import decode_from_journal, encode_for_journal
 from gateway.jobs.job import PLACED, Assignment, Delivery, Job, State
 from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate, StoreDamaged
-from gateway.store.trouble import RECOVER
+from gateway.store.sqlite_errors import RECOVER
 
 
 def job_record(job: Job, gateway: str) -> JobRecord:

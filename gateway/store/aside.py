@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.store.folders import replace
+from gateway.store.durable_rename import replace
 
 # Of a file in the folder: the digest, and the seconds that the folder's clock showed when the blob came.
 _NAME = re.compile(r"([0-9a-f]{64})\.(\d{1,15})")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.store.aside import Aside
-from gateway.store.folders import replace
+from gateway.store.durable_rename import replace
 from gateway.store.protocol import StoreError
 
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gateway.store.known import KnownBackends
+from gateway.store.known_backends import KnownBackends
 
 
 class StoreError(Exception):

@@ -10,14 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.store import trouble
+from gateway.store import sqlite_errors
 from gateway.store.directory import take
-from gateway.store.folders import replace
-from gateway.store.looking import open_unchanged
+from gateway.store.durable_rename import replace
 from gateway.store.protocol import StoreDamaged, StoreError
-from gateway.store.soundness import JudgeJob, fault, judge_json
+from gateway.store.row_checks import JudgeJob, fault, judge_json
 from gateway.store.sqlite import FILE_NAME, HAD_KEYS
 from gateway.store.statements import migrate, refuse_newer
+from gateway.store.version_check import open_unchanged
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
 _WITH_ROWID = ("jobs", "history", "marks")
@@ -127,7 +127,7 @@ def recover(directory: Path, judge_job: JudgeJob = judge_json) -> tuple[list[Sav
                 saved = _copy(source, fresh, columns, judge_job)
             except (sqlite3.Error, OSError) as error:
                 fresh.unlink(missing_ok=True)
-                raise StoreError(trouble.sentence(f"{fresh} can't be written", error)) from error
+                raise StoreError(sqlite_errors.sentence(f"{fresh} can't be written", error)) from error
         return saved, _put_in_place(directory, fresh)
     finally:
         lock.close()
@@ -151,8 +151,8 @@ def _refuse_newer(directory: Path, connection: sqlite3.Connection) -> None:
 
 
 def _unreadable(directory: Path, error: sqlite3.Error) -> StoreError:
-    if not trouble.is_damage(error):
-        return StoreError(trouble.sentence(f"{directory / FILE_NAME} can't be read", error))
+    if not sqlite_errors.is_damage(error):
+        return StoreError(sqlite_errors.sentence(f"{directory / FILE_NAME} can't be read", error))
     return StoreDamaged(
         f"{directory / FILE_NAME}: nothing in it can be read ({error}); put back a copy of it, or move it away: the "
         "gateway then starts with an empty journal, and runs on what clients send again"

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
-from gateway.store import trouble
+from gateway.store import sqlite_errors
 from gateway.store.directory import take
-from gateway.store.known import KnownBackends, read_known
+from gateway.store.journal_health import TroubleLog
+from gateway.store.known_backends import KnownBackends, read_known
 from gateway.store.protocol import (
     BackendRecord,
     Change,
@@ -40,9 +41,8 @@ from gateway.store.protocol import (
     StoreError,
     UploadRecord,
 )
-from gateway.store.soundness import Unsound, are_columns, unpack
+from gateway.store.row_checks import Unsound, are_columns, unpack
 from gateway.store.statements import apply, migrate
-from gateway.store.trouble_log import TroubleLog
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
 
@@ -253,11 +253,11 @@ class SqliteStore:
             self._execute([change for batch in batches for change in batch.changes])
         except Exception as failure:  # noqa: BLE001
             # If a change can't be written, for any reason, go on, because nothing is ever written without this thread.
-            if trouble.may_pass(failure):
-                return self._put_off(batches, trouble.sentence("the journal can't be written", failure))
+            if sqlite_errors.may_pass(failure):
+                return self._put_off(batches, sqlite_errors.sentence("the journal can't be written", failure))
             if len(batches) > 1:
                 return self._commit_one_by_one(batches)
-            error = StoreError(trouble.sentence("the journal can't be written", failure))
+            error = StoreError(sqlite_errors.sentence("the journal can't be written", failure))
             self._loop.call_soon_threadsafe(self._settle, batches, error, 0, "")
         else:
             self._loop.call_soon_threadsafe(self._settle, batches, None, 0, "")
@@ -302,8 +302,8 @@ class SqliteStore:
             try:
                 return read()
             except sqlite3.Error as error:
-                is_damaged = trouble.is_damage(error)
-                raise (StoreDamaged if is_damaged else StoreError)(trouble.sentence(what, error)) from error
+                is_damaged = sqlite_errors.is_damage(error)
+                raise (StoreDamaged if is_damaged else StoreError)(sqlite_errors.sentence(what, error)) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, guarded)
 
@@ -361,7 +361,7 @@ class SqliteStore:
         found = await self._rows(HISTORY)
         rows = [row for row in found if are_columns(row)]
         if len(rows) < len(found):
-            _log.error("history_rows_damaged", rows=len(found) - len(rows), hint=trouble.RECOVER)
+            _log.error("history_rows_damaged", rows=len(found) - len(rows), hint=sqlite_errors.RECOVER)
         return [HistoryRecord(*row[:-1], kept=KeptSize(cast(int, row[-1]))) for row in rows]  # type: ignore[arg-type, misc]
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
@@ -374,7 +374,7 @@ class SqliteStore:
             try:
                 return unpack(row[0]) if row else None
             except Unsound as error:
-                raise StoreDamaged(f"{what}: it is damaged ({error}); {trouble.RECOVER}") from error
+                raise StoreDamaged(f"{what}: it is damaged ({error}); {sqlite_errors.RECOVER}") from error
 
         what = f"the history entry of {prompt_id} can't be read"
         return await self._read(read, what)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import resources
 from operator import attrgetter
 
-from gateway.store.known import PUT_ADDRESSES
+from gateway.store.known_backends import PUT_ADDRESSES
 from gateway.store.protocol import (
     BackendRecord,
     BackendUrls,

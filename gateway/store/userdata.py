@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from gateway.comfy import json_codec
 from gateway.store.blobs import BlobStore, BlobWriter
-from gateway.store.folders import replace, sync
+from gateway.store.durable_rename import replace, sync
 from gateway.store.protocol import StoreError
 
 _T = TypeVar("_T")

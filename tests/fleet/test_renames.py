@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.fleet.renames import MAX_NAMED, lost_names, urls_to_note
-from gateway.store.known import KnownBackends
+from gateway.store.known_backends import KnownBackends
 
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
 KNOWN = KnownBackends({"gpu0": 5, "gpu1": 7}, {"gpu0": A, "gpu1": B, "gpu2": C})

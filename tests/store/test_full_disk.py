@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store import trouble
+from gateway.store import sqlite_errors
 from gateway.store.protocol import JobUpdate, StoreError
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from tests import disk
@@ -127,11 +127,11 @@ def test_a_read_only_file_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError) as failure:
         connection.execute("INSERT INTO t VALUES (1)")
     connection.close()
-    assert trouble.may_pass(failure.value)
-    assert "read-only" in trouble.sentence("the journal can't be written", failure.value)
+    assert sqlite_errors.may_pass(failure.value)
+    assert "read-only" in sqlite_errors.sentence("the journal can't be written", failure.value)
 
 
 def test_an_error_of_ours_does_not_pass() -> None:
     with pytest.raises(sqlite3.OperationalError) as failure:
         sqlite3.connect(":memory:").execute("INSERT INTO nothing VALUES (1)")
-    assert not trouble.may_pass(failure.value)
+    assert not sqlite_errors.may_pass(failure.value)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gateway.store import salvage
-from gateway.store.looking import look
 from gateway.store.protocol import FileRecord, HistoryRecord, StoreDamaged, StoreError, UploadRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
+from gateway.store.version_check import look
 from tests.store.test_sqlite import job
 
 ENDED, OPEN, FILES = 800, 50, 400

@@ -8,10 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.store import trouble
-from gateway.store.known import KnownBackends, read_known
+from gateway.store import sqlite_errors
+from gateway.store.known_backends import KnownBackends, read_known
 from gateway.store.protocol import StoreDamaged, StoreError
-from gateway.store.soundness import JudgeJob, judge_json
+from gateway.store.row_checks import JudgeJob, judge_json
 from gateway.store.sqlite import FILE_NAME, HISTORY, OPEN_JOBS
 from gateway.store.statements import refuse_newer
 
@@ -60,7 +60,7 @@ def look(directory: Path, judge_job: JudgeJob = judge_json, seconds: float = LOO
         except TimeoutError:
             warnings.append(_unfinished(directory, seconds))
         except sqlite3.Error as error:
-            if trouble.is_interrupted(error):
+            if sqlite_errors.is_interrupted(error):
                 warnings.append(_unfinished(directory, seconds))
             else:
                 raise _refusal("the journal can't be read", error) from error
@@ -106,7 +106,7 @@ def _read_as_a_start(connection: sqlite3.Connection, there: set[str], judge_job:
         for row in rows:
             job = dict(zip(names, row, strict=True))
             if judge_job(job):
-                raise StoreDamaged(f"the journal's open job {job['prompt_id']} is damaged; {trouble.RECOVER}")
+                raise StoreDamaged(f"the journal's open job {job['prompt_id']} is damaged; {sqlite_errors.RECOVER}")
             if time.monotonic() > deadline:
                 raise TimeoutError
     if "history" in there:
@@ -130,7 +130,7 @@ def _damage_elsewhere(directory: Path, connection: sqlite3.Connection) -> list[s
     try:
         found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.Error as error:
-        if not trouble.is_damage(error):
+        if not sqlite_errors.is_damage(error):
             raise
         found = str(error)
     if found == "ok":
@@ -150,5 +150,5 @@ def _unfinished(directory: Path, seconds: float) -> str:
 
 
 def _refusal(what: str, error: sqlite3.Error) -> StoreError:
-    kind = StoreDamaged if trouble.is_damage(error) else StoreError
-    return kind(trouble.sentence(what, error))
+    kind = StoreDamaged if sqlite_errors.is_damage(error) else StoreError
+    return kind(sqlite_errors.sentence(what, error))
