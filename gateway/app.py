@@ -20,7 +20,7 @@ from gateway.store.sqlite import SqliteStore
 from gateway.store.userdata import UserData
 from gateway.telemetry import logs
 from gateway.telemetry.audit import Audit
-from gateway.telemetry.garbage import Garbage
+from gateway.telemetry.garbage_collection import Garbage
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import count_failure
 from gateway.tenants.keys import Keyring

@@ -22,7 +22,7 @@ from gateway.simulator.command import simulate
 from gateway.standard_streams import open_missing, say
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
-from gateway.telemetry.garbage import set_thresholds
+from gateway.telemetry.garbage_collection import set_thresholds
 from gateway.web.binding import CannotListen
 
 _log = logs.get("gateway")

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.settings import BackendSettings, ServerSettings, Settings
-from gateway.telemetry.garbage import collect
+from gateway.telemetry.garbage_collection import collect
 from tests.lab import Lab, until
 
 TIMES = 30
