@@ -23,12 +23,12 @@ from gateway.telemetry.audit import Audit
 from gateway.telemetry.garbage_collection import Garbage
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import count_failure
+from gateway.tenants.browser_sessions import SignIns
 from gateway.tenants.keys import Keyring
 from gateway.tenants.limits import Limits
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.policy import Policies
 from gateway.tenants.secret_names import SecretNames
-from gateway.tenants.sign_ins import SignIns
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.authentication import Authentication
 from gateway.web.catalogue import shared_features

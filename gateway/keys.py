@@ -21,8 +21,8 @@ import aiohttp
 import click
 
 from gateway.settings.base import checked_name
-from gateway.tenants.durations import NoTime, time_of
 from gateway.tenants.keys import Role, digest_of, mint
+from gateway.tenants.lifetimes import NoTime, time_of
 
 EXIT_USAGE = 2
 TIMEOUT = 30.0

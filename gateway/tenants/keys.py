@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.settings import AnonymousSettings, AuthSettings
-from gateway.tenants.addresses import network_of
+from gateway.tenants.networks import network_of
 
 LOCAL_TENANT = "default"
 # What secret scanners, and people who find one in a file, know a key by.

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from gateway.settings import LockoutSettings
-from gateway.tenants.addresses import network_of
+from gateway.tenants.networks import network_of
 
 # Seconds after its last wrong key, or its wait, until an address is a stranger again.
 FORGET_SECONDS = 3600.0

@@ -11,12 +11,12 @@ from aiohttp import web
 
 from gateway.telemetry.audit import Audit, Reason
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants import sign_ins
-from gateway.tenants.addresses import network_of
-from gateway.tenants.carriers import AmbiguousKey, key_in_cookies, key_in_headers, key_in_query
+from gateway.tenants import browser_sessions
+from gateway.tenants.browser_sessions import SignIns
+from gateway.tenants.credentials import AmbiguousKey, key_in_cookies, key_in_headers, key_in_query
 from gateway.tenants.keys import Grant, Keyring, digest_of
 from gateway.tenants.lockout import Lockout
-from gateway.tenants.sign_ins import SignIns
+from gateway.tenants.networks import network_of
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem
 from gateway.web.navigation import SIGN_IN, is_navigation, to_sign_in
@@ -89,7 +89,7 @@ class Authentication:
     def judge(self, secret: str, request: web.Request) -> Grant | Refused:
         """What a key, or what a sign-in's cookie holds, is good for."""
         now = time.time()
-        if secret.startswith(sign_ins.PREFIX):
+        if secret.startswith(browser_sessions.PREFIX):
             # Nobody guesses 190 bits: one that is not known is over, and not a guess.
             grant = self._sign_ins.grant(secret)
             if grant is None or not grant.holds(now):

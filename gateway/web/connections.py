@@ -20,7 +20,7 @@ from gateway.settings import ServerSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks, pause
-from gateway.tenants.addresses import network_of
+from gateway.tenants.networks import network_of
 from gateway.web.addresses import TrustedProxies
 from gateway.web.answers import problem
 from gateway.web.error_bodies import Protocol, of_exception, with_body

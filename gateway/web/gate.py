@@ -16,9 +16,9 @@ from gateway.comfy.client import BackendError
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.audit import Action
-from gateway.tenants.addresses import network_of
 from gateway.tenants.keys import Identity, Role
 from gateway.tenants.limits import LimitReached, body_too_large
+from gateway.tenants.networks import network_of
 from gateway.tenants.roles import Access, Roles, is_manager, is_manifest, may, operators_rows
 from gateway.web.addresses import client_address
 from gateway.web.answers import problem

@@ -12,8 +12,8 @@ from aiohttp import web
 from gateway.comfy import json_codec
 from gateway.store.protocol import StoreError
 from gateway.telemetry.audit import Action
-from gateway.tenants.durations import NoTime, time_of
 from gateway.tenants.keys import Key, Role
+from gateway.tenants.lifetimes import NoTime, time_of
 from gateway.tenants.stored_keys import KeyRefused, NoSuchKey
 from gateway.web.answers import json, problem
 from gateway.web.auditing import note

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from gateway.settings import Settings
-from gateway.tenants.carriers import QUERY_PARAMETER
+from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.tenants.roles import Access, without_api
 from gateway.web.addresses import client_host, client_scheme
 from gateway.web.answers import problem

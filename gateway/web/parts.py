@@ -18,10 +18,10 @@ from gateway.store.protocol import Store
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
+from gateway.tenants.browser_sessions import SignIns
 from gateway.tenants.keys import Identity, Keyring, Role
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies, Policy
-from gateway.tenants.sign_ins import SignIns
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.authentication import Authentication
 

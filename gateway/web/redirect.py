@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from gateway.tenants.carriers import QUERY_PARAMETER
+from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.web.answers import problem
 from gateway.web.framing import quiet_logger
 from gateway.web.hosts import Hosts, host_of

@@ -16,8 +16,8 @@ from aiohttp import web
 
 from gateway.store.protocol import StoreError
 from gateway.telemetry.audit import Action
-from gateway.tenants import sign_ins
-from gateway.tenants.carriers import COOKIE, key_in_cookies
+from gateway.tenants import browser_sessions
+from gateway.tenants.credentials import COOKIE, key_in_cookies
 from gateway.tenants.keys import Grant
 from gateway.web.addresses import client_scheme
 from gateway.web.auditing import note
@@ -90,7 +90,7 @@ async def post_sign_in(request: web.Request) -> web.Response:
     if parts(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
     # A cookie's secret typed in would sign in for as long again, and so for ever.
-    is_key = secret and not secret.startswith(sign_ins.PREFIX)
+    is_key = secret and not secret.startswith(browser_sessions.PREFIX)
     found = parts(request).authentication.judge(secret, request) if is_key else None
     if not isinstance(found, Grant):
         return _refusal(next_path, found)

@@ -15,7 +15,7 @@ from yarl import URL
 from gateway.comfy.client import Unanswered
 from gateway.comfy.png_texts import Patch
 from gateway.fleet.backend import Backend
-from gateway.tenants.carriers import QUERY_PARAMETER
+from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.web import contents
 from gateway.web.addresses import parse_address
 from gateway.web.bodies import stream_body

@@ -23,7 +23,7 @@ ABOUT_KEYS = {
     "conformance/asking.py",
     "tenants/keys.py",
     "tenants/stored_keys.py",
-    "tenants/carriers.py",
+    "tenants/credentials.py",
     "tenants/secret_names.py",
     "telemetry/audit.py",
     "settings/auth.py",

@@ -43,7 +43,7 @@ from gateway.settings import AuthSettings, KeySettings, TenantSettings
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
 from gateway.store.userdata import OutsideFolder, UnfitName, parts_of
-from gateway.tenants.carriers import COOKIE, AmbiguousKey, presented_key
+from gateway.tenants.credentials import COOKIE, AmbiguousKey, presented_key
 from gateway.tenants.keys import Keyring, digest_of
 from gateway.tenants.policy import Policies
 from gateway.tenants.roles import Access, Roles, plain

@@ -19,7 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway.settings import Settings
-from gateway.tenants.carriers import key_in_cookies
+from gateway.tenants.credentials import key_in_cookies
 from gateway.tenants.roles import TABLE, Access, Roles, plain
 from gateway.web import framing
 from gateway.web.framing import MAX_HOSTS_BYTES, MAX_PARTS, MAX_QUERY_FIELDS, fault

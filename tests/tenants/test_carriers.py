@@ -7,7 +7,7 @@ import base64
 import pytest
 from multidict import CIMultiDict, MultiDict
 
-from gateway.tenants.carriers import AmbiguousKey, presented_key
+from gateway.tenants.credentials import AmbiguousKey, presented_key
 
 
 def basic(text: str) -> str:

@@ -12,9 +12,9 @@ import pytest
 
 from gateway.settings import AnonymousSettings, AuthSettings, KeySettings
 from gateway.settings.base import checked_name
-from gateway.tenants.addresses import network_of
-from gateway.tenants.durations import NoTime, time_of
 from gateway.tenants.keys import LOCAL, MOST_NETWORKS, Grant, Identity, Key, Keyring, Role, Source, digest_of, mint
+from gateway.tenants.lifetimes import NoTime, time_of
+from gateway.tenants.networks import network_of
 
 SECRET = "secret-key-1"
 
