@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+from gateway.bus import LocalBus
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.pack_watch import PackWatch
 from gateway.fleet.renames import lost_names, urls_to_note
@@ -13,7 +14,6 @@ from gateway.sessions.hub import Hub
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.known_backends import written_urls
-from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import BackendUrls
 from gateway.store.spool import Spool
 from gateway.store.sqlite import SqliteStore

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway.bus import Bus, status_topic
 from gateway.comfy import events, history, json_codec
 from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEntry
 from gateway.comfy.events import Frame, Kind
@@ -28,9 +29,8 @@ from gateway.jobs.ledger import Ledger
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.phases import log_phase
 from gateway.jobs.telling import Telling
-from gateway.jobs.topics import status_topic
 from gateway.jobs.upstream import locate_prompt
-from gateway.store.protocol import Bus, StoreError
+from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Failures, Tasks, in_turns, pause

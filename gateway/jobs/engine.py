@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from gateway.bus import Bus
 from gateway.comfy.events import Event
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.responses import MARK, Queue
@@ -46,7 +47,7 @@ from gateway.jobs.upstream import extra_of
 from gateway.jobs.watch import Watch
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
-from gateway.store.protocol import Bus, Store
+from gateway.store.protocol import Store
 from gateway.store.spool import Spool
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
+from gateway.bus import Bus, status_topic
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.admission import Submission
@@ -22,10 +23,9 @@ from gateway.jobs.named_files import NamedFiles
 from gateway.jobs.places import Places
 from gateway.jobs.records import history_record, job_record, job_update
 from gateway.jobs.story import Listeners, all_running, one_running
-from gateway.jobs.topics import status_topic
 from gateway.jobs.transitions import Move, after
 from gateway.jobs.waiting import WaitingList
-from gateway.store.protocol import Bus, HistoryRecord, HistoryRemoval, JobRemoval, Store
+from gateway.store.protocol import HistoryRecord, HistoryRemoval, JobRemoval, Store
 
 # Of the assignments of a job that were given up so many are remembered, the newest.
 MAX_GIVEN_UP = 8

@@ -10,13 +10,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.bus import Bus, session_topic
 from gateway.comfy import events
 from gateway.comfy.backlog import Backlog
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.job import Job
 from gateway.jobs.results import dropped
-from gateway.jobs.topics import session_topic
-from gateway.store.protocol import Bus
 
 # Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
 MAX_WHOLE = 256

@@ -11,15 +11,14 @@ from typing import Any
 
 from aiohttp import WSCloseCode, web
 
+from gateway.bus import Bus, session_topic
 from gateway.comfy import events
 from gateway.jobs.ledger import Ledger
-from gateway.jobs.topics import session_topic
 from gateway.sessions.buffers import Buffers
 from gateway.sessions.client_socket import ClientSocket
 from gateway.sessions.intake import Budget, install, tenant_bucket
 from gateway.sessions.statuses import Statuses
 from gateway.settings import SessionSettings
-from gateway.store.protocol import Bus
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.keys import Grant

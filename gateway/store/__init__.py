@@ -1,1 +1,1 @@
-"""What outlives the process (the journal), and what crosses processes (the bus): two protocols and their makers."""
+"""What outlives the process: the journal, blobs, the spool, and what web UIs save, behind a protocol."""

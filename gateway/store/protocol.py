@@ -1,4 +1,4 @@
-"""The two seams: `Store`, what must outlive the process, and `Bus`, what must reach a session wherever it is.
+"""`Store`: what must outlive the process.
 
 Ledger and sessions know these protocols and nothing of what is behind them.
 """
@@ -6,9 +6,9 @@ Ledger and sessions know these protocols and nothing of what is behind them.
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.store.known_backends import KnownBackends
 
@@ -375,13 +375,3 @@ class Store(Protocol):
 
     async def sign_ins(self) -> list[SignInRecord]:
         """All sign-ins, the ones that end first first."""
-
-
-class Bus(Protocol):
-    """What reaches every subscriber of a topic, in the order of publishing."""
-
-    def publish(self, topic: str, message: Any) -> None:
-        """Deliver `message` to each subscriber of `topic`."""
-
-    def subscribe(self, topic: str, receive: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `receive` with each message from now on. What is returned ends it."""

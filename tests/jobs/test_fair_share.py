@@ -11,13 +11,13 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.bus import LocalBus
 from gateway.jobs.admission import read
 from gateway.jobs.fair_share import FairShare, Queued, Rounds, place_in
 from gateway.jobs.history import History
 from gateway.jobs.job import Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.routing import Candidate, leaves_room, shortest_queue
-from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import Change
 
 _LOOP = asyncio.new_event_loop()

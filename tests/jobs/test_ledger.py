@@ -13,12 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gateway.bus import LocalBus
 from gateway.jobs.admission import read
 from gateway.jobs.history import History
 from gateway.jobs.job import ENDED, PLACED, Assignment, Delivery, Job, State
 from gateway.jobs.ledger import Ledger
 from gateway.jobs.transitions import LIFE, IllegalMove, Move
-from gateway.store.local_bus import LocalBus
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.workflows import slow
 

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from gateway.bus import session_topic
 from gateway.comfy.previews import Preview, encode_legacy, encode_with_metadata
-from gateway.jobs.topics import session_topic
 from gateway.web.routes import COMFYUI, JOBS
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import load, png, upload

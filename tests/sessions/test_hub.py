@@ -14,13 +14,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from gateway.bus import LocalBus, session_topic, status_topic
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.history import History
 from gateway.jobs.ledger import Ledger
-from gateway.jobs.topics import session_topic, status_topic
 from gateway.sessions.hub import Hub
 from gateway.settings import SessionSettings
-from gateway.store.local_bus import LocalBus
 from gateway.telemetry.metrics import Metrics
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.bus import session_topic
 from gateway.comfy.events import Frame, Kind
-from gateway.jobs.topics import session_topic
 from gateway.store.spool import Spool
 from tests.sessions.test_hub import House, house, masked
 

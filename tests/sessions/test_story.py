@@ -11,14 +11,13 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gateway.bus import LocalBus, session_topic
 from gateway.comfy import events
 from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
 from gateway.jobs.job import Job, State
 from gateway.jobs.story import Listener
 from gateway.jobs.telling import Telling
-from gateway.jobs.topics import session_topic
 from gateway.sessions.sequencer import Sequencer
-from gateway.store.local_bus import LocalBus
 from tests.jobs.test_ledger import admit, new_ledger
 
 BACKENDS = ("b1", "b2")
