@@ -6,8 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from gateway.bus import LocalBus
+from gateway.catalogue.pack_watch import PackWatch
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.pack_watch import PackWatch
 from gateway.fleet.renames import lost_names, urls_to_note
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub

@@ -15,6 +15,7 @@ import aiohttp
 import click
 from yarl import URL
 
+from gateway.catalogue.packs import line_to_paste, packs_of, untrusted
 from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_OBJECT_INFO, BackendError, BadAnswer, ComfyClient
 from gateway.comfy.node_review import review
@@ -23,7 +24,6 @@ from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
-from gateway.fleet.packs import line_to_paste, packs_of, untrusted
 from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, Machine, hints, judge_machine, load_or_exit, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
 from gateway.tenants.keys import Keyring

@@ -8,11 +8,11 @@ from typing import Any
 
 from multidict import CIMultiDict
 
+from gateway.catalogue.catalogue import _list_of
 from gateway.comfy import events, responses
 from gateway.comfy.client import Answer
 from gateway.comfy.json_stream import JsonStream, Unreadable
 from gateway.comfy.responses import HistoryEntry, Queue, SystemStats
-from gateway.fleet.catalogue import _list_of
 
 QUEUE = {"queue_running": [[0, "a", {"1": {}}, {"client_id": "c"}, ["1"]]], "queue_pending": [[1.5, "b", {}, {}, []]]}
 STATS = {

@@ -1,1 +1,1 @@
-"""The backends: their state, probing, the upstream socket, the catalogue, which file is where."""
+"""The backends: their state, probing, the upstream socket, outlier ejection."""

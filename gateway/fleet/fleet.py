@@ -17,9 +17,9 @@ from gateway.comfy.responses import Queue, read_features
 from gateway.fleet.backend import Backend, client_of
 from gateway.fleet.backend_log import BackendLog
 from gateway.fleet.diagnosis import REFUSED
-from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Health, Pulse
-from gateway.fleet.standing import record_of, restore
+from gateway.fleet.outlier_ejection import Ejections
+from gateway.fleet.persistence import record_of, restore
 from gateway.settings import BackendSettings, Settings
 from gateway.store.protocol import BackendRecord, Store, StoreDamaged
 from gateway.store.sqlite_errors import RECOVER

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from gateway.catalogue import capabilities, tenant_view
+from gateway.catalogue.catalogue import Catalogue
+from gateway.catalogue.object_info import Edition
 from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
-from gateway.fleet import abilities, views
-from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.editions import Edition
 from gateway.jobs import partner_keys
 from gateway.jobs.admission import Submission
 from gateway.jobs.inputs import Inputs
@@ -151,7 +151,7 @@ class Checks:
         known, allowed = self._catalogue.abilities, self.allowed(tenant)
         names = None
         if known.classes or known.choices:
-            names = abilities.able(known, (name for _, name in submission.nodes), self._needs(submission))
+            names = capabilities.able(known, (name for _, name in submission.nodes), self._needs(submission))
         if allowed is None:
             return None if names is None else names | self._catalogue.unknown()
         # While nothing is known of any that it may use, it waits for them.
@@ -199,12 +199,12 @@ class Checks:
         first = judged.refusals[0]
         return first.reason if first.input_name is None else f"{first.class_type}.{first.input_name}: {first.reason}"
 
-    def _needs(self, submission: Submission) -> frozenset[abilities.Need]:
+    def _needs(self, submission: Submission) -> frozenset[capabilities.Need]:
         known = self._catalogue.abilities
         differing = {name for name, _ in known.choices}
         if not any(name in differing for _, name in submission.nodes):
             return frozenset()
-        return abilities.needs_of(submission.graph(), known)
+        return capabilities.needs_of(submission.graph(), known)
 
     def refuse(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Refuse what can't run, or must not; returns the backends that are able to run it, None if any will do.
@@ -335,7 +335,7 @@ class Checks:
         if not policy.nodes and not policy.models:
             return []
         edition = self._catalogue.edition
-        return views.denied(submission.graph(), policy, edition.classes if edition is not None else {})
+        return tenant_view.denied(submission.graph(), policy, edition.classes if edition is not None else {})
 
     def _refuse_impossible(self, tenant: str, submission: Submission) -> None:
         """No backend has all that a prompt needs: ComfyUI's own answer, and what is missing where.
@@ -349,7 +349,7 @@ class Checks:
         known, classes = self._catalogue.abilities, [name for _, name in submission.nodes]
         needs, allowed = self._needs(submission), self.allowed(tenant)
         names = sorted(known.backends if allowed is None else known.backends & allowed)
-        missing = {name: abilities.lacks(known, name, classes, needs) for name in names}
+        missing = {name: capabilities.lacks(known, name, classes, needs) for name in names}
         nearest = min(missing, key=lambda name: len(missing[name]))
         is_restricted = self.is_restricted(tenant)
         described = self._classes(tenant, submission) if is_restricted else self._catalogue.info(nearest)
@@ -406,7 +406,7 @@ class Checks:
         for node_id, name, value in submission.separated:
             # Whatever its separator, it is sent as its backend spells it.
             node = prompt[node_id]
-            node["inputs"][name] = abilities.spelled(classes.get(node["class_type"]), name, value)
+            node["inputs"][name] = capabilities.spelled(classes.get(node["class_type"]), name, value)
         used = {name for _, name in submission.nodes}
         open_lists = {name for name in used if _is_custom(classes.get(name))}
         return validate_prompt(

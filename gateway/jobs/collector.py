@@ -20,8 +20,8 @@ from gateway.comfy.file_refs import FileRef
 from gateway.comfy.jobs_api import job_of_history, shortened
 from gateway.comfy.redaction import redacting_entry
 from gateway.comfy.responses import LEFT_OUT, HistoryEntry
+from gateway.files.identity import Found
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import Found
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.job import Assignment, Job, State
 from gateway.jobs.large_entries import LargeEntries, LargeEntry

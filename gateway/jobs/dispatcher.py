@@ -18,9 +18,9 @@ from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_REPLY, Answer, BadAnswer, Refused, Unanswered, Unreachable
 from gateway.comfy.errors import error_body, told_as_text
 from gateway.comfy.responses import read_taken
+from gateway.files.transfer import SourceDown
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placer import SourceDown
 from gateway.jobs.admission import Submission
 from gateway.jobs.checks import Checks
 from gateway.jobs.chooser import Chooser

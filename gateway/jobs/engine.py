@@ -7,16 +7,16 @@ from itertools import chain
 from typing import Any
 
 from gateway.bus import Bus
+from gateway.catalogue.catalogue import Catalogue
 from gateway.comfy.events import Event
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.responses import MARK, Queue
+from gateway.files.index import FileIndex, Holder
+from gateway.files.placements import Placement, Placements
+from gateway.files.transfer import Placer
+from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
-from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.files import FileIndex, Holder
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import Placement, Placements
-from gateway.fleet.placer import Placer
-from gateway.fleet.uploads import Uploads
 from gateway.jobs import partner_keys
 from gateway.jobs.checks import Checks
 from gateway.jobs.collector import Collector

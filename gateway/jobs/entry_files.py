@@ -7,8 +7,8 @@ from typing import Any
 
 from gateway.comfy import events, history
 from gateway.comfy.file_refs import FileRef, finished, renaming
-from gateway.fleet import etags
-from gateway.fleet.files import Origin
+from gateway.files import identity
+from gateway.files.index import Origin
 
 
 def origin_of(is_made: bool, ran: bool) -> Origin:
@@ -18,7 +18,7 @@ def origin_of(is_made: bool, ran: bool) -> Origin:
     return Origin.WROTE if ran else Origin.EARLIER
 
 
-def each_file(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = etags.MOST) -> Any:
+def each_file(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = identity.MOST) -> Any:
     """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
 
     Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
@@ -27,7 +27,7 @@ def each_file(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], m
 
 
 def file_steps(
-    outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = etags.MOST
+    outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = identity.MOST
 ) -> Generator[None, None, Any]:
     """Rename as `each_file` does, in steps that are short."""
     left = most

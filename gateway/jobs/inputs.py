@@ -6,16 +6,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.catalogue.catalogue import Catalogue
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
 from gateway.comfy.file_refs import FileRef, is_pattern
 from gateway.comfy.graph import FileInput, survey
+from gateway.files.index import FileIndex, Holder, Upload
+from gateway.files.placements import Placements, spelled_alike
+from gateway.files.transfer import FileMissing, Placer, SourceDown
+from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
-from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.files import FileIndex, Holder, Upload
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import Placements, spelled_alike
-from gateway.fleet.placer import FileMissing, Placer, SourceDown
-from gateway.fleet.uploads import Uploads
 from gateway.jobs.job import Job
 from gateway.jobs.outputs import Outputs
 from gateway.jobs.upload_places import UploadPlaces

@@ -1,6 +1,6 @@
 """Files that the gateway put on a backend and somebody deleted there: a job that needs them is no worse for it.
 
-A placement is trusted for some seconds (fleet/placements.py), so a prompt may be offered to a backend whose folder was
+A placement is trusted for some seconds (files/placements.py), so a prompt may be offered to a backend whose folder was
 emptied a moment ago. The backend then refuses it, leaves out an output, or fails over it. If a look shows that a file
 is gone, the job is offered again, and its files are put there first. Its client hears nothing of it.
 """

@@ -2,7 +2,7 @@
 
 A name on a backend may come to mean another's file (its folder was emptied, it counts from 1 again). So whoever writes
 a file takes its name from others, and once a job is over its files are known by their ETags as well: see
-`gateway.fleet.etags`.
+`gateway.files.identity`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from gateway.comfy import events, json_codec
 from gateway.comfy.client import Answer
 from gateway.comfy.file_refs import MAX_PATH, FileRef, can_be_asked_for, finished
-from gateway.fleet import etags
+from gateway.files import identity
+from gateway.files.index import FileIndex, Holder, Origin, Upload
+from gateway.files.placements import Placement, Placements
+from gateway.files.transfer import copy_of
 from gateway.fleet.backend import Backend
-from gateway.fleet.files import FileIndex, Holder, Origin, Upload
-from gateway.fleet.placements import Placement, Placements
-from gateway.fleet.placer import copy_of
 from gateway.jobs.added_nodes import without_added
 from gateway.jobs.entry_files import cached_nodes, file_steps, origin_of, time_of
 from gateway.jobs.job import Job, State
@@ -80,7 +80,7 @@ class Outputs:
         self._by_secret: dict[str, tuple[int, Mapping[str, FileRef]]] = {}
         self._most = most
 
-    def expected(self, tenant: str, ref: FileRef, holder: Holder) -> etags.Known:
+    def expected(self, tenant: str, ref: FileRef, holder: Holder) -> identity.Known:
         """What a tenant's file is known by, which its backend calls `ref`.
 
         Until its job is over that is what this job wrote: nobody else's runs there, save one that began since.
@@ -92,14 +92,14 @@ class Outputs:
         others = self._files.others(tenant, holder.backend, ref) if ref.kind != "input" else {}
         if not own or any(job.tenant in others and others[job.tenant] is None for job in at_work):
             # Or another's job may have written it, of which it is not known yet.
-            return etags.GONE
+            return identity.GONE
         is_new = holder.etag is None and ref.kind != "input"
         is_over = all(job.state is State.COLLECTING for job in own)
         began = [_began(job) for job in at_work if job.tenant != tenant and job.state is State.RUNNING]
-        return etags.Fresh(
+        return identity.Fresh(
             min(_began(job) for job in own) if is_new else None,
             min(began) if began and is_over else None,
-            frozenset(etag for etag in others.values() if etag) - {etags.GONE, etags.CACHED, holder.before},
+            frozenset(etag for etag in others.values() if etag) - {identity.GONE, identity.CACHED, holder.before},
             holder.before,
         )
 
@@ -117,7 +117,7 @@ class Outputs:
 
     async def learn(
         self, job: Job, backend: Backend, entry: Mapping[str, Any], *, must: bool
-    ) -> Mapping[FileRef, etags.Found]:
+    ) -> Mapping[FileRef, identity.Found]:
         """What to know the files of a history entry by, those that an earlier job left and that are known aside.
 
         Unless it `must`, those of which the backend says nothing are left out, and not shown once the job is over.
@@ -138,19 +138,19 @@ class Outputs:
                 wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
             return ref
 
-        def judge(ref: FileRef, answer: Answer) -> etags.Found:
+        def judge(ref: FileRef, answer: Answer) -> identity.Found:
             held = self._files.held(job.tenant, backend.name, ref)
-            before = etags.UNTOLD if held is None else (held.before or held.etag or etags.UNTOLD)
-            return etags.examine(answer, times, wrote=wanted[ref], before=before, read=read)
+            before = identity.UNTOLD if held is None else (held.before or held.etag or identity.UNTOLD)
+            return identity.examine(answer, times, wrote=wanted[ref], before=before, read=read)
 
         await in_turns(file_steps(entry.get("outputs"), note))
         if not wanted:
             return {}
         times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
-        known = await etags.learn(backend, wanted, judge, must=must)
+        known = await identity.learn(backend, wanted, judge, must=must)
         if len(known) < len(wanted):
             _log.warning("outputs_not_examined", **job.log_ids, backend=backend.name)
-        if any(found.is_old and found.etag == etags.GONE for found in known.values()):
+        if any(found.is_old and found.etag == identity.GONE for found in known.values()):
             _log.warning("output_older_than_job", **job.log_ids, backend=backend.name, hint=OLDER_HINT)
         return known
 
@@ -168,11 +168,11 @@ class Outputs:
                     placed.append(self._placements.find(backend, copy, self._placements.digest_at(backend, copy) or ""))
         return {each.etag.removeprefix("W/") for each in placed if each is not None and each.etag}
 
-    def _times(self, job: Job, backend: str, status: Any) -> etags.Times:
+    def _times(self, job: Job, backend: str, status: Any) -> identity.Times:
         began, ended = time_of(status, ("execution_start",)), time_of(status, events.TERMINAL)
         others = [_began(each) for each in self._ledger.jobs_on(backend) if _is_at_work_for_another(each, job.tenant)]
         followed = min((time for time in others if ended is not None and time >= ended), default=None)
-        return etags.Times(began, ended, followed)
+        return identity.Times(began, ended, followed)
 
     def _is_one(self, ref: FileRef) -> bool:
         """Whether it is a file that can be told of, and no upload."""
@@ -180,7 +180,7 @@ class Outputs:
         return len(path) <= MAX_PATH + SECRET_LENGTH and can_be_asked_for(path) and not self._is_upload(ref)
 
     async def of_entry(
-        self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, etags.Found]
+        self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, identity.Found]
     ) -> Any:
         """Return an entry's outputs with the names that the job's tenant knows.
 
@@ -198,7 +198,7 @@ class Outputs:
                 named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
             return named[ref]
 
-        return await in_turns(self._naming(entry.get("outputs"), name, etags.MOST))
+        return await in_turns(self._naming(entry.get("outputs"), name, identity.MOST))
 
     def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Generator[None, None, Any]:
         """Return a node's output with the names that the job's tenant knows, in steps that are short.
@@ -329,7 +329,7 @@ class Outputs:
         is_made: bool,
         ran: bool,
         fresh: Fresh,
-        found: etags.Found | None,
+        found: identity.Found | None,
     ) -> FileRef:
         """The tenant's name for a file; what is to be remembered for ever goes into `fresh`."""
         if self._is_upload(ref):
@@ -340,16 +340,16 @@ class Outputs:
         if not self._is_one(ref):
             return ref
         if found is None and self._sight(job.tenant) is Sight.ALL:
-            found = etags.Found(etags.UNTOLD, is_new=True)
+            found = identity.Found(identity.UNTOLD, is_new=True)
         origin, etag = origin_of(is_made, ran), found.etag if found is not None else None
         is_unproven = origin is Origin.WROTE or self._is_unproven(job.tenant, backend, ref)
         if found is not None and is_unproven and not found.is_new and ref.kind != "input":
-            etag = etags.GONE if self._is_theirs(job.tenant, backend, ref, found.etag) else etag
+            etag = identity.GONE if self._is_theirs(job.tenant, backend, ref, found.etag) else etag
         if origin is Origin.WROTE and ref.kind != "input":
-            is_proven = etag is not None and etag != etags.GONE
+            is_proven = etag is not None and etag != identity.GONE
             gone = self._files.replaced(job.tenant, backend, ref, proven=is_proven)
             fresh += [FileRemoval(tenant, each.kind, each.subfolder, each.filename) for tenant, each in gone]
-        first = None if ran else etags.CACHED
+        first = None if ran else identity.CACHED
         wanted = None
         if is_steered(ref):
             held = self._files.held(job.tenant, backend, ref)
@@ -381,7 +381,7 @@ class Outputs:
         held = self._files.held(tenant, backend, ref)
         own = (held.etag, held.before) if held is not None else ()
         others = self._files.others(tenant, backend, ref).values()
-        is_own, is_theirs = (any(each and etags.are_same(etag, each) for each in known) for known in (own, others))
+        is_own, is_theirs = (any(each and identity.are_same(etag, each) for each in known) for known in (own, others))
         return is_theirs and not is_own
 
     def _record(self, tenant: str, backend: str, ref: FileRef, visible: FileRef) -> FileRecord:

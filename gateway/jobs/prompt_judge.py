@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from gateway.catalogue.catalogue import Catalogue
+from gateway.catalogue.object_info import Edition
 from gateway.comfy.class_profiles import ClassProfile
 from gateway.comfy.node_review import OPENING, Kind
-from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.editions import Edition
 from gateway.jobs.admission import Submission
 from gateway.jobs.isolation import Judged, Refusal, judge
 from gateway.jobs.job import Job

@@ -6,10 +6,10 @@ import re
 
 from aiohttp import web
 
+from gateway.catalogue import merging
+from gateway.catalogue.catalogue import NobodyKnows
 from gateway.comfy import json_codec
 from gateway.comfy.client import BadAnswer
-from gateway.fleet import merging
-from gateway.fleet.catalogue import NobodyKnows
 from gateway.tenants.roles import unquoted
 from gateway.web.answers import JSON, empty, json, json_bytes, no_backend_allowed, problem
 from gateway.web.contents import defuse

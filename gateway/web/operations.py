@@ -7,9 +7,9 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.catalogue.packs import line_to_paste, untrusted
 from gateway.comfy.node_review import review
 from gateway.fleet.backend import Backend
-from gateway.fleet.packs import line_to_paste, untrusted
 from gateway.telemetry.audit import Action
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.answers import json, problem

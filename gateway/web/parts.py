@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from aiohttp import web
 
-from gateway.fleet.catalogue import Catalogue
+from gateway.catalogue.catalogue import Catalogue
+from gateway.catalogue.pack_watch import PackWatch
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.pack_watch import PackWatch
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings

@@ -9,17 +9,17 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.catalogue import merging
 from gateway.comfy import json_codec
 from gateway.comfy.client import BackendError, BadAnswer
 from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, file_ref
-from gateway.fleet import merging
+from gateway.files.identity import Known, has
+from gateway.files.index import Upload
+from gateway.files.masks import compose
+from gateway.files.media_references import sentence
+from gateway.files.transfer import FileMissing
+from gateway.files.uploads import QuotaExceeded
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import Known, has
-from gateway.fleet.files import Upload
-from gateway.fleet.masks import compose
-from gateway.fleet.placer import FileMissing
-from gateway.fleet.references import sentence
-from gateway.fleet.uploads import QuotaExceeded
 from gateway.settings import LimitSettings
 from gateway.store.blobs import BlobWriter
 from gateway.tenants.limits import body_too_large, no_room

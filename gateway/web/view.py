@@ -15,10 +15,10 @@ from multidict import CIMultiDict
 from gateway.comfy.client import BackendError, Refused, Unreachable
 from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, folder_of, view_path
 from gateway.comfy.png_texts import Patch, holds_texts, text_patches
+from gateway.files.identity import UNTOLD, Known, has, is_older, is_same
+from gateway.files.index import Holder, Upload
+from gateway.files.transfer import FileMissing
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import UNTOLD, Known, has, is_older, is_same
-from gateway.fleet.files import Holder, Upload
-from gateway.fleet.placer import FileMissing
 from gateway.tenants.keys import Identity
 from gateway.web.answers import no_file, problem
 from gateway.web.contents import defuse

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.catalogue.merging import features, system_stats
 from gateway.comfy import events, previews
 from gateway.comfy.backend_errors import BadAnswer
 from gateway.comfy.file_refs import rename
@@ -23,7 +24,6 @@ from gateway.comfy.responses import (
     read_system_stats,
     read_taken,
 )
-from gateway.fleet.merging import features, system_stats
 
 ITEM = [1, "a", {}, {}, []]
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.catalogue.capabilities import spelled
+from gateway.catalogue.class_profiles import make_profiles
+from gateway.catalogue.descriptions import Description, describe
+from gateway.catalogue.object_info import FileList, make_edition, make_view
+from gateway.catalogue.worker import Stopped, Worker
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.node_review import review
-from gateway.fleet.abilities import spelled
-from gateway.fleet.descriptions import Description, describe
-from gateway.fleet.editions import FileList, make_edition, make_view
-from gateway.fleet.profiles import make_profiles
-from gateway.fleet.worker import Stopped, Worker
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
 

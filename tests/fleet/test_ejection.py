@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.fleet.backend import Backend
-from gateway.fleet.ejection import Ejections
 from gateway.fleet.health import Pulse
-from gateway.fleet.standing import record_of, restore
+from gateway.fleet.outlier_ejection import Ejections
+from gateway.fleet.persistence import record_of, restore
 
 NAMES = ("a", "b", "c", "d")
 

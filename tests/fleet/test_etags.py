@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from gateway.comfy.client import Answer, ComfyClient, TimedOut
 from gateway.comfy.file_refs import FileRef
-from gateway.fleet.etags import (
+from gateway.files.identity import (
     GONE,
     LATE_SECONDS,
     UNTOLD,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.fleet.expiry import HOLD_SECONDS, Expiry
+from gateway.files.expiry import HOLD_SECONDS, Expiry
 
 DAY = 86_400.0
 USED = {"a": int(100 * DAY * 1000)}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gateway.comfy.file_refs import FileRef, rename
 from gateway.comfy.saved_names import saved
-from gateway.fleet.etags import CACHED, GONE, UNTOLD
-from gateway.fleet.files import FileIndex, Holder, Origin, Upload, marked
+from gateway.files.identity import CACHED, GONE, UNTOLD
+from gateway.files.index import FileIndex, Holder, Origin, Upload, marked
 
 REF = FileRef("output", "", "ComfyUI_00001_.png")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.fleet import merging
+from gateway.catalogue import merging
 
 
 def node(choices: list[str]) -> dict[str, object]:

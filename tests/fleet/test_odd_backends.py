@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from gateway.catalogue import merging, tenant_view
+from gateway.catalogue.object_info import make_edition, make_sound_edition
+from gateway.catalogue.tenant_view import without_models
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.object_info import read_object_info
-from gateway.fleet import merging, views
-from gateway.fleet.editions import make_edition, make_sound_edition
-from gateway.fleet.views import without_models
 from gateway.settings import TenantSettings
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
@@ -61,7 +61,7 @@ def test_the_good_ones_classes_stand(odd: str, name: str) -> None:
         assert (name in encoded) == (name in FEW or odd not in DROPPED)
         for each in encoded:
             assert json_codec.loads(json_codec.dumps(edition.node_class(each, UPLOADS))) == encoded[each]
-        seen = views.seen(infos, POLICY)
+        seen = tenant_view.seen(infos, POLICY)
         make_edition(seen, lambda _: False).body(UPLOADS)
         for description in merging.object_info(list(infos.values())).values():
             without_models(description, POLICY)

@@ -11,8 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comfy.node_review import review
-from gateway.fleet.packs import (
+from gateway.catalogue.packs import (
     MAX_LOGGED_HINT,
     MAX_LOGGED_NAME,
     MAX_LOGGED_PACKS,
@@ -25,6 +24,7 @@ from gateway.fleet.packs import (
     packs_of,
     untrusted,
 )
+from gateway.comfy.node_review import review
 from gateway.settings import TenantSettings, load
 from gateway.tenants.policy import Policies
 

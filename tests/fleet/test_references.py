@@ -13,13 +13,13 @@ import pytest
 from gateway.comfy.client import ComfyClient
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.media_references import HEAD_BYTES
+from gateway.files.index import Upload
+from gateway.files.media_references import MAX_REMEMBERED, References
+from gateway.files.placements import Placements
+from gateway.files.transfer import FileMissing, Placer
 from gateway.fleet.backend import Backend
-from gateway.fleet.files import Upload
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Pulse
-from gateway.fleet.placements import Placements
-from gateway.fleet.placer import FileMissing, Placer
-from gateway.fleet.references import MAX_REMEMBERED, References
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import StoreError

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from gateway.catalogue.object_info import make_edition
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef, rename
-from gateway.fleet.editions import make_edition
-from gateway.fleet.files import FileIndex, Holder, Upload
-from gateway.fleet.placements import TRUST_SECONDS, Placement, Placements
+from gateway.files.index import FileIndex, Holder, Upload
+from gateway.files.placements import TRUST_SECONDS, Placement, Placements
 
 PIC = FileRef("input", "", "pic.png")
 A, B = Upload("a" * 64, 1), Upload("b" * 64, 2)

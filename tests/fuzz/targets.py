@@ -15,6 +15,9 @@ from urllib.parse import parse_qsl, quote
 
 from multidict import CIMultiDict, MultiDict
 
+from gateway.catalogue import capabilities
+from gateway.catalogue.object_info import make_edition
+from gateway.catalogue.tenant_view import without_models
 from gateway.comfy import error_causes, events, history, json_codec, previews
 from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
@@ -24,10 +27,7 @@ from gateway.comfy.jobs_api import JobsQuery, job_of_history, job_of_queue_item,
 from gateway.comfy.object_info import read_document, read_object_info
 from gateway.comfy.responses import MARK, Queue, read_taken
 from gateway.comfy.validation import validate_prompt
-from gateway.fleet import abilities
-from gateway.fleet.editions import make_edition
-from gateway.fleet.etags import Times, examine
-from gateway.fleet.views import without_models
+from gateway.files.identity import Times, examine
 from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
 from gateway.jobs.collector import _failure_of, _last_message
 from gateway.jobs.entry_files import cached_nodes, each_file, time_of
@@ -127,7 +127,7 @@ def graph(data: bytes) -> None:
     assert _plain(submission.censor().value(json_codec.loads(said))) == _plain(json_codec.loads(said))
     json_codec.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
     prompt = json_codec.loads(submission.prompt)
-    abilities.needs_of(prompt, _EDITION.abilities)
+    capabilities.needs_of(prompt, _EDITION.abilities)
     found = validate_prompt(prompt, _EDITION.classes, partial_execution_targets=submission.targets)
     if not found.valid:
         json_codec.dumps(found.body())

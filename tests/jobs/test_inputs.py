@@ -10,8 +10,8 @@ import pytest
 
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.graph import survey
-from gateway.fleet.files import FileIndex, Upload
-from gateway.fleet.placements import Placement, Placements
+from gateway.files.index import FileIndex, Upload
+from gateway.files.placements import Placement, Placements
 from gateway.jobs.inputs import Inputs
 from gateway.tenants.keys import Sight
 

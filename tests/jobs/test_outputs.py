@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.comfy.file_refs import FileRef
-from gateway.fleet.etags import MOST
+from gateway.files.identity import MOST
 from gateway.jobs.entry_files import each_file, file_steps
 
 

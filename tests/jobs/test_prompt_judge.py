@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.catalogue.class_profiles import make_profiles
 from gateway.comfy import json_codec
 from gateway.comfy.node_review import review
-from gateway.fleet.profiles import make_profiles
 from gateway.jobs.prompt_judge import PromptJudge
 from gateway.settings import BackendSettings, TenantSettings
 from gateway.tenants.policy import Policies

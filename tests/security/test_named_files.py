@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from gateway.fleet.etags import MOST
+from gateway.files.identity import MOST
 from gateway.simulator.nodes import seed_colour
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import load, png

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.fleet.views import denied, seen
+from gateway.catalogue.tenant_view import denied, seen
 from gateway.settings import BackendSettings, TenantSettings
 from gateway.tenants.policy import Policies, Policy, plain_path
 

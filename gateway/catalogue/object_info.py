@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gateway.catalogue import merging
+from gateway.catalogue.capabilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
+from gateway.catalogue.class_profiles import Profiles, make_profiles
+from gateway.catalogue.worker import Stopped, no_rest
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import MODELS_3D, FileRef
 from gateway.comfy.graph import FOLDER_INPUTS
 from gateway.comfy.node_review import review
-from gateway.fleet import merging
-from gateway.fleet.abilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
-from gateway.fleet.profiles import Profiles, make_profiles
-from gateway.fleet.worker import Stopped, no_rest
 
 _MEDIA = {"image_upload": ("image",), "video_upload": ("video",), "audio_upload": ("audio", "video")}
 

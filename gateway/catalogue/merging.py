@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from gateway.catalogue.worker import no_rest
 from gateway.comfy import json_codec
 from gateway.comfy.object_info import BOUNDS
-from gateway.fleet.worker import no_rest
 
 
 def object_info(infos: Sequence[Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> dict[str, Any]:

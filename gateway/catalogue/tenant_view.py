@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from gateway.catalogue.capabilities import choice_lists
+from gateway.catalogue.object_info import with_list
+from gateway.catalogue.worker import no_rest
 from gateway.comfy.graph import MODEL_SUFFIXES, texts
-from gateway.fleet.abilities import choice_lists
-from gateway.fleet.editions import with_list
-from gateway.fleet.worker import no_rest
 from gateway.tenants.policy import Denied, Policy
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.catalogue.worker import no_rest
 from gateway.comfy import json_codec
 from gateway.comfy.object_info import ObjectInfo, ReadClass, read_document
-from gateway.fleet.worker import no_rest
 from gateway.telemetry import logs
 
 _log = logs.get("catalogue")

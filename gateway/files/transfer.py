@@ -19,12 +19,12 @@ from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, w
 from gateway.comfy.file_refs import FileRef, folder_of, is_pattern, view_path, without_pattern
 from gateway.comfy.json_stream import Unreadable
 from gateway.comfy.responses import read_stored
+from gateway.files.identity import UNTOLD, Known, is_same
+from gateway.files.index import Upload, marked
+from gateway.files.media_references import References, sentence
+from gateway.files.placements import TRUST_SECONDS, Placement, Placements
 from gateway.fleet.backend import Backend
-from gateway.fleet.etags import UNTOLD, Known, is_same
-from gateway.fleet.files import Upload, marked
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.placements import TRUST_SECONDS, Placement, Placements
-from gateway.fleet.references import References, sentence
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import PlacementRecord, Store, StoreError
 from gateway.telemetry import logs

@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.comfy import json_codec
 from gateway.fleet.backend import Backend
-from gateway.fleet.ejection import Ejections
+from gateway.fleet.outlier_ejection import Ejections
 from gateway.store.protocol import BackendRecord
 
 

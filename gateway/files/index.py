@@ -15,8 +15,8 @@ from os.path import splitext
 
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.saved_names import Saved, saved
-from gateway.fleet.etags import CACHED, GONE, UNTOLD
-from gateway.fleet.placements import spelled_alike
+from gateway.files.identity import CACHED, GONE, UNTOLD
+from gateway.files.placements import spelled_alike
 
 
 @dataclass(frozen=True, slots=True)

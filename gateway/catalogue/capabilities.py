@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.fleet.merging import spelling
-from gateway.fleet.worker import no_rest
+from gateway.catalogue.merging import spelling
+from gateway.catalogue.worker import no_rest
 
 # An input with one of these options takes the name of a file that was uploaded (comfy_api/latest/_io.py, UploadType).
 UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload")

@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway.catalogue import merging, tenant_view
+from gateway.catalogue.capabilities import Abilities, spelled
+from gateway.catalogue.descriptions import Description, describe, keep, read_kept, tell
+from gateway.catalogue.object_info import Body, Edition, Make, make_edition, make_sound_edition, make_view
+from gateway.catalogue.worker import Worker
 from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BackendError, BadAnswer
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.json_stream import Unreadable, parse
-from gateway.fleet import merging, views
-from gateway.fleet.abilities import Abilities, spelled
+from gateway.files.index import FileIndex
+from gateway.files.placements import Placements
 from gateway.fleet.backend import Backend
-from gateway.fleet.descriptions import Description, describe, keep, read_kept, tell
-from gateway.fleet.editions import Body, Edition, Make, make_edition, make_sound_edition, make_view
-from gateway.fleet.files import FileIndex
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
-from gateway.fleet.placements import Placements
-from gateway.fleet.worker import Worker
 from gateway.settings import CatalogueSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
@@ -247,7 +247,7 @@ class Catalogue:
                 newest = self.edition or newest
                 known = self._views.get(policy.view)
                 if known is None or known[0] is not newest:
-                    infos = await self._worker.run(views.seen, self._in_order(), policy, self._worker.rest)
+                    infos = await self._worker.run(tenant_view.seen, self._in_order(), policy, self._worker.rest)
                     made = await self._made_of(infos, self._make_view) if infos else None
                     known = self._views[policy.view] = (newest, made)
             while len(self._views) > MAX_VIEWS:
@@ -288,7 +288,7 @@ class Catalogue:
             if policy.view.may_use(backend)
         ]
         merged = merging.object_info(infos)
-        return {name: views.without_models(description, policy) for name, description in merged.items()}
+        return {name: tenant_view.without_models(description, policy) for name, description in merged.items()}
 
     async def body(self, edition: Edition, tenant: str, view: View | None) -> Body:
         """An edition as a tenant sees it: with its own uploads in the lists that offer files."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gateway.catalogue.worker import no_rest
 from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Review
-from gateway.fleet.worker import no_rest
 
 Lookup = Callable[[str], ClassProfile | None]
 

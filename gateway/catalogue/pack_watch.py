@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from gateway.catalogue.catalogue import Catalogue
+from gateway.catalogue.packs import Pack, line_to_paste, log_fields, packs_of, untrusted
 from gateway.comfy.node_review import review
-from gateway.fleet.catalogue import Catalogue
-from gateway.fleet.packs import Pack, line_to_paste, log_fields, packs_of, untrusted
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policies

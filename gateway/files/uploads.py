@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.comfy.file_refs import FileRef
-from gateway.fleet.expiry import Expiry
-from gateway.fleet.files import FileIndex, Holder, Upload
+from gateway.files.expiry import Expiry
+from gateway.files.index import FileIndex, Holder, Upload
 from gateway.settings import UploadSettings
 from gateway.store.blobs import Blob, BlobStore, BlobWriter
 from gateway.store.protocol import Store, StoreError, UploadRecord, UploadRemoval
