@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import prompts, servers
 from benchmarks.table import Row, in_turns, ratio
-from gateway.jobs.admission import encode_for_journal, read
+from gateway.jobs.state.submission import encode_for_journal, read
 from gateway.store.protocol import Change, HistoryRecord, JobRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from tests.comfy_client import Comfy

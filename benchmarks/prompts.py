@@ -11,7 +11,7 @@ import psutil
 
 from benchmarks import servers
 from benchmarks.table import Row, in_turns, ratio
-from gateway.jobs.routing import Candidate, shortest_queue
+from gateway.jobs.scheduling.policies import Candidate, shortest_queue
 from tests.lab import until
 from tests.workflows import text_to_image
 

@@ -17,7 +17,7 @@ import aiohttp
 import click
 
 from gateway.app import Gateway
-from gateway.jobs.ledger import Ledger
+from gateway.jobs.state.ledger import Ledger
 from gateway.settings import load
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.server import Simulator, start

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from gateway.jobs.records import fault_of_job
+from gateway.jobs.state.records import fault_of_job
 from gateway.settings import SettingsError, load
 from gateway.store import salvage
 from gateway.store.protocol import StoreError

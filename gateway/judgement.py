@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from gateway.fleet.renames import lost_names
-from gateway.jobs.records import fault_of_job
+from gateway.jobs.state.records import fault_of_job
 from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loopback, load
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
 from gateway.settings.floors import slips

@@ -14,7 +14,7 @@ from click import Command
 from click.testing import CliRunner
 
 from gateway.cli import main
-from gateway.jobs.transitions import LIFE
+from gateway.jobs.state.transitions import LIFE
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.web.routes import COMFYUI, JOBS, OWN

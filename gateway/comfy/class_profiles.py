@@ -34,7 +34,7 @@ _TELLING_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
 _UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload", "image_folder", "remote")
 _MEDIA = ("image", "video", "audio")
 _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
-# Whose a named file is, is another question (jobs/inputs.py).
+# Whose a named file is, is another question (jobs/files/inputs.py).
 _TAKE_SCALARS = frozenset({Kind.TEXT, Kind.ANY, Kind.DATA, Kind.FILE, Kind.FILES})
 _SCALARS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 _NUMBERS: frozenset[type] = frozenset({int, float, bool})

@@ -1,1 +1,1 @@
-"""The life of a job: admission, ledger, dispatcher, routing, fair share, relay of its events, collection, recovery."""
+"""The life of a job, from POST /prompt to its history entry."""

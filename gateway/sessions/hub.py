@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, web
 
 from gateway.bus import Bus, session_topic
 from gateway.comfy import events
-from gateway.jobs.ledger import Ledger
+from gateway.jobs.state.ledger import Ledger
 from gateway.sessions.buffers import Buffers
 from gateway.sessions.client_socket import ClientSocket
 from gateway.sessions.intake import Budget, install, tenant_bucket

@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway.bus import Bus, status_topic
 from gateway.comfy import events
 from gateway.comfy.events import Frame
-from gateway.jobs.ledger import Ledger
+from gateway.jobs.state.ledger import Ledger
 
 # A tenant's sockets together get no more ``status`` messages a second, in the long run,
 MESSAGES_A_SECOND = 1000.0

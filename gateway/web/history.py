@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.comfy import json_codec
-from gateway.jobs.job import owner_of
+from gateway.jobs.state.job import owner_of
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
 from gateway.web import long_answers

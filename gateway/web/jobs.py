@@ -9,9 +9,9 @@ from aiohttp import web
 from gateway.comfy import json_codec
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs_api import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
-from gateway.jobs.job import Job, with_owner
-from gateway.jobs.prompt_reader import NotRead
-from gateway.jobs.story import all_running
+from gateway.jobs.parsing.json_reader import NotRead
+from gateway.jobs.state.job import Job, with_owner
+from gateway.jobs.state.shown_running import all_running
 from gateway.store.protocol import HistoryRecord
 from gateway.store.spool import Bulk
 from gateway.telemetry.audit import Action

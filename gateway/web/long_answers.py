@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from gateway.jobs.history import MAX_CACHED
-from gateway.jobs.job import PIECE
+from gateway.jobs.state.history import MAX_CACHED
+from gateway.jobs.state.job import PIECE
 from gateway.store.spool import Bulk, Lost, Spool
 from gateway.web.answers import JSON_HEADERS, json_bytes, problem
 from gateway.web.parts import STREAMING

@@ -11,11 +11,11 @@ from functools import partial
 from aiohttp import web
 
 from gateway.comfy import json_codec
-from gateway.jobs.admission import Submission
-from gateway.jobs.dispatcher import RETRY_AFTER_SECONDS
-from gateway.jobs.prompt_bounds import Rejection
-from gateway.jobs.prompt_reader import NotRead
-from gateway.jobs.reply import Overloaded, Reply
+from gateway.jobs.admission.replies import Overloaded, Reply
+from gateway.jobs.parsing.json_reader import NotRead
+from gateway.jobs.scheduling.dispatcher import RETRY_AFTER_SECONDS
+from gateway.jobs.state.prompt_bounds import Rejection
+from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.answers import json_bytes, problem
 from gateway.web.authentication import key_of

@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.comfy import json_codec
 from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
-from gateway.jobs.job import Job, queue_pieces
+from gateway.jobs.state.job import Job, queue_pieces
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
 from gateway.web.answers import JSON_HEADERS, empty, json_bytes, problem

@@ -18,7 +18,7 @@ from gateway.comfy.jobs_api import (
     job_of_queue_item,
     list_jobs,
 )
-from gateway.jobs.history import History
+from gateway.jobs.state.history import History
 from gateway.store.protocol import HistoryRecord
 from gateway.web.jobs import encoded_list
 

@@ -28,14 +28,14 @@ from gateway.comfy.object_info import read_document, read_object_info
 from gateway.comfy.responses import MARK, Queue, read_taken
 from gateway.comfy.validation import validate_prompt
 from gateway.files.identity import Times, examine
-from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
-from gateway.jobs.collector import _failure_of, _last_message
-from gateway.jobs.entry_files import cached_nodes, each_file, time_of
-from gateway.jobs.job import Assignment, Job
-from gateway.jobs.partner_keys import NAMES
-from gateway.jobs.prompt_bounds import Rejection
-from gateway.jobs.steering import UNCHANGED
-from gateway.jobs.upstream import Where, find_in, upstream_body
+from gateway.jobs.files.entry_files import cached_nodes, each_file, time_of
+from gateway.jobs.isolation.secret_folders import UNCHANGED
+from gateway.jobs.lifecycle.completion import _failure_of, _last_message
+from gateway.jobs.scheduling.backend_prompts import Where, find_in, upstream_body
+from gateway.jobs.state.job import Assignment, Job
+from gateway.jobs.state.partner_keys import NAMES
+from gateway.jobs.state.prompt_bounds import Rejection
+from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
 from gateway.sessions.buffers import Shared, Total
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.jobs.added_nodes import without_added
+from gateway.jobs.isolation.added_nodes import without_added
 
 ADDED = {"g1", "g2"}
 

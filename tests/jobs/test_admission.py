@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef
-from gateway.jobs.admission import decode_from_journal, encode_for_journal, read
-from gateway.jobs.prompt_bounds import Bounds, Rejection
+from gateway.jobs.state.prompt_bounds import Bounds, Rejection
+from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
 from tests.workflows import slow, text_to_image
 
 JSON = st.recursive(

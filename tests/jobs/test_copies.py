@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.jobs.copies import MOST, Copies
+from gateway.jobs.state.orphans import MOST, Copies
 
 
 def test_one_on_its_way_is_remembered_though_it_is_not_there() -> None:

@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.bus import LocalBus
-from gateway.jobs.admission import read
-from gateway.jobs.fair_share import FairShare, Queued, Rounds, place_in
-from gateway.jobs.history import History
-from gateway.jobs.job import Job, State
-from gateway.jobs.ledger import Ledger
-from gateway.jobs.routing import Candidate, leaves_room, shortest_queue
+from gateway.jobs.scheduling.policies import Candidate, leaves_room, shortest_queue
+from gateway.jobs.state.fair_queue import FairShare, Queued, Rounds, place_in
+from gateway.jobs.state.history import History
+from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.submission import read
 from gateway.store.protocol import Change
 
 _LOOP = asyncio.new_event_loop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.jobs.forgetting import drop_late
+from gateway.jobs.lifecycle.history_deletion import drop_late
 
 
 def test_a_delete_that_is_never_confirmed_is_given_up() -> None:

@@ -12,7 +12,7 @@ from gateway.comfy.file_refs import FileRef
 from gateway.comfy.graph import survey
 from gateway.files.index import FileIndex, Upload
 from gateway.files.placements import Placement, Placements
-from gateway.jobs.inputs import Inputs
+from gateway.jobs.files.inputs import Inputs
 from gateway.tenants.keys import Sight
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Kind, Review
-from gateway.jobs.isolation import MAX_FORMULAS, MAX_REFUSALS, Judgement, judge
+from gateway.jobs.isolation.judgement import MAX_FORMULAS, MAX_REFUSALS, Judgement, judge
 
 
 def described(output: list[Any], module: str = "nodes", hidden: Any = None, **inputs: Any) -> dict[str, Any]:

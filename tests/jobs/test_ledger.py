@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.bus import LocalBus
-from gateway.jobs.admission import read
-from gateway.jobs.history import History
-from gateway.jobs.job import ENDED, PLACED, Assignment, Delivery, Job, State
-from gateway.jobs.ledger import Ledger
-from gateway.jobs.transitions import LIFE, IllegalMove, Move
+from gateway.jobs.state.history import History
+from gateway.jobs.state.job import ENDED, PLACED, Assignment, Delivery, Job, State
+from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.submission import read
+from gateway.jobs.state.transitions import LIFE, IllegalMove, Move
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.workflows import slow
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from gateway.jobs import relay
+from gateway.jobs.lifecycle import event_relay
 from gateway.settings import BackendSettings, ServerSettings, Settings
 from gateway.telemetry.tasks import in_turns
 from tests.comfy_client import Comfy
@@ -42,7 +42,7 @@ async def test_its_event_is_not_told_of_its_next_run(lab: Lab, tmp_path: Path, m
             gateway.parts.engine.dispatcher.wake()
         return outcome
 
-    monkeypatch.setattr(relay, "in_turns", losing)
+    monkeypatch.setattr(event_relay, "in_turns", losing)
     prompt_id = await comfy.prompt({"1": {"class_type": "BulkNode", "inputs": LONG}}, "c")
     await listener.next("executing", prompt_id=prompt_id, node=None)
     assert lost == [prompt_id]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.batch import lower_bound
-from gateway.jobs.routing import Candidate, Stuck, shortest_queue, take_over
+from gateway.jobs.scheduling.policies import Candidate, Stuck, shortest_queue, take_over
 
 UNKNOWN = 1.0
 LEFT_AT_LEAST = 0.25

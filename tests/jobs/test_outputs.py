@@ -8,7 +8,7 @@ import pytest
 
 from gateway.comfy.file_refs import FileRef
 from gateway.files.identity import MOST
-from gateway.jobs.entry_files import each_file, file_steps
+from gateway.jobs.files.entry_files import each_file, file_steps
 
 
 def test_of_a_million_files_that_a_node_tells_of_most_keep_their_names() -> None:

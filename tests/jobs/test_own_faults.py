@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.app import Gateway
-from gateway.jobs import dispatcher
+from gateway.jobs.scheduling import dispatcher
 from gateway.settings import BackendSettings, ServerSettings, Settings
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from gateway.comfy import events, json_codec
 from gateway.comfy.long_parts import LONG_LIST, LONG_TEXT, SHORT_TEXT, without_marks
-from gateway.jobs.partner_keys import Censor
-from gateway.jobs.prompt_bounds import Bounds
-from gateway.jobs.prompt_reader import PromptReader
-from gateway.jobs.reading_process import SLICE, Changes, CutParts, FillParts, Parting, encoded_in_slices
+from gateway.jobs.parsing.json_reader import PromptReader
+from gateway.jobs.parsing.reader_process import SLICE, Changes, CutParts, FillParts, Parting, encoded_in_slices
+from gateway.jobs.state.partner_keys import Censor
+from gateway.jobs.state.prompt_bounds import Bounds
 from gateway.telemetry.metrics import Metrics
 
 MARK = "0123456789abcdef01234567"

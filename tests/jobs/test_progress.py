@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.events import Event
-from gateway.jobs.progress import MAX_NODES, Progress
+from gateway.jobs.state.progress import MAX_NODES, Progress
 
 
 def event(type_: str, **data: Any) -> Event:
@@ -78,7 +78,7 @@ def test_no_bar_moves_backwards(
 
 
 def relayed(progress: Progress, said: list[Event], *, is_again: bool) -> list[Event]:
-    """What a client is told, as jobs/relay.py does it."""
+    """What a client is told, as jobs/lifecycle/event_relay.py does it."""
     told = []
     for each in said:
         if each.type == "execution_cached" and is_again:

@@ -10,7 +10,7 @@ import pytest
 from gateway.catalogue.class_profiles import make_profiles
 from gateway.comfy import json_codec
 from gateway.comfy.node_review import review
-from gateway.jobs.prompt_judge import PromptJudge
+from gateway.jobs.admission.prompt_judge import PromptJudge
 from gateway.settings import BackendSettings, TenantSettings
 from gateway.tenants.policy import Policies
 from gateway.tenants.secret_names import KEY_SIZE, SecretNames

@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 
 from gateway.comfy.jobs_api import job_of_history
 from gateway.comfy.node_review import file_inputs
-from gateway.jobs.admission import Submission, read
-from gateway.jobs.prompt_bounds import Bounds, Rejection
-from gateway.jobs.prompt_reader import LIGHT_BYTES, MAX_LIGHT_BYTES, MAX_LIGHT_VALUES, NotRead, PromptReader, is_light
+from gateway.jobs.parsing.json_reader import (
+    LIGHT_BYTES,
+    MAX_LIGHT_BYTES,
+    MAX_LIGHT_VALUES,
+    NotRead,
+    PromptReader,
+    is_light,
+)
+from gateway.jobs.state.prompt_bounds import Bounds, Rejection
+from gateway.jobs.state.submission import Submission, read
 from gateway.telemetry.metrics import Metrics
 from tests.jobs.test_admission import JSON
 from tests.workflows import slow, text_to_image

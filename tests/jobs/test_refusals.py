@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.comfy.validation import validate_prompt
-from gateway.jobs.refusals import redact_node_errors, redacted
+from gateway.jobs.admission.redaction import redact_node_errors, redacted
 
 FILES = ["annas-secret.png", "bens.png"]
 MANY = [f"secret-{n}.png" for n in range(37)]

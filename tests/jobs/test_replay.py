@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from gateway.bus import LocalBus
-from gateway.jobs.history import History
-from gateway.jobs.job import Job, State
-from gateway.jobs.ledger import Ledger
-from gateway.jobs.records import job_of
+from gateway.jobs.state.history import History
+from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.records import job_of
 from gateway.store.protocol import Change, HistoryRemoval, JobRecord, JobRemoval
 from gateway.store.statements import apply, migrate
 from tests.jobs.test_ledger import _LOOP, RUNS, LedgerMachine, Paper, admit

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.jobs.history import DROPPED_AT_ONCE, MAX_DROPPED, History
-from gateway.jobs.retention import BATCH, Retention
+from gateway.jobs.state.history import DROPPED_AT_ONCE, MAX_DROPPED, History
+from gateway.jobs.state.retention import BATCH, Retention
 from gateway.settings import RetentionSettings
 from gateway.store.protocol import ClockReading, HistoryRecord
 from gateway.store.sqlite import SqliteStore

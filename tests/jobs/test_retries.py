@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.retries import Retries, backoff
+from gateway.jobs.scheduling.retries import Retries, backoff
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.jobs.test_ledger import Paper, admit, new_ledger

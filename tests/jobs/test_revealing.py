@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.jobs.revealing import (
+from gateway.jobs.isolation.reveal_names import (
     MAX_DEPTH,
     STEP,
     holding_secret,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.jobs.routing import GAIN, Candidate, Stuck, shortest_queue, take_over
+from gateway.jobs.scheduling.policies import GAIN, Candidate, Stuck, shortest_queue, take_over
 
 
 def c(name: str, pending: int = 0, running: int = 0, free: int = 16, **more: object) -> Candidate:

@@ -17,7 +17,17 @@ from gateway.comfy import json_codec
 from gateway.comfy.class_profiles import ClassProfile, profile_of
 from gateway.comfy.node_review import Kind, Review
 from gateway.comfy.subgraph import digests
-from gateway.jobs.steering import INSTEAD, LEADS_OUT, UNCHANGED, UNNAMED, Plan, Steering, plan, spliced, steer
+from gateway.jobs.isolation.secret_folders import (
+    INSTEAD,
+    LEADS_OUT,
+    UNCHANGED,
+    UNNAMED,
+    Plan,
+    Steering,
+    plan,
+    spliced,
+    steer,
+)
 from gateway.tenants.secret_names import KEY_SIZE, SecretNames
 
 CUSTOM = "custom_nodes.some-pack"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gateway.jobs.admission import encode_for_journal, read
+from gateway.jobs.state.submission import encode_for_journal, read
 from gateway.simulator.nodes import seed_colour
 from gateway.store.protocol import HistoryRecord, JobRecord
 from gateway.store.sqlite import SqliteStore

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from gateway.comfy.backend_errors import BackendError, BadAnswer, TimedOut, Unreachable, UnreadableEntry
-from gateway.jobs.collector import MAX_REFUSED, MAX_TIMED_OUT, MAX_UNREADABLE, Tries
+from gateway.jobs.lifecycle.completion import MAX_REFUSED, MAX_TIMED_OUT, MAX_UNREADABLE, Tries
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.security.between import Between, between

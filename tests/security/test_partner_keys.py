@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.jobs.partner_keys import HIDDEN, NAMES, Censor, without
+from gateway.jobs.state.partner_keys import HIDDEN, NAMES, Censor, without
 from tests.comfy_client import Listener
 from tests.lab import GatewayProcess, Lab, until
 from tests.security.world import ask, caller, files_below, start

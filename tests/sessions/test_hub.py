@@ -16,8 +16,8 @@ from aiohttp import web
 
 from gateway.bus import LocalBus, session_topic, status_topic
 from gateway.comfy.events import Frame, Kind
-from gateway.jobs.history import History
-from gateway.jobs.ledger import Ledger
+from gateway.jobs.state.history import History
+from gateway.jobs.state.ledger import Ledger
 from gateway.sessions.hub import Hub
 from gateway.settings import SessionSettings
 from gateway.telemetry.metrics import Metrics

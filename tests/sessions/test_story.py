@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gateway.bus import LocalBus, session_topic
 from gateway.comfy import events
 from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
-from gateway.jobs.job import Job, State
-from gateway.jobs.story import Listener
-from gateway.jobs.telling import Telling
+from gateway.jobs.events.client_events import Telling
+from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.shown_running import Listener
 from gateway.sessions.sequencer import Sequencer
 from tests.jobs.test_ledger import admit, new_ledger
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from gateway.comfy.graph import FileInput
 from gateway.comfy.node_review import OPENING
-from gateway.jobs import inputs, isolation
+from gateway.jobs.files import inputs
+from gateway.jobs.isolation import judgement
 
 
 def switch_off() -> None:
     """Let names pass. For this process alone: no setting does it."""
-    wrong_literal, wrong_link = isolation._wrong_literal, isolation._wrong_link
+    wrong_literal, wrong_link = judgement._wrong_literal, judgement._wrong_link
 
     def literal(known: Any, value: Any, profile: Any) -> str | None:
         return None if known is not None and known.kind in OPENING else wrong_literal(known, value, profile)
@@ -29,8 +30,8 @@ def switch_off() -> None:
     async def refuse_foreign(self: inputs.Inputs, job: Any, backend: Any) -> None:
         return None
 
-    isolation._wrong_literal = literal
-    isolation._wrong_link = link
+    judgement._wrong_literal = literal
+    judgement._wrong_link = link
     inputs.Inputs.foreign = foreign  # type: ignore[method-assign]
     inputs.Inputs._refuse_foreign = refuse_foreign  # type: ignore[method-assign]
 

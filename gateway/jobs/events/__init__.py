@@ -1,0 +1,1 @@
+"""Events of a job, as its client's session gets them."""

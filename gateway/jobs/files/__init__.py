@@ -1,0 +1,1 @@
+"""Files that prompts name and files that jobs write."""

@@ -1,0 +1,443 @@
+"""What a job's nodes put out: its files get the names that the job's tenant knows, and are its from then on.
+
+A name on a backend may come to mean another's file (its folder was emptied, it counts from 1 again). So whoever writes
+a file takes its name from others, and once a job is over its files are known by their ETags as well: see
+`gateway.files.identity`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Generator, Mapping
+from functools import partial
+from typing import Any
+
+from gateway.comfy import events, json_codec
+from gateway.comfy.client import Answer
+from gateway.comfy.file_refs import MAX_PATH, FileRef, can_be_asked_for, finished
+from gateway.files import identity
+from gateway.files.index import FileIndex, Holder, Origin, Upload
+from gateway.files.placements import Placement, Placements
+from gateway.files.transfer import copy_of
+from gateway.fleet.backend import Backend
+from gateway.jobs.files.entry_files import cached_nodes, file_steps, origin_of, time_of
+from gateway.jobs.isolation.added_nodes import without_added
+from gateway.jobs.isolation.reveal_names import STEP, reveal_bytes, reveal_json, revealing_json, revealing_value
+from gateway.jobs.isolation.secret_folders import UNCHANGED, Steering
+from gateway.jobs.isolation.upload_folders import UploadPlaces, path_of, secret_of
+from gateway.jobs.isolation.visible_names import is_steered, secret_folder, visible_name
+from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.ledger import Ledger
+from gateway.store.protocol import FileRecord, FileRemoval, Store
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import in_turns
+from gateway.tenants.keys import LOCAL_TENANT, Sight
+from gateway.tenants.secret_names import holds_secret
+
+_log = logs.get("files")
+OLDER_HINT = "are the clocks of this backend and of the disk that it writes to right?"
+
+# A secret folder makes a path so much longer than what the tenant sees of it.
+SECRET_LENGTH = len("o//f/") + 32
+# Tenants whose uploads are known by their secret folders, those asked for last.
+MAX_TENANTS = 16
+# Files that are written to the journal at a time.
+FILES_AT_ONCE = 250
+# Of an ``executed`` event with more files the rest keep their names. The history entry names all.
+MAX_EVENT_FILES = 1_000
+# What is to be written to the journal.
+Fresh = list[FileRecord | FileRemoval]
+_AT_WORK = (State.RUNNING, State.COLLECTING)
+
+
+class Outputs:
+    """The files that jobs leave on backends.
+
+    Args:
+        sight: which files a tenant may name.
+        steering: returns the changes by which a job's savers write into secret folders on a backend.
+        most: how many files of jobs to know, of all tenants together.
+    """
+
+    def __init__(
+        self,
+        files: FileIndex,
+        placements: Placements,
+        store: Store,
+        ledger: Ledger,
+        sight: Callable[[str], Sight],
+        places: UploadPlaces,
+        steering: Callable[[Job, str], Steering | None],
+        most: int,
+    ) -> None:
+        self._files = files
+        self._placements = placements
+        self._store = store
+        self._ledger = ledger
+        self._sight = sight
+        self._places = places
+        self._steering = steering
+        self._by_secret: dict[str, tuple[int, Mapping[str, FileRef]]] = {}
+        self._most = most
+
+    def expected(self, tenant: str, ref: FileRef, holder: Holder) -> identity.Known:
+        """What a tenant's file is known by, which its backend calls `ref`.
+
+        Until its job is over that is what this job wrote: nobody else's runs there, save one that began since.
+        """
+        if holder.etag is not None and holder.is_known:
+            return holder.etag
+        at_work = [job for job in self._ledger.jobs_on(holder.backend) if job.state in _AT_WORK]
+        own = [job for job in at_work if job.tenant == tenant]
+        others = self._files.others(tenant, holder.backend, ref) if ref.kind != "input" else {}
+        if not own or any(job.tenant in others and others[job.tenant] is None for job in at_work):
+            # Or another's job may have written it, of which it is not known yet.
+            return identity.GONE
+        is_new = holder.etag is None and ref.kind != "input"
+        is_over = all(job.state is State.COLLECTING for job in own)
+        began = [_began(job) for job in at_work if job.tenant != tenant and job.state is State.RUNNING]
+        return identity.Fresh(
+            min(_began(job) for job in own) if is_new else None,
+            min(began) if began and is_over else None,
+            frozenset(etag for etag in others.values() if etag) - {identity.GONE, identity.CACHED, holder.before},
+            holder.before,
+        )
+
+    def written_since(self, tenant: str, backend: str) -> float | None:
+        """From when on what is written on a backend may be what the tenant must not see: seconds since 1970 there.
+
+        None if what runs there is the tenant's own, or nobody's who is kept apart.
+        """
+        others = [
+            _began(job)
+            for job in self._ledger.jobs_on(backend)
+            if _is_at_work_for_another(job, tenant) and self._sight(job.tenant) is Sight.OWN
+        ]
+        return min(others) if others else None
+
+    async def learn(
+        self, job: Job, backend: Backend, entry: Mapping[str, Any], *, must: bool
+    ) -> Mapping[FileRef, identity.Found]:
+        """What to know the files of a history entry by, those that an earlier job left and that are known aside.
+
+        Unless it `must`, those of which the backend says nothing are left out, and not shown once the job is over.
+
+        Raises:
+            BackendError: the backend does not say.
+        """
+        if self._sight(job.tenant) is Sight.ALL:
+            return {}
+        # And whether the job says that it wrote it.
+        wanted: dict[FileRef, bool] = {}
+        cached, status = cached_nodes(entry.get("status")), entry.get("status")
+
+        def note(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+            held, is_new = self._files.held(job.tenant, backend.name, ref), node_id not in cached
+            is_wanted = (is_made and is_new) or held is None or not held.is_known
+            if is_wanted and self._is_one(ref) and not self._is_strange(job, backend.name, ref):
+                wanted[ref] = wanted.get(ref, True) and is_new and ref.kind != "input"
+            return ref
+
+        def judge(ref: FileRef, answer: Answer) -> identity.Found:
+            held = self._files.held(job.tenant, backend.name, ref)
+            before = identity.UNTOLD if held is None else (held.before or held.etag or identity.UNTOLD)
+            return identity.examine(answer, times, wrote=wanted[ref], before=before, read=read)
+
+        await in_turns(file_steps(entry.get("outputs"), note))
+        if not wanted:
+            return {}
+        times, read = self._times(job, backend.name, status), self._read_by(job, backend.name)
+        known = await identity.learn(backend, wanted, judge, must=must)
+        if len(known) < len(wanted):
+            _log.warning("outputs_not_examined", **job.log_ids, backend=backend.name)
+        if any(found.is_old and found.etag == identity.GONE for found in known.values()):
+            _log.warning("output_older_than_job", **job.log_ids, backend=backend.name, hint=OLDER_HINT)
+        return known
+
+    def _read_by(self, job: Job, backend: str) -> Collection[str]:
+        """What the files that a job has read on a backend are known by."""
+        placed: list[Placement | None] = []
+        for ref in {file.ref for file in job.submission.files if file.ref is not None}:
+            match self._files.find(job.tenant, ref):
+                case Upload(digest):
+                    for in_root in (False, True):
+                        place = self._places.of(job.tenant, ref, backend, in_root=in_root)
+                        placed.append(self._placements.find(backend, place, digest))
+                case Holder(owner, there):
+                    copy = copy_of(there, owner)
+                    placed.append(self._placements.find(backend, copy, self._placements.digest_at(backend, copy) or ""))
+        return {each.etag.removeprefix("W/") for each in placed if each is not None and each.etag}
+
+    def _times(self, job: Job, backend: str, status: Any) -> identity.Times:
+        began, ended = time_of(status, ("execution_start",)), time_of(status, events.TERMINAL)
+        others = [_began(each) for each in self._ledger.jobs_on(backend) if _is_at_work_for_another(each, job.tenant)]
+        followed = min((time for time in others if ended is not None and time >= ended), default=None)
+        return identity.Times(began, ended, followed)
+
+    def _is_one(self, ref: FileRef) -> bool:
+        """Whether it is a file that can be told of, and no upload."""
+        path = ref.kind + ref.subfolder + ref.filename
+        return len(path) <= MAX_PATH + SECRET_LENGTH and can_be_asked_for(path) and not self._is_upload(ref)
+
+    async def of_entry(
+        self, job: Job, backend: str, entry: Mapping[str, Any], known: Mapping[FileRef, identity.Found]
+    ) -> Any:
+        """Return an entry's outputs with the names that the job's tenant knows.
+
+        If there are many files, others have their turn between.
+
+        Args:
+            known: what was learnt of its files.
+        """
+        cached = cached_nodes(entry.get("status"))
+        # Equal savers tell of one file, which has one name.
+        named: dict[FileRef, FileRef] = {}
+
+        def name(ref: FileRef, is_made: bool, node_id: str, fresh: Fresh) -> FileRef:
+            if ref not in named:
+                named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
+            return named[ref]
+
+        return await in_turns(self._naming(entry.get("outputs"), name, identity.MOST))
+
+    def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Generator[None, None, Any]:
+        """Return a node's output with the names that the job's tenant knows, in steps that are short.
+
+        Args:
+            ran: whether the node is known to have run for this job.
+        """
+
+        def name(ref: FileRef, is_made: bool, _: str, fresh: Fresh) -> FileRef:
+            return self._name(job, backend, ref, is_made, ran, fresh, None)
+
+        return (yield from self._naming({"": output}, name, MAX_EVENT_FILES))[""]
+
+    def _naming(
+        self, outputs: Any, name: Callable[[FileRef, bool, str, Fresh], FileRef], most: int
+    ) -> Generator[None, None, Any]:
+        """Name files in steps, and remember what is new of them even if not all steps are taken."""
+        fresh: Fresh = []
+
+        def remembered(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
+            if len(fresh) >= FILES_AT_ONCE:
+                self._remember(fresh)
+                fresh.clear()
+            return name(ref, is_made, node_id, fresh)
+
+        try:
+            return (yield from file_steps(outputs, remembered, most))
+        finally:
+            self._remember(fresh)
+
+    def without_added(self, job: Job, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what a backend says of a job without nodes that the gateway added; None if it is about these alone."""
+        self._know_steering(job)
+        if not job.live.added:
+            return data
+
+        added = job.live.added
+
+        def saver(node_id: str) -> tuple[str, str]:
+            return added[node_id], dict(job.submission.nodes).get(added[node_id], "")
+
+        return without_added(data, added, saver)
+
+    def _know_steering(self, job: Job) -> None:
+        """Work out again what a restart has forgotten of a job's steering."""
+        if job.live.added is None:
+            steering = self._steering(job, job.backend) if job.backend else UNCHANGED
+            job.live.added = steering.savers if steering is not None else {}
+            job.live.folders = frozenset(steering.folders) if steering is not None else None
+
+    def _is_strange(self, job: Job, backend: str, ref: FileRef) -> bool:
+        """Return True if a file lies in a secret folder into which no saver of the job writes, and is not the tenant's.
+
+        A custom node may know another tenant's folder, and say that it wrote there.
+        """
+        if not is_steered(ref) or self._files.held(job.tenant, backend, ref) is not None:
+            return False
+        self._know_steering(job)
+        # If the prompt is judged otherwise since a restart, nobody knows its folders: its files' times decide.
+        return job.live.folders is not None and secret_folder(ref) not in job.live.folders
+
+    def without_added_in_json(self, job: Job, raw: bytes) -> bytes:
+        """Return the same of a body, which is as it was if no nodes were added."""
+        if not job.live.added:
+            return raw
+        try:
+            data = json_codec.loads(raw)
+        except json_codec.MalformedJson:
+            return raw
+        told = self.without_added(job, data) if isinstance(data, dict) else None
+        return raw if told is None else json_codec.dumps(told)
+
+    def reveal(self, job: Job, raw: bytes) -> bytes:
+        """Return what a backend says of a job in names that its tenant knows. `raw` is JSON."""
+        if not holds_secret(raw):
+            return raw
+        return reveal_json(raw, self._places.names_of(job.tenant, job.submission.files))
+
+    def revealing(self, job: Job, raw: bytes) -> Generator[None, None, bytes]:
+        """Do what `reveal` does in steps that are short."""
+        if len(raw) <= STEP:
+            return self.reveal(job, raw)
+        return (yield from revealing_json(raw, self._places.names_of(job.tenant, job.submission.files)))
+
+    def reveal_bytes(self, job: Job, data: bytes) -> bytes:
+        """Return the same of a binary message, in which texts are not JSON."""
+        if not holds_secret(data):
+            return data
+        return reveal_bytes(data, self._places.names_of(job.tenant, job.submission.files))
+
+    def reveal_text(self, tenant: str, raw: bytes) -> bytes:
+        """Return JSON that a file of a tenant's holds in names that the tenant knows; never longer than it was."""
+        if not holds_secret(raw):
+            return raw
+        told = reveal_json(raw, {secret: path_of(ref) for secret, ref in self._uploads_of(tenant).items()})
+        return told if len(told) <= len(raw) else reveal_json(raw, {})
+
+    def names_of(self, job: Job) -> Mapping[str, str]:
+        """Return the paths of a job's uploads as its tenant knows them, by the 32 digits of their secret folders."""
+        return self._places.names_of(job.tenant, job.submission.files)
+
+    def reveal_value(self, job: Job, value: Any) -> Any:
+        """Return the same of a value."""
+        return finished(self.revealing_value(job, value))
+
+    def revealing_value(self, job: Job, value: Any) -> Generator[None, None, Any]:
+        """Do what `reveal_value` does in steps that are short."""
+        return revealing_value(value, self._places.names_of(job.tenant, job.submission.files))
+
+    def _remember(self, fresh: Fresh) -> None:
+        """Write what is new, and forget what is too much."""
+        if not fresh:
+            return
+        gone = self._files.trim(self._most, self._may_forget)
+        self._store.write(
+            [*fresh, *(FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone)]
+        )
+
+    def _may_forget(self, tenant: str) -> bool:
+        """What nobody has any more a team may see: so what its guests made is not forgotten."""
+        return self._sight(tenant) is not Sight.OWN or self._sight(LOCAL_TENANT) is Sight.OWN
+
+    def _name(
+        self,
+        job: Job,
+        backend: str,
+        ref: FileRef,
+        is_made: bool,
+        ran: bool,
+        fresh: Fresh,
+        found: identity.Found | None,
+    ) -> FileRef:
+        """The tenant's name for a file; what is to be remembered for ever goes into `fresh`."""
+        if self._is_upload(ref):
+            # An upload is not made one's own by a node that shows it.
+            return self._uploaded_as(job.tenant, backend, ref)
+        if self._is_strange(job, backend, ref):
+            return visible_name(ref, lambda _, parts: parts.number)
+        if not self._is_one(ref):
+            return ref
+        if found is None and self._sight(job.tenant) is Sight.ALL:
+            found = identity.Found(identity.UNTOLD, is_new=True)
+        origin, etag = origin_of(is_made, ran), found.etag if found is not None else None
+        is_unproven = origin is Origin.WROTE or self._is_unproven(job.tenant, backend, ref)
+        if found is not None and is_unproven and not found.is_new and ref.kind != "input":
+            etag = identity.GONE if self._is_theirs(job.tenant, backend, ref, found.etag) else etag
+        if origin is Origin.WROTE and ref.kind != "input":
+            is_proven = etag is not None and etag != identity.GONE
+            gone = self._files.replaced(job.tenant, backend, ref, proven=is_proven)
+            fresh += [FileRemoval(tenant, each.kind, each.subfolder, each.filename) for tenant, each in gone]
+        first = None if ran else identity.CACHED
+        wanted = None
+        if is_steered(ref):
+            held = self._files.held(job.tenant, backend, ref)
+            wanted = visible_name(ref, partial(self._files.number_for, job.tenant, backend, ref))
+            if origin is Origin.WROTE and held is not None and held.is_known:
+                # The folder was emptied, and counts from 1 again: an earlier job's file is gone, with its name.
+                following = visible_name(ref, partial(self._files.next_number, job.tenant))
+                gone_name = self._files.forget(job.tenant, backend, ref)
+                assert gone_name is not None
+                # If another file of this number has its new name already, this one gets the same number.
+                wanted = following if wanted == gone_name else wanted
+                fresh.append(FileRemoval(job.tenant, gone_name.kind, gone_name.subfolder, gone_name.filename))
+        visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first, wanted)
+        held = self._files.held(job.tenant, backend, ref)
+        is_learnt = etag is not None and held is not None and not held.is_known
+        if is_learnt and etag is not None:
+            self._files.know(job.tenant, backend, ref, etag)
+        if is_news or is_learnt:
+            fresh.append(self._record(job.tenant, backend, ref, visible))
+        return visible
+
+    def _is_unproven(self, tenant: str, backend: str, ref: FileRef) -> bool:
+        """Whether a job once said that it wrote it, and what was there when it was over was never seen."""
+        held = self._files.held(tenant, backend, ref)
+        return held is not None and held.etag is None
+
+    def _is_theirs(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
+        """Whether a file that a job says it wrote is the one that others had there before: it has only named it."""
+        held = self._files.held(tenant, backend, ref)
+        own = (held.etag, held.before) if held is not None else ()
+        others = self._files.others(tenant, backend, ref).values()
+        is_own, is_theirs = (any(each and identity.are_same(etag, each) for each in known) for known in (own, others))
+        return is_theirs and not is_own
+
+    def _record(self, tenant: str, backend: str, ref: FileRef, visible: FileRef) -> FileRecord:
+        held, is_anew = self._files.held(tenant, backend, ref), self._files.is_anew(backend, ref)
+        etag = held.etag if held is not None else None
+        now = int(time.time() * 1000)
+        return FileRecord(
+            tenant,
+            visible.kind,
+            visible.subfolder,
+            visible.filename,
+            backend,
+            ref.filename,
+            etag,
+            int(is_anew),
+            now,
+            None if ref.subfolder == visible.subfolder else ref.subfolder,
+        )
+
+    def _is_upload(self, ref: FileRef) -> bool:
+        return ref.kind == "input" and self._placements.is_name(ref)
+
+    def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
+        """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
+        if secret := secret_of(ref):
+            return self._uploads_of(tenant).get(secret, ref)
+        digest = self._placements.digest_at(backend, ref)
+        for own, upload in self._files.uploads(tenant).items():
+            if upload.digest == digest and (own.kind, own.subfolder) == (ref.kind, ref.subfolder):
+                return own
+        return ref
+
+    def own_name(self, tenant: str, ref: FileRef) -> FileRef:
+        """Return a tenant's name for an upload of its own that is named by its secret folder; the same for all else."""
+        secret = secret_of(ref) if ref.kind == "input" else ""
+        return self._uploads_of(tenant).get(secret, ref) if secret else ref
+
+    def _uploads_of(self, tenant: str) -> Mapping[str, FileRef]:
+        """Return a tenant's uploads by the 32 digits of their secret folders.
+
+        They are worked out once for all files that a job tells of, until the tenant's uploads change.
+        """
+        version = self._files.version(tenant)
+        known = self._by_secret.pop(tenant, None)
+        if known is None or known[0] != version:
+            known = version, {self._places.secret(tenant, ref): ref for ref in self._files.uploads(tenant)}
+        self._by_secret[tenant] = known
+        while len(self._by_secret) > MAX_TENANTS:
+            del self._by_secret[next(iter(self._by_secret))]
+        return known[1]
+
+
+def _began(job: Job) -> float:
+    """When a job began to run: seconds since 1970, by its backend's clock where that has told it."""
+    return (job.start_time or job.create_time) / 1000
+
+
+def _is_at_work_for_another(job: Job, tenant: str) -> bool:
+    return job.tenant != tenant and job.state in _AT_WORK

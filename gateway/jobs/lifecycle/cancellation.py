@@ -1,0 +1,239 @@
+"""What a caller does to its jobs: cancel, interrupt, delete. Always the right one, and never another's.
+
+As in ComfyUI, deleting takes only what has not started, interrupting only what runs, and an id that fits nothing is
+no error (server.py, post_queue, post_interrupt, cancel_job_by_id).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+
+from gateway.comfy.client import BackendError
+from gateway.fleet.fleet import Fleet
+from gateway.jobs.lifecycle.completion import Collector
+from gateway.jobs.lifecycle.history_deletion import Forgetting
+from gateway.jobs.scheduling.backend_prompts import drop_copies, interrupt
+from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job_log import log_phase
+from gateway.jobs.state.ledger import Ledger
+from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("jobs")
+
+_NOT_STARTED = (State.ACCEPTED, State.WAITING, State.SENDING, State.PENDING)
+# Seconds for which a caller waits for backends: its order is carried out all the same.
+ANSWER_WITHIN = 1.0
+AGAIN_AFTER = 0.5
+
+
+# What was done, as (tenant, prompt_id) each.
+Touched = list[tuple[str, str]] | None
+
+
+class Control:
+    """Callers' orders. A `tenant` of None is an admin, who may touch every job.
+
+    Args:
+        freed: told when places on backends are free.
+    """
+
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, collector: Collector, forgetting: Forgetting, freed: Callable[[], None]
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._collector = collector
+        self._forgetting = forgetting
+        self._freed = freed
+        self._tasks = Tasks("control")
+        self._interrupting: set[Job] = set()
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._tasks.close()
+
+    def find(self, tenant: str | None, prompt_id: str) -> Job | None:
+        """An open job that the caller may touch."""
+        return self._ledger.find_any(prompt_id) if tenant is None else self._ledger.find(tenant, prompt_id)
+
+    def _named(self, tenant: str | None, prompt_ids: Iterable[str]) -> list[Job]:
+        return [job for prompt_id in prompt_ids if (job := self.find(tenant, prompt_id))]
+
+    async def delete(
+        self, tenant: str | None, prompt_ids: Iterable[str], shown: Collection[Job], touched: Touched = None
+    ) -> None:
+        """Take jobs that the caller sees pending out of the queue. One that runs all the same is stopped.
+
+        Args:
+            shown: the jobs that the caller sees running, which stay.
+            touched: gets the jobs to which that was done, also where this raises.
+
+        Raises:
+            StoreError: they are gone, but a restart might bring them back.
+        """
+        await self._take_out(self._named(tenant, prompt_ids), shown, touched)
+
+    async def clear(self, tenant: str, shown: Collection[Job], touched: Touched = None) -> None:
+        """Take all jobs that the caller sees pending out of the queue.
+
+        Raises:
+            StoreError: as `delete`.
+        """
+        await self._take_out(self._ledger.jobs(tenant), shown, touched)
+
+    async def _take_out(self, jobs: Iterable[Job], shown: Collection[Job], touched: Touched = None) -> None:
+        pending = [job for job in jobs if job not in shown]
+        await self._stop(pending, (*_NOT_STARTED, State.RUNNING), touched, withdraws_running=True)
+        self._confirm()
+
+    async def interrupt(self, tenant: str | None, prompt_id: str, touched: Touched = None) -> None:
+        """Interrupt a running job, or one that waits to run again: its client sees that as running still."""
+        await self._interrupt_each(self._named(tenant, [prompt_id]), touched)
+
+    async def interrupt_shown(self, tenant: str, touched: Touched = None) -> None:
+        """Interrupt the job that a tenant sees as running; of several the one that began first.
+
+        A ComfyUI stops the one prompt that it runs (server.py, post_interrupt).
+        """
+        await self._interrupt_each(self._ledger.shown_running(tenant)[:1], touched)
+
+    async def _interrupt_each(self, jobs: Iterable[Job], touched: Touched = None) -> None:
+        jobs = list(jobs)
+        for job in jobs:
+            if job.state in _NOT_STARTED and job.live.turn is not None and not job.is_ending:
+                if touched is not None:
+                    touched.append((job.tenant, job.prompt_id))
+                self._interrupt_lost(job)
+        await self._stop(jobs, (State.RUNNING,), touched)
+
+    def _interrupt_lost(self, job: Job) -> None:
+        """End a job that began on a backend which was lost. It waits, or is being sent to another."""
+        former = job.assignment
+        if former is not None:
+            self._ledger.lose(job, for_good=True)
+            backend = self._fleet.backends[former.backend]
+            self._tasks.start(drop_copies(self._ledger, backend, [former.upstream_id]), f"drop:{former.upstream_id}")
+        self._collector.interrupt(job)
+
+    async def cancel(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> bool:
+        """Cancel jobs, whatever their state. Returns whether there was anything to cancel.
+
+        Raises:
+            StoreError: as `delete`.
+        """
+        found = await self._stop(self._named(tenant, prompt_ids), (*_NOT_STARTED, State.RUNNING), touched)
+        self._confirm()
+        return found
+
+    async def _stop(
+        self,
+        jobs: Iterable[Job],
+        states: tuple[State, ...],
+        touched: Touched = None,
+        *,
+        withdraws_running: bool = False,
+    ) -> bool:
+        """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
+
+        A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
+        stopped as it starts. With `withdraws_running` so is one that runs.
+        """
+        copies: dict[str, list[str]] = {}
+        orders: list[Coroutine[None, None, None]] = []
+        found = withdrawn = False
+        for job in jobs:
+            if job.state not in states:
+                continue
+            found = True
+            if touched is not None:
+                touched.append((job.tenant, job.prompt_id))
+            if job.state is State.RUNNING and not withdraws_running:
+                job.interrupted = True
+                orders.append(self._interrupt(job))
+                continue
+            withdrawn = True
+            if (former := self._withdraw(job)) is not None:
+                copies.setdefault(former.backend, []).append(former.upstream_id)
+        written = self._tasks.start(self._written(), "written") if withdrawn else None
+        orders += [drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items()]
+        if orders:
+            await asyncio.wait([self._tasks.start(order, "order") for order in orders], timeout=ANSWER_WITHIN)
+        if copies:
+            self._freed()
+        if written is not None:
+            await written
+        return found
+
+    async def _written(self) -> None:
+        """Wait for the journal, unless the disk is full."""
+        with contextlib.suppress(StoreError):
+            await self._ledger.confirmed()
+
+    def _confirm(self) -> None:
+        """While the journal can't be written nobody is told that what was taken out stays out."""
+        if self._ledger.trouble:
+            reason = "it is done, but a restart of the gateway would bring it back until it can be written"
+            raise StoreError(f"{reason}: {self._ledger.trouble}")
+
+    def _withdraw(self, job: Job) -> Assignment | None:
+        """End a job without a history entry. Returns its assignment."""
+        if job.state is State.RUNNING and job.backend is not None:
+            self._fleet.backends[job.backend].stopping = job.upstream_id
+        former, removed = self._ledger.cancel(job)
+        place = former.backend if former is not None else None
+        if job.live.start_told:
+            self._tasks.start(self._tell_cancelled(job, removed), job.prompt_id)
+        log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
+        return former
+
+    async def _tell_cancelled(self, job: Job, removed: Awaitable[None]) -> None:
+        """An end is told once it is written, as any other."""
+        try:
+            await removed
+        except StoreError as error:
+            _log.error("journal_write_failed", **job.log_ids, error=str(error))
+        self._collector.tell_cancelled(job)
+
+    async def _interrupt(self, job: Job) -> None:
+        """Interrupt a job; as long as its backend does not answer, again."""
+        attempt = job.attempts
+        if job in self._interrupting:
+            return
+        self._interrupting.add(job)
+        try:
+            while job.state is State.RUNNING and job.attempts == attempt:
+                try:
+                    await interrupt(self._fleet.backends[job.backend or ""], job)
+                    return
+                except BackendError as error:
+                    _log.warning("interrupt_failed", **job.log_ids, backend=job.backend, error=str(error))
+                await asyncio.sleep(AGAIN_AFTER)
+        finally:
+            self._interrupting.discard(job)
+
+    async def forget(self, tenant: str | None, prompt_ids: Iterable[str] | None, touched: Touched = None) -> None:
+        """Delete history entries, all that the caller sees if no ids are given; later also on the backends.
+
+        Raises:
+            StoreError: as `delete`.
+        """
+        ids = None if prompt_ids is None else list(prompt_ids)
+        tenants = {ended.tenant for ended in self._ledger.history.of(None)} if tenant is None else {tenant}
+        there: dict[str, list[str]] = {}
+        for own in tenants:
+            for ended in self._ledger.forget(own, ids):
+                if touched is not None:
+                    touched.append((ended.tenant, ended.prompt_id))
+                if ended.backend in self._fleet.backends and ended.upstream_id:
+                    there.setdefault(ended.backend, []).append(ended.upstream_id)
+        for place, upstream_ids in there.items():
+            # By what showed that its process is broken the fleet tells that process from the next one.
+            upstream_ids = [each for each in upstream_ids if each != self._fleet.backends[place].poisoned]
+            self._forgetting.forget(place, upstream_ids)
+        await self._written()
+        self._confirm()

@@ -1,0 +1,1 @@
+"""Long JSON, parsed in a process apart."""

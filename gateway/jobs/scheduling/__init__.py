@@ -1,0 +1,1 @@
+"""Scheduling: the choice of a backend, dispatch, retries, work stealing."""

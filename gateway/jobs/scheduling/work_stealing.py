@@ -1,0 +1,166 @@
+"""An idle backend takes over a job that has not started on a busy one.
+
+Which one, `routing.take_over` decides. The backend that has it is told to give it back; whether it did, or had begun
+with it, its own /queue and history say. Only then is the job free to go elsewhere, so it never runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from gateway.comfy.client import BackendError, Refused
+from gateway.fleet.backend import Backend
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.health import Health
+from gateway.jobs.admission.admission import Checks
+from gateway.jobs.scheduling.backend_prompts import Where, locate_prompt
+from gateway.jobs.scheduling.policies import Stuck, take_over
+from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.ledger import Ledger
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tasks import Tasks
+
+_log = logs.get("takeover")
+
+ASK_PAUSE_SECONDS = 0.5
+# An admin's drain waits so long for the backend.
+ANSWER_SECONDS = 2.0
+# Of backends that have run nothing yet all are taken to be alike.
+UNKNOWN_SECONDS = 1.0
+# A run may take longer than the last ones: this share of a usual run is always taken to be left.
+LEFT_AT_LEAST = 0.25
+
+
+class Takeover:
+    """Moves jobs to idle backends.
+
+    Args:
+        resend: sends a job that was taken back from a backend, rather not to that one.
+    """
+
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, checks: Checks, metrics: Metrics, resend: Callable[[Job, str], None]
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._checks = checks
+        self._metrics = metrics
+        self._resend = resend
+        self._tasks = Tasks("takeover")
+        self._taking: set[str] = set()
+
+    async def close(self) -> None:
+        """End what is under way. A job that was given back and not sent is found missing at the next start."""
+        await self._tasks.close()
+
+    def look(self) -> None:
+        """Let backends that are idle now take jobs over."""
+        while idle := self._idle():
+            choice = take_over(idle, self._stuck())
+            if choice is None:
+                return
+            stuck, target = choice
+            job = self._ledger.find_upstream(stuck.backend, stuck.upstream_id)
+            assert job is not None
+            job.recalled = True
+            self._taking.add(target)
+            self._tasks.start(self._move(job, self._fleet.backends[stuck.backend], target), job.prompt_id)
+
+    async def take_back(self, source: Backend) -> None:
+        """Take back what has not started on a drained backend, so that it runs elsewhere, or waits in the gateway.
+
+        Wait for the backend's answers for `ANSWER_SECONDS`; what it has not given back by then is taken back later.
+        """
+        moves = []
+        for job in self._ledger.jobs_on(source.name):
+            # What lacks its partner keys since a restart can't be sent anywhere else.
+            if job.state is State.PENDING and not job.recalled and not job.submission.lacks_secrets:
+                job.recalled = True
+                moves.append(self._tasks.start(self._move(job, source, ""), job.prompt_id))
+        if moves:
+            await asyncio.wait(moves, timeout=ANSWER_SECONDS)
+
+    def _idle(self) -> dict[str, float]:
+        """The backends with nothing to do, and the seconds of a usual run there."""
+        taken = self._taking | self._fleet.ejections.ejected(time.monotonic())
+        return {
+            backend.name: self._seconds(backend)
+            for backend in self._fleet.backends.values()
+            if backend.eligible
+            and backend.health is Health.UP
+            and self._ledger.load(backend.name) == (0, 0)
+            and not (backend.foreign_running or backend.foreign_pending or backend.name in taken)
+        }
+
+    def _stuck(self) -> list[Stuck]:
+        found = []
+        for backend in self._fleet.backends.values():
+            # One whose loop is held can't say in time whether it has begun.
+            if backend.health is Health.UP and backend.connected and self._ledger.load(backend.name)[0]:
+                found += self._stuck_on(backend)
+        return found
+
+    def _stuck_on(self, backend: Backend) -> list[Stuck]:
+        jobs, usual = self._ledger.jobs_on(backend.name), self._seconds(backend)
+        ahead = backend.foreign_pending * usual + sum(
+            max(usual - (time.monotonic() - (job.started_at or 0.0)), usual * LEFT_AT_LEAST)
+            for job in jobs
+            if job.state is State.RUNNING
+        )
+        if backend.foreign_running:
+            ahead += usual
+        found = []
+        pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.tag)
+        for place, job in enumerate(pending):
+            # One that is about to leave still counts for those behind it: that it leaves is not certain yet.
+            if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
+                able = self._checks.able_for(job)
+                if job.avoid:
+                    able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid
+                found.append(Stuck(place, backend.name, job.upstream_id, ahead + usual, able))
+            ahead += usual
+        return found
+
+    def _seconds(self, backend: Backend) -> float:
+        """Seconds of a usual run on a backend; of one that has run nothing yet, of a usual run elsewhere."""
+        if backend.run_seconds is not None:
+            return backend.run_seconds
+        known = [each.run_seconds for each in self._fleet.backends.values() if each.run_seconds is not None]
+        return sum(known) / len(known) if known else UNKNOWN_SECONDS
+
+    async def _move(self, job: Job, source: Backend, target: str) -> None:
+        attempt, assignment = job.attempts, job.assignment
+        assert assignment is not None
+        try:
+            if await self._given_back(job, source, assignment):
+                self._ledger.recall(job)
+                if target:
+                    self._metrics.takeovers.labels(source.name, target).inc()
+                _log.info("job_taken_back", **job.log_ids, backend=source.name, target=target or None)
+        finally:
+            job.recalled = False
+            self._taking.discard(target)
+        if job.state is State.WAITING and job.attempts == attempt:
+            self._resend(job, source.name)
+
+    async def _given_back(self, job: Job, source: Backend, assignment: Assignment) -> bool:
+        """Ask a backend for a job until it is known whether it gave it back."""
+
+        def is_there() -> bool:
+            return job.state is State.PENDING and job.assignment is assignment
+
+        while is_there():
+            try:
+                await source.client.delete_pending([assignment.upstream_id])
+                # It may have begun, and ended since.
+                found = await locate_prompt(source, assignment)
+                return found.where is Where.ABSENT and is_there()
+            except Refused:
+                return False
+            except BackendError as error:
+                _log.info("prompt_lookup_failed", **job.log_ids, backend=source.name, error=str(error))
+            await asyncio.sleep(ASK_PAUSE_SECONDS)
+        return False

@@ -1,0 +1,112 @@
+"""Which backend has which open jobs, how many of them are queued and running there, and how many are whose."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from gateway.jobs.state.job import QUEUED_THERE, SHOWN_RUNNING, Job, State
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The jobs queued on one backend: whose they are, and the highest tag and number since the queue was empty."""
+
+    tenants: Counter[str] = field(default_factory=Counter)
+    tag: float = -math.inf
+    number: float = -math.inf
+
+
+class Places:
+    """An index of the ledger's: a job is entered after each change of its state or place, and leaves before it."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, dict[str, Job]] = {}
+        self._queued: dict[str, int] = {}
+        self._queues: dict[str, _Queue] = {}
+        self._at_work: dict[str, Counter[str]] = {}
+        self._running: dict[str, int] = {}
+        self._tenants: Counter[str] = Counter()
+        self._started: Counter[str] = Counter()
+
+    def jobs(self, backend: str) -> list[Job]:
+        """The jobs on a backend, the first that came there first."""
+        return list(self._jobs.get(backend, {}).values())
+
+    def load(self, backend: str) -> tuple[int, int]:
+        """How many are queued and running there, reservations included."""
+        return self._queued.get(backend, 0), self._running.get(backend, 0)
+
+    def has(self, backend: str, tenant: str) -> bool:
+        """Return True if a tenant has a job queued or running on a backend."""
+        return tenant in self._at_work.get(backend, ())
+
+    def end_for(self, backend: str, tenant: str, number: float) -> float | None:
+        """Return a tag behind which a tenant's job of this number has its place on a backend.
+
+        None if the queue there has to be looked at: it is empty, has another tenant's jobs, or had a higher number.
+        """
+        queue = self._queues.get(backend)
+        if queue is None or len(queue.tenants) != 1 or tenant not in queue.tenants or queue.number > number:
+            return None
+        return queue.tag
+
+    def of(self, tenant: str) -> int:
+        """How many of a tenant's jobs a backend has, or may have."""
+        return self._tenants[tenant]
+
+    def started(self, tenant: str) -> int:
+        """How many of those have started."""
+        return self._started[tenant]
+
+    def enter(self, job: Job) -> None:
+        """It is where its `backend` says, if anywhere."""
+        if job.backend is None:
+            return
+        self._tenants[job.tenant] += 1
+        if job.state in SHOWN_RUNNING:
+            self._started[job.tenant] += 1
+        self._jobs.setdefault(job.backend, {})[job.upstream_id] = job
+        if job.state is not State.COLLECTING:
+            at_work = self._at_work.get(job.backend)
+            if at_work is None:
+                at_work = self._at_work[job.backend] = Counter()
+            at_work[job.tenant] += 1
+        if job.state in QUEUED_THERE:
+            self._queued[job.backend] = self._queued.get(job.backend, 0) + 1
+            queue = self._queues.get(job.backend)
+            if queue is None:
+                queue = self._queues[job.backend] = _Queue()
+            queue.tenants[job.tenant] += 1
+            if job.tag > queue.tag:
+                queue.tag = job.tag
+            if job.number > queue.number:
+                queue.number = job.number
+        elif job.state is State.RUNNING:
+            self._running[job.backend] = self._running.get(job.backend, 0) + 1
+
+    def leave(self, job: Job) -> None:
+        """It is about to be elsewhere, or something else there."""
+        if job.backend is None:
+            return
+        _one_less(self._tenants, job.tenant)
+        if job.state in SHOWN_RUNNING:
+            _one_less(self._started, job.tenant)
+        self._jobs[job.backend].pop(job.upstream_id, None)
+        if job.state is not State.COLLECTING:
+            _one_less(self._at_work[job.backend], job.tenant)
+        if job.state in QUEUED_THERE:
+            self._queued[job.backend] -= 1
+            tenants = self._queues[job.backend].tenants
+            _one_less(tenants, job.tenant)
+            if not tenants:
+                del self._queues[job.backend]
+        elif job.state is State.RUNNING:
+            self._running[job.backend] -= 1
+
+
+def _one_less(counts: Counter[str], tenant: str) -> None:
+    counts[tenant] -= 1
+    if not counts[tenant]:
+        del counts[tenant]

@@ -1,0 +1,70 @@
+"""The table of a job's states, and of the moves between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from gateway.jobs.state.job import Job, State
+
+
+class Move(StrEnum):
+    """Event in the life of a job."""
+
+    HOLD = "hold"
+    SEND = "send"
+    TAKE = "take"
+    START = "start"
+    COLLECT = "collect"
+    LOSE = "lose"
+    RECALL = "recall"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+LIFE: Mapping[tuple[State, Move], State] = {
+    (State.ACCEPTED, Move.HOLD): State.WAITING,
+    (State.ACCEPTED, Move.SEND): State.SENDING,
+    (State.WAITING, Move.SEND): State.SENDING,
+    (State.SENDING, Move.SEND): State.SENDING,
+    (State.SENDING, Move.HOLD): State.WAITING,
+    (State.SENDING, Move.TAKE): State.PENDING,
+    (State.SENDING, Move.START): State.RUNNING,
+    (State.PENDING, Move.START): State.RUNNING,
+    (State.SENDING, Move.COLLECT): State.COLLECTING,
+    (State.PENDING, Move.COLLECT): State.COLLECTING,
+    (State.RUNNING, Move.COLLECT): State.COLLECTING,
+    (State.SENDING, Move.LOSE): State.WAITING,
+    (State.PENDING, Move.LOSE): State.WAITING,
+    (State.RUNNING, Move.LOSE): State.WAITING,
+    (State.COLLECTING, Move.LOSE): State.WAITING,
+    (State.PENDING, Move.RECALL): State.WAITING,
+    (State.COLLECTING, Move.SUCCEED): State.SUCCEEDED,
+    (State.COLLECTING, Move.FAIL): State.FAILED,
+    (State.COLLECTING, Move.CANCEL): State.CANCELLED,
+    (State.ACCEPTED, Move.FAIL): State.FAILED,
+    (State.WAITING, Move.FAIL): State.FAILED,
+    (State.SENDING, Move.FAIL): State.FAILED,
+    (State.ACCEPTED, Move.CANCEL): State.CANCELLED,
+    (State.WAITING, Move.CANCEL): State.CANCELLED,
+    (State.SENDING, Move.CANCEL): State.CANCELLED,
+    (State.PENDING, Move.CANCEL): State.CANCELLED,
+    (State.RUNNING, Move.CANCEL): State.CANCELLED,
+}
+
+
+class IllegalMove(Exception):
+    """A transition that is not in `LIFE`: an error of ours."""
+
+
+def after(job: Job, move: Move) -> State:
+    """Return the state that a move leads to.
+
+    Raises:
+        IllegalMove: it is not in `LIFE`.
+    """
+    state = LIFE.get((job.state, move))
+    if state is None:
+        raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
+    return state
