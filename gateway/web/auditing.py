@@ -11,8 +11,9 @@ from gateway.telemetry.audit import NOBODY, Action, Who
 from gateway.tenants.keys import Identity
 from gateway.web.addresses import client_address
 from gateway.web.http_log import name_jobs
-from gateway.web.parts import IDENTITY, caller, parts
+from gateway.web.parts import caller, parts
 from gateway.web.request_ids import request_id_of
+from gateway.web.request_keys import IDENTITY
 
 _AUDITED = "audited"
 

@@ -28,8 +28,8 @@ from gateway.web.framing import fault
 from gateway.web.http_log import HttpLog
 from gateway.web.intake import MAX_UNREAD, Intake, State
 from gateway.web.pace import Pace, Phase
-from gateway.web.parts import GRANT
 from gateway.web.request_ids import head_line, new_request_id, noted, request_id_of
+from gateway.web.request_keys import GRANT
 
 _log = logs.get("connections")
 

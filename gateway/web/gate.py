@@ -29,8 +29,9 @@ from gateway.web.http_log import HttpLog, name_jobs
 from gateway.web.intake import MAX_UNREAD, Intake
 from gateway.web.limits import refuse
 from gateway.web.origins import READS, Origins, is_preflight
-from gateway.web.parts import GRANT, IDENTITY, STREAMING, Parts, UnknownTenant
+from gateway.web.parts import Parts, UnknownTenant
 from gateway.web.request_ids import request_id_of
+from gateway.web.request_keys import GRANT, IDENTITY, STREAMING
 from gateway.web.unpacking import TAKEN, BadPacking, UnknownCoding
 
 _log = logs.get("http")

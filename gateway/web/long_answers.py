@@ -11,7 +11,7 @@ from gateway.jobs.state.history import MAX_CACHED
 from gateway.jobs.state.job import PIECE
 from gateway.store.spool import Bulk, Lost, Spool
 from gateway.web.answers import JSON_HEADERS, json_bytes, problem
-from gateway.web.parts import STREAMING
+from gateway.web.request_keys import STREAMING
 
 # Bytes that are sent at once.
 MOST_AT_ONCE = 4 * 1024 * 1024

@@ -14,7 +14,8 @@ from gateway.telemetry.audit import Action
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.answers import json, problem
 from gateway.web.auditing import note
-from gateway.web.parts import IDENTITY, Parts, parts
+from gateway.web.parts import Parts, parts
+from gateway.web.request_keys import IDENTITY
 
 # Without a key nobody gets metrics that are newer than so many seconds, however often they are asked for.
 METRICS_SECONDS = 1.0

@@ -24,6 +24,7 @@ from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies, Policy
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.authentication import Authentication
+from gateway.web.request_keys import IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,6 @@ class Parts:
 
 
 PARTS = web.AppKey("parts", Parts)
-IDENTITY = "identity"
-# Set once part of an answer may be out.
-STREAMING = "streaming"
-# What let the caller in: whatever takes long ends when that holds no more.
-GRANT = "grant"
 
 
 class UnknownTenant(Exception):

@@ -10,8 +10,9 @@ from aiohttp.typedefs import Handler
 
 from gateway.comfy import json_codec
 from gateway.telemetry import logs
-from gateway.web.parts import IDENTITY, caller
+from gateway.web.parts import caller
 from gateway.web.request_ids import request_id_of
+from gateway.web.request_keys import IDENTITY
 
 _log = logs.get("prompts")
 # Characters of a name that a line repeats, because a prompt may call its nodes and inputs what it likes.

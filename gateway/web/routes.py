@@ -27,8 +27,9 @@ from gateway.web.answers import problem
 from gateway.web.gate import Gate
 from gateway.web.http_log import HttpLog
 from gateway.web.intake import INTAKES, Intake
-from gateway.web.parts import GRANT, PARTS, Parts, caller, parts
+from gateway.web.parts import PARTS, Parts, caller, parts
 from gateway.web.refused_prompts import refusals_logged
+from gateway.web.request_keys import GRANT
 
 
 async def socket(request: web.Request) -> web.StreamResponse:

@@ -23,7 +23,8 @@ from gateway.web.addresses import client_scheme
 from gateway.web.auditing import note
 from gateway.web.authentication import CHALLENGE, Refused
 from gateway.web.navigation import SIGN_IN
-from gateway.web.parts import IDENTITY, parts
+from gateway.web.parts import parts
+from gateway.web.request_keys import IDENTITY
 
 MAX_FORM = 8 * 1024
 MAX_FIELDS = 10

@@ -21,7 +21,8 @@ from gateway.web.addresses import parse_address
 from gateway.web.bodies import stream_body
 from gateway.web.contents import defuse, guard_page
 from gateway.web.origins import READS
-from gateway.web.parts import IDENTITY, STREAMING, parts
+from gateway.web.parts import parts
+from gateway.web.request_keys import IDENTITY, STREAMING
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

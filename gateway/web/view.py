@@ -22,7 +22,8 @@ from gateway.fleet.backend import Backend
 from gateway.tenants.keys import Identity
 from gateway.web.answers import no_file, problem
 from gateway.web.contents import defuse
-from gateway.web.parts import STREAMING, Parts, UnknownTenant, caller, parts, readable, whose
+from gateway.web.parts import Parts, UnknownTenant, caller, parts, readable, whose
+from gateway.web.request_keys import STREAMING
 from gateway.web.streaming import CHUNK, quoted, relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
