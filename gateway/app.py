@@ -30,11 +30,11 @@ from gateway.tenants.lockout import Lockout
 from gateway.tenants.policy import Policies
 from gateway.tenants.secret_names import SecretNames
 from gateway.tenants.stored_keys import StoredKeys
-from gateway.web.authentication import Authentication
-from gateway.web.catalogue import shared_features
-from gateway.web.parts import Parts
-from gateway.web.routes import make_app
-from gateway.web.serving import Serving
+from gateway.web.app import make_app
+from gateway.web.guard.authentication import Authentication
+from gateway.web.guard.context import Parts
+from gateway.web.routes.catalogue import shared_features
+from gateway.web.server.server import Serving
 
 _log = logs.get("gateway")
 

@@ -23,7 +23,7 @@ from gateway.standard_streams import open_missing, say
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.garbage_collection import set_thresholds
-from gateway.web.binding import CannotListen
+from gateway.web.server.bind_addresses import CannotListen
 
 _log = logs.get("gateway")
 

@@ -25,7 +25,7 @@ from gateway.store.protocol import StoreError
 from gateway.store.version_check import look, look_at_backends
 from gateway.tenants.keys import LOCAL_TENANT, Keyring
 from gateway.tenants.policy import Policies
-from gateway.web.binding import CannotListen, try_to_bind
+from gateway.web.server.bind_addresses import CannotListen, try_to_bind
 
 EXIT_UNUSABLE = 1
 EXIT_USAGE = 2

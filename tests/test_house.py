@@ -17,7 +17,7 @@ from gateway.cli import main
 from gateway.jobs.state.transitions import LIFE
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
-from gateway.web.routes import COMFYUI, JOBS, OWN
+from gateway.web.app import COMFYUI, JOBS, OWN
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"debug", "info", "warning", "error"}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.web.routes import COMFYUI, JOBS, OWN
+from gateway.web.app import COMFYUI, JOBS, OWN
 from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.security.world import Seen, ask, caller, start

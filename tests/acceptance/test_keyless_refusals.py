@@ -28,11 +28,11 @@ ABOUT_KEYS = {
     "telemetry/audit.py",
     "settings/auth.py",
     "settings/tls.py",
-    "web/authentication.py",
-    "web/descriptions.py",
-    "web/keys.py",
-    "web/openapi.py",
-    "web/sign_in.py",
+    "web/guard/authentication.py",
+    "web/routes/openapi_operations.py",
+    "web/routes/keys.py",
+    "web/routes/openapi.py",
+    "web/routes/sign_in.py",
 }
 OF_A_KEY = re.compile(r"\b(this|your|its|the|that) key\b|\bkey '", re.IGNORECASE)
 

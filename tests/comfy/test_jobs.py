@@ -20,7 +20,7 @@ from gateway.comfy.jobs_api import (
 )
 from gateway.jobs.state.history import History
 from gateway.store.protocol import HistoryRecord
-from gateway.web.jobs import encoded_list
+from gateway.web.routes.jobs import encoded_list
 
 WORKFLOWS = ("a", "b", '"', "\xfc\u2028", "1", "null")
 TIMES = st.integers(0, 3)

@@ -47,8 +47,8 @@ from gateway.tenants.credentials import COOKIE, AmbiguousKey, presented_key
 from gateway.tenants.keys import Keyring, digest_of
 from gateway.tenants.policy import Policies
 from gateway.tenants.roles import Access, Roles, plain
-from gateway.web.uploads import _original
-from gateway.web.view import requested_file
+from gateway.web.routes.uploads import _original
+from gateway.web.routes.view import requested_file
 from tests import answer_readers
 from tests.fuzz import seeds
 from tests.fuzz.grown import TEXTS, Grown

@@ -18,7 +18,7 @@ import pytest
 
 from gateway.bus import session_topic
 from gateway.comfy.previews import Preview, encode_legacy, encode_with_metadata
-from gateway.web.routes import COMFYUI, JOBS
+from gateway.web.app import COMFYUI, JOBS
 from tests.acceptance.test_guide_clients import colour
 from tests.acceptance.test_uploads import load, png, upload
 from tests.comfy_client import Comfy, Listener

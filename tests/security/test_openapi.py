@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.web.openapi import OPERATIONS, document, shown_path
-from gateway.web.routes import COMFYUI, JOBS, OWN
+from gateway.web.app import COMFYUI, JOBS, OWN
+from gateway.web.routes.openapi import OPERATIONS, document, shown_path
 from tests.lab import Lab
 from tests.security.world import KEYS, ask, caller, start
 from tests.workflows import failing, slow

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from gateway.settings import load
-from gateway.web.hosts import configured_hosts, hosts_without_keys
-from gateway.web.origins import Asked, Origins
+from gateway.web.guard.cross_origin import Asked, Origins
+from gateway.web.http.allowed_hosts import configured_hosts, hosts_without_keys
 from tests.lab import GatewayProcess, Lab, Server
 from tests.security.recorder import Recorder, passes_on, talk
 from tests.workflows import slow

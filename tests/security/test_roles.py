@@ -11,7 +11,7 @@ import pytest
 from gateway.app import Gateway
 from gateway.settings import ServerSettings, Settings
 from gateway.tenants.roles import TABLE, Access, Roles
-from gateway.web.routes import COMFYUI, JOBS, OWN, make_app
+from gateway.web.app import COMFYUI, JOBS, OWN, make_app
 from tests.lab import Lab
 from tests.security.world import ask, caller, start
 

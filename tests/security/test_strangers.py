@@ -21,9 +21,9 @@ from yarl import URL
 from gateway.settings import Settings
 from gateway.tenants.credentials import key_in_cookies
 from gateway.tenants.roles import TABLE, Access, Roles, plain
-from gateway.web import framing
-from gateway.web.framing import MAX_HOSTS_BYTES, MAX_PARTS, MAX_QUERY_FIELDS, fault
-from gateway.web.hosts import configured_hosts
+from gateway.web.http.allowed_hosts import configured_hosts
+from gateway.web.server import request_smuggling
+from gateway.web.server.request_smuggling import MAX_HOSTS_BYTES, MAX_PARTS, MAX_QUERY_FIELDS, fault
 from tests.lab import GatewayProcess, Lab
 from tests.security.recorder import Recorder, passes_on, talk
 from tests.security.world import KEYS, start
@@ -289,7 +289,7 @@ async def test_of_hosts_little_is_kept() -> None:
     for long in (200, 20_000):
         assert kept(lambda n, long=long: fault(message("a" * long + str(n)))) < 100 * MAX_HOSTS_BYTES
         assert kept(lambda n, long=long: hosts.allows("a" * long + str(n))) < 100 * MAX_HOSTS_BYTES
-    assert len(framing._hosts_known) <= framing.MOST_HOSTS
+    assert len(request_smuggling._hosts_known) <= request_smuggling.MOST_HOSTS
 
 
 async def test_the_table_decides_as_if_it_were_read_from_top_to_bottom() -> None:

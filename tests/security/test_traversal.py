@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from gateway.comfy.file_refs import FileRef
-from gateway.web.view import requested_file
+from gateway.web.routes.view import requested_file
 from tests.acceptance.test_uploads import load, png, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab, Simulator

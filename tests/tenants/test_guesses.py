@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.tenants.guesses import MAX_REMEMBERED, REMEMBER_SECONDS, SWEEP_SECONDS, Guesses
 from gateway.tenants.limits import LimitReached, Limits
-from gateway.web.limits import refuse
+from gateway.web.guard.rate_limits import refuse
 from tests.tenants.test_limits import limits
 
 

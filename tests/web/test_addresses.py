@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.web.addresses import TrustedProxies, parse_address
+from gateway.web.http.client_address import TrustedProxies, parse_address
 
 PROXIES = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
 

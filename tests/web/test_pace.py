@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway.web.pace import BARRED_SECONDS, SOCKET_BURST, SOCKET_RATE, Pace
+from gateway.web.server.timeouts import BARRED_SECONDS, SOCKET_BURST, SOCKET_RATE, Pace
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.web.refused_prompts import MAX_BODY, MAX_NAME, reason_of
+from gateway.web.guard.refused_prompts import MAX_BODY, MAX_NAME, reason_of
 
 
 def test_the_first_node_and_its_first_error() -> None:

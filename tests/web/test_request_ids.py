@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 
 from gateway.settings import ServerSettings, Settings
 from gateway.telemetry.metrics import Metrics
-from gateway.web.intake import INTAKES
-from gateway.web.request_ids import MAX_LENGTH, request_id_from
-from gateway.web.serving import Serving
+from gateway.web.http.request_ids import MAX_LENGTH, request_id_from
+from gateway.web.server.parser_feed import INTAKES
+from gateway.web.server.server import Serving
 from tests.lab import GatewayProcess, Lab, until
 from tests.security.recorder import Recorder, passes_on, talk
 from tests.security.world import KEYS, start

@@ -1,0 +1,165 @@
+"""Every route and who answers it: the table of the design, as code."""
+
+from __future__ import annotations
+
+import aiohttp_cors
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway.tenants.roles import AnsweredHere
+from gateway.web.guard.context import PARTS, Parts, caller, parts
+from gateway.web.guard.gate import Gate
+from gateway.web.guard.refused_prompts import refusals_logged
+from gateway.web.http.client_address import PROXIES, TrustedProxies
+from gateway.web.http.request_keys import GRANT
+from gateway.web.http.request_log import HttpLog
+from gateway.web.http.responses import problem
+from gateway.web.routes import (
+    catalogue,
+    history,
+    jobs,
+    keys,
+    openapi,
+    operations,
+    passthrough,
+    prompt,
+    queue,
+    sign_in,
+    uploads,
+    userdata,
+    view,
+)
+from gateway.web.server.parser_feed import INTAKES, Intake
+
+
+async def socket(request: web.Request) -> web.StreamResponse:
+    """GET /ws."""
+    tenant = caller(request).tenant
+    with parts(request).limits.socket(tenant):
+        # What let it in is the hub's to look at from here: it closes a socket, and does not cut it off.
+        return await parts(request).hub.serve(request, tenant, request.pop(GRANT))
+
+
+# ComfyUI's routes, each also under /api (server.py, add_routes).
+COMFYUI: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/prompt", prompt.post_prompt),
+    ("GET", "/prompt", prompt.get_prompt),
+    ("GET", "/queue", queue.get_queue),
+    ("POST", "/queue", queue.post_queue),
+    ("POST", "/interrupt", queue.post_interrupt),
+    ("POST", "/free", queue.post_free),
+    ("GET", "/history", history.get_history),
+    ("GET", "/history/{prompt_id}", history.get_history_entry),
+    ("POST", "/history", history.post_history),
+    ("GET", "/view", view.get_view),
+    ("POST", "/upload/image", uploads.post_image),
+    ("POST", "/upload/mask", uploads.post_mask),
+    ("GET", "/object_info", catalogue.get_object_info),
+    ("GET", "/object_info/{node_class}", catalogue.get_node_class),
+    ("GET", "/models", catalogue.get_listing),
+    ("GET", "/models/{folder}", catalogue.get_listing),
+    ("GET", "/embeddings", catalogue.get_listing),
+    ("GET", "/experiment/models", catalogue.get_listing),
+    ("GET", "/experiment/models/{folder}", catalogue.get_listing),
+    ("GET", "/experiment/models/preview/{path:.*}", catalogue.get_from_any),
+    ("GET", "/view_metadata/{folder}", catalogue.get_from_any),
+    ("GET", "/internal/files/{kind}", catalogue.get_listing),
+    ("GET", "/users", userdata.get_users),
+    ("GET", "/settings", userdata.get_settings),
+    ("POST", "/settings", userdata.post_settings),
+    ("GET", "/settings/{id}", userdata.get_setting),
+    ("POST", "/settings/{id}", userdata.post_setting),
+    ("GET", "/userdata", userdata.list_files),
+    ("GET", "/v2/userdata", userdata.list_tree),
+    ("GET", "/userdata/{file}", userdata.get_file),
+    ("POST", "/userdata/{file}", userdata.post_file),
+    ("DELETE", "/userdata/{file}", userdata.delete_file),
+    ("POST", "/userdata/{file}/move/{dest}", userdata.move_file),
+    ("GET", "/system_stats", catalogue.get_system_stats),
+    ("GET", "/features", catalogue.get_features),
+    ("GET", "/ws", socket),
+)
+# ComfyUI has these with /api in their own path, and so under /api/api as well.
+JOBS: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/api/jobs", jobs.get_jobs),
+    ("GET", "/api/jobs/{job_id}", jobs.get_job),
+    ("POST", "/api/jobs/cancel", jobs.cancel_jobs),
+    ("POST", "/api/jobs/{job_id}/cancel", jobs.cancel_job),
+)
+OWN: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/healthz", operations.healthz),
+    ("GET", "/readyz", operations.readyz),
+    ("GET", "/metrics", operations.metrics),
+    ("GET", "/gateway/openapi.json", openapi.get_openapi),
+    ("GET", "/gateway/signin", sign_in.get_sign_in),
+    ("POST", "/gateway/signin", sign_in.post_sign_in),
+    ("POST", "/gateway/signout", sign_in.post_sign_out),
+    ("GET", "/gateway/keys", keys.get_keys),
+    ("POST", "/gateway/keys", keys.post_key),
+    ("POST", "/gateway/keys/{name}/rotate", keys.rotate_key),
+    ("DELETE", "/gateway/keys/{name}", keys.delete_key),
+    ("GET", "/gateway/backends", operations.get_backends),
+    ("GET", "/gateway/packs", operations.get_packs),
+    ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
+)
+_ANY_PATH = "/{path:.*}"
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def make_app(gateway: Parts) -> web.Application:
+    """The application that serves a gateway."""
+    app = web.Application(client_max_size=gateway.settings.server.max_body)
+    app[PARTS] = gateway
+    app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
+    intakes: dict[web.RequestHandler, Intake] = {}
+    app[INTAKES] = intakes
+    gate = Gate(gateway, intakes, HttpLog(gateway.settings))
+    for method, path, handler in OWN:
+        _add(app, method, path, gate.guard(handler, method, path))
+    for method, path, handler in JOBS + COMFYUI:
+        for full_path in (path, "/api" + path):
+            guarded = gate.guard(handler, method, full_path)
+            _add(app, method, full_path, refusals_logged(guarded) if handler is prompt.post_prompt else guarded)
+    app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
+    app[passthrough.OWN_METHODS] = passthrough.OwnMethods((method, path) for method, path, _ in OWN)
+    for method in _METHODS:
+        _add(app, method, _ANY_PATH, gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
+    if gateway.settings.server.tls.hsts is not None:
+        _say_https_only(app, gateway.settings.server.tls.hsts)
+    if gateway.settings.cors.origins:
+        _allow_origins(app, gateway.settings.cors.origins)
+    # aiohttp's own 405 is garbage in circles. To collect thousands takes 100 ms, and strangers may cause them.
+    app.router.add_route("*", _ANY_PATH, _refuse_method)
+    return app
+
+
+async def _refuse_method(request: web.Request) -> web.Response:
+    details = f"{request.method} is not answered, on any path; use one of the methods that Allow names"
+    return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join((*_METHODS, "HEAD"))})
+
+
+def _say_https_only(app: web.Application, seconds: int) -> None:
+    async def say(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Strict-Transport-Security"] = f"max-age={seconds}"
+
+    app.on_response_prepare.append(say)
+
+
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    if method == "GET":
+        app.router.add_get(path, handler, allow_head=True, expect_handler=_say_nothing)
+    else:
+        app.router.add_route(method, path, handler, expect_handler=_say_nothing)
+
+
+async def _say_nothing(_: web.Request) -> None:
+    """Leave it to the gate what an Expect header is answered: no stranger is asked for a body."""
+
+
+def _allow_origins(app: web.Application, origins: tuple[str, ...]) -> None:
+    options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
+        allow_credentials=True, expose_headers="*", allow_headers="*", allow_methods="*"
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        cors.add(route)

@@ -1,0 +1,56 @@
+"""Lines of the audit log about what a request did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from gateway.telemetry.audit import NOBODY, Action, Who
+from gateway.tenants.keys import Identity
+from gateway.web.guard.context import caller, parts
+from gateway.web.http.client_address import client_address
+from gateway.web.http.request_ids import request_id_of
+from gateway.web.http.request_keys import IDENTITY
+from gateway.web.http.request_log import name_jobs
+
+_AUDITED = "audited"
+
+
+def note(request: web.Request, action: Action, what: str, outcome: str = "ok", **more: str | int) -> None:
+    """Write a line about what the caller did; the gate then writes none of its own."""
+    request[_AUDITED] = True
+    identity = request.get(IDENTITY)
+    who = who_of(identity) if identity is not None else NOBODY
+    more["request_id"] = request_id_of(request)
+    parts(request).audit.note(action, who, client_address(request), what, outcome, **more)
+
+
+def is_noted(request: web.Request) -> bool:
+    """Whether what it did was written already."""
+    return _AUDITED in request
+
+
+def who_of(identity: Identity) -> Who:
+    """A caller as the audit log names it."""
+    return Who(identity.name, identity.tenant, str(identity.role))
+
+
+@contextmanager
+def foreign_noted(request: web.Request, action: Action, named: Iterable[str] = ()) -> Iterator[list[tuple[str, str]]]:
+    """Takes what was done to jobs, (tenant, prompt_id) each, and writes a line for each that is another tenant's.
+
+    Also if it ends in an exception: what was done before was done. The request's own log line has the ids that it
+    `named` and those of these jobs.
+    """
+    touched: list[tuple[str, str]] = []
+    name_jobs(request, named)
+    try:
+        yield touched
+    finally:
+        own = caller(request).tenant
+        name_jobs(request, (prompt_id for _, prompt_id in touched))
+        for tenant, prompt_id in touched:
+            if tenant != own:
+                note(request, action, prompt_id, whose=tenant)

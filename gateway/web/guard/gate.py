@@ -1,0 +1,287 @@
+"""What every request passes: who calls, may it, what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+from aiohttp.http_writer import HttpVersion11
+from aiohttp.typedefs import Handler
+from prometheus_client import Counter
+
+from gateway.comfy.client import BackendError
+from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
+from gateway.telemetry.audit import Action
+from gateway.tenants.keys import Identity, Role
+from gateway.tenants.limits import LimitReached, body_too_large
+from gateway.tenants.networks import network_of
+from gateway.tenants.roles import Access, Roles, is_manager, is_manifest, may, operators_rows
+from gateway.web.guard.audit import is_noted, who_of
+from gateway.web.guard.context import Parts, UnknownTenant
+from gateway.web.guard.cross_origin import READS, Origins, is_preflight
+from gateway.web.guard.rate_limits import refuse
+from gateway.web.http.client_address import client_address
+from gateway.web.http.decompression import TAKEN, BadPacking, UnknownCoding
+from gateway.web.http.request_body import MOST, REACHED
+from gateway.web.http.request_ids import request_id_of
+from gateway.web.http.request_keys import GRANT, IDENTITY, STREAMING
+from gateway.web.http.request_log import HttpLog, name_jobs
+from gateway.web.http.responses import problem
+from gateway.web.server.connections import SlowBody
+from gateway.web.server.parser_feed import MAX_UNREAD, Intake
+
+_log = logs.get("http")
+
+# Characters of a path in a line of the audit log.
+MAX_PATH = 200
+# What routes call the id of a job that they name.
+_JOB_NAMES = ("prompt_id", "job_id")
+# What may be sent instead (RFC 9110, section 12.5.3).
+_ACCEPTS = {"Accept-Encoding": TAKEN}
+
+
+class Gate:
+    """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
+
+    def __init__(self, gateway: Parts, intakes: Mapping[web.RequestHandler, Intake], http_log: HttpLog) -> None:
+        settings = gateway.settings
+        self._intakes = intakes
+        self._limits = gateway.limits
+        self._started = gateway.started
+        self._origins = Origins(settings)
+        self._keyring = gateway.keyring
+        self._authentication = gateway.authentication
+        self._audit = gateway.audit
+        self._metrics = gateway.metrics
+        self._roles = Roles(operators_rows(settings.routes))
+        self._keyless = {Access.ANYBODY, *([Access.MONITORING] if settings.auth.metrics == "open" else [])}
+        self._http_log = http_log
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+
+    def guard(self, handler: Handler, method: str, route: str, *, passes_on: bool = False) -> Handler:
+        """The handler behind the gate. `route` is the template, never a raw path: paths hold names.
+
+        Who may call is looked up once; for a handler that `passes_on` what it gets, by each request's path.
+
+        Raises:
+            LookupError: the table of roles says nothing of the route.
+        """
+        histogram = self._metrics.request_seconds.labels(route)
+        access = None if passes_on else self._roles.of_route(method, route)
+        acts = access is Access.ADMINS and method not in READS
+        reads_body = method not in READS and (method != "DELETE" or passes_on)
+        has_more = reads_body or route.endswith("/ws")
+        id_name = next((name for name in _JOB_NAMES if f"{{{name}}}" in route), None)
+        is_limited = (self._limits.counts_requests or self._limits.bounds_bodies) and not _is_operations(route)
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            began = time.perf_counter()
+            status, identity = 500, None
+            try:
+                refusal, identity = self._admit(request, access)
+                if refusal is None and (has_more or request.can_read_body):
+                    refusal = self._let_in(request, reads_body, is_keyless=identity is None)
+                if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
+                    # What became of the jobs of an earlier run is being found out: late rather than wrong.
+                    await self._started.wait()
+                if is_limited and identity is not None:
+                    refusal = self._limit(request, identity.tenant) or refusal
+                if refusal is None and reads_body and "Expect" in request.headers:
+                    await _answer_expectation(request)
+                response = refusal or await _answer(request, handler)
+                status = response.status
+                return response
+            except LimitReached as reached:
+                response = self._refuse(reached)
+                status = response.status
+                return response
+            except web.HTTPException as error:
+                status = error.status
+                raise
+            except asyncio.CancelledError:
+                # The connection was cut, most likely at the end of `drain_timeout`: nobody gets an answer.
+                status = 499
+                raise
+            finally:
+                seconds = time.perf_counter() - began
+                histogram.observe(seconds)
+                self._count(request.method, route, status)
+                if self._http_log.is_on:
+                    if id_name is not None:
+                        name_jobs(request, [request.match_info[id_name]])
+                    self._http_log.write(request, status, seconds, route=route, identity=identity)
+                if identity is not None and identity.is_admin and (acts or (passes_on and self._acts(request))):
+                    self._note(request, identity, status)
+
+        return guarded
+
+    def _admit(self, request: web.Request, access: Access | None) -> tuple[web.Response | None, Identity | None]:
+        """The refusal, if it is refused, and who calls, if that is known."""
+        if is_preflight(request):
+            return None, None
+        if access is None:
+            access = self._roles.of_path(request.method, request.path)
+            if request.method in ("GET", "HEAD") and is_manifest(request.path) and not request.query_string:
+                access = Access.ANYBODY
+        foreign = self._origins.refusal(request, access, is_open=self._keyring.is_open)
+        if foreign is not None:
+            return foreign, None
+        if access in self._keyless:
+            return None, None
+        grant = self._authentication.admit(request)
+        if isinstance(grant, web.Response):
+            return grant, None
+        identity = grant.identity
+        if not may(identity, access):
+            self._note_forbidden(request, identity)
+            return _forbidden(identity, access), identity
+        request[IDENTITY], request[GRANT] = identity, grant
+        return None, identity
+
+    def _let_in(self, request: web.Request, reads_body: bool, *, is_keyless: bool) -> web.Response | None:
+        """Have what follows an admitted request's head read; or return the refusal of a body that nothing reads."""
+        if request.can_read_body and (not reads_body or is_keyless):
+            size = request.content_length
+            if size is None:
+                return problem(411, "length_required", "The body needs a Content-Length", "it came in chunks")
+            if size > MAX_UNREAD:
+                details = f"{size} bytes, of at most {MAX_UNREAD} where no key is needed, or nothing reads them"
+                return problem(413, "body_too_large", "The request body is too large", details)
+        intake = self._intakes.get(request.protocol)
+        if intake is not None:
+            intake.open()
+        return None
+
+    def _acts(self, request: web.Request) -> bool:
+        """Whether a request that is passed on does something that is for admins alone."""
+        if self._roles.of_path(request.method, request.path) is not Access.ADMINS:
+            return False
+        return request.method not in READS or is_manager(request.path)
+
+    def _note(self, request: web.Request, identity: Identity, status: int) -> None:
+        if not is_noted(request):
+            address = client_address(request)
+            who, request_id = who_of(identity), request_id_of(request)
+            self._audit.note(Action.ADMIN_WRITE, who, address, _asked(request), str(status), request_id=request_id)
+
+    def _note_forbidden(self, request: web.Request, identity: Identity) -> None:
+        address = client_address(request)
+        place = network_of(address) if address is not None else None
+        self._audit.forbidden(who_of(identity), address, place, _asked(request))
+
+    def _limit(self, request: web.Request, tenant: str) -> web.Response | None:
+        """Hold a request against its tenant's limits, before anything of its body is read."""
+        reached = self._limits.request(tenant, time.monotonic()) if self._limits.counts_requests else None
+        if reached is None and self._limits.bounds_bodies and request.can_read_body:
+            most, size = self._limits.of(tenant).body_bytes, request.content_length or 0
+            if most is not None:
+                request[MOST] = most
+                reached = body_too_large(most, size) if size > most else None
+        return None if reached is None else self._refuse(reached)
+
+    def _refuse(self, reached: LimitReached) -> web.Response:
+        self._metrics.limited.labels(reached.limit).inc()
+        return refuse(reached)
+
+    def _count(self, method: str, route: str, status: int) -> None:
+        key = (method, route, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._metrics.requests.labels(method, route, str(status))
+        counter.inc()
+
+
+async def _answer_expectation(request: web.Request) -> None:
+    """Tell a client that waits for it to send its body (RFC 9110, section 10.1.1): not before it was admitted.
+
+    Raises:
+        HTTPExpectationFailed: the client expects something else.
+    """
+    if request.version < HttpVersion11 or not request.can_read_body:
+        return
+    if request.headers["Expect"].lower() != "100-continue":
+        raise web.HTTPExpectationFailed
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # The answer itself has not begun.
+    request.writer.output_size = 0
+
+
+def _asked(request: web.Request) -> str:
+    """A request as the audit log names it: without its query, which may hold a key."""
+    return f"{request.method} {request.path[:MAX_PATH]}"
+
+
+def _forbidden(identity: Identity, access: Access) -> web.Response:
+    what = "another role" if identity.role is Role.METRICS else "an admin's key"
+    if access is Access.TEAM:
+        what = f"{what}, or tenants that are not isolated: it shows what everybody made"
+    details = f"{identity.noun} has the role {identity.role}"
+    return problem(403, "forbidden", f"This route needs {what}", details)
+
+
+def _is_operations(route: str) -> bool:
+    """Whether a route is for running the gateway: those are never limited, so that an admin can always see and act."""
+    return route.startswith("/gateway/") or route in ("/metrics", "/healthz", "/readyz")
+
+
+def _cut(request: web.Request, error: Exception) -> web.Response:
+    """Cut the connection of an answer that failed in its middle.
+
+    Whatever was written after that would be taken for the rest of the answer, or of the next one.
+    """
+    about = {"request_id": request_id_of(request), "path": request.path}
+    if isinstance(error, BackendError):
+        _log.warning("answer_cut", **about, error=str(error))
+    else:
+        _log.error("answer_cut", **about, error=repr(error), exc_info=error)
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=502)
+
+
+async def _answer_or_cut(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+        raise
+    except Exception as error:
+        if request.get(STREAMING):
+            return _cut(request, error)
+        raise
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Call the handler; what it may raise is an answer too. The type says who is to blame."""
+    try:
+        return await _answer_or_cut(request, handler)
+    except web.HTTPRequestEntityTooLarge as error:
+        return problem(413, "body_too_large", "The request body is too large", str(error.text))
+    except UnknownTenant as error:
+        details = "it has no key, no job, no file and no history; GET /gateway/keys tells the tenants that have keys"
+        return problem(404, "no_such_tenant", f"There is no tenant '{str(error)[:MAX_PATH]}'", details)
+    except UnknownCoding as error:
+        return problem(415, "unknown_coding", "The body is compressed in a way that is not taken", str(error), _ACCEPTS)
+    except BadPacking as error:
+        return problem(400, "invalid_body", "The body can't be unpacked", str(error))
+    except StoreError as error:
+        return problem(503, "journal_unavailable", "Nothing can be accepted now", str(error), {"Retry-After": "5"})
+    except SlowBody as error:
+        return problem(408, "body_too_slow", "The request body comes too slowly", str(error), {"Connection": "close"})
+    except BackendError as error:
+        if (reached := request.get(REACHED)) is not None:
+            # It came up while the body was being passed on, where it looks like a backend's failure.
+            raise reached from None
+        if isinstance(request.content.exception(), SlowBody):
+            details = str(request.content.exception())
+            return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})
+        if request.transport is None:
+            raise web.HTTPBadGateway from error
+        _log.warning("backend_unavailable", request_id=request_id_of(request), path=request.path, error=str(error))
+        return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})
+    except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+        # The client went away; nobody reads this.
+        return web.Response(status=499)

@@ -1,0 +1,1 @@
+"""Requests in, responses out: forms of bodies and headers that no route's work depends on."""

@@ -1,0 +1,1 @@
+"""Handlers of the routes, thin: read the request, call one function, write the response."""

@@ -1,0 +1,135 @@
+"""/object_info, the model lists, /system_stats and /features: from what the gateway knows."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from gateway.catalogue import merging
+from gateway.catalogue.catalogue import NobodyKnows
+from gateway.comfy import json_codec
+from gateway.comfy.client import BadAnswer
+from gateway.tenants.roles import unquoted
+from gateway.web.guard.context import Parts, caller, parts, policy, readable
+from gateway.web.http.content_safety import defuse
+from gateway.web.http.error_bodies import FROM_BACKEND
+from gateway.web.http.responses import JSON, empty, json, json_bytes, no_backend_allowed, problem
+from gateway.web.routes.proxying import downstream_headers, send_whole, upstream_query
+
+# An absolute path, one of Windows' drives, a way up, or what no name has.
+_ELSEWHERE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.?([/\\]|$)|[\x00-\x1f\x7f]")
+
+
+def _none_yet(request: web.Request) -> web.Response:
+    if policy(request).lacks_backends:
+        return no_backend_allowed()
+    details = "no backend has answered since the gateway started"
+    return problem(503, "no_backend", "The fleet is not known yet", details, {"Retry-After": "2"})
+
+
+async def get_object_info(request: web.Request) -> web.StreamResponse:
+    """All node classes of the fleet."""
+    edition = await parts(request).catalogue.seen_by(policy(request))
+    if edition is None:
+        return _none_yet(request)
+    body = await parts(request).catalogue.body(edition, caller(request).tenant, policy(request).view)
+    headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
+    if body.etag in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        return await send_whole(request, body.compressed, {**headers, "Content-Encoding": "gzip"})
+    return await send_whole(request, body.plain, headers)
+
+
+async def get_node_class(request: web.Request) -> web.Response:
+    """One node class; ``{}`` for one that the fleet does not have."""
+    edition = await parts(request).catalogue.seen_by(policy(request))
+    if edition is None:
+        return _none_yet(request)
+    name = request.match_info["node_class"]
+    own = list(parts(request).engine.files.uploads(caller(request).tenant))
+    found = edition.node_class(name, own)
+    return json_bytes(json_codec.dumps({} if found is None else {name: found}))
+
+
+def _names(request: web.Request) -> str | None:
+    """The path of a request for what has names: None if one of these would lead elsewhere, on whichever platform.
+
+    Older ComfyUIs join a model's name to its folder unchecked, and a proxy before one may resolve what is in a path.
+    """
+    names = [unquoted(name) for name in request.match_info.values()]
+    fixed = request.match_info.get("path") is None and any("/" in name for name in names)
+    if fixed or any(_ELSEWHERE.search(name) for name in names):
+        return None
+    return request.rel_url.raw_path.removeprefix("/api")
+
+
+async def get_listing(request: web.Request) -> web.Response:
+    """A list of names that every backend has: the union."""
+    path = _names(request)
+    if path is None:
+        return empty(404)
+    try:
+        return json(await parts(request).catalogue.listing(path, policy(request)))
+    except NobodyKnows:
+        return _none_yet(request)
+    except BadAnswer as error:
+        return empty(error.status)
+
+
+async def get_from_any(request: web.Request) -> web.Response:
+    """What one backend may have and another not: a model's metadata, its preview."""
+    query, path = upstream_query(request), _names(request)
+    if path is None or _ELSEWHERE.search(unquoted(request.rel_url.query.get("filename", ""))):
+        return empty(404)
+    if _names_denied_model(request):
+        return empty(404)
+    try:
+        answer = await parts(request).catalogue.from_any(path + query, policy(request).allowed)
+    except NobodyKnows:
+        return _none_yet(request)
+    headers = downstream_headers(answer.headers)
+    for name in ("Content-Encoding", "Content-Length"):
+        headers.popall(name, None)
+    defuse(headers, request.headers.get("Sec-Fetch-Dest"))
+    request[FROM_BACKEND] = True
+    return web.Response(body=answer.body, status=answer.status, headers=headers)
+
+
+def _names_denied_model(request: web.Request) -> bool:
+    """Whether a model's metadata or preview is asked for that is refused: /view_metadata/{folder}?filename=…, or
+    /experiment/models/preview/{folder}/{path_index}/{filename}."""
+    named = (request.rel_url.query.get("filename"), request.match_info.get("path", "").split("/", 2)[-1])
+    return any(name and policy(request).denies_model(name) for name in named)
+
+
+async def get_system_stats(request: web.Request) -> web.Response:
+    """All devices of the fleet, at the last probe."""
+    visible = readable(request)
+    backends = [b for b in parts(request).fleet.by_preference if visible is None or b.name in visible]
+    known = [(b.name, b.stats) for b in backends if b.stats is not None]
+    alive = [(name, stats) for name, stats in known if parts(request).fleet.backends[name].pulse.alive]
+    named = alive or known
+    if not named:
+        return _none_yet(request)
+    stats = merging.system_stats([(name, stats.raw) for name, stats in named])
+    if not caller(request).is_admin and isinstance(argv := stats["system"].get("argv"), list):
+        # Where a backend listens, and its folders, are the operator's to know.
+        stats["system"]["argv"] = argv[:1]
+    return json(stats)
+
+
+def shared_features(gateway: Parts, tenant: str) -> dict[str, object]:
+    """Return the flags that clients of a tenant are told: those that all its backends share."""
+    allowed = gateway.policies.of(tenant).allowed
+    backends = [b for b in gateway.fleet.by_preference if allowed is None or b.name in allowed]
+    flags = [b.features for b in backends if b.features]
+    shared = merging.features(flags, gateway.settings.server.max_body)
+    # The asset library lists what everybody made, so it is no user's to read: the web UI does without.
+    return {**shared, "assets": False} if gateway.keyring.is_isolated and "assets" in shared else shared
+
+
+async def get_features(request: web.Request) -> web.Response:
+    """The flags that all of the caller's backends share."""
+    return json(shared_features(parts(request), caller(request).tenant))

@@ -1,0 +1,97 @@
+"""Every route that is not the gateway's own: passed on to one backend, streamed both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from gateway.comfy.client import Unreachable
+from gateway.fleet.backend import Backend
+from gateway.jobs.state.job import State
+from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
+from gateway.web.guard.context import caller, parts, policy
+from gateway.web.http.responses import empty, no_backend_allowed, problem
+from gateway.web.routes.proxying import forward
+from gateway.web.routes.view import get_named
+
+ANSWERED_HERE = web.AppKey("answered_here", AnsweredHere)
+
+
+class OwnMethods:
+    """Methods of the gateway's own routes, by their paths.
+
+    Args:
+        routes: the method and the template of each.
+    """
+
+    def __init__(self, routes: Iterable[tuple[str, str]]) -> None:
+        self._known: dict[re.Pattern[str], list[str]] = {}
+        for method, template in routes:
+            # The text between the variables, then a variable's pattern, by turns.
+            pieces = enumerate(_VARIABLE.split(template))
+            pattern = "".join(f"(?:{piece or '[^/]+'})" if n % 2 else re.escape(piece) for n, piece in pieces)
+            self._known.setdefault(re.compile(pattern), []).extend([method] if method != "GET" else ["GET", "HEAD"])
+
+    def of(self, path: str) -> list[str]:
+        """Return the methods that a path has; none if it is no route of the gateway's own."""
+        return next((methods for pattern, methods in self._known.items() if pattern.fullmatch(path)), [])
+
+
+OWN_METHODS = web.AppKey("own_methods", OwnMethods)
+_SAFE = ("GET", "HEAD")
+# A variable of a route's template, with the pattern that it may have.
+_VARIABLE = re.compile(r"\{\w+(?::([^}]*))?\}")
+# A way out of where a path seems to lead, for a backend on Windows too; and what no path has.
+_ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
+
+
+async def pass_on(request: web.Request) -> web.StreamResponse:
+    """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
+    path = unquoted(request.path)
+    if methods := request.app[OWN_METHODS].of(path):
+        details = f"{request.path} is not for {request.method}; use one of the methods that Allow names"
+        return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join(methods)})
+    if plain(path).parts[:1] == ("gateway",):
+        return problem(
+            404, "unknown_route", "There is no such route", "GET /gateway/openapi.json tells those there are"
+        )
+    if path in request.app[ANSWERED_HERE] and not is_plain(request.path):
+        # Another spelling of a route that is answered here with the caller's own. No ComfyUI knows it; a proxy before
+        # one may (nginx merges slashes), and the answer would be everybody's.
+        return empty(404)
+    if not _ODD.search(path) and request.method in _SAFE and "filename" in request.rel_url.query:
+        named = await get_named(request)
+        if named is not None:
+            return named
+    return await hand_on(request)
+
+
+async def hand_on(request: web.Request) -> web.StreamResponse:
+    """To a backend, whatever it is."""
+    if _ODD.search(unquoted(request.path)):
+        return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
+    if policy(request).lacks_backends:
+        return no_backend_allowed()
+    for backend in _readers(request) if request.method in _SAFE else [_writer(request)]:
+        if backend is None:
+            break
+        try:
+            return await forward(request, backend, request.rel_url.raw_path)
+        except Unreachable:
+            continue
+    return problem(503, "no_backend", "No backend can be reached", "try again later", {"Retry-After": "5"})
+
+
+def _readers(request: web.Request) -> list[Backend]:
+    return parts(request).fleet.alive(policy(request).allowed)
+
+
+def _writer(request: web.Request) -> Backend | None:
+    fleet, tenant, allowed = parts(request).fleet, caller(request).tenant, policy(request).allowed
+    for job in parts(request).engine.ledger.jobs(tenant):
+        if job.state is State.RUNNING and job.backend is not None and (allowed is None or job.backend in allowed):
+            return fleet.backends[job.backend]
+    primary = fleet.primary if allowed is None else None
+    return primary or next(iter(fleet.alive(allowed)), None)

@@ -1,0 +1,333 @@
+"""/view: a file, from whoever has it. Never "ask all, first 200 wins" for what the ledger knows."""
+
+from __future__ import annotations
+
+import mimetypes
+import posixpath
+from collections.abc import Callable, Mapping
+from functools import partial
+from urllib.parse import urlencode
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from gateway.comfy.client import BackendError, Refused, Unreachable
+from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, folder_of, view_path
+from gateway.comfy.png_texts import Patch, holds_texts, text_patches
+from gateway.files.identity import UNTOLD, Known, has, is_older, is_same
+from gateway.files.index import Holder, Upload
+from gateway.files.transfer import FileMissing
+from gateway.fleet.backend import Backend
+from gateway.tenants.keys import Identity
+from gateway.web.guard.context import Parts, UnknownTenant, caller, parts, readable, whose
+from gateway.web.http.content_safety import defuse
+from gateway.web.http.request_keys import STREAMING
+from gateway.web.http.responses import no_file, problem
+from gateway.web.routes.proxying import CHUNK, quoted, relay, upstream_headers
+
+_CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
+# Bytes of a PNG file in which its texts are looked for. They come before the picture's data.
+USUAL_HEAD, MAX_HEAD = 2**17, 2**21
+_OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
+
+
+def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef | int:
+    """The file that a query names, or the status that ComfyUI refuses it with (server.py, view_image)."""
+    match = ANNOTATED.match(filename)
+    if match:
+        filename, kind = match["path"], match["kind"]
+    if not filename or filename[0] == "/" or ".." in filename or kind not in KINDS:
+        return 400
+    folder = folder_of(subfolder or "")
+    if folder.startswith(("/", "..")) or "\0" in folder + filename:
+        return 403
+    return FileRef(kind, folder, posixpath.basename(filename))
+
+
+def _find(gateway: Parts, identity: Identity, ref: FileRef) -> Holder | Upload | None:
+    found = gateway.engine.files.find(identity.tenant, ref)
+    return gateway.engine.files.find_any(ref) if found is None and identity.is_admin else found
+
+
+def _may_hold(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) -> frozenset[str] | None:
+    """Return the backends that an upload may be put on to be shown; None for all.
+
+    If an admin asks, its owner's backends count, because code on other backends must not read the upload.
+    """
+    files, policies = gateway.engine.files, gateway.policies
+    is_own = files.find(identity.tenant, ref) == upload
+    owners = [identity.tenant] if is_own else files.owners(ref, upload)
+    found = [allowed for owner in owners if (allowed := policies.of(owner).allowed) is not None]
+    return frozenset().union(*found) if len(found) == len(owners) else None
+
+
+def _place(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) -> Callable[[str], FileRef]:
+    """Return what tells the place of an upload on each backend. If an admin asks, its owner's places count."""
+    is_own = gateway.engine.files.find(identity.tenant, ref) == upload
+    owners = [identity.tenant] if is_own else gateway.engine.files.owners(ref, upload)
+    return partial(gateway.engine.places.of, owners[0] if owners else identity.tenant, ref)
+
+
+def _may_look_around(identity: Identity) -> bool:
+    """Whether a file that the ledger does not know may be looked for: it may be anybody's."""
+    return identity.is_admin or not identity.isolated
+
+
+def _is_kept_from(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> bool:
+    """Whether what a backend calls so is known as others': a team sees what is nobody's, not what a guest made."""
+    if identity.is_admin:
+        return False
+    return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
+
+
+def _is_closed(gateway: Parts, identity: Identity, backend: str) -> bool:
+    """Return True if a backend is dedicated to others by now, so that not even the caller's own files come from it."""
+    return not identity.is_admin and backend in gateway.policies.of(identity.tenant).closed
+
+
+def _kept_since(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> float | None:
+    """From when on a file there may be a guest's of which nothing is known yet (seconds since 1970); None for never."""
+    if identity.is_admin or ref.kind == "input":
+        return None
+    return gateway.engine.outputs.written_since(identity.tenant, backend.name)
+
+
+async def get_view(request: web.Request) -> web.StreamResponse:
+    """A file of the caller's, streamed; Range and conditional headers are the owner's to answer."""
+    query = request.rel_url.query
+    if "filename" not in query:
+        return problem(404, "no_filename", "The query names no file", "add ?filename=, and type and subfolder")
+    ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
+    if isinstance(ref, int):
+        details = "filename is a path below a folder, and type one of input, output and temp"
+        return problem(ref, "invalid_filename", "The query names no file", details)
+    return await _from_known(request, ref, "/view") or await _from_anywhere(request, ref)
+
+
+async def get_named(request: web.Request) -> web.StreamResponse | None:
+    """A file that another route than /view is asked for by name, as custom nodes' viewers are.
+
+    It comes from its owner, too, and an isolated tenant gets its own files alone. None if the route may go on as it is.
+    """
+    query = request.rel_url.query
+    ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
+    try:
+        found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
+    except UnknownTenant:
+        # That route may have a parameter of this name, with a meaning of its own.
+        found = None
+    if found is not None:
+        return found
+    return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else no_file()
+
+
+def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
+    gateway, identity = parts(request), caller(request)
+    return isinstance(ref, FileRef) and any(
+        _is_kept_from(gateway, identity, backend, ref) or _kept_since(gateway, identity, backend, ref) is not None
+        for backend in gateway.fleet.by_preference
+        if not _is_closed(gateway, identity, backend.name)
+    )
+
+
+async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
+    """A file that the ledger knows for the caller's; None for any other, whatever name it has by now."""
+    gateway, identity = parts(request), whose(request)
+    match _find(gateway, identity, ref):
+        case Holder(name, there) as holder:
+            backend = gateway.fleet.backends.get(name)
+            if backend is None:
+                return _removed(name, is_admin=caller(request).is_admin)
+            # An admin who asks as a tenant sees what is there, too.
+            if _is_closed(gateway, caller(request), name):
+                return problem(404, "file_closed", "This file can't be had any more", _CLOSED)
+            return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, there, holder))
+        case Upload() as upload:
+            return await _from_uploads(request, ref, upload, path)
+    return None
+
+
+async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path: str) -> web.StreamResponse:
+    """An upload: the gateway's own copy, unless a backend has to make something of it."""
+    gateway, query = parts(request), request.rel_url.query
+    kept = gateway.engine.uploads.blobs.path(upload.digest)
+    is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
+    if is_plain and kept.is_file():
+        gateway.engine.uploads.use(upload.digest)
+        return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
+    allowed = _may_hold(gateway, whose(request), ref, upload)
+    place = _place(gateway, whose(request), ref, upload)
+    # Its folder may have been emptied since the backend got it.
+    for anew in (False, True):
+        try:
+            backend, there = await gateway.engine.placer.somewhere(place, upload, allowed, anew=anew)
+        except BackendError as error:
+            return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
+        except FileMissing:
+            break
+        shown = await _from_backend(request, ref, backend, there, path, is_last=anew)
+        if shown is not None:
+            return shown
+    return no_file()
+
+
+def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers that ComfyUI sends a file with (server.py, view_image)."""
+    content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
+    sent = CIMultiDict({"Content-Type": content_type, "Content-Disposition": f'filename="{quoted(filename)}"'})
+    defuse(sent, headers.get("Sec-Fetch-Dest"))
+    return sent
+
+
+def _expected(gateway: Parts, identity: Identity, there: FileRef, holder: Holder) -> Known:
+    """What the file is known by. An admin sees whatever is there."""
+    return UNTOLD if identity.is_admin else gateway.engine.outputs.expected(identity.tenant, there, holder)
+
+
+def _path(request: web.Request, ref: FileRef, path: str) -> str:
+    rest = [(k, v) for k, v in request.rel_url.query.items() if k not in _OWN_QUERY]
+    named = [("filename", ref.filename), *([("subfolder", ref.subfolder)] if ref.subfolder else []), ("type", ref.kind)]
+    return f"{path}?" + urlencode([*named, *rest])
+
+
+async def _from_backend(
+    request: web.Request,
+    ref: FileRef,
+    backend: Backend,
+    there: FileRef,
+    path: str,
+    known: Known = UNTOLD,
+    *,
+    is_last: bool = True,
+) -> web.StreamResponse | None:
+    """What a backend shows; None if that is another file than the one that is known so.
+
+    Its 404 is shown as well if the place `is_last` of those where the file may be.
+    """
+    headers = upstream_headers(request.headers)
+    try:
+        hidden = await _hidden_names(request, backend, there, path)
+        if hidden and "," in headers.get("Range", ""):
+            # The parts of an answer with several have no place of their own to be written over.
+            del headers["Range"]
+        async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
+            if found.status == 404 and not is_last:
+                return None
+            # Asked after the answer has begun: what that was made of had not changed till then.
+            if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
+                return None
+            return await relay(request, found, (there.filename, ref.filename), patches=hidden)
+    except Unreachable as error:
+        if isinstance(error, Refused):
+            parts(request).fleet.refused(backend)
+        return _unavailable(backend.name, str(backend.health))
+    except BackendError:
+        if request.get(STREAMING):
+            raise
+        return _unavailable(backend.name, str(backend.health))
+
+
+async def _hidden_names(request: web.Request, backend: Backend, there: FileRef, path: str) -> list[Patch]:
+    """Return what to write over the secret names in a PNG file (`outputs.hide_names`), nothing for any other.
+
+    Raises:
+        BackendError: the backend can't be reached.
+    """
+    gateway, identity, query = parts(request), caller(request), request.rel_url.query
+    is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
+    is_hidden = gateway.settings.outputs.hide_names and not identity.is_admin and gateway.is_judged(identity.tenant)
+    if not (is_hidden and is_plain and there.filename.lower().endswith(".png")):
+        return []
+    head = b""
+    for size in (USUAL_HEAD, MAX_HEAD):
+        first = {"Range": f"bytes=0-{size - 1}"}
+        async with backend.client.open("GET", view_path(there), headers=first) as found:
+            head = await _up_to(found, size) if found.status in (200, 206) else b""
+        if len(head) < size or holds_texts(head):
+            break
+    return text_patches(head, partial(gateway.engine.outputs.reveal_text, identity.tenant))
+
+
+async def _up_to(found: aiohttp.ClientResponse, size: int) -> bytes:
+    """Return the first `size` bytes of an answer."""
+    head = bytearray()
+    async for chunk in found.content.iter_chunked(CHUNK):
+        head += chunk
+        if len(head) >= size:
+            break
+    return bytes(head[:size])
+
+
+def _removed(backend: str, *, is_admin: bool) -> web.Response:
+    """Return the refusal for a file of a backend that is configured no more; only an admin reads its name."""
+    extra = {"backend": backend} if is_admin else {}
+    what = f"backend '{backend}'" if is_admin else "that backend"
+    details = f"{what} is not in the configuration any more; an operator can add it again"
+    return problem(404, "owner_removed", "The backend that has this file was removed", details, None, **extra)
+
+
+def _unavailable(backend: str, state: str) -> web.Response:
+    return problem(
+        503,
+        "owner_unavailable",
+        "The backend that has this file can't be reached",
+        f"backend '{backend}' is {state}; try again later",
+        {"Retry-After": "5"},
+        backend=backend,
+        state=state,
+    )
+
+
+async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamResponse:
+    """A file unknown to the ledger: another run's, or put there by hand."""
+    if not _may_look_around(whose(request)):
+        return no_file()
+    headers = upstream_headers(request.headers)
+    for backend in parts(request).fleet.alive(readable(request)):
+        if _is_kept_from(parts(request), caller(request), backend, ref):
+            continue
+        since = _kept_since(parts(request), whose(request), backend, ref)
+        try:
+            async with backend.client.open(request.method, _path(request, ref, "/view"), headers=headers) as found:
+                if found.status != 404 and (since is None or await is_older(backend, ref, since)):
+                    return await relay(request, found)
+        except BackendError:
+            if request.get(STREAMING):
+                raise
+    return no_file()
+
+
+async def locate(
+    gateway: Parts, identity: Identity, ref: FileRef, *, anew: bool = False
+) -> tuple[Backend, FileRef, Known] | None:
+    """A backend that has a file of the caller's, what it calls it and knows it by; None if there is no such file.
+
+    With `anew` it is looked whether an upload is there, wherever it was put.
+
+    Raises:
+        BackendError: none that has it can be reached.
+        FileMissing: the gateway's own copy is gone, or the backend that has the file is not for the caller any more.
+    """
+    allowed = None if identity.is_admin else gateway.policies.of(identity.tenant).allowed
+    match _find(gateway, identity, ref):
+        case Upload() as upload:
+            may_hold = _may_hold(gateway, identity, ref, upload)
+            place = _place(gateway, identity, ref, upload)
+            return *await gateway.engine.placer.somewhere(place, upload, may_hold, anew=anew), UNTOLD
+        case Holder(name, there) as holder:
+            backend = gateway.fleet.backends.get(name)
+            if _is_closed(gateway, identity, name):
+                raise FileMissing(_CLOSED)
+            if backend is None or not backend.pulse.alive:
+                raise Unreachable(f"backend '{name}' that has it is down")
+            return backend, there, _expected(gateway, identity, there, holder)
+    if not _may_look_around(identity):
+        return None
+    closed = [
+        each
+        for each in gateway.fleet.by_preference
+        if _is_kept_from(gateway, identity, each, ref) or _kept_since(gateway, identity, each, ref) is not None
+    ]
+    backend = await gateway.engine.placer.holder_of(ref, *closed, allowed=allowed)
+    return None if backend is None else (backend, ref, UNTOLD)

@@ -1,0 +1,1 @@
+"""Sockets and TLS: connections from their acceptance until a request is parsed."""
