@@ -17,7 +17,8 @@ import time
 import psutil
 import uvloop
 
-from gateway import app, cli
+from gateway import app
+from gateway.cli import main
 
 BEAT_SECONDS = 0.001
 _MILLION = 1_000_000
@@ -119,5 +120,5 @@ def time_callbacks() -> None:
 
 if __name__ == "__main__":
     time_callbacks()
-    cli.Gateway = Watched  # type: ignore[misc]
-    cli.main()
+    main.Gateway = Watched  # type: ignore[misc]
+    main.main()

@@ -13,7 +13,7 @@ from typing import Any
 from click import Command
 from click.testing import CliRunner
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.jobs.state.transitions import LIFE
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics

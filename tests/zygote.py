@@ -181,7 +181,7 @@ def main(channel: int) -> None:
     """Import, then fork."""
     # Ctrl-C is for the tests, which end what they have started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for module in ("uvloop", "gateway.cli", "gateway.simulator.command"):
+    for module in ("uvloop", "gateway.cli.main", "gateway.simulator.command"):
         __import__(module)
     gc.collect()
     gc.freeze()

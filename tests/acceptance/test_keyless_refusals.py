@@ -17,9 +17,9 @@ from tests.workflows import slow, text_to_image
 
 # Modules whose texts are for those who run the gateway, or for somebody who has given a key, or about another key.
 ABOUT_KEYS = {
-    "check.py",
-    "keys.py",
-    "cli.py",
+    "cli/check.py",
+    "cli/keys.py",
+    "cli/main.py",
     "conformance/asking.py",
     "tenants/keys.py",
     "tenants/stored_keys.py",

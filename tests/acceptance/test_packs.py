@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.check import Row, _print_trust
+from gateway.cli.check import Row, _print_trust
 from gateway.settings import Settings
 from tests.acceptance.test_commands import command
 from tests.lab import GatewayProcess, Lab, until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from gateway.cli import main
+from gateway.cli.main import main
 from tests.acceptance.test_takeover import history_there
 from tests.acceptance.test_uploads import brought, png, upload
 from tests.comfy_client import Comfy

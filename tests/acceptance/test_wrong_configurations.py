@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli import main
-from gateway.judgement import warnings
+from gateway.cli.main import main
+from gateway.preflight import warnings
 from gateway.settings import load
 from tests import disk
 from tests.acceptance.test_commands import command

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.settings import SettingsError, load
 from tests.acceptance.test_commands import command
 from tests.lab import GatewayProcess, Lab, until

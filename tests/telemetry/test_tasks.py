@@ -24,7 +24,7 @@ from tests.lab import Lab, until
 
 SOURCE = Path(gateway.__file__).parent
 # They end with what they serve: the demo's process, a client's socket. A reader ends with its document.
-ENDING = {("demo.py", "_draw"), ("demo.py", "_backends_up"), ("sessions/client_socket.py", "_write")}
+ENDING = {("cli/demo.py", "_draw"), ("cli/demo.py", "_backends_up"), ("sessions/client_socket.py", "_write")}
 
 
 class Odd(Exception):

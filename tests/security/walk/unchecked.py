@@ -37,7 +37,7 @@ def switch_off() -> None:
 
 
 if __name__ == "__main__":
-    from gateway.cli import main
+    from gateway.cli.main import main
 
     switch_off()
     main()

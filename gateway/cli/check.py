@@ -24,7 +24,7 @@ from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
-from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, Machine, hints, judge_machine, load_or_exit, warnings
+from gateway.preflight import EXIT_UNUSABLE, EXIT_USAGE, Machine, hints, judge_machine, load_or_exit, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
 from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies

@@ -12,14 +12,14 @@ from typing import Any
 import click
 
 from gateway.app import Gateway, OpenToStrangers
-from gateway.check import check
-from gateway.demo import demo
-from gateway.journal import journal
-from gateway.judgement import EXIT_UNUSABLE, EXIT_USAGE, OPEN, load_or_exit, warnings
-from gateway.keys import keys
+from gateway.cli.check import check
+from gateway.cli.demo import demo
+from gateway.cli.journal import journal
+from gateway.cli.keys import keys
+from gateway.cli.standard_streams import open_missing, say
+from gateway.preflight import EXIT_UNUSABLE, EXIT_USAGE, OPEN, load_or_exit, warnings
 from gateway.settings import ADMIN_KEYS, Settings, admin_keys_of, backends_of, keys_of
 from gateway.simulator.command import simulate
-from gateway.standard_streams import open_missing, say
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.garbage_collection import set_thresholds
