@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.acceptance.test_uploads import png, upload
 from tests.clock import Clock
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
+from tests.support.pictures import png
+from tests.support.uploads import upload
 
 NOBODY = "http://127.0.0.1:1"
 PICTURE = {"filename": "pic.png", "type": "input"}

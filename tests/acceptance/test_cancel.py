@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.test_access import ANNA, BEN, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.two_users import ANNA, BEN, with_keys
 from tests.workflows import slow
 
 BY_NAME = ("delete", "interrupt", "cancel", "cancel batch")

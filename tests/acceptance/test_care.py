@@ -9,6 +9,7 @@ import pytest
 
 from tests.comfy_client import Comfy, Listener
 from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.backend_state import described, posts
 from tests.workflows import failing, slow
 
 ONCE = ("execution_start", "execution_cached")
@@ -39,22 +40,11 @@ async def check_entry(comfy: Comfy, prompt_id: str, end: str) -> dict[str, Any]:
     return last
 
 
-async def described(comfy: Comfy, name: str) -> dict[str, Any]:
-    """What the gateway knows of a backend."""
-    found: dict[str, Any] = next(b for b in (await comfy.get("/gateway/backends"))["backends"] if b["name"] == name)
-    return found
-
-
 async def metric(lab: Lab, gateway: GatewayProcess, line: str) -> float:
     """A metric, by its name and labels as shown; 0 while it is not."""
     async with lab.http.get(f"{gateway.url}/metrics") as answer:
         text = await answer.text()
     return next((float(each.rsplit(" ", 1)[1]) for each in text.splitlines() if each.startswith(f"{line} ")), 0.0)
-
-
-async def posts(lab: Lab, *simulators: Simulator) -> list[int]:
-    """How many prompts each was sent."""
-    return [(await simulator.requests(lab.http)).get("POST /prompt", 0) for simulator in simulators]
 
 
 async def test_out_of_memory_runs_once_more_elsewhere(lab: Lab) -> None:

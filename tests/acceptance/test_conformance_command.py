@@ -14,9 +14,9 @@ from aiohttp import web
 from gateway.conformance import suite
 from gateway.conformance.asking import Examination
 from gateway.conformance.suite import Outcome
-from tests.acceptance.test_commands import command
 from tests.conformance.replay import recording
 from tests.lab import Lab, until
+from tests.support.commands import command
 
 KEY = "key-for-conformance-1"
 Handler = Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.acceptance.test_takeover import history_there
-from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.backend_history import history_there
+from tests.support.pictures import png
+from tests.support.uploads import upload
 from tests.tenancy import BOSS, caller, serve, write_config
 from tests.workflows import slow
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import brought, load, png, result, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab, Simulator, until
-from tests.security.test_copies import clean, only
 from tests.security.world import ask, caller, start
+from tests.support.pictures import colour, png
+from tests.support.saved_copies import clean, only
+from tests.support.uploads import brought, load, result, upload
 from tests.workflows import slow
 
 MINE = (40, 50, 60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import time
 import uuid
@@ -11,11 +10,11 @@ from typing import Any
 
 import httpx
 import websocket
-from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
 from tests.comfy_client import Comfy
 from tests.lab import Lab
+from tests.support.pictures import colour
 from tests.workflows import text_to_image
 
 
@@ -59,14 +58,6 @@ def run_with_progress(url: str, workflow: dict[str, Any]) -> tuple[list[dict[str
             images += data["output"].get("images", [])
     socket.close()
     return images, seen
-
-
-def colour(data: bytes) -> tuple[int, ...]:
-    """The colour of an image's first pixel."""
-    with Image.open(io.BytesIO(data)) as image:
-        pixel = image.convert("RGB").getpixel((0, 0))
-    assert isinstance(pixel, tuple)
-    return pixel
 
 
 async def test_queue_and_poll(lab: Lab) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_order import WEB_UI
 from tests.comfy_client import Comfy, Listener
 from tests.lab import Lab
+from tests.support.pictures import colour
+from tests.support.web_ui import WEB_UI
 from tests.workflows import failing, slow
 
 CLIENTS = ("anna", "ben")

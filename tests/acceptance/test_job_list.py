@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.acceptance.test_uploads import ANNA, BEN, BOSS, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import Lab
+from tests.support.uploads import ANNA, BEN, BOSS, with_keys
 from tests.workflows import slow
 
 # More than is usual.

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from gateway.store.sqlite import MAX_LOG_BYTES
 from tests import disk
-from tests.acceptance.test_commands import command
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
+from tests.support.commands import command
 from tests.workflows import slow
 
 

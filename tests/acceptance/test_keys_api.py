@@ -12,40 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.acceptance.test_commands import command
-from tests.acceptance.test_uploads import ANNA, BOSS, with_keys
 from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
+from tests.lab import Lab, until
+from tests.support.commands import command
+from tests.support.keys_api import CLOSED, ask, audit, make, status_of, wrong
+from tests.support.uploads import ANNA, BOSS, with_keys
 from tests.workflows import slow
-
-CLOSED = {"type": "closed CLOSE", "data": {"code": aiohttp.WSCloseCode.POLICY_VIOLATION}}
-Answer = tuple[int, dict[str, Any], dict[str, str]]
-
-
-async def ask(lab: Lab, gateway: GatewayProcess, method: str, path: str, body: Any = None, key: str = BOSS) -> Answer:
-    """Ask the admin API; (status, JSON, headers)."""
-    headers = {"X-API-Key": key} if key else {}
-    async with lab.http.request(method, f"{gateway.url}/gateway/keys{path}", json=body, headers=headers) as answer:
-        return answer.status, await answer.json(), dict(answer.headers)
-
-
-async def make(lab: Lab, gateway: GatewayProcess, name: str, **more: Any) -> str:
-    """Make a key; the secret."""
-    status, made, headers = await ask(lab, gateway, "POST", "", {"name": name, **more})
-    assert status == 201, made
-    assert headers["Cache-Control"] == "no-store"
-    return str(made["key"])
-
-
-async def status_of(lab: Lab, gateway: GatewayProcess, key: str, path: str = "/queue") -> int:
-    """What a key gets."""
-    async with lab.http.get(gateway.url + path, headers={"X-API-Key": key}) as answer:
-        return answer.status
-
-
-def audit(gateway: GatewayProcess, action: str) -> list[dict[str, Any]]:
-    """Lines of the audit log."""
-    return [line for line in gateway.log_lines() if line["event"] == "audit" and line["action"] == action]
 
 
 async def test_a_key_lives_in_the_store(lab: Lab) -> None:
@@ -300,11 +272,6 @@ async def test_a_key_of_the_file_goes_before_one_of_the_store(lab: Lab) -> None:
     assert (await ask(lab, gateway, "DELETE", "/anna"))[0] == 200
     assert (await ask(lab, gateway, "DELETE", "/anna"))[0] == 409
     assert await status_of(lab, gateway, ANNA) == 200
-
-
-async def wrong(lab: Lab, gateway: GatewayProcess, count: int, path: str = "/queue") -> list[int]:
-    """Guess."""
-    return [await status_of(lab, gateway, f"guess-{path}-{n}-{time.monotonic()}", path) for n in range(count)]
 
 
 async def test_one_who_guesses_waits_and_others_go_on(lab: Lab) -> None:

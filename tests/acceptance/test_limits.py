@@ -12,9 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
+from tests.support.pictures import png
+from tests.support.uploads import upload
 from tests.tenancy import BOSS, caller, serve, write_config
 from tests.workflows import slow
 

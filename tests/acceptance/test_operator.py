@@ -11,11 +11,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.test_commands import command
-from tests.acceptance.test_keys_api import audit
-from tests.acceptance.test_uploads import ANNA, BOSS, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
+from tests.support.commands import command
+from tests.support.keys_api import audit
+from tests.support.uploads import ANNA, BOSS, with_keys
 from tests.workflows import failing, slow, text_to_image
 
 LONG: dict[str, Any] = {"steps": 1000, "step_seconds": 0.1}

@@ -6,14 +6,8 @@ import pytest
 
 from tests.comfy_client import Comfy
 from tests.lab import Lab
+from tests.support.web_ui import WEB_UI
 from tests.workflows import slow
-
-# What the web UI says of itself.
-WEB_UI = {
-    "supports_preview_metadata": True,
-    "supports_manager_v4_ui": True,
-    "supports_progress_text_metadata": True,
-}
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
+from tests.support.pictures import colour
 from tests.workflows import slow
 
 

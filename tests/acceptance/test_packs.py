@@ -8,8 +8,8 @@ import pytest
 
 from gateway.cli.check import Row, _print_trust
 from gateway.settings import Settings
-from tests.acceptance.test_commands import command
 from tests.lab import GatewayProcess, Lab, until
+from tests.support.commands import command
 from tests.tenancy import BOSS, caller, serve, write_config
 
 LINE = 'tenants: {default: {nodes: {trust: ["gwtest"]}}}'

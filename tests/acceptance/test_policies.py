@@ -9,10 +9,11 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from gateway.cli.main import main
-from tests.acceptance.test_takeover import history_there
-from tests.acceptance.test_uploads import brought, png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.backend_history import history_there
+from tests.support.pictures import png
+from tests.support.uploads import brought, upload
 from tests.tenancy import BOSS, caller, serve, write_config
 from tests.workflows import slow, text_to_image
 

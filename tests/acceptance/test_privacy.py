@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import ANNA, BEN, load, png, result, upload, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import Lab
+from tests.support.pictures import colour, png
+from tests.support.uploads import ANNA, BEN, load, result, upload, with_keys
 from tests.workflows import slow
 
 

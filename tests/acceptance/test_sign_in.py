@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from tests.acceptance.test_keys_api import CLOSED, ask, audit, make, wrong
-from tests.acceptance.test_uploads import ANNA, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab
+from tests.support.keys_api import CLOSED, ask, audit, make, wrong
+from tests.support.uploads import ANNA, with_keys
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 

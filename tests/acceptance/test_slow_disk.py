@@ -7,9 +7,9 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 
-from tests.acceptance.test_care import described, posts
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
+from tests.support.backend_state import described, posts
 from tests.workflows import slow
 
 

@@ -7,9 +7,10 @@ import json
 import signal
 from dataclasses import dataclass
 
-from tests.acceptance.test_uploads import ANNA, png, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
+from tests.support.pictures import png
+from tests.support.uploads import ANNA, with_keys
 from tests.workflows import slow
 
 NOBODY = "http://127.0.0.1:1"

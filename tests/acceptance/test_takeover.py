@@ -6,16 +6,11 @@ import signal
 from typing import Any
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.backend_history import history_there
+from tests.support.pictures import colour
 from tests.workflows import slow, text_to_image
-
-
-async def history_there(lab: Lab, simulator: Simulator) -> dict[str, Any]:
-    """What a backend has run, by its own account."""
-    found: dict[str, Any] = await Comfy(lab.http, simulator.url).get("/history")
-    return found
 
 
 async def one_busy_one_late(lab: Lab, *options: str, **settings: Any) -> tuple[list[Simulator], GatewayProcess]:

@@ -10,10 +10,11 @@ import zlib
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.acceptance.test_uploads import load, png, result
 from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.security.world import Seen, ask
+from tests.support.pictures import png
+from tests.support.uploads import load, result
 
 MINE = (21, 31, 41)
 PNG = png(MINE)

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tests.acceptance.test_uploads import ANNA, BEN, BOSS, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import Lab
+from tests.support.uploads import ANNA, BEN, BOSS, with_keys
 
 TIMES = ("modified", "created")
 Step = tuple[str, str, Any]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from playwright.async_api import Browser, async_playwright, expect
 
-from tests.browser.ui import SHOTS, Ui
+from tests.browser.walks import LIMIT, Both, Walk, walk_as_new_user
 from tests.lab import Lab
 
 ARGUMENTS = (
@@ -18,16 +17,6 @@ ARGUMENTS = (
 ).split()
 # Nothing that is seen here depends on what is reachable outside.
 NO_INTERNET = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-LIMIT = 20_000
-
-Walk = Callable[[Ui], Awaitable[None]]
-
-
-class Both(Protocol):
-    """Takes a walk twice."""
-
-    async def __call__(self, walk: Walk, backends: int = 3) -> None:
-        """Take it with one ComfyUI, then with a gateway."""
 
 
 @pytest.fixture
@@ -38,29 +27,6 @@ async def chromium() -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=[*ARGUMENTS, NO_INTERNET])
         yield browser
         await browser.close()
-
-
-@pytest.fixture
-def shots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where screenshots go: below $BROWSER_SHOTS, if that is set; else there is one of what failed."""
-    folder = Path(SHOTS) / request.node.name if SHOTS else tmp_path / "shots"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-async def walk_as_new_user(browser: Browser, walk: Walk, url: str, shots: Path, kind: str) -> set[str]:
-    """Take a walk in a browser that has never been there; what went wrong on it."""
-    context = await browser.new_context(viewport={"width": 1400, "height": 900})
-    context.set_default_timeout(LIMIT)
-    ui = Ui(await context.new_page(), url, shots, kind)
-    try:
-        await walk(ui)
-    except BaseException:
-        await ui.shot("failed", anyway=True)
-        raise
-    finally:
-        await context.close()
-    return ui.troubles
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from playwright.async_api import Browser, Page, expect
 
-from tests.acceptance.test_access import ANNA, BEN, with_keys
-from tests.browser.conftest import walk_as_new_user
 from tests.browser.ui import BLUE, Ui
+from tests.browser.walks import walk_as_new_user
 from tests.lab import Lab
+from tests.support.two_users import ANNA, BEN, with_keys
 from tests.workflows import slow
 
 COOKIE = "comfyui_gateway_key"

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 from playwright.async_api import expect
 
-from tests.browser.conftest import Both
 from tests.browser.ui import BLUE, GREEN, RED, Ui, colour
+from tests.browser.walks import Both
 from tests.lab import until
 from tests.workflows import slow
 

@@ -14,13 +14,13 @@ from PIL import Image
 
 from gateway.comfy import json_codec
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
 from tests.chaos.clients import Accepted, Client
 from tests.chaos.plan import BACKENDS, EXCUSES
 from tests.chaos.story import TERMINAL, Place
 from tests.chaos.world import AFTERMATH, World
 from tests.comfy_client import Comfy
 from tests.lab import until
+from tests.support.pictures import colour
 
 ENDED_WITH = {"success": "execution_success", "error": "execution_error"}
 # How many more there may be in the end than in the beginning: files and sockets, threads, tasks.

@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.clients.driving import Driver, Run
-from tests.lab import Lab, Simulator
+from tests.clients.target import Target
+from tests.lab import Lab
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
@@ -99,15 +99,6 @@ def python_driver(python_with_clients: Path, tmp_path: Path, runs: list[Run]) ->
 def node_driver(node_with_clients: Path, runs: list[Run]) -> Callable[[str], Driver]:
     """Drivers in JavaScript, by their file's name; they find their client from the directory they run in."""
     return lambda program: Driver(Path(shutil.which("node") or "node"), program, node_with_clients, runs)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a client is pointed at."""
-
-    url: str
-    is_gateway: bool
-    simulators: tuple[Simulator, ...]
 
 
 @pytest_asyncio.fixture(params=["simulator", "gateway"], scope="module", loop_scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.clients.conftest import Target
 from tests.clients.driving import Driver, colours, gateway_only, loading, picture
+from tests.clients.target import Target
 from tests.lab import Lab
 from tests.workflows import slow
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.clients.conftest import Target
 from tests.clients.driving import Driver, gateway_only, run_together
+from tests.clients.target import Target
 from tests.lab import Lab
 from tests.workflows import slow
 

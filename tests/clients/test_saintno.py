@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.clients.conftest import Target
 from tests.clients.driving import Driver, busy, colours, is_near, loading, mean_colour, picture
+from tests.clients.target import Target
 from tests.comfy_client import Comfy
 from tests.lab import Lab
 from tests.workflows import failing, slow

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.clients.conftest import Target
 from tests.clients.driving import Driver, colours, gateway_only
+from tests.clients.target import Target
 from tests.workflows import failing, slow
 
 SEEDS = [90_000 * n + 31 for n in range(4)]

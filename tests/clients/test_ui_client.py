@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import Target
 from tests.clients.driving import Driver, colours, gateway_only, loading, picture, run_together
+from tests.clients.target import Target
 from tests.lab import Lab
 from tests.workflows import slow
 

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import pytest_asyncio
 
+from tests.conformance.target import Target
 from tests.lab import Lab
-
-
-@dataclass(frozen=True)
-class Target:
-    """A ComfyUI, or what passes for one."""
-
-    url: str
-    kind: str
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

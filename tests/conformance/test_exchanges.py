@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from tests.conformance.conftest import Target
 from tests.conformance.replay import exchange, expected_body, normal, recording
+from tests.conformance.target import Target
 from tests.lab import Lab, until
 
 PROMPT_ERRORS = recording("prompt_errors.json")

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conformance.conftest import Target
 from tests.conformance.replay import exchange, normal, recording
+from tests.conformance.target import Target
 from tests.lab import Lab, until
 
 NAMES = [

@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.conformance.shapes import Comparison, compare, kind
 from tests.conformance.distil import merge, shape_of
+from tests.support.json_values import values
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=20,
-)
 objects = st.dictionaries(st.text(min_size=1, max_size=5), values, min_size=1, max_size=5)
 JOBS: dict[str, Any] = {
     "type": "object",

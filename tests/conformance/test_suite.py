@@ -18,7 +18,7 @@ from gateway.conformance import suite
 from gateway.conformance.suite import Outcome, Suite, Verdict
 from tests.conformance.distil import TARGET, distilled
 from tests.conformance.replay import recording
-from tests.conformance.test_shapes import values
+from tests.support.json_values import values
 
 SUITE: Suite = suite.load()
 INFO: dict[str, Any] = recording("object_info_subset.json")

@@ -25,9 +25,10 @@ from gateway.store.blobs import BlobStore
 from gateway.store.protocol import StoreError
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry.metrics import Metrics
-from tests.acceptance.test_uploads import folder, png
-from tests.comfy.test_media_references import CONCAT, HLS, tag
 from tests.lab import Lab, Simulator
+from tests.support.media import CONCAT, HLS, tag
+from tests.support.pictures import png
+from tests.support.uploads import folder
 
 WANTED = FileRef("input", "", "film.mp4")
 OUTPUT = FileRef("output", "", "film.txt")

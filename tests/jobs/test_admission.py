@@ -14,13 +14,8 @@ from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef
 from gateway.jobs.state.prompt_bounds import Bounds, Rejection
 from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
+from tests.support.json_values import JSON
 from tests.workflows import slow, text_to_image
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
 
 
 def test_what_is_read() -> None:

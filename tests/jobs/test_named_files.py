@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.comfy.file_refs import FileRef
 from gateway.jobs.state.input_index import NamedFiles
 from gateway.jobs.state.job import Job
-from tests.jobs.test_ledger import admit, loading, new_ledger
+from tests.support.ledgers import admit, loading, new_ledger
 
 PIC, OTHER = FileRef("input", "", "pic.png"), FileRef("input", "", "other.png")
 

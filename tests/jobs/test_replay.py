@@ -17,7 +17,7 @@ from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.records import job_of
 from gateway.store.protocol import Change, HistoryRemoval, JobRecord, JobRemoval
 from gateway.store.statements import apply, migrate
-from tests.jobs.test_ledger import _LOOP, RUNS, LedgerMachine, Paper, admit
+from tests.support.ledgers import _LOOP, RUNS, LedgerMachine, Paper, admit
 
 BACKENDS = ("b1", "b2")
 Key = tuple[str, str]

@@ -12,7 +12,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.scheduling.retries import Retries, backoff
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
-from tests.jobs.test_ledger import Paper, admit, new_ledger
+from tests.support.ledgers import Paper, admit, new_ledger
 
 
 def test_it_doubles_up_to_a_limit() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.bus import LocalBus, session_topic
 from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
 from gateway.jobs.events.client_events import MAX_HELD_BYTES, Telling
-from tests.jobs.test_ledger import admit, new_ledger
+from tests.support.ledgers import admit, new_ledger
 
 MIB = 2**20
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab
 from tests.security.between import Between
 from tests.security.world import ask
+from tests.support.pictures import colour
 from tests.workflows import slow
 
 # What only Anna ever wrote, and the colours of what each makes.

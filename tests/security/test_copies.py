@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import brought, load, png, result, upload
 from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
+from tests.lab import Lab
 from tests.security.world import ask, caller, start
+from tests.support.pictures import colour, png
+from tests.support.saved_copies import clean, made, only, saved_and_goes_on
+from tests.support.uploads import brought, load, result, upload
 from tests.workflows import slow
 
 ANNAS, BENS = 0x112233, 0x445566
-
-
-async def only(lab: Lab, gateway: GatewayProcess, name: str) -> None:
-    """From now on prompts go to this one of two backends."""
-    boss = caller(lab, gateway, "boss")
-    other = {"b1": "b2", "b2": "b1"}[name]
-    for backend, action in ((name, "resume"), (other, "drain")):
-        assert (await boss.post(f"/gateway/backends/{backend}/{action}"))[0] == 200
-
-
-async def made(comfy: Comfy, prompt: dict[str, Any]) -> dict[str, str]:
-    """The one image of a prompt."""
-    (image,) = comfy.images(await comfy.entry(await comfy.prompt(prompt)))
-    return image
-
-
-async def saved_and_goes_on(comfy: Comfy, seed: int) -> str:
-    """A job that has saved an image, and has long to go; its id."""
-    prompt = slow(seed)
-    prompt["3"] = {"class_type": "SlowSampler", "inputs": {**prompt["1"]["inputs"], "steps": 1000, "seed": 1}}
-    prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "later"}}
-    listener = await comfy.listen("c")
-    prompt_id = await comfy.prompt(prompt, "c")
-    await listener.next("executed")
-    return prompt_id
-
-
-def clean(base: Path, kind: str = "output") -> None:
-    """What an operator's nightly job does."""
-    for path in (base / kind).iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 async def test_a_copy_of_what_is_not_there_any_more_is_nobodys_input(lab: Lab, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from urllib.parse import urlencode
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import brought, load, png, upload
 from tests.clock import Clock
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator, until
-from tests.security.test_copies import clean, made, only, saved_and_goes_on
 from tests.security.world import ask, caller, start
+from tests.support.pictures import colour, png
+from tests.support.saved_copies import clean, made, only, saved_and_goes_on
+from tests.support.uploads import brought, load, upload
 from tests.workflows import slow
 
 ANNAS, BENS = 0x112233, 0x445566

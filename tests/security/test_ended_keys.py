@@ -6,11 +6,11 @@ import asyncio
 import io
 import socket
 
-from tests.acceptance.test_keys_api import ask, make
-from tests.acceptance.test_uploads import upload, with_keys
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
-from tests.security.test_slow import metric, rest
+from tests.support.keys_api import ask, make
+from tests.support.metrics import metric, rest
+from tests.support.uploads import upload, with_keys
 
 SIZE = 30_000_000
 FORM = b'--b\r\nContent-Disposition: form-data; name="image"; filename="late.bin"\r\n\r\nbytes\r\n--b--\r\n'

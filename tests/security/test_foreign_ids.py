@@ -8,10 +8,10 @@ from gateway.jobs.state.submission import encode_for_journal, read
 from gateway.simulator.nodes import seed_colour
 from gateway.store.protocol import HistoryRecord, JobRecord
 from gateway.store.sqlite import SqliteStore
-from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.security.world import caller, start
+from tests.support.pictures import colour
 from tests.workflows import slow
 
 SHARED_ID = "11111111-2222-4333-8444-555555555555"

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab
-from tests.security.test_hidden_uploads import SECRET, surfaces
 from tests.security.world import caller, start
+from tests.support.hidden_uploads import SECRET, surfaces
+from tests.support.pictures import colour, png
+from tests.support.uploads import upload
 from tests.workflows import slow
 
 PLACE = re.compile(r"o/[0-9a-f]{32}/f/.+")

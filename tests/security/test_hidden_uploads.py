@@ -10,14 +10,15 @@ from typing import Any
 
 from PIL import Image
 
-from tests.acceptance.test_uploads import brought, load, png, result, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.security.world import caller, start
+from tests.support.hidden_uploads import SECRET, surfaces
+from tests.support.pictures import png
+from tests.support.uploads import brought, load, result, upload
 
 PICTURE, OTHER = png((9, 8, 7)), png((1, 2, 3))
 FOLDER = re.compile(r"u/[0-9a-f]{32}/f")
-SECRET = re.compile(r"(?<![0-9a-f])[uo][/\\-]+[0-9a-f]{32}")
 
 
 async def placed(base: Path, content: bytes, count: int = 1) -> list[str]:
@@ -28,12 +29,6 @@ async def placed(base: Path, content: bytes, count: int = 1) -> list[str]:
         return sorted(found) if len(found) >= count else []
 
     return await until(look, what="the upload on its backend")
-
-
-async def surfaces(comfy: Comfy, *jobs: str) -> str:
-    """All that a caller can read about its jobs and about files."""
-    paths = ("/history", "/queue", "/api/jobs", "/object_info", *(f"/api/jobs/{job}" for job in jobs))
-    return json.dumps([await comfy.get(path) for path in paths])
 
 
 async def test_each_upload_has_a_folder_of_its_own(lab: Lab, tmp_path: Path) -> None:

@@ -15,17 +15,17 @@ import pytest
 import pytest_asyncio
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, until
-from tests.security.test_copies import made
 from tests.security.world import World, caller, start, start_world
+from tests.support.isolation import SECRET, node, saved, seen, tells
+from tests.support.pictures import colour, png
+from tests.support.saved_copies import made
+from tests.support.uploads import upload
 from tests.tenancy import BOSS, key_of, serve, write_config
 from tests.tenancy import caller as holder
 from tests.workflows import slow
 
-SECRET = (201, 13, 77)
 ANNAS = 0x112233
 # The limit on names would end these tests; it has one of its own.
 MANY_NAMES = {"tenants__default__limits__bad_names_per_minute": 1_000_000}
@@ -39,16 +39,8 @@ async def world(shared_lab: Lab) -> World:
     return await start_world(shared_lab, **MANY_NAMES)
 
 
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
 def switched(source: str) -> dict[str, Any]:
     return node("ComfySwitchNode", switch=True, on_true=[source, 0], on_false=[source, 0])
-
-
-def saved(source: str) -> dict[str, Any]:
-    return node("SaveImage", images=[source, 0], filename_prefix="bens")
 
 
 def shown(source: str) -> dict[str, Any]:
@@ -57,21 +49,6 @@ def shown(source: str) -> dict[str, Any]:
 
 IMAGE = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
 VIDEO = node("CreateVideo", images=["i", 0], fps=30)
-
-
-async def seen(comfy: Comfy, prompt: dict[str, Any]) -> str:
-    """All that a caller is told of a prompt: the answer, and the entry and the colours of its images if it ran."""
-    status, answer = await comfy.post("/prompt", {"prompt": prompt})
-    if status != 200:
-        assert status == 400, answer
-        return json.dumps(answer)
-    entry = await comfy.entry(answer["prompt_id"])
-    colours = [colour(await comfy.view(image)) for image in comfy.images(entry)]
-    return json.dumps([answer, entry, colours])
-
-
-def tells(secret: tuple[int, ...]) -> str:
-    return json.dumps(list(secret))
 
 
 async def refused(comfy: Comfy, prompt: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import brought, png, upload
 from tests.lab import Lab, until
-from tests.security.test_isolation import SECRET, node, saved
 from tests.security.world import World, base_of, start_world
+from tests.support.isolation import SECRET, node, saved
+from tests.support.pictures import colour, png
+from tests.support.uploads import brought, upload
 from tests.workflows import slow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
 from tests.lab import Lab
 from tests.security.between import between
-from tests.security.test_copies import made
-from tests.security.test_named_files import sees, telling
 from tests.security.world import caller, start
+from tests.support.named_files import sees, telling
+from tests.support.pictures import colour
+from tests.support.saved_copies import made
 from tests.workflows import slow
 
 MINE = 0x112233

@@ -5,43 +5,22 @@ No name that is told makes a file of another tenant's, or of nobody's, one's own
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 
 from gateway.files.identity import MOST
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import load, png
 from tests.comfy_client import Comfy
 from tests.lab import Lab
-from tests.security.test_copies import made
-from tests.security.world import ask, caller, start
+from tests.security.world import caller, start
+from tests.support.named_files import ANNAS, BENS, sees, telling
+from tests.support.pictures import colour, png
+from tests.support.saved_copies import made
+from tests.support.uploads import load
 from tests.workflows import slow
-
-ANNAS, BENS = 0x112233, 0x445566
-
-
-def telling(ui: Any, *, goes_on: bool = False) -> dict[str, Any]:
-    """A node that shows this, and one after it that goes on."""
-    prompt = {"0": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
-    return prompt | slow(BENS, steps=1000, step_seconds=0.1, save=False) if goes_on else prompt
-
-
-async def sees(comfy: Comfy, name: str, subfolder: str = "") -> bool:
-    """Whether any form of a picture is shown for the name."""
-    query = {"filename": name, "subfolder": subfolder, "type": "output"}
-    answers = [
-        await ask(comfy, method, f"/view?{urlencode(query | more)}")
-        for method, more in (("GET", {}), ("HEAD", {}), ("GET", {"preview": "webp;90"}))
-    ]
-    assert len({answer.status for answer in answers}) == 1, answers
-    return answers[0].status == 200
-
 
 SPELLINGS: dict[str, Any] = {
     "a file": lambda name: {"images": [{"filename": name, "subfolder": "", "type": "output"}]},

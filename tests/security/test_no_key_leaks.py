@@ -21,8 +21,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tests.acceptance.test_uploads import png
 from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.pictures import png
 from tests.workflows import slow
 
 # Characters that URLs, forms, base64 and JSON write otherwise; `%` and `+` also where they are read once too often.

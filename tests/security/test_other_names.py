@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab
-from tests.security.test_isolation import SECRET, node, saved, seen, tells
 from tests.security.world import World, base_of, start_world
+from tests.support.isolation import SECRET, node, saved, seen, tells
+from tests.support.pictures import png
+from tests.support.uploads import upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NAMES = ("C:annas.png", "annas.png::$DATA", "ANNASP~1.PNG", "C:/x/annas.png")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
-from tests.acceptance.test_uploads import png, upload
 from tests.comfy_client import Comfy
 from tests.lab import GatewayProcess, Lab, Simulator
 from tests.security.world import KEYS, caller
+from tests.support.pictures import colour, png
+from tests.support.uploads import upload
 from tests.workflows import slow
 
 Colour = tuple[int, int, int]

@@ -7,10 +7,11 @@ import io
 
 import pytest
 
-from tests.acceptance.test_uploads import folder, png, upload
-from tests.comfy.test_media_references import NAMING, ORDINARY, tag
 from tests.lab import Lab
 from tests.security.world import caller, start
+from tests.support.media import NAMING, ORDINARY, tag
+from tests.support.pictures import png
+from tests.support.uploads import folder, upload
 
 
 async def test_one_whose_files_are_judged_may_not_bring_them(lab: Lab) -> None:

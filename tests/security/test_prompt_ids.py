@@ -12,7 +12,6 @@ import pytest
 from aiohttp import web
 
 from gateway.simulator.nodes import seed_colour
-from tests.acceptance.test_guide_clients import colour
 from tests.comfy_client import Comfy
 from tests.lab import Lab, until
 from tests.security.between import between, drop
@@ -29,6 +28,7 @@ from tests.security.proxied import (
     what_ben_sees,
 )
 from tests.security.world import caller, start
+from tests.support.pictures import colour
 from tests.workflows import failing, slow
 
 # `partial_execution_targets` that are no list: ComfyUI's own bare 500.

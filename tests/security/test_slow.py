@@ -11,21 +11,14 @@ from collections.abc import AsyncIterator
 import aiohttp
 import psutil
 
-from tests.lab import GatewayProcess, Lab, until
+from tests.lab import Lab, until
 from tests.security.recorder import talk
+from tests.support.metrics import metric, rest
 
 # What the gateway is told here, in seconds, and what is allowed for on top on a machine that is busy.
 LIMIT = 2.0
 SLACK = 20.0
 CROWD = 1_000
-
-
-async def metric(lab: Lab, gateway: GatewayProcess, line: str) -> float:
-    """A metric's value; 0 if it is not there yet."""
-    async with lab.http.get(f"{gateway.url}/metrics") as answer:
-        text = await answer.text()
-    found = [found for found in text.splitlines() if found.startswith(f"comfyui_gateway_{line} ")]
-    return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
 
 
 @contextlib.asynccontextmanager
@@ -39,15 +32,6 @@ async def connected(port: int, count: int, first: bytes = b"") -> AsyncIterator[
     finally:
         for _, writer in pairs:
             writer.close()
-
-
-async def rest(reader: asyncio.StreamReader) -> bytes:
-    """All that comes until the gateway closes."""
-    heard = b""
-    with contextlib.suppress(ConnectionError):
-        while piece := await reader.read(2**16):
-            heard += piece
-    return heard
 
 
 async def test_a_thousand_that_never_finish_their_headers(lab: Lab) -> None:

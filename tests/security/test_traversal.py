@@ -19,10 +19,11 @@ import pytest
 
 from gateway.comfy.file_refs import FileRef
 from gateway.web.routes.view import requested_file
-from tests.acceptance.test_uploads import load, png, upload
 from tests.comfy_client import Comfy
 from tests.lab import Lab, Simulator
 from tests.security.world import KEYS, Seen, ask, caller, files_below, raw, start
+from tests.support.pictures import png
+from tests.support.uploads import load, upload
 from tests.workflows import slow
 
 SECRET = b"the-machines-own-secret"

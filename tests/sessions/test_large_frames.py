@@ -12,7 +12,7 @@ import pytest
 from gateway.bus import session_topic
 from gateway.comfy.events import Frame, Kind
 from gateway.store.spool import Spool
-from tests.sessions.test_hub import House, house, masked
+from tests.support.hub import House, house, masked
 
 PICTURE = bytes(range(256)) * 8_000
 BINARY, CLOSE, PING, PONG = 2, 8, 9, 10

@@ -18,7 +18,7 @@ from gateway.jobs.events.client_events import Telling
 from gateway.jobs.state.job import Job, State
 from gateway.jobs.state.shown_running import Listener
 from gateway.sessions.sequencer import Sequencer
-from tests.jobs.test_ledger import admit, new_ledger
+from tests.support.ledgers import admit, new_ledger
 
 BACKENDS = ("b1", "b2")
 TENANTS = ("anna", "ben")

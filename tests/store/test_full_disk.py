@@ -16,7 +16,7 @@ from gateway.store.protocol import JobUpdate, StoreError
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from tests import disk
 from tests.lab import until
-from tests.store.test_sqlite import ended, job
+from tests.support.store_records import ended, job
 
 
 @pytest.fixture

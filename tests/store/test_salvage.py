@@ -14,7 +14,7 @@ from gateway.store import salvage
 from gateway.store.protocol import FileRecord, HistoryRecord, StoreDamaged, StoreError, UploadRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 from gateway.store.version_check import look
-from tests.store.test_sqlite import job
+from tests.support.store_records import job
 
 ENDED, OPEN, FILES = 800, 50, 400
 PAGE = 4096

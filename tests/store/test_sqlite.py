@@ -13,27 +13,13 @@ import pytest
 from gateway.store.directory import take
 from gateway.store.protocol import (
     FileRecord,
-    HistoryRecord,
     HistoryRemoval,
-    JobRecord,
     JobRemoval,
     JobUpdate,
     StoreError,
 )
 from gateway.store.sqlite import FILE_NAME, SqliteStore
-
-
-def job(prompt_id: str, number: float = 0) -> JobRecord:
-    """An open job."""
-    return JobRecord("t", prompt_id, "g", number, 1.0, "sending", "b1", prompt_id, 5, None, 0, None, None, b"{}")
-
-
-ENTRY = b'{"x": "%b"}' % (b"1" * 800)
-
-
-def ended(prompt_id: str) -> HistoryRecord:
-    """A job that ended."""
-    return HistoryRecord("t", prompt_id, "b1", prompt_id, 0, "success", None, None, b"{}", ENTRY)
+from tests.support.store_records import ENTRY, ended, job
 
 
 async def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:

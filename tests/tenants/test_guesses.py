@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.tenants.guesses import MAX_REMEMBERED, REMEMBER_SECONDS, SWEEP_SECONDS, Guesses
 from gateway.tenants.limits import LimitReached, Limits
 from gateway.web.guard.rate_limits import refuse
-from tests.tenants.test_limits import limits
+from tests.support.limits import limits
 
 
 def names(count: int, first: int = 0) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,15 +10,10 @@ from gateway.settings import TenantSettings
 from gateway.tenants.limits import UNCOUNTED_BODY, LimitReached, Limits, starts_in
 from gateway.tenants.policy import Policies
 from gateway.tenants.token_bucket import TokenBucket, whole_seconds
+from tests.support.limits import limits
 
 _RATES = st.floats(0.01, 1_000)
 _STEPS = st.lists(st.floats(0, 30), max_size=60)
-
-
-def limits(default: dict[str, Any], **named: dict[str, Any]) -> Limits:
-    """Limits as the configuration gives them."""
-    policies = {name: {"limits": own} for name, own in named.items()}
-    return Limits(Policies(TenantSettings.model_validate({"default": {"limits": default}, "named": policies}), []))
 
 
 @pytest.mark.parametrize(
