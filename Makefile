@@ -41,7 +41,7 @@ walk: $(VENV)/.dev
 
 # The ledger's models, that many runs each.
 model: $(VENV)/.dev
-	MODEL_RUNS=$(or $(RUNS),5000) $(BIN)/python -m pytest -n 2 --timeout 0 tests/jobs/test_ledger.py tests/jobs/test_replay.py -k "TestLedgerMachine or TestJournal"
+	MODEL_RUNS=$(or $(RUNS),5000) $(BIN)/python -m pytest -n 2 --timeout 0 tests/jobs/state/test_ledger.py tests/jobs/state/test_replay.py -k "TestLedgerMachine or TestJournal"
 
 # A backend that answers oddly beside a good one: so many odd answers of each route, and odd events of each type.
 odd: $(VENV)/.dev

@@ -21,9 +21,9 @@ import aiohttp
 
 from benchmarks import servers
 from benchmarks.table import Row, in_turns, ratio
-from tests.comfy_client import Comfy
-from tests.lab import until
-from tests.workflows import text_to_image
+from tests.support.comfy_client import Comfy
+from tests.support.lab import until
+from tests.support.workflows import text_to_image
 
 SPEEDS = (1, 2, 4)
 STEPS = 4

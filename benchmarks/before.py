@@ -20,8 +20,8 @@ import yaml
 from benchmarks import servers
 from benchmarks.prompts import posted, send, wait_until_up
 from benchmarks.table import Row, in_turns, ratio
-from tests.lab import until
-from tests.workflows import text_to_image
+from tests.support.lab import until
+from tests.support.workflows import text_to_image
 
 _KEYS = {name: f"a-key-of-the-benchmark-{name}" for name in ("anna", "ben")}
 _CURRENT = Path.cwd()

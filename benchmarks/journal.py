@@ -16,9 +16,9 @@ from benchmarks.table import Row, in_turns, ratio
 from gateway.jobs.state.submission import encode_for_journal, read
 from gateway.store.protocol import Change, HistoryRecord, JobRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
-from tests.comfy_client import Comfy
-from tests.lab import Lab, Simulator, until
-from tests.workflows import slow, text_to_image
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, Simulator, until
+from tests.support.workflows import slow, text_to_image
 
 ENDED, OPEN = 100_000, 1_000
 KILLS = 50

@@ -12,8 +12,8 @@ import psutil
 from benchmarks import servers
 from benchmarks.table import Row, in_turns, ratio
 from gateway.jobs.scheduling.policies import Candidate, shortest_queue
-from tests.lab import until
-from tests.workflows import text_to_image
+from tests.support.lab import until
+from tests.support.workflows import text_to_image
 
 WAITING = 10_000
 

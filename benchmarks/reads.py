@@ -9,8 +9,8 @@ import aiohttp
 
 from benchmarks import servers
 from benchmarks.table import Row, in_turns, ratio
-from tests.lab import until
-from tests.workflows import slow, text_to_image
+from tests.support.lab import until
+from tests.support.workflows import slow, text_to_image
 
 PENDING = (1, 100)
 

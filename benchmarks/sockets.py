@@ -10,7 +10,7 @@ import socket
 import aiohttp
 
 from benchmarks.attacks import Attack, Case
-from tests.lab import until
+from tests.support.lab import until
 
 PING, TEXT, CONTINUATION = 9, 1, 0
 FLOODING, FLOOD_SECONDS = 40, 3.0

@@ -12,8 +12,8 @@ import yaml
 
 from benchmarks import servers
 from benchmarks.table import Row, in_turns, ratio
-from tests.comfy_client import Comfy
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.workflows import slow
 
 KEYS = 10_000
 # High enough never to be reached: what is measured is the counting.

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
-from tests.lab import Lab, Server
-from tests.zygote import Zygote
+from tests.support.lab import Lab, Server
+from tests.support.zygote import Zygote
 
 # The same examples in every run, and no clock in the verdict; `--hypothesis-profile default` searches anew.
 settings.register_profile(

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.lab import Lab, Simulator
-from tests.zygote import Zygote
+from tests.support.lab import Lab, Simulator
+from tests.support.zygote import Zygote
 
 
 @pytest.fixture

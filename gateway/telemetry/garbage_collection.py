@@ -3,7 +3,7 @@
 A collection takes about 0.4 ms for each thousand objects that it looks at, and nothing else runs meanwhile. Python
 collects those that are young by itself. The others are looked at here while they are few. What is left then is in use:
 once it is many, it is looked at no more. Reference counts free it when its time comes, because no request leaves
-objects that hold one another (tests/telemetry/test_garbage.py).
+objects that hold one another (tests/telemetry/test_garbage_collection.py).
 """
 
 from __future__ import annotations

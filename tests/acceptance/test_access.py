@@ -9,10 +9,10 @@ import sys
 import aiohttp
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.two_users import ANNA, BEN, BOSS, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 async def test_carriers(lab: Lab) -> None:

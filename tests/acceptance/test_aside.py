@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.clock import Clock
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
+from tests.support.clock import Clock
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.pictures import png
 from tests.support.uploads import upload
 

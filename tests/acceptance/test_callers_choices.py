@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
-from tests.tenancy import caller, serve, write_config
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator
+from tests.support.tenancy import caller, serve, write_config
+from tests.support.workflows import slow
 
 NUMBERS = [1e300, 9.3e18, 1e15, -1e308, 2**63, 10**30, 0.5]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.two_users import ANNA, BEN, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 BY_NAME = ("delete", "interrupt", "cancel", "cancel batch")
 OF_ALL = ("clear", "interrupt all")

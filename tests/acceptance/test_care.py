@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.comfy_client import Comfy, Listener
-from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.backend_state import described, posts
-from tests.workflows import failing, slow
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.workflows import failing, slow
 
 ONCE = ("execution_start", "execution_cached")
 ENDS = ("execution_success", "execution_error", "execution_interrupted")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.comfy_client import Comfy
 from tests.conformance.replay import exchange, expected_body, normal, recording
-from tests.lab import Lab, until
-from tests.odd_info import DROPPED, KEPT, REPAIRED
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.odd_info import DROPPED, KEPT, REPAIRED
 from tests.support.pictures import png
 from tests.support.uploads import busy, load, upload
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 PROMPT_ERRORS = recording("prompt_errors.json")
 

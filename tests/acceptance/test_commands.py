@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.lab import Lab
 from tests.support.commands import command
+from tests.support.lab import Lab
 
 
 async def test_demo_once_saves_a_dozen_images(tmp_path: Path) -> None:

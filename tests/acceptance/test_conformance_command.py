@@ -15,8 +15,8 @@ from gateway.conformance import suite
 from gateway.conformance.asking import Examination
 from gateway.conformance.suite import Outcome
 from tests.conformance.replay import recording
-from tests.lab import Lab, until
 from tests.support.commands import command
+from tests.support.lab import Lab, until
 
 KEY = "key-for-conformance-1"
 Handler = Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]

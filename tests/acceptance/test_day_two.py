@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
+from tests.support.comfy_client import Comfy
 from tests.support.commands import command
+from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.pictures import png
 from tests.support.uploads import ANNA, BOSS, upload, with_keys
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 LONG: dict[str, Any] = {"steps": 1000, "step_seconds": 0.1}
 

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.backend_history import history_there
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import png
+from tests.support.tenancy import BOSS, caller, serve, write_config
 from tests.support.uploads import upload
-from tests.tenancy import BOSS, caller, serve, write_config
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 ANNAS = {"b2": ["anna"]}
 

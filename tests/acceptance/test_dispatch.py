@@ -6,9 +6,9 @@ import asyncio
 import uuid
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
-from tests.workflows import failing, slow, text_to_image
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.workflows import failing, slow, text_to_image
 
 
 async def load_of(lab: Lab, simulator: Simulator) -> int:

@@ -6,9 +6,9 @@ import asyncio
 
 from aiohttp import web
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.between import between
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
+from tests.support.raw_http import between
 
 NODES = 501
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, Simulator, until
-from tests.security.world import ask, caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, Simulator, until
 from tests.support.pictures import colour, png
 from tests.support.saved_copies import clean, only
+from tests.support.security_world import ask, caller, start
 from tests.support.uploads import brought, load, result, upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 MINE = (40, 50, 60)
 

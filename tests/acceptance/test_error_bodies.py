@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.web.app import COMFYUI, JOBS, OWN
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import Seen, ask, caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
+from tests.support.security_world import Seen, ask, caller, start
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 FORM = "multipart/form-data; boundary=xx"

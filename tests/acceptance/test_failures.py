@@ -9,10 +9,10 @@ from pathlib import Path
 import aiohttp
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 from tests.support.pictures import colour
-from tests.workflows import failing, slow, text_to_image
+from tests.support.workflows import failing, slow, text_to_image
 
 
 async def test_a_killed_backends_jobs_end_elsewhere(lab: Lab) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
-from tests.security.world import caller, start
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab
+from tests.support.security_world import caller, start
+from tests.support.workflows import slow
 
 
 async def statuses(comfy: Comfy, images: list[dict[str, Any]]) -> list[int]:

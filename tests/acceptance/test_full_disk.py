@@ -8,10 +8,10 @@ from typing import Any
 
 import aiohttp
 
-from tests import disk
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
-from tests.workflows import slow
+from tests.support import disk
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.workflows import slow
 
 
 def fill(lab: Lab, gateway: GatewayProcess) -> None:

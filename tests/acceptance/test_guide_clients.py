@@ -12,10 +12,10 @@ import httpx
 import websocket
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.pictures import colour
-from tests.workflows import text_to_image
+from tests.support.workflows import text_to_image
 
 
 def queue_and_poll(url: str, workflow: dict[str, Any]) -> list[bytes]:

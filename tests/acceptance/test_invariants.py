@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy, Listener
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.lab import Lab
 from tests.support.pictures import colour
 from tests.support.web_ui import WEB_UI
-from tests.workflows import failing, slow
+from tests.support.workflows import failing, slow
 
 CLIENTS = ("anna", "ben")
 PAGE = 7

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.uploads import ANNA, BEN, BOSS, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 # More than is usual.
 LONG = "-" * 1_000

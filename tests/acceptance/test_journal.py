@@ -14,11 +14,11 @@ import zlib
 from pathlib import Path
 
 from gateway.store.sqlite import MAX_LOG_BYTES
-from tests import disk
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support import disk
+from tests.support.comfy_client import Comfy
 from tests.support.commands import command
-from tests.workflows import slow
+from tests.support.lab import Lab, until
+from tests.support.workflows import slow
 
 
 async def test_old_history_goes(lab: Lab) -> None:

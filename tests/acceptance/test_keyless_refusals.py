@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gateway
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import ask
-from tests.tenancy import serve, write_config
-from tests.workflows import slow, text_to_image
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
+from tests.support.security_world import ask
+from tests.support.tenancy import serve, write_config
+from tests.support.workflows import slow, text_to_image
 
 # Modules whose texts are for those who run the gateway, or for somebody who has given a key, or about another key.
 ABOUT_KEYS = {

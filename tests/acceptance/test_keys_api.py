@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support.comfy_client import Comfy
 from tests.support.commands import command
 from tests.support.keys_api import CLOSED, ask, audit, make, status_of, wrong
+from tests.support.lab import Lab, until
 from tests.support.uploads import ANNA, BOSS, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 async def test_a_key_lives_in_the_store(lab: Lab) -> None:

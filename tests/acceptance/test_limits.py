@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.pictures import png
+from tests.support.tenancy import BOSS, caller, serve, write_config
 from tests.support.uploads import upload
-from tests.tenancy import BOSS, caller, serve, write_config
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 async def limited(lab: Lab, limits: dict[str, Any], backends: int = 1, **settings: Any) -> GatewayProcess:

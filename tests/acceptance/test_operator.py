@@ -11,12 +11,12 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
+from tests.support.comfy_client import Comfy
 from tests.support.commands import command
 from tests.support.keys_api import audit
+from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.uploads import ANNA, BOSS, with_keys
-from tests.workflows import failing, slow, text_to_image
+from tests.support.workflows import failing, slow, text_to_image
 
 LONG: dict[str, Any] = {"steps": 1000, "step_seconds": 0.1}
 

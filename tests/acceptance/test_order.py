@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.web_ui import WEB_UI
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 from tests.support.pictures import colour
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 async def test_colliding_names_under_two_backends(lab: Lab) -> None:

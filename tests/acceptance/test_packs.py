@@ -8,9 +8,9 @@ import pytest
 
 from gateway.cli.check import Row, _print_trust
 from gateway.settings import Settings
-from tests.lab import GatewayProcess, Lab, until
 from tests.support.commands import command
-from tests.tenancy import BOSS, caller, serve, write_config
+from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.tenancy import BOSS, caller, serve, write_config
 
 LINE = 'tenants: {default: {nodes: {trust: ["gwtest"]}}}'
 UNTRUSTED = {"default": {"nodes": {"trust": []}}}

@@ -9,13 +9,13 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from gateway.cli.main import main
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.backend_history import history_there
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import png
+from tests.support.tenancy import BOSS, caller, serve, write_config
 from tests.support.uploads import brought, upload
-from tests.tenancy import BOSS, caller, serve, write_config
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 LABELS = {"b1": ["small"], "b2": ["big"]}
 ON_BIG = {"named": {"anna": {"labels": ["big"]}}}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.pictures import colour, png
 from tests.support.uploads import ANNA, BEN, load, result, upload, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 async def test_jobs_under_api_twice(lab: Lab) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
-from tests.workflows import slow
+from tests.support.lab import Lab
+from tests.support.workflows import slow
 
 PROJECT = Path(__file__).parents[2]
 BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.DOTALL | re.MULTILINE)

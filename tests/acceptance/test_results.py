@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.simulator.nodes import bulk_picture
-from tests.comfy_client import Comfy, Listener
-from tests.lab import GatewayProcess, Lab, until
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.workflows import slow
 
 MB = 10**6
 LEGACY_HEAD = b"\0\0\0\x01\0\0\0\x02"

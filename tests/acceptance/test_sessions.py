@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.comfy_client import Comfy, Listener
-from tests.lab import Lab, until
-from tests.workflows import failing, slow
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.lab import Lab, until
+from tests.support.workflows import failing, slow
 
 LIFE = {"execution_start", "execution_cached", "executing", "executed", "execution_success"}
 

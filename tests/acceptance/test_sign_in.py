@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
+from tests.support.comfy_client import Comfy
 from tests.support.keys_api import CLOSED, ask, audit, make, wrong
+from tests.support.lab import GatewayProcess, Lab
 from tests.support.uploads import ANNA, with_keys
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}

@@ -7,10 +7,10 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
 from tests.support.backend_state import described, posts
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.workflows import slow
 
 
 @contextlib.contextmanager

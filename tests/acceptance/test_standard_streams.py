@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.lab import until
+from tests.support.lab import until
 
 SERVE = f"exec {sys.executable} -X utf8 -m gateway serve --backend http://127.0.0.1:1 --no-auth"
 

@@ -7,11 +7,11 @@ import json
 import signal
 from dataclasses import dataclass
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.pictures import png
 from tests.support.uploads import ANNA, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 NOBODY = "http://127.0.0.1:1"
 

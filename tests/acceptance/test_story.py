@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.comfy_client import Comfy, Listener
-from tests.lab import Lab, Simulator, until
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.lab import Lab, Simulator, until
+from tests.support.workflows import slow
 
 LONG = {"steps": 1000, "step_seconds": 0.1}
 

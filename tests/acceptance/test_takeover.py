@@ -6,11 +6,11 @@ import signal
 from typing import Any
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.backend_history import history_there
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import colour
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 
 async def one_busy_one_late(lab: Lab, *options: str, **settings: Any) -> tuple[list[Simulator], GatewayProcess]:

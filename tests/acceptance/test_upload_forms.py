@@ -10,10 +10,10 @@ import zlib
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import Seen, ask
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.pictures import png
+from tests.support.security_world import Seen, ask
 from tests.support.uploads import load, result
 
 MINE = (21, 31, 41)

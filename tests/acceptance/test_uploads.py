@@ -14,11 +14,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import colour, png
 from tests.support.uploads import ANNA, BEN, brought, busy, folder, load, result, upload, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 async def test_an_upload_is_on_every_backend_and_in_every_list(lab: Lab) -> None:

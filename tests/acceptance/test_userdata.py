@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.uploads import ANNA, BEN, BOSS, with_keys
 
 TIMES = ("modified", "created")

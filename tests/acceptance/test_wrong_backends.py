@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
 
 from gateway.comfy.backend_errors import translated
-from tests.lab import Lab, until
 from tests.support.commands import command
+from tests.support.lab import Lab, until
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from gateway.cli.main import main
 from gateway.preflight import warnings
 from gateway.settings import load
-from tests import disk
-from tests.lab import Lab
+from tests.support import disk
 from tests.support.commands import command
+from tests.support.lab import Lab
 
 NUMBERS = "must be a whole number of at least 0 and at most 65535, such as 8288"
 HOSTS = "give an address such as 127.0.0.1 (this machine alone), 0.0.0.0 (all of IPv4) or :: (all of IPv6)"

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.walks import LIMIT, Both, Walk, walk_as_new_user
-from tests.lab import Lab
+from tests.support.lab import Lab
 
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

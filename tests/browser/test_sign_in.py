@@ -9,9 +9,9 @@ from playwright.async_api import Browser, Page, expect
 
 from tests.browser.ui import BLUE, Ui
 from tests.browser.walks import walk_as_new_user
-from tests.lab import Lab
+from tests.support.lab import Lab
 from tests.support.two_users import ANNA, BEN, with_keys
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 COOKIE = "comfyui_gateway_key"
 

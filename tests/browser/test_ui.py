@@ -12,8 +12,8 @@ from playwright.async_api import expect
 
 from tests.browser.ui import BLUE, GREEN, RED, Ui, colour
 from tests.browser.walks import Both
-from tests.lab import until
-from tests.workflows import slow
+from tests.support.lab import until
+from tests.support.workflows import slow
 
 PROGRESS = re.compile(r"SlowSampler\s*:\s*[1-9]\d*%")
 

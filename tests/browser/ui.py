@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.async_api import ConsoleMessage, FileChooser, Locator, Page, Response, TimeoutError, expect
 
-from tests.lab import until
+from tests.support.lab import until
 
 Colour = tuple[int, int, int]
 # Where screenshots of each test go, below; they take the browser a second each.

@@ -15,7 +15,7 @@ import aiohttp
 from gateway.comfy import previews
 from tests.chaos.plan import ClientPlan, Task
 from tests.chaos.story import IllegalStory, Listening
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 AGAIN_AFTER = 0.1
 GIVE_UP_AFTER = 60.0

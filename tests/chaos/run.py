@@ -13,8 +13,8 @@ from tests.chaos.clients import Client
 from tests.chaos.plan import Plan, plan
 from tests.chaos.witness import Witness
 from tests.chaos.world import World
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 
 MOST_SHOWN = 12
 

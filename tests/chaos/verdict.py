@@ -18,8 +18,8 @@ from tests.chaos.clients import Accepted, Client
 from tests.chaos.plan import BACKENDS, EXCUSES
 from tests.chaos.story import TERMINAL, Place
 from tests.chaos.world import AFTERMATH, World
-from tests.comfy_client import Comfy
-from tests.lab import until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import until
 from tests.support.pictures import colour
 
 ENDED_WITH = {"success": "execution_success", "error": "execution_error"}

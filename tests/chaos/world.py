@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import disk
 from tests.chaos.plan import BACKENDS, LOST_AFTER, Fault
 from tests.chaos.proxy import Proxy, reserved
-from tests.clock import Clock
-from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support import disk
+from tests.support.clock import Clock
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 
 SETTINGS = {
     "probe__interval": 0.3,

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from tests.clients.driving import Driver, Run
 from tests.clients.target import Target
-from tests.lab import Lab
+from tests.support.lab import Lab
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image, ImageStat
 
 from gateway.simulator.nodes import Colour, seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Simulator, until
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Simulator, until
+from tests.support.workflows import slow
 
 DRIVERS = Path(__file__).parent / "drivers"
 LIMIT = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.lab import Simulator
+from tests.support.lab import Simulator
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 from gateway.simulator.nodes import seed_colour
 from tests.clients.driving import Driver, colours, gateway_only, loading, picture
 from tests.clients.target import Target
-from tests.lab import Lab
-from tests.workflows import slow
+from tests.support.lab import Lab
+from tests.support.workflows import slow
 
 KEY = "0123456789abcdef0123456789abcdef"
 SEEDS = [100_000 * n + 37 for n in range(4)]

@@ -12,8 +12,8 @@ import pytest
 from gateway.simulator.nodes import seed_colour
 from tests.clients.driving import Driver, colours, gateway_only, loading, picture
 from tests.clients.target import Target
-from tests.lab import Lab
-from tests.workflows import failing, slow
+from tests.support.lab import Lab
+from tests.support.workflows import failing, slow
 
 KEY = "0123456789abcdef0123456789abcdef"
 SEEDS = [80_000 * n + 29 for n in range(4)]

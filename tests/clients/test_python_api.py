@@ -8,8 +8,8 @@ import pytest
 
 from tests.clients.driving import Driver, gateway_only, run_together
 from tests.clients.target import Target
-from tests.lab import Lab
-from tests.workflows import slow
+from tests.support.lab import Lab
+from tests.support.workflows import slow
 
 # The client fails at a preview, which a ComfyUI does not send unless it is told to.
 SIMULATOR_OPTIONS = ("--preview-method", "none")

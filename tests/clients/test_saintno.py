@@ -11,9 +11,9 @@ import pytest
 from gateway.simulator.nodes import seed_colour
 from tests.clients.driving import Driver, busy, colours, is_near, loading, mean_colour, picture
 from tests.clients.target import Target
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.workflows import failing, slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
+from tests.support.workflows import failing, slow
 
 KEY = "0123456789abcdef0123456789abcdef"
 SEEDS = [45_000 * n + 17 for n in range(6)]

@@ -9,7 +9,7 @@ import pytest
 from gateway.simulator.nodes import seed_colour
 from tests.clients.driving import Driver, colours, gateway_only
 from tests.clients.target import Target
-from tests.workflows import failing, slow
+from tests.support.workflows import failing, slow
 
 SEEDS = [90_000 * n + 31 for n in range(4)]
 

@@ -11,9 +11,9 @@ import pytest
 from gateway.simulator.nodes import seed_colour
 from tests.clients.driving import Driver, busy, colours, loading, mean_colour, picture
 from tests.clients.target import Target
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.workflows import failing, slow, text_to_image
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
+from tests.support.workflows import failing, slow, text_to_image
 
 SEEDS = [50_000 * n + 13 for n in range(6)]
 

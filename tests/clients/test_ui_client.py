@@ -10,8 +10,8 @@ import pytest
 
 from tests.clients.driving import Driver, colours, gateway_only, loading, picture, run_together
 from tests.clients.target import Target
-from tests.lab import Lab
-from tests.workflows import slow
+from tests.support.lab import Lab
+from tests.support.workflows import slow
 
 SEEDS = [70_000 * n + 23 for n in range(5)]
 

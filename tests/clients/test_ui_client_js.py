@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.simulator.nodes import seed_colour
 from tests.clients.driving import Driver, colours, gateway_only
 from tests.clients.target import Target
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 SEEDS = [110_000 * n + 41 for n in range(5)]
 

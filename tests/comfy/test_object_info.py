@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.comfy.object_info import PARTS, Bounds, read_object_info
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
-from tests.odd_info import DROPPED, KEPT, REPAIRED
+from tests.support.odd_info import DROPPED, KEPT, REPAIRED
 
 RECORDINGS = Path(__file__).parent.parent / "conformance" / "recordings"
 

@@ -15,7 +15,7 @@ from gateway.comfy import json_codec
 from gateway.comfy.json_members import members
 from gateway.comfy.json_stream import Unreadable
 from gateway.comfy.object_info import BOUNDS, Bounds, ObjectInfo, ReadClass, read_document, read_object_info
-from tests.odd_info import DROPPED, KEPT, REPAIRED
+from tests.support.odd_info import DROPPED, KEPT, REPAIRED
 
 _ODD = {**DROPPED, **REPAIRED, **KEPT}
 _GOOD = KEPT["optional before required"]

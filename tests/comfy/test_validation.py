@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.validation import validate_prompt
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 INFO: dict[str, Any] = json.loads((resources.files("gateway.simulator") / "object_info.json").read_text())
 INFO["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = ["sd_xl_base_1.0.safetensors"]

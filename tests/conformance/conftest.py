@@ -6,7 +6,7 @@ import pytest
 import pytest_asyncio
 
 from tests.conformance.target import Target
-from tests.lab import Lab
+from tests.support.lab import Lab
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

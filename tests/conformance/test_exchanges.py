@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conformance.replay import exchange, expected_body, normal, recording
 from tests.conformance.target import Target
-from tests.lab import Lab, until
+from tests.support.lab import Lab, until
 
 PROMPT_ERRORS = recording("prompt_errors.json")
 MISC = [e for e in recording("misc_gets.json") if not e["request"]["path"].startswith(("/history?", "/api/jobs?limit"))]

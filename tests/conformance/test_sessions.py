@@ -13,7 +13,7 @@ import pytest
 
 from tests.conformance.replay import exchange, normal, recording
 from tests.conformance.target import Target
-from tests.lab import Lab, until
+from tests.support.lab import Lab, until
 
 NAMES = [
     "ws_success_with_preview_metadata",

@@ -17,7 +17,7 @@ from gateway.settings import TenantSettings
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
 from gateway.tenants.policy import Policies
-from tests.odd_info import DROPPED, KEPT, REPAIRED
+from tests.support.odd_info import DROPPED, KEPT, REPAIRED
 
 GOOD = load_object_info(SimulatorOptions())
 ODD = {**DROPPED, **REPAIRED, **KEPT}

@@ -10,8 +10,8 @@ from typing import Any
 from gateway.comfy.previews import Preview, encode_legacy, encode_with_metadata
 from gateway.simulator.catalogue import load_object_info
 from gateway.simulator.options import SimulatorOptions
-from tests.odd_info import DROPPED, KEPT, REPAIRED
-from tests.workflows import failing, slow, text_to_image
+from tests.support.odd_info import DROPPED, KEPT, REPAIRED
+from tests.support.workflows import failing, slow, text_to_image
 
 RECORDINGS = Path(__file__).parent.parent / "conformance" / "recordings"
 

@@ -49,9 +49,9 @@ from gateway.tenants.policy import Policies
 from gateway.tenants.roles import Access, Roles, plain
 from gateway.web.routes.uploads import _original
 from gateway.web.routes.view import requested_file
-from tests import answer_readers
 from tests.fuzz import seeds
 from tests.fuzz.grown import TEXTS, Grown
+from tests.support import answer_readers
 
 Run = Callable[[bytes], None]
 

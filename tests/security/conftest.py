@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.security.between import between
 from tests.security.proxied import TRUST, Proxied
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.raw_http import between
+from tests.support.security_world import caller, start
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
-from tests.security.between import Between
-from tests.security.world import ask
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab
 from tests.support.pictures import colour
-from tests.workflows import slow
+from tests.support.raw_http import Between
+from tests.support.security_world import ask
+from tests.support.workflows import slow
 
 # What only Anna ever wrote, and the colours of what each makes.
 MARK = "annas-mark"

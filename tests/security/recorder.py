@@ -7,7 +7,7 @@ import re
 import ssl
 from dataclasses import dataclass, field
 
-from tests.lab import Lab, until
+from tests.support.lab import Lab, until
 
 _CALM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 42\r\n\r\n"

@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import ask, caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.pictures import colour, png
 from tests.support.saved_copies import clean, made, only, saved_and_goes_on
+from tests.support.security_world import ask, caller, start
 from tests.support.uploads import brought, load, result, upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 ANNAS, BENS = 0x112233, 0x445566
 

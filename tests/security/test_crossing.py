@@ -19,12 +19,12 @@ import pytest
 from gateway.bus import session_topic
 from gateway.comfy.previews import Preview, encode_legacy, encode_with_metadata
 from gateway.web.app import COMFYUI, JOBS
-from tests.comfy_client import Comfy, Listener
-from tests.lab import GatewayProcess, Lab, Simulator, until
-from tests.security.world import Seen, ask, broadcast, caller, start
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import colour, png
+from tests.support.security_world import Seen, ask, broadcast, caller, start
 from tests.support.uploads import load, upload
-from tests.workflows import failing, slow
+from tests.support.workflows import failing, slow
 
 SHARED_ID = "11111111-2222-4333-8444-555555555555"
 NOBODYS = "99999999-2222-4333-8444-555555555555"

@@ -6,10 +6,10 @@ import asyncio
 
 from aiohttp import web
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.between import between
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
+from tests.support.raw_http import between
+from tests.support.workflows import slow
 
 HALF = b"x" * 400
 LATER = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

@@ -18,14 +18,14 @@ from urllib.parse import urlencode
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.clock import Clock
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
-from tests.security.world import ask, caller, start
+from tests.support.clock import Clock
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import colour, png
 from tests.support.saved_copies import clean, made, only, saved_and_goes_on
+from tests.support.security_world import ask, caller, start
 from tests.support.uploads import brought, load, upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 ANNAS, BENS = 0x112233, 0x445566
 SECRET = (1, 2, 3)

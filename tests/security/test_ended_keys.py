@@ -6,9 +6,9 @@ import asyncio
 import io
 import socket
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support.comfy_client import Comfy
 from tests.support.keys_api import ask, make
+from tests.support.lab import Lab, until
 from tests.support.metrics import metric, rest
 from tests.support.uploads import upload, with_keys
 

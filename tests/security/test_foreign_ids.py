@@ -8,11 +8,11 @@ from gateway.jobs.state.submission import encode_for_journal, read
 from gateway.simulator.nodes import seed_colour
 from gateway.store.protocol import HistoryRecord, JobRecord
 from gateway.store.sqlite import SqliteStore
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 from tests.support.pictures import colour
-from tests.workflows import slow
+from tests.support.security_world import caller, start
+from tests.support.workflows import slow
 
 SHARED_ID = "11111111-2222-4333-8444-555555555555"
 ANNAS, BENS = 0x112233, 0x070809

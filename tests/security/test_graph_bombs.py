@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator
+from tests.support.workflows import slow
 
 MIB = 2**20
 MOST_BODY = 16 * MIB

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
 from tests.support.hidden_uploads import SECRET, surfaces
+from tests.support.lab import Lab
 from tests.support.pictures import colour, png
+from tests.support.security_world import caller, start
 from tests.support.uploads import upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 PLACE = re.compile(r"o/[0-9a-f]{32}/f/.+")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
 from tests.support.hidden_uploads import SECRET, surfaces
+from tests.support.lab import Lab, until
 from tests.support.pictures import png
+from tests.support.security_world import caller, start
 from tests.support.uploads import brought, load, result, upload
 
 PICTURE, OTHER = png((9, 8, 7)), png((1, 2, 3))

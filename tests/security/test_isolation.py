@@ -15,16 +15,16 @@ import pytest
 import pytest_asyncio
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, until
-from tests.security.world import World, caller, start, start_world
+from tests.support.comfy_client import Comfy
 from tests.support.isolation import SECRET, node, saved, seen, tells
+from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.pictures import colour, png
 from tests.support.saved_copies import made
+from tests.support.security_world import World, caller, start, start_world
+from tests.support.tenancy import BOSS, key_of, serve, write_config
+from tests.support.tenancy import caller as holder
 from tests.support.uploads import upload
-from tests.tenancy import BOSS, key_of, serve, write_config
-from tests.tenancy import caller as holder
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 ANNAS = 0x112233
 # The limit on names would end these tests; it has one of its own.

@@ -11,10 +11,10 @@ from aiohttp import web
 
 from gateway.comfy.backend_errors import BackendError, BadAnswer, TimedOut, Unreachable, UnreadableEntry
 from gateway.jobs.lifecycle.completion import MAX_REFUSED, MAX_TIMED_OUT, MAX_UNREADABLE, Tries
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.security.between import Between, between
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.raw_http import Between, between
+from tests.support.workflows import slow
 
 # Bytes of a result that the gateways here take.
 MOST = 1_000_000

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.lab import Lab, until
-from tests.security.world import World, base_of, start_world
 from tests.support.isolation import SECRET, node, saved
+from tests.support.lab import Lab, until
 from tests.support.pictures import colour, png
+from tests.support.security_world import World, base_of, start_world
 from tests.support.uploads import brought, upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

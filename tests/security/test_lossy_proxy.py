@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from gateway.simulator.nodes import seed_colour
-from tests.lab import Lab
-from tests.security.between import between
-from tests.security.world import caller, start
+from tests.support.lab import Lab
 from tests.support.named_files import sees, telling
 from tests.support.pictures import colour
+from tests.support.raw_http import between
 from tests.support.saved_copies import made
-from tests.workflows import slow
+from tests.support.security_world import caller, start
+from tests.support.workflows import slow
 
 MINE = 0x112233
 

@@ -7,9 +7,9 @@ import json
 
 import psutil
 
-from tests.lab import Lab
-from tests.security.world import ask, caller, start
-from tests.workflows import slow
+from tests.support.lab import Lab
+from tests.support.security_world import ask, caller, start
+from tests.support.workflows import slow
 
 ENTRIES, SIZE, READERS = 80, 900_000, 4
 

@@ -13,14 +13,14 @@ import pytest
 
 from gateway.files.identity import MOST
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 from tests.support.named_files import ANNAS, BENS, sees, telling
 from tests.support.pictures import colour, png
 from tests.support.saved_copies import made
+from tests.support.security_world import caller, start
 from tests.support.uploads import load
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 SPELLINGS: dict[str, Any] = {
     "a file": lambda name: {"images": [{"filename": name, "subfolder": "", "type": "output"}]},

@@ -21,9 +21,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tests.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import png
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 # Characters that URLs, forms, base64 and JSON write otherwise; `%` and `+` also where they are read once too often.
 ANNA = 'canary-of-anna/+=%41&"7316'

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from tests.answer_readers import CHECKS, entry, event
-from tests.comfy_client import Comfy
 from tests.fuzz import seeds
-from tests.lab import Lab, until
-from tests.odd_answers import Odd
-from tests.security.between import Between, between
-from tests.workflows import slow
+from tests.support.answer_readers import CHECKS, entry, event
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.odd_answers import Odd
+from tests.support.raw_http import Between, between
+from tests.support.workflows import slow
 
 COUNT = int(os.environ.get("ODD_ANSWERS", "12"))
 ROUTES = ("GET /queue", "GET /system_stats", "GET /history", "GET /object_info", "POST /prompt", "GET /view")

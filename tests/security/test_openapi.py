@@ -11,9 +11,9 @@ import pytest
 
 from gateway.web.app import COMFYUI, JOBS, OWN
 from gateway.web.routes.openapi import OPERATIONS, document, shown_path
-from tests.lab import Lab
-from tests.security.world import KEYS, ask, caller, start
-from tests.workflows import failing, slow
+from tests.support.lab import Lab
+from tests.support.security_world import KEYS, ask, caller, start
+from tests.support.workflows import failing, slow
 
 # ComfyUI's that are not described: they take forms, or sockets, or are but lists of names.
 UNDESCRIBED = {

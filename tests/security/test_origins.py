@@ -12,9 +12,9 @@ import pytest
 from gateway.settings import load
 from gateway.web.guard.cross_origin import Asked, Origins
 from gateway.web.http.allowed_hosts import configured_hosts, hosts_without_keys
-from tests.lab import GatewayProcess, Lab, Server
 from tests.security.recorder import Recorder, passes_on, talk
-from tests.workflows import slow
+from tests.support.lab import GatewayProcess, Lab, Server
+from tests.support.workflows import slow
 
 USER, BOSS = "key-of-a-user-1234", "key-of-the-boss-12"
 APP, EVIL = "https://app.example.com", "https://evil.example.com"

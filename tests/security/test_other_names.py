@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
-from tests.security.world import World, base_of, start_world
+from tests.support.comfy_client import Comfy
 from tests.support.isolation import SECRET, node, saved, seen, tells
+from tests.support.lab import Lab
 from tests.support.pictures import png
+from tests.support.security_world import World, base_of, start_world
 from tests.support.uploads import upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
-from tests.security.world import KEYS, caller
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator
 from tests.support.pictures import colour, png
+from tests.support.security_world import KEYS, caller
 from tests.support.uploads import upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 Colour = tuple[int, int, int]
 

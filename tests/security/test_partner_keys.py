@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from gateway.jobs.state.partner_keys import HIDDEN, NAMES, Censor, without
-from tests.comfy_client import Listener
-from tests.lab import GatewayProcess, Lab, until
-from tests.security.world import ask, caller, files_below, start
-from tests.workflows import failing, slow
+from tests.support.comfy_client import Listener
+from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.security_world import ask, caller, files_below, start
+from tests.support.workflows import failing, slow
 
 SECRETS = {"api_key_comfy_org": "partner-s\u00e9cret-1", "auth_token_comfy_org": 'partner-secret-"2"'}
 # In UTF-8, and as JSON escapes them.

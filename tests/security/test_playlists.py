@@ -7,10 +7,10 @@ import io
 
 import pytest
 
-from tests.lab import Lab
-from tests.security.world import caller, start
+from tests.support.lab import Lab
 from tests.support.media import NAMING, ORDINARY, tag
 from tests.support.pictures import png
+from tests.support.security_world import caller, start
 from tests.support.uploads import folder, upload
 
 

@@ -12,9 +12,6 @@ import pytest
 from aiohttp import web
 
 from gateway.simulator.nodes import seed_colour
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.security.between import between, drop
 from tests.security.proxied import (
     ANNAS,
     BENS,
@@ -27,9 +24,12 @@ from tests.security.proxied import (
     is_bens_own,
     what_ben_sees,
 )
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 from tests.support.pictures import colour
-from tests.workflows import failing, slow
+from tests.support.raw_http import between, drop
+from tests.support.security_world import caller, start
+from tests.support.workflows import failing, slow
 
 # `partial_execution_targets` that are no list: ComfyUI's own bare 500.
 TARGETS = "targets"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.security.world import caller, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 from tests.support.pictures import png
+from tests.support.security_world import caller, start
 from tests.support.uploads import brought, folder, upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 WRONG: dict[str, Any] = {"a name": "nothing.png", "a link": ["1", 0], "no link": ["1"], "a number": 5}
 

@@ -12,8 +12,8 @@ from gateway.app import Gateway
 from gateway.settings import ServerSettings, Settings
 from gateway.tenants.roles import TABLE, Access, Roles
 from gateway.web.app import COMFYUI, JOBS, OWN, make_app
-from tests.lab import Lab
-from tests.security.world import ask, caller, start
+from tests.support.lab import Lab
+from tests.support.security_world import ask, caller, start
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 # For each caller, what it may use; the two gateways differ in what tenants see of each other.

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import psutil
 
-from tests.lab import Lab, until
 from tests.security.recorder import talk
+from tests.support.lab import Lab, until
 from tests.support.metrics import metric, rest
 
 # What the gateway is told here, in seconds, and what is allowed for on top on a machine that is busy.

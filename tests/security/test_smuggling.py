@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.lab import GatewayProcess, Lab
 from tests.security.recorder import Heard, Recorder, passes_on, talk
+from tests.support.lab import GatewayProcess, Lab
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"0\r\n\r\n"

@@ -24,9 +24,9 @@ from gateway.tenants.roles import TABLE, Access, Roles, plain
 from gateway.web.http.allowed_hosts import configured_hosts
 from gateway.web.server import request_smuggling
 from gateway.web.server.request_smuggling import MAX_HOSTS_BYTES, MAX_PARTS, MAX_QUERY_FIELDS, fault
-from tests.lab import GatewayProcess, Lab
 from tests.security.recorder import Recorder, passes_on, talk
-from tests.security.world import KEYS, start
+from tests.support.lab import GatewayProcess, Lab
+from tests.support.security_world import KEYS, start
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 KEY = b"X-API-Key: " + KEYS["anna"].encode()

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import serialization
 
 from gateway.cli.main import main
 from gateway.settings import SettingsError, load
-from tests.lab import GatewayProcess, Lab, until
 from tests.security.recorder import talk
 from tests.support.commands import command
+from tests.support.lab import GatewayProcess, Lab, until
 
 GET = b"GET /queue HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 

@@ -19,12 +19,12 @@ import pytest
 
 from gateway.comfy.file_refs import FileRef
 from gateway.web.routes.view import requested_file
-from tests.comfy_client import Comfy
-from tests.lab import Lab, Simulator
-from tests.security.world import KEYS, Seen, ask, caller, files_below, raw, start
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, Simulator
 from tests.support.pictures import png
+from tests.support.security_world import KEYS, Seen, ask, caller, files_below, raw, start
 from tests.support.uploads import load, upload
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 SECRET = b"the-machines-own-secret"
 ANNAS = (1, 2, 3)

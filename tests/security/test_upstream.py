@@ -18,10 +18,10 @@ import yaml
 from gateway.comfy import client as comfy_client
 from gateway.comfy.client import BadAnswer, ComfyClient, Unanswered
 from gateway.settings import SettingsError, load
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator, until
 from tests.security.recorder import Recorder
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.workflows import slow
 
 PASSWORD, TOKEN, USER, BOSS = "secret-of-a-backend", "token-of-a-backend", "key-of-a-user-1234", "key-of-the-boss-12"
 BASIC = "Basic " + base64.b64encode(f"gateway:{PASSWORD}".encode()).decode()

@@ -8,10 +8,10 @@ import uuid
 import pytest
 from aiohttp import web
 
-from tests.comfy_client import Comfy, Listener
 from tests.security.proxied import BENS, IDS, MARK, Proxied, annas, is_bens_own, what_ben_sees
-from tests.security.world import ask, broadcast, caller
-from tests.workflows import failing, slow
+from tests.support.comfy_client import Comfy, Listener
+from tests.support.security_world import ask, broadcast, caller
+from tests.support.workflows import failing, slow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

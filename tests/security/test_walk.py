@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from tests.lab import Lab
 from tests.security.walk.run import Case, Hit
 from tests.security.walk.start import prepare
 from tests.security.walk.verdict import Finding, Picture, Secrets
+from tests.support.lab import Lab
 
 WORD = "zebra-in-a-marker"
 PICTURE = Picture("upload", ((201, 13, 77), (30, 140, 60)), tuple(int(n * n % 7 < 3) for n in range(64)))

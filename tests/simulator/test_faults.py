@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.workflows import slow
 
 
 async def test_a_held_prompt_is_queued_when_the_fault_is_off(lab: Lab) -> None:

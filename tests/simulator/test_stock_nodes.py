@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab
 
 SECRET = (201, 13, 77)
 

@@ -14,8 +14,8 @@ import pytest
 from gateway.store import sqlite_errors
 from gateway.store.protocol import JobUpdate, StoreError
 from gateway.store.sqlite import FILE_NAME, SqliteStore
-from tests import disk
-from tests.lab import until
+from tests.support import disk
+from tests.support.lab import until
 from tests.support.store_records import ended, job
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import Lab, Simulator
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, Simulator
 
 
 async def described(comfy: Comfy, name: str) -> dict[str, Any]:

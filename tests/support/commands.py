@@ -7,7 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from tests.lab import Server
+from tests.support.lab import Server
 
 
 async def command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from tests.comfy_client import Comfy
+from tests.support.comfy_client import Comfy
 
 SECRET = re.compile(r"(?<![0-9a-f])[uo][/\\-]+[0-9a-f]{32}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.comfy_client import Comfy
+from tests.support.comfy_client import Comfy
 from tests.support.pictures import colour
 
 SECRET = (201, 13, 77)

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.lab import GatewayProcess, Lab
+from tests.support.lab import GatewayProcess, Lab
 from tests.support.uploads import BOSS
 
 CLOSED = {"type": "closed CLOSE", "data": {"code": aiohttp.WSCloseCode.POLICY_VIOLATION}}

@@ -18,7 +18,7 @@ from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.submission import read
 from gateway.jobs.state.transitions import LIFE, IllegalMove, Move
 from gateway.store.protocol import Change
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 class Paper:

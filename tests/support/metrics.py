@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from tests.lab import GatewayProcess, Lab
+from tests.support.lab import GatewayProcess, Lab
 
 
 async def metric(lab: Lab, gateway: GatewayProcess, line: str) -> float:

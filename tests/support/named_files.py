@@ -6,9 +6,9 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.comfy_client import Comfy
-from tests.security.world import ask
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.security_world import ask
+from tests.support.workflows import slow
 
 ANNAS, BENS = 0x112233, 0x445566
 

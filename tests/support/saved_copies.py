@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
-from tests.security.world import caller
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab
+from tests.support.security_world import caller
+from tests.support.workflows import slow
 
 
 async def only(lab: Lab, gateway: GatewayProcess, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tests.lab import GatewayProcess, Lab
+from tests.support.lab import GatewayProcess, Lab
 
 ANNA, BEN, BOSS = "key-of-anna-123456", "key-of-ben-1234567", "key-of-the-boss-12"
 

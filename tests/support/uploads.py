@@ -7,10 +7,10 @@ from typing import Any
 
 import aiohttp
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator
 from tests.support.pictures import colour
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 ANNA, BEN, BOSS = "anna-key-0123456789", "ben-key-0123456789", "boss-key-0123456789"
 

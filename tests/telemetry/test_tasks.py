@@ -20,7 +20,7 @@ from gateway.store.protocol import TimeMark
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry import tasks
 from gateway.telemetry.tasks import Loop, Tasks, in_turns
-from tests.lab import Lab, until
+from tests.support.lab import Lab, until
 
 SOURCE = Path(gateway.__file__).parent
 # They end with what they serve: the demo's process, a client's socket. A reader ends with its document.

@@ -12,9 +12,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tests.lab import Lab
 from tests.security.walk.run import Figures, Hit, Walk, sample
 from tests.security.walk.start import prepare
+from tests.support.lab import Lab
 
 MAX_TOLD = 40
 MAX_PROMPT = 2000

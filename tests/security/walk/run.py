@@ -14,11 +14,11 @@ from typing import Any
 
 import aiohttp
 
-from tests.comfy_client import Comfy
 from tests.security.walk.attacks import MARK, UNDECLARED, Targets, Variant, for_others, for_text, for_undeclared, plain
 from tests.security.walk.graphs import CannotFill, Recipes, helpers_known
 from tests.security.walk.verdict import Finding, Secrets
 from tests.security.walk.victim import Disk
+from tests.support.comfy_client import Comfy
 
 CLIENT_ID = "walk-ben"
 WORD = "walkw"

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab
 from tests.security.walk import unchecked
 from tests.security.walk.attacks import Targets
 from tests.security.walk.graphs import Recipes
 from tests.security.walk.run import Case, Figures, Walk, cases
 from tests.security.walk.victim import Disk, Victim, attackers_files
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab
 
 _KEYS = {name: f"{name}-key-of-the-walk-0123456789" for name in ("anna", "ben", "boss")}
 

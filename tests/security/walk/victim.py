@@ -16,9 +16,9 @@ from PIL import Image
 
 from gateway.comfy.graph import MODEL_SUFFIXES
 from gateway.comfy.name_checks import MODEL_FOLDERS
-from tests.comfy_client import Comfy
 from tests.security.walk.attacks import Targets, node
 from tests.security.walk.verdict import CELLS, Picture, Secrets
+from tests.support.comfy_client import Comfy
 
 # Playlists by kind and name: suffixes that make loaders take one for their own kind of file.
 _PLAYLISTS = (

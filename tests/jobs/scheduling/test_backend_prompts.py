@@ -13,7 +13,7 @@ from gateway.jobs.scheduling.backend_prompts import Where, extra_of, find_in, up
 from gateway.jobs.state.job import Assignment, Delivery, Job, State
 from gateway.jobs.state.records import job_of, job_record
 from gateway.jobs.state.submission import read
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 OWN, THEIRS = "11111111-2222-4333-8444-555555555555", "99999999-2222-4333-8444-555555555555"
 

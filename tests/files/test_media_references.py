@@ -25,7 +25,7 @@ from gateway.store.blobs import BlobStore
 from gateway.store.protocol import StoreError
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry.metrics import Metrics
-from tests.lab import Lab, Simulator
+from tests.support.lab import Lab, Simulator
 from tests.support.media import CONCAT, HLS, tag
 from tests.support.pictures import png
 from tests.support.uploads import folder

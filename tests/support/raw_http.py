@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tests.lab import Lab, Simulator
+from tests.support.lab import Lab, Simulator
 
 HOP_BY_HOP = ("host", "content-length", "transfer-encoding", "connection", "date", "server")
 _Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
-from tests.tenancy import with_trust
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator
+from tests.support.tenancy import with_trust
 
 KEYS = {name: f"{name}-key-0123456789" for name in ("anna", "ben", "boss", "monitor", "mate", "other")}
 ROLES = {"boss": "admin", "monitor": "metrics"}

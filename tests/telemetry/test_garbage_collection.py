@@ -15,7 +15,7 @@ import pytest
 from gateway.app import Gateway
 from gateway.settings import BackendSettings, ServerSettings, Settings
 from gateway.telemetry.garbage_collection import collect
-from tests.lab import Lab, until
+from tests.support.lab import Lab, until
 
 TIMES = 30
 PROMPT = {

@@ -16,9 +16,9 @@ import pytest_asyncio
 from gateway.app import Gateway
 from gateway.jobs.scheduling import dispatcher
 from gateway.settings import BackendSettings, ServerSettings, Settings
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
-from tests.workflows import slow
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.workflows import slow
 
 pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey")
 PROMPT = slow(steps=1, step_seconds=0.001)

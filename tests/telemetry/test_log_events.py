@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 # A line for each phase of a job, each request, and each act of an admin's: these have the thing's own name.
 RECORDS = {"job", "http", "audit"}

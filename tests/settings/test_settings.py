@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from gateway.settings import ADMIN_KEYS, Settings, SettingsError, admin_keys_of, backends_of, keys_of, load
 
-EXAMPLE = Path(__file__).parent.parent / "config"
+EXAMPLE = Path(__file__).parents[2] / "config"
 EXAMPLE_KEYS = {"OPERATOR_KEY": "a-key-of-some-length", "APP_KEY_SHA256": 32 * "0f"}
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
 
-from tests.zygote import Forked, Zygote
+from tests.support.zygote import Forked, Zygote
 
 T = TypeVar("T")
 START_LIMIT = 30.0

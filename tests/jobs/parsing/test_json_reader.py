@@ -28,7 +28,7 @@ from gateway.jobs.state.prompt_bounds import Bounds, Rejection
 from gateway.jobs.state.submission import Submission, read
 from gateway.telemetry.metrics import Metrics
 from tests.support.json_values import JSON
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 BOUNDS = Bounds(nodes=50, depth=30, graph_values=2_000, body_values=4_000)
 FILES = file_inputs()

@@ -21,7 +21,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Bytes; a Unix socket's own limit for a message is lower.
 _MOST = 2**20
 
@@ -73,7 +73,7 @@ class Zygote:
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-X", "utf8", "-m", "tests.zygote", str(theirs.fileno())]
+            command = [sys.executable, "-X", "utf8", "-m", "tests.support.zygote", str(theirs.fileno())]
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()]

@@ -17,7 +17,7 @@ from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import LIFE, IllegalMove, Move
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.support.ledgers import _LOOP, RUNS, LedgerMachine, Paper, admit, new_ledger
-from tests.workflows import slow
+from tests.support.workflows import slow
 
 
 def test_every_state_but_the_last_ones_leads_somewhere() -> None:

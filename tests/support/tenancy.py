@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from tests.comfy_client import Comfy
-from tests.lab import GatewayProcess, Lab, Simulator
+from tests.support.comfy_client import Comfy
+from tests.support.lab import GatewayProcess, Lab, Simulator
 
 BOSS = "boss"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.lab import until
+from tests.support.lab import until
 
 # A secret folder, or a file that is called after one (gateway/tenants/secret_names.py).
 _SECRET = re.compile(rb"(?<![0-9A-Za-z])[uo](?:[/\\\\-]|%2[Ff]|%5[Cc])+[0-9a-f]{32}(?![0-9a-f])")

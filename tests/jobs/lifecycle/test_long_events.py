@@ -12,8 +12,8 @@ from gateway.app import Gateway
 from gateway.jobs.lifecycle import event_relay
 from gateway.settings import BackendSettings, ServerSettings, Settings
 from gateway.telemetry.tasks import in_turns
-from tests.comfy_client import Comfy
-from tests.lab import Lab, until
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey")
 LONG = {"pictures": 0, "picture_bytes": 0, "text_bytes": 100_000, "values": 0}

@@ -19,9 +19,9 @@ from gateway.telemetry.metrics import Metrics
 from gateway.web.http.request_ids import MAX_LENGTH, request_id_from
 from gateway.web.server.parser_feed import INTAKES
 from gateway.web.server.server import Serving
-from tests.lab import GatewayProcess, Lab, until
 from tests.security.recorder import Recorder, passes_on, talk
-from tests.security.world import KEYS, start
+from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.security_world import KEYS, start
 
 SAFE = string.ascii_letters + string.digits + "-_.:+/="
 MADE = re.compile(r"[0-9a-f]{32}")

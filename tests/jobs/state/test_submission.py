@@ -15,7 +15,7 @@ from gateway.comfy.file_refs import FileRef
 from gateway.jobs.state.prompt_bounds import Bounds, Rejection
 from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
 from tests.support.json_values import JSON
-from tests.workflows import slow, text_to_image
+from tests.support.workflows import slow, text_to_image
 
 
 def test_what_is_read() -> None:

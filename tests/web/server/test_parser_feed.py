@@ -19,7 +19,7 @@ from gateway.settings import ServerSettings, Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.web.server.parser_feed import INTAKES, MAX_AHEAD, MAX_FIELD, MAX_HEAD, MAX_TARGET, Head, HeadTooLong
 from gateway.web.server.server import Serving
-from tests.lab import until
+from tests.support.lab import until
 
 HEAD = b"GET /%b HTTP/1.1\r\nHost: x\r\n%b\r\n"
 
