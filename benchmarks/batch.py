@@ -61,7 +61,7 @@ async def run(rounds: int, seconds: float) -> list[Row]:
 
         async def makespan(take_over: str) -> float:
             bound = lower_bound(jobs, [await _seconds_each(http, url) for url in urls])
-            async with servers.gateway(*urls, DISPATCH__TAKE_OVER=take_over, **_SETTINGS) as gateway:
+            async with servers.gateway(*urls, DISPATCH__WORK_STEALING=take_over, **_SETTINGS) as gateway:
                 return await _batch(http, gateway.url, jobs) / bound
 
         mine, without, ratios = await in_turns(turns, lambda: makespan("true"), lambda: makespan("false"))

@@ -89,6 +89,7 @@ def judge_machine(settings: Settings) -> Machine:
 def warnings(settings: Settings) -> list[str]:
     """Return a sentence for each thing that is allowed and dangerous, or most likely a mistake."""
     found = [
+        *settings.former_names,
         *_open_doors(settings),
         *_same_comfyuis(settings),
         *expired_keys(settings, time.time()),

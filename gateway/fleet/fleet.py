@@ -93,7 +93,7 @@ class Fleet:
         self._log: BackendLog
         self.backends: dict[str, Backend] = {}
         names, eject = [entry.name for entry in settings.backends], settings.ejection
-        self.ejections = Ejections(names, eject.after, eject.first, eject.most, eject.max_ejected)
+        self.ejections = Ejections(names, eject.after, eject.first, eject.max_time, eject.max_ejected)
         self._session: aiohttp.ClientSession | None = None
         self._news = asyncio.Event()
 

@@ -79,7 +79,7 @@ class LockoutSettings(Model):
 
     after: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     first: Seconds = 1.0
-    most: Seconds = 300.0
+    max_time: Seconds = 300.0
 
 
 class AuthSettings(Model):

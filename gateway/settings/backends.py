@@ -100,7 +100,7 @@ class EjectionSettings(Model):
 
     after: Count = 3
     first: Seconds = 10.0
-    most: Seconds = 300.0
+    max_time: Seconds = 300.0
     max_ejected: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 

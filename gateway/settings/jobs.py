@@ -24,9 +24,9 @@ class DispatchSettings(Model):
     connect_timeout: Seconds = 3.0
     send_timeout: Seconds = 20.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    take_over: bool = True
+    work_stealing: bool = True
     backoff: Seconds = 0.5
-    backoff_most: Seconds = 30.0
+    max_backoff: Seconds = 30.0
     rerun_started: bool = True
     stall_after: Seconds = 300.0
     job_timeout: Seconds | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from gateway.settings.addresses import host_and_port, is_own_address
 from gateway.settings.auth import AuthSettings
@@ -56,6 +57,8 @@ class Settings(Model):
     catalogue: CatalogueSettings = CatalogueSettings()
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
+
+    _former_names: tuple[str, ...] = PrivateAttr(())
 
     @field_validator("data_dir", mode="before")
     @classmethod
@@ -146,6 +149,17 @@ class Settings(Model):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @property
+    def former_names(self) -> tuple[str, ...]:
+        """Return a warning for each setting that was given under a former name."""
+        return self._former_names
+
+    def with_former_names(self, warnings: Sequence[str]) -> Settings:
+        """Return these settings with the warnings that `former_names` returns."""
+        settings = self.model_copy()
+        settings._former_names = tuple(warnings)
+        return settings
 
     @property
     def open_to_strangers(self) -> bool:

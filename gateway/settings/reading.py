@@ -15,6 +15,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from gateway.settings.former_names import present_path, with_present_names
 from gateway.settings.messages import sentence, suggestion
 from gateway.settings.models import Settings
 from gateway.settings.yaml_file import YamlProblems, read_yaml
@@ -51,11 +52,10 @@ def load(
         SettingsError: the file can't be read, or something in it, the environment or the flags is wrong.
     """
     environment = os.environ if environment is None else environment
-    raw = _read_file(path, environment) if path else {}
-    problems: list[str] = []
+    raw, former, problems = with_present_names(_read_file(path, environment) if path else {})
     admins: list[dict[str, str]] = []
     variables: dict[tuple[str, ...], str] = {}
-    for layer in (_from_environment(environment, problems, variables), dict(flags or {})):
+    for layer in (_from_environment(environment, problems, variables, former), dict(flags or {})):
         admins = layer.pop(ADMIN_KEYS, admins)
         raw = _merge(raw, layer)
     if problems:
@@ -63,7 +63,7 @@ def load(
     if admins:
         raw = _with_admins(raw, admins)
     try:
-        return Settings.model_validate(raw)
+        return Settings.model_validate(raw).with_former_names(former)
     except ValidationError as error:
         given_by = {path: name for path, name in variables.items() if not _holds(flags or {}, path)}
         raise SettingsError([sentence(detail, given_by) for detail in error.errors()]) from error
@@ -142,9 +142,15 @@ _SHORT = {
 
 
 def _from_environment(
-    environment: Mapping[str, str], problems: list[str], variables: dict[tuple[str, ...], str]
+    environment: Mapping[str, str],
+    problems: list[str],
+    variables: dict[tuple[str, ...], str],
+    former: list[str],
 ) -> dict[str, Any]:
-    """Return the settings that variables give; add to `variables` which variable gave which setting."""
+    """Return the settings that variables give.
+
+    Add to `variables` which variable gave which setting, and to `former` a warning for each former name.
+    """
     found: dict[str, Any] = {}
     for variable, value in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or not value:
@@ -161,7 +167,11 @@ def _from_environment(
         elif name == "ADMIN_KEYS":
             found[ADMIN_KEYS] = admin_keys_of(value.split(","))
         else:
-            parts = _SHORT.get(name) or tuple(name.lower().split("__"))
+            given = _SHORT.get(name) or tuple(name.lower().split("__"))
+            parts = present_path(given)
+            if parts != given:
+                now = f"{ENVIRONMENT_PREFIX}{'__'.join(parts).upper()}"
+                former.append(f"{variable}: this variable is called {now} now; the next release refuses {variable}")
             annotation = _annotation(parts)
             if annotation is None:
                 problems.append(f"{variable}: there is no such setting; {_instead(parts)}")

@@ -83,11 +83,11 @@ class Lockout:
             return 0.0
         # 2**64 seconds are enough; a larger exponent would end as a float that is too large.
         delay = settings.first * 2.0 ** min(failures.count - settings.after, 64)
-        failures.until = now + min(delay, settings.most)
+        failures.until = now + min(delay, settings.max_time)
         self.latest = max(self.latest, failures.until)
         _put(self._locked, network, failures, self._room)
         # A difference of large numbers may be a little more than what was added.
-        return min(failures.until - now, settings.most)
+        return min(failures.until - now, settings.max_time)
 
 
 def _put(table: OrderedDict[str, _Failures], network: str, failures: _Failures, room: int) -> None:

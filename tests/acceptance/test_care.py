@@ -50,7 +50,7 @@ async def metric(lab: Lab, gateway: GatewayProcess, line: str) -> float:
 async def test_out_of_memory_runs_once_more_elsewhere(lab: Lab) -> None:
     """The one that was full is asked to free its memory; the client hears of one run."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, dispatch__backoff=3600, dispatch__backoff_most=3600)
+    gateway = await lab.gateway(*simulators, dispatch__backoff=3600, dispatch__max_backoff=3600)
     comfy = Comfy(lab.http, gateway.url)
     await simulators[0].fault(lab.http, "oom")
     listener = await comfy.listen("c")
@@ -145,7 +145,7 @@ async def test_a_poisoned_process_gets_no_work_until_it_is_restarted(lab: Lab) -
 async def test_what_is_held_against_a_backend_outlives_the_gateway(lab: Lab) -> None:
     """A process that can't use its GPU, an ejection, an admin's drain; that its user deletes the history heals none."""
     simulators = await lab.simulators(4)
-    settings = {"ejection__after": 1, "ejection__first": 3600, "ejection__most": 3600}
+    settings = {"ejection__after": 1, "ejection__first": 3600, "ejection__max_time": 3600}
     gateway = await lab.gateway(*simulators, **settings)
     comfy = Comfy(lab.http, gateway.url)
     for name in ("b3", "b4"):
@@ -291,7 +291,7 @@ async def test_a_job_lost_again_waits_before_it_is_sent(lab: Lab) -> None:
     simulators = await lab.simulators(2, "--fail", "die-in-job")
     third = await lab.simulator()
     gateway = await lab.gateway(
-        *simulators, third, dispatch__attempts=9, dispatch__backoff=3600, dispatch__backoff_most=3600
+        *simulators, third, dispatch__attempts=9, dispatch__backoff=3600, dispatch__max_backoff=3600
     )
     comfy = Comfy(lab.http, gateway.url)
     await comfy.post("/gateway/backends/b3/drain")
@@ -499,7 +499,7 @@ async def test_a_deadline_passes_while_the_gateway_is_down(lab: Lab, state: str)
 async def test_a_restart_of_the_gateway_between_two_tries(lab: Lab) -> None:
     """What waited for its second try is in the journal, and goes when the gateway is back; there is one end of it."""
     simulator = await lab.simulator("--fail", "oom-until-free")
-    gateway = await lab.gateway(simulator, dispatch__backoff=3600, dispatch__backoff_most=3600)
+    gateway = await lab.gateway(simulator, dispatch__backoff=3600, dispatch__max_backoff=3600)
     comfy = Comfy(lab.http, gateway.url)
     prompt_id = await comfy.prompt(slow(), "c")
 

@@ -302,7 +302,7 @@ async def idle(lab: Lab, url: str) -> None:
 async def test_a_second_run_does_not_tell_what_was_missed_of_the_first(lab: Lab) -> None:
     """The execution_cached of the first went by unheard; that of the second would come late (chaos, seed 2)."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, dispatch__take_over=False)
+    gateway = await lab.gateway(*simulators, dispatch__work_stealing=False)
     comfy, there = Comfy(lab.http, gateway.url), Comfy(lab.http, simulators[0].url)
     listener = await comfy.listen("c")
     await comfy.post("/gateway/backends/b2/drain")

@@ -90,7 +90,7 @@ async def test_running_jobs_go_on_and_new_ones_are_refused(lab: Lab) -> None:
 async def test_ends_that_wait_for_the_disk_outlive_their_backend(lab: Lab) -> None:
     """They are here and only have to be written, one after the other: that their backend dies sends none again."""
     simulators = await lab.simulators(2)
-    gateway = await lab.gateway(*simulators, dispatch__take_over=False)
+    gateway = await lab.gateway(*simulators, dispatch__work_stealing=False)
     comfy = Comfy(lab.http, gateway.url)
     ids = [await comfy.prompt(slow(n, steps=20)) for n in range(6)]
     fill(lab, gateway)

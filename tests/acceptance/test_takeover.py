@@ -83,7 +83,7 @@ async def test_only_to_where_it_can_run_and_only_what_is_ours(lab: Lab) -> None:
 
 
 async def test_it_can_be_switched_off(lab: Lab) -> None:
-    simulators, gateway = await one_busy_one_late(lab, dispatch__take_over=False)
+    simulators, gateway = await one_busy_one_late(lab, dispatch__work_stealing=False)
     comfy = Comfy(lab.http, gateway.url)
     ids = [await comfy.prompt(slow(n, steps=10, step_seconds=0.05)) for n in range(4)]
     simulators[1] = await lab.simulator(port=simulators[1].port)

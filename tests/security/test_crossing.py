@@ -59,7 +59,7 @@ def marked(seed: int, **more: Any) -> dict[str, Any]:
 async def world_of(lab: Lab, count: int) -> World:
     """Anna has ended, failed, running and pending jobs, uploads and saved files; Ben has a job of the same id."""
     simulators = await lab.simulators(count)
-    gateway = await start(lab, *simulators, dispatch__take_over="false")
+    gateway = await start(lab, *simulators, dispatch__work_stealing="false")
     world = World(lab, simulators, gateway, *(caller(lab, gateway, name) for name in ("anna", "ben", "boss")))
     anna, ben = world.anna, world.ben
     await upload(anna, png((1, 2, 3)), f"{MARK}.png")

@@ -74,7 +74,7 @@ async def test_the_good_ones_jobs_end(lab: Lab) -> None:
     """Both go on to be probed and listened to, and no task of the gateway fails."""
     good, other = await lab.simulators(2)
     async with between(lab, other) as backend:
-        gateway = await lab.gateway(good, backend.url, probe__interval=0.02, dispatch__take_over=False)
+        gateway = await lab.gateway(good, backend.url, probe__interval=0.02, dispatch__work_stealing=False)
         odd = OddBackend(backend, Odd(1))
         backend.hook = odd.hook
         comfy = Comfy(lab.http, gateway.url)

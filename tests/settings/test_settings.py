@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from gateway.preflight import warnings
 from gateway.settings import ADMIN_KEYS, Settings, SettingsError, admin_keys_of, backends_of, keys_of, load
 
 EXAMPLE = Path(__file__).parents[2] / "config"
@@ -292,3 +293,35 @@ def test_no_message_speaks_of_python(value: str, tmp_path: Path) -> None:
             for problem in error.problems:
                 assert problem.startswith(path[0]), problem
                 assert not PYTHONS_WORDS.search(problem), problem
+
+
+def test_former_names_are_taken_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(
+        "{dispatch: {backoff_most: 7s, take_over: false}, ejection: {most: 1m}, auth: {lockout: {most: 9s}}}"
+    )
+    settings = load(path, environment={"COMFYUI_GATEWAY_DISPATCH__BACKOFF_MOST": "8s"})
+    assert (settings.dispatch.max_backoff, settings.dispatch.work_stealing) == (8, False)
+    assert (settings.ejection.max_time, settings.auth.lockout.max_time) == (60, 9)
+    assert sorted(settings.former_names) == [
+        "COMFYUI_GATEWAY_DISPATCH__BACKOFF_MOST: this variable is called COMFYUI_GATEWAY_DISPATCH__MAX_BACKOFF now; "
+        "the next release refuses COMFYUI_GATEWAY_DISPATCH__BACKOFF_MOST",
+        "auth.lockout.most: this setting is called auth.lockout.max_time now; the next release refuses "
+        "auth.lockout.most",
+        "dispatch.backoff_most: this setting is called dispatch.max_backoff now; the next release refuses "
+        "dispatch.backoff_most",
+        "dispatch.take_over: this setting is called dispatch.work_stealing now; the next release refuses "
+        "dispatch.take_over",
+        "ejection.most: this setting is called ejection.max_time now; the next release refuses ejection.most",
+    ]
+    assert all(each in warnings(settings) for each in settings.former_names)
+
+
+def test_a_former_name_beside_the_present_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text("{ejection: {most: 1m, max_time: 2m}}")
+    with pytest.raises(SettingsError) as error:
+        load(path, environment={})
+    assert error.value.problems == [
+        "ejection.most: this is the former name of ejection.max_time, which is given as well; remove it"
+    ]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gateway.settings import LockoutSettings
 from gateway.tenants.lockout import FORGET_SECONDS, Lockout
 
-SETTINGS = LockoutSettings(after=3, first=1, most=8)
+SETTINGS = LockoutSettings(after=3, first=1, max_time=8)
 OFFICE, OTHER = "10.0.0.1", "10.0.0.2"
 
 
@@ -95,7 +95,7 @@ def test_who_waits_has_failed_often_enough_and_no_longer_than_is_allowed(
             continue
         failures[address] = failures.get(address, 0) + 1
         wait = lockout.fail(address, str(key), now)
-        assert 0 <= wait <= SETTINGS.most
+        assert 0 <= wait <= SETTINGS.max_time
         assert wait == 0 or failures[address] >= SETTINGS.after
         assert len(lockout) <= max(most_addresses, 2)
         assert lockout.waiting(now) <= len(lockout)

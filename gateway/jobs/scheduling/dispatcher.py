@@ -201,7 +201,7 @@ class Dispatcher:
     def wake(self) -> None:
         """Send out what waits, as far as there is room: a job ended, or a backend came. Who is idle then takes over."""
         self._send_waiting()
-        if self._settings.take_over:
+        if self._settings.work_stealing:
             self.takeover.look()
 
     def _send_waiting(self) -> None:
@@ -278,7 +278,7 @@ class Dispatcher:
         """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
         if refusal.status >= 500 and job.attempts + 1 < self._settings.attempts and job.state is State.SENDING:
             self._ledger.lose(job)
-            pause = backoff(job.attempts, random.random(), self._settings.backoff, self._settings.backoff_most)
+            pause = backoff(job.attempts, random.random(), self._settings.backoff, self._settings.max_backoff)
             job.not_before = time.monotonic() + pause
             self._tasks.start(self._wake_after(pause), job.prompt_id)
             return

@@ -52,7 +52,7 @@ class Retries:
         for job in jobs:
             self._metrics.retries.labels(place, reason).inc()
             if job.attempts > 1 or not others:
-                pause = backoff(job.attempts, luck, self._settings.backoff, self._settings.backoff_most)
+                pause = backoff(job.attempts, luck, self._settings.backoff, self._settings.max_backoff)
                 job.not_before = now + pause
                 pauses.add(pause)
         for pause in pauses:
@@ -67,7 +67,7 @@ class Retries:
         """
         if job.state is State.WAITING and job.attempts > 1:
             luck = random.random()
-            pause = backoff(job.attempts, luck, self._settings.backoff, self._settings.backoff_most)
+            pause = backoff(job.attempts, luck, self._settings.backoff, self._settings.max_backoff)
             job.not_before = time.monotonic() + pause
 
     async def _wake_after(self, pause: float) -> None:

@@ -56,6 +56,6 @@ async def test_after_a_restart_a_pause_begins_again() -> None:
         ledger.hold(job)
         job.attempts = attempts
         retries.resume(job)
-        least = min(settings.dispatch.backoff * 2 ** (attempts - 1), settings.dispatch.backoff_most) / 2
+        least = min(settings.dispatch.backoff * 2 ** (attempts - 1), settings.dispatch.max_backoff) / 2
         assert (job.not_before - time.monotonic() > least - 1) if pauses else job.not_before == 0
     await retries.close()
