@@ -14,11 +14,11 @@ SECONDS = 40.0
 _FILES = [f"folder {n % 9}/a file of somebody {n:06}.png" for n in range(40_000)]
 
 
-def catalogue(megabytes: int, edition: int) -> bytes:
+def catalogue(megabytes: int, merged_catalogue: int) -> bytes:
     """Return a catalogue of custom nodes, one of them with a long list; in each edition each class is another."""
     choices = [f"sub{n % 7}/a_model_{n:04}.safetensors" for n in range(50)]
     inputs: dict[str, Any] = {
-        "image": ["IMAGE", {"tooltip": f"a sentence of edition {edition}"}],
+        "image": ["IMAGE", {"tooltip": f"a sentence of edition {merged_catalogue}"}],
         "seed": ["INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}],
         "strength": ["FLOAT", {"default": 1.0, "min": -10.5, "max": 10.5, "step": 0.01}],
         "model": [choices, {"tooltip": "the model"}],
@@ -34,7 +34,10 @@ def catalogue(megabytes: int, edition: int) -> bytes:
     text = json.dumps(description)[:-1]
     count = megabytes * 1_000_000 // len(text)
     told = [f'"Custom{n}": {text}, "python_module": "custom_nodes.pack{n % 60}"}}' for n in range(count)]
-    long = {**description, "input": {"required": {"image": [[*_FILES, f"{edition}.png"], {"image_upload": True}]}}}
+    long = {
+        **description,
+        "input": {"required": {"image": [[*_FILES, f"{merged_catalogue}.png"], {"image_upload": True}]}},
+    }
     stock = json.dumps(object_info())[1:-1]
     return f'{{{stock}, "Long": {json.dumps(long)}, {", ".join(told)}}}'.encode()
 

@@ -23,7 +23,7 @@ Need = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What differs between the backends whose /object_info is known.
 
     `classes`: for a node class that some lack, those that have it. `choices`: for (class, input) whose lists differ,
@@ -36,7 +36,7 @@ class Abilities:
     file_inputs: frozenset[tuple[str, str]] = frozenset()
 
 
-def compare(infos: Mapping[str, Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> Abilities:
+def compare(infos: Mapping[str, Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> Capabilities:
     """Return the differences between backends, from the /object_info of each. Call `rest` between classes."""
     everybody = frozenset(infos)
     holders: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def compare(infos: Mapping[str, Mapping[str, Any]], rest: Callable[[], None] = n
         for input_name, by_choice in _differing(descriptions):
             if (name, input_name) not in file_inputs:
                 choices[name, input_name] = by_choice
-    return Abilities(everybody, classes, choices, frozenset(file_inputs))
+    return Capabilities(everybody, classes, choices, frozenset(file_inputs))
 
 
 def _differing(descriptions: list[tuple[str, Any]]) -> Iterator[tuple[str, Mapping[str, frozenset[str]]]]:
@@ -130,46 +130,46 @@ def _spellings(choices: list[Any]) -> _Spellings:
     return known[1]
 
 
-def needs_of(prompt: Mapping[str, Any], abilities: Abilities) -> frozenset[Need]:
+def needs_of(prompt: Mapping[str, Any], capabilities: Capabilities) -> frozenset[Need]:
     """The choices of a prompt that not every backend has, as (class, input, choice)."""
-    if not abilities.choices:
+    if not capabilities.choices:
         return frozenset()
     by_class: dict[str, list[str]] = {}
-    for name, input_name in abilities.choices:
+    for name, input_name in capabilities.choices:
         by_class.setdefault(name, []).append(input_name)
     found = set()
     for node in prompt.values():
         class_type, inputs = node.get("class_type"), node.get("inputs")
         for input_name in by_class.get(class_type, ()) if isinstance(inputs, dict) else ():
             value = inputs.get(input_name)
-            if isinstance(value, str) and spelling(value) in abilities.choices[class_type, input_name]:
+            if isinstance(value, str) and spelling(value) in capabilities.choices[class_type, input_name]:
                 found.add((class_type, input_name, spelling(value)))
     return frozenset(found)
 
 
-def able(abilities: Abilities, classes: Iterable[str], needs: Iterable[Need]) -> frozenset[str] | None:
+def able(capabilities: Capabilities, classes: Iterable[str], needs: Iterable[Need]) -> frozenset[str] | None:
     """The backends that have all of it; None if it makes no difference.
 
     What no backend has makes none either: the answer to that is a backend's own.
     """
-    names = abilities.backends
-    if abilities.classes:
+    names = capabilities.backends
+    if capabilities.classes:
         for name in classes:
-            names = names & abilities.classes.get(name, names)
+            names = names & capabilities.classes.get(name, names)
     for class_type, input_name, choice in needs:
-        names = names & abilities.choices.get((class_type, input_name), {}).get(choice, names)
-    return None if names == abilities.backends else names
+        names = names & capabilities.choices.get((class_type, input_name), {}).get(choice, names)
+    return None if names == capabilities.backends else names
 
 
-def lacks(abilities: Abilities, backend: str, classes: Iterable[str], needs: Iterable[Need]) -> list[str]:
+def lacks(capabilities: Capabilities, backend: str, classes: Iterable[str], needs: Iterable[Need]) -> list[str]:
     """What a backend lacks, as sentences."""
     missing = [
         f"has no node class '{name}'"
         for name in dict.fromkeys(classes)
-        if backend not in abilities.classes.get(name, abilities.backends)
+        if backend not in capabilities.classes.get(name, capabilities.backends)
     ]
     return missing + [
         f"has no '{choice}' for {class_type}.{input_name}"
         for class_type, input_name, choice in sorted(needs)
-        if backend not in abilities.choices.get((class_type, input_name), {}).get(choice, abilities.backends)
+        if backend not in capabilities.choices.get((class_type, input_name), {}).get(choice, capabilities.backends)
     ]

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.catalogue import merging, tenant_view
-from gateway.catalogue.capabilities import Abilities, spelled
+from gateway.catalogue.capabilities import Capabilities, spelled
 from gateway.catalogue.descriptions import Description, describe, keep, read_kept, tell
-from gateway.catalogue.object_info import Body, Edition, Make, make_edition, make_sound_edition, make_view
+from gateway.catalogue.object_info import Body, Make, MergedCatalogue, make_view, merge_catalogue, merge_sound_parts
 from gateway.catalogue.worker import Worker
 from gateway.comfy import json_codec
 from gateway.comfy.client import Answer, BackendError, BadAnswer
@@ -49,7 +49,7 @@ MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
 
 
-_NOTHING_KNOWN = Abilities()
+_NOTHING_KNOWN = Capabilities()
 
 
 class NobodyKnows(Exception):
@@ -71,7 +71,7 @@ class Catalogue:
     files: FileIndex
     placements: Placements
     directory: Path
-    edition: Edition | None = None
+    merged_catalogue: MergedCatalogue | None = None
     # It grows whenever the edition does, or the backends that are `current` change.
     version: int = 0
     # The backends that have described themselves since they were last connected.
@@ -79,8 +79,10 @@ class Catalogue:
     _said: dict[str, Description] = field(default_factory=dict)
     _lists: dict[tuple[str, frozenset[str] | None], _Listing] = field(default_factory=dict)
     _answers: OrderedDict[tuple[str, frozenset[str] | None], tuple[float, Answer]] = field(default_factory=OrderedDict)
-    _bodies: OrderedDict[tuple[View | None, str], tuple[Edition, int, Body]] = field(default_factory=OrderedDict)
-    _views: OrderedDict[View, tuple[Edition, Edition | None]] = field(default_factory=OrderedDict)
+    _bodies: OrderedDict[tuple[View | None, str], tuple[MergedCatalogue, int, Body]] = field(
+        default_factory=OrderedDict
+    )
+    _views: OrderedDict[View, tuple[MergedCatalogue, MergedCatalogue | None]] = field(default_factory=OrderedDict)
     _tasks: Tasks = field(default_factory=lambda: Tasks("catalogue"))
     _reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -127,19 +129,19 @@ class Catalogue:
         self.changed(backend)
         await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
-    async def first_edition(self) -> Edition | None:
+    async def first_merge(self) -> MergedCatalogue | None:
         """The newest edition; right after the start, the first one when it is there, unless many wait already."""
-        if self.edition is not None or self._early >= MAX_EARLY:
-            return self.edition
+        if self.merged_catalogue is not None or self._early >= MAX_EARLY:
+            return self.merged_catalogue
         self._early += 1
         ends_at = time.monotonic() + self.settings.timeout
         try:
-            while self.edition is None and self._reading and (left := ends_at - time.monotonic()) > 0:
+            while self.merged_catalogue is None and self._reading and (left := ends_at - time.monotonic()) > 0:
                 # The one that answers first is enough: another may hang.
                 await asyncio.wait(list(self._reading.values()), timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._early -= 1
-        return self.edition
+        return self.merged_catalogue
 
     async def _refresh(self) -> None:
         for backend in self.fleet.backends.values():
@@ -184,34 +186,36 @@ class Catalogue:
     async def _merge(self) -> None:
         """Make the newest edition of what is known."""
         if infos := self._in_order():
-            edition = await self._made_of(infos, self._make)
-            if edition is not None:
-                self._publish(edition)
+            merged_catalogue = await self._made_of(infos, self._make)
+            if merged_catalogue is not None:
+                self._publish(merged_catalogue)
         outdated, self._outdated = self._outdated, []
         await self._worker.run(self._worker.let_go, outdated)
 
-    def _publish(self, edition: Edition) -> None:
+    def _publish(self, merged_catalogue: MergedCatalogue) -> None:
         older = [made for _, made in self._views.values() if made is not None]
-        if self.edition is not None:
-            older.append(self.edition)
-            self._outdated += (profile for _, profile in self.edition.profiles.made.values())
+        if self.merged_catalogue is not None:
+            older.append(self.merged_catalogue)
+            self._outdated += (profile for _, profile in self.merged_catalogue.profiles.made.values())
         for each in older:
             self._retire(each)
         self._outdated += (body for _, _, body in self._bodies.values())
         self._views.clear()
         self._bodies.clear()
-        self.edition, self.version = edition, self.version + 1
+        self.merged_catalogue, self.version = merged_catalogue, self.version + 1
 
-    def _retire(self, edition: Edition) -> None:
+    def _retire(self, merged_catalogue: MergedCatalogue) -> None:
         """Note what an edition holds, so that it is let go bit by bit."""
-        for held in (edition.classes.values(), edition.file_lists, edition.parts):
+        for held in (merged_catalogue.classes.values(), merged_catalogue.file_lists, merged_catalogue.parts):
             self._outdated += held
 
-    def _make(self, infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]) -> Edition:
-        known = self.edition.profiles if self.edition is not None else None
-        return make_edition(infos, is_upload, known, self._worker.rest)
+    def _make(self, infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]) -> MergedCatalogue:
+        known = self.merged_catalogue.profiles if self.merged_catalogue is not None else None
+        return merge_catalogue(infos, is_upload, known, self._worker.rest)
 
-    def _make_view(self, infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]) -> Edition:
+    def _make_view(
+        self, infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool]
+    ) -> MergedCatalogue:
         return make_view(infos, is_upload, self._worker.rest)
 
     def _mark(self, current: frozenset[str]) -> None:
@@ -221,30 +225,30 @@ class Catalogue:
     @property
     def mark(self) -> object:
         """Return the mark of the newest edition, None if there is none."""
-        return self.edition.mark if self.edition is not None else None
+        return self.merged_catalogue.mark if self.merged_catalogue is not None else None
 
     @property
     def described_by(self) -> frozenset[str]:
         """Return the backends whose node classes are known, be it from before they were last connected."""
-        return self.abilities.backends
+        return self.capabilities.backends
 
     def _in_order(self) -> dict[str, Mapping[str, Any]]:
         """In the file's order, the primary first: which description stands must not depend on who answers first."""
         order = sorted(self.fleet.configured, key=lambda b: not b.primary)
         return {b.name: self._said[b.name].classes for b in order if b.name in self._said}
 
-    async def seen_by(self, policy: Policy) -> Edition | None:
+    async def seen_by(self, policy: Policy) -> MergedCatalogue | None:
         """The newest edition of what a policy leaves; right after the start, the first one when it is there.
 
         It is made once for all tenants with the same view, when the first of them asks.
         """
-        newest = await self.first_edition()
+        newest = await self.first_merge()
         if newest is None or policy.view is None:
             return newest
         known = self._views.get(policy.view)
         if known is None or known[0] is not newest:
             async with self._merging:
-                newest = self.edition or newest
+                newest = self.merged_catalogue or newest
                 known = self._views.get(policy.view)
                 if known is None or known[0] is not newest:
                     infos = await self._worker.run(tenant_view.seen, self._in_order(), policy, self._worker.rest)
@@ -256,18 +260,18 @@ class Catalogue:
                     self._retire(oldest)
         return known[1]
 
-    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]], make: Make) -> Edition | None:
+    async def _made_of(self, infos: Mapping[str, Mapping[str, Any]], make: Make) -> MergedCatalogue | None:
         """Merge what backends say. If a backend's description breaks the merge, forget it, because others need theirs.
 
         Return None if no backend is left.
         """
         known = dict(self._said)
-        edition, broken = await self._worker.run(make_sound_edition, infos, self._is_kept_back, make)
+        merged_catalogue, broken = await self._worker.run(merge_sound_parts, infos, self._is_kept_back, make)
         for name, error in broken.items():
             _log.error("object_info_left_out", backend=name, error=repr(error), exc_info=error)
             if self._said.get(name) is known[name]:
                 del self._said[name]
-        return edition if len(broken) < len(infos) else None
+        return merged_catalogue if len(broken) < len(infos) else None
 
     def _is_kept_back(self, ref: FileRef) -> bool:
         """Return True for a name that a list must not tell: an upload's, or a secret folder's of an earlier journal."""
@@ -277,9 +281,9 @@ class Catalogue:
     def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
         """These node classes as one with this policy sees them: without those that it does not see."""
         if policy.view is None:
-            return self.edition.classes if self.edition is not None else {}
+            return self.merged_catalogue.classes if self.merged_catalogue is not None else {}
         known = self._views.get(policy.view)
-        if known is not None and known[0] is self.edition:
+        if known is not None and known[0] is self.merged_catalogue:
             return known[1].classes if known[1] is not None else {}
         own = {name for name in names if not policy.denies_node(name)}
         infos = [
@@ -290,19 +294,19 @@ class Catalogue:
         merged = merging.object_info(infos)
         return {name: tenant_view.without_models(description, policy) for name, description in merged.items()}
 
-    async def body(self, edition: Edition, tenant: str, view: View | None) -> Body:
+    async def body(self, merged_catalogue: MergedCatalogue, tenant: str, view: View | None) -> Body:
         """An edition as a tenant sees it: with its own uploads in the lists that offer files."""
         version = self.files.version(tenant)
         key = (view, tenant if version else "")
         known = self._bodies.get(key)
-        if known is not None and known[0] is edition and known[1] == version:
+        if known is not None and known[0] is merged_catalogue and known[1] == version:
             self._bodies.move_to_end(key)
             return known[2]
         async with self._encoding:
             known = self._bodies.get(key)
-            if known is None or known[0] is not edition or known[1] != version:
-                body = await asyncio.to_thread(edition.body, list(self.files.uploads(key[1])))
-                known = self._bodies[key] = (edition, version, body)
+            if known is None or known[0] is not merged_catalogue or known[1] != version:
+                body = await asyncio.to_thread(merged_catalogue.body, list(self.files.uploads(key[1])))
+                known = self._bodies[key] = (merged_catalogue, version, body)
             self._bodies.move_to_end(key)
         while len(self._bodies) > MAX_BODIES or (len(self._bodies) > 1 and self._bodies_bytes() > MAX_BODIES_BYTES):
             self._bodies.popitem(last=False)
@@ -312,16 +316,16 @@ class Catalogue:
         return sum(len(body.plain) + len(body.compressed) for _, _, body in self._bodies.values())
 
     @property
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """What differs between backends, as far as they are known."""
-        return self.edition.abilities if self.edition is not None else _NOTHING_KNOWN
+        return self.merged_catalogue.capabilities if self.merged_catalogue is not None else _NOTHING_KNOWN
 
     def unknown(self) -> frozenset[str]:
         """The backends that may still turn out to be able to do more than those that are known."""
         return frozenset(
             backend.name
             for backend in self.fleet.backends.values()
-            if backend.name not in self.abilities.backends
+            if backend.name not in self.capabilities.backends
             and (backend.pulse.alive or backend.health is Health.STARTING)
         )
 

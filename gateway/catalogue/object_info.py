@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.catalogue import merging
-from gateway.catalogue.capabilities import FILE_INPUTS, UPLOAD_FLAGS, Abilities, choice_lists, compare
+from gateway.catalogue.capabilities import FILE_INPUTS, UPLOAD_FLAGS, Capabilities, choice_lists, compare
 from gateway.catalogue.class_profiles import Profiles, make_profiles
 from gateway.catalogue.worker import Stopped, no_rest
 from gateway.comfy import json_codec
@@ -66,7 +66,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Edition:
+class MergedCatalogue:
     """One merged /object_info: parsed, what differs between backends, and its encoded parts between the file lists.
 
     Attributes:
@@ -74,7 +74,7 @@ class Edition:
     """
 
     classes: Mapping[str, Any]
-    abilities: Abilities
+    capabilities: Capabilities
     profiles: Profiles
     file_lists: tuple[FileList, ...]
     parts: tuple[bytes, ...]
@@ -101,7 +101,7 @@ class Edition:
 
 def make_view(
     infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool], rest: Callable[[], None] = no_rest
-) -> Edition:
+) -> MergedCatalogue:
     """Merge what backends say, the first one's words first; leave out what prompts are judged by.
 
     `is_upload` tells the files that the gateway put on a backend: they are shown to those whose they are, under the
@@ -121,29 +121,29 @@ def make_view(
                 shown = with_list(shown, input_name, list(left))
         encoder.add(name, shown, marks)
         merged[name] = shown
-    return Edition(merged, Abilities(), Profiles(), tuple(encoder.lists), encoder.parts())
+    return MergedCatalogue(merged, Capabilities(), Profiles(), tuple(encoder.lists), encoder.parts())
 
 
-def make_edition(
+def merge_catalogue(
     infos: Mapping[str, Mapping[str, Any]],
     is_upload: Callable[[FileRef], bool],
     known: Profiles | None = None,
     rest: Callable[[], None] = no_rest,
-) -> Edition:
+) -> MergedCatalogue:
     """Merge what backends say, as `make_view` does, with all that prompts are judged by.
 
     `known` are the profiles of an earlier edition.
     """
     view = make_view(infos, is_upload, rest)
-    return replace(view, abilities=compare(infos, rest), profiles=make_profiles(infos, review(), known, rest))
+    return replace(view, capabilities=compare(infos, rest), profiles=make_profiles(infos, review(), known, rest))
 
 
-Make = Callable[[Mapping[str, Mapping[str, Any]], Callable[[FileRef], bool]], Edition]
+Make = Callable[[Mapping[str, Mapping[str, Any]], Callable[[FileRef], bool]], MergedCatalogue]
 
 
-def make_sound_edition(
-    infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool], make: Make = make_edition
-) -> tuple[Edition, Mapping[str, Exception]]:
+def merge_sound_parts(
+    infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool], make: Make = merge_catalogue
+) -> tuple[MergedCatalogue, Mapping[str, Exception]]:
     """Merge what backends say, without those that can't be merged; return these with what they raised.
 
     Their descriptions were read with care. If the merge raises all the same, the fault is the gateway's: the other

@@ -246,8 +246,8 @@ class Engine:
     def _describe(self, backend: str, node_class: str) -> Mapping[str, Any] | None:
         """Return what a backend says of a node class, else what any backend does, None if that is not known."""
         known = self.catalogue.info(backend).get(node_class)
-        if known is None and self.catalogue.edition is not None:
-            known = self.catalogue.edition.classes.get(node_class)
+        if known is None and self.catalogue.merged_catalogue is not None:
+            known = self.catalogue.merged_catalogue.classes.get(node_class)
         return known
 
     def _is_apart(self, tenant: str) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.catalogue.capabilities import spelled
 from gateway.catalogue.class_profiles import make_profiles
 from gateway.catalogue.descriptions import Description, describe
-from gateway.catalogue.object_info import FileList, make_edition, make_view
+from gateway.catalogue.object_info import FileList, make_view, merge_catalogue
 from gateway.catalogue.worker import Stopped, Worker
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef
@@ -65,7 +65,7 @@ def test_profiles_are_made_once_for_each_description() -> None:
 
 
 def test_a_view_is_an_edition_without_what_prompts_are_judged_by() -> None:
-    whole, view = make_edition({"a": INFO}, lambda _: False), make_view({"a": INFO}, lambda _: False)
+    whole, view = merge_catalogue({"a": INFO}, lambda _: False), make_view({"a": INFO}, lambda _: False)
     assert view.body([]) == whole.body([])
     assert json_codec.loads(whole.body([]).plain) == json_codec.loads(json_codec.dumps(INFO))
     assert list(json_codec.loads(whole.body([]).plain)) == list(INFO)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.catalogue.object_info import make_edition
+from gateway.catalogue.object_info import merge_catalogue
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef, rename
 from gateway.files.index import FileIndex, Holder, Upload
@@ -95,18 +95,20 @@ def test_each_tenants_lists_offer_its_own() -> None:
         "Other": {"input": {"required": {"x": [["hand.png", "placed.png"], {}]}}},
         "Sampler": {"input": {"required": {"x": [["euler", "x.safetensors"], {}]}}},
     }
-    edition = make_edition({"b1": info}, lambda ref: ref.filename in ("placed.png", "euler", "x.safetensors"))
+    merged_catalogue = merge_catalogue(
+        {"b1": info}, lambda ref: ref.filename in ("placed.png", "euler", "x.safetensors")
+    )
     own = [PIC, FileRef("input", "", "film.mp4"), FileRef("input", "sub", "y.png"), FileRef("output", "", "z.png")]
     for uploads, images, films in (([], ["hand.png"], []), (own, ["hand.png", "pic.png"], ["film.mp4"])):
-        body = edition.body(uploads)
+        body = merged_catalogue.body(uploads)
         shown = json_codec.loads(body.plain)
         assert shown["LoadImage"]["input"]["required"]["image"] == [images, {"image_upload": True}]
         assert shown["LoadVideo"]["input"]["required"]["file"][1]["options"] == films
         # It does not say that it offers files; but those of a tenant are in it.
         assert shown["Other"]["input"]["required"]["x"] == [images, {}]
         assert shown["Sampler"] == info["Sampler"]
-        assert edition.node_class("LoadImage", uploads) == shown["LoadImage"]
-    assert edition.body([]).etag != edition.body(own).etag
+        assert merged_catalogue.node_class("LoadImage", uploads) == shown["LoadImage"]
+    assert merged_catalogue.body([]).etag != merged_catalogue.body(own).etag
 
 
 def test_files_in_outputs_of_all_kinds() -> None:
@@ -145,11 +147,11 @@ def test_lists_of_folders_and_latents_show_a_tenant_its_own() -> None:
         "LoadImageDataSetFromFolder": {"input": {"required": {"folder": folders}}},
         "LoadLatent": {"input": {"required": {"latent": [["anna.latent", "old.latent"]]}}},
     }
-    edition = make_edition({"b1": info}, placements.is_name)
+    merged_catalogue = merge_catalogue({"b1": info}, placements.is_name)
     own = [FileRef("input", "bens", "b.png"), FileRef("input", "", "ben.latent")]
 
     def offered(node_class: str) -> object:
-        description: Any = edition.node_class(node_class, own)
+        description: Any = merged_catalogue.node_class(node_class, own)
         return next(iter(description["input"]["required"].values()))
 
     assert offered("LoadImageDataSetFromFolder") == ["COMBO", {"options": ["3d", "bens"]}]

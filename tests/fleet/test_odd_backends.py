@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.catalogue import merging, tenant_view
-from gateway.catalogue.object_info import make_edition, make_sound_edition
+from gateway.catalogue.object_info import merge_catalogue, merge_sound_parts
 from gateway.catalogue.tenant_view import without_models
 from gateway.comfy import json_codec
 from gateway.comfy.file_refs import FileRef
@@ -40,7 +40,7 @@ POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": 
 @functools.cache
 def alone() -> Any:
     """Return what the gateway tells of the few classes if their backend is alone."""
-    return json_codec.loads(make_edition({"good": FEW}, lambda _: False).body(UPLOADS).plain)
+    return json_codec.loads(merge_catalogue({"good": FEW}, lambda _: False).body(UPLOADS).plain)
 
 
 def read(value: Any) -> Any:
@@ -54,15 +54,15 @@ def test_the_good_ones_classes_stand(odd: str, name: str) -> None:
     """Whoever of the two is first in the file; also where the odd description is of a class that both have."""
     odd_info = read({name: ODD[odd]})
     for infos in ({"odd": odd_info, "good": FEW}, {"good": FEW, "odd": odd_info}):
-        edition = make_edition(infos, lambda ref: ref.filename == "a.png")
-        encoded = json_codec.loads(edition.body(UPLOADS).plain)
+        merged_catalogue = merge_catalogue(infos, lambda ref: ref.filename == "a.png")
+        encoded = json_codec.loads(merged_catalogue.body(UPLOADS).plain)
         kept = FEW.keys() if odd in DROPPED or next(iter(infos)) == "good" else FEW.keys() - {name}
         assert {each: encoded[each] for each in kept - {name}} == {each: alone()[each] for each in kept - {name}}
         assert (name in encoded) == (name in FEW or odd not in DROPPED)
         for each in encoded:
-            assert json_codec.loads(json_codec.dumps(edition.node_class(each, UPLOADS))) == encoded[each]
+            assert json_codec.loads(json_codec.dumps(merged_catalogue.node_class(each, UPLOADS))) == encoded[each]
         seen = tenant_view.seen(infos, POLICY)
-        make_edition(seen, lambda _: False).body(UPLOADS)
+        merge_catalogue(seen, lambda _: False).body(UPLOADS)
         for description in merging.object_info(list(infos.values())).values():
             without_models(description, POLICY)
 
@@ -72,27 +72,27 @@ def test_a_backend_that_breaks_the_merge_all_the_same_is_left_out() -> None:
     for raw in DROPPED.values():
         for name in ("LoadImage", "LoadLatent"):
             infos: Any = {"odd": {name: raw}, "good": GOOD, "odder": {name: raw, 5: None}}
-            edition, broken = make_sound_edition(infos, lambda _: False)
+            merged_catalogue, broken = merge_sound_parts(infos, lambda _: False)
             assert "good" not in broken
-            assert edition.classes.keys() >= GOOD.keys()
+            assert merged_catalogue.classes.keys() >= GOOD.keys()
     two_parts: Any = {"LoadImage": REPAIRED["an input and a hidden input"]}
-    edition, broken = make_sound_edition({"odd": two_parts, "good": GOOD}, lambda _: False)
+    merged_catalogue, broken = merge_sound_parts({"odd": two_parts, "good": GOOD}, lambda _: False)
     assert list(broken) == ["odd"]
-    assert edition.body([]).plain == make_edition({"good": GOOD}, lambda _: False).body([]).plain
-    assert make_sound_edition({"odd": two_parts}, lambda _: False)[0].classes == {}
+    assert merged_catalogue.body([]).plain == merge_catalogue({"good": GOOD}, lambda _: False).body([]).plain
+    assert merge_sound_parts({"odd": two_parts}, lambda _: False)[0].classes == {}
 
 
 def test_lists_of_files_stand_where_they_are_whatever_the_order_of_the_parts() -> None:
     """A custom node may say ``optional`` before ``required``."""
     info = read({"Odd": KEPT["optional before required"]})
-    body = json_codec.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
+    body = json_codec.loads(merge_catalogue({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
     assert body["Odd"]["input"]["required"]["image"][0] == ["a.png", "b.png", "own.png"]
     assert body["Odd"]["input"]["optional"]["mask"][0] == ["m.png", "own.png"]
 
 
 def test_a_choice_that_looks_like_the_gateways_mark_is_a_choice() -> None:
     info = read({"A": KEPT["the gateway's own mark"], "B": REPAIRED["all three"]})
-    body = json_codec.loads(make_edition({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
+    body = json_codec.loads(merge_catalogue({"b1": info}, lambda _: False).body(UPLOADS[:1]).plain)
     assert body["A"]["input"]["required"]["x"][0] == ["\x00file-list-0\x00"]
     assert body["B"]["input"]["required"]["image"][0] == ["a.png", "b.png", "own.png"]
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote
 from multidict import CIMultiDict, MultiDict
 
 from gateway.catalogue import capabilities
-from gateway.catalogue.object_info import make_edition
+from gateway.catalogue.object_info import merge_catalogue
 from gateway.catalogue.tenant_view import without_models
 from gateway.comfy import error_causes, events, history, json_codec, previews
 from gateway.comfy.client import Answer
@@ -96,14 +96,14 @@ _INFO = load_object_info(SimulatorOptions())
 # Beside an odd backend, a good one with some classes of each kind is enough, and a tenth of the work.
 _FEW = {name: _INFO[name] for name in ("CheckpointLoaderSimple", "CreateVideo", "KSampler", "LoadImage", "SaveImage")}
 _POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": ["*"]}}}), []).default
-_EDITION = make_edition({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
+_EDITION = merge_catalogue({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
 
 
 def graph(data: bytes) -> None:
     """POST /prompt's body, and all that is made of it before a backend sees it."""
     body = _json_of(data, seeds.bodies())
     try:
-        submission = read(body, _EDITION.abilities.file_inputs)
+        submission = read(body, _EDITION.capabilities.file_inputs)
     except Rejection as rejection:
         _refused(rejection)
         return
@@ -127,7 +127,7 @@ def graph(data: bytes) -> None:
     assert _plain(submission.censor().value(json_codec.loads(said))) == _plain(json_codec.loads(said))
     json_codec.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
     prompt = json_codec.loads(submission.prompt)
-    capabilities.needs_of(prompt, _EDITION.abilities)
+    capabilities.needs_of(prompt, _EDITION.capabilities)
     found = validate_prompt(prompt, _EDITION.classes, partial_execution_targets=submission.targets)
     if not found.valid:
         json_codec.dumps(found.body())
@@ -189,10 +189,10 @@ def object_info(data: bytes) -> None:
     assert not again.dropped
     assert not again.repaired
     for infos in ({"odd": read.classes, "good": _FEW}, {"good": _FEW, "odd": read.classes}):
-        edition = make_edition(infos, lambda ref: ref.filename == "a.png")
-        told = json_codec.loads(edition.body([FileRef("input", "", "own.png")]).plain)
-        assert told.keys() == edition.classes.keys()
-        for description in edition.classes.values():
+        merged_catalogue = merge_catalogue(infos, lambda ref: ref.filename == "a.png")
+        told = json_codec.loads(merged_catalogue.body([FileRef("input", "", "own.png")]).plain)
+        assert told.keys() == merged_catalogue.classes.keys()
+        for description in merged_catalogue.classes.values():
             without_models(description, _POLICY)
     for name in read.classes:
         validate_prompt({"1": {"class_type": name, "inputs": {"image": "a.png", "x": ["1", 0]}}}, read.classes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.catalogue import capabilities, tenant_view
 from gateway.catalogue.catalogue import Catalogue
-from gateway.catalogue.object_info import Edition
+from gateway.catalogue.object_info import MergedCatalogue
 from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.comfy.graph import FileInput, output_nodes
@@ -81,15 +81,19 @@ class Checks:
     @property
     def file_inputs(self) -> Collection[tuple[str, str]]:
         """Return the (class_type, input) that name a file: those that say so, and those that the review names."""
-        known = self._catalogue.abilities
+        known = self._catalogue.capabilities
         if known is not self._files_of:
             self._files_of, self._file_inputs = known, known.file_inputs | reviewed_file_inputs()
         return self._file_inputs
 
     def outputs_of(self, submission: Submission) -> list[str]:
         """The nodes that a prompt will execute, as far as the catalogue tells."""
-        edition = self._catalogue.edition
-        return output_nodes(submission.nodes, edition.classes, submission.targets) if edition is not None else []
+        merged_catalogue = self._catalogue.merged_catalogue
+        return (
+            output_nodes(submission.nodes, merged_catalogue.classes, submission.targets)
+            if merged_catalogue is not None
+            else []
+        )
 
     def is_restricted(self, tenant: str) -> bool:
         """Whether a tenant may not use all of the fleet: what it is told of a prompt is the gateway's to say."""
@@ -148,7 +152,7 @@ class Checks:
 
     def _able_by_catalogue(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
-        known, allowed = self._catalogue.abilities, self.allowed(tenant)
+        known, allowed = self._catalogue.capabilities, self.allowed(tenant)
         names = None
         if known.classes or known.choices:
             names = capabilities.able(known, (name for _, name in submission.nodes), self._needs(submission))
@@ -184,10 +188,10 @@ class Checks:
         if job.judged_by == self._catalogue.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
-        is_judged_anew = job.judgement is not None and job.judgement.edition is not self._catalogue.mark
+        is_judged_anew = job.judgement is not None and job.judgement.merged_catalogue is not self._catalogue.mark
         if is_judged_anew:
             return 20 + 25 * nodes + size // 300
-        return 5 + (nodes + size // 300 if self._catalogue.abilities.choices else 0)
+        return 5 + (nodes + size // 300 if self._catalogue.capabilities.choices else 0)
 
     def _unfit(self, tenant: str, judged: Judged | None) -> str | None:
         """Return the reason why no backend may run a prompt that was accepted, None if it only has to wait.
@@ -200,7 +204,7 @@ class Checks:
         return first.reason if first.input_name is None else f"{first.class_type}.{first.input_name}: {first.reason}"
 
     def _needs(self, submission: Submission) -> frozenset[capabilities.Need]:
-        known = self._catalogue.abilities
+        known = self._catalogue.capabilities
         differing = {name for name, _ in known.choices}
         if not any(name in differing for _, name in submission.nodes):
             return frozenset()
@@ -244,14 +248,14 @@ class Checks:
             Rejection: it has too many.
             Overloaded: no backend has said yet which classes are outputs.
         """
-        edition, targets = self._catalogue.edition, submission.targets
-        if edition is None:
+        merged_catalogue, targets = self._catalogue.merged_catalogue, submission.targets
+        if merged_catalogue is None:
             raise Overloaded("no backend has said yet which node classes it has, so outputs can't be counted")
         wanted = None if targets is None else frozenset(each for each in targets if isinstance(each, str))
         count = 0
         for node_id, class_type in submission.nodes:
             if wanted is None or node_id in wanted:
-                known = edition.classes.get(class_type)
+                known = merged_catalogue.classes.get(class_type)
                 count += known is None or known.get("output_node") is True
         if count > self._max_outputs:
             raise too_many_outputs(count, self._max_outputs)
@@ -267,17 +271,17 @@ class Checks:
     async def ready(self, tenant: str) -> None:
         """Wait until a tenant's prompts can be judged; right after the start the catalogue is not there yet."""
         policy = self._policies.of(tenant)
-        if self._catalogue.edition is None:
+        if self._catalogue.merged_catalogue is None:
             if self._judge.is_judged(tenant):
-                await self._catalogue.first_edition()
+                await self._catalogue.first_merge()
         elif policy.view is not None:
             # What the tenant sees is worked out in a thread, for it may be long.
             await self._catalogue.seen_by(policy)
 
     async def ready_for(self, submission: Submission) -> None:
         """Wait until a prompt's outputs can be counted, if they may be too many."""
-        if self._catalogue.edition is None and len(submission.nodes) > self._max_outputs:
-            await self._catalogue.first_edition()
+        if self._catalogue.merged_catalogue is None and len(submission.nodes) > self._max_outputs:
+            await self._catalogue.first_merge()
 
     def _refuse_judged(self, tenant: str, submission: Submission, judged: Judged) -> None:
         """Refuse a prompt that no shared backend may run.
@@ -334,8 +338,10 @@ class Checks:
         policy = self._policies.of(tenant)
         if not policy.nodes and not policy.models:
             return []
-        edition = self._catalogue.edition
-        return tenant_view.denied(submission.graph(), policy, edition.classes if edition is not None else {})
+        merged_catalogue = self._catalogue.merged_catalogue
+        return tenant_view.denied(
+            submission.graph(), policy, merged_catalogue.classes if merged_catalogue is not None else {}
+        )
 
     def _refuse_impossible(self, tenant: str, submission: Submission) -> None:
         """No backend has all that a prompt needs: ComfyUI's own answer, and what is missing where.
@@ -346,7 +352,7 @@ class Checks:
         Raises:
             Rejection: always.
         """
-        known, classes = self._catalogue.abilities, [name for _, name in submission.nodes]
+        known, classes = self._catalogue.capabilities, [name for _, name in submission.nodes]
         needs, allowed = self._needs(submission), self.allowed(tenant)
         names = sorted(known.backends if allowed is None else known.backends & allowed)
         missing = {name: capabilities.lacks(known, name, classes, needs) for name in names}
@@ -379,8 +385,8 @@ class Checks:
         Raises:
             Rejection: it can't run.
         """
-        edition = self._catalogue.edition
-        if edition is None:
+        merged_catalogue = self._catalogue.merged_catalogue
+        if merged_catalogue is None:
             return None
         absent = await self._inputs.absent(tenant, submission.files)
         found = self._validate(submission, self._classes(tenant, submission), absent)
@@ -389,9 +395,9 @@ class Checks:
         return found
 
     def _reject(self, tenant: str, submission: Submission, files: Collection[FileInput]) -> None:
-        edition: Edition | None = self._catalogue.edition
+        merged_catalogue: MergedCatalogue | None = self._catalogue.merged_catalogue
         classes = self._classes(tenant, submission)
-        found = self._validate(submission, classes, files) if edition is not None else None
+        found = self._validate(submission, classes, files) if merged_catalogue is not None else None
         if found is not None and not found.valid:
             raise self._rejection(tenant, found.body())
         details = "\n".join(invalid_file(file.input_name, file.value) for file in files)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gateway.catalogue.catalogue import Catalogue
-from gateway.catalogue.object_info import Edition
+from gateway.catalogue.object_info import MergedCatalogue
 from gateway.comfy.class_profiles import ClassProfile
 from gateway.comfy.node_review import OPENING, Kind
 from gateway.jobs.isolation.judgement import Judged, Refusal, judge
@@ -58,8 +58,8 @@ class PromptJudge:
 
         Nobody knows what the list of a class that is not reviewed is made of.
         """
-        edition = self._catalogue.edition
-        profile = edition.profiles.common.get(class_type) if edition is not None else None
+        merged_catalogue = self._catalogue.merged_catalogue
+        profile = merged_catalogue.profiles.common.get(class_type) if merged_catalogue is not None else None
         known = profile.inputs.get(input_name) if profile is not None and profile.is_reviewed else None
         return known is None or known.kind in _LISTING
 
@@ -69,10 +69,10 @@ class PromptJudge:
 
     def is_reviewed(self, class_type: str) -> bool:
         """Return True if a class is stock and was reviewed, wherever it is."""
-        edition = self._catalogue.edition
-        if edition is None:
+        merged_catalogue = self._catalogue.merged_catalogue
+        if merged_catalogue is None:
             return False
-        profiles = edition.profiles
+        profiles = merged_catalogue.profiles
         common = profiles.common.get(class_type)
         known = [common] if common is not None else list(profiles.varied.get(class_type, {}).values())
         return bool(known) and all(profile.is_reviewed for profile in known)
@@ -99,26 +99,26 @@ class PromptJudge:
         mark = self._catalogue.mark
         for known in (last, submission.judgement):
             # If the tenant is alone by now, this refuses more than it must, until the catalogue changes.
-            if isinstance(known, Judged) and known.edition is mark:
+            if isinstance(known, Judged) and known.merged_catalogue is mark:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
             return None
         return self._judge(tenant, submission.graph(), submission.is_plain)
 
-    def _shared_by(self, policy: Policy, edition: Edition) -> frozenset[str]:
-        if self._shared_of is not edition.mark:
-            self._shared, self._shared_of = {}, edition.mark
+    def _shared_by(self, policy: Policy, merged_catalogue: MergedCatalogue) -> frozenset[str]:
+        if self._shared_of is not merged_catalogue.mark:
+            self._shared, self._shared_of = {}, merged_catalogue.mark
         found = self._shared.get(id(policy))
         if found is None:
-            described = edition.abilities.backends - policy.dedicated
+            described = merged_catalogue.capabilities.backends - policy.dedicated
             found = described if policy.allowed is None else described & policy.allowed
             self._shared[id(policy)] = found
         return found
 
     def _judge(self, tenant: str, prompt: Mapping[str, Any], is_plain: bool) -> Judged:
-        policy, edition = self._policies.of(tenant), self._catalogue.edition
-        shared = self._shared_by(policy, edition) if edition is not None else _NONE
-        if edition is None or not shared:
+        policy, merged_catalogue = self._policies.of(tenant), self._catalogue.merged_catalogue
+        shared = self._shared_by(policy, merged_catalogue) if merged_catalogue is not None else _NONE
+        if merged_catalogue is None or not shared:
             return Judged(self._catalogue.mark, _NONE, is_known=False)
 
         def trusts(profile: ClassProfile) -> bool:
@@ -129,7 +129,7 @@ class PromptJudge:
         refusals: tuple[Refusal, ...] = ()
         chosen: Plan | None = None
         steering = UNCHANGED
-        for names, profile in edition.profiles.groups(classes, shared):
+        for names, profile in merged_catalogue.profiles.groups(classes, shared):
             judgement = judge(prompt, profile, trusts)
             if judgement.refusals or judgement.unknown:
                 refusals = refusals or judgement.refusals
@@ -138,7 +138,7 @@ class PromptJudge:
             if planned.has_links:
                 # The groups differ in the prompt's own classes alone, so a backend may lack an added one.
                 for added in (REPLACE, JOIN):
-                    names = names & edition.abilities.classes.get(added, names)
+                    names = names & merged_catalogue.capabilities.classes.get(added, names)
             if planned.refused or not names:
                 refusals = refusals or _unsteerable(prompt, profile, planned)
             elif not able:
@@ -148,7 +148,7 @@ class PromptJudge:
             elif planned == chosen:
                 # If backends differ in which inputs decide where a class writes, those like the first one run it.
                 able = able | names
-        return Judged(edition.mark, able, () if able else refusals, steering=steering)
+        return Judged(merged_catalogue.mark, able, () if able else refusals, steering=steering)
 
     def steering(self, job: Job, backend: str) -> Steering | None:
         """Return the changes by which a job's savers write into secret folders, none if it shares no backend.

@@ -112,7 +112,7 @@ class Judged:
         steering: the changes by which its savers write into secret folders on these backends.
     """
 
-    edition: object
+    merged_catalogue: object
     backends: frozenset[str]
     refusals: tuple[Refusal, ...] = ()
     is_known: bool = True

@@ -30,10 +30,10 @@ def _none_yet(request: web.Request) -> web.Response:
 
 async def get_object_info(request: web.Request) -> web.StreamResponse:
     """All node classes of the fleet."""
-    edition = await parts(request).catalogue.seen_by(policy(request))
-    if edition is None:
+    merged_catalogue = await parts(request).catalogue.seen_by(policy(request))
+    if merged_catalogue is None:
         return _none_yet(request)
-    body = await parts(request).catalogue.body(edition, caller(request).tenant, policy(request).view)
+    body = await parts(request).catalogue.body(merged_catalogue, caller(request).tenant, policy(request).view)
     headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
     if body.etag in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
@@ -44,12 +44,12 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
 
 async def get_node_class(request: web.Request) -> web.Response:
     """One node class; ``{}`` for one that the fleet does not have."""
-    edition = await parts(request).catalogue.seen_by(policy(request))
-    if edition is None:
+    merged_catalogue = await parts(request).catalogue.seen_by(policy(request))
+    if merged_catalogue is None:
         return _none_yet(request)
     name = request.match_info["node_class"]
     own = list(parts(request).engine.files.uploads(caller(request).tenant))
-    found = edition.node_class(name, own)
+    found = merged_catalogue.node_class(name, own)
     return json_bytes(json_codec.dumps({} if found is None else {name: found}))
 
 

@@ -26,8 +26,12 @@ def steered(class_type: str, prefix: str, trust: tuple[str, ...]) -> Any:
     tenants = TenantSettings.model_validate({"default": {"nodes": {"trust": list(trust)}}})
     policies = Policies(tenants, [BackendSettings(url="http://127.0.0.1:1", name="b1")])
     profiles = make_profiles({"b1": _INFO}, review())
-    edition = SimpleNamespace(profiles=profiles, abilities=SimpleNamespace(backends=frozenset({"b1"})), mark=1)
-    catalogue: Any = SimpleNamespace(edition=edition, mark=1, fleet=SimpleNamespace(backends={"b1": None}))
+    merged_catalogue = SimpleNamespace(
+        profiles=profiles, capabilities=SimpleNamespace(backends=frozenset({"b1"})), mark=1
+    )
+    catalogue: Any = SimpleNamespace(
+        merged_catalogue=merged_catalogue, mark=1, fleet=SimpleNamespace(backends={"b1": None})
+    )
     judge = PromptJudge(catalogue, policies, lambda _: True, SecretNames(bytes(KEY_SIZE)))
     inspect = judge.inspector("ben", by_admin=False)
     assert inspect is not None
