@@ -65,7 +65,7 @@ class SourceDown(Exception):
         self.backend = backend
 
 
-class Placer:
+class FileTransfer:
     """Puts files on backends, each once, however many ask for it at a time.
 
     Args:

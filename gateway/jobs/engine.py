@@ -13,7 +13,7 @@ from gateway.comfy.file_refs import FileRef
 from gateway.comfy.responses import MARK, Queue
 from gateway.files.index import FileIndex, Holder
 from gateway.files.placements import Placement, Placements
-from gateway.files.transfer import Placer
+from gateway.files.transfer import FileTransfer
 from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -90,7 +90,7 @@ class Engine:
         self.catalogue = Catalogue(
             fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue"
         )
-        self.placer = Placer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
+        self.transfer = FileTransfer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(
             store,
             settings.history.max_items,
@@ -141,7 +141,7 @@ class Engine:
             self.files,
             self.outputs,
             self.placements,
-            self.placer,
+            self.transfer,
             self.uploads,
             self.catalogue,
             policies,
@@ -204,7 +204,7 @@ class Engine:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
         await self.reader.close()
         parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
-        for part in (*parts, self.forgetting, self.retention, self.catalogue, self.uploads, self.placer):
+        for part in (*parts, self.forgetting, self.retention, self.catalogue, self.uploads, self.transfer):
             await part.close()
 
     async def restore(self) -> None:
@@ -308,7 +308,7 @@ class Engine:
 
     async def connected(self, backend: Backend) -> None:
         """A backend's socket is up."""
-        self.placer.reconnected(backend)
+        self.transfer.reconnected(backend)
         self.forgetting.connected(backend.name)
         await self.recovery.reconcile(backend)
         await self.catalogue.introduce(backend)

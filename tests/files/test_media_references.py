@@ -16,7 +16,7 @@ from gateway.comfy.media_references import HEAD_BYTES
 from gateway.files.index import Upload
 from gateway.files.media_references import MAX_REMEMBERED, References
 from gateway.files.placements import Placements
-from gateway.files.transfer import FileMissing, Placer
+from gateway.files.transfer import FileMissing, FileTransfer
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Pulse
@@ -47,7 +47,7 @@ async def kept(blobs: BlobStore, data: bytes) -> Upload:
 class World:
     """A placer between two backends."""
 
-    placer: Placer
+    transfer: FileTransfer
     blobs: BlobStore
     backends: list[Backend]
     simulators: list[Simulator]
@@ -69,28 +69,28 @@ async def world(lab: Lab, tmp_path: Path) -> AsyncIterator[World]:
         stack.push_async_callback(store.close)
         await blobs.open()
         fleet = Fleet(Settings(data_dir=data), metrics, "client", store)
-        placer = Placer(fleet, blobs, Placements(), store, metrics, 1 << 24)
-        stack.push_async_callback(placer.close)
-        yield World(placer, blobs, backends, simulators, bases)
+        transfer = FileTransfer(fleet, blobs, Placements(), store, metrics, 1 << 24)
+        stack.push_async_callback(transfer.close)
+        yield World(transfer, blobs, backends, simulators, bases)
 
 
 async def test_an_upload_that_names_others_is_put_nowhere(lab: Lab, world: World) -> None:
     for data in (CONCAT, tag(2 * HEAD_BYTES) + HLS):
         upload = await kept(world.blobs, data)
         with pytest.raises(FileMissing, match=r"'film\.mp4' names other files"):
-            await world.placer.ensure(world.backends[0], WANTED, upload, judged=True)
+            await world.transfer.ensure(world.backends[0], WANTED, upload, judged=True)
         assert await folder(lab, world.simulators[0]) == set()
         # Also where it lies there already, put there for somebody whose files are not judged.
-        there = await world.placer.ensure(world.backends[1], WANTED, upload)
+        there = await world.transfer.ensure(world.backends[1], WANTED, upload)
         with pytest.raises(FileMissing):
-            await world.placer.ensure(world.backends[1], WANTED, upload, judged=True)
+            await world.transfer.ensure(world.backends[1], WANTED, upload, judged=True)
         assert there.filename in await folder(lab, world.simulators[1])
 
 
 async def test_an_ordinary_upload_is_put_where_it_is_needed(lab: Lab, world: World) -> None:
     for data in (png((1, 2, 3)), tag(2 * HEAD_BYTES) + b"\xff\xfb\x90\x00" + bytes(100)):
         upload = await kept(world.blobs, data)
-        there = await world.placer.ensure(world.backends[0], WANTED, upload, judged=True)
+        there = await world.transfer.ensure(world.backends[0], WANTED, upload, judged=True)
         assert there.filename in await folder(lab, world.simulators[0])
 
 
@@ -100,14 +100,16 @@ async def test_an_output_that_names_others_is_brought_to_nobody_who_is_judged(la
     (world.bases[0] / "output" / "film.txt").write_bytes(CONCAT)
     for _ in range(2):
         with pytest.raises(FileMissing, match=r"'film\.txt' names other files"):
-            await world.placer.copy(first, OUTPUT, second, judged=True)
+            await world.transfer.copy(first, OUTPUT, second, judged=True)
         assert await folder(lab, world.simulators[1], "output") == set()
     # Brought for somebody else, it stays that one's.
-    assert (await world.placer.copy(first, OUTPUT, second)).filename in await folder(lab, world.simulators[1], "output")
+    assert (await world.transfer.copy(first, OUTPUT, second)).filename in await folder(
+        lab, world.simulators[1], "output"
+    )
     with pytest.raises(FileMissing):
-        await world.placer.copy(first, OUTPUT, second, judged=True)
+        await world.transfer.copy(first, OUTPUT, second, judged=True)
     (world.bases[0] / "output" / "film.txt").write_text("an ordinary text, of another length")
-    assert await world.placer.copy(first, OUTPUT, second, judged=True)
+    assert await world.transfer.copy(first, OUTPUT, second, judged=True)
 
 
 async def test_what_was_found_is_remembered_and_bounded(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gateway.comfy.file_refs import FileRef, is_pattern
 from gateway.comfy.graph import FileInput, survey
 from gateway.files.index import FileIndex, Holder, Upload
 from gateway.files.placements import Placements, spelled_alike
-from gateway.files.transfer import FileMissing, Placer, SourceDown
+from gateway.files.transfer import FileMissing, FileTransfer, SourceDown
 from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -50,7 +50,7 @@ class Inputs:
     files: FileIndex
     outputs: Outputs
     placements: Placements
-    placer: Placer
+    transfer: FileTransfer
     uploads: Uploads
     catalogue: Catalogue
     policies: Policies
@@ -175,7 +175,7 @@ class Inputs:
                 continue
             if file.ref is None or self.files.find(job.tenant, file.ref) is not None:
                 continue
-            if not await self.placer.has(backend, file.ref):
+            if not await self.transfer.has(backend, file.ref):
                 raise FileMissing(f"Invalid file: {file.value}")
         # After the backend was asked: an upload may have come meanwhile.
         for file in self.foreign(job.tenant, job.submission.files):
@@ -203,7 +203,7 @@ class Inputs:
                 if place is None:
                     return None
                 self.uploads.use(found.digest)
-                return await self.placer.ensure(backend, place, found, shown=ref.filename, judged=judged)
+                return await self.transfer.ensure(backend, place, found, shown=ref.filename, judged=judged)
             case Holder():
                 return await self._from_owner(tenant, found, backend, judged)
         # A text that ends like a file's name is most likely a text.
@@ -231,11 +231,11 @@ class Inputs:
         for file in named[:MAX_LOOKS]:
             found = self.files.find(job.tenant, file.ref) if file.ref is not None else None
             if isinstance(found, Holder):
-                if await self.placer.is_lost_copy(found.backend, found.there, backend, since):
+                if await self.transfer.is_lost_copy(found.backend, found.there, backend, since):
                     return True
             elif found is not None and file.ref is not None:
                 place = self._place_of(job.tenant, file, file.ref, classes[file.node_id], backend)
-                if place is not None and await self.placer.is_lost(backend, place, found, since, judged=judged):
+                if place is not None and await self.transfer.is_lost(backend, place, found, since, judged=judged):
                     return True
         return False
 
@@ -252,14 +252,14 @@ class Inputs:
             raise FileMissing(f"the backend '{owner}' that has it is not configured any more")
         if not source.pulse.alive:
             raise SourceDown(owner)
-        return await self.placer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder), judged=judged)
+        return await self.transfer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder), judged=judged)
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
-        if await self.placer.has(backend, ref):
+        if await self.transfer.has(backend, ref):
             return None
-        other = await self.placer.holder_of(ref, backend, allowed=self.policies.of(tenant).allowed)
-        return await self.placer.copy(other, ref, backend) if other is not None else None
+        other = await self.transfer.holder_of(ref, backend, allowed=self.policies.of(tenant).allowed)
+        return await self.transfer.copy(other, ref, backend) if other is not None else None
 
     async def absent(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Of the inputs that are declared as files, those that name one that is nowhere."""
@@ -274,7 +274,7 @@ class Inputs:
         alive = self.fleet.alive(self.policies.of(tenant).allowed)
         for backend in alive:
             try:
-                if await self.placer.has(backend, ref):
+                if await self.transfer.has(backend, ref):
                     return True
             except BackendError:
                 # It can't say; so the backend that is to run it will.

@@ -68,7 +68,7 @@ async def _refuse_reference(
     """Return the refusal of a file that names other files, if the caller may open none but its own."""
     if caller(request).is_admin or not gateway.is_judged(caller(request).tenant):
         return None
-    found = await gateway.engine.placer.references.of_file(wanted.filename, await writer.spool())
+    found = await gateway.engine.transfer.references.of_file(wanted.filename, await writer.spool())
     if found is None:
         return None
     return problem(400, "file_names_others", "The file names other files", sentence(wanted.filename, found))
@@ -78,7 +78,7 @@ def _answer(gateway: Parts, tenant: str, form: Form, wanted: FileRef, ref: FileR
     upload = gateway.engine.files.find(tenant, ref)
     if isinstance(upload, Upload):
         place = partial(gateway.engine.places.of, tenant, ref)
-        gateway.engine.placer.spread(place, upload, gateway.policies.of(tenant).allowed)
+        gateway.engine.transfer.spread(place, upload, gateway.policies.of(tenant).allowed)
     # A renamed file keeps whatever path was part of its name.
     name = form.filename if ref == wanted else form.filename[: -len(wanted.filename)] + ref.filename
     body = {"name": name, "subfolder": form.fields.get("subfolder", ""), "type": form.kind}

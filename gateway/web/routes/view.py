@@ -161,7 +161,7 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
     # Its folder may have been emptied since the backend got it.
     for anew in (False, True):
         try:
-            backend, there = await gateway.engine.placer.somewhere(place, upload, allowed, anew=anew)
+            backend, there = await gateway.engine.transfer.somewhere(place, upload, allowed, anew=anew)
         except BackendError as error:
             return problem(503, "no_backend", "No backend can show this file now", str(error), {"Retry-After": "5"})
         except FileMissing:
@@ -314,7 +314,7 @@ async def locate(
         case Upload() as upload:
             may_hold = _may_hold(gateway, identity, ref, upload)
             place = _place(gateway, identity, ref, upload)
-            return *await gateway.engine.placer.somewhere(place, upload, may_hold, anew=anew), UNTOLD
+            return *await gateway.engine.transfer.somewhere(place, upload, may_hold, anew=anew), UNTOLD
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if _is_closed(gateway, identity, name):
@@ -329,5 +329,5 @@ async def locate(
         for each in gateway.fleet.by_preference
         if _is_kept_from(gateway, identity, each, ref) or _kept_since(gateway, identity, each, ref) is not None
     ]
-    backend = await gateway.engine.placer.holder_of(ref, *closed, allowed=allowed)
+    backend = await gateway.engine.transfer.holder_of(ref, *closed, allowed=allowed)
     return None if backend is None else (backend, ref, UNTOLD)
