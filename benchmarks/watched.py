@@ -79,7 +79,7 @@ class Watch:
 
 
 class Watched(app.Gateway):
-    """A gateway with a `Watch`."""
+    """A gateway with a `Watchdog`."""
 
     async def start(self) -> None:
         """Start it, and listen for questions."""

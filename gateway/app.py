@@ -126,7 +126,7 @@ class Gateway:
             userdata=userdata,
             policies=policies,
             limits=limits,
-            is_judged=engine.checks.is_judged,
+            is_judged=engine.admission.is_judged,
             packs=packs,
         )
         garbage = Garbage()

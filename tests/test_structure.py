@@ -14,7 +14,7 @@ from click import Command
 from click.testing import CliRunner
 
 from gateway.cli.main import main
-from gateway.jobs.state.transitions import LIFE
+from gateway.jobs.state.transitions import TRANSITIONS
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.web.app import COMFYUI, JOBS, OWN
@@ -82,7 +82,7 @@ def test_every_route_is_documented() -> None:
 def test_the_drawing_of_a_jobs_life_is_the_table() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", text, re.MULTILINE))
-    assert drawn == {(str(source), str(target), str(move)) for (source, move), target in LIFE.items()}
+    assert drawn == {(str(source), str(target), str(move)) for (source, move), target in TRANSITIONS.items()}
 
 
 def log_calls(path: Path) -> Iterator[tuple[int, list[ast.keyword]]]:

@@ -17,26 +17,26 @@ from gateway.files.transfer import FileTransfer
 from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.admission.admission import Checks
+from gateway.jobs.admission.admission import Admission
 from gateway.jobs.admission.prompt_judge import PromptJudge
-from gateway.jobs.events.client_events import Telling
+from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import Results
 from gateway.jobs.files.inputs import Inputs
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.isolation.upload_folders import UploadPlaces
-from gateway.jobs.lifecycle.cancellation import Control
-from gateway.jobs.lifecycle.completion import Collector
-from gateway.jobs.lifecycle.event_relay import Relay
-from gateway.jobs.lifecycle.failure_policy import Failures
-from gateway.jobs.lifecycle.history_deletion import Forgetting
+from gateway.jobs.lifecycle.cancellation import Cancellation
+from gateway.jobs.lifecycle.completion import Completion
+from gateway.jobs.lifecycle.event_relay import EventRelay
+from gateway.jobs.lifecycle.failure_policy import FailurePolicy
+from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
 from gateway.jobs.lifecycle.large_entries import LargeEntries
 from gateway.jobs.lifecycle.large_events import LargeEvents
-from gateway.jobs.lifecycle.reconciliation import Recovery
-from gateway.jobs.lifecycle.watchdog import Watch
-from gateway.jobs.parsing.json_reader import PromptReader
+from gateway.jobs.lifecycle.reconciliation import Reconciliation
+from gateway.jobs.lifecycle.watchdog import Watchdog
+from gateway.jobs.parsing.json_reader import JsonReader
 from gateway.jobs.scheduling.backend_prompts import extra_of
 from gateway.jobs.scheduling.dispatcher import Dispatcher
-from gateway.jobs.scheduling.lost_inputs import LostFiles
+from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state import partner_keys
 from gateway.jobs.state.history import History
@@ -120,14 +120,14 @@ class Engine:
             most.max_outputs,
             most.max_prompt_bytes,
         )
-        self.reader = PromptReader(bounds, most.max_prompt_bytes, metrics)
-        telling = Telling(bus, self.ledger.begin)
-        self.collector = Collector(
+        self.reader = JsonReader(bounds, most.max_prompt_bytes, metrics)
+        client_events = ClientEvents(bus, self.ledger.begin)
+        self.completion = Completion(
             self.ledger,
             fleet,
             self.outputs,
             bus,
-            telling,
+            client_events,
             metrics,
             LargeEntries(self.reader, spool, self.outputs),
             self._missing,
@@ -150,42 +150,48 @@ class Engine:
             self.places,
             judge.is_reviewed,
         )
-        self.checks = Checks(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
+        self.admission = Admission(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
             inputs,
-            self.checks,
+            self.admission,
             settings.dispatch,
             metrics,
             client_id,
             settings.probe.lost_after,
-            self.collector.fail,
-            telling,
+            self.completion.fail,
+            client_events,
             limits,
             keyring.is_alone,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failures = Failures(self.ledger, fleet, settings.dispatch, self.retries, LostFiles(inputs))
-        self.watch = Watch(self.ledger, fleet, self.collector, self.retries, settings.dispatch, policies, metrics)
+        self.failures = FailurePolicy(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
+        self.watchdog = Watchdog(
+            self.ledger, fleet, self.completion, self.retries, settings.dispatch, policies, metrics
+        )
         self.spool = spool
         results = Results(spool, self._describe)
-        self.relay = Relay(self.ledger, self.collector, self.outputs, telling, metrics, results, judge.is_kept_apart)
-        self.large_events = LargeEvents(self.relay, self.reader, spool, self.outputs)
-        self.recovery = Recovery(
+        self.event_relay = EventRelay(
+            self.ledger, self.completion, self.outputs, client_events, metrics, results, judge.is_kept_apart
+        )
+        self.large_events = LargeEvents(self.event_relay, self.reader, spool, self.outputs)
+        self.reconciliation = Reconciliation(
             self.ledger,
             fleet,
             self.dispatcher,
-            self.collector,
-            self.relay,
+            self.completion,
+            self.event_relay,
             settings.dispatch,
             self.retries,
-            self.checks,
+            self.admission,
             policies,
             client_id,
         )
-        self.forgetting = Forgetting(fleet)
-        self.control = Control(self.ledger, fleet, self.collector, self.forgetting, self.dispatcher.wake)
+        self.history_deletion = HistoryDeletion(fleet)
+        self.cancellation = Cancellation(
+            self.ledger, fleet, self.completion, self.history_deletion, self.dispatcher.wake
+        )
         self.retention = Retention(settings.store.retention, self.history, store)
         metrics.jobs_waiting.set_function(lambda: len(self.ledger.waiting))
         metrics.jobs_open.set_function(lambda: len(self.ledger))
@@ -195,7 +201,7 @@ class Engine:
     def start(self) -> None:
         """Begin with what is done again and again; the fleet has started."""
         self._refuse_denied()
-        self.watch.start()
+        self.watchdog.start()
         self.catalogue.start()
         self.uploads.start()
         self.retention.start()
@@ -203,8 +209,16 @@ class Engine:
     async def close(self) -> None:
         """Stop all work in the gateway; jobs on the backends run on, and are found again."""
         await self.reader.close()
-        parts = (self.watch, self.control, self.retries, self.dispatcher, self.recovery, self.relay, self.collector)
-        for part in (*parts, self.forgetting, self.retention, self.catalogue, self.uploads, self.transfer):
+        parts = (
+            self.watchdog,
+            self.cancellation,
+            self.retries,
+            self.dispatcher,
+            self.reconciliation,
+            self.event_relay,
+            self.completion,
+        )
+        for part in (*parts, self.history_deletion, self.retention, self.catalogue, self.uploads, self.transfer):
             await part.close()
 
     async def restore(self) -> None:
@@ -223,13 +237,13 @@ class Engine:
         for record in await self._store.history():
             self.history.restore(record)
             if record.upstream_id:
-                self.ledger.copies.ended(record.upstream_id)
+                self.ledger.orphans.ended(record.upstream_id)
         self._restore_count()
         names = {backend.name for backend in self._fleet.configured}
         for job_record in await self._store.open_jobs():
             # If an earlier version sent a job under its client's id, and an ended job has the same, run it again unless
             # it is in a queue still, because an entry that a backend has under that id may be either's.
-            is_doubtful = not job_record.mark and self.ledger.copies.has_ended(job_record.upstream_id)
+            is_doubtful = not job_record.mark and self.ledger.orphans.has_ended(job_record.upstream_id)
             job = restored(job_record, frozenset() if is_doubtful else names)
             self.ledger.restore(job)
             self.retries.resume(job)
@@ -265,27 +279,27 @@ class Engine:
     def _refuse_denied(self) -> None:
         """End what still waits from an earlier run and names what its tenant may not use any more."""
         for job in self.ledger.waiting.jobs():
-            found = self.checks.denied(job.tenant, job.submission)
+            found = self.admission.denied(job.tenant, job.submission)
             if found:
-                self.collector.fail(job, found[0].sentence, "PolicyDenied")
+                self.completion.fail(job, found[0].sentence, "PolicyDenied")
 
     def _missing(self, job: Job) -> None:
-        self.recovery.lose(job, "has no history entry for it")
+        self.reconciliation.lose(job, "has no history entry for it")
         self.dispatcher.wake()
 
     # -- FleetListener -------------------------------------------------------------------------------------------
 
     def heard_event(self, backend: Backend, event: Event) -> None:
         """A text message of a backend."""
-        self.relay.heard_event(backend, event)
+        self.event_relay.heard_event(backend, event)
 
     async def heard_long_event(self, backend: Backend, event: Event) -> None:
         """A long text message of a backend."""
-        await self.relay.heard_long_event(backend, event)
+        await self.event_relay.heard_long_event(backend, event)
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
         """A binary message of a backend."""
-        self.relay.heard_binary(backend, frame)
+        self.event_relay.heard_binary(backend, frame)
 
     async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
         """A large text message of a backend."""
@@ -293,34 +307,34 @@ class Engine:
 
     async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
         """A large binary message of a backend."""
-        await self.relay.heard_large_binary(backend, frame)
+        await self.event_relay.heard_large_binary(backend, frame)
 
     def heard_too_much(self, backend: Backend) -> None:
         """A message of a backend was too large to be read."""
-        self.watch.heard_too_much(backend)
+        self.watchdog.heard_too_much(backend)
 
     def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
         """Return True if an item of a backend's queue is a job of ours, a copy of one, or was one."""
-        upstream_id, copies = item[1], self.ledger.copies
+        upstream_id, orphans = item[1], self.ledger.orphans
         is_known = self.ledger.find_upstream(backend.name, upstream_id) is not None
-        is_known = is_known or copies.has(backend.name, upstream_id) or copies.has_ended(upstream_id)
+        is_known = is_known or orphans.has(backend.name, upstream_id) or orphans.has_ended(upstream_id)
         return is_known or extra_of(item).get("client_id") == self._client_id
 
     async def connected(self, backend: Backend) -> None:
         """A backend's socket is up."""
         self.transfer.reconnected(backend)
-        self.forgetting.connected(backend.name)
-        await self.recovery.reconcile(backend)
+        self.history_deletion.connected(backend.name)
+        await self.reconciliation.reconcile(backend)
         await self.catalogue.introduce(backend)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """A probe brought a backend's queue."""
-        self.recovery.probed(backend, queue, asked_at)
+        self.reconciliation.probed(backend, queue, asked_at)
         self.dispatcher.wake()
 
     def down(self, backend: Backend) -> None:
         """A backend is gone or lost."""
-        self.recovery.down(backend)
+        self.reconciliation.down(backend)
 
     def available(self) -> None:
         """A backend may take work."""

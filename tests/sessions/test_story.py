@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gateway.bus import LocalBus, session_topic
 from gateway.comfy import events
 from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
-from gateway.jobs.events.client_events import Telling
+from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.state.job import Job, State
 from gateway.jobs.state.shown_running import Listener
 from gateway.sessions.sequencer import Sequencer
@@ -67,7 +67,7 @@ class Story(RuleBasedStateMachine):
         super().__init__()
         self.bus = LocalBus()
         self.ledger = new_ledger(self.bus)
-        self.telling = Telling(self.bus, self.ledger.begin)
+        self.client_events = ClientEvents(self.bus, self.ledger.begin)
         self.loop = asyncio.new_event_loop()
         self.all: list[Job] = []
         self.clients: list[Client] = []
@@ -102,9 +102,9 @@ class Story(RuleBasedStateMachine):
         job = admit(self.ledger, tenant, **more)
         self.ledger.hold(job)
         self.all.append(job)
-        self.telling.hold_until_answered(job)
+        self.client_events.hold_until_answered(job)
         if at_once:
-            self.telling.answered(job)
+            self.client_events.answered(job)
         else:
             self.unanswered.append(job)
 
@@ -112,7 +112,7 @@ class Story(RuleBasedStateMachine):
     @rule()
     def answer(self) -> None:
         """The oldest answer that is due is written."""
-        self.telling.answered(self.unanswered.pop(0))
+        self.client_events.answered(self.unanswered.pop(0))
 
     @rule(steps=st.lists(st.tuples(st.sampled_from(BACKENDS), st.integers(0, 9)), min_size=8, max_size=20))
     def go_on(self, steps: list[tuple[str, int]]) -> None:
@@ -137,22 +137,22 @@ class Story(RuleBasedStateMachine):
         job = waiting[n % len(waiting)]
         self.ledger.send(job, backend)
         if self.line[backend]:
-            self.telling.follow(job, self.line[backend][-1])
+            self.client_events.follow(job, self.line[backend][-1])
         self.ledger.start(job, 1)
-        self.telling.begin(job)
-        self.telling.start(job, 1)
+        self.client_events.begin(job)
+        self.client_events.start(job, 1)
         self.line[backend].append(job)
 
     def _say(self, job: Job, type_: str) -> None:
         event = events.Event(type_, {"node": "1"}, job.prompt_id, b"")
-        self.telling.tell(job, events.frame_of(event, job.prompt_id, type_.encode()))
+        self.client_events.tell(job, events.frame_of(event, job.prompt_id, type_.encode()))
 
     def _end(self, job: Job, outcome: str) -> None:
         assert self.loop.run_until_complete(self.ledger.finish(job, outcome, b"{}", b"{}"))
-        self.telling.start(job, 1)
-        self.telling.tell(job, Frame(Kind.LIFECYCLE, b"execution_success", job.prompt_id, TERMINAL_SLOT))
-        self.telling.tell(job, events.end_frame(job.prompt_id))
-        self.telling.over(job)
+        self.client_events.start(job, 1)
+        self.client_events.tell(job, Frame(Kind.LIFECYCLE, b"execution_success", job.prompt_id, TERMINAL_SLOT))
+        self.client_events.tell(job, events.end_frame(job.prompt_id))
+        self.client_events.over(job)
 
     @rule(backend=st.sampled_from(BACKENDS))
     def die(self, backend: str) -> None:
@@ -160,7 +160,7 @@ class Story(RuleBasedStateMachine):
         lost, self.line[backend] = self.line[backend], []
         for job in lost:
             self.ledger.lose(job)
-            self.telling.over(job)
+            self.client_events.over(job)
 
     # -- what everybody sees -------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from gateway.jobs.state.history import History
 from gateway.jobs.state.job import ENDED, PLACED, Job, State
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.submission import read
-from gateway.jobs.state.transitions import LIFE, IllegalMove, Move
+from gateway.jobs.state.transitions import TRANSITIONS, IllegalMove, Move
 from gateway.store.protocol import Change
 from tests.support.workflows import slow
 
@@ -93,10 +93,10 @@ class LedgerMachine(RuleBasedStateMachine):
         try:
             self._carry_out(job, move, backend)
         except IllegalMove:
-            assert (before[0], move) not in LIFE
+            assert (before[0], move) not in TRANSITIONS
             assert (job.state, job.backend) == before
         else:
-            assert job.state is LIFE[before[0], move]
+            assert job.state is TRANSITIONS[before[0], move]
 
     def _carry_out(self, job: Job, move: Move, backend: str) -> None:
         match move:
@@ -146,9 +146,9 @@ class LedgerMachine(RuleBasedStateMachine):
         for backend in ("b1", "b2"):
             there = [job for job in open_jobs if job.backend == backend]
             assert all(self.ledger.find_upstream(backend, job.upstream_id) is job for job in there)
-            assert not any(self.ledger.copies.has(backend, job.upstream_id) for job in there)
+            assert not any(self.ledger.orphans.has(backend, job.upstream_id) for job in there)
             given_up = [each for job in self.all for each in job.given_up if each.backend == backend]
-            assert set(self.ledger.copies.on(backend)) >= {each.upstream_id for each in given_up}
+            assert set(self.ledger.orphans.on(backend)) >= {each.upstream_id for each in given_up}
             assert not any(self.ledger.find_upstream(backend, each.upstream_id) for each in given_up)
             assert set(self.ledger.jobs_on(backend)) == set(there)
             assert all(job.state in PLACED for job in there)

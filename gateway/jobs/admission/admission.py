@@ -52,7 +52,7 @@ _OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
 MAX_SETS = 1_000
 
 
-class Checks:
+class Admission:
     """Checks of a prompt: may it run, and on which backends.
 
     Args:

@@ -6,13 +6,13 @@ from typing import Any
 
 from gateway.comfy import json_codec
 from gateway.comfy.client import Answer
-from gateway.jobs.admission.admission import Checks
+from gateway.jobs.admission.admission import Admission
 from gateway.jobs.admission.replies import Reply, failed_there, refused_there
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.state.job import Assignment, Job
 
 
-def refusal_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outputs, checks: Checks) -> Reply:
+def refusal_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outputs, checks: Admission) -> Reply:
     """Return a backend's refusal."""
     body = job.without_added(outputs.without_added_in_json(job, answer.body))
     body = assignment.translate(outputs.reveal(job, body), job.prompt_id)
@@ -26,7 +26,7 @@ def failure_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outpu
 
 
 def node_errors_for(
-    job: Job, assignment: Assignment, known_as: str, node_errors: Any, outputs: Outputs, checks: Checks
+    job: Job, assignment: Assignment, known_as: str, node_errors: Any, outputs: Outputs, checks: Admission
 ) -> bytes:
     """Return the errors of the outputs that a backend leaves out, as JSON. `known_as` is the prompt's id there."""
     if not node_errors:

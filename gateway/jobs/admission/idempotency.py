@@ -15,7 +15,7 @@ from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.submission import Submission, id_in_use
 
 
-class Replies:
+class IdempotentReplies:
     """Finds the answer to a prompt that was sent before."""
 
     def __init__(self, ledger: Ledger) -> None:

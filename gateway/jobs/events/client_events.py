@@ -41,7 +41,7 @@ class _Held:
         return is_end or self.backlog.bytes + FRAME_BYTES * len(self.backlog.frames) + frame.held <= MAX_HELD_BYTES
 
 
-class Telling:
+class ClientEvents:
     """Publishes frames for jobs' sessions.
 
     Args:

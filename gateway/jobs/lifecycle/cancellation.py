@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 
 from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.lifecycle.completion import Collector
-from gateway.jobs.lifecycle.history_deletion import Forgetting
+from gateway.jobs.lifecycle.completion import Completion
+from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
 from gateway.jobs.scheduling.backend_prompts import drop_copies, interrupt
 from gateway.jobs.state.job import Assignment, Job, State
 from gateway.jobs.state.job_log import log_phase
@@ -35,7 +35,7 @@ AGAIN_AFTER = 0.5
 Touched = list[tuple[str, str]] | None
 
 
-class Control:
+class Cancellation:
     """Callers' orders. A `tenant` of None is an admin, who may touch every job.
 
     Args:
@@ -43,12 +43,17 @@ class Control:
     """
 
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, collector: Collector, forgetting: Forgetting, freed: Callable[[], None]
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        completion: Completion,
+        history_deletion: HistoryDeletion,
+        freed: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
-        self._collector = collector
-        self._forgetting = forgetting
+        self._completion = completion
+        self._history_deletion = history_deletion
         self._freed = freed
         self._tasks = Tasks("control")
         self._interrupting: set[Job] = set()
@@ -118,7 +123,7 @@ class Control:
             self._ledger.lose(job, for_good=True)
             backend = self._fleet.backends[former.backend]
             self._tasks.start(drop_copies(self._ledger, backend, [former.upstream_id]), f"drop:{former.upstream_id}")
-        self._collector.interrupt(job)
+        self._completion.interrupt(job)
 
     async def cancel(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> bool:
         """Cancel jobs, whatever their state. Returns whether there was anything to cancel.
@@ -143,7 +148,7 @@ class Control:
         A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
         stopped as it starts. With `withdraws_running` so is one that runs.
         """
-        copies: dict[str, list[str]] = {}
+        orphans: dict[str, list[str]] = {}
         orders: list[Coroutine[None, None, None]] = []
         found = withdrawn = False
         for job in jobs:
@@ -158,12 +163,14 @@ class Control:
                 continue
             withdrawn = True
             if (former := self._withdraw(job)) is not None:
-                copies.setdefault(former.backend, []).append(former.upstream_id)
+                orphans.setdefault(former.backend, []).append(former.upstream_id)
         written = self._tasks.start(self._written(), "written") if withdrawn else None
-        orders += [drop_copies(self._ledger, self._fleet.backends[place], ids) for place, ids in copies.items()]
+        orders += [
+            drop_copies(self._ledger, self._fleet.backends[backend_name], ids) for backend_name, ids in orphans.items()
+        ]
         if orders:
             await asyncio.wait([self._tasks.start(order, "order") for order in orders], timeout=ANSWER_WITHIN)
-        if copies:
+        if orphans:
             self._freed()
         if written is not None:
             await written
@@ -185,10 +192,10 @@ class Control:
         if job.state is State.RUNNING and job.backend is not None:
             self._fleet.backends[job.backend].stopping = job.upstream_id
         former, removed = self._ledger.cancel(job)
-        place = former.backend if former is not None else None
+        backend_name = former.backend if former is not None else None
         if job.live.start_told:
             self._tasks.start(self._tell_cancelled(job, removed), job.prompt_id)
-        log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=place, outcome="cancelled")
+        log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=backend_name, outcome="cancelled")
         return former
 
     async def _tell_cancelled(self, job: Job, removed: Awaitable[None]) -> None:
@@ -197,7 +204,7 @@ class Control:
             await removed
         except StoreError as error:
             _log.error("journal_write_failed", **job.log_ids, error=str(error))
-        self._collector.tell_cancelled(job)
+        self._completion.tell_cancelled(job)
 
     async def _interrupt(self, job: Job) -> None:
         """Interrupt a job; as long as its backend does not answer, again."""
@@ -231,9 +238,9 @@ class Control:
                     touched.append((ended.tenant, ended.prompt_id))
                 if ended.backend in self._fleet.backends and ended.upstream_id:
                     there.setdefault(ended.backend, []).append(ended.upstream_id)
-        for place, upstream_ids in there.items():
+        for backend_name, upstream_ids in there.items():
             # By what showed that its process is broken the fleet tells that process from the next one.
-            upstream_ids = [each for each in upstream_ids if each != self._fleet.backends[place].poisoned]
-            self._forgetting.forget(place, upstream_ids)
+            upstream_ids = [each for each in upstream_ids if each != self._fleet.backends[backend_name].poisoned]
+            self._history_deletion.forget(backend_name, upstream_ids)
         await self._written()
         self._confirm()

@@ -23,7 +23,7 @@ from gateway.comfy.responses import LEFT_OUT, HistoryEntry
 from gateway.files.identity import Found
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.events.client_events import Telling
+from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.lifecycle.large_entries import LargeEntries, LargeEntry
 from gateway.jobs.scheduling.backend_prompts import locate_prompt
@@ -89,7 +89,7 @@ class Tries:
         return self.unreadable + self.refused > 0 or self.timed_out > 1
 
 
-class Collector:
+class Completion:
     """Ends jobs.
 
     Args:
@@ -105,7 +105,7 @@ class Collector:
         fleet: Fleet,
         outputs: Outputs,
         bus: Bus,
-        telling: Telling,
+        client_events: ClientEvents,
         metrics: Metrics,
         large: LargeEntries,
         missing: Callable[[Job], None],
@@ -117,7 +117,7 @@ class Collector:
         self._fleet = fleet
         self._outputs = outputs
         self._bus = bus
-        self._telling = telling
+        self._client_events = client_events
         self._metrics = metrics
         self._large = large
         self._missing = missing
@@ -143,8 +143,8 @@ class Collector:
         end = self._ends.get(assignment)
         if end is None:
             end = self._ends[assignment] = asyncio.Event()
-            place, over = assignment.backend, asyncio.Event()
-            before, self._last[place] = self._last.get(place), over
+            backend_name, over = assignment.backend, asyncio.Event()
+            before, self._last[backend_name] = self._last.get(backend_name), over
             self._tasks.start(self._collect(job, assignment, end, before, over), job.prompt_id)
         if at_once:
             end.set()
@@ -188,7 +188,7 @@ class Collector:
         finally:
             self._ends.pop(assignment, None)
             over.set()
-            self._telling.over(job)
+            self._client_events.over(job)
 
     async def _end_without_result(self, job: Job, type_: str, data: dict[str, Any], reason: str) -> None:
         """End a job whose result is too large as its backend said that it ended."""
@@ -235,7 +235,7 @@ class Collector:
                     # Others' jobs there have ends of their own, which need not wait for this one.
                     self._ledger.overtake(job)
                     over.set()
-                    self._telling.over(job)
+                    self._client_events.over(job)
             await asyncio.sleep(pause)
             pause = min(pause * 2, FETCH_PAUSE_MOST)
         return None
@@ -272,7 +272,7 @@ class Collector:
             summary = job.translate(json_codec.dumps(shortened(listed, MAX_SUMMARY)))
         if large is not None:
             summary = large.without_marks(summary)
-        place, packed = job.backend, b""
+        backend_name, packed = job.backend, b""
         pause, attempt = FETCH_PAUSE, job.attempts
         await asyncio.sleep(0)
         said = encode(rest)
@@ -296,7 +296,7 @@ class Collector:
             # Lost while the journal could not be written: it runs again.
             return
         self._tell(job, entry)
-        self._count(job, place, outcome, entry)
+        self._count(job, backend_name, outcome, entry)
         self._freed()
 
     async def _make_ours(
@@ -362,21 +362,21 @@ class Collector:
 
     def _tell(self, job: Job, entry: dict[str, Any]) -> None:
         """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
-        self._telling.start(job, int(time.time() * 1000))
+        self._client_events.start(job, int(time.time() * 1000))
         waiting, job.live.before_end = job.live.before_end, []
         for frame in waiting:
-            self._telling.tell(job, frame)
-        self._telling.tell(job, self._terminal_frame(job, entry))
+            self._client_events.tell(job, frame)
+        self._client_events.tell(job, self._terminal_frame(job, entry))
         self._bus.publish(status_topic(job.tenant), None)
-        self._telling.tell(job, events.end_frame(job.prompt_id))
+        self._client_events.tell(job, events.end_frame(job.prompt_id))
 
     def tell_cancelled(self, job: Job) -> None:
         """Tell clients that know that a job began that it is over: it was taken out of the queue all the same."""
         if not job.live.start_told:
             return
         payload = events.encode("execution_interrupted", history.interruption_event(job.prompt_id))
-        self._telling.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id, if_told=True))
-        self._telling.tell(job, replace(events.end_frame(job.prompt_id), if_told=True))
+        self._client_events.tell(job, Frame(Kind.LIFECYCLE, payload, job.prompt_id, if_told=True))
+        self._client_events.tell(job, replace(events.end_frame(job.prompt_id), if_told=True))
 
     def _terminal_frame(self, job: Job, entry: dict[str, Any]) -> Frame:
         type_, data = job.live.terminal or _last_message(entry)
@@ -384,16 +384,18 @@ class Collector:
         payload = job.translate(events.encode(type_, data))
         return Frame(Kind.LIFECYCLE, payload, job.prompt_id, events.TERMINAL_SLOT)
 
-    def _count(self, job: Job, place: str | None, outcome: history.Outcome, entry: dict[str, Any]) -> None:
+    def _count(self, job: Job, backend_name: str | None, outcome: history.Outcome, entry: dict[str, Any]) -> None:
         now = time.monotonic()
-        backend = place or ""
+        backend = backend_name or ""
         self._metrics.jobs.labels(str(outcome), backend).inc()
         if job.started_at is not None:
             self._metrics.run_seconds.labels(backend).observe(now - job.started_at)
             if outcome is history.Outcome.SUCCESS and backend in self._fleet.backends:
                 self._fleet.backends[backend].ran(now - job.started_at)
         seconds = now - (job.started_at or job.accepted_at)
-        log_phase(job, _LOGGED[outcome], seconds, backend=place, outcome=str(outcome), failure=_failure_of(entry))
+        log_phase(
+            job, _LOGGED[outcome], seconds, backend=backend_name, outcome=str(outcome), failure=_failure_of(entry)
+        )
 
 
 def _is_collected(job: Job, assignment: Assignment) -> bool:

@@ -17,10 +17,10 @@ from gateway.comfy.file_refs import finished
 from gateway.comfy.previews import Head
 from gateway.comfy.redaction import redacting_error
 from gateway.fleet.backend import Backend
-from gateway.jobs.events.client_events import Telling
+from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import LARGE, Results, dropped, may_be_told, translated_head
 from gateway.jobs.files.outputs import Outputs
-from gateway.jobs.lifecycle.completion import Collector
+from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.scheduling.backend_prompts import drop_copies
 from gateway.jobs.state.job import ENDED, Assignment, Job, State
 from gateway.jobs.state.job_log import log_phase
@@ -43,7 +43,7 @@ class Caught:
     frame: Frame
 
 
-class Relay:
+class EventRelay:
     """Turns a backend's messages into ledger moves and frames on the bus.
 
     Args:
@@ -53,17 +53,17 @@ class Relay:
     def __init__(
         self,
         ledger: Ledger,
-        collector: Collector,
+        completion: Completion,
         outputs: Outputs,
-        telling: Telling,
+        client_events: ClientEvents,
         metrics: Metrics,
         results: Results,
         is_kept_apart: Callable[[Job], bool],
     ) -> None:
         self._ledger = ledger
-        self._collector = collector
+        self._completion = completion
         self._outputs = outputs
-        self._telling = telling
+        self._client_events = client_events
         self._metrics = metrics
         self._results = results
         self._is_kept_apart = is_kept_apart
@@ -158,13 +158,13 @@ class Relay:
         if event.type in events.TERMINAL:
             if job.state is State.RUNNING:
                 job.live.terminal = (event.type, event.data)
-                self._collector.collect(job, at_once=False)
+                self._completion.collect(job, at_once=False)
         elif event.ends_prompt:
             if job.state in (State.RUNNING, State.COLLECTING):
-                self._collector.collect(job, at_once=True)
+                self._completion.collect(job, at_once=True)
         elif not self._told_before(job, event.type):
             if event.type != "execution_start":
-                self._telling.start(job, int(time.time() * 1000))
+                self._client_events.start(job, int(time.time() * 1000))
             if job.live.told is None:
                 job.live.told = Progress()
             return job.live.told.completed(event) if job.live.told.is_again else event
@@ -215,7 +215,7 @@ class Relay:
     def _tell_binary(self, backend: Backend, job: Job, data: bytes, head: Head) -> None:
         if job.state in _BEFORE_START:
             self.start(backend, job, int(time.time() * 1000))
-        self._telling.start(job, int(time.time() * 1000))
+        self._client_events.start(job, int(time.time() * 1000))
         kind = self._results.kind_of(job, backend.name, head)
         picture = memoryview(data)[head.end :]
         frame = self._results.binary(job, kind, translated_head(job, data, head), picture)
@@ -240,19 +240,19 @@ class Relay:
         if upstream_id is None:
             return
         if event.ends_prompt:
-            self._ledger.copies.remove(backend.name, upstream_id)
+            self._ledger.orphans.remove(backend.name, upstream_id)
         if event.type == "execution_start":
             self._strays[backend.name] = []
         strays = self._strays.get(backend.name)
         if strays is None or (strays and strays[0].prompt_id != upstream_id):
             return
-        if self._awaits_answer(backend) and not self._ledger.copies.has(backend.name, upstream_id):
+        if self._awaits_answer(backend) and not self._ledger.orphans.has(backend.name, upstream_id):
             if event.type in events.LIFECYCLE:
                 strays.append(event)
             return
         del self._strays[backend.name]
         if not event.ends_prompt:
-            self._ledger.copies.add(backend.name, upstream_id)
+            self._ledger.orphans.add(backend.name, upstream_id)
             self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
 
     def _awaits_answer(self, backend: Backend) -> bool:
@@ -268,10 +268,10 @@ class Relay:
         before = self._current.get(backend.name)
         if before is not None and before.state is State.COLLECTING and before.backend == backend.name:
             # If the end of the one before was not heard, the next probe finds it.
-            self._telling.follow(job, before)
+            self._client_events.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
-        self._telling.begin(job)
+        self._client_events.begin(job)
         waited = (job.started_at or job.accepted_at) - job.accepted_at
         self._metrics.wait_seconds.labels(backend.name).observe(waited)
         log_phase(job, "running", waited, backend=backend.name)
@@ -343,12 +343,12 @@ class Relay:
             job.live.before_end.append(frame)
             return
         self._tell_waiting(job)
-        self._telling.tell(job, frame)
+        self._client_events.tell(job, frame)
 
     def _tell_waiting(self, job: Job) -> None:
         waiting, job.live.before_end = job.live.before_end, []
         for frame in waiting:
-            self._telling.tell(job, frame)
+            self._client_events.tell(job, frame)
 
 
 def _is_at(job: Job, assignment: Assignment | None) -> bool:

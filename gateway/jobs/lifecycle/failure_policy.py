@@ -12,7 +12,7 @@ from gateway.comfy.error_causes import Cause, Failure, failure_of_entry
 from gateway.comfy.history import Outcome, outcome_of
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.scheduling.lost_inputs import LostFiles
+from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state.job import Job, State
 from gateway.jobs.state.ledger import Ledger
@@ -22,7 +22,7 @@ from gateway.telemetry import logs
 _log = logs.get("failures")
 
 
-class Failures:
+class FailurePolicy:
     """Looks at how jobs end, for the job's sake and for the backend's.
 
     Args:
@@ -31,13 +31,13 @@ class Failures:
     """
 
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, settings: DispatchSettings, retries: Retries, lost_files: LostFiles
+        self, ledger: Ledger, fleet: Fleet, settings: DispatchSettings, retries: Retries, lost_inputs: LostInputs
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._settings = settings
         self._retries = retries
-        self._lost_files = lost_files
+        self._lost_inputs = lost_inputs
 
     async def ended(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
         """A job ran to its end, and this is its entry. Returns whether it is not over, since it is sent again."""
@@ -49,7 +49,7 @@ class Failures:
             return False
         failure = failure_of_entry(entry)
         cause = failure.cause
-        if cause is Cause.FILE and not await self._lost_files.after_failure(job, backend, failure.node_id):
+        if cause is Cause.FILE and not await self._lost_inputs.after_failure(job, backend, failure.node_id):
             cause = Cause.WORKFLOW
         if cause is not Cause.FILE:
             self._fleet.failed(backend, kind)

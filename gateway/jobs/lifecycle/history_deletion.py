@@ -27,7 +27,7 @@ MAX_PAUSE_SECONDS = 60.0
 GIVE_UP_SECONDS = 3600.0
 
 
-class Forgetting:
+class HistoryDeletion:
     """Deletes entries on backends, each backend on its own."""
 
     def __init__(self, fleet: Fleet) -> None:

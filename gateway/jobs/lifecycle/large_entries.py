@@ -15,7 +15,7 @@ from gateway.comfy.backend_errors import UnreadableEntry
 from gateway.comfy.long_parts import without_marks
 from gateway.comfy.responses import LEFT_OUT, MAX_INLINE, HistoryEntry, checked
 from gateway.jobs.files.outputs import Outputs
-from gateway.jobs.parsing.json_reader import NotRead, PromptReader, TakesTooMuch
+from gateway.jobs.parsing.json_reader import JsonReader, NotRead, TakesTooMuch
 from gateway.jobs.parsing.reader_process import Changes, CutParts, FillParts
 from gateway.jobs.state.job import Assignment, Job
 from gateway.store.spool import Bulk, Lost, Spool
@@ -41,7 +41,7 @@ class LargeEntry:
 class LargeEntries:
     """Reads them."""
 
-    def __init__(self, reader: PromptReader, spool: Spool, outputs: Outputs) -> None:
+    def __init__(self, reader: JsonReader, spool: Spool, outputs: Outputs) -> None:
         self._reader = reader
         self._spool = spool
         self._outputs = outputs
@@ -100,7 +100,7 @@ def read_result(found: HistoryEntry, left: bytes) -> HistoryEntry:
 
 
 def changes_for(job: Job, assignment: Assignment | None, outputs: Outputs) -> Changes:
-    """Return what `Relay` and `Collector` change in texts that they read themselves."""
+    """Return what `EventRelay` and `Completion` change in texts that they read themselves."""
     shown = job.prompt_id.encode()
     replaced = [(added.encode(), json_codec.dumps(saver)[1:-1]) for added, saver in (job.live.added or {}).items()]
     if assignment is not None:

@@ -14,9 +14,9 @@ from gateway.comfy.events import MAX_TEXT, Frame
 from gateway.fleet.backend import Backend
 from gateway.jobs.events.results import dropped
 from gateway.jobs.files.outputs import Outputs
-from gateway.jobs.lifecycle.event_relay import Caught, Relay
+from gateway.jobs.lifecycle.event_relay import Caught, EventRelay
 from gateway.jobs.lifecycle.large_entries import changes_for
-from gateway.jobs.parsing.json_reader import NotRead, PromptReader
+from gateway.jobs.parsing.json_reader import JsonReader, NotRead
 from gateway.jobs.parsing.reader_process import CutParts, FillParts
 from gateway.store.spool import Lost, Spool
 from gateway.telemetry import logs
@@ -27,15 +27,15 @@ _log = logs.get("results")
 class LargeEvents:
     """Reads them, one of a backend at a time."""
 
-    def __init__(self, relay: Relay, reader: PromptReader, spool: Spool, outputs: Outputs) -> None:
-        self._relay = relay
+    def __init__(self, event_relay: EventRelay, reader: JsonReader, spool: Spool, outputs: Outputs) -> None:
+        self._event_relay = event_relay
         self._reader = reader
         self._spool = spool
         self._outputs = outputs
 
     async def heard(self, backend: Backend, raw: bytes) -> bool:
         """Tell a job's session of an event; return False if the event is not read."""
-        tenant = self._relay.tenant_at(backend)
+        tenant = self._event_relay.tenant_at(backend)
         try:
             path = await self._spool.store([raw])
         except Lost:
@@ -46,10 +46,10 @@ class LargeEvents:
             event = events.parse(left) if left else None
             if event is None:
                 return False
-            caught = await self._relay.catch_event(backend, event)
+            caught = await self._event_relay.catch_event(backend, event)
             frame = await self._whole(caught, cut, len(raw)) if caught is not None else None
             if caught is not None and frame is not None:
-                self._relay.tell_caught(caught, frame)
+                self._event_relay.tell_caught(caught, frame)
         except NotRead as error:
             _log.warning("large_event_not_read", backend=backend.name, reason=str(error))
             return False

@@ -9,9 +9,9 @@ from gateway.comfy.client import BackendError, BadAnswer, TimedOut
 from gateway.comfy.responses import MARK, Queue
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.admission.admission import Checks
-from gateway.jobs.lifecycle.completion import Collector
-from gateway.jobs.lifecycle.event_relay import Relay
+from gateway.jobs.admission.admission import Admission
+from gateway.jobs.lifecycle.completion import Completion
+from gateway.jobs.lifecycle.event_relay import EventRelay
 from gateway.jobs.scheduling.backend_prompts import Located, Where, drop_copies, extra_of, locate_prompt
 from gateway.jobs.scheduling.dispatcher import Dispatcher
 from gateway.jobs.scheduling.retries import Retries
@@ -26,7 +26,7 @@ from gateway.tenants.policy import Policies
 _log = logs.get("recovery")
 
 
-class Recovery:
+class Reconciliation:
     """Reconciles the ledger with a backend, and gives up what a dead one had."""
 
     def __init__(
@@ -34,22 +34,22 @@ class Recovery:
         ledger: Ledger,
         fleet: Fleet,
         dispatcher: Dispatcher,
-        collector: Collector,
-        relay: Relay,
+        completion: Completion,
+        event_relay: EventRelay,
         settings: DispatchSettings,
         retries: Retries,
-        checks: Checks,
+        admission: Admission,
         policies: Policies,
         client_id: str,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._dispatcher = dispatcher
-        self._collector = collector
-        self._relay = relay
+        self._completion = completion
+        self._event_relay = event_relay
         self._settings = settings
         self._retries = retries
-        self._checks = checks
+        self._admission = admission
         self._policies = policies
         self._client_id = client_id
         self._tasks = Tasks("recovery")
@@ -74,7 +74,7 @@ class Recovery:
         if closed:
             # The configuration has changed. Other tenants' code may read along there, so these jobs run elsewhere.
             self._lose(closed, backend.name, "was dedicated to other tenants")
-        unwanted = self._ledger.copies.on(backend.name)
+        unwanted = self._ledger.orphans.on(backend.name)
         if unwanted:
             await drop_copies(self._ledger, backend, unwanted)
         jobs = [job for job in self._ledger.jobs_on(backend.name) if not self._dispatcher.is_sending(job)]
@@ -89,7 +89,7 @@ class Recovery:
         """What was taken for lost there, and is there, need not go elsewhere, unless it went already, or must not."""
         there = queue.running_ids | queue.pending_ids
         for job in self._ledger.waiting.jobs():
-            allowed = self._checks.allowed(job.tenant)
+            allowed = self._admission.allowed(job.tenant)
             if job.pinned is None and (allowed is None or backend.name in allowed):
                 former = next((each for each in job.given_up if self._is_free(backend, each, there)), None)
                 if former is not None:
@@ -99,7 +99,7 @@ class Recovery:
     def _is_free(self, backend: Backend, former: Assignment, there: Collection[str]) -> bool:
         """Return True if a backend has an assignment that was given up still, and is not stopping it."""
         is_there = former.backend == backend.name and former.upstream_id in there
-        return is_there and not self._ledger.copies.is_told(backend.name, former.upstream_id)
+        return is_there and not self._ledger.orphans.is_told(backend.name, former.upstream_id)
 
     def _find_copies(self, backend: Backend, queue: Queue) -> None:
         """Note what this gateway sent to a backend, be it in an earlier run, and no job has there any more."""
@@ -111,16 +111,16 @@ class Recovery:
             # If a prompt has an id of the backend's own, its job learns of that by the answer.
             marks = {job.assignment.mark for job in awaited if job.assignment is not None}
             is_awaited = bool(awaited) and extra.get(MARK, "") in {*marks, ""}
-            if not is_awaited and not self._ledger.copies.has_ended(upstream_id):
-                self._ledger.copies.add(backend.name, upstream_id)
+            if not is_awaited and not self._ledger.orphans.has_ended(upstream_id):
+                self._ledger.orphans.add(backend.name, upstream_id)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Look for jobs that a probe should have shown: their end, or their loss, went by unheard."""
         there = queue.running_ids | queue.pending_ids
         self._find_copies(backend, queue)
-        copies = self._ledger.copies.among(backend.name, there)
-        if copies:
-            self._tasks.start(drop_copies(self._ledger, backend, copies), f"drop:{backend.name}")
+        orphans = self._ledger.orphans.among(backend.name, there)
+        if orphans:
+            self._tasks.start(drop_copies(self._ledger, backend, orphans), f"drop:{backend.name}")
         unheard = set()
         for job in self._ledger.jobs_on(backend.name):
             is_settled = (
@@ -173,9 +173,9 @@ class Recovery:
             self._ledger.taken(job, found.upstream_id, job.node_errors)
         match found.where:
             case Where.RUNNING if job.state is State.PENDING:
-                self._relay.start(backend, job, int(time.time() * 1000))
+                self._event_relay.start(backend, job, int(time.time() * 1000))
             case Where.ENDED:
-                self._collector.collect(job, at_once=True)
+                self._completion.collect(job, at_once=True)
             case Where.ABSENT:
                 self.lose(job, "is not there any more")
 
@@ -191,27 +191,27 @@ class Recovery:
         """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""
         self._lose([job], job.backend or "", what)
 
-    def _lose(self, jobs: Collection[Job], place: str, what: str) -> None:
+    def _lose(self, jobs: Collection[Job], backend_name: str, what: str) -> None:
         again = []
         for job in jobs:
             if job.is_ending:
                 continue
-            _log.warning("job_lost", **job.log_ids, backend=place, attempt=job.attempts + 1, reason=what)
+            _log.warning("job_lost", **job.log_ids, backend=backend_name, attempt=job.attempts + 1, reason=what)
             had_begun = job.start_time is not None
             self._ledger.lose(job)
             if job.interrupted:
-                self._collector.interrupt(job)
-            elif (reason := self._reason_to_end(job, place, what, had_begun=had_begun)) is not None:
-                self._collector.fail(job, *reason)
+                self._completion.interrupt(job)
+            elif (reason := self._reason_to_end(job, backend_name, what, had_begun=had_begun)) is not None:
+                self._completion.fail(job, *reason)
             else:
                 again.append(job)
-        self._retries.later(again, place, "lost")
+        self._retries.later(again, backend_name, "lost")
 
-    def _reason_to_end(self, job: Job, place: str, what: str, *, had_begun: bool) -> tuple[str, str] | None:
+    def _reason_to_end(self, job: Job, backend_name: str, what: str, *, had_begun: bool) -> tuple[str, str] | None:
         """Why a lost job is not sent again, and the error's type; None if it is."""
         if job.attempts >= self._settings.attempts:
-            return f"given up after {job.attempts} attempts; the last backend, {place}, {what}", "BackendLost"
+            return f"given up after {job.attempts} attempts; the last backend, {backend_name}, {what}", "BackendLost"
         if had_begun and not self._settings.rerun_started:
-            reason = f"it had begun on {place}, which {what}, and what has begun is not run again"
+            reason = f"it had begun on {backend_name}, which {what}, and what has begun is not run again"
             return f"{reason} (dispatch.rerun_started is false)", "BackendLost"
         return partner_keys.LOST if job.submission.lacks_secrets else None

@@ -8,7 +8,7 @@ from gateway.comfy.client import MAX_SOCKET_MESSAGE
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
-from gateway.jobs.lifecycle.completion import Collector
+from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.scheduling.backend_prompts import drop_copies
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state.job import Job, State
@@ -28,14 +28,14 @@ MAX_OVERSIZED = 3
 STOP_SECONDS = 10.0
 
 
-class Watch:
+class Watchdog:
     """Looks at all open jobs again and again. `start` once the fleet knows its backends."""
 
     def __init__(
         self,
         ledger: Ledger,
         fleet: Fleet,
-        collector: Collector,
+        completion: Completion,
         retries: Retries,
         settings: DispatchSettings,
         policies: Policies,
@@ -43,7 +43,7 @@ class Watch:
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
-        self._collector = collector
+        self._completion = completion
         self._retries = retries
         self._settings = settings
         self._policies = policies
@@ -85,7 +85,7 @@ class Watch:
             return
         _log.info("job_deadline_passed", **job.log_ids, seconds=seconds, state=str(job.state), backend=job.backend)
         self._take_away(job)
-        self._collector.expire(job, f"deadline of {seconds:g} s passed")
+        self._completion.expire(job, f"deadline of {seconds:g} s passed")
 
     def _look_at(self, backend: Backend, now: float) -> None:
         stalled = 0
@@ -115,7 +115,7 @@ class Watch:
                     self._take_away(job)
                     most = f"{MAX_SOCKET_MESSAGE} bytes"
                     reason = f"{MAX_OVERSIZED} of its messages on {backend.name} had more than {most}"
-                    self._collector.fail(job, reason, "ResultUnreadable")
+                    self._completion.fail(job, reason, "ResultUnreadable")
 
     def _say_stalled(self, job: Job, silent: float) -> None:
         if not job.live.stall_said:
@@ -129,11 +129,11 @@ class Watch:
         is_complete = not job.submission.lacks_secrets
         may_retry = self._settings.on_timeout == "retry" and is_complete
         if job.interrupted:
-            self._collector.interrupt(job)
+            self._completion.interrupt(job)
         elif not may_retry:
-            self._collector.fail(job, reason, "JobTimeout")
+            self._completion.fail(job, reason, "JobTimeout")
         elif job.attempts >= self._settings.attempts:
-            self._collector.fail(job, f"{reason}; given up after {job.attempts} attempts", "JobTimeout")
+            self._completion.fail(job, f"{reason}; given up after {job.attempts} attempts", "JobTimeout")
         else:
             job.avoid |= {backend.name}
             self._retries.later([job], backend.name, "timeout")

@@ -76,7 +76,7 @@ def is_light(body: bytes) -> bool:
     )
 
 
-class PromptReader:
+class JsonReader:
     """Reads the bodies of prompts.
 
     Args:

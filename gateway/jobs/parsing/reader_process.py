@@ -1,6 +1,6 @@
 """A process that reads long JSON for the gateway: one document after the other, from its input to its output.
 
-`PromptReader` starts it and ends it; it ends by itself when its input does.
+`JsonReader` starts it and ends it; it ends by itself when its input does.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def upstream_body(
         _prompt_for(job, changed, steering),
         client_id.encode(),
         assignment.upstream_id.encode(),
-        repr(job.tag).encode(),
+        repr(job.queue_key).encode(),
         extra,
         b"," if rest else b"",
         rest,
@@ -197,22 +197,22 @@ async def look_for(backend: Backend, job: Job, assignment: Assignment, times: in
 
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
     """Take copies off a backend, pending or running. What can't be done now is done at its next probe."""
-    upstream_ids = ledger.copies.among(backend.name, upstream_ids)
+    upstream_ids = ledger.orphans.among(backend.name, upstream_ids)
     if not upstream_ids:
         return
-    ledger.copies.told(backend.name, upstream_ids)
+    ledger.orphans.told(backend.name, upstream_ids)
     try:
         async with backend.ordering:
             await backend.client.delete_pending(upstream_ids)
             queue = await backend.client.queue()
             # One may be wanted there again by now.
-            for upstream_id in ledger.copies.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
+            for upstream_id in ledger.orphans.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
                 await _interrupt(backend, upstream_id)
     except BackendError as error:
         _log.warning("copy_removal_failed", backend=backend.name, error=str(error))
         return
     # ComfyUI forgets an interrupt that comes before the prompt has begun, so one that runs is forgotten at its end.
-    ledger.copies.absent(backend.name, frozenset(upstream_ids) - queue.running_ids)
+    ledger.orphans.absent(backend.name, frozenset(upstream_ids) - queue.running_ids)
 
 
 async def interrupt(backend: Backend, job: Job) -> None:

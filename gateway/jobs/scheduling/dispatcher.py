@@ -21,17 +21,17 @@ from gateway.comfy.responses import read_taken
 from gateway.files.transfer import SourceDown
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.admission.admission import Checks
+from gateway.jobs.admission.admission import Admission
 from gateway.jobs.admission.backend_refusals import failure_for, node_errors_for, refusal_for
-from gateway.jobs.admission.idempotency import Replies
+from gateway.jobs.admission.idempotency import IdempotentReplies
 from gateway.jobs.admission.replies import Reply, broken_here, input_missing, unread
-from gateway.jobs.events.client_events import Telling
+from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.files.inputs import InputMissing, Inputs
 from gateway.jobs.scheduling.backend_prompts import Offer, drop_copies, look_for, upstream_body
-from gateway.jobs.scheduling.lost_inputs import LostFiles
+from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.retries import backoff
-from gateway.jobs.scheduling.selection import Chooser
-from gateway.jobs.scheduling.work_stealing import Takeover
+from gateway.jobs.scheduling.selection import BackendSelection
+from gateway.jobs.scheduling.work_stealing import WorkStealing
 from gateway.jobs.state.job import Assignment, Job, State
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
@@ -70,37 +70,37 @@ class Dispatcher:
         ledger: Ledger,
         fleet: Fleet,
         inputs: Inputs,
-        checks: Checks,
+        admission: Admission,
         settings: DispatchSettings,
         metrics: Metrics,
         client_id: str,
         patience: float,
         fail: Callable[[Job, str, str], None],
-        telling: Telling,
+        client_events: ClientEvents,
         limits: Limits,
         is_alone: Callable[[str], bool],
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
-        self._checks = checks
-        self._lost_files = LostFiles(inputs)
-        self._chooser = Chooser(ledger, fleet, inputs, limits, is_alone)
+        self._admission = admission
+        self._lost_inputs = LostInputs(inputs)
+        self._selection = BackendSelection(ledger, fleet, inputs, limits, is_alone)
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
         self._patience = patience
         self._fail = fail
-        self._telling = telling
+        self._client_events = client_events
         self._tasks = Tasks("dispatcher")
         self._failures = Failures()
-        self._replies = Replies(ledger)
+        self._replies = IdempotentReplies(ledger)
         self._turns: dict[Job, object] = {}
-        self.takeover = Takeover(ledger, fleet, checks, metrics, self._resend)
+        self.work_stealing = WorkStealing(ledger, fleet, admission, metrics, self._resend)
 
     async def close(self) -> None:
         """Stop sending. What was not sent waits in the journal."""
-        await self.takeover.close()
+        await self.work_stealing.close()
         await self._tasks.close()
 
     # -- accept, journal, send, answer ---------------------------------------------------------------------------
@@ -125,50 +125,50 @@ class Dispatcher:
         earlier = self._replies.earlier(tenant, submission)
         if earlier is not None:
             return await earlier
-        if self._checks.lacks_backends(tenant):
+        if self._admission.lacks_backends(tenant):
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
-        self._chooser.one_more_waits(tenant, submission.size)
-        able, checked = self._checks.refuse(tenant, submission), None
-        backend = self._chooser.find_now(tenant, submission, able, self._settings)
-        must_check = backend is None or self._checks.is_restricted(tenant)
+        self._selection.one_more_waits(tenant, submission.size)
+        able, checked = self._admission.refuse(tenant, submission), None
+        backend = self._selection.find_now(tenant, submission, able, self._settings)
+        must_check = backend is None or self._admission.is_restricted(tenant)
         if must_check:
-            checked = await self._checks.check(tenant, submission)
+            checked = await self._admission.check(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
                 return await earlier
-            self._chooser.one_more_waits(tenant, submission.size)
-        outputs = checked.outputs if checked is not None else self._checks.outputs_of(submission)
+            self._selection.one_more_waits(tenant, submission.size)
+        outputs = checked.outputs if checked is not None else self._admission.outputs_of(submission)
         node_errors = json_codec.dumps(checked.node_errors) if checked is not None and checked.node_errors else b"{}"
         job = self._ledger.admit(tenant, submission, outputs, node_errors)
         if must_check:
             # Others were sent while this one was checked.
             backend = self._choose(job)
         else:
-            self._checks.remember(job, able)
+            self._admission.remember(job, able)
         return await self._take(job, backend, answer_early)
 
     async def _take(self, job: Job, backend: Backend | None, answer_early: Callable[[Reply], None]) -> Reply:
         """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
         with self._replies.to(job) as reply:
-            self._telling.hold_until_answered(job)
+            self._client_events.hold_until_answered(job)
             try:
                 self._place(job, backend)
                 answer = await self._reply_to(job, answer_early)
                 reply.set_result(answer)
             finally:
                 # The answer is written when this turn of the loop ends; a client listens once it has read it.
-                self._telling.answered_soon(job)
+                self._client_events.answered_soon(job)
         return answer
 
     async def _reply_to(self, job: Job, answer_early: Callable[[Reply], None]) -> Reply:
-        place = job.state, job.assignment
+        before = job.state, job.assignment
         try:
             await self._ledger.journal(job)
         except StoreError:
             self._ledger.withdraw(job, journalled=False)
             raise
         log_phase(job, "queued", 0, backend=job.backend)
-        if job.state is not State.SENDING or place != (job.state, job.assignment):
+        if job.state is not State.SENDING or before != (job.state, job.assignment):
             # It waits, or was sent meanwhile: its backend went, or what it waited for came.
             return Reply.accepted(job)
         answered = False
@@ -177,7 +177,7 @@ class Dispatcher:
             nonlocal answered
             answered = True
             answer_early(Reply.accepted(job))
-            self._telling.answered_soon(job)
+            self._client_events.answered_soon(job)
 
         # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
         timer = asyncio.get_running_loop().call_later(self._settings.send_timeout, answer)
@@ -202,30 +202,30 @@ class Dispatcher:
         """Send out what waits, as far as there is room: a job ended, or a backend came. Who is idle then takes over."""
         self._send_waiting()
         if self._settings.work_stealing:
-            self.takeover.look()
+            self.work_stealing.look()
 
     def _send_waiting(self) -> None:
-        if not self._ledger.waiting or not self._chooser.has_room():
+        if not self._ledger.waiting or not self._selection.has_room():
             return
         # A tenant's jobs that may go to the same backends find the same room: none, once one of them found none.
         full: set[tuple[str, frozenset[str] | None, frozenset[str] | None, frozenset[str]]] = set()
-        now, tenants, looked = time.monotonic(), self._chooser.tenants_to_go(), 0
+        now, tenants, looked = time.monotonic(), self._selection.tenants_to_go(), 0
         for job in self._ledger.waiting.in_turn(tenants):
             if job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
-            cost = self._checks.look_cost(job)
+            cost = self._admission.look_cost(job)
             if looked and looked + cost > MAX_LOOK:
                 # The rest has its turn when others have had theirs: to judge a prompt means to parse it.
                 self._tasks.start(self._wake_after(0), "judging")
                 return
             looked += cost
-            if (end := self._checks.end_of(job)) is not None:
+            if (end := self._admission.end_of(job)) is not None:
                 self._fail(job, *end)
                 continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # The owner of its files is back, so they can be fetched.
                 job.pinned = None
-            places = (job.tenant, self._checks.able_for(job), job.pinned, job.avoid)
+            places = (job.tenant, self._admission.able_for(job), job.pinned, job.avoid)
             if job.unfit is not None:
                 self._fail(job, job.unfit, "PromptRefused")
                 continue
@@ -235,9 +235,9 @@ class Dispatcher:
             if backend is not None:
                 self._place(job, backend)
                 self._tasks.start(self._deliver(job), job.prompt_id)
-                if not self._chooser.may_run_more(job.tenant):
+                if not self._selection.may_run_more(job.tenant):
                     tenants.discard(job.tenant)
-            elif not self._chooser.has_room():
+            elif not self._selection.has_room():
                 return
             elif places == (job.tenant, None, None, frozenset()):
                 tenants.discard(job.tenant)
@@ -263,16 +263,16 @@ class Dispatcher:
 
     async def _is_placed(self, job: Job) -> bool:
         """Journal where it is being sent. Whether it still is: given up meanwhile, it is somebody else's to send."""
-        place = State.SENDING, job.assignment
+        before = State.SENDING, job.assignment
         try:
             await self._ledger.placed(job)
         except StoreError as error:
             # A restart must know which backend to ask for it, so it waits.
             _log.error("journal_write_failed", **job.log_ids, error=str(error))
-            if place == (job.state, job.assignment):
+            if before == (job.state, job.assignment):
                 self._ledger.hold(job)
             return False
-        return place == (job.state, job.assignment)
+        return before == (job.state, job.assignment)
 
     def _refused(self, job: Job, refusal: Reply) -> None:
         """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
@@ -295,13 +295,15 @@ class Dispatcher:
         if backend is None:
             self._ledger.hold(job)
             return
-        self._chooser.used(job, backend)
+        self._selection.used(job, backend)
         self._ledger.send(job, backend.name)
 
     def _choose(self, job: Job, *tried: str) -> Backend | None:
-        if job.backend is None and not self._chooser.may_run_more(job.tenant):
+        if job.backend is None and not self._selection.may_run_more(job.tenant):
             return None
-        return self._chooser.find(job.tenant, job.submission, self._checks.able_for(job), job.pinned, tried, job.avoid)
+        return self._selection.find(
+            job.tenant, job.submission, self._admission.able_for(job), job.pinned, tried, job.avoid
+        )
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -350,7 +352,7 @@ class Dispatcher:
             if self._turns.get(job) is not turn or not job.is_sent_by(assignment):
                 outcome = "withdrawn"
                 return Offer.UNKNOWN
-            steering = self._checks.steering(job, backend.name)
+            steering = self._admission.steering(job, backend.name)
             if steering is None:
                 outcome = "not judged"
                 return Offer.NOT_SENT
@@ -397,10 +399,10 @@ class Dispatcher:
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
     async def _refused_there(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
-        again = await self._lost_files.after_refusal(job, backend, answer.body)
+        again = await self._lost_inputs.after_refusal(job, backend, answer.body)
         if again is Offer.AGAIN or (again is not None and self._choose(job, backend.name) is not None):
             return again
-        return refusal_for(job, assignment, answer, self._inputs.outputs, self._checks)
+        return refusal_for(job, assignment, answer, self._inputs.outputs, self._admission)
 
     async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
         own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)
@@ -409,18 +411,18 @@ class Dispatcher:
             _log.warning("prompt_answer_unclear", backend=backend.name, **job.log_ids)
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
-        lacks = known_as == own_id and await self._lost_files.after_errors(job, backend, node_errors) is Offer.AGAIN
+        lacks = known_as == own_id and await self._lost_inputs.after_errors(job, backend, node_errors) is Offer.AGAIN
         if job.assignment is assignment and lacks and not job.is_ending:
             # It was taken without an output whose file is gone: what the backend has becomes a copy.
             self._ledger.lose(job)
             self._tasks.start(drop_copies(self._ledger, backend, [own_id]), f"drop:{own_id}")
             self._resend(job)
         elif job.assignment is assignment:
-            said = node_errors_for(job, assignment, known_as, node_errors, self._inputs.outputs, self._checks)
+            said = node_errors_for(job, assignment, known_as, node_errors, self._inputs.outputs, self._admission)
             self._ledger.taken(job, known_as, said)
         else:
             # Cancelled or given up while it was on its way.
-            self._ledger.copies.add(backend.name, known_as)
+            self._ledger.orphans.add(backend.name, known_as)
             self._tasks.start(drop_copies(self._ledger, backend, [known_as]), f"drop:{known_as}")
         return Offer.TAKEN
 

@@ -25,7 +25,7 @@ MAX_READ = 2**20
 _STEPS = (Offer.AGAIN, Offer.NOT_SENT)
 
 
-class LostFiles:
+class LostInputs:
     """Checks of refusals and failures: was a file that the gateway put on the backend deleted there?"""
 
     def __init__(self, inputs: Inputs) -> None:

@@ -57,17 +57,17 @@ GAIN = 0.9
 class Stuck:
     """A job that has not started on the backend that has it. `ends_in`: seconds until it would end there, estimated.
 
-    `place` is its place in the queue there. `able` are the backends that can run it; None for all.
+    `position` is its place in the queue there. `able` are the backends that can run it; None for all.
     """
 
-    place: int
+    position: int
     backend: str
     upstream_id: str
     ends_in: float
     able: frozenset[str] | None = None
 
 
-def take_over(idle: Mapping[str, float], stuck: Iterable[Stuck]) -> tuple[Stuck, str] | None:
+def steal_work(idle: Mapping[str, float], stuck: Iterable[Stuck]) -> tuple[Stuck, str] | None:
     """Which job goes to which idle backend; None if none would end sooner there.
 
     The first in its queue that gains by it, to where it ends soonest.
@@ -75,7 +75,7 @@ def take_over(idle: Mapping[str, float], stuck: Iterable[Stuck]) -> tuple[Stuck,
     Args:
         idle: the seconds that a job takes on each idle backend.
     """
-    for each in sorted(stuck, key=lambda each: each.place):
+    for each in sorted(stuck, key=lambda each: each.position):
         fitting = {name: seconds for name, seconds in idle.items() if each.able is None or name in each.able}
         fitting.pop(each.backend, None)
         if fitting:

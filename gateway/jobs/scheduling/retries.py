@@ -41,16 +41,16 @@ class Retries:
         """Let nothing go any more."""
         await self._tasks.close()
 
-    def later(self, jobs: Collection[Job], place: str, reason: str, *, at_once: bool = False) -> None:
+    def later(self, jobs: Collection[Job], backend_name: str, reason: str, *, at_once: bool = False) -> None:
         """These wait again, which a backend had. The first time they go at once if another backend is up, or `at_once`.
 
         Those that were lost together go together, so that the dispatcher sends the oldest first.
         """
         luck, now = random.random(), time.monotonic()
-        others = at_once or any(other.eligible for other in self._fleet.backends.values() if other.name != place)
+        others = at_once or any(other.eligible for other in self._fleet.backends.values() if other.name != backend_name)
         pauses = set()
         for job in jobs:
-            self._metrics.retries.labels(place, reason).inc()
+            self._metrics.retries.labels(backend_name, reason).inc()
             if job.attempts > 1 or not others:
                 pause = backoff(job.attempts, luck, self._settings.backoff, self._settings.max_backoff)
                 job.not_before = now + pause

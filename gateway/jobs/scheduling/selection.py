@@ -21,7 +21,7 @@ from gateway.tenants.limits import Limits, starts_in
 MAX_REMEMBERED_SESSIONS = 10_000
 
 
-class Chooser:
+class BackendSelection:
     """Chooses a backend for a job, and remembers who went where.
 
     Args:

@@ -14,9 +14,9 @@ from gateway.comfy.client import BackendError, Refused
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
-from gateway.jobs.admission.admission import Checks
+from gateway.jobs.admission.admission import Admission
 from gateway.jobs.scheduling.backend_prompts import Where, locate_prompt
-from gateway.jobs.scheduling.policies import Stuck, take_over
+from gateway.jobs.scheduling.policies import Stuck, steal_work
 from gateway.jobs.state.job import Assignment, Job, State
 from gateway.jobs.state.ledger import Ledger
 from gateway.telemetry import logs
@@ -34,7 +34,7 @@ UNKNOWN_SECONDS = 1.0
 LEFT_AT_LEAST = 0.25
 
 
-class Takeover:
+class WorkStealing:
     """Moves jobs to idle backends.
 
     Args:
@@ -42,11 +42,11 @@ class Takeover:
     """
 
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, checks: Checks, metrics: Metrics, resend: Callable[[Job, str], None]
+        self, ledger: Ledger, fleet: Fleet, admission: Admission, metrics: Metrics, resend: Callable[[Job, str], None]
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
-        self._checks = checks
+        self._admission = admission
         self._metrics = metrics
         self._resend = resend
         self._tasks = Tasks("takeover")
@@ -59,7 +59,7 @@ class Takeover:
     def look(self) -> None:
         """Let backends that are idle now take jobs over."""
         while idle := self._idle():
-            choice = take_over(idle, self._stuck())
+            choice = steal_work(idle, self._stuck())
             if choice is None:
                 return
             stuck, target = choice
@@ -113,14 +113,14 @@ class Takeover:
         if backend.foreign_running:
             ahead += usual
         found = []
-        pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.tag)
-        for place, job in enumerate(pending):
+        pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.queue_key)
+        for position, job in enumerate(pending):
             # One that is about to leave still counts for those behind it: that it leaves is not certain yet.
             if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
-                able = self._checks.able_for(job)
+                able = self._admission.able_for(job)
                 if job.avoid:
                     able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid
-                found.append(Stuck(place, backend.name, job.upstream_id, ahead + usual, able))
+                found.append(Stuck(position, backend.name, job.upstream_id, ahead + usual, able))
             ahead += usual
         return found
 

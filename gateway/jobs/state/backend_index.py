@@ -14,11 +14,11 @@ class _Queue:
     """The jobs queued on one backend: whose they are, and the highest tag and number since the queue was empty."""
 
     tenants: Counter[str] = field(default_factory=Counter)
-    tag: float = -math.inf
+    queue_key: float = -math.inf
     number: float = -math.inf
 
 
-class Places:
+class BackendIndex:
     """An index of the ledger's: a job is entered after each change of its state or place, and leaves before it."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Places:
         queue = self._queues.get(backend)
         if queue is None or len(queue.tenants) != 1 or tenant not in queue.tenants or queue.number > number:
             return None
-        return queue.tag
+        return queue.queue_key
 
     def of(self, tenant: str) -> int:
         """How many of a tenant's jobs a backend has, or may have."""
@@ -79,8 +79,8 @@ class Places:
             if queue is None:
                 queue = self._queues[job.backend] = _Queue()
             queue.tenants[job.tenant] += 1
-            if job.tag > queue.tag:
-                queue.tag = job.tag
+            if job.queue_key > queue.queue_key:
+                queue.queue_key = job.queue_key
             if job.number > queue.number:
                 queue.number = job.number
         elif job.state is State.RUNNING:

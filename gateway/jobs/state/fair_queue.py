@@ -36,14 +36,14 @@ class Rounds:
             self._served.clear()
         self._served[tenant] = len(self._served)
 
-    def turn(self, tenant: str, place: int) -> tuple[int, float]:
-        """Return the turn of the job at a `place` of its tenant's own order; the lowest turn is the next.
+    def turn(self, tenant: str, position: int) -> tuple[int, float]:
+        """Return the turn of the job at a `position` of its tenant's own order; the lowest turn is the next.
 
         It is a round, counted from the current one, and the tenant's order in that. Those that had no turn yet in the
         current round have the same order: among them, who came first is first.
         """
         order = self._served.get(tenant)
-        return (place, math.inf) if order is None else (place + 1, order)
+        return (position, math.inf) if order is None else (position + 1, order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Queued:
 
     tenant: str
     number: float
-    tag: float
+    queue_key: float
 
 
 class FairShare:
@@ -70,31 +70,31 @@ class FairShare:
         """A job started on its backend."""
         self._on(backend).serve(tenant)
 
-    def tag(self, tenant: str, number: float, backend: str, queue: Sequence[Queued]) -> float:
+    def queue_key(self, tenant: str, number: float, backend: str, queue: Sequence[Queued]) -> float:
         """Return the tag of a job that joins a backend's queue, which is given in the order of its tags."""
         if not queue:
             return 0.0
-        place = place_in(queue, self._on(backend), tenant, number)
-        before = queue[place - 1].tag if place else None
-        return _between(before, queue[place].tag if place < len(queue) else None)
+        position = position_in(queue, self._on(backend), tenant, number)
+        before = queue[position - 1].queue_key if position else None
+        return _between(before, queue[position].queue_key if position < len(queue) else None)
 
     def _on(self, backend: str) -> Rounds:
         return self._backends.setdefault(backend, Rounds())
 
 
-def place_in(queue: Sequence[Queued], rounds: Rounds, tenant: str, number: float) -> int:
+def position_in(queue: Sequence[Queued], rounds: Rounds, tenant: str, number: float) -> int:
     """Return where a job joins a queue: before its tenant's own of higher numbers, as far as its turns allow.
 
     It may pass another tenant's job only if, of its tenant's jobs before that one, the last has an earlier turn.
     """
-    own = [place for place, each in enumerate(queue) if each.tenant == tenant]
-    first = next((place for place in own if queue[place].number > number), own[-1] + 1 if own else 0)
+    own = [position for position, each in enumerate(queue) if each.tenant == tenant]
+    first = next((position for position in own if queue[position].number > number), own[-1] + 1 if own else 0)
     counts: Counter[str] = Counter()
     joins_at = first
-    for place, each in enumerate(queue):
-        if place >= first and each.tenant != tenant:
+    for position, each in enumerate(queue):
+        if position >= first and each.tenant != tenant:
             may_pass = rounds.turn(tenant, counts[tenant]) < rounds.turn(each.tenant, counts[each.tenant])
-            joins_at = joins_at if may_pass else place + 1
+            joins_at = joins_at if may_pass else position + 1
         counts[each.tenant] += 1
     return joins_at
 

@@ -8,7 +8,7 @@ from gateway.comfy.file_refs import FileRef
 from gateway.jobs.state.job import Job
 
 
-class NamedFiles:
+class InputIndex:
     """An index of the ledger's: a job is entered when it is accepted, and leaves when it is open no more."""
 
     def __init__(self) -> None:

@@ -125,7 +125,7 @@ class Live:
 class Job:
     """One job. The ledger alone changes `state`, `assignment`, `given_up` and the times.
 
-    `number` is its place in its tenant's own order, `tag` its place in its backend's queue. `create_time` and
+    `number` is its place in its tenant's own order, `queue_key` its place in its backend's queue. `create_time` and
     `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of the monotonic
     clock. `given_up` are its last assignments before this one that a backend may hold still. One that was
     `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
@@ -141,7 +141,7 @@ class Job:
     tenant: str
     prompt_id: str
     number: float
-    tag: float
+    queue_key: float
     submission: Submission
     create_time: int
     accepted_at: float

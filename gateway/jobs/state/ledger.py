@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from gateway.bus import Bus, status_topic
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
-from gateway.jobs.state.backend_index import Places
+from gateway.jobs.state.backend_index import BackendIndex
 from gateway.jobs.state.fair_queue import SPACING, FairShare, Queued
 from gateway.jobs.state.history import History
-from gateway.jobs.state.input_index import NamedFiles
+from gateway.jobs.state.input_index import InputIndex
 from gateway.jobs.state.job import (
     ENDED,
     QUEUED_THERE,
@@ -29,7 +29,7 @@ from gateway.jobs.state.job import (
     State,
     queue_json,
 )
-from gateway.jobs.state.orphans import Copies
+from gateway.jobs.state.orphans import Orphans
 from gateway.jobs.state.records import history_record, job_record, job_update
 from gateway.jobs.state.shown_running import Listeners, all_running, one_running
 from gateway.jobs.state.submission import Submission
@@ -58,7 +58,7 @@ class Ledger:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._tenants: dict[str, dict[str, Job]] = {}
         self._upstream: dict[str, Job] = {}
-        self._places = Places()
+        self._places = BackendIndex()
         self._queue_bytes: dict[str, bytes] = {}
         self._turns = 0
         self._sizes: dict[Job, int] = {}
@@ -66,8 +66,8 @@ class Ledger:
         self._count = 0
         self.share = FairShare()
         self.waiting = WaitingList(self.share.waiting)
-        self.named = NamedFiles()
-        self.copies = Copies()
+        self.named = InputIndex()
+        self.orphans = Orphans()
         self.history = history
         self.listeners = Listeners(self._view_changed)
 
@@ -90,7 +90,7 @@ class Ledger:
         """Return True if a backend may give a job's prompt this id of its own: it is an id, and no other prompt's."""
         if not isinstance(upstream_id, str) or not is_prompt_id(upstream_id):
             return False
-        is_known = self.copies.has_id(upstream_id) or self.copies.has_ended(upstream_id)
+        is_known = self.orphans.has_id(upstream_id) or self.orphans.has_ended(upstream_id)
         return self._upstream.get(upstream_id, job) is job and not is_known
 
     def jobs(self, tenant: str | None = None) -> list[Job]:
@@ -183,7 +183,7 @@ class Ledger:
         if job.submission.number is None:
             self.restore_count(job.number)
         for former in job.given_up:
-            self.copies.add(former.backend, former.upstream_id)
+            self.orphans.add(former.backend, former.upstream_id)
         self._insert(job)
 
     def counts(self, number: float) -> bool:
@@ -210,24 +210,24 @@ class Ledger:
         upstream_id = new_prompt_id()
         last = self._places.end_for(backend, job.tenant, job.number)
         if last is None:
-            job.tag = self.share.tag(job.tenant, job.number, backend, self._queue_on(backend, job))
+            job.queue_key = self.share.queue_key(job.tenant, job.number, backend, self._queue_on(backend, job))
         else:
-            job.tag = last + SPACING
+            job.queue_key = last + SPACING
         self._assign(job, Assignment(backend, upstream_id, upstream_id))
         self.share.sent(job.tenant)
 
     def _queue_on(self, backend: str, job: Job) -> list[Queued]:
         """Return what is queued on a backend beside a job, in the order in which it will run."""
         queue = [
-            Queued(each.tenant, each.number, each.tag)
+            Queued(each.tenant, each.number, each.queue_key)
             for each in self._places.jobs(backend)
             if each.state in QUEUED_THERE and each is not job
         ]
-        return sorted(queue, key=lambda each: each.tag)
+        return sorted(queue, key=lambda each: each.queue_key)
 
     def adopt(self, job: Job, former: Assignment) -> None:
         """Take back an assignment that was given up, because its backend has the prompt still."""
-        self.copies.take_back(former.backend, former.upstream_id)
+        self.orphans.take_back(former.backend, former.upstream_id)
         job.given_up = tuple(each for each in job.given_up if each is not former)
         former.delivery = Delivery.ARRIVED
         self._assign(job, former)
@@ -243,9 +243,9 @@ class Ledger:
         """Note the outcome of its POST /prompt, be it of one that was given up meanwhile."""
         assignment.delivery = Delivery.ARRIVED if is_there else Delivery.NONE
         if is_there:
-            self.copies.arrived(assignment.backend, assignment.upstream_id)
+            self.orphans.arrived(assignment.backend, assignment.upstream_id)
         else:
-            self.copies.remove(assignment.backend, assignment.upstream_id)
+            self.orphans.remove(assignment.backend, assignment.upstream_id)
 
     def hold(self, job: Job) -> None:
         """No backend can take it now: it waits in the gateway."""
@@ -262,7 +262,7 @@ class Ledger:
         if upstream_id != known_as:
             self._leave(job)
             del self._upstream[known_as]
-            self.copies.ended(known_as)
+            self.orphans.ended(known_as)
             assignment.upstream_id = upstream_id
             self._upstream[upstream_id] = job
             self._enter(job)
@@ -357,11 +357,11 @@ class Ledger:
         if self._jobs.get(job.key) is not job:
             return False
         after(job, _OUTCOME_MOVES[outcome])
-        place = job.assignment, job.state, job.attempts
+        before = job.assignment, job.state, job.attempts
         record = history_record(job, outcome, entry, summary, packed)
         await self._store.write([record])
         open_now = self._jobs.get(job.key)
-        if open_now is not job or place != (job.assignment, job.state, job.attempts):
+        if open_now is not job or before != (job.assignment, job.state, job.attempts):
             if self.history.find(*job.key) is None:
                 # Cancelled meanwhile, so it has no entry; or lost, and then the journal must have it again.
                 again = [job_record(open_now, self._gateway_id)] if open_now is not None else []
@@ -425,10 +425,10 @@ class Ledger:
         """Note that an assignment is a job's no more: what its backend may have of it is a copy that must not run."""
         self._upstream.pop(former.upstream_id, None)
         if has_ended:
-            self.copies.ended(former.upstream_id)
+            self.orphans.ended(former.upstream_id)
         elif former.delivery is not Delivery.NONE:
             is_on_its_way = job.state is State.SENDING and former.delivery is Delivery.UNDER_WAY
-            self.copies.add(former.backend, former.upstream_id, on_its_way=is_on_its_way)
+            self.orphans.add(former.backend, former.upstream_id, on_its_way=is_on_its_way)
             job.given_up = (*job.given_up, former)[-MAX_GIVEN_UP:]
 
     def _enter(self, job: Job) -> None:

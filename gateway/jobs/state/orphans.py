@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 MOST = 100_000
 
 
-class Copies:
+class Orphans:
     """(backend, upstream_id) of every copy, the oldest forgotten past a limit.
 
     One may still be on its way: its POST /prompt has no outcome yet, so that it is not there proves nothing. The ids
@@ -85,7 +85,7 @@ class Copies:
 
     def on(self, backend: str) -> list[str]:
         """The copies on a backend."""
-        return [upstream_id for place, upstream_id in self._on_its_way if place == backend]
+        return [upstream_id for backend_name, upstream_id in self._on_its_way if backend_name == backend]
 
     def among(self, backend: str, upstream_ids: Collection[str]) -> list[str]:
         """Those of these that are copies on this backend."""

@@ -23,7 +23,7 @@ class Move(StrEnum):
     CANCEL = "cancel"
 
 
-LIFE: Mapping[tuple[State, Move], State] = {
+TRANSITIONS: Mapping[tuple[State, Move], State] = {
     (State.ACCEPTED, Move.HOLD): State.WAITING,
     (State.ACCEPTED, Move.SEND): State.SENDING,
     (State.WAITING, Move.SEND): State.SENDING,
@@ -55,16 +55,16 @@ LIFE: Mapping[tuple[State, Move], State] = {
 
 
 class IllegalMove(Exception):
-    """A transition that is not in `LIFE`: an error of ours."""
+    """A transition that is not in `TRANSITIONS`: an error of ours."""
 
 
 def after(job: Job, move: Move) -> State:
     """Return the state that a move leads to.
 
     Raises:
-        IllegalMove: it is not in `LIFE`.
+        IllegalMove: it is not in `TRANSITIONS`.
     """
-    state = LIFE.get((job.state, move))
+    state = TRANSITIONS.get((job.state, move))
     if state is None:
         raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
     return state

@@ -129,7 +129,7 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
 
 async def post_history(request: web.Request) -> web.Response:
     """Forget entries: those named, or all of the caller's."""
-    control, as_whom = parts(request).engine.control, whose(request)
+    control, as_whom = parts(request).engine.cancellation, whose(request)
     try:
         body = await read_object(request)
         ids = ids_of(body["delete"]) if "delete" in body else None

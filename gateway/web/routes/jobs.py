@@ -84,7 +84,7 @@ async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
     """The job, on disk if that is long."""
     engine, identity = parts(request).engine, whose(request)
     tell = with_owner if tells_whose(request) else lambda encoded, *_: encoded
-    job = engine.control.find(identity.sees, prompt_id)
+    job = engine.cancellation.find(identity.sees, prompt_id)
     if job is not None:
         is_running = job.backend is not None and job in all_running(engine.ledger.jobs_on(job.backend))
         return tell(_encoded(job, _listed(job, is_running=is_running).status), job.tenant, job.backend)
@@ -123,5 +123,5 @@ async def cancel_jobs(request: web.Request) -> web.Response:
 
 async def _cancel(request: web.Request, ids: list[str]) -> web.Response:
     with foreign_noted(request, Action.JOB_CANCELLED, ids) as touched:
-        found = await parts(request).engine.control.cancel(whose(request).sees, ids, touched)
+        found = await parts(request).engine.cancellation.cancel(whose(request).sees, ids, touched)
     return json({"cancelled": found})

@@ -93,7 +93,7 @@ async def set_drain(request: web.Request) -> web.Response:
     gateway.fleet.drain(backend, drained=request.match_info["action"] == "drain")
     note(request, Action.BACKEND_DRAINED if backend.drained else Action.BACKEND_RESUMED, name)
     if backend.drained:
-        await gateway.engine.dispatcher.takeover.take_back(backend)
+        await gateway.engine.dispatcher.work_stealing.take_back(backend)
     else:
         gateway.engine.dispatcher.wake()
     return json(_described(gateway, backend))

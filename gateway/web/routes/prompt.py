@@ -74,7 +74,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         if submission.secrets and (key := key_of(request)) is not None:
             # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
             submission = submission.without_secret(key)
-        await engine.checks.ready_for(submission)
+        await engine.admission.ready_for(submission)
         if submission.prompt_id is not None:
             name_jobs(request, [submission.prompt_id])
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
@@ -116,12 +116,12 @@ async def _read(request: web.Request) -> Submission:
     is_short = length is not None and length <= UNCOUNTED_BODY and "Content-Encoding" not in request.headers
     with nullcontext() if is_short else parts(request).limits.body(identity.tenant) as grow:
         body = await read_json(request, parts(request).settings.dispatch.max_prompt_bytes, grow)
-        await engine.checks.ready(identity.tenant)
-        inspect = engine.checks.inspector(identity.tenant, by_admin=identity.is_admin)
+        await engine.admission.ready(identity.tenant)
+        inspect = engine.admission.inspector(identity.tenant, by_admin=identity.is_admin)
         return await engine.reader.read(
             identity.tenant,
             body,
-            engine.checks.file_inputs,
+            engine.admission.file_inputs,
             by_admin=identity.is_admin,
             inspect=inspect,
             own_name=partial(engine.outputs.own_name, identity.tenant),

@@ -91,8 +91,8 @@ async def post_queue(request: web.Request) -> web.Response:
         return problem(400, "invalid_body", "The body can't be read", str(error))
     with foreign_noted(request, Action.JOB_CANCELLED, ids) as touched:
         if body.get("clear"):
-            await engine.control.clear(as_whom.tenant, _shown(request, as_whom), touched)
-        await engine.control.delete(as_whom.sees, ids, _shown(request, as_whom), touched)
+            await engine.cancellation.clear(as_whom.tenant, _shown(request, as_whom), touched)
+        await engine.cancellation.delete(as_whom.sees, ids, _shown(request, as_whom), touched)
     return empty()
 
 
@@ -104,7 +104,7 @@ def _shown(request: web.Request, identity: Identity) -> list[Job]:
 
 async def post_interrupt(request: web.Request) -> web.Response:
     """Interrupt the job named, or the one that the caller sees running first."""
-    control, as_whom = parts(request).engine.control, whose(request)
+    control, as_whom = parts(request).engine.cancellation, whose(request)
     try:
         body = await read_object(request, optional=True)
     except BadBody as error:

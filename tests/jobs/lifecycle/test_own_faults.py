@@ -55,13 +55,13 @@ def failures(gateway: Gateway, task: str) -> float | None:
 
 
 async def test_a_result_that_breaks_the_collector_fails_its_job_alone(lab: Lab, started: Gateway) -> None:
-    comfy, collector = Comfy(lab.http, started.url), started.parts.engine.collector
-    proper, collector._goes_again = collector._goes_again, raise_odd
+    comfy, completion = Comfy(lab.http, started.url), started.parts.engine.completion
+    proper, completion._goes_again = completion._goes_again, raise_odd
     entry = await comfy.entry(await comfy.prompt(PROMPT))
     assert entry["status"]["status_str"] == "error"
     assert "could not read it: Odd" in str(entry["status"]["messages"])
     assert failures(started, "collector") == 1
-    collector._goes_again = proper
+    completion._goes_again = proper
     assert (await comfy.entry(await comfy.prompt(PROMPT)))["status"]["status_str"] == "success"
 
 
@@ -74,8 +74,8 @@ async def test_a_job_whose_end_without_a_run_breaks_the_collector_ends(
     prompt_id = await comfy.prompt(PROMPT)
     (job,) = engine.ledger.waiting.jobs()
     with monkeypatch.context() as patched:
-        patched.setattr(engine.collector, "_prompt_item", raise_odd)
-        getattr(engine.collector, end)(job, *(("a reason", "AType") if end == "fail" else ()))
+        patched.setattr(engine.completion, "_prompt_item", raise_odd)
+        getattr(engine.completion, end)(job, *(("a reason", "AType") if end == "fail" else ()))
         entry = await comfy.entry(prompt_id)
     assert entry["status"]["status_str"] == "error"
     assert "could not end it: Odd" in str(entry["status"]["messages"])

@@ -20,8 +20,8 @@ from gateway.jobs.parsing.json_reader import (
     LIGHT_BYTES,
     MAX_LIGHT_BYTES,
     MAX_LIGHT_VALUES,
+    JsonReader,
     NotRead,
-    PromptReader,
     is_light,
 )
 from gateway.jobs.state.prompt_bounds import Bounds, Rejection
@@ -40,10 +40,10 @@ class Read:
     def __init__(self, bounds: Bounds = BOUNDS, **settings: Any) -> None:
         self.metrics = Metrics()
         self.runner = asyncio.Runner()
-        self.reader: PromptReader = self.runner.run(self._made(bounds, settings))
+        self.reader: JsonReader = self.runner.run(self._made(bounds, settings))
 
-    async def _made(self, bounds: Bounds, settings: dict[str, Any]) -> PromptReader:
-        return PromptReader(bounds, 2**20, self.metrics, **settings)
+    async def _made(self, bounds: Bounds, settings: dict[str, Any]) -> JsonReader:
+        return JsonReader(bounds, 2**20, self.metrics, **settings)
 
     def __call__(self, body: bytes, tenant: str = "ben", **more: Any) -> Submission:
         found: Submission = self.runner.run(self.of(body, tenant, **more))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.batch import lower_bound
-from gateway.jobs.scheduling.policies import Candidate, Stuck, shortest_queue, take_over
+from gateway.jobs.scheduling.policies import Candidate, Stuck, shortest_queue, steal_work
 
 UNKNOWN = 1.0
 LEFT_AT_LEAST = 0.25
@@ -49,13 +49,13 @@ class Batch:
             self._send()
             if taking_over:
                 self._take_over()
-            for place in self.places.values():
-                if place.running is None and place.pending:
-                    place.running, place.began = place.pending.pop(0), self.now
-            busy = [place for place in self.places.values() if place.running is not None]
+            for position in self.places.values():
+                if position.running is None and position.pending:
+                    position.running, position.began = position.pending.pop(0), self.now
+            busy = [position for position in self.places.values() if position.running is not None]
             if not busy:
                 return self.now
-            first = min(busy, key=lambda place: place.began + place.seconds)
+            first = min(busy, key=lambda position: position.began + position.seconds)
             self.now = first.began + first.seconds
             first.known, first.running = first.seconds, None
 
@@ -64,13 +64,13 @@ class Batch:
             places = self.places.values()
             choice = shortest_queue(
                 Candidate(
-                    place.name,
-                    len(place.pending),
-                    int(place.running is not None),
-                    self._max_queue - place.load(),
-                    used_at=place.used_at,
+                    position.name,
+                    len(position.pending),
+                    int(position.running is not None),
+                    self._max_queue - position.load(),
+                    used_at=position.used_at,
                 )
-                for place in places
+                for position in places
             )
             if choice is None:
                 return
@@ -79,29 +79,31 @@ class Batch:
             self.places[choice.name].pending.append(self.waiting.pop(0))
 
     def _take_over(self) -> None:
-        while idle := {place.name: self._usual(place) for place in self.places.values() if not place.load()}:
-            choice = take_over(idle, [stuck for place in self.places.values() for stuck in self._stuck(place)])
+        while idle := {
+            position.name: self._usual(position) for position in self.places.values() if not position.load()
+        }:
+            choice = steal_work(idle, [stuck for position in self.places.values() for stuck in self._stuck(position)])
             if choice is None:
                 return
             stuck, target = choice
-            tag = int(stuck.upstream_id)
-            self.places[stuck.backend].pending.remove(tag)
-            self.places[target].pending.append(tag)
-            self.moved.add(tag)
+            queue_key = int(stuck.upstream_id)
+            self.places[stuck.backend].pending.remove(queue_key)
+            self.places[target].pending.append(queue_key)
+            self.moved.add(queue_key)
 
-    def _stuck(self, place: Place) -> list[Stuck]:
-        usual, ahead, found = self._usual(place), 0.0, []
-        if place.running is not None:
-            ahead = max(usual - (self.now - place.began), usual * LEFT_AT_LEAST)
-        for turn, tag in enumerate(place.pending):
+    def _stuck(self, position: Place) -> list[Stuck]:
+        usual, ahead, found = self._usual(position), 0.0, []
+        if position.running is not None:
+            ahead = max(usual - (self.now - position.began), usual * LEFT_AT_LEAST)
+        for turn, queue_key in enumerate(position.pending):
             ahead += usual
-            if tag not in self.moved:
-                found.append(Stuck(turn, place.name, str(tag), ahead))
+            if queue_key not in self.moved:
+                found.append(Stuck(turn, position.name, str(queue_key), ahead))
         return found
 
-    def _usual(self, place: Place) -> float:
+    def _usual(self, position: Place) -> float:
         known = [each.known for each in self.places.values() if each.known is not None]
-        return place.known or (sum(known) / len(known) if known else UNKNOWN)
+        return position.known or (sum(known) / len(known) if known else UNKNOWN)
 
 
 def test_the_batch_of_the_benchmark() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.jobs.scheduling.policies import GAIN, Candidate, Stuck, shortest_queue, take_over
+from gateway.jobs.scheduling.policies import GAIN, Candidate, Stuck, shortest_queue, steal_work
 
 
 def c(name: str, pending: int = 0, running: int = 0, free: int = 16, **more: object) -> Candidate:
@@ -58,23 +58,23 @@ def test_a_burst_is_spread_by_reservations() -> None:
     assert set(pending.values()) == {20}
 
 
-def stuck(place: int, backend: str = "busy", ends_in: float = 10.0, able: frozenset[str] | None = None) -> Stuck:
+def stuck(position: int, backend: str = "busy", ends_in: float = 10.0, able: frozenset[str] | None = None) -> Stuck:
     """A job that waits its turn on a backend."""
-    return Stuck(place, backend, f"id{place}", ends_in, able)
+    return Stuck(position, backend, f"id{position}", ends_in, able)
 
 
 def test_the_first_in_the_fair_order_that_gains_is_taken_over() -> None:
     jobs = [stuck(2, ends_in=30.0), stuck(1, ends_in=20.0)]
-    assert take_over({"slow": 15.0, "quick": 5.0}, jobs) == (jobs[1], "quick")
+    assert steal_work({"slow": 15.0, "quick": 5.0}, jobs) == (jobs[1], "quick")
     # The next one would end sooner where it is; the one after it would not.
-    assert take_over({"slow": 25.0}, jobs) == (jobs[0], "slow")
-    assert take_over({"slow": 40.0}, jobs) is None
-    assert take_over({}, jobs) is None
+    assert steal_work({"slow": 25.0}, jobs) == (jobs[0], "slow")
+    assert steal_work({"slow": 40.0}, jobs) is None
+    assert steal_work({}, jobs) is None
 
 
 def test_a_gain_that_is_not_worth_the_move() -> None:
-    assert take_over({"idle": 9.5}, [stuck(1, ends_in=10.0)]) is None
-    assert take_over({"idle": 8.5}, [stuck(1, ends_in=10.0)]) is not None
+    assert steal_work({"idle": 9.5}, [stuck(1, ends_in=10.0)]) is None
+    assert steal_work({"idle": 8.5}, [stuck(1, ends_in=10.0)]) is not None
 
 
 @given(
@@ -90,7 +90,7 @@ def test_a_gain_that_is_not_worth_the_move() -> None:
     ),
 )
 def test_whoever_is_moved_can_run_there_and_ends_sooner(idle: dict[str, float], jobs: list[Stuck]) -> None:
-    found = take_over(idle, jobs)
+    found = steal_work(idle, jobs)
     gaining = [
         (job, name)
         for job in jobs
@@ -100,4 +100,4 @@ def test_whoever_is_moved_can_run_there_and_ends_sooner(idle: dict[str, float], 
     assert (found is None) == (gaining == [])
     if found is not None:
         assert found in gaining
-        assert found[0].place == min(job.place for job, _ in gaining)
+        assert found[0].position == min(job.position for job, _ in gaining)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.bus import LocalBus
 from gateway.jobs.scheduling.policies import Candidate, leaves_room, shortest_queue
-from gateway.jobs.state.fair_queue import FairShare, Queued, Rounds, place_in
+from gateway.jobs.state.fair_queue import FairShare, Queued, Rounds, position_in
 from gateway.jobs.state.history import History
 from gateway.jobs.state.job import Job, State
 from gateway.jobs.state.ledger import Ledger
@@ -90,9 +90,9 @@ class World:
         return self
 
     def _end(self, now: int) -> None:
-        for place in self.places.values():
-            if place.running is not None and place.ends_at <= now:
-                ended, place.running = place.running, None
+        for position in self.places.values():
+            if position.running is not None and position.ends_at <= now:
+                ended, position.running = position.running, None
                 self.ledger.collect(ended)
                 # A ComfyUI begins with its next one before the gateway hears of anything.
                 self._begin(now)
@@ -125,11 +125,11 @@ class World:
 
     def _send(self, job: Job) -> bool:
         candidates = []
-        for name, place in self.places.items():
+        for name, position in self.places.items():
             queued, running = self.ledger.load(name)
             free = self.max_queue - queued - running
             if leaves_room(free, self.max_queue) or not self.ledger.has_on(name, job.tenant):
-                candidates.append(Candidate(name, queued, running, free, used_at=place.uses))
+                candidates.append(Candidate(name, queued, running, free, used_at=position.uses))
         choice = shortest_queue(candidates)
         if choice is None:
             return False
@@ -140,13 +140,13 @@ class World:
         return True
 
     def _begin(self, now: int) -> None:
-        for name, place in self.places.items():
+        for name, position in self.places.items():
             pending = [job for job in self.ledger.jobs_on(name) if job.state is State.PENDING]
-            if place.running is None and pending:
+            if position.running is None and pending:
                 # The ids decide between equal numbers, as in ComfyUI's heap.
-                job = min(pending, key=lambda job: (job.tag, job.upstream_id))
+                job = min(pending, key=lambda job: (job.queue_key, job.upstream_id))
                 arrival = self.jobs[job]
-                place.running, place.ends_at = job, now + arrival.seconds
+                position.running, position.ends_at = job, now + arrival.seconds
                 self.ledger.start(job, now)
                 self.began[arrival] = now
                 self.ran[name].append(arrival)
@@ -255,10 +255,10 @@ def test_a_front_job_takes_its_tenants_turn_and_nobody_elses() -> None:
     share, queue = FairShare(), list[Queued]()
 
     def join(tenant: str, number: float) -> int:
-        tag = share.tag(tenant, number, "b", queue)
-        queue.append(Queued(tenant, number, tag))
-        queue.sort(key=lambda each: each.tag)
-        return next(place for place, each in enumerate(queue) if each.tag == tag)
+        queue_key = share.queue_key(tenant, number, "b", queue)
+        queue.append(Queued(tenant, number, queue_key))
+        queue.sort(key=lambda each: each.queue_key)
+        return next(position for position, each in enumerate(queue) if each.queue_key == queue_key)
 
     share.started("ben", "b")
     assert [join("ben", number) for number in (1, 2, 3)] == [0, 1, 2]
@@ -299,8 +299,8 @@ def test_tags_keep_the_order_that_was_decided(steps: list[tuple[str, int, bool]]
             share.started(served, "b")
             rounds.serve(served)
         wanted = order_of(queue)
-        wanted.insert(place_in(queue, rounds, tenant, number), (tenant, number))
-        queue.append(Queued(tenant, number, share.tag(tenant, number, "b", queue)))
-        queue.sort(key=lambda each: each.tag)
+        wanted.insert(position_in(queue, rounds, tenant, number), (tenant, number))
+        queue.append(Queued(tenant, number, share.queue_key(tenant, number, "b", queue)))
+        queue.sort(key=lambda each: each.queue_key)
         assert order_of(queue) == wanted
-        assert len({each.tag for each in queue}) == len(queue)
+        assert len({each.queue_key for each in queue}) == len(queue)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.comfy.file_refs import FileRef
-from gateway.jobs.state.input_index import NamedFiles
+from gateway.jobs.state.input_index import InputIndex
 from gateway.jobs.state.job import Job
 from tests.support.ledgers import admit, loading, new_ledger
 
@@ -16,7 +16,7 @@ def job(tenant: str, image: str) -> Job:
 
 
 def test_a_file_is_named_until_the_last_job_that_names_it_is_gone() -> None:
-    named = NamedFiles()
+    named = InputIndex()
     first, second, others = job("t", "pic.png"), job("t", "pic.png"), job("other", "pic.png")
     for each in (first, second, others):
         named.enter(each)

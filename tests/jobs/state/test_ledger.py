@@ -14,19 +14,19 @@ from gateway.bus import LocalBus
 from gateway.jobs.state.history import History
 from gateway.jobs.state.job import ENDED, Assignment, Delivery, Job, State
 from gateway.jobs.state.ledger import Ledger
-from gateway.jobs.state.transitions import LIFE, IllegalMove, Move
+from gateway.jobs.state.transitions import TRANSITIONS, IllegalMove, Move
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.support.ledgers import _LOOP, RUNS, LedgerMachine, Paper, admit, new_ledger
 from tests.support.workflows import slow
 
 
 def test_every_state_but_the_last_ones_leads_somewhere() -> None:
-    sources = {state for state, _ in LIFE}
+    sources = {state for state, _ in TRANSITIONS}
     assert sources == set(State) - ENDED
     reachable, frontier = {State.ACCEPTED}, [State.ACCEPTED]
     while frontier:
         state = frontier.pop()
-        for (source, _), target in LIFE.items():
+        for (source, _), target in TRANSITIONS.items():
             if source is state and target not in reachable:
                 reachable.add(target)
                 frontier.append(target)
@@ -103,15 +103,15 @@ def test_what_a_backend_may_have_of_a_given_up_assignment_is_a_copy(move: Move, 
         ledger.taken(job, former.upstream_id, b"{}")
     carry_out(ledger, job, move)
     is_copy = delivery is not Delivery.NONE or move is Move.RECALL
-    assert ledger.copies.has("b1", former.upstream_id) is is_copy
+    assert ledger.orphans.has("b1", former.upstream_id) is is_copy
     assert ledger.find_upstream("b1", former.upstream_id) is None
     assert job.given_up == ((former,) if is_copy else ())
-    ledger.copies.absent("b1", [former.upstream_id])
+    ledger.orphans.absent("b1", [former.upstream_id])
     # One that is on its way may come still.
     is_on_its_way = delivery is Delivery.UNDER_WAY and move is not Move.RECALL
-    assert ledger.copies.has("b1", former.upstream_id) is is_on_its_way
+    assert ledger.orphans.has("b1", former.upstream_id) is is_on_its_way
     ledger.offered(former, is_there=False)
-    assert not ledger.copies.has("b1", former.upstream_id)
+    assert not ledger.orphans.has("b1", former.upstream_id)
 
 
 def carry_out(ledger: Ledger, job: Job, move: Move) -> None:
@@ -132,14 +132,14 @@ def test_what_ended_is_no_copy_and_its_id_means_nothing_else() -> None:
     sent(ledger, other)
     ledger.collect(job)
     _LOOP.run_until_complete(ledger.finish(job, "success", b"{}", b"{}"))
-    assert not ledger.copies.has("b1", ended)
+    assert not ledger.orphans.has("b1", ended)
     assert not ledger.may_be_called(other, ended)
     # An end that was the machine's fault is one as well.
     failed = other.upstream_id
     ledger.collect(other)
     other.has_entry = True
     ledger.lose(other)
-    assert not ledger.copies.has("b1", failed)
+    assert not ledger.orphans.has("b1", failed)
     assert not other.given_up
 
 
@@ -155,7 +155,7 @@ def test_an_assignment_that_its_backend_has_still_is_taken_back() -> None:
     assert job.assignment is former
     assert ledger.find_upstream("b1", former.upstream_id) is job
     assert [each.backend for each in job.given_up] == ["b2"]
-    assert not ledger.copies.has("b1", former.upstream_id)
+    assert not ledger.orphans.has("b1", former.upstream_id)
     assert ledger.load("b1") == (1, 0)
 
 
@@ -175,7 +175,7 @@ def test_an_assignment_that_is_given_up_for_good_is_a_copy_and_not_taken_back() 
     job = admit(ledger)
     former = sent(ledger, job)
     ledger.lose(job, for_good=True)
-    assert ledger.copies.has("b1", former.upstream_id)
+    assert ledger.orphans.has("b1", former.upstream_id)
     assert not job.given_up
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.comfy import events, json_codec
 from gateway.comfy.long_parts import LONG_LIST, LONG_TEXT, SHORT_TEXT, without_marks
-from gateway.jobs.parsing.json_reader import PromptReader
+from gateway.jobs.parsing.json_reader import JsonReader
 from gateway.jobs.parsing.reader_process import SLICE, Changes, CutParts, FillParts, Parting, encoded_in_slices
 from gateway.jobs.state.partner_keys import Censor
 from gateway.jobs.state.prompt_bounds import Bounds
@@ -133,7 +133,7 @@ def test_a_long_list_is_encoded_in_slices(size: int) -> None:
 async def test_a_process_has_the_memory_for_long_lists_of_numbers(tmp_path: Path) -> None:
     path, target = tmp_path / "document", tmp_path / "filled"
     path.write_bytes(b'{"outputs":{"1":{"n":[%b1.5]}}}' % (b"1.5," * 4_000_000))
-    reader = PromptReader(Bounds(), 2**20, Metrics())
+    reader = JsonReader(Bounds(), 2**20, Metrics())
     try:
         cut = CutParts(str(path), MARK, 2**23, is_event=False)
         left = await reader.cut("t", cut)

@@ -103,7 +103,7 @@ def check(database: sqlite3.Connection, wanted: set[Key]) -> None:
     assert len(set(ids)) == len(ids)
     for job in jobs:
         assert job.assignment is None or ledger.find_upstream(job.assignment.backend, job.upstream_id) is job
-        assert all(ledger.copies.has(each.backend, each.upstream_id) for each in job.given_up)
+        assert all(ledger.orphans.has(each.backend, each.upstream_id) for each in job.given_up)
     for place, job in enumerate(jobs):
         end(ledger, job, is_lost=bool(place % 2))
     assert len(ledger) == len(ledger.waiting) == 0
