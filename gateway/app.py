@@ -23,7 +23,7 @@ from gateway.telemetry.audit import Audit
 from gateway.telemetry.garbage_collection import Garbage
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import count_failure
-from gateway.tenants.browser_sessions import SignIns
+from gateway.tenants.browser_sessions import BrowserSessions
 from gateway.tenants.keys import Keyring
 from gateway.tenants.limits import Limits
 from gateway.tenants.lockout import Lockout
@@ -91,12 +91,12 @@ class Gateway:
             raise OpenToStrangers
         keys.start()
         stack.push_async_callback(keys.close)
-        sign_ins = SignIns(settings.auth.sign_in, store, keyring)
-        await sign_ins.restore()
+        browser_sessions = BrowserSessions(settings.auth.sign_in, store, keyring)
+        await browser_sessions.restore()
         audit = Audit(enabled=settings.log.audit)
         audit.start()
         stack.push_async_callback(audit.close)
-        authentication = Authentication(keyring, sign_ins, Lockout(settings.auth.lockout), audit, metrics)
+        authentication = Authentication(keyring, browser_sessions, Lockout(settings.auth.lockout), audit, metrics)
         blobs = BlobStore(settings.data_dir / "uploads")
         userdata = UserData(settings.data_dir / "userdata", settings.userdata.quota, settings.userdata.max_files)
         await userdata.open()
@@ -112,7 +112,7 @@ class Gateway:
             settings=settings,
             keyring=keyring,
             keys=keys,
-            sign_ins=sign_ins,
+            browser_sessions=browser_sessions,
             authentication=authentication,
             audit=audit,
             engine=engine,

@@ -50,7 +50,7 @@ from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Store
 from gateway.store.spool import Spool
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.keys import LOCAL_TENANT, Keyring, Sight
+from gateway.tenants.keys import LOCAL_TENANT, FileVisibility, Keyring
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies
 from gateway.tenants.secret_names import SecretNames
@@ -84,7 +84,7 @@ class Engine:
         self._fleet = fleet
         self._keyring = keyring
         self._client_id = client_id
-        sight = keyring.sight
+        visibility = keyring.visibility
         self.files = FileIndex()
         self.placements = Placements()
         self.catalogue = Catalogue(
@@ -106,7 +106,7 @@ class Engine:
             self.placements,
             store,
             self.ledger,
-            sight,
+            visibility,
             self.places,
             judge.steering,
             settings.store.retention.max_files,
@@ -145,7 +145,7 @@ class Engine:
             self.uploads,
             self.catalogue,
             policies,
-            sight,
+            visibility,
             self._is_apart,
             self.places,
             judge.is_reviewed,
@@ -270,7 +270,7 @@ class Engine:
         The key of a tenant may be gone, and its files are still there. An admin's files don't count, nor those from
         before there were keys: whose they are holds the fleet.
         """
-        if self._keyring.sight(tenant) is Sight.ALL:
+        if self._keyring.visibility(tenant) is FileVisibility.ALL:
             return False
         if not self._keyring.is_alone(tenant):
             return True

@@ -19,7 +19,7 @@ MOST = 100_000
 MOST_OF_A_KEY = 1000
 
 
-class SignIns:
+class BrowserSessions:
     """All of them, by the SHA-256 of their secrets. Past a bound the oldest go.
 
     Args:

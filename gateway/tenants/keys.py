@@ -133,7 +133,7 @@ class Key:
         return used_at is not None and now - used_at < REMEMBER_SECONDS
 
 
-class Sight(StrEnum):
+class FileVisibility(StrEnum):
     """Which files a tenant may name: its OWN, those that are nobody's as well (UNCLAIMED: a team), or ALL."""
 
     OWN = "own"
@@ -172,11 +172,11 @@ class Keyring:
         """Whether all tenants are shielded from each other."""
         return not self.is_open and self._shields
 
-    def sight(self, tenant: str) -> Sight:
+    def visibility(self, tenant: str) -> FileVisibility:
         """Which files a tenant may name."""
         if self.is_open:
-            return Sight.ALL
-        return Sight.OWN if self._is_apart(tenant) else Sight.UNCLAIMED
+            return FileVisibility.ALL
+        return FileVisibility.OWN if self._is_apart(tenant) else FileVisibility.UNCLAIMED
 
     def is_alone(self, tenant: str) -> bool:
         """Return True if users' keys and anonymous networks stand for no other tenant, or the gateway is open.

@@ -20,7 +20,7 @@ from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.isolation.upload_folders import UploadPlaces
 from gateway.jobs.state.job import Job
 from gateway.store.protocol import StoreError
-from gateway.tenants.keys import Sight
+from gateway.tenants.keys import FileVisibility
 from gateway.tenants.policy import CALLER, Policies
 
 # ComfyUI opens what these name without having looked whether it is there (nodes_painter.py, nodes_audio.py,
@@ -54,19 +54,19 @@ class Inputs:
     uploads: Uploads
     catalogue: Catalogue
     policies: Policies
-    sight: Callable[[str], Sight]
+    visibility: Callable[[str], FileVisibility]
     judged: Callable[[str], bool]
     places: UploadPlaces
     is_reviewed: Callable[[str], bool]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
-        sight = self.sight(tenant)
-        if sight is Sight.ALL or not self.judged(tenant):
+        visibility = self.visibility(tenant)
+        if visibility is FileVisibility.ALL or not self.judged(tenant):
             return []
         # A prompt may name one folder ten thousand times, and ten thousand files may lie in it.
         folders: dict[FileRef, bool] = {}
-        return [file for file in files if self._is_foreign(tenant, file, sight, folders)]
+        return [file for file in files if self._is_foreign(tenant, file, visibility, folders)]
 
     def unproven(self, tenant: str, files: Collection[FileInput]) -> set[str]:
         """Return the names of files that are not known to be the tenant's own, whether they exist or not."""
@@ -82,7 +82,7 @@ class Inputs:
 
     def sees_all(self, tenant: str) -> bool:
         """Whether a tenant may name whatever file there is."""
-        return self.sight(tenant) is Sight.ALL
+        return self.visibility(tenant) is FileVisibility.ALL
 
     def offers_foreign(self, tenant: str, class_type: str, input_name: str, choices: Iterable[Any]) -> bool:
         """Whether a list of an input's choices has a file in it, or a folder of such, that its tenant must not name."""
@@ -93,7 +93,9 @@ class Inputs:
         ).files
         return bool(self.foreign(tenant, files))
 
-    def _is_foreign(self, tenant: str, file: FileInput, sight: Sight, folders: dict[FileRef, bool]) -> bool:
+    def _is_foreign(
+        self, tenant: str, file: FileInput, visibility: FileVisibility, folders: dict[FileRef, bool]
+    ) -> bool:
         ref = file.ref
         if ref is None:
             # If the name leads out of its folder, is no text or another node's to say, nobody can tell what it opens.
@@ -115,7 +117,7 @@ class Inputs:
             return True
         if self.placements.is_name(ref) or self.files.is_others_upload(tenant, ref):
             return True
-        return self._is_others(tenant, ref) if sight is Sight.UNCLAIMED else ref.kind != "input"
+        return self._is_others(tenant, ref) if visibility is FileVisibility.UNCLAIMED else ref.kind != "input"
 
     def _is_others(self, tenant: str, ref: FileRef) -> bool:
         """Whether others know a file by this name, or a backend has a file of others' that it calls so."""
@@ -207,7 +209,7 @@ class Inputs:
             case Holder():
                 return await self._from_owner(tenant, found, backend, judged)
         # A text that ends like a file's name is most likely a text.
-        may_look = (file.declared or file.annotated) and self.sight(tenant) is not Sight.OWN
+        may_look = (file.declared or file.annotated) and self.visibility(tenant) is not FileVisibility.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
     def _place_of(
@@ -241,7 +243,7 @@ class Inputs:
 
     async def _from_owner(self, tenant: str, holder: Holder, backend: Backend, judged: bool) -> FileRef:
         owner, ref = holder.backend, holder.there
-        if owner == backend.name and self.sight(tenant) is Sight.ALL:
+        if owner == backend.name and self.visibility(tenant) is FileVisibility.ALL:
             return ref
         # A copy also where it lies: while the prompt is pending, another's may take the name.
         allowed = self.policies.of(tenant).allowed

@@ -31,7 +31,7 @@ from gateway.jobs.state.ledger import Ledger
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import in_turns
-from gateway.tenants.keys import LOCAL_TENANT, Sight
+from gateway.tenants.keys import LOCAL_TENANT, FileVisibility
 from gateway.tenants.secret_names import holds_secret
 
 _log = logs.get("files")
@@ -65,7 +65,7 @@ class Outputs:
         placements: Placements,
         store: Store,
         ledger: Ledger,
-        sight: Callable[[str], Sight],
+        visibility: Callable[[str], FileVisibility],
         places: UploadPlaces,
         steering: Callable[[Job, str], Steering | None],
         most: int,
@@ -74,7 +74,7 @@ class Outputs:
         self._placements = placements
         self._store = store
         self._ledger = ledger
-        self._sight = sight
+        self._visibility = visibility
         self._places = places
         self._steering = steering
         self._by_secret: dict[str, tuple[int, Mapping[str, FileRef]]] = {}
@@ -111,7 +111,7 @@ class Outputs:
         others = [
             _began(job)
             for job in self._ledger.jobs_on(backend)
-            if _is_at_work_for_another(job, tenant) and self._sight(job.tenant) is Sight.OWN
+            if _is_at_work_for_another(job, tenant) and self._visibility(job.tenant) is FileVisibility.OWN
         ]
         return min(others) if others else None
 
@@ -125,7 +125,7 @@ class Outputs:
         Raises:
             BackendError: the backend does not say.
         """
-        if self._sight(job.tenant) is Sight.ALL:
+        if self._visibility(job.tenant) is FileVisibility.ALL:
             return {}
         # And whether the job says that it wrote it.
         wanted: dict[FileRef, bool] = {}
@@ -319,7 +319,9 @@ class Outputs:
 
     def _may_forget(self, tenant: str) -> bool:
         """What nobody has any more a team may see: so what its guests made is not forgotten."""
-        return self._sight(tenant) is not Sight.OWN or self._sight(LOCAL_TENANT) is Sight.OWN
+        return (
+            self._visibility(tenant) is not FileVisibility.OWN or self._visibility(LOCAL_TENANT) is FileVisibility.OWN
+        )
 
     def _name(
         self,
@@ -339,7 +341,7 @@ class Outputs:
             return visible_name(ref, lambda _, parts: parts.number)
         if not self._is_one(ref):
             return ref
-        if found is None and self._sight(job.tenant) is Sight.ALL:
+        if found is None and self._visibility(job.tenant) is FileVisibility.ALL:
             found = identity.Found(identity.UNTOLD, is_new=True)
         origin, etag = origin_of(is_made, ran), found.etag if found is not None else None
         is_unproven = origin is Origin.WROTE or self._is_unproven(job.tenant, backend, ref)

@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway.telemetry.audit import Audit, Reason
 from gateway.telemetry.metrics import Metrics
 from gateway.tenants import browser_sessions
-from gateway.tenants.browser_sessions import SignIns
+from gateway.tenants.browser_sessions import BrowserSessions
 from gateway.tenants.credentials import AmbiguousKey, key_in_cookies, key_in_headers, key_in_query
 from gateway.tenants.keys import Grant, Keyring, digest_of
 from gateway.tenants.lockout import Lockout
@@ -56,9 +56,11 @@ _SIGNED_OUT = Refused(401, "unauthorized", "This sign-in is over", f"sign in aga
 class Authentication:
     """Judges what requests carry, and has wrong keys wait."""
 
-    def __init__(self, keyring: Keyring, sign_ins: SignIns, lockout: Lockout, audit: Audit, metrics: Metrics) -> None:
+    def __init__(
+        self, keyring: Keyring, browser_sessions: BrowserSessions, lockout: Lockout, audit: Audit, metrics: Metrics
+    ) -> None:
         self._keyring = keyring
-        self._sign_ins = sign_ins
+        self._browser_sessions = browser_sessions
         self._lockout = lockout
         self._audit = audit
         self._metrics = metrics
@@ -91,7 +93,7 @@ class Authentication:
         now = time.time()
         if secret.startswith(browser_sessions.PREFIX):
             # Nobody guesses 190 bits: one that is not known is over, and not a guess.
-            grant = self._sign_ins.grant(secret)
+            grant = self._browser_sessions.grant(secret)
             if grant is None or not grant.holds(now):
                 return _SIGNED_OUT
             self._use(grant, request, now)

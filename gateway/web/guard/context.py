@@ -18,7 +18,7 @@ from gateway.store.protocol import Store
 from gateway.store.userdata import UserData
 from gateway.telemetry.audit import Audit
 from gateway.telemetry.metrics import Metrics
-from gateway.tenants.browser_sessions import SignIns
+from gateway.tenants.browser_sessions import BrowserSessions
 from gateway.tenants.keys import Identity, Keyring, Role
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import Policies, Policy
@@ -34,7 +34,7 @@ class Parts:
     settings: Settings
     keyring: Keyring
     keys: StoredKeys
-    sign_ins: SignIns
+    browser_sessions: BrowserSessions
     authentication: Authentication
     audit: Audit
     engine: Engine

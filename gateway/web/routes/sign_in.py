@@ -78,7 +78,7 @@ async def get_sign_in(request: web.Request) -> web.Response:
     next_path = request.rel_url.query.get("next", "/")
     if parts(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
-    grant = parts(request).sign_ins.grant(key_in_cookies(request.headers.get("Cookie", "")) or "")
+    grant = parts(request).browser_sessions.grant(key_in_cookies(request.headers.get("Cookie", "")) or "")
     return _page(next_path, name=grant.identity.name if grant is not None else None)
 
 
@@ -100,7 +100,7 @@ async def post_sign_in(request: web.Request) -> web.Response:
     now = time.time()
     response.set_cookie(
         COOKIE,
-        await parts(request).sign_ins.make(found, now),
+        await parts(request).browser_sessions.make(found, now),
         max_age=round(min(found.until - now, parts(request).settings.auth.sign_in)),
         path="/",
         httponly=True,
@@ -144,12 +144,12 @@ async def post_sign_out(request: web.Request) -> web.Response:
     response = web.Response(status=303, headers={"Location": SIGN_IN, "Cache-Control": "no-store"})
     response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=client_scheme(request) == "https")
     secret = key_in_cookies(request.headers.get("Cookie", "")) or ""
-    grant = parts(request).sign_ins.grant(secret)
+    grant = parts(request).browser_sessions.grant(secret)
     if grant is not None:
         request[IDENTITY] = grant.identity
         outcome = "ok"
         try:
-            await parts(request).sign_ins.end(secret)
+            await parts(request).browser_sessions.end(secret)
         except StoreError as error:
             outcome = str(error)
         parts(request).hub.close_ended()

@@ -13,14 +13,14 @@ from gateway.comfy.graph import survey
 from gateway.files.index import FileIndex, Upload
 from gateway.files.placements import Placement, Placements
 from gateway.jobs.files.inputs import Inputs
-from gateway.tenants.keys import Sight
+from gateway.tenants.keys import FileVisibility
 
 
-@pytest.mark.parametrize("sight", [Sight.OWN, Sight.UNCLAIMED])
+@pytest.mark.parametrize("visibility", [FileVisibility.OWN, FileVisibility.UNCLAIMED])
 @pytest.mark.parametrize("folder", ["annas", "ANNAS/", "./annas", {"__value__": "annas"}, "annas/x", ""])
-def test_a_folder_in_which_anothers_upload_lies_is_foreign(folder: object, sight: Sight) -> None:
+def test_a_folder_in_which_anothers_upload_lies_is_foreign(folder: object, visibility: FileVisibility) -> None:
     placed = {"anna": [FileRef("input", "annas/x", "a.png")], "ben": [FileRef("input", "bens", "b.png")]}
-    inputs = _inputs(placed, sight)
+    inputs = _inputs(placed, visibility)
     node = {"class_type": "LoadImageDataSetFromFolder", "inputs": {"folder": folder}}
     files = survey({"1": node}).files
     assert inputs.foreign("ben", files) == list(files) != []
@@ -42,7 +42,7 @@ def test_ten_thousand_folders_and_ten_thousand_uploads() -> None:
 @pytest.mark.parametrize("name", ["a.png", "A.PNG", "x.png [output]", "x~b2.png [output]"])
 def test_what_a_guest_made_is_foreign_to_a_team(name: str) -> None:
     """By what the guest calls it, and by what a backend does."""
-    inputs = _inputs({"guest": [FileRef("input", "", "a.png")]}, Sight.UNCLAIMED)
+    inputs = _inputs({"guest": [FileRef("input", "", "a.png")]}, FileVisibility.UNCLAIMED)
     for backend in ("b1", "b2"):
         inputs.files.claim("guest", backend, FileRef("output", "", "x.png"))
     files = survey({"1": {"class_type": "LoadImage", "inputs": {"image": name}}}).files
@@ -60,7 +60,7 @@ def test_a_name_that_another_node_will_say_is_foreign() -> None:
     assert inputs.foreign("ben", files) == list(files) != []
 
 
-def _inputs(placed: dict[str, list[FileRef]], sight: Sight = Sight.OWN) -> Inputs:
+def _inputs(placed: dict[str, list[FileRef]], visibility: FileVisibility = FileVisibility.OWN) -> Inputs:
     files, placements = FileIndex(), Placements()
     for tenant, names in placed.items():
         for name in names:
@@ -77,7 +77,7 @@ def _inputs(placed: dict[str, list[FileRef]], sight: Sight = Sight.OWN) -> Input
         unused,
         unused,
         unused,
-        sight=lambda _: sight,
+        visibility=lambda _: visibility,
         judged=lambda _: True,
         places=unused,
         is_reviewed=lambda _: True,
