@@ -32,9 +32,9 @@ from gateway.tenants.secret_names import SecretNames
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.app import make_app
 from gateway.web.guard.authentication import Authentication
-from gateway.web.guard.context import Parts
+from gateway.web.guard.context import Context
 from gateway.web.routes.catalogue import shared_features
-from gateway.web.server.server import Serving
+from gateway.web.server.server import Server
 
 _log = logs.get("gateway")
 
@@ -48,9 +48,9 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.parts: Parts
+        self.parts: Context
         self.port = settings.server.port
-        self._serving: Serving | None = None
+        self._serving: Server | None = None
         self._stack = AsyncExitStack()
         self._ready = False
         self._started = asyncio.Event()
@@ -108,7 +108,7 @@ class Gateway:
         await engine.restore()
         packs = PackWatch(engine.catalogue, policies, lambda: keyring.has_strangers)
         hub = Hub(engine.ledger, bus, metrics, settings.sessions, lambda tenant: shared_features(self.parts, tenant))
-        self.parts = Parts(
+        self.parts = Context(
             settings=settings,
             keyring=keyring,
             keys=keys,
@@ -165,7 +165,7 @@ class Gateway:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         try:
-            serving = Serving(make_app(self.parts), self.settings, self.parts.metrics)
+            serving = Server(make_app(self.parts), self.settings, self.parts.metrics)
         except ValueError as error:
             raise OSError(f"server.tls: {error}") from error
         await serving.start()

@@ -19,7 +19,7 @@ WELL_SECONDS = 2.0
 RELAPSE_SECONDS = 60.0
 
 
-class TroubleLog:
+class JournalHealth:
     """Tells of a journal's troubles, each once, however often a write is tried."""
 
     def __init__(self, directory: Path) -> None:

@@ -25,7 +25,7 @@ from typing import IO, TypeVar, cast
 
 from gateway.store import sqlite_errors
 from gateway.store.directory import take
-from gateway.store.journal_health import TroubleLog
+from gateway.store.journal_health import JournalHealth
 from gateway.store.known_backends import KnownBackends, read_known
 from gateway.store.protocol import (
     BackendRecord,
@@ -105,7 +105,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._writing: sqlite3.Connection | None = None
         self._trouble = ""
-        self._trouble_log = TroubleLog(directory)
+        self._trouble_log = JournalHealth(directory)
         self._owed = 0
         self._failures = Failures()
 

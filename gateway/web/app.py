@@ -7,12 +7,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.tenants.roles import AnsweredHere
-from gateway.web.guard.context import PARTS, Parts, caller, parts
+from gateway.web.guard.context import CONTEXT, Context, caller, context_of
 from gateway.web.guard.gate import Gate
 from gateway.web.guard.refused_prompts import refusals_logged
 from gateway.web.http.client_address import PROXIES, TrustedProxies
 from gateway.web.http.request_keys import GRANT
-from gateway.web.http.request_log import HttpLog
+from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
 from gateway.web.routes import (
     catalogue,
@@ -29,15 +29,15 @@ from gateway.web.routes import (
     userdata,
     view,
 )
-from gateway.web.server.parser_feed import INTAKES, Intake
+from gateway.web.server.parser_feed import INTAKES, ParserFeed
 
 
 async def socket(request: web.Request) -> web.StreamResponse:
     """GET /ws."""
     tenant = caller(request).tenant
-    with parts(request).limits.socket(tenant):
+    with context_of(request).limits.socket(tenant):
         # What let it in is the hub's to look at from here: it closes a socket, and does not cut it off.
-        return await parts(request).hub.serve(request, tenant, request.pop(GRANT))
+        return await context_of(request).hub.serve(request, tenant, request.pop(GRANT))
 
 
 # ComfyUI's routes, each also under /api (server.py, add_routes).
@@ -106,14 +106,14 @@ _ANY_PATH = "/{path:.*}"
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def make_app(gateway: Parts) -> web.Application:
+def make_app(gateway: Context) -> web.Application:
     """The application that serves a gateway."""
     app = web.Application(client_max_size=gateway.settings.server.max_body)
-    app[PARTS] = gateway
+    app[CONTEXT] = gateway
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
-    intakes: dict[web.RequestHandler, Intake] = {}
+    intakes: dict[web.RequestHandler, ParserFeed] = {}
     app[INTAKES] = intakes
-    gate = Gate(gateway, intakes, HttpLog(gateway.settings))
+    gate = Gate(gateway, intakes, RequestLog(gateway.settings))
     for method, path, handler in OWN:
         _add(app, method, path, gate.guard(handler, method, path))
     for method, path, handler in JOBS + COMFYUI:

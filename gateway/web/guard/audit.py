@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.telemetry.audit import NOBODY, Action, Who
 from gateway.tenants.keys import Identity
-from gateway.web.guard.context import caller, parts
+from gateway.web.guard.context import caller, context_of
 from gateway.web.http.client_address import client_address
 from gateway.web.http.request_ids import request_id_of
 from gateway.web.http.request_keys import IDENTITY
@@ -24,7 +24,7 @@ def note(request: web.Request, action: Action, what: str, outcome: str = "ok", *
     identity = request.get(IDENTITY)
     who = who_of(identity) if identity is not None else NOBODY
     more["request_id"] = request_id_of(request)
-    parts(request).audit.note(action, who, client_address(request), what, outcome, **more)
+    context_of(request).audit.note(action, who, client_address(request), what, outcome, **more)
 
 
 def is_noted(request: web.Request) -> bool:

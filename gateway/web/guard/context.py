@@ -28,7 +28,7 @@ from gateway.web.http.request_keys import IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Context:
     """The rooms below, as the handlers see them. Until it has `started` nobody but monitoring is answered."""
 
     settings: Settings
@@ -53,16 +53,16 @@ class Parts:
     packs: PackWatch
 
 
-PARTS = web.AppKey("parts", Parts)
+CONTEXT = web.AppKey("parts", Context)
 
 
 class UnknownTenant(Exception):
     """An admin asked for a tenant that nobody knows: the text is its name."""
 
 
-def parts(request: web.Request) -> Parts:
+def context_of(request: web.Request) -> Context:
     """The parts of the gateway that serves a request."""
-    return request.app[PARTS]
+    return request.app[CONTEXT]
 
 
 def caller(request: web.Request) -> Identity:
@@ -74,7 +74,7 @@ def caller(request: web.Request) -> Identity:
 def policy(request: web.Request) -> Policy:
     """What holds for the caller's tenant, whatever its role; for a caller that needs no key, what holds for most."""
     identity: Identity | None = request.get(IDENTITY)
-    policies = parts(request).policies
+    policies = context_of(request).policies
     return policies.default if identity is None else policies.of(identity.tenant)
 
 
@@ -97,12 +97,12 @@ def whose(request: web.Request) -> Identity:
     tenant = request.rel_url.query.get("tenant")
     if not tenant:
         return identity
-    if tenant != identity.tenant and not _is_known(parts(request), tenant):
+    if tenant != identity.tenant and not _is_known(context_of(request), tenant):
         raise UnknownTenant(tenant)
     return replace(identity, tenant=tenant, role=Role.USER, isolated=True)
 
 
-def _is_known(gateway: Parts, tenant: str) -> bool:
+def _is_known(gateway: Context, tenant: str) -> bool:
     engine = gateway.engine
     return (
         gateway.keyring.has_tenant(tenant)
@@ -115,4 +115,4 @@ def _is_known(gateway: Parts, tenant: str) -> bool:
 
 def tells_whose(request: web.Request) -> bool:
     """Return True if what is shown says whose it is and where it ran: to an admin, if the gateway has keys."""
-    return not parts(request).keyring.is_open and caller(request).is_admin
+    return not context_of(request).keyring.is_open and caller(request).is_admin

@@ -21,7 +21,7 @@ from gateway.tenants.limits import LimitReached, body_too_large
 from gateway.tenants.networks import network_of
 from gateway.tenants.roles import Access, Roles, is_manager, is_manifest, may, operators_rows
 from gateway.web.guard.audit import is_noted, who_of
-from gateway.web.guard.context import Parts, UnknownTenant
+from gateway.web.guard.context import Context, UnknownTenant
 from gateway.web.guard.cross_origin import READS, Origins, is_preflight
 from gateway.web.guard.rate_limits import refuse
 from gateway.web.http.client_address import client_address
@@ -29,10 +29,10 @@ from gateway.web.http.decompression import TAKEN, BadPacking, UnknownCoding
 from gateway.web.http.request_body import MOST, REACHED
 from gateway.web.http.request_ids import request_id_of
 from gateway.web.http.request_keys import GRANT, IDENTITY, STREAMING
-from gateway.web.http.request_log import HttpLog, name_jobs
+from gateway.web.http.request_log import RequestLog, name_jobs
 from gateway.web.http.responses import problem
 from gateway.web.server.connections import SlowBody
-from gateway.web.server.parser_feed import MAX_UNREAD, Intake
+from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed
 
 _log = logs.get("http")
 
@@ -47,7 +47,9 @@ _ACCEPTS = {"Accept-Encoding": TAKEN}
 class Gate:
     """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
 
-    def __init__(self, gateway: Parts, intakes: Mapping[web.RequestHandler, Intake], http_log: HttpLog) -> None:
+    def __init__(
+        self, gateway: Context, intakes: Mapping[web.RequestHandler, ParserFeed], http_log: RequestLog
+    ) -> None:
         settings = gateway.settings
         self._intakes = intakes
         self._limits = gateway.limits

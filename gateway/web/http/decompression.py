@@ -22,7 +22,7 @@ class BadPacking(ValueError):
     """A body can't be unpacked; the text says why."""
 
 
-class Unpacker:
+class Decompressor:
     """Unpacks one body.
 
     Raises:

@@ -16,7 +16,7 @@ from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.telemetry import logs
 from gateway.web.http.request_ids import noted, request_id_of
-from gateway.web.http.request_log import HttpLog
+from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import JSON_HEADERS, problem
 
 _log = logs.get("http")
@@ -112,7 +112,7 @@ class Protocol(web.RequestHandler):
 
     __slots__ = ("_http_log",)
 
-    def __init__(self, server: web.Server, http_log: HttpLog) -> None:
+    def __init__(self, server: web.Server, http_log: RequestLog) -> None:
         super().__init__(server, loop=server._loop, **server._kwargs)
         self._http_log = http_log
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from gateway.comfy import json_codec
 from gateway.tenants.limits import body_too_large
-from gateway.web.http.decompression import Unpacker
+from gateway.web.http.decompression import Decompressor
 
 # How deep the JSON of a body may lie that is no prompt: those of ComfyUI's clients hardly do.
 MOST_DEPTH = 100
@@ -65,7 +65,7 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
         LimitReached, UnknownCoding, BadPacking: see `read_body`.
     """
     coding = request.headers.get("Content-Encoding", "").strip()
-    unpacker = Unpacker(coding) if coding.lower() not in ("", "identity") else None
+    unpacker = Decompressor(coding) if coding.lower() not in ("", "identity") else None
     size = 0
     while chunk := await request.content.readany():
         for piece in (chunk,) if unpacker is None else unpacker.feed(chunk):

@@ -37,7 +37,7 @@ def name_jobs(request: web.Request, prompt_ids: Iterable[str]) -> None:
     noted(request).prompt_ids = named
 
 
-class HttpLog:
+class RequestLog:
     """Writes the lines, if the settings ask for them: look at `is_on` first.
 
     Args:

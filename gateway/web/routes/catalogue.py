@@ -11,7 +11,7 @@ from gateway.catalogue.catalogue import NobodyKnows
 from gateway.comfy import json_codec
 from gateway.comfy.client import BadAnswer
 from gateway.tenants.roles import unquoted
-from gateway.web.guard.context import Parts, caller, parts, policy, readable
+from gateway.web.guard.context import Context, caller, context_of, policy, readable
 from gateway.web.http.content_safety import defuse
 from gateway.web.http.error_bodies import FROM_BACKEND
 from gateway.web.http.responses import JSON, empty, json, json_bytes, no_backend_allowed, problem
@@ -30,10 +30,10 @@ def _none_yet(request: web.Request) -> web.Response:
 
 async def get_object_info(request: web.Request) -> web.StreamResponse:
     """All node classes of the fleet."""
-    merged_catalogue = await parts(request).catalogue.seen_by(policy(request))
+    merged_catalogue = await context_of(request).catalogue.seen_by(policy(request))
     if merged_catalogue is None:
         return _none_yet(request)
-    body = await parts(request).catalogue.body(merged_catalogue, caller(request).tenant, policy(request).view)
+    body = await context_of(request).catalogue.body(merged_catalogue, caller(request).tenant, policy(request).view)
     headers = {"Content-Type": JSON, "ETag": body.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
     if body.etag in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
@@ -44,11 +44,11 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
 
 async def get_node_class(request: web.Request) -> web.Response:
     """One node class; ``{}`` for one that the fleet does not have."""
-    merged_catalogue = await parts(request).catalogue.seen_by(policy(request))
+    merged_catalogue = await context_of(request).catalogue.seen_by(policy(request))
     if merged_catalogue is None:
         return _none_yet(request)
     name = request.match_info["node_class"]
-    own = list(parts(request).engine.files.uploads(caller(request).tenant))
+    own = list(context_of(request).engine.files.uploads(caller(request).tenant))
     found = merged_catalogue.node_class(name, own)
     return json_bytes(json_codec.dumps({} if found is None else {name: found}))
 
@@ -71,7 +71,7 @@ async def get_listing(request: web.Request) -> web.Response:
     if path is None:
         return empty(404)
     try:
-        return json(await parts(request).catalogue.listing(path, policy(request)))
+        return json(await context_of(request).catalogue.listing(path, policy(request)))
     except NobodyKnows:
         return _none_yet(request)
     except BadAnswer as error:
@@ -86,7 +86,7 @@ async def get_from_any(request: web.Request) -> web.Response:
     if _names_denied_model(request):
         return empty(404)
     try:
-        answer = await parts(request).catalogue.from_any(path + query, policy(request).allowed)
+        answer = await context_of(request).catalogue.from_any(path + query, policy(request).allowed)
     except NobodyKnows:
         return _none_yet(request)
     headers = downstream_headers(answer.headers)
@@ -107,9 +107,9 @@ def _names_denied_model(request: web.Request) -> bool:
 async def get_system_stats(request: web.Request) -> web.Response:
     """All devices of the fleet, at the last probe."""
     visible = readable(request)
-    backends = [b for b in parts(request).fleet.by_preference if visible is None or b.name in visible]
+    backends = [b for b in context_of(request).fleet.by_preference if visible is None or b.name in visible]
     known = [(b.name, b.stats) for b in backends if b.stats is not None]
-    alive = [(name, stats) for name, stats in known if parts(request).fleet.backends[name].pulse.alive]
+    alive = [(name, stats) for name, stats in known if context_of(request).fleet.backends[name].pulse.alive]
     named = alive or known
     if not named:
         return _none_yet(request)
@@ -120,7 +120,7 @@ async def get_system_stats(request: web.Request) -> web.Response:
     return json(stats)
 
 
-def shared_features(gateway: Parts, tenant: str) -> dict[str, object]:
+def shared_features(gateway: Context, tenant: str) -> dict[str, object]:
     """Return the flags that clients of a tenant are told: those that all its backends share."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.by_preference if allowed is None or b.name in allowed]
@@ -132,4 +132,4 @@ def shared_features(gateway: Parts, tenant: str) -> dict[str, object]:
 
 async def get_features(request: web.Request) -> web.Response:
     """The flags that all of the caller's backends share."""
-    return json(shared_features(parts(request), caller(request).tenant))
+    return json(shared_features(context_of(request), caller(request).tenant))

@@ -9,7 +9,7 @@ from gateway.jobs.state.job import owner_of
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
 from gateway.web.guard.audit import foreign_noted
-from gateway.web.guard.context import caller, parts, tells_whose, whose
+from gateway.web.guard.context import caller, context_of, tells_whose, whose
 from gateway.web.http.responses import empty, json_bytes, problem
 from gateway.web.routes import large_responses
 from gateway.web.routes.queue import BadBody, ids_of, read_object
@@ -23,7 +23,7 @@ async def get_history(request: web.Request) -> web.StreamResponse:
         offset = int(query.get("offset", -1))
     except ValueError:
         return problem(400, "invalid_query", "max_items and offset must be integers")
-    history, identity = parts(request).engine.history, whose(request)
+    history, identity = context_of(request).engine.history, whose(request)
     own = list(history.of(None if identity.is_admin else [identity.tenant]))
     if offset < 0 and most is not None:
         offset = len(own) - most
@@ -37,7 +37,7 @@ async def get_history(request: web.Request) -> web.StreamResponse:
 
 async def get_history_entry(request: web.Request) -> web.StreamResponse:
     """One ended job of the caller's; ``{}`` for an id that is not one."""
-    history, identity = parts(request).engine.history, whose(request)
+    history, identity = context_of(request).engine.history, whose(request)
     prompt_id = request.match_info["prompt_id"]
     ended = history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
@@ -52,7 +52,7 @@ async def get_history_entry(request: web.Request) -> web.StreamResponse:
             return json_bytes(b"{}")
         start, whole, end = _item(request, ended, entry)
         try:
-            bulk = await large_responses.kept(parts(request).engine.spool, ended.tenant, whole)
+            bulk = await large_responses.kept(context_of(request).engine.spool, ended.tenant, whole)
         except large_responses.Busy:
             return large_responses.busy()
         if bulk is None:
@@ -79,7 +79,7 @@ def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[byt
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
     """These entries in one object. If long, they are sent as they are read: a tenant may have gigabytes."""
-    engine = parts(request).engine
+    engine = context_of(request).engine
     response: web.StreamResponse | None = None
     pieces: list[bytes | memoryview] = [b"{"]
     size = 0
@@ -129,7 +129,7 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
 
 async def post_history(request: web.Request) -> web.Response:
     """Forget entries: those named, or all of the caller's."""
-    control, as_whom = parts(request).engine.cancellation, whose(request)
+    control, as_whom = context_of(request).engine.cancellation, whose(request)
     try:
         body = await read_object(request)
         ids = ids_of(body["delete"]) if "delete" in body else None

@@ -16,7 +16,7 @@ from gateway.store.protocol import HistoryRecord
 from gateway.store.spool import Bulk
 from gateway.telemetry.audit import Action
 from gateway.web.guard.audit import foreign_noted
-from gateway.web.guard.context import parts, tells_whose, whose
+from gateway.web.guard.context import context_of, tells_whose, whose
 from gateway.web.http.responses import JSON_HEADERS, json
 from gateway.web.routes import large_responses
 from gateway.web.routes.proxying import send_pieces
@@ -31,7 +31,7 @@ async def get_jobs(request: web.Request) -> web.StreamResponse:
     query = parse_jobs_query(request.rel_url.query)
     if isinstance(query, str):
         return json({"error": query}, 400)
-    engine, identity = parts(request).engine, whose(request)
+    engine, identity = context_of(request).engine, whose(request)
     tenants = None if identity.is_admin else [identity.tenant]
     await engine.history.read_summaries(tenants)
     # From here without an await: no job is in both, or in neither.
@@ -82,7 +82,7 @@ async def get_job(request: web.Request) -> web.StreamResponse:
 
 async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
     """The job, on disk if that is long."""
-    engine, identity = parts(request).engine, whose(request)
+    engine, identity = context_of(request).engine, whose(request)
     tell = with_owner if tells_whose(request) else lambda encoded, *_: encoded
     job = engine.cancellation.find(identity.sees, prompt_id)
     if job is not None:
@@ -123,5 +123,5 @@ async def cancel_jobs(request: web.Request) -> web.Response:
 
 async def _cancel(request: web.Request, ids: list[str]) -> web.Response:
     with foreign_noted(request, Action.JOB_CANCELLED, ids) as touched:
-        found = await parts(request).engine.cancellation.cancel(whose(request).sees, ids, touched)
+        found = await context_of(request).engine.cancellation.cancel(whose(request).sees, ids, touched)
     return json({"cancelled": found})

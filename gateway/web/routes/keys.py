@@ -16,7 +16,7 @@ from gateway.tenants.keys import Key, Role
 from gateway.tenants.lifetimes import NoTime, time_of
 from gateway.tenants.stored_keys import KeyRefused, NoSuchKey
 from gateway.web.guard.audit import note
-from gateway.web.guard.context import parts
+from gateway.web.guard.context import context_of
 from gateway.web.http.responses import json, problem
 from gateway.web.routes.queue import BadBody, read_object
 
@@ -35,7 +35,7 @@ async def get_keys(request: web.Request) -> web.Response:
         limit = 0
     if not 1 <= limit <= PAGE:
         return problem(400, "invalid_query", f"limit must be a number from 1 to {PAGE}", headers=_PRIVATE)
-    keys, after = parts(request).keys, query.get("after", "")
+    keys, after = context_of(request).keys, query.get("after", "")
     found = heapq.nsmallest(limit + 1, (key for key in keys.all() if key.name > after), key=lambda key: key.name)
     shown = [{**_shown(key), "shadowed": True} if keys.is_shadowed(key) else _shown(key) for key in found[:limit]]
     more = {"next": found[limit - 1].name} if len(found) > limit else {}
@@ -53,10 +53,10 @@ async def post_key(request: web.Request) -> web.Response:
     except (BadBody, NoTime) as error:
         return problem(400, "invalid_body", "The body can't be read", str(error), _PRIVATE)
     try:
-        key, secret = await parts(request).keys.make(name, Role(role or Role.USER), tenant, expires)
+        key, secret = await context_of(request).keys.make(name, Role(role or Role.USER), tenant, expires)
     except KeyRefused as error:
         return problem(409, "key_refused", "This key can't be made", str(error), _PRIVATE)
-    parts(request).hub.close_ended()
+    context_of(request).hub.close_ended()
     note(request, Action.KEY_MADE, name, key_role=str(key.identity.role), key_tenant=key.identity.tenant)
     return json({**_shown(key), "key": secret}, 201, _PRIVATE)
 
@@ -72,12 +72,12 @@ async def rotate_key(request: web.Request) -> web.Response:
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error), _PRIVATE)
     try:
-        key, secret = await parts(request).keys.rotate(name, overlap)
+        key, secret = await context_of(request).keys.rotate(name, overlap)
     except NoSuchKey:
         return _unknown(name)
     except KeyRefused as error:
         return problem(409, "key_refused", "This key can't be rotated", str(error), _PRIVATE)
-    parts(request).hub.close_ended()
+    context_of(request).hub.close_ended()
     note(request, Action.KEY_ROTATED, name, old_until=_iso(key.old_until) or "")
     return json({**_shown(key), "key": secret}, headers=_PRIVATE)
 
@@ -86,7 +86,7 @@ async def delete_key(request: web.Request) -> web.Response:
     """Revoke a key. Its sockets are closed, and it is gone after a crash, too, once this is answered."""
     name = request.match_info["name"]
     try:
-        key = await parts(request).keys.revoke(name)
+        key = await context_of(request).keys.revoke(name)
     except NoSuchKey:
         return _unknown(name)
     except KeyRefused as error:
@@ -95,7 +95,7 @@ async def delete_key(request: web.Request) -> web.Response:
         note(request, Action.KEY_REVOKED, name, str(error))
         return problem(503, "journal_unavailable", "This is not in the journal yet", str(error), {"Retry-After": "5"})
     finally:
-        parts(request).hub.close_ended()
+        context_of(request).hub.close_ended()
     note(request, Action.KEY_REVOKED, name)
     return json({"revoked": key.name}, headers=_PRIVATE)
 

@@ -13,7 +13,7 @@ from gateway.fleet.backend import Backend
 from gateway.telemetry.audit import Action
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.guard.audit import note
-from gateway.web.guard.context import Parts, parts
+from gateway.web.guard.context import Context, context_of
 from gateway.web.http.request_keys import IDENTITY
 from gateway.web.http.responses import json, problem
 
@@ -31,7 +31,7 @@ async def readyz(request: web.Request) -> web.Response:
 
     It is ready also while the journal can't be written: new prompts get 503, but what runs is to be heard and read.
     """
-    gateway = parts(request)
+    gateway = context_of(request)
     up = sum(backend.eligible for backend in gateway.fleet.backends.values())
     ready = gateway.is_ready()
     body = {
@@ -45,7 +45,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Everything Prometheus is told."""
-    gateway = parts(request)
+    gateway = context_of(request)
     is_keyless = IDENTITY not in request and not gateway.keyring.is_open
     text = await gateway.metrics.text(METRICS_SECONDS if is_keyless else 0.0)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
@@ -53,12 +53,12 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def get_backends(request: web.Request) -> web.Response:
     """Every backend and what is known of it (admins)."""
-    gateway = parts(request)
+    gateway = context_of(request)
     described = [_described(gateway, backend) for backend in gateway.fleet.backends.values()]
     return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
 
 
-def _described(gateway: Parts, backend: Backend) -> dict[str, Any]:
+def _described(gateway: Context, backend: Backend) -> dict[str, Any]:
     """Return all that is known of a backend."""
     queued, running = gateway.engine.ledger.load(backend.name)
     is_out = backend.name in gateway.fleet.ejections.ejected(time.monotonic())
@@ -68,7 +68,7 @@ def _described(gateway: Parts, backend: Backend) -> dict[str, Any]:
 
 async def get_packs(request: web.Request) -> web.Response:
     """GET /gateway/packs: the packs of custom nodes, and the setting that would trust those that wait for it."""
-    gateway = parts(request)
+    gateway = context_of(request)
     found = await gateway.packs.packs()
     trusted = gateway.policies.trust
     body = {
@@ -85,7 +85,7 @@ async def set_drain(request: web.Request) -> web.Response:
 
     A drained backend gives back what has not started. The answer says how many jobs it still has.
     """
-    gateway, name = parts(request), request.match_info["name"]
+    gateway, name = context_of(request), request.match_info["name"]
     backend = gateway.fleet.backends.get(name)
     if backend is None:
         names = ", ".join(gateway.fleet.backends)

@@ -11,7 +11,7 @@ from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
 from gateway.jobs.state.job import State
 from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
-from gateway.web.guard.context import caller, parts, policy
+from gateway.web.guard.context import caller, context_of, policy
 from gateway.web.http.responses import empty, no_backend_allowed, problem
 from gateway.web.routes.proxying import forward
 from gateway.web.routes.view import get_named
@@ -85,12 +85,12 @@ async def hand_on(request: web.Request) -> web.StreamResponse:
 
 
 def _readers(request: web.Request) -> list[Backend]:
-    return parts(request).fleet.alive(policy(request).allowed)
+    return context_of(request).fleet.alive(policy(request).allowed)
 
 
 def _writer(request: web.Request) -> Backend | None:
-    fleet, tenant, allowed = parts(request).fleet, caller(request).tenant, policy(request).allowed
-    for job in parts(request).engine.ledger.jobs(tenant):
+    fleet, tenant, allowed = context_of(request).fleet, caller(request).tenant, policy(request).allowed
+    for job in context_of(request).engine.ledger.jobs(tenant):
         if job.state is State.RUNNING and job.backend is not None and (allowed is None or job.backend in allowed):
             return fleet.backends[job.backend]
     primary = fleet.primary if allowed is None else None

@@ -18,7 +18,7 @@ from gateway.jobs.state.prompt_bounds import Rejection
 from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.guard.authentication import key_of
-from gateway.web.guard.context import caller, parts
+from gateway.web.guard.context import caller, context_of
 from gateway.web.guard.rate_limits import told
 from gateway.web.http.content_safety import NOSNIFF
 from gateway.web.http.request_body import read_json
@@ -59,7 +59,7 @@ def _response(reply: Reply, headers: dict[str, str]) -> web.Response:
 
 async def post_prompt(request: web.Request) -> web.Response:
     """Accept a prompt. It counts for its tenant's rate whatever comes of it: a refusal costs as much."""
-    engine, identity, limits = parts(request).engine, caller(request), parts(request).limits
+    engine, identity, limits = context_of(request).engine, caller(request), context_of(request).limits
 
     def rates() -> dict[str, str]:
         return told(limits.quotas(identity.tenant, time.monotonic()))
@@ -79,14 +79,14 @@ async def post_prompt(request: web.Request) -> web.Response:
             name_jobs(request, [submission.prompt_id])
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
-        parts(request).metrics.prompts_refused.labels(rejection.body["error"]["type"]).inc()
+        context_of(request).metrics.prompts_refused.labels(rejection.body["error"]["type"]).inc()
         # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
         return json_bytes(json_codec.dumps_exact(rejection.body), rejection.status, rates())
     except json_codec.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
     except web.HTTPRequestEntityTooLarge as error:
         details = f"{error.text}; a prompt may have dispatch.max_prompt_bytes, and any body server.max_body"
-        is_prompts = parts(request).settings.dispatch.max_prompt_bytes < request.client_max_size
+        is_prompts = context_of(request).settings.dispatch.max_prompt_bytes < request.client_max_size
         limit = "max_prompt_bytes" if is_prompts else "max_body"
         return problem(413, "body_too_large", "The request body is too large", details, rates(), limit=limit)
     except NotRead as error:
@@ -96,7 +96,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         if error.limit is None:
             return problem(503, "too_many_waiting", "No prompt can be accepted now", str(error), headers)
-        parts(request).metrics.limited.labels(error.limit).inc()
+        context_of(request).metrics.limited.labels(error.limit).inc()
         what = "No prompt can be accepted now"
         return problem(503, "too_many_waiting", what, str(error), headers, limit=error.limit)
     name_jobs(request, [reply.prompt_id])
@@ -112,10 +112,10 @@ def _place(request: web.Request, reply: Reply) -> dict[str, str]:
 
 async def _read(request: web.Request) -> Submission:
     """Read the body. Nothing keeps it once that is done."""
-    engine, identity, length = parts(request).engine, caller(request), request.content_length
+    engine, identity, length = context_of(request).engine, caller(request), request.content_length
     is_short = length is not None and length <= UNCOUNTED_BODY and "Content-Encoding" not in request.headers
-    with nullcontext() if is_short else parts(request).limits.body(identity.tenant) as grow:
-        body = await read_json(request, parts(request).settings.dispatch.max_prompt_bytes, grow)
+    with nullcontext() if is_short else context_of(request).limits.body(identity.tenant) as grow:
+        body = await read_json(request, context_of(request).settings.dispatch.max_prompt_bytes, grow)
         await engine.admission.ready(identity.tenant)
         inspect = engine.admission.inspector(identity.tenant, by_admin=identity.is_admin)
         return await engine.reader.read(
@@ -131,7 +131,7 @@ async def _read(request: web.Request) -> Submission:
 
 async def get_prompt(request: web.Request) -> web.Response:
     """How many jobs of the caller are open."""
-    engine = parts(request).engine
+    engine = context_of(request).engine
     if caller(request).is_admin:
         running, pending = engine.foreign_items()
         remaining = len(engine.ledger) + len(running) + len(pending)

@@ -16,7 +16,7 @@ from gateway.comfy.client import Unanswered
 from gateway.comfy.png_texts import Patch
 from gateway.fleet.backend import Backend
 from gateway.tenants.credentials import QUERY_PARAMETER
-from gateway.web.guard.context import parts
+from gateway.web.guard.context import context_of
 from gateway.web.guard.cross_origin import READS
 from gateway.web.http import content_safety
 from gateway.web.http.client_address import parse_address
@@ -163,12 +163,12 @@ async def relay(
     if is_callers:
         defuse(headers, request.headers.get("Sec-Fetch-Dest"), is_style=is_style)
     else:
-        guard_page(headers, parts(request).settings.cors.origins)
+        guard_page(headers, context_of(request).settings.cors.origins)
     if rename is not None and "Content-Disposition" in headers:
         old, new = (quoted(name) for name in rename)
         headers["Content-Disposition"] = headers["Content-Disposition"].replace(old, new)
     if "Location" in upstream.headers:
-        asked, known = upstream.url, (backend.url for backend in parts(request).fleet.backends.values())
+        asked, known = upstream.url, (backend.url for backend in context_of(request).fleet.backends.values())
         base = next((url for url in known if str(asked).startswith(url + "/")), str(asked.origin()))
         location = shown_location(upstream.headers["Location"], asked, URL(base))
         if location is not None:

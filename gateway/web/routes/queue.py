@@ -14,7 +14,7 @@ from gateway.jobs.state.job import Job, queue_pieces
 from gateway.telemetry.audit import Action
 from gateway.tenants.keys import Identity
 from gateway.web.guard.audit import foreign_noted
-from gateway.web.guard.context import caller, parts, tells_whose, whose
+from gateway.web.guard.context import caller, context_of, tells_whose, whose
 from gateway.web.http.request_body import MOST_DEPTH, read_body, read_json
 from gateway.web.http.responses import JSON_HEADERS, empty, json_bytes, problem
 from gateway.web.routes.proxying import send_pieces
@@ -36,7 +36,7 @@ async def read_object(request: web.Request, *, optional: bool = False) -> dict[s
         BadBody: it is something else.
     """
     try:
-        with parts(request).limits.body(caller(request).tenant) as grow:
+        with context_of(request).limits.body(caller(request).tenant) as grow:
             body = await read_json(request, MAX_ORDER, grow)
             if optional and not body.strip():
                 return {}
@@ -59,7 +59,7 @@ def ids_of(value: Any) -> list[str]:
 
 async def get_queue(request: web.Request) -> web.StreamResponse:
     """The caller's jobs; an admin sees everybody's, and what was queued behind the gateway's back."""
-    engine = parts(request).engine
+    engine = context_of(request).engine
     identity = whose(request)
     ledger, tenant, tells = engine.ledger, identity.tenant, tells_whose(request)
     is_short = ledger.open_bytes(tenant) <= MAX_AT_ONCE
@@ -83,7 +83,7 @@ async def get_queue(request: web.Request) -> web.StreamResponse:
 
 async def post_queue(request: web.Request) -> web.Response:
     """Delete the jobs that the caller sees pending: those named, or all of its own."""
-    engine, as_whom = parts(request).engine, whose(request)
+    engine, as_whom = context_of(request).engine, whose(request)
     try:
         body = await read_object(request)
         ids = ids_of(body["delete"]) if "delete" in body else []
@@ -99,12 +99,12 @@ async def post_queue(request: web.Request) -> web.Response:
 def _shown(request: web.Request, identity: Identity) -> list[Job]:
     """Return the jobs that a caller sees running."""
     sees_all = identity.is_admin and tells_whose(request)
-    return parts(request).engine.ledger.shown_running(None if sees_all else identity.tenant)
+    return context_of(request).engine.ledger.shown_running(None if sees_all else identity.tenant)
 
 
 async def post_interrupt(request: web.Request) -> web.Response:
     """Interrupt the job named, or the one that the caller sees running first."""
-    control, as_whom = parts(request).engine.cancellation, whose(request)
+    control, as_whom = context_of(request).engine.cancellation, whose(request)
     try:
         body = await read_object(request, optional=True)
     except BadBody as error:
@@ -133,5 +133,5 @@ async def post_free(request: web.Request) -> web.Response:
             # One that does not answer has nothing that could be freed now.
             return
 
-    await asyncio.gather(*(free(backend) for backend in parts(request).fleet.backends.values()))
+    await asyncio.gather(*(free(backend) for backend in context_of(request).fleet.backends.values()))
     return empty()

@@ -21,7 +21,7 @@ from gateway.tenants.credentials import COOKIE, key_in_cookies
 from gateway.tenants.keys import Grant
 from gateway.web.guard.audit import note
 from gateway.web.guard.authentication import CHALLENGE, Refused
-from gateway.web.guard.context import parts
+from gateway.web.guard.context import context_of
 from gateway.web.guard.sign_in_redirect import SIGN_IN
 from gateway.web.http.client_address import client_scheme
 from gateway.web.http.request_keys import IDENTITY
@@ -76,9 +76,9 @@ def _page(
 async def get_sign_in(request: web.Request) -> web.Response:
     """The page, for who is signed in also with a button to sign out."""
     next_path = request.rel_url.query.get("next", "/")
-    if parts(request).keyring.is_open:
+    if context_of(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
-    grant = parts(request).browser_sessions.grant(key_in_cookies(request.headers.get("Cookie", "")) or "")
+    grant = context_of(request).browser_sessions.grant(key_in_cookies(request.headers.get("Cookie", "")) or "")
     return _page(next_path, name=grant.identity.name if grant is not None else None)
 
 
@@ -88,11 +88,11 @@ async def post_sign_in(request: web.Request) -> web.Response:
     if form is None:
         return _page("/", "That is too long to be a key.", 413)
     secret, next_path = form.get("key", "").strip(), form.get("next", "/")
-    if parts(request).keyring.is_open:
+    if context_of(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
     # A cookie's secret typed in would sign in for as long again, and so for ever.
     is_key = secret and not secret.startswith(browser_sessions.PREFIX)
-    found = parts(request).authentication.judge(secret, request) if is_key else None
+    found = context_of(request).authentication.judge(secret, request) if is_key else None
     if not isinstance(found, Grant):
         return _refusal(next_path, found)
     request[IDENTITY] = found.identity
@@ -100,8 +100,8 @@ async def post_sign_in(request: web.Request) -> web.Response:
     now = time.time()
     response.set_cookie(
         COOKIE,
-        await parts(request).browser_sessions.make(found, now),
-        max_age=round(min(found.until - now, parts(request).settings.auth.sign_in)),
+        await context_of(request).browser_sessions.make(found, now),
+        max_age=round(min(found.until - now, context_of(request).settings.auth.sign_in)),
         path="/",
         httponly=True,
         samesite="Lax",
@@ -144,14 +144,14 @@ async def post_sign_out(request: web.Request) -> web.Response:
     response = web.Response(status=303, headers={"Location": SIGN_IN, "Cache-Control": "no-store"})
     response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=client_scheme(request) == "https")
     secret = key_in_cookies(request.headers.get("Cookie", "")) or ""
-    grant = parts(request).browser_sessions.grant(secret)
+    grant = context_of(request).browser_sessions.grant(secret)
     if grant is not None:
         request[IDENTITY] = grant.identity
         outcome = "ok"
         try:
-            await parts(request).browser_sessions.end(secret)
+            await context_of(request).browser_sessions.end(secret)
         except StoreError as error:
             outcome = str(error)
-        parts(request).hub.close_ended()
+        context_of(request).hub.close_ended()
         note(request, Action.SIGN_OUT, "browser", outcome)
     return response

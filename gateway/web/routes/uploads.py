@@ -23,7 +23,7 @@ from gateway.fleet.backend import Backend
 from gateway.settings import LimitSettings
 from gateway.store.blobs import BlobWriter
 from gateway.tenants.limits import body_too_large, no_room
-from gateway.web.guard.context import Parts, caller, parts
+from gateway.web.guard.context import Context, caller, context_of
 from gateway.web.http.responses import JSON, problem
 from gateway.web.routes.forms import BadForm, Form, FormTooLarge, receive
 from gateway.web.routes.view import locate
@@ -40,7 +40,7 @@ async def post_mask(request: web.Request) -> web.StreamResponse:
 
 
 async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
-    gateway = parts(request)
+    gateway = context_of(request)
     async with AsyncExitStack() as stack:
         try:
             form = await _receive(request, stack)
@@ -63,7 +63,7 @@ async def _upload(request: web.Request, *, is_mask: bool) -> web.StreamResponse:
 
 
 async def _refuse_reference(
-    gateway: Parts, request: web.Request, wanted: FileRef, writer: BlobWriter
+    gateway: Context, request: web.Request, wanted: FileRef, writer: BlobWriter
 ) -> web.Response | None:
     """Return the refusal of a file that names other files, if the caller may open none but its own."""
     if caller(request).is_admin or not gateway.is_judged(caller(request).tenant):
@@ -74,7 +74,7 @@ async def _refuse_reference(
     return problem(400, "file_names_others", "The file names other files", sentence(wanted.filename, found))
 
 
-def _answer(gateway: Parts, tenant: str, form: Form, wanted: FileRef, ref: FileRef) -> web.Response:
+def _answer(gateway: Context, tenant: str, form: Form, wanted: FileRef, ref: FileRef) -> web.Response:
     upload = gateway.engine.files.find(tenant, ref)
     if isinstance(upload, Upload):
         place = partial(gateway.engine.places.of, tenant, ref)
@@ -85,7 +85,7 @@ def _answer(gateway: Parts, tenant: str, form: Form, wanted: FileRef, ref: FileR
     return web.Response(body=json_codec.dumps_exact(body), headers={"Content-Type": JSON})
 
 
-def _limit(gateway: Parts, tenant: str) -> int:
+def _limit(gateway: Context, tenant: str) -> int:
     """Return how many bytes an upload may have: no more than some backend of the tenant takes."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
@@ -101,7 +101,7 @@ def _check_own(own: LimitSettings, size: int) -> None:
 
 
 async def _receive(request: web.Request, stack: AsyncExitStack) -> Form:
-    gateway, tenant = parts(request), caller(request).tenant
+    gateway, tenant = context_of(request), caller(request).tenant
     own = gateway.limits.of(tenant)
     new_writer = gateway.engine.uploads.blobs.writer
     return await receive(request, stack, new_writer, _limit(gateway, tenant), partial(_check_own, own))
@@ -110,7 +110,7 @@ async def _receive(request: web.Request, stack: AsyncExitStack) -> Form:
 async def _keep_mask(
     request: web.Request, form: Form, mask: BlobWriter, wanted: FileRef, stack: AsyncExitStack
 ) -> web.StreamResponse:
-    gateway, identity = parts(request), caller(request)
+    gateway, identity = context_of(request), caller(request)
     original = _original(form.fields.get("original_ref", ""))
     if original is None:
         details = """add a field 'original_ref' that names the picture: {"filename": …, "subfolder": …, "type": …}"""

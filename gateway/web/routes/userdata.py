@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.comfy import json_codec
 from gateway.store.userdata import MAX_SETTINGS, FileInfo, FolderFull, OutsideFolder, UnfitName, UserFolder
-from gateway.web.guard.context import caller, parts
+from gateway.web.guard.context import caller, context_of
 from gateway.web.http.content_safety import is_active
 from gateway.web.http.request_body import MOST_DEPTH, pieces, read_body
 from gateway.web.http.responses import empty, json, json_bytes, problem
@@ -28,7 +28,7 @@ _NOT_SAVED = (OutsideFolder, UnfitName, FileExistsError, FolderFull)
 def _own(request: web.Request) -> UserFolder | None:
     """The caller's own folder; None for one who shares the primary backend's."""
     identity = caller(request)
-    return parts(request).userdata.of(identity.tenant) if identity.isolated and not identity.is_admin else None
+    return context_of(request).userdata.of(identity.tenant) if identity.isolated and not identity.is_admin else None
 
 
 def _is_set(request: web.Request, name: str) -> bool:
@@ -100,7 +100,7 @@ async def post_setting(request: web.Request) -> web.StreamResponse:
 async def _json(request: web.Request) -> Any:
     """The body's JSON, or the refusal."""
     try:
-        with parts(request).limits.body(caller(request).tenant) as grow:
+        with context_of(request).limits.body(caller(request).tenant) as grow:
             body = await read_body(request, MAX_SETTINGS, grow)
         return json_codec.read_bounded(body, MOST_DEPTH, MAX_SETTINGS_VALUES)[0]
     except json_codec.MalformedJson as error:
@@ -109,7 +109,7 @@ async def _json(request: web.Request) -> Any:
 
 async def _change(request: web.Request, own: UserFolder, new: dict[str, Any]) -> web.Response:
     try:
-        async with parts(request).userdata.writer() as writer:
+        async with context_of(request).userdata.writer() as writer:
             await own.change_settings(new, writer)
     except FolderFull as error:
         return _full(error)
@@ -177,10 +177,10 @@ async def get_file(request: web.Request) -> web.StreamResponse:
 
 async def post_file(request: web.Request) -> web.StreamResponse:
     """POST /userdata/{file}: save the body."""
-    own, data = _own(request), parts(request).userdata
+    own, data = _own(request), context_of(request).userdata
     if own is None:
         return await hand_on(request)
-    most = min(data.most, parts(request).settings.server.max_body)
+    most = min(data.most, context_of(request).settings.server.max_body)
     overwrite = request.rel_url.query.get("overwrite", "true") != "false"
     try:
         async with data.writer() as writer:

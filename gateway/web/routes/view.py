@@ -20,7 +20,7 @@ from gateway.files.index import Holder, Upload
 from gateway.files.transfer import FileMissing
 from gateway.fleet.backend import Backend
 from gateway.tenants.keys import Identity
-from gateway.web.guard.context import Parts, UnknownTenant, caller, parts, readable, whose
+from gateway.web.guard.context import Context, UnknownTenant, caller, context_of, readable, whose
 from gateway.web.http.content_safety import defuse
 from gateway.web.http.request_keys import STREAMING
 from gateway.web.http.responses import no_file, problem
@@ -45,12 +45,12 @@ def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef |
     return FileRef(kind, folder, posixpath.basename(filename))
 
 
-def _find(gateway: Parts, identity: Identity, ref: FileRef) -> Holder | Upload | None:
+def _find(gateway: Context, identity: Identity, ref: FileRef) -> Holder | Upload | None:
     found = gateway.engine.files.find(identity.tenant, ref)
     return gateway.engine.files.find_any(ref) if found is None and identity.is_admin else found
 
 
-def _may_hold(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) -> frozenset[str] | None:
+def _may_hold(gateway: Context, identity: Identity, ref: FileRef, upload: Upload) -> frozenset[str] | None:
     """Return the backends that an upload may be put on to be shown; None for all.
 
     If an admin asks, its owner's backends count, because code on other backends must not read the upload.
@@ -62,7 +62,7 @@ def _may_hold(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) 
     return frozenset().union(*found) if len(found) == len(owners) else None
 
 
-def _place(gateway: Parts, identity: Identity, ref: FileRef, upload: Upload) -> Callable[[str], FileRef]:
+def _place(gateway: Context, identity: Identity, ref: FileRef, upload: Upload) -> Callable[[str], FileRef]:
     """Return what tells the place of an upload on each backend. If an admin asks, its owner's places count."""
     is_own = gateway.engine.files.find(identity.tenant, ref) == upload
     owners = [identity.tenant] if is_own else gateway.engine.files.owners(ref, upload)
@@ -74,19 +74,19 @@ def _may_look_around(identity: Identity) -> bool:
     return identity.is_admin or not identity.isolated
 
 
-def _is_kept_from(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> bool:
+def _is_kept_from(gateway: Context, identity: Identity, backend: Backend, ref: FileRef) -> bool:
     """Whether what a backend calls so is known as others': a team sees what is nobody's, not what a guest made."""
     if identity.is_admin:
         return False
     return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
 
 
-def _is_closed(gateway: Parts, identity: Identity, backend: str) -> bool:
+def _is_closed(gateway: Context, identity: Identity, backend: str) -> bool:
     """Return True if a backend is dedicated to others by now, so that not even the caller's own files come from it."""
     return not identity.is_admin and backend in gateway.policies.of(identity.tenant).closed
 
 
-def _kept_since(gateway: Parts, identity: Identity, backend: Backend, ref: FileRef) -> float | None:
+def _kept_since(gateway: Context, identity: Identity, backend: Backend, ref: FileRef) -> float | None:
     """From when on a file there may be a guest's of which nothing is known yet (seconds since 1970); None for never."""
     if identity.is_admin or ref.kind == "input":
         return None
@@ -123,7 +123,7 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
 
 
 def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
-    gateway, identity = parts(request), caller(request)
+    gateway, identity = context_of(request), caller(request)
     return isinstance(ref, FileRef) and any(
         _is_kept_from(gateway, identity, backend, ref) or _kept_since(gateway, identity, backend, ref) is not None
         for backend in gateway.fleet.by_preference
@@ -133,7 +133,7 @@ def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
 
 async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
     """A file that the ledger knows for the caller's; None for any other, whatever name it has by now."""
-    gateway, identity = parts(request), whose(request)
+    gateway, identity = context_of(request), whose(request)
     match _find(gateway, identity, ref):
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
@@ -150,7 +150,7 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
 
 async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path: str) -> web.StreamResponse:
     """An upload: the gateway's own copy, unless a backend has to make something of it."""
-    gateway, query = parts(request), request.rel_url.query
+    gateway, query = context_of(request), request.rel_url.query
     kept = gateway.engine.uploads.blobs.path(upload.digest)
     is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
     if is_plain and kept.is_file():
@@ -180,7 +180,7 @@ def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]
     return sent
 
 
-def _expected(gateway: Parts, identity: Identity, there: FileRef, holder: Holder) -> Known:
+def _expected(gateway: Context, identity: Identity, there: FileRef, holder: Holder) -> Known:
     """What the file is known by. An admin sees whatever is there."""
     return UNTOLD if identity.is_admin else gateway.engine.outputs.expected(identity.tenant, there, holder)
 
@@ -220,7 +220,7 @@ async def _from_backend(
             return await relay(request, found, (there.filename, ref.filename), patches=hidden)
     except Unreachable as error:
         if isinstance(error, Refused):
-            parts(request).fleet.refused(backend)
+            context_of(request).fleet.refused(backend)
         return _unavailable(backend.name, str(backend.health))
     except BackendError:
         if request.get(STREAMING):
@@ -234,7 +234,7 @@ async def _hidden_names(request: web.Request, backend: Backend, there: FileRef, 
     Raises:
         BackendError: the backend can't be reached.
     """
-    gateway, identity, query = parts(request), caller(request), request.rel_url.query
+    gateway, identity, query = context_of(request), caller(request), request.rel_url.query
     is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
     is_hidden = gateway.settings.outputs.hide_names and not identity.is_admin and gateway.is_judged(identity.tenant)
     if not (is_hidden and is_plain and there.filename.lower().endswith(".png")):
@@ -284,10 +284,10 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
     if not _may_look_around(whose(request)):
         return no_file()
     headers = upstream_headers(request.headers)
-    for backend in parts(request).fleet.alive(readable(request)):
-        if _is_kept_from(parts(request), caller(request), backend, ref):
+    for backend in context_of(request).fleet.alive(readable(request)):
+        if _is_kept_from(context_of(request), caller(request), backend, ref):
             continue
-        since = _kept_since(parts(request), whose(request), backend, ref)
+        since = _kept_since(context_of(request), whose(request), backend, ref)
         try:
             async with backend.client.open(request.method, _path(request, ref, "/view"), headers=headers) as found:
                 if found.status != 404 and (since is None or await is_older(backend, ref, since)):
@@ -299,7 +299,7 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
 
 
 async def locate(
-    gateway: Parts, identity: Identity, ref: FileRef, *, anew: bool = False
+    gateway: Context, identity: Identity, ref: FileRef, *, anew: bool = False
 ) -> tuple[Backend, FileRef, Known] | None:
     """A backend that has a file of the caller's, what it calls it and knows it by; None if there is no such file.
 

@@ -25,11 +25,11 @@ from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.error_bodies import Protocol, of_exception, with_body
 from gateway.web.http.request_ids import head_line, new_request_id, noted, request_id_of
 from gateway.web.http.request_keys import GRANT
-from gateway.web.http.request_log import HttpLog
+from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
-from gateway.web.server.parser_feed import MAX_UNREAD, Intake, State
+from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed, State
 from gateway.web.server.request_smuggling import fault
-from gateway.web.server.timeouts import Pace, Phase
+from gateway.web.server.timeouts import ConnectionTimeouts, Phase
 
 _log = logs.get("connections")
 
@@ -60,12 +60,12 @@ class Connection(asyncio.Protocol):
     __slots__ = ("_inner", "_table", "address", "fault", "handshake", "intake", "pace", "payload", "request",
                  "transport")  # fmt: skip
 
-    def __init__(self, table: Connections, inner: web.RequestHandler, address: str, http_log: HttpLog) -> None:
+    def __init__(self, table: Connections, inner: web.RequestHandler, address: str, http_log: RequestLog) -> None:
         self._table = table
         self._inner = inner
-        self.intake = Intake(inner, http_log)
+        self.intake = ParserFeed(inner, http_log)
         self.address = address
-        self.pace = Pace(time.monotonic())
+        self.pace = ConnectionTimeouts(time.monotonic())
         self.payload: Any = None
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
@@ -146,8 +146,8 @@ class Connections:
         proxies: TrustedProxies,
         metrics: Metrics,
         most: int,
-        intakes: dict[web.RequestHandler, Intake],
-        http_log: HttpLog,
+        intakes: dict[web.RequestHandler, ParserFeed],
+        http_log: RequestLog,
     ) -> None:
         self._settings = settings
         self._proxies = proxies

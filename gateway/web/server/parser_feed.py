@@ -18,7 +18,7 @@ from aiohttp.web_protocol import _ErrInfo
 from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.web.http.request_ids import head_line, new_request_id
-from gateway.web.http.request_log import HttpLog
+from gateway.web.http.request_log import RequestLog
 
 # The usual bounds of web servers: a request's target, one header with its name, all headers of a request.
 MAX_TARGET = 8190
@@ -115,7 +115,7 @@ class State(Enum):
 _HEAD, _SHUT, _OPEN, _GONE = State
 
 
-class Intake:
+class ParserFeed:
     """The way from one connection to its parser. `held` is how many bytes wait.
 
     Args:
@@ -125,7 +125,7 @@ class Intake:
 
     __slots__ = ("_ahead", "_dropped", "_head", "_held", "_http_log", "_inner", "_over", "_transport", "held", "state")
 
-    def __init__(self, inner: web.RequestHandler, http_log: HttpLog) -> None:
+    def __init__(self, inner: web.RequestHandler, http_log: RequestLog) -> None:
         self._inner = inner
         self._http_log = http_log
         self._transport: asyncio.Transport | None = None
@@ -308,7 +308,7 @@ class Intake:
 
 
 # The intakes of all connections that stand, by aiohttp's protocol: the gate opens them.
-INTAKES: web.AppKey[dict[web.RequestHandler, Intake]] = web.AppKey("intakes", dict)
+INTAKES: web.AppKey[dict[web.RequestHandler, ParserFeed]] = web.AppKey("intakes", dict)
 
 
 def _is_dense(data: bytes) -> bool:

@@ -12,7 +12,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.web.http.allowed_hosts import configured_hosts
 from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.request_ids import requests_of
-from gateway.web.http.request_log import HttpLog
+from gateway.web.http.request_log import RequestLog
 from gateway.web.server.certificates import Certificates
 from gateway.web.server.connections import Connections
 from gateway.web.server.https_redirect import redirecting
@@ -28,7 +28,7 @@ CUT_SECONDS = 0.5
 aiohttp.web_response.SERVER_SOFTWARE = "comfyui-gateway"  # type: ignore[attr-defined]
 
 
-class Serving:
+class Server:
     """Serves an application. `start`, then `close`.
 
     Args:
@@ -58,7 +58,7 @@ class Serving:
         )
         most = files_for(server.max_connections, FILES_BESIDES)
         proxies = TrustedProxies(server.trusted_proxies)
-        self._connections = Connections(server, proxies, metrics, most, app[INTAKES], HttpLog(settings))
+        self._connections = Connections(server, proxies, metrics, most, app[INTAKES], RequestLog(settings))
         self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
         self._stack = AsyncExitStack()
         self._listeners: list[Listener] = []

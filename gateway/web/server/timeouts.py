@@ -34,7 +34,7 @@ class Limits(Protocol):
     def send_timeout(self) -> float: ...
 
 
-class Pace:
+class ConnectionTimeouts:
     """Times are monotonic seconds.
 
     `since` is when the phase began, `stalled_since` when the peer ceased to read, `leaving_since` when the connection

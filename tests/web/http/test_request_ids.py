@@ -18,7 +18,7 @@ from gateway.settings import ServerSettings, Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.web.http.request_ids import MAX_LENGTH, request_id_from
 from gateway.web.server.parser_feed import INTAKES
-from gateway.web.server.server import Serving
+from gateway.web.server.server import Server
 from tests.security.recorder import Recorder, passes_on, talk
 from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.security_world import KEYS, start
@@ -102,7 +102,7 @@ async def test_a_failure_of_the_gateway_is_found_by_its_id() -> None:
     app = web.Application()
     app[INTAKES] = {}
     app.router.add_get("/", fail)
-    serving = Serving(app, Settings(server=ServerSettings(port=0)), Metrics())
+    serving = Server(app, Settings(server=ServerSettings(port=0)), Metrics())
     await serving.start()
     with capture_logs() as lines:
         heard = await talk(serving.port, ask(b"/", b"X-Request-Id: ticket"), silence=5)

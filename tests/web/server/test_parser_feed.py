@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gateway.settings import ServerSettings, Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.web.server.parser_feed import INTAKES, MAX_AHEAD, MAX_FIELD, MAX_HEAD, MAX_TARGET, Head, HeadTooLong
-from gateway.web.server.server import Serving
+from gateway.web.server.server import Server
 from tests.support.lab import until
 
 HEAD = b"GET /%b HTTP/1.1\r\nHost: x\r\n%b\r\n"
@@ -86,13 +86,13 @@ class Echo:
     seen: list[int] = field(default_factory=list)
     waiting: int = 0
     app: web.Application = field(default_factory=web.Application)
-    serving: Serving | None = None
+    serving: Server | None = None
 
     async def start(self) -> None:
         """Listen."""
         self.app[INTAKES] = {}
         self.app.router.add_route("*", "/{path:.*}", self.answer)
-        self.serving = Serving(self.app, Settings(server=ServerSettings(port=0, drain_timeout=1)), Metrics())
+        self.serving = Server(self.app, Settings(server=ServerSettings(port=0, drain_timeout=1)), Metrics())
         await self.serving.start()
 
     async def answer(self, request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway.web.server.timeouts import BARRED_SECONDS, SOCKET_BURST, SOCKET_RATE, Pace
+from gateway.web.server.timeouts import BARRED_SECONDS, SOCKET_BURST, SOCKET_RATE, ConnectionTimeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +22,14 @@ class Limits:
 LIMITS = Limits()
 
 
-def overdue(pace: Pace, now: float, *, reads_body: bool = False, is_read: bool = True) -> str | None:
+def overdue(pace: ConnectionTimeouts, now: float, *, reads_body: bool = False, is_read: bool = True) -> str | None:
     """What is said of it at a time."""
     return pace.overdue(now, LIMITS, reads_body=reads_body, is_read=is_read)
 
 
 def test_headers() -> None:
     """The first request's count from the connection, a later one's from its first byte; a handler's time is its own."""
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.made(5)
     assert overdue(pace, 15) is None
     assert overdue(pace, 15.1) == "header"
@@ -43,7 +43,7 @@ def test_headers() -> None:
 
 
 def test_a_body_that_brings_enough_may_take_as_long_as_it_likes() -> None:
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.began(0, is_upgrade=False)
     for now in range(1, 10_000):
         pace.received += 100
@@ -52,7 +52,7 @@ def test_a_body_that_brings_enough_may_take_as_long_as_it_likes() -> None:
 
 @pytest.mark.parametrize("rate", [0, 1, 90])
 def test_a_body_that_brings_too_little(rate: int) -> None:
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.began(0, is_upgrade=False)
     said = []
     for now in range(1, 40):
@@ -62,7 +62,7 @@ def test_a_body_that_brings_too_little(rate: int) -> None:
 
 
 def test_a_silence_is_not_the_clients_while_nobody_reads() -> None:
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.began(0, is_upgrade=False)
     for now in range(1, 1_000):
         assert overdue(pace, now, reads_body=True, is_read=False) is None
@@ -72,7 +72,7 @@ def test_a_silence_is_not_the_clients_while_nobody_reads() -> None:
 
 def test_readers() -> None:
     """One that does not read, whatever it asked for; and one that was told to go and does not."""
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.began(0, is_upgrade=True)
     pace.stalled_since = 5
     assert not pace.is_waiting
@@ -87,7 +87,7 @@ def test_readers() -> None:
 
 def test_sockets() -> None:
     """A burst, and a little all the time, is borne; more all the time is not."""
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.began(0, is_upgrade=True)
     pace.received += SOCKET_BURST
     assert overdue(pace, 1) is None
@@ -103,7 +103,7 @@ def test_sockets() -> None:
 
 def test_a_key_that_holds_no_more() -> None:
     """Who revokes his own key hears of it; a connection on which another key comes goes on."""
-    pace = Pace(0)
+    pace = ConnectionTimeouts(0)
     pace.began(0, is_upgrade=False)
 
     def barred(now: float, *, is_let_in: bool) -> str | None:
