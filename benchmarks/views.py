@@ -53,12 +53,12 @@ async def _bytes(
 
 async def _memory(gateway: servers.Running) -> Row:
     process = psutil.Process(gateway.process.pid)
-    most = [process.memory_info().rss]
-    before = most[0]
+    maximum = [process.memory_info().rss]
+    before = maximum[0]
 
     async def sample() -> None:
         while True:
-            most[0] = max(most[0], process.memory_info().rss)
+            maximum[0] = max(maximum[0], process.memory_info().rss)
             await asyncio.sleep(0.05)
 
     async def view(http: aiohttp.ClientSession) -> None:
@@ -74,7 +74,7 @@ async def _memory(gateway: servers.Running) -> Row:
         await asyncio.gather(*(view(http) for _ in range(PARALLEL)))
     sampler.cancel()
     await asyncio.gather(sampler, return_exceptions=True)
-    grown = (most[0] - before) / MIB
+    grown = (maximum[0] - before) / MIB
     figure = f"+{grown:.0f} MiB, {grown / PARALLEL:.2f} a view"
     return Row(f"memory with {PARALLEL} slow views of 64 MiB", figure, f"{PARALLEL * 64:,} MiB in all", "", "flat")
 

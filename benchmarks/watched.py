@@ -47,7 +47,7 @@ class Watch:
         self._stall = self._every = self._peak = 0.0
         Watch.piece = Watch.collection = 0.0
         self._began, self._began_at = time.process_time(), time.monotonic()
-        self._rss = self._most = self._process.memory_info().rss
+        self._rss = self._maximum = self._process.memory_info().rss
         self._note()
 
     def _note(self) -> None:
@@ -58,7 +58,7 @@ class Watch:
         self._stall, self._every = max(self._stall, thread), max(self._every, every)
         if thread > 10 * BEAT_SECONDS or self._loop.time() > self._peak:
             # If something large was just done, or now and then, look at the memory, because that costs time, too.
-            self._most = max(self._most, self._process.memory_info().rss)
+            self._maximum = max(self._maximum, self._process.memory_info().rss)
             self._peak = self._loop.time() + 50 * BEAT_SECONDS
         self._note()
         self._loop.call_later(BEAT_SECONDS, self._beat)
@@ -74,7 +74,7 @@ class Watch:
             "cpu": (time.process_time() - self._began) * 1000,
             "seconds": time.monotonic() - self._began_at,
             "grown": (rss - self._rss) / _MILLION,
-            "peak": (max(self._most, rss) - self._rss) / _MILLION,
+            "peak": (max(self._maximum, rss) - self._rss) / _MILLION,
         }
 
 

@@ -186,7 +186,7 @@ async def _classes(client: ComfyClient, timeout: float) -> Mapping[str, Any]:
     Raises:
         BackendError: it can't be read.
     """
-    answer = await client.call("GET", "/object_info", timeout=timeout, most=MAX_OBJECT_INFO)
+    answer = await client.call("GET", "/object_info", timeout=timeout, maximum=MAX_OBJECT_INFO)
     try:
         info = json_codec.loads(answer.body) if answer.status == 200 else None
     except json_codec.MalformedJson:

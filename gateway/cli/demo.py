@@ -38,13 +38,13 @@ class Bar:
     prompt_id: str = ""
     backend: str = ""
     value: int = 0
-    most: int = 1
+    maximum: int = 1
     state: str = "waiting"
     image: Path | None = None
 
     def line(self) -> str:
         """Its line of the screen."""
-        filled = round(BAR * self.value / max(self.most, 1))
+        filled = round(BAR * self.value / max(self.maximum, 1))
         bar = "█" * filled + "·" * (BAR - filled)
         return f"  {self.client:<5} {self.title:<14} {bar} {self.state:<9} {self.backend}".rstrip()
 
@@ -194,7 +194,7 @@ async def _heard(http: aiohttp.ClientSession, by_id: dict[str, Bar], event: dict
     if event["type"] == "execution_start":
         bar.state = "running"
     elif event["type"] == "progress":
-        bar.value, bar.most = data["value"], data["max"]
+        bar.value, bar.maximum = data["value"], data["max"]
     elif event["type"] == "executed":
         for image in data["output"].get("images", ()):
             async with http.get("/view", params=image) as answer:

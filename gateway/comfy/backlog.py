@@ -66,12 +66,12 @@ class Backlog:
         return [frame for key, slot in slots for frame in self._keep(key, slot, slot.numbers[-1:])]
 
     def _make_room(self, key: tuple[Kind, str], slot: _Slot) -> None:
-        most = MAX_FRAMES[key[0]]
+        maximum = MAX_FRAMES[key[0]]
         if key[0] is not Kind.PROGRESS:
-            self._keep(key, slot, slot.numbers[-most:])
+            self._keep(key, slot, slot.numbers[-maximum:])
             return
         self._keep(key, slot, self._sample(slot))
-        while len(slot.numbers) > most or (len(slot.numbers) > 1 and slot.bytes > MAX_PROGRESS_BYTES):
+        while len(slot.numbers) > maximum or (len(slot.numbers) > 1 and slot.bytes > MAX_PROGRESS_BYTES):
             slot.stride *= 2
             self._keep(key, slot, self._sample(slot) if slot.stride < slot.seen else slot.numbers[-1:])
 

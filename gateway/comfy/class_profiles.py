@@ -235,9 +235,9 @@ def _autogrow(name: str, template: Any, conditions: Conditions, depth: int) -> I
     if not isinstance(template, Mapping) or not isinstance(template.get("input"), Mapping):
         return
     inner = next((spec for _, spec, _, _ in _laid_out(template["input"], depth=depth + 1)), None)
-    names, prefix, most = template.get("names"), template.get("prefix"), template.get("max")
-    if isinstance(prefix, str) and isinstance(most, int):
-        names = [f"{prefix}{place}" for place in range(min(most, 100))]
+    names, prefix, maximum = template.get("names"), template.get("prefix"), template.get("max")
+    if isinstance(prefix, str) and isinstance(maximum, int):
+        names = [f"{prefix}{place}" for place in range(min(maximum, 100))]
     for member in names if isinstance(names, list) and inner is not None else ():
         assert inner is not None
         # A node without a member has one member less: nothing stands in for it.

@@ -145,9 +145,9 @@ class ComfyClient:
         *,
         timeout: float | None = -1,
         headers: Mapping[str, str] | None = None,
-        most: int = MAX_ANSWER,
+        maximum: int = MAX_ANSWER,
     ) -> Answer:
-        """One request and its whole answer of up to `most` bytes, whatever its status.
+        """One request and its whole answer of up to `maximum` bytes, whatever its status.
 
         Raises:
             Unreachable, Unanswered: see there.
@@ -155,7 +155,7 @@ class ComfyClient:
         """
         try:
             async with self._ask(method, path, body, timeout, headers) as response:
-                return Answer(response.status, response.headers, await whole(checked(response), most))
+                return Answer(response.status, response.headers, await whole(checked(response), maximum))
         except (aiohttp.ClientError, OSError) as error:
             raise translated(error) from error
 
@@ -188,7 +188,7 @@ class ComfyClient:
         timeout: float | None,
         small: Callable[[bytes], _T],
         large: Callable[[JsonStream], Awaitable[_T]],
-        most: int = MAX_STREAM,
+        maximum: int = MAX_STREAM,
     ) -> _T:
         """GET a path and read the answer: `small` ones whole, `large` ones as they come.
 
@@ -210,7 +210,7 @@ class ComfyClient:
                 size += len(piece)
                 if size > SMALL_ANSWER:
                     try:
-                        return await large(JsonStream(_chained(first, source), most))
+                        return await large(JsonStream(_chained(first, source), maximum))
                     except TooLarge as error:
                         error.size = max(error.size, response.content_length or 0)
                         raise
@@ -252,7 +252,7 @@ class ComfyClient:
         Raises:
             BadAnswer: it has none.
         """
-        answer = await self.call("GET", "/system_stats", most=MAX_STATS, headers=_UNPACKED)
+        answer = await self.call("GET", "/system_stats", maximum=MAX_STATS, headers=_UNPACKED)
         if answer.status != 200:
             raise BadAnswer(f"GET /system_stats answered {answer.status}", answer.status)
         try:
@@ -274,8 +274,8 @@ class ComfyClient:
             return await read_large_history_entry(document, prompt_id, self._max_result)
 
         try:
-            most = self._max_result + MAX_PASSED
-            return await self._read(f"/history/{prompt_id}", timeout, small, large, most)
+            maximum = self._max_result + MAX_PASSED
+            return await self._read(f"/history/{prompt_id}", timeout, small, large, maximum)
         except TooLarge as error:
             bounds = f"its result may have {self._max_result} (history.max_result), the rest {MAX_PASSED}"
             reason = f"its history entry is too large: {error.size} bytes or more; {bounds}"

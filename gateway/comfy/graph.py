@@ -93,11 +93,13 @@ def rename_files(prompt: Mapping[str, Any], files: Iterable[FileInput], renamed:
     return is_changed
 
 
-def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = (), most: int | None = None) -> Survey:
+def survey(
+    prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = (), maximum: int | None = None
+) -> Survey:
     """Look once through a prompt. Nodes that are not well-formed are passed over.
 
     `file_inputs` are the (class_type, input name) that are known to take a file's name, suffix or none. Of an input
-    that is no text, one file more than `most` are told at most.
+    that is no text, one file more than `maximum` are told at most.
     """
     nodes: list[tuple[str, str]] = []
     models: set[str] = set()
@@ -134,7 +136,7 @@ def survey(prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] =
                 declared = name in names
                 if kind is not str or (class_type, name) in FOLDER_INPUTS:
                     found = _other_files(node_id, class_type, name, value, declared=declared)
-                    files += found if most is None else islice(found, max(most + 1 - len(files), 0))
+                    files += found if maximum is None else islice(found, max(maximum + 1 - len(files), 0))
                 elif value and value != "none":
                     files.append(_file_input(node_id, name, value, declared=True))
     return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))

@@ -183,21 +183,21 @@ def _text(item: Any) -> dict[str, Any]:
     return {"content": value[:_MAX_TEXT], "truncated": True} if len(value) > _MAX_TEXT else {"content": value}
 
 
-def shortened(value: Any, most: int) -> Any:
-    """Return JSON in about `most` bytes: long texts are cut, and of objects and arrays too long for that nothing stays.
+def shortened(value: Any, maximum: int) -> Any:
+    """Return JSON in about `maximum` bytes: long texts are cut; objects and arrays too long for that are emptied.
 
     The longest parts give way: each member of an object has its share of what the shorter ones leave.
     """
     size = len(json_codec.dumps(value))
-    if size <= most:
+    if size <= maximum:
         return value
     if isinstance(value, str):
-        return value[: max(most // 4, 1)] + "…"
-    if not isinstance(value, dict) or most < 2 * len(value):
+        return value[: max(maximum // 4, 1)] + "…"
+    if not isinstance(value, dict) or maximum < 2 * len(value):
         return None
     sizes = {key: len(json_codec.dumps(item)) for key, item in value.items()}
     short: dict[str, Any] = {}
-    left, count = most - sum(len(json_codec.dumps(key)) + 2 for key in value), len(value)
+    left, count = maximum - sum(len(json_codec.dumps(key)) + 2 for key in value), len(value)
     for key in sorted(sizes, key=sizes.__getitem__):
         short[key] = shortened(value[key], max(left // count, 0))
         left, count = left - len(json_codec.dumps(short[key])), count - 1

@@ -24,10 +24,10 @@ _BEHIND_INTEGER = frozenset({b"", b"]", b"}", b",", b" ", b"\t", b"\n", b"\r"})
 
 
 # A value takes up to 230 bytes in memory, whatever it took to send it; all that a million can take is bearable.
-MOST_VALUES = 1_000_000
+MAX_VALUES = 1_000_000
 # What orjson can't say is written by json, in ASCII: up to three times as long, and ten times as slowly. Web UIs that
 # write NaN send no pictures.
-_MOST_ODD = 1024 * 1024
+_MAX_ODD = 1024 * 1024
 _ODD = "NaN, Infinity, half a surrogate pair or an integer beyond 64 bits"
 # json escapes DEL as well.
 _BEYOND_ASCII = bytes(range(127, 256))
@@ -41,11 +41,11 @@ class TooMuchJson(MalformedJson):
     """It may be JSON, but it has more values, or is nested deeper, than is read."""
 
 
-def read_bounded(data: bytes, most_depth: int, most_values: int = MOST_VALUES) -> tuple[Any, Callable[[Any], bytes]]:
+def read_bounded(data: bytes, max_depth: int, max_values: int = MAX_VALUES) -> tuple[Any, Callable[[Any], bytes]]:
     """Parse JSON from strangers; returns the value, and the encoder that says all of it again.
 
-    Time and memory are bounded by the size of `data` and `most_values`: values are counted before any is made, by what
-    separates them, and what looks so inside a text counts too. `most_depth` is how deep arrays and objects may lie in
+    Time and memory are bounded by the size of `data` and `max_values`: values are counted before any is made, by what
+    separates them, and what looks so inside a text counts too. `max_depth` is how deep arrays and objects may lie in
     one another.
 
     Raises:
@@ -55,15 +55,15 @@ def read_bounded(data: bytes, most_depth: int, most_values: int = MOST_VALUES) -
     marks = data.translate(_MARKS)
     opened = marks.count(b"[")
     # Each value takes a byte at least, so a short document need not be counted.
-    if len(data) > most_values and opened + data.count(b",") > most_values:
-        raise TooMuchJson(f"it has more than {most_values} values")
+    if len(data) > max_values and opened + data.count(b",") > max_values:
+        raise TooMuchJson(f"it has more than {max_values} values")
     value, is_plain = _parse(data, marks)
-    if not is_plain and len(data) > _MOST_ODD:
+    if not is_plain and len(data) > _MAX_ODD:
         value, is_plain = _plain_if_equal(data, value)
-    if not is_plain and len(data) > _MOST_ODD:
-        raise TooMuchJson(f"it holds {_ODD}, and such a document may have {_MOST_ODD} bytes")
-    if opened > most_depth and _is_deeper(value, most_depth, is_plain):
-        raise TooMuchJson(f"it is nested more than {most_depth} deep")
+    if not is_plain and len(data) > _MAX_ODD:
+        raise TooMuchJson(f"it holds {_ODD}, and such a document may have {_MAX_ODD} bytes")
+    if opened > max_depth and _is_deeper(value, max_depth, is_plain):
+        raise TooMuchJson(f"it is nested more than {max_depth} deep")
     return value, dumps if is_plain else dumps_exact
 
 
@@ -115,14 +115,14 @@ def _measure_encoder_depth() -> int:
 _ENCODER_DEPTH = _measure_encoder_depth()
 
 
-def _is_deeper(value: Any, most: int, is_plain: bool) -> bool:
-    """Return True if arrays and objects lie more than `most` deep. `is_plain`: orjson can write the value.
+def _is_deeper(value: Any, maximum: int, is_plain: bool) -> bool:
+    """Return True if arrays and objects lie more than `maximum` deep. `is_plain`: orjson can write the value.
 
     orjson writes a value faster than a loop of Python's looks through it, and refuses one that is too deep.
     """
-    if is_plain and most <= _ENCODER_DEPTH:
+    if is_plain and maximum <= _ENCODER_DEPTH:
         wrapped = value
-        for _ in range(_ENCODER_DEPTH - most):
+        for _ in range(_ENCODER_DEPTH - maximum):
             wrapped = [wrapped]
         try:
             orjson.dumps(wrapped)
@@ -131,7 +131,7 @@ def _is_deeper(value: Any, most: int, is_plain: bool) -> bool:
         else:
             return False
     level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(most):
+    for _ in range(maximum):
         inner = (item.values() if isinstance(item, dict) else item for item in level)
         level = [child for children in inner for child in children if isinstance(child, (dict, list))]
         if not level:
@@ -190,8 +190,8 @@ def _has_integer_beyond_64_bits(raw: bytes) -> bool:
         is_negative = before == b"-"
         # If a point, an exponent or a letter touches the digits, they are a float's, or a text's.
         if (before in _BEFORE_INTEGER or is_negative) and behind in _BEHIND_INTEGER:
-            most = 2**63 if is_negative else 2**64 - 1
-            if end - at > 20 or int(raw[at:end]) > most:
+            maximum = 2**63 if is_negative else 2**64 - 1
+            if end - at > 20 or int(raw[at:end]) > maximum:
                 return True
         at = shown.find(_MAYBE_BEYOND_64_BITS, end)
     return False

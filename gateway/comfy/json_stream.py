@@ -54,9 +54,9 @@ class JsonStream:
         encode: the encoder that says again all values that were read.
     """
 
-    def __init__(self, pieces: AsyncIterator[bytes], most: int) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], maximum: int) -> None:
         self._pieces = pieces
-        self._most = most
+        self._maximum = maximum
         self._data = self._waiting = b""
         self._at = self._taken = 0
         self.size = 0
@@ -103,14 +103,14 @@ class JsonStream:
                 break
         await self._take(b"]")
 
-    async def value(self, most: int, most_values: int) -> Any:
-        """Parse the next value, of `most` bytes and about `most_values` values.
+    async def value(self, maximum: int, max_values: int) -> Any:
+        """Parse the next value, of `maximum` bytes and about `max_values` values.
 
         Raises:
             TooLarge: it has more.
             Unreadable: it is not JSON.
         """
-        self._kept, self._joined, self._room = [], 0, most
+        self._kept, self._joined, self._room = [], 0, maximum
         try:
             await self.skip()
             raw = b"".join(self._kept)
@@ -118,19 +118,19 @@ class JsonStream:
             self._kept = None
         if json_codec.encoder_for(raw) is json_codec.dumps_exact:
             self.encode = json_codec.dumps_exact
-        return parse(raw, most_values)
+        return parse(raw, max_values)
 
-    async def raw(self, most: int) -> tuple[list[bytes] | None, int]:
-        """Return the next value as it is written, in pieces, and its bytes; None for one of more than `most` bytes."""
+    async def raw(self, maximum: int) -> tuple[list[bytes] | None, int]:
+        """Return the next value as written, in pieces, and its bytes; None for one of more than `maximum` bytes."""
         kept: list[bytes] = []
-        self._kept, self._joined, self._room, self._must_fit = kept, 0, most, False
+        self._kept, self._joined, self._room, self._must_fit = kept, 0, maximum, False
         try:
             await self.skip()
             self._join_kept()
         finally:
             self._kept, self._must_fit = None, True
-        size = most - self._room
-        return (kept if size <= most else None), size
+        size = maximum - self._room
+        return (kept if size <= maximum else None), size
 
     async def skip(self) -> None:
         """Pass over the next value."""
@@ -240,8 +240,8 @@ class JsonStream:
             async for piece in self._pieces:
                 self._waiting, self._taken = piece, 0
                 self.size += len(piece)
-                if self.size > self._most:
-                    raise TooLarge(f"it has more than {self._most} bytes", self.size)
+                if self.size > self._maximum:
+                    raise TooLarge(f"it has more than {self._maximum} bytes", self.size)
                 break
             else:
                 return False
@@ -253,15 +253,15 @@ class JsonStream:
         return True
 
 
-def parse(raw: bytes, most_values: int) -> Any:
-    """Parse JSON of about `most_values` values at most, counted by what separates them.
+def parse(raw: bytes, max_values: int) -> Any:
+    """Parse JSON of about `max_values` values at most, counted by what separates them.
 
     Raises:
         TooLarge: it has more.
         Unreadable: it is not JSON.
     """
-    if len(raw) > most_values and raw.count(b",") + raw.count(b"[") + raw.count(b"{") > most_values:
-        raise TooLarge(f"it has more than {most_values} values", len(raw))
+    if len(raw) > max_values and raw.count(b",") + raw.count(b"[") + raw.count(b"{") > max_values:
+        raise TooLarge(f"it has more than {max_values} values", len(raw))
     try:
         return json_codec.loads(raw)
     except json_codec.MalformedJson as error:

@@ -109,7 +109,7 @@ def cut_event(event: Any, cutter: Cutter, known: frozenset[str]) -> Any:
     return {**event, "data": shortened(data) if event.get("type") in known else cutter.cut(data)}
 
 
-def cut_entry(entry: Any, cutter: Cutter, most: int) -> Any:
+def cut_entry(entry: Any, cutter: Cutter, maximum: int) -> Any:
     """Return a history entry without the long parts of its outputs.
 
     Outputs that are too much even so are left out, the largest first, and the entry says which.
@@ -126,7 +126,7 @@ def cut_entry(entry: Any, cutter: Cutter, most: int) -> Any:
     sizes = {node_id: len(each) for node_id, each in said.items()}
     values = {node_id: json_codec.count_values(each) for node_id, each in said.items()}
     for node_id in sorted(outputs, key=lambda node_id: max(sizes[node_id], 100 * values[node_id]), reverse=True):
-        if sum(sizes.values()) <= most and sum(values.values()) <= MAX_RESULT_VALUES:
+        if sum(sizes.values()) <= maximum and sum(values.values()) <= MAX_RESULT_VALUES:
             break
         left_out[node_id] = sizes.pop(node_id)
         del outputs[node_id], values[node_id]

@@ -27,34 +27,34 @@ def checked(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
     return response
 
 
-async def pieces(response: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
+async def pieces(response: aiohttp.ClientResponse, maximum: int) -> AsyncIterator[bytes]:
     """An answer, unpacked, as it comes.
 
     Raises:
-        BadAnswer: it has more than `most` bytes, and may have no end, or can't be unpacked.
+        BadAnswer: it has more than `maximum` bytes, and may have no end, or can't be unpacked.
     """
     unpack = unpacker(response.headers.get("Content-Encoding", ""))
     size = 0 if response.method == "HEAD" or unpack else response.content_length or 0
-    if size <= most:
+    if size <= maximum:
         size = 0
         async for packed in response.content.iter_any():
             for piece in unpack(packed) if unpack else (packed,):
                 size += len(piece)
-                if size > most:
+                if size > maximum:
                     break
                 yield piece
                 if unpack:
                     # Little may unpack to much.
                     await asyncio.sleep(0)
-            if size > most:
+            if size > maximum:
                 break
-    if size > most:
-        raise _too_long(response, most)
+    if size > maximum:
+        raise _too_long(response, maximum)
 
 
-def _too_long(response: aiohttp.ClientResponse, most: int) -> BadAnswer:
+def _too_long(response: aiohttp.ClientResponse, maximum: int) -> BadAnswer:
     response.close()
-    return BadAnswer(f"an answer of more than {most} bytes", response.status)
+    return BadAnswer(f"an answer of more than {maximum} bytes", response.status)
 
 
 def unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]] | None:
@@ -84,19 +84,19 @@ def unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]] | None:
     return unpack
 
 
-async def whole(response: aiohttp.ClientResponse, most: int = MAX_ANSWER) -> bytes:
+async def whole(response: aiohttp.ClientResponse, maximum: int = MAX_ANSWER) -> bytes:
     """All of an answer, unpacked.
 
     Raises:
-        BadAnswer: it has more than `most` bytes.
+        BadAnswer: it has more than `maximum` bytes.
     """
-    if "Content-Encoding" in response.headers or (response.content_length or 0) > most:
-        return b"".join([piece async for piece in pieces(response, most)])
+    if "Content-Encoding" in response.headers or (response.content_length or 0) > maximum:
+        return b"".join([piece async for piece in pieces(response, maximum)])
     # Nearly all answers are a few bytes as they are: to read those takes less time than a generator does.
     body, size = [], 0
     while piece := await response.content.readany():
         size += len(piece)
-        if size > most:
-            raise _too_long(response, most)
+        if size > maximum:
+            raise _too_long(response, maximum)
         body.append(piece)
     return b"".join(body)

@@ -194,10 +194,10 @@ def read_history_entry(value: Any, prompt_id: str, raw: bytes) -> HistoryEntry |
     return HistoryEntry(checked(entry), json_codec.encoder_for(raw))
 
 
-async def read_large_history_entry(document: JsonStream, prompt_id: str, most: int) -> HistoryEntry | None:
+async def read_large_history_entry(document: JsonStream, prompt_id: str, maximum: int) -> HistoryEntry | None:
     """Read a large answer to GET /history/{prompt_id}, without the graph.
 
-    Outputs that do not fit into `most` bytes with those before them are left out, and the entry says so.
+    Outputs that do not fit into `maximum` bytes with those before them are left out, and the entry says so.
 
     Raises:
         TooLarge: the rest of it has more.
@@ -214,11 +214,11 @@ async def read_large_history_entry(document: JsonStream, prompt_id: str, most: i
             if name == "prompt":
                 found[name] = await _read_item(document)
             elif name == "outputs" and await document.kind() == b"{":
-                result |= await _read_outputs(document, most)
+                result |= await _read_outputs(document, maximum)
             elif name in _RESULT:
-                pieces, _ = await document.raw(most)
+                pieces, _ = await document.raw(maximum)
                 if pieces is None:
-                    raise TooLarge(f"its {name} has more than {most} bytes", document.size)
+                    raise TooLarge(f"its {name} has more than {maximum} bytes", document.size)
                 result[name] = pieces
             else:
                 await document.skip()
@@ -241,17 +241,17 @@ async def read_large_history_entry(document: JsonStream, prompt_id: str, most: i
     return HistoryEntry(checked(found | value), encode)
 
 
-async def _read_outputs(document: JsonStream, most: int) -> dict[str, list[bytes]]:
+async def _read_outputs(document: JsonStream, maximum: int) -> dict[str, list[bytes]]:
     """Read the outputs of an entry as they are written, and which are left out."""
     outputs: list[tuple[str, list[bytes]]] = []
     left_out: dict[str, int] = {}
     async for node_id in document.members():
-        pieces, size = await document.raw(most)
+        pieces, size = await document.raw(maximum)
         if pieces is None:
             left_out[node_id] = size
         else:
             outputs.append((node_id, pieces))
-            most -= size
+            maximum -= size
     read = {"outputs": _object(outputs)}
     return read | {LEFT_OUT: [json_codec.dumps(left_out)]} if left_out else read
 

@@ -64,16 +64,18 @@ def digests(
     return found
 
 
-def _collect(prompt: Mapping[str, Any], start: str, opened: dict[str, OpenedNode], most: int, rows: list[Any]) -> int:
+def _collect(
+    prompt: Mapping[str, Any], start: str, opened: dict[str, OpenedNode], maximum: int, rows: list[Any]
+) -> int:
     """Collect the class and inputs of a node and of all that it depends on; return how many inputs were looked at.
 
-    A link is the place of its source in this list, and the slot. If there are more inputs than `most`, this stops.
+    A link is the place of its source in this list, and the slot. If there are more inputs than `maximum`, this stops.
     """
     places = {start: 0}
     order = [start]
     looks = 0
     for node_id in order:
-        if looks > most:
+        if looks > maximum:
             break
         node = opened.get(node_id)
         if node is None:

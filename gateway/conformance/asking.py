@@ -26,7 +26,7 @@ from gateway.conformance.suite import (
 )
 
 # An installation with many custom nodes has an /object_info of 100 MB.
-MOST = 128 * 1024 * 1024
+MAX_BODY = 128 * 1024 * 1024
 CONNECT_TIMEOUT = 10.0
 _CHUNK = 256 * 1024
 _FIRST = "/system_stats"
@@ -52,7 +52,7 @@ class Examination:
     url: str
     key: str | None = field(repr=False)
     timeout: float
-    most: int = MOST
+    maximum: int = MAX_BODY
     version: str = ""
 
     async def verdicts(self) -> AsyncIterator[Verdict]:
@@ -100,8 +100,8 @@ class Examination:
                 async for part in response.content.iter_chunked(_CHUNK):
                     parts.append(part)
                     size += len(part)
-                    if size > self.most:
-                        raise Unanswered(f"the answer has more than {self.most} bytes")
+                    if size > self.maximum:
+                        raise Unanswered(f"the answer has more than {self.maximum} bytes")
                 return Answer(response.status, response.headers, b"".join(parts))
 
     async def _greet(self, client: ComfyClient) -> Verdict:

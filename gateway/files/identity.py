@@ -23,7 +23,7 @@ _OF_FILE = re.compile(r'"(?P<nanoseconds>[0-9a-f]{1,16})-(?P<size>[0-9a-f]{1,16}
 UNTOLD, GONE, CACHED = "", "-", "*"
 # How many files of a job are asked for at a time, and how many at all. A video as single pictures has some thousands.
 AT_A_TIME = 8
-MOST = 8_000
+MAX_FILES = 8_000
 # A file must not be older than its job by more than that, nor younger if it was found so long after: as many seconds
 # as the clocks of a backend and of the disk that it writes to may go apart.
 LATE_SECONDS = 60.0
@@ -213,7 +213,7 @@ async def learn(
         BackendError: it does not say, or can't be reached.
     """
     known: dict[FileRef, Found] = {}
-    left = iter(list(refs)[:MOST])
+    left = iter(list(refs)[:MAX_FILES])
 
     async def look() -> None:
         for ref in left:

@@ -234,13 +234,13 @@ class FileIndex:
         self._made_count += visible not in made
         made[visible] = None
 
-    def trim(self, most: int, may: Callable[[str], bool]) -> list[tuple[str, FileRef]]:
-        """Forget files until jobs have made `most`: the oldest of the tenant that has most, of those that `may` forget.
+    def trim(self, maximum: int, may: Callable[[str], bool]) -> list[tuple[str, FileRef]]:
+        """Forget files until jobs have made `maximum`: the oldest of the tenant with most, of those that `may` forget.
 
         Returns the (tenant, name) that mean nothing now.
         """
         gone: list[tuple[str, FileRef]] = []
-        while (excess := self._made_count - most) > 0:
+        while (excess := self._made_count - maximum) > 0:
             tenant = max(filter(may, self._made), key=lambda each: len(self._made[each]), default=None)
             if tenant is None:
                 break

@@ -76,14 +76,14 @@ class FileTransfer:
     """
 
     def __init__(
-        self, fleet: Fleet, blobs: BlobStore, placements: Placements, store: Store, metrics: Metrics, most: int
+        self, fleet: Fleet, blobs: BlobStore, placements: Placements, store: Store, metrics: Metrics, maximum: int
     ) -> None:
         self._fleet = fleet
         self._blobs = blobs
         self._placements = placements
         self._store = store
         self._metrics = metrics
-        self._most = most
+        self._maximum = maximum
         self.references = References(blobs)
         self._tasks = Tasks("placer")
         self._under_way: dict[Hashable, asyncio.Task[FileRef | Exception]] = {}
@@ -343,7 +343,7 @@ class FileTransfer:
                     if answer.status != 200 or not is_same(wanted, answer.headers):
                         raise FileMissing(f"'{ref.filename}' of backend '{source.name}' is not there any more")
                     source_etag = answer.headers.get("ETag", "")
-                    async for chunk in pieces(answer, self._most):
+                    async for chunk in pieces(answer, self._maximum):
                         await writer.write(chunk)
             except BadAnswer as error:
                 raise FileMissing(f"'{ref.filename}' of backend '{source.name}' is {error}") from error

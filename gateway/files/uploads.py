@@ -198,22 +198,22 @@ class Uploads:
 
     async def _make_room_of(self, tenant: str, blob: Blob) -> None:
         """Let go of what the tenant used least recently, until there is room for one more within its own limit."""
-        most = self._limits.of(tenant).upload_bytes
-        if most is None:
+        maximum = self._limits.of(tenant).upload_bytes
+        if maximum is None:
             return
         sizes = {upload.digest: upload.size for upload in self._files.uploads(tenant).values()}
         if blob.digest in sizes:
             return
         used = sum(sizes.values())
         for digest in sorted(sizes, key=lambda digest: self._kept[digest].used_at):
-            if used + blob.size <= most:
+            if used + blob.size <= maximum:
                 return
             if self._is_in_use(self._kept[digest]):
                 continue
             used -= sizes[digest]
             await self._disown(tenant, digest)
-        if used + blob.size > most:
-            raise no_room(most, used, blob.size)
+        if used + blob.size > maximum:
+            raise no_room(maximum, used, blob.size)
 
     async def _disown(self, tenant: str, digest: str) -> None:
         """Bytes are not the tenant's any more, by any name; they go if they are nobody else's."""

@@ -79,7 +79,7 @@ async def _ask(base: str, session: aiohttp.ClientSession, path: str, limit: floa
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     client = ComfyClient(base, session, limit, limit, Access(tls=trusting))
     try:
-        return await client.call("GET", path, most=MAX_BODY)
+        return await client.call("GET", path, maximum=MAX_BODY)
     except BadAnswer as error:
         return Answer(error.status, {}, b"")  # type: ignore[arg-type]
     except BackendError:

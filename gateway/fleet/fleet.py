@@ -30,7 +30,7 @@ from gateway.telemetry.tasks import TURN_SECONDS, Loop, Tasks
 _log = logs.get("fleet")
 
 RECONNECT_FIRST = 0.1
-RECONNECT_MOST = 5.0
+MAX_RECONNECT = 5.0
 DEAF_HINT = (
     "a prompt ran there of which no event came, so another program is connected with this gateway's client_id, most"
     " likely a gateway on a copy of this data_dir"
@@ -343,8 +343,8 @@ class Fleet:
             backend.connected = False
             self._sockets.pop(backend.name, None)
             # A socket that held for a while earns a quick reconnect; one that fails at once must not spin.
-            held = time.monotonic() - began > RECONNECT_MOST
-            seconds = RECONNECT_FIRST if held else min(self._reconnect_after[backend.name] * 2, RECONNECT_MOST)
+            held = time.monotonic() - began > MAX_RECONNECT
+            seconds = RECONNECT_FIRST if held else min(self._reconnect_after[backend.name] * 2, MAX_RECONNECT)
             self._reconnect_after[backend.name] = seconds
             self._listening[backend.name].forget_wake()
 
@@ -391,7 +391,7 @@ class Fleet:
                     message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
                 ):
                     # The rest of it is not read, so the socket can't be gone on with.
-                    _log.warning("message_too_large", backend=backend.name, most=MAX_SOCKET_MESSAGE)
+                    _log.warning("message_too_large", backend=backend.name, maximum=MAX_SOCKET_MESSAGE)
                     self._metrics.events_refused.labels(backend.name).inc()
                     self._listener.heard_too_much(backend)
                 spent += time.monotonic() - began

@@ -36,11 +36,11 @@ class Ejections:
         share: the share of `names` that may be ejected at a time, from 0 to 1.
     """
 
-    def __init__(self, names: Collection[str], after: int, first: float, most: float, share: float) -> None:
+    def __init__(self, names: Collection[str], after: int, first: float, maximum: float, share: float) -> None:
         self._records = {name: _Record() for name in names}
         self._after = after
         self._first = first
-        self._most = most
+        self._maximum = maximum
         self._limit = min(int(len(names) * share + 1e-9), len(names) - 1)
         self._able: OrderedDict[Kind, set[str]] = OrderedDict()
 
@@ -56,7 +56,7 @@ class Ejections:
         """Put back what `standing` told in an earlier run; `seconds` are left of the ejection."""
         for kind, able in failures:
             self._able.setdefault(kind, set()).update(able)
-        until = now + min(seconds, self._most) if seconds > 0 else float("-inf")
+        until = now + min(seconds, self._maximum) if seconds > 0 else float("-inf")
         self._records[name] = _Record([kind for kind, _ in failures][-self._after :], times, until)
 
     def succeeded(self, name: str, kind: Kind, now: float) -> bool:
@@ -99,7 +99,7 @@ class Ejections:
         record, out = self._records[name], self.ejected(now)
         if now < record.until or len(out) >= self._limit or not set(others) - out - {name}:
             return None
-        seconds = min(self._first * 2.0 ** min(record.times, 60), self._most)
+        seconds = min(self._first * 2.0 ** min(record.times, 60), self._maximum)
         record.times += 1
         record.until = now + seconds
         return seconds

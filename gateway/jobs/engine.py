@@ -111,16 +111,16 @@ class Engine:
             judge.steering,
             settings.store.retention.max_files,
         )
-        most = settings.dispatch
+        dispatch = settings.dispatch
         bounds = Bounds(
-            most.max_nodes,
-            most.max_depth,
-            most.max_graph_values,
-            most.max_body_values,
-            most.max_outputs,
-            most.max_prompt_bytes,
+            dispatch.max_nodes,
+            dispatch.max_depth,
+            dispatch.max_graph_values,
+            dispatch.max_body_values,
+            dispatch.max_outputs,
+            dispatch.max_prompt_bytes,
         )
-        self.reader = JsonReader(bounds, most.max_prompt_bytes, metrics)
+        self.reader = JsonReader(bounds, dispatch.max_prompt_bytes, metrics)
         client_events = ClientEvents(bus, self.ledger.begin)
         self.completion = Completion(
             self.ledger,

@@ -52,10 +52,10 @@ class FrameCounter:
         self._payload = 0
         self._head = b""
 
-    def count(self, data: bytes, most: int) -> int:
-        """Return how many frames begin in the next bytes. It stops counting beyond `most`."""
+    def count(self, data: bytes, maximum: int) -> int:
+        """Return how many frames begin in the next bytes. It stops counting beyond `maximum`."""
         frames = at = 0
-        while at < len(data) and frames <= most:
+        while at < len(data) and frames <= maximum:
             if self._payload:
                 step = min(self._payload, len(data) - at)
                 self._payload -= step

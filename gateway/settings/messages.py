@@ -204,8 +204,8 @@ def _allowed(kind: str, setting: Setting | None, message: str) -> str:
         return "1 to 32 letters, digits and . _ -, the first a letter or digit"
     if kind in ("string_too_short", "string_too_long"):
         bounds = {type(mark): mark for mark in setting.marks}
-        least, most = bounds.get(annotated_types.MinLen), bounds.get(annotated_types.MaxLen)
-        return f"a text of {least.min_length if least else 0} to {most.max_length if most else '…'} characters"
+        least, maximum = bounds.get(annotated_types.MinLen), bounds.get(annotated_types.MaxLen)
+        return f"a text of {least.min_length if least else 0} to {maximum.max_length if maximum else '…'} characters"
     return "a text; quote what YAML would read as a number or as yes or no"
 
 

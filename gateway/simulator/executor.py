@@ -273,17 +273,17 @@ class Execution:
         preview_image(colour, step, count).save(buffer, "JPEG", quality=80)
         self._tell_picture(step, count, buffer.getvalue() if self._executor.options.previews else None, "image/jpeg")
 
-    def show(self, value: int, most: int, picture: bytes, image_type: str = "image/png") -> None:
+    def show(self, value: int, maximum: int, picture: bytes, image_type: str = "image/png") -> None:
         """Tell how far the node is, with an encoded picture (comfy/utils.py, ProgressBar)."""
-        self._set_progress(self._node, value, most, "running")
-        self._tell_picture(value, most, picture, image_type)
+        self._set_progress(self._node, value, maximum, "running")
+        self._tell_picture(value, maximum, picture, image_type)
 
     async def told(self) -> None:
         """Wait until all that was told is sent."""
         await self._sockets.drained()
         self._check_interrupt()
 
-    def _tell_picture(self, value: int, most: int, picture: bytes | None, image_type: str) -> None:
+    def _tell_picture(self, value: int, maximum: int, picture: bytes | None, image_type: str) -> None:
         sid = self.sid
         prompt_id = self._item.prompt_id
         place = {"node_id": self._node, "prompt_id": prompt_id}
@@ -292,7 +292,7 @@ class Execution:
         with_metadata = self._sockets.wants_metadata(sid) and not self._executor.faults.get("no-metadata")
         if preview is not None and with_metadata:
             self._sockets.send_preview(preview, sid, with_metadata=True)
-        progress = {"value": value, "max": most, "prompt_id": prompt_id, "node": self._node}
+        progress = {"value": value, "max": maximum, "prompt_id": prompt_id, "node": self._node}
         self._sockets.send("progress", progress, sid)
         if preview is not None and not with_metadata:
             self._sockets.send_preview(preview, sid, with_metadata=False)
@@ -318,8 +318,8 @@ class Execution:
         if self.sid is not None or type_ == "execution_interrupted":
             self._sockets.send(type_, data, self.sid)
 
-    def _set_progress(self, node_id: str, value: float, most: float, state: str) -> None:
-        self._progress[node_id] = {"value": value, "max": most, "state": state}
+    def _set_progress(self, node_id: str, value: float, maximum: float, state: str) -> None:
+        self._progress[node_id] = {"value": value, "max": maximum, "state": state}
         prompt_id = self._item.prompt_id
         nodes = {
             n: {

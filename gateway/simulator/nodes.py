@@ -50,7 +50,7 @@ class Run(Protocol):
     async def told(self) -> None:
         """Wait until all that was told is sent."""
 
-    def show(self, value: int, most: int, picture: bytes, image_type: str = "image/png") -> None:
+    def show(self, value: int, maximum: int, picture: bytes, image_type: str = "image/png") -> None:
         """Tell how far the node is, with an encoded picture."""
 
     async def load_model(self, name: str) -> None:
@@ -255,8 +255,8 @@ FUNCTIONS: dict[str, NodeFunction] = {
 }
 
 
-def preview_image(colour: Colour, value: int, most: int) -> Image.Image:
+def preview_image(colour: Colour, value: int, maximum: int) -> Image.Image:
     """A picture of how far a sampler is: its colour comes up from black."""
-    share = math.sqrt(value / max(most, 1))
+    share = math.sqrt(value / max(maximum, 1))
     dimmed = tuple(round(part * share) for part in colour)
     return Image.new("RGB", (64, 64), dimmed)

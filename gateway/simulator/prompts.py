@@ -153,8 +153,8 @@ class Prompts:
     async def get_history(self, request: web.Request) -> web.Response:
         """GET /history."""
         query = request.rel_url.query
-        most = int(query["max_items"]) if "max_items" in query else None
-        return reply(self._queue.get_history(most, int(query.get("offset", -1))))
+        maximum = int(query["max_items"]) if "max_items" in query else None
+        return reply(self._queue.get_history(maximum, int(query.get("offset", -1))))
 
     async def get_entry(self, request: web.Request) -> web.Response:
         """GET /history/{prompt_id}."""

@@ -32,7 +32,7 @@ from gateway.simulator.userdata import UserData
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _OWN = "/simulator"
 # Requests that are kept with --record; of more the last ones.
-MOST_RECORDED = 10_000
+MAX_RECORDED = 10_000
 
 
 class Simulator:
@@ -49,7 +49,7 @@ class Simulator:
         self.options = options
         self.port = options.port
         self.requests: Counter[str] = Counter()
-        self._recorded: deque[dict[str, Any]] = deque(maxlen=MOST_RECORDED)
+        self._recorded: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDED)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None

@@ -26,7 +26,7 @@ _log = logs.get("spool")
 # Bytes that are read or handed on at a time.
 PIECE = 256 * 1024
 # Bytes in memory that are on their way to the disk. Past it backends are read no further until the disk has taken some.
-MOST_IN_MEMORY = 128 * 2**20
+MAX_IN_MEMORY = 128 * 2**20
 # A reader that keeps up has taken a part by then, and nothing is written.
 PAUSE_SECONDS = 0.05
 THREADS = 2
@@ -96,11 +96,11 @@ class Spool:
         in_all: bytes that may wait for all.
     """
 
-    def __init__(self, directory: Path, per_tenant: int, in_all: int, most_in_memory: int = MOST_IN_MEMORY) -> None:
+    def __init__(self, directory: Path, per_tenant: int, in_all: int, max_in_memory: int = MAX_IN_MEMORY) -> None:
         self._directory = directory
         self._per_tenant = per_tenant
         self._in_all = in_all
-        self._most_in_memory = most_in_memory
+        self._max_in_memory = max_in_memory
         self._threads = ThreadPoolExecutor(THREADS, "spool")
         self._tenants: Counter[str] = Counter()
         self._numbers = itertools.count()
@@ -139,7 +139,7 @@ class Spool:
 
     async def room(self) -> None:
         """Wait while more is in memory, on its way to the disk, than may be."""
-        while self._in_memory > self._most_in_memory:
+        while self._in_memory > self._max_in_memory:
             for number in list(self._waiting):
                 self._write(number)
             self._has_room.clear()

@@ -32,7 +32,7 @@ _MAX_PART = 255
 _MAX_PATH = 1024
 _MAX_DEPTH = 32
 # Who goes through thousands of files keeps a thread busy for long, and there are few: six on two cores (asyncio's own).
-MOST_WALKS = 2
+MAX_WALKS = 2
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -74,7 +74,7 @@ class UserData:
         self._max_files = max_files
         self._spool = BlobStore(directory / ".arriving")
         self._folders: dict[str, UserFolder] = {}
-        self._walks = asyncio.Semaphore(MOST_WALKS)
+        self._walks = asyncio.Semaphore(MAX_WALKS)
 
     async def open(self) -> None:
         """Make the directory.
@@ -85,7 +85,7 @@ class UserData:
         await self._spool.open()
 
     @property
-    def most(self) -> int:
+    def maximum(self) -> int:
         """Bytes that a file can have at most."""
         return self._quota
 
@@ -133,7 +133,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 class UserFolder:
     """One tenant's files. Every path is a text as a client gives it.
 
-    One at a time changes them or goes through all of them, and of all tenants no more than `MOST_WALKS` do the latter:
+    One at a time changes them or goes through all of them, and of all tenants no more than `MAX_WALKS` do the latter:
     the threads are those that read and write all files of the gateway's.
 
     All methods raise OutsideFolder or UnfitName for a path that is none, and StoreError if the disk fails.

@@ -14,10 +14,10 @@ from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 
 INTERVAL_SECONDS = 60.0
-MOST_PLACES = 1000
+MAX_PLACES = 1000
 # Different requests that are named in a line of those that were counted.
-MOST_NAMED = 5
-# Where the refusals of all addresses past `MOST_PLACES` are counted.
+MAX_NAMED = 5
+# Where the refusals of all addresses past `MAX_PLACES` are counted.
 ELSEWHERE = "elsewhere"
 
 
@@ -83,8 +83,8 @@ class _Counted:
 class RefusalTally:
     """Which refusals are told at once, and which counted: one a place, reason and key in `INTERVAL_SECONDS`. Pure."""
 
-    def __init__(self, most: int = MOST_PLACES, interval: float = INTERVAL_SECONDS) -> None:
-        self._most = most
+    def __init__(self, maximum: int = MAX_PLACES, interval: float = INTERVAL_SECONDS) -> None:
+        self._maximum = maximum
         self._interval = interval
         self._counted: dict[tuple[str, Reason, Who], _Counted] = {}
 
@@ -94,14 +94,14 @@ class RefusalTally:
     def add(self, place: str, reason: Reason, who: Who, what: str, now: float) -> Refusal | None:
         """Something was refused. Returns what to tell of it now, if anything."""
         key = (place, reason, who)
-        if key not in self._counted and len(self._counted) >= self._most:
+        if key not in self._counted and len(self._counted) >= self._maximum:
             key = (ELSEWHERE, reason, NOBODY)
         counted = self._counted.get(key)
         if counted is None:
             self._counted[key] = _Counted(now)
             return Refusal(*key, count=1, what=what)
         counted.count += 1
-        if len(counted.named) < MOST_NAMED:
+        if len(counted.named) < MAX_NAMED:
             counted.named[what] = None
         return None
 

@@ -15,8 +15,8 @@ from gateway.tenants.keys import Grant, Keyring, digest_of, mint
 from gateway.tenants.stored_keys import durable
 
 PREFIX = "cgs_"
-MOST = 100_000
-MOST_OF_A_KEY = 1000
+MAX_SESSIONS = 100_000
+MAX_OF_A_KEY = 1000
 
 
 class BrowserSessions:
@@ -105,12 +105,12 @@ class BrowserSessions:
         dropped = []
         while self._grants:
             digest, oldest = next(iter(self._grants.items()))
-            if oldest.holds(now) and len(self._grants) <= MOST:
+            if oldest.holds(now) and len(self._grants) <= MAX_SESSIONS:
                 break
             self._drop(digest)
             dropped.append(digest)
         own = self._of.get(key, OrderedDict())
-        while len(own) > MOST_OF_A_KEY:
+        while len(own) > MAX_OF_A_KEY:
             digest = next(iter(own))
             self._drop(digest)
             dropped.append(digest)

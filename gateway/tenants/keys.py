@@ -23,7 +23,7 @@ _ALPHABET = string.ascii_letters + string.digits
 # 62^32 are 190 bits.
 _SECRET_LENGTH = 32
 # How many of the networks that a key was used from are remembered, and for how long.
-MOST_NETWORKS = 16
+MAX_NETWORKS = 16
 REMEMBER_SECONDS = 86_400.0
 
 
@@ -124,7 +124,7 @@ class Key:
         network = network_of(address)
         self._networks.pop(network, None)
         self._networks[network] = now
-        if len(self._networks) > MOST_NETWORKS:
+        if len(self._networks) > MAX_NETWORKS:
             del self._networks[next(iter(self._networks))]
 
     def was_used_from(self, address: str, now: float) -> bool:

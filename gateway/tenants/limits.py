@@ -130,15 +130,15 @@ class Limits:
         Raises:
             LimitReached: the tenant sent enough of them in the last minute.
         """
-        most = self._policies.of(tenant).limits.prompts_per_minute
-        if most is None:
+        maximum = self._policies.of(tenant).limits.prompts_per_minute
+        if maximum is None:
             return
         bucket = self._prompts.get(tenant)
         if bucket is None:
             self._sweep(now)
-            bucket = self._prompts[tenant] = TokenBucket.full(most / 60.0, most, now)
+            bucket = self._prompts[tenant] = TokenBucket.full(maximum / 60.0, maximum, now)
         if not bucket.take(now):
-            raise _too_fast("prompts_per_minute", most, bucket, now)
+            raise _too_fast("prompts_per_minute", maximum, bucket, now)
 
     def bad_names(self, tenant: str, names: Collection[str], now: float) -> None:
         """Count the file names of a prompt that are not known to be its tenant's own, before any is looked for.
@@ -151,10 +151,10 @@ class Limits:
         limits, tried = self._policies.of(tenant).limits, set(names)
         if not tried:
             return
-        most = limits.bad_names_per_prompt
-        if most is not None and len(tried) > most:
+        maximum = limits.bad_names_per_prompt
+        if maximum is not None and len(tried) > maximum:
             details = "name files that you uploaded, or that your prompts made"
-            raise LimitReached("bad_names_per_prompt", most, len(tried), details, None)
+            raise LimitReached("bad_names_per_prompt", maximum, len(tried), details, None)
         rate = limits.bad_names_per_minute
         if rate is None:
             return
@@ -168,9 +168,9 @@ class Limits:
         if limits.prompts_per_minute is not None:
             found.append(_quota("prompts_per_minute", limits.prompts_per_minute, 60, self._prompts.get(tenant), now))
         if limits.requests_per_second is not None:
-            most = burst(limits)
-            window = whole_seconds(most / limits.requests_per_second)
-            found.append(_quota("requests_per_second", most, window, self._requests.get(tenant), now))
+            maximum = burst(limits)
+            window = whole_seconds(maximum / limits.requests_per_second)
+            found.append(_quota("requests_per_second", maximum, window, self._requests.get(tenant), now))
         return found
 
     def _sweep(self, now: float) -> None:
@@ -191,9 +191,9 @@ class Limits:
         Raises:
             LimitReached: enough of the tenant's are.
         """
-        most, now_open = self._policies.of(tenant).limits.sockets, self._sockets.get(tenant, 0)
-        if most is not None and now_open >= most:
-            raise LimitReached("sockets", most, now_open, "close one, and connect again", UNKNOWN_SECONDS)
+        maximum, now_open = self._policies.of(tenant).limits.sockets, self._sockets.get(tenant, 0)
+        if maximum is not None and now_open >= maximum:
+            raise LimitReached("sockets", maximum, now_open, "close one, and connect again", UNKNOWN_SECONDS)
         self._sockets[tenant] = now_open + 1
         try:
             yield
@@ -214,12 +214,12 @@ class Limits:
             nonlocal held
             if size <= UNCOUNTED_BODY:
                 return
-            most, used = self._policies.of(tenant).limits.bodies_bytes, self._bodies[tenant] - held
-            if most is not None and used + size > most:
-                raise LimitReached("bodies_bytes", most, used, "send fewer at a time", 1)
+            maximum, used = self._policies.of(tenant).limits.bodies_bytes, self._bodies[tenant] - held
+            if maximum is not None and used + size > maximum:
+                raise LimitReached("bodies_bytes", maximum, used, "send fewer at a time", 1)
             if self._bodies_in_all - held + size > self._max_bodies_bytes:
-                most, used = self._max_bodies_bytes, self._bodies_in_all
-                raise LimitReached("bodies_bytes", most, used, "of all callers together; send it again", 1)
+                maximum, used = self._max_bodies_bytes, self._bodies_in_all
+                raise LimitReached("bodies_bytes", maximum, used, "of all callers together; send it again", 1)
             self._bodies[tenant] += size - held
             self._bodies_in_all += size - held
             held = size
@@ -238,10 +238,10 @@ class Limits:
         Raises:
             LimitReached: those are enough.
         """
-        most = self._policies.of(tenant).limits.jobs_waiting
-        if most is not None and waiting >= most:
+        maximum = self._policies.of(tenant).limits.jobs_waiting
+        if maximum is not None and waiting >= maximum:
             details = "send it again when one of them has started, or cancel one with POST /queue"
-            raise LimitReached("jobs_waiting", most, waiting, details, _soon(starts_in))
+            raise LimitReached("jobs_waiting", maximum, waiting, details, _soon(starts_in))
 
     def more_bytes_open(self, tenant: str, opened: int, size: int, ends_in: float | None) -> None:
         """A prompt of `size` bytes is about to be accepted; the tenant's open ones have `opened`.
@@ -249,18 +249,18 @@ class Limits:
         Raises:
             LimitReached: that is too much.
         """
-        most = self._policies.of(tenant).limits.open_bytes
-        if most is None or opened + size <= most:
+        maximum = self._policies.of(tenant).limits.open_bytes
+        if maximum is None or opened + size <= maximum:
             return
-        if size > most:
-            raise LimitReached("open_bytes", most, size, f"this prompt alone takes {size} bytes", None)
+        if size > maximum:
+            raise LimitReached("open_bytes", maximum, size, f"this prompt alone takes {size} bytes", None)
         details = f"this prompt takes {size} bytes; send it again when one of them has ended, or cancel one"
-        raise LimitReached("open_bytes", most, opened, details, _soon(ends_in))
+        raise LimitReached("open_bytes", maximum, opened, details, _soon(ends_in))
 
     def may_run_more(self, tenant: str, placed: int) -> bool:
         """Whether one more of a tenant's jobs may go to a backend that have `placed` of them."""
-        most = self._policies.of(tenant).limits.jobs_running
-        return most is None or placed < most
+        maximum = self._policies.of(tenant).limits.jobs_running
+        return maximum is None or placed < maximum
 
 
 def burst(limits: LimitSettings) -> int:
@@ -268,17 +268,19 @@ def burst(limits: LimitSettings) -> int:
     return limits.requests_burst or whole_seconds(limits.requests_per_second or 1.0)
 
 
-def body_too_large(most: int, size: int) -> LimitReached:
+def body_too_large(maximum: int, size: int) -> LimitReached:
     """A body has more bytes than its tenant may send. Waiting does not help."""
-    return LimitReached("body_bytes", most, size, f"at most {most} bytes are taken from {CALLER}", None)
+    return LimitReached("body_bytes", maximum, size, f"at most {maximum} bytes are taken from {CALLER}", None)
 
 
-def no_room(most: int, used: int, size: int) -> LimitReached:
+def no_room(maximum: int, used: int, size: int) -> LimitReached:
     """An upload finds no room beside those that the tenant's open jobs need."""
-    if size > most:
-        return LimitReached("upload_bytes", most, used, f"this file has {size} bytes, more than may ever be kept", None)
+    if size > maximum:
+        return LimitReached(
+            "upload_bytes", maximum, used, f"this file has {size} bytes, more than may ever be kept", None
+        )
     details = f"this file has {size}; what is kept is needed by open jobs, send it again when they have ended"
-    return LimitReached("upload_bytes", most, used, details, UNKNOWN_SECONDS)
+    return LimitReached("upload_bytes", maximum, used, details, UNKNOWN_SECONDS)
 
 
 def starts_in(run_seconds: float | None, running: int) -> float | None:

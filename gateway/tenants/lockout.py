@@ -20,7 +20,7 @@ from gateway.tenants.networks import network_of
 
 # Seconds after its last wrong key, or its wait, until an address is a stranger again.
 FORGET_SECONDS = 3600.0
-MOST_ADDRESSES = 100_000
+MAX_ADDRESSES = 100_000
 
 
 @dataclass(slots=True)
@@ -42,9 +42,9 @@ class Lockout:
         most_addresses: how many of both kinds together are remembered.
     """
 
-    def __init__(self, settings: LockoutSettings, most_addresses: int = MOST_ADDRESSES) -> None:
+    def __init__(self, settings: LockoutSettings, max_addresses: int = MAX_ADDRESSES) -> None:
         self._settings = settings
-        self._room = max(most_addresses // 2, 1)
+        self._room = max(max_addresses // 2, 1)
         # Each in the order of its last failure.
         self._suspects: OrderedDict[str, _Failures] = OrderedDict()
         self._locked: OrderedDict[str, _Failures] = OrderedDict()

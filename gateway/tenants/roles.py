@@ -131,7 +131,7 @@ TABLE: tuple[Row, ...] = (
 _BELOW = "/**"
 # A browser asks for a page's manifest without its cookies (W3C, Web Application Manifest); nothing in it is anybody's.
 _MANIFEST = re.compile(r"^/(assets/)?manifest[\w.-]*\.(json|webmanifest)$")
-_MOST_DECODED = 4
+_MAX_DECODED = 4
 
 
 def is_manifest(path: str) -> bool:
@@ -171,7 +171,7 @@ class Path:
 
 def unquoted(path: str) -> str:
     """A path without any percent-encoding, however often it was encoded."""
-    for _ in range(_MOST_DECODED):
+    for _ in range(_MAX_DECODED):
         if "%" not in path:
             break
         path = unquote(path)

@@ -276,7 +276,7 @@ async def test_what_hangs_or_does_not_end(played: Played, tmp_path: Path) -> Non
 
 async def test_an_answer_without_end_is_read_up_to_a_bound(played: Played) -> None:
     played.wrong = {"/object_info": endless}
-    examination = Examination(suite.load(), played.url, None, timeout=20.0, most=1_000_000)
+    examination = Examination(suite.load(), played.url, None, timeout=20.0, maximum=1_000_000)
     async with asyncio.timeout(15):
         found = [verdict async for verdict in examination.verdicts()]
     assert [str(verdict) for verdict in found if verdict.outcome is not Outcome.OK] == [

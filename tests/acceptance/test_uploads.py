@@ -319,26 +319,26 @@ async def test_a_large_file_takes_no_memory(lab: Lab) -> None:
     comfy = Comfy(lab.http, gateway.url)
     process = psutil.Process(gateway.pid)
     before = process.memory_info().rss
-    most = 0
+    maximum = 0
 
     async def content() -> Any:
-        nonlocal most
+        nonlocal maximum
         for _ in range(size // 2**20):
             yield chunk
-            most = max(most, process.memory_info().rss)
+            maximum = max(maximum, process.memory_info().rss)
 
     status, answer = await upload(comfy, content(), "film.mp4")
     assert (status, answer["name"]) == (200, "film.mp4")
 
     async def spread() -> bool:
-        nonlocal most
-        most = max(most, process.memory_info().rss)
+        nonlocal maximum
+        maximum = max(maximum, process.memory_info().rss)
         return all([await folder(lab, simulator) == {"film.mp4"} for simulator in simulators])
 
     await until(spread, 60)
     async with lab.http.head(f"{gateway.url}/view?filename=film.mp4&type=input") as head:
         assert int(head.headers["Content-Length"]) == size
-    assert most - before < 60 * 2**20
+    assert maximum - before < 60 * 2**20
 
 
 async def test_limits_of_uploads(lab: Lab) -> None:

@@ -16,7 +16,7 @@ from tests.chaos.world import World
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab, until
 
-MOST_SHOWN = 12
+MAX_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], wit
         await client.leave()
     await asyncio.gather(*listening)
     found.problems += await verdict.leaks(comfy, world, before)
-    shown = [*found.problems[:MOST_SHOWN], *(["…"] if len(found.problems) > MOST_SHOWN else [])]
+    shown = [*found.problems[:MAX_SHOWN], *(["…"] if len(found.problems) > MAX_SHOWN else [])]
     assert not shown, "\n  ".join([f"{len(found.problems)} problems", *shown])
     outcomes = Counter(entry["status"]["status_str"] for entry in history.values())
     faults, deaths = len(planned.faults()), len(world.gateways) - 1

@@ -10,7 +10,7 @@ import aiohttp
 from tests.chaos.clients import NO_ANSWER, Client
 
 LOOK_EVERY = 0.25
-MOST_PROBLEMS = 5
+MAX_PROBLEMS = 5
 
 
 class Witness:
@@ -56,7 +56,7 @@ class Witness:
             self._ended.setdefault(prompt_id, _told(entry))
 
     def _note(self, problems: list[str]) -> None:
-        self.problems += problems[: MOST_PROBLEMS - len(self.problems)]
+        self.problems += problems[: MAX_PROBLEMS - len(self.problems)]
 
     def contradictions(self, history: dict[str, dict[str, Any]]) -> list[str]:
         """What was in the history once and is not now, or tells another end or other images."""

@@ -41,9 +41,9 @@ def colours(results: list[dict[str, Any]]) -> list[list[Colour]]:
     return [[mean_colour(image) for image in result["images"]] for result in results]
 
 
-def is_near(one: Colour, other: Colour, most: int = 6) -> bool:
+def is_near(one: Colour, other: Colour, maximum: int = 6) -> bool:
     """Whether two colours are the same but for what JPEG does to them."""
-    return all(abs(a - b) <= most for a, b in zip(one, other, strict=True))
+    return all(abs(a - b) <= maximum for a, b in zip(one, other, strict=True))
 
 
 def picture(path: Path, colour: Colour) -> Path:
@@ -126,7 +126,7 @@ class Driver:
         return await (await self.start(url, scenario, **given)).result()
 
 
-async def most_at_once(http: aiohttp.ClientSession, simulators: Iterable[Simulator]) -> int:
+async def max_at_once(http: aiohttp.ClientSession, simulators: Iterable[Simulator]) -> int:
     """Count how many prompts ran at the same instant, at most, by the times in the simulators' own histories."""
     changes: list[tuple[int, int]] = []
     for simulator in simulators:
@@ -145,7 +145,7 @@ async def run_together(
     prompts = [slow(seed, steps=3, step_seconds=0.08) for seed in seeds]
     results = (await driver(url, "run_together", prompts=prompts))["results"]
     assert colours(results) == [[seed_colour(seed)] for seed in seeds]
-    return await most_at_once(http, simulators)
+    return await max_at_once(http, simulators)
 
 
 async def busy(comfy: Comfy, simulators: list[Simulator], running: int) -> Simulator:

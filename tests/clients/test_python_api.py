@@ -24,8 +24,8 @@ def driver(python_driver: Callable[[str], Driver]) -> Driver:
 
 async def test_five_prompts_at_once(lab: Lab, target: Target, driver: Driver) -> None:
     """Two of them are the same, byte for byte."""
-    most = await run_together(lab.http, driver, target.url, target.simulators, [*SEEDS[:4], SEEDS[0]])
-    assert (most > 1) == target.is_gateway
+    maximum = await run_together(lab.http, driver, target.url, target.simulators, [*SEEDS[:4], SEEDS[0]])
+    assert (maximum > 1) == target.is_gateway
 
 
 @gateway_only

@@ -28,9 +28,9 @@ async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
         yield data[start : start + size]
 
 
-def stream(data: bytes, size: int = 7, most: int = 10**9) -> JsonStream:
+def stream(data: bytes, size: int = 7, maximum: int = 10**9) -> JsonStream:
     """A document that comes in pieces of a size."""
-    return JsonStream(pieces(data, size), most)
+    return JsonStream(pieces(data, size), maximum)
 
 
 @given(JSON, st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
@@ -71,17 +71,17 @@ def test_any_bytes_are_read_or_refused(data: bytes, size: int) -> None:
 
 
 async def test_a_value_has_a_bound() -> None:
-    for most, values, fits in ((21, 10, True), (20, 10, False), (21, 3, False), (21, 4, True)):
+    for maximum, values, fits in ((21, 10, True), (20, 10, False), (21, 3, False), (21, 4, True)):
         document = stream(b'["%s",1,2,3]' % (b"x" * 11))
         if fits:
-            assert await document.value(most, values) == ["x" * 11, 1, 2, 3]
+            assert await document.value(maximum, values) == ["x" * 11, 1, 2, 3]
         else:
             with pytest.raises(TooLarge):
-                await document.value(most, values)
+                await document.value(maximum, values)
 
 
 async def test_a_document_has_a_bound() -> None:
-    document = stream(b'["' + b"x" * 10_000, most=5000)
+    document = stream(b'["' + b"x" * 10_000, maximum=5000)
     with pytest.raises(TooLarge) as caught:
         await document.skip()
     assert 5000 < caught.value.size <= 5007

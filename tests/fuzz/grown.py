@@ -55,8 +55,8 @@ NUMBERS = (
     False,
     None,
 )
-MOST_DEPTH = 12
-_MOST_ITEMS = 6
+MAX_DEPTH = 12
+_MAX_ITEMS = 6
 
 
 class Grown:
@@ -91,13 +91,13 @@ class Grown:
     def value(self, depth: int = 0) -> Any:
         """Any JSON value."""
         kind = self.byte() % 8
-        if kind == 0 or depth > MOST_DEPTH:
+        if kind == 0 or depth > MAX_DEPTH:
             return NUMBERS[self.byte() % len(NUMBERS)]
         if kind <= 2:
             return self.text()
         if kind == 3:
             return [self.text(), self.byte() % 4]
-        count = self.byte() % _MOST_ITEMS
+        count = self.byte() % _MAX_ITEMS
         if kind <= 5:
             return [self.value(depth + 1) for _ in range(count)]
         return {self.text(): self.value(depth + 1) for _ in range(count)}
@@ -116,4 +116,4 @@ class Grown:
         if isinstance(value, list) and value and self.byte() % 8:
             place = self.byte() % len(value)
             return [*value[:place], self._changed(value[place]), *value[place + 1 :]]
-        return self.value(MOST_DEPTH - 4)
+        return self.value(MAX_DEPTH - 4)

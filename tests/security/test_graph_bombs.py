@@ -22,9 +22,9 @@ from tests.support.lab import GatewayProcess, Lab, Simulator
 from tests.support.workflows import slow
 
 MIB = 2**20
-MOST_BODY = 16 * MIB
+MAX_BODY = 16 * MIB
 # A body is held twice while it is read, a million values take a fraction of a gigabyte, and the heap comes in pieces.
-MOST_GROWTH = 256 * MIB
+MAX_GROWTH = 256 * MIB
 JSON = {"Content-Type": "application/json"}
 
 Headers = dict[str, str]
@@ -37,8 +37,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     lab = Lab(tmp_path_factory.mktemp("bombs"))
     try:
         simulator = await lab.simulator()
-        most = {"server__max_body": str(MOST_BODY), "dispatch__max_prompt_bytes": str(MOST_BODY)}
-        yield lab, await lab.gateway(simulator, **most), simulator
+        maximum = {"server__max_body": str(MAX_BODY), "dispatch__max_prompt_bytes": str(MAX_BODY)}
+        yield lab, await lab.gateway(simulator, **maximum), simulator
     finally:
         await lab.close()
 
@@ -179,7 +179,7 @@ REFUSED: dict[str, Bomb] = {
     "invalid UTF-8": (lambda: inputs('"a": "?"').replace(b"?", b"\xff\xfe\xfa"), {}, 400, "invalid_json"),
     "UTF-8 cut short": (lambda: inputs('"a": "?"').replace(b"?", b"\xe2\x82"), {}, 400, "invalid_json"),
     "NUL bytes": (lambda: bytes(1_000), {}, 400, "invalid_json"),
-    "more than is taken": (lambda: b" " * (MOST_BODY + 1), {}, 413, "body_too_large"),
+    "more than is taken": (lambda: b" " * (MAX_BODY + 1), {}, 413, "body_too_large"),
     "a codec that takes the square of the time": (
         lambda: b"a" * MIB,
         {"Content-Type": "application/json; charset=punycode"},
@@ -255,7 +255,7 @@ async def test_refused(served: tuple[Lab, GatewayProcess, Simulator], name: str)
     assert answer[0] == status, answer
     assert answer[1]["error"]["type"] == type_
     assert len(json.dumps(answer[1])) < 4_000
-    assert peak(gateway.pid) - before < MOST_GROWTH
+    assert peak(gateway.pid) - before < MAX_GROWTH
     assert (await Comfy(lab.http, gateway.url).get("/queue"))["queue_pending"] == []
 
 
@@ -291,7 +291,7 @@ async def test_passed_on_as_comfyui_reads_it(served: tuple[Lab, GatewayProcess, 
     upstream_id = gateway.upstream_ids()[answer["prompt_id"]]
     there = (await Comfy(lab.http, simulator.url).get("/history"))[upstream_id]
     assert json.dumps(there["prompt"][2]) == wanted
-    assert peak(gateway.pid) - before < MOST_GROWTH
+    assert peak(gateway.pid) - before < MAX_GROWTH
 
 
 def charsets() -> Iterator[tuple[str, bytes, Headers]]:
@@ -336,7 +336,7 @@ async def test_other_bodies_are_bounded_too(served: tuple[Lab, GatewayProcess, S
                 assert answer.status in ((200, 400, 413) if path == "/interrupt" else (400, 413))
         except aiohttp.ClientConnectionError:
             continue
-    assert peak(gateway.pid) - before < MOST_GROWTH
+    assert peak(gateway.pid) - before < MAX_GROWTH
 
 
 async def test_graphs_that_are_costly_to_validate(lab: Lab) -> None:
@@ -369,7 +369,7 @@ async def test_graphs_that_are_costly_to_validate(lab: Lab) -> None:
             assert answer["error"]["type"] == "prompt_outputs_failed_validation"
             assert answer["node_errors"]
             assert all(len(node["dependent_outputs"]) <= 100 for node in answer["node_errors"].values())
-    assert peak(gateway.pid) - before < MOST_GROWTH
+    assert peak(gateway.pid) - before < MAX_GROWTH
     assert (await Comfy(lab.http, gateway.url).get("/prompt"))["exec_info"]["queue_remaining"] == 1
 
 

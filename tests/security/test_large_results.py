@@ -17,7 +17,7 @@ from tests.support.raw_http import Between, between
 from tests.support.workflows import slow
 
 # Bytes of a result that the gateways here take.
-MOST = 1_000_000
+MAX = 1_000_000
 
 
 class Large:
@@ -52,7 +52,7 @@ async def test_its_backend_and_the_others_go_on(lab: Lab) -> None:
     async with between(lab, simulator) as backend:
         large = Large(backend)
         backend.hook = large.hook
-        gateway = await lab.gateway(backend.url, history__max_result=MOST)
+        gateway = await lab.gateway(backend.url, history__max_result=MAX)
         comfy = Comfy(lab.http, gateway.url)
         listener = await comfy.listen("c")
         bad = await comfy.prompt(slow(1, steps=6), "c")
@@ -64,7 +64,7 @@ async def test_its_backend_and_the_others_go_on(lab: Lab) -> None:
         assert [entry["status"]["status_str"] for entry in entries] == ["success"] * 4
         assert entries[-1]["prompt"][2] == slow(1, steps=6)
         assert entries[-1]["outputs"] == {}
-        assert f"{MOST} (history.max_result)" in entries[-1]["gateway_left_out"]
+        assert f"{MAX} (history.max_result)" in entries[-1]["gateway_left_out"]
         await listener.next("execution_success", prompt_id=bad)
         await listener.end_of(bad)
         assert large.asked == 1
@@ -78,7 +78,7 @@ async def test_a_start_does_not_wait_for_it(lab: Lab) -> None:
     async with between(lab, simulator) as backend:
         large = Large(backend)
         backend.hook = large.hook
-        gateway = await lab.gateway(backend.url, history__max_result=MOST)
+        gateway = await lab.gateway(backend.url, history__max_result=MAX)
         comfy = Comfy(lab.http, gateway.url)
         bad = await comfy.prompt(slow(1, steps=4))
         await comfy.running(bad)
@@ -90,7 +90,7 @@ async def test_a_start_does_not_wait_for_it(lab: Lab) -> None:
                 return bool(await answer.json())
 
         await until(is_over, what="the job's end")
-        again = await lab.gateway(backend.url, await lab.simulator(), history__max_result=MOST)
+        again = await lab.gateway(backend.url, await lab.simulator(), history__max_result=MAX)
         comfy = Comfy(lab.http, again.url)
         entry = await comfy.entry(bad)
         assert "history.max_result" in str(entry["status"]["messages"])

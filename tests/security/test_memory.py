@@ -23,10 +23,10 @@ async def test_a_history_is_not_held_whole(lab: Lab) -> None:
         prompt["1"]["_meta"] = {"noise": "a" * SIZE}
         await anna.entry(await anna.prompt(prompt))
     process = psutil.Process(gateway.pid)
-    most = before = process.memory_info().rss
+    maximum = before = process.memory_info().rss
     reading = [asyncio.create_task(ask(comfy, "GET", "/history")) for comfy in (anna, boss) * (READERS // 2)]
     while not all(task.done() for task in reading):
-        most = max(most, process.memory_info().rss)
+        maximum = max(maximum, process.memory_info().rss)
         await asyncio.sleep(0.005)
     seen = [json.loads((await task).body) for task in reading]
     assert [len(entries) for entries in seen] == [ENTRIES] * READERS
@@ -35,4 +35,4 @@ async def test_a_history_is_not_held_whole(lab: Lab) -> None:
     head = await ask(anna, "HEAD", "/history")
     assert (head.status, head.body) == (200, b"")
     assert {("cache-control", "private"), ("x-content-type-options", "nosniff")} <= set(head.headers)
-    assert most - before < ENTRIES * SIZE, "less than one answer of them"
+    assert maximum - before < ENTRIES * SIZE, "less than one answer of them"

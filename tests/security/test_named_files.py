@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.files.identity import MOST
+from gateway.files.identity import MAX_FILES
 from gateway.simulator.nodes import seed_colour
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab
@@ -94,7 +94,7 @@ async def test_what_was_told_among_too_many_is_no_more_ones_own_out_of_the_cache
     gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     image = await made(anna, slow(ANNAS))
-    many = {"images": [{"filename": "x"}] * MOST}
+    many = {"images": [{"filename": "x"}] * MAX_FILES}
     prompts = [telling(ui)["0"] for ui in (many, {"images": [image]})]
     await ben.entry(await ben.prompt({"0": prompts[0], "1": prompts[1]}))
     for _ in range(2):

@@ -135,19 +135,19 @@ async def test_readers_that_do_not_read(lab: Lab) -> None:
     process = psutil.Process(gateway.pid)
     before = process.memory_info().rss
     ask = b"GET /view?filename=big.bin&type=input HTTP/1.1\r\nHost: x\r\n\r\n"
-    most = 0
+    maximum = 0
     pairs = [await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024) for _ in range(20)]
     for _, writer in pairs:
         writer.write(ask)
         writer.transport.pause_reading()
 
     async def cut() -> bool:
-        nonlocal most
-        most = max(most, process.memory_info().rss - before)
+        nonlocal maximum
+        maximum = max(maximum, process.memory_info().rss - before)
         return await metric(lab, gateway, 'connections_cut_total{reason="send"}') >= len(pairs)
 
     await until(cut, LIMIT + SLACK, "all of them are cut")
-    assert most < 60_000_000
+    assert maximum < 60_000_000
     for _, writer in pairs:
         writer.close()
 

@@ -267,7 +267,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end(http: aiohttp.Client
     client = ComfyClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", http)
     for path in ("/told", "/untold"):
         with pytest.raises(BadAnswer, match="more than 1000000 bytes"):
-            await client.call("GET", path, timeout=30, most=1_000_000)
+            await client.call("GET", path, timeout=30, maximum=1_000_000)
     # Of a large file it is asked whether it is there.
     assert (await client.call("HEAD", "/told")).body == b""
     server.close()

@@ -99,8 +99,8 @@ PICTURE = bytes(60_000)
 
 async def test_sockets_that_do_not_read_hold_no_more_than_their_tenant_may() -> None:
     """What may be left out is; then those that hold most are closed. One that reads hears everything."""
-    most = 2_000_000
-    async with house(tenant_buffer=most) as made:
+    maximum = 2_000_000
+    async with house(tenant_buffer=maximum) as made:
         good = await made.listen("good")
         silent = [await made.raw(f"s{n}") for n in range(10)]
         for step in range(600):
@@ -113,7 +113,7 @@ async def test_sockets_that_do_not_read_hold_no_more_than_their_tenant_may() -> 
                 assert (await good.receive()).data == b"go on"
             await asyncio.sleep(0)
             # Beside it, the one frame of each socket that is on its way into its transport.
-            assert made.hub.buffered <= most + len(PICTURE) + 65_536
+            assert made.hub.buffered <= maximum + len(PICTURE) + 65_536
         assert made.metrics.slow_closed._value.get() > 0
         for _, writer in silent:
             writer.transport.abort()

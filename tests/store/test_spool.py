@@ -16,7 +16,7 @@ from gateway.store.spool import PIECE, Bulk, Lost, Spool
 
 @pytest.fixture
 async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
-    made = Spool(tmp_path / "spool", 10 * PIECE, 15 * PIECE, most_in_memory=2 * PIECE)
+    made = Spool(tmp_path / "spool", 10 * PIECE, 15 * PIECE, max_in_memory=2 * PIECE)
     made.open()
     yield made
     made.close()

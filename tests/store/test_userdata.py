@@ -6,7 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
-from gateway.store.userdata import MOST_WALKS, UserData
+from gateway.store.userdata import MAX_WALKS, UserData
 
 
 async def test_those_who_go_through_many_files_leave_threads_to_others(tmp_path: Path) -> None:
@@ -22,8 +22,8 @@ async def test_those_who_go_through_many_files_leave_threads_to_others(tmp_path:
     tenants = ["a"] * 10 + ["b", "c", "d"] * 10
     walks = [asyncio.create_task(data.of(tenant).walk(lambda tenant=tenant: walk(tenant))) for tenant in tenants]
     async with asyncio.timeout(30):
-        first = [await started.get() for _ in range(MOST_WALKS)]
-        assert len(set(first)) == MOST_WALKS
+        first = [await started.get() for _ in range(MAX_WALKS)]
+        assert len(set(first)) == MAX_WALKS
         for tenant in "abcde":
             assert not await data.of(tenant).exists()
             assert await data.of(tenant).settings() == {}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # Bytes; a Unix socket's own limit for a message is lower.
-_MOST = 2**20
+_MAX = 2**20
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Nursery:
                 if key.fd in self._reports:
                     self._bury(key.fd)
                     continue
-                message, files, _, _ = socket.recv_fds(self._channel, _MOST, 3)
+                message, files, _, _ = socket.recv_fds(self._channel, _MAX, 3)
                 if not message:
                     return None
                 order = Order(**json.loads(message))

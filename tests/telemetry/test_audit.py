@@ -85,7 +85,7 @@ def test_the_first_is_told_and_the_others_are_counted() -> None:
 
 
 def test_many_addresses_are_one_line() -> None:
-    tally = RefusalTally(most=10, interval=60)
+    tally = RefusalTally(maximum=10, interval=60)
     told = [tally.add(f"2001:db8:0:{n:x}::/64", UNKNOWN, NOBODY, "key", 0) for n in range(1000)]
     assert len([refusal for refusal in told if refusal]) == 11
     assert tally.due(60) == [Refusal(ELSEWHERE, UNKNOWN, NOBODY, 989, "key")]
@@ -104,7 +104,7 @@ def test_what_is_counted_is_named_but_not_without_end() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 40)), max_size=100))
 def test_nothing_is_lost(steps: list[tuple[str, float]]) -> None:
     """What is told adds up to what happened, in few lines."""
-    tally, now, told = RefusalTally(most=3, interval=60), 0.0, []
+    tally, now, told = RefusalTally(maximum=3, interval=60), 0.0, []
     for place, later in steps:
         now += later
         told += tally.due(now)

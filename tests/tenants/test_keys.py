@@ -12,7 +12,7 @@ import pytest
 
 from gateway.settings import AnonymousSettings, AuthSettings, KeySettings
 from gateway.settings.base import checked_name
-from gateway.tenants.keys import LOCAL, MOST_NETWORKS, Grant, Identity, Key, Keyring, Role, Source, digest_of, mint
+from gateway.tenants.keys import LOCAL, MAX_NETWORKS, Grant, Identity, Key, Keyring, Role, Source, digest_of, mint
 from gateway.tenants.lifetimes import NoTime, time_of
 from gateway.tenants.networks import network_of
 
@@ -124,7 +124,7 @@ def test_from_where_a_key_was_used() -> None:
     assert not key.was_used_from("2001:db8:0:1::1", 101.0)
     assert not key.was_used_from("10.0.0.2", 101.0)
     assert not key.was_used_from("10.0.0.1", 100.0 + 86_400)
-    for n in range(MOST_NETWORKS):
+    for n in range(MAX_NETWORKS):
         key.use(f"10.1.0.{n}", 200.0)
     assert not key.was_used_from("10.0.0.1", 201.0)
 

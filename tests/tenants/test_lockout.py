@@ -58,7 +58,7 @@ def test_it_can_be_off() -> None:
 
 def test_a_crowd_of_addresses_pushes_out_none_that_waits() -> None:
     """Who has an IPv6 /48 has 65,536 of them."""
-    lockout = Lockout(SETTINGS, most_addresses=100)
+    lockout = Lockout(SETTINGS, max_addresses=100)
     guess(lockout, 5, 0.0)
     for n in range(1000):
         lockout.fail(f"2001:db8:0:{n:x}::1", "x", 1.0)
@@ -85,9 +85,9 @@ STEPS = st.lists(st.tuples(ADDRESSES, st.integers(0, 3), st.floats(0, 20)), max_
 
 @given(STEPS, st.integers(1, 4))
 def test_who_waits_has_failed_often_enough_and_no_longer_than_is_allowed(
-    steps: list[tuple[str, int, float]], most_addresses: int
+    steps: list[tuple[str, int, float]], max_addresses: int
 ) -> None:
-    lockout, now = Lockout(SETTINGS, most_addresses), 0.0
+    lockout, now = Lockout(SETTINGS, max_addresses), 0.0
     failures: dict[str, int] = {}
     for address, key, later in steps:
         now += later
@@ -97,7 +97,7 @@ def test_who_waits_has_failed_often_enough_and_no_longer_than_is_allowed(
         wait = lockout.fail(address, str(key), now)
         assert 0 <= wait <= SETTINGS.max_time
         assert wait == 0 or failures[address] >= SETTINGS.after
-        assert len(lockout) <= max(most_addresses, 2)
+        assert len(lockout) <= max(max_addresses, 2)
         assert lockout.waiting(now) <= len(lockout)
     for n in range(6):
         if not failures.get(f"10.0.0.{n}"):

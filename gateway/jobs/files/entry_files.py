@@ -18,19 +18,21 @@ def origin_of(is_made: bool, ran: bool) -> Origin:
     return Origin.WROTE if ran else Origin.EARLIER
 
 
-def each_file(outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = identity.MOST) -> Any:
+def each_file(
+    outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], maximum: int = identity.MAX_FILES
+) -> Any:
     """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
 
     Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
     """
-    return finished(file_steps(outputs, new_name, most))
+    return finished(file_steps(outputs, new_name, maximum))
 
 
 def file_steps(
-    outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], most: int = identity.MOST
+    outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], maximum: int = identity.MAX_FILES
 ) -> Generator[None, None, Any]:
     """Rename as `each_file` does, in steps that are short."""
-    left = most
+    left = maximum
 
     def named_at(node_id: str) -> Callable[[FileRef, bool], FileRef]:
         def name(ref: FileRef, is_made: bool) -> FileRef:

@@ -68,7 +68,7 @@ class Outputs:
         visibility: Callable[[str], FileVisibility],
         places: UploadPlaces,
         steering: Callable[[Job, str], Steering | None],
-        most: int,
+        maximum: int,
     ) -> None:
         self._files = files
         self._placements = placements
@@ -78,7 +78,7 @@ class Outputs:
         self._places = places
         self._steering = steering
         self._by_secret: dict[str, tuple[int, Mapping[str, FileRef]]] = {}
-        self._most = most
+        self._maximum = maximum
 
     def expected(self, tenant: str, ref: FileRef, holder: Holder) -> identity.Known:
         """What a tenant's file is known by, which its backend calls `ref`.
@@ -198,7 +198,7 @@ class Outputs:
                 named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
             return named[ref]
 
-        return await in_turns(self._naming(entry.get("outputs"), name, identity.MOST))
+        return await in_turns(self._naming(entry.get("outputs"), name, identity.MAX_FILES))
 
     def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Generator[None, None, Any]:
         """Return a node's output with the names that the job's tenant knows, in steps that are short.
@@ -213,7 +213,7 @@ class Outputs:
         return (yield from self._naming({"": output}, name, MAX_EVENT_FILES))[""]
 
     def _naming(
-        self, outputs: Any, name: Callable[[FileRef, bool, str, Fresh], FileRef], most: int
+        self, outputs: Any, name: Callable[[FileRef, bool, str, Fresh], FileRef], maximum: int
     ) -> Generator[None, None, Any]:
         """Name files in steps, and remember what is new of them even if not all steps are taken."""
         fresh: Fresh = []
@@ -225,7 +225,7 @@ class Outputs:
             return name(ref, is_made, node_id, fresh)
 
         try:
-            return (yield from file_steps(outputs, remembered, most))
+            return (yield from file_steps(outputs, remembered, maximum))
         finally:
             self._remember(fresh)
 
@@ -312,7 +312,7 @@ class Outputs:
         """Write what is new, and forget what is too much."""
         if not fresh:
             return
-        gone = self._files.trim(self._most, self._may_forget)
+        gone = self._files.trim(self._maximum, self._may_forget)
         self._store.write(
             [*fresh, *(FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone)]
         )

@@ -39,7 +39,7 @@ _log = logs.get("jobs")
 
 FETCH_TIMEOUT = 30.0
 FETCH_PAUSE = 0.25
-FETCH_PAUSE_MOST = 5.0
+MAX_FETCH_PAUSE = 5.0
 # An entry that so many answers in a row say is not there; and one of a prompt that they say still runs.
 MAX_ABSENT = 3
 MAX_UNENDED = 12
@@ -50,7 +50,7 @@ MAX_REFUSED = 12
 MAX_TIMED_OUT = 5
 _PASSING = (502, 503, 504)
 # A backend that tells of its history, but so often in a row not of a file: that is about the file.
-MOST_LOOKS = 3
+MAX_LOOKS = 3
 # Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
 END_GRACE = 1.0
 # Bytes of what a list of jobs shows of one: the lists are kept in memory. GET /api/jobs/{id} tells all.
@@ -220,7 +220,7 @@ class Completion:
                 if at.entry is not None:
                     looks += 1
                     entry, large = await self._large.cut(job, at.entry)
-                    known = await self._outputs.learn(job, backend, entry.entry, must=looks < MOST_LOOKS)
+                    known = await self._outputs.learn(job, backend, entry.entry, must=looks < MAX_LOOKS)
                     return (entry, large, known) if _is_collected(job, assignment) else None
                 if at.unreadable is not None:
                     raise at.unreadable
@@ -237,7 +237,7 @@ class Completion:
                     over.set()
                     self._client_events.over(job)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, FETCH_PAUSE_MOST)
+            pause = min(pause * 2, MAX_FETCH_PAUSE)
         return None
 
     async def _finish(
@@ -291,7 +291,7 @@ class Completion:
             except StoreError as error:
                 _log.error("journal_write_failed", **job.log_ids, error=str(error))
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, FETCH_PAUSE_MOST)
+                pause = min(pause * 2, MAX_FETCH_PAUSE)
         else:
             # Lost while the journal could not be written: it runs again.
             return

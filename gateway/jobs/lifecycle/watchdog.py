@@ -113,8 +113,8 @@ class Watchdog:
                 if job.live.oversized >= MAX_OVERSIZED and not job.is_ending:
                     _log.error("job_messages_too_large", **job.log_ids, backend=backend.name)
                     self._take_away(job)
-                    most = f"{MAX_SOCKET_MESSAGE} bytes"
-                    reason = f"{MAX_OVERSIZED} of its messages on {backend.name} had more than {most}"
+                    maximum = f"{MAX_SOCKET_MESSAGE} bytes"
+                    reason = f"{MAX_OVERSIZED} of its messages on {backend.name} had more than {maximum}"
                     self._completion.fail(job, reason, "ResultUnreadable")
 
     def _say_stalled(self, job: Job, silent: float) -> None:

@@ -83,14 +83,14 @@ class JsonReader:
         bounds: how large a prompt may be.
         most_bytes: how long a body may be.
         seconds: how long a process may take for a body.
-        memory: how many bytes a process may take; None for what `most_bytes` needs.
+        memory: how many bytes a process may take; None for what `max_bytes` needs.
         is_light: returns True for a body that is read at once.
     """
 
     def __init__(
         self,
         bounds: Bounds,
-        most_bytes: int,
+        max_bytes: int,
         metrics: Metrics,
         *,
         seconds: float = SECONDS,
@@ -100,7 +100,7 @@ class JsonReader:
         self._bounds = bounds
         self._metrics = metrics
         self._seconds = seconds
-        self._memory = max(MEMORY, MEMORY_PER_BYTE * most_bytes) if memory is None else memory
+        self._memory = max(MEMORY, MEMORY_PER_BYTE * max_bytes) if memory is None else memory
         self._is_light = is_light
         self._places = asyncio.Semaphore(PROCESSES)
         self._turns: dict[str, asyncio.Lock] = {}

@@ -59,12 +59,12 @@ class ShowJob:
 class CutParts:
     """An order to cut the long parts out of the event or the history entry in a file: what is left comes back.
 
-    Nothing comes back if that has more than `most` bytes or too many values, or if it is no JSON.
+    Nothing comes back if that has more than `maximum` bytes or too many values, or if it is no JSON.
     """
 
     path: str
     mark: str
-    most: int
+    maximum: int
     is_event: bool
 
 
@@ -183,11 +183,11 @@ class Parting:
         try:
             value = json_codec.loads(raw)
             del raw
-            cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.most)
+            cut = cut_event(value, cutter, KNOWN) if order.is_event else cut_entry(value, cutter, order.maximum)
         except (json_codec.MalformedJson, RecursionError):
             return b""
         left = self._encode(cut)
-        if len(left) > order.most or json_codec.count_values(left) > MAX_RESULT_VALUES:
+        if len(left) > order.maximum or json_codec.count_values(left) > MAX_RESULT_VALUES:
             return b""
         self._last, self._parts = order, cutter.parts
         return left
@@ -223,12 +223,12 @@ def encoded_in_slices(value: Any, encode: Callable[[Any], bytes]) -> bytes:
     return b"[%b]" % b",".join(slices)
 
 
-def bound_memory(most: int) -> None:
+def bound_memory(maximum: int) -> None:
     """Let this process take so many bytes of addresses and no more, where the system has such a bound."""
     try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (maximum, maximum))
     except (ImportError, ValueError, OSError):
         return
 

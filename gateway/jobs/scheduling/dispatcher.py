@@ -359,7 +359,7 @@ class Dispatcher:
             job.live.added, job.live.folders = steering.savers, frozenset(steering.folders)
             body = upstream_body(job, assignment, self._client_id, changed, steering)
             self._ledger.offering(assignment)
-            answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience, most=MAX_REPLY)
+            answer = await backend.client.call("POST", "/prompt", body, timeout=self._patience, maximum=MAX_REPLY)
         except InputMissing as error:
             outcome = "input missing"
             return input_missing(error)

@@ -14,13 +14,13 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 
 
-def backoff(losses: int, luck: float, first: float, most: float) -> float:
+def backoff(losses: int, luck: float, first: float, maximum: float) -> float:
     """Seconds until a job goes again that came to nothing so many times (from 1).
 
-    `first`, doubled with each loss up to `most`, and of that between the half and the whole, as `luck` (0 to 1) has
+    `first`, doubled with each loss up to `maximum`, and of that between the half and the whole, as `luck` (0 to 1) has
     it: what several gateways lost together does not come back together.
     """
-    return min(first * 2.0 ** min(losses - 1, 60), most) * (0.5 + 0.5 * luck)
+    return min(first * 2.0 ** min(losses - 1, 60), maximum) * (0.5 + 0.5 * luck)
 
 
 class Retries:

@@ -79,18 +79,18 @@ class BackendSelection:
         return not self._ledger.has_on(candidate.name, tenant) or self._is_alone(tenant)
 
     def find_now(
-        self, tenant: str, submission: Submission, able: frozenset[str] | None, most: DispatchSettings
+        self, tenant: str, submission: Submission, able: frozenset[str] | None, maximum: DispatchSettings
     ) -> Backend | None:
         """Return the backend for a prompt that is to be accepted, None if it has to wait in the gateway.
 
         Raises:
-            Overloaded: enough wait already, by `most`.
+            Overloaded: enough wait already, by `maximum`.
         """
         found = self.find(tenant, submission, able) if self.may_run_more(tenant) else None
         waiting = self._ledger.waiting
-        if found is None and len(waiting) >= most.max_waiting:
+        if found is None and len(waiting) >= maximum.max_waiting:
             raise Overloaded(f"{len(waiting)} prompts are waiting already, and no backend has room", "max_waiting")
-        if found is None and waiting.bytes + submission.size > most.max_waiting_bytes:
+        if found is None and waiting.bytes + submission.size > maximum.max_waiting_bytes:
             details = f"{waiting.bytes} bytes of prompts are waiting already, and no backend has room"
             raise Overloaded(details, "max_waiting_bytes")
         return found

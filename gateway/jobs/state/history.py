@@ -108,19 +108,19 @@ class History:
         dropped += self._drop_past_bytes([ended.tenant], MAX_DROPPED - len(dropped), newest=ended.tenant)
         return dropped
 
-    def drop_past_bytes(self, most: int) -> list[HistoryRemoval]:
+    def drop_past_bytes(self, maximum: int) -> list[HistoryRemoval]:
         """Drop the oldest entries past the bytes that may be kept, at most so many: they must leave the store.
 
         A limit may have been made smaller, and whoever it concerns may end no further job for long.
         """
-        return self._drop_past_bytes(list(self._kept), most)
+        return self._drop_past_bytes(list(self._kept), maximum)
 
-    def _drop_past_bytes(self, tenants: Sequence[str], most: int, newest: str | None = None) -> list[HistoryRemoval]:
+    def _drop_past_bytes(self, tenants: Sequence[str], maximum: int, newest: str | None = None) -> list[HistoryRemoval]:
         dropped: list[HistoryRemoval] = []
         for tenant in tenants:
-            while self._kept[tenant] > self._max_bytes and len(self._ended[tenant]) > 1 and len(dropped) < most:
+            while self._kept[tenant] > self._max_bytes and len(self._ended[tenant]) > 1 and len(dropped) < maximum:
                 dropped.append(self._drop_oldest(tenant, "history.max_bytes"))
-        while self._kept_in_all > self._max_total_bytes and len(dropped) < most:
+        while self._kept_in_all > self._max_total_bytes and len(dropped) < maximum:
             largest, _ = self._kept.most_common(1)[0]
             if largest == newest and len(self._ended[largest]) == 1:
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
-MOST = 100_000
+MAX_ORPHANS = 100_000
 
 
 class Orphans:
@@ -27,7 +27,7 @@ class Orphans:
             return
         self._on_its_way[backend, upstream_id] = on_its_way
         self._ids[upstream_id] = self._ids.get(upstream_id, 0) + 1
-        if len(self._on_its_way) > MOST:
+        if len(self._on_its_way) > MAX_ORPHANS:
             self.remove(*next(iter(self._on_its_way)))
 
     def remove(self, backend: str, upstream_id: str) -> None:
@@ -39,7 +39,7 @@ class Orphans:
     def ended(self, upstream_id: str) -> None:
         """Remember the id of a prompt that is over."""
         self._ended[upstream_id] = None
-        if len(self._ended) > MOST:
+        if len(self._ended) > MAX_ORPHANS:
             del self._ended[next(iter(self._ended))]
 
     def has_ended(self, upstream_id: str) -> bool:

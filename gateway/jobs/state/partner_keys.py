@@ -19,7 +19,7 @@ HIDDEN = "[partner key]"
 _MARK = b"_comfy_org"
 # Shorter ones are no keys, and might stand anywhere.
 _SHORTEST = 6
-_MOST_DEPTH = 64
+_MAX_DEPTH = 64
 
 
 def may_hold(body: bytes) -> bool:
@@ -29,7 +29,7 @@ def may_hold(body: bytes) -> bool:
 
 def without(value: Any, depth: int = 0) -> Any:
     """A copy without anything that is called as a partner key, however deep: it would end up in an image's metadata."""
-    if depth > _MOST_DEPTH:
+    if depth > _MAX_DEPTH:
         return value
     if isinstance(value, dict):
         return {key: without(item, depth + 1) for key, item in value.items() if key not in NAMES}
@@ -63,7 +63,7 @@ class Censor:
             for text in self._texts:
                 value = value.replace(text, HIDDEN)
             return value
-        if depth > _MOST_DEPTH:
+        if depth > _MAX_DEPTH:
             return HIDDEN if isinstance(value, (dict, list)) else value
         if isinstance(value, list):
             return [self.value(item, depth + 1) for item in value]

@@ -121,7 +121,7 @@ def _shares(states: Mapping[str, Any]) -> dict[str, float]:
 def _share(state: Mapping[str, Any]) -> float:
     if state.get("state") == "finished":
         return 1.0
-    value, most = state.get("value"), state.get("max")
-    if not isinstance(value, int | float) or not isinstance(most, int | float) or most <= 0:
+    value, maximum = state.get("value"), state.get("max")
+    if not isinstance(value, int | float) or not isinstance(maximum, int | float) or maximum <= 0:
         return 0.0
-    return min(value / most, 1.0)
+    return min(value / maximum, 1.0)

@@ -46,39 +46,39 @@ class Rejection(Exception):
         self.body = body
 
 
-def check_count(what: str, count: int, most: int) -> None:
+def check_count(what: str, count: int, maximum: int) -> None:
     """Refuse more of something than `dispatch.max_nodes`."""
-    if count > most:
-        extra = {"limit": "max_nodes", "value": most, "used": count}
-        details = f"{count} {what}; at most {most} are taken (dispatch.max_nodes)"
+    if count > maximum:
+        extra = {"limit": "max_nodes", "value": maximum, "used": count}
+        details = f"{count} {what}; at most {maximum} are taken (dispatch.max_nodes)"
         raise rejection("graph_too_large", "The graph is too large", details, extra)
 
 
-def check_targets(targets: Any, most: int) -> None:
+def check_targets(targets: Any, maximum: int) -> None:
     """Refuse too many targets."""
     # ComfyUI looks through them for each node, whatever they are (execution.py, validate_prompt).
-    if isinstance(targets, (list, str, dict)) and len(targets) > most:
-        raise too_many_outputs(len(targets), most)
+    if isinstance(targets, (list, str, dict)) and len(targets) > maximum:
+        raise too_many_outputs(len(targets), maximum)
 
 
-def too_many_outputs(count: int, most: int) -> Rejection:
+def too_many_outputs(count: int, maximum: int) -> Rejection:
     """Return the refusal of a prompt with too many output nodes."""
-    details = f"{count} output nodes; at most {most} are taken (dispatch.max_outputs)"
-    extra = {"limit": "max_outputs", "value": most, "used": count}
+    details = f"{count} output nodes; at most {maximum} are taken (dispatch.max_outputs)"
+    extra = {"limit": "max_outputs", "value": maximum, "used": count}
     return rejection("too_many_outputs", "The prompt has too many outputs", details, extra)
 
 
-def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], most: int) -> None:
+def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], maximum: int) -> None:
     """Refuse a graph with too many values. `dumps` writes all of it.
 
     Commas and brackets are counted first, because that is quick; those in texts are no values.
     """
     if (
-        min(json_codec.count_values(body), json_codec.count_values(dumps(prompt))) > most
-        and (used := _count(prompt)) > most
+        min(json_codec.count_values(body), json_codec.count_values(dumps(prompt))) > maximum
+        and (used := _count(prompt)) > maximum
     ):
-        details = f"it has more than {most} values (dispatch.max_graph_values)"
-        extra = {"limit": "max_graph_values", "value": most, "used": used}
+        details = f"it has more than {maximum} values (dispatch.max_graph_values)"
+        extra = {"limit": "max_graph_values", "value": maximum, "used": used}
         raise rejection("graph_too_large", "The graph is too large", details, extra)
 
 
@@ -145,7 +145,7 @@ def web_workflow() -> Rejection:
     )
 
 
-def check_texts(prompt: Any, most: int) -> None:
+def check_texts(prompt: Any, maximum: int) -> None:
     """Refuse long texts that one emoji makes four times as large in memory: a graph is parsed again and again."""
     used, left = 0, [prompt]
     while left:
@@ -157,8 +157,8 @@ def check_texts(prompt: Any, most: int) -> None:
             left += value
         elif isinstance(value, str) and len(value) > _LONG_TEXT:
             used += sys.getsizeof(value)
-    if used > most:
-        details = f"its long texts take {used} bytes of memory; at most {most} (twice dispatch.max_prompt_bytes)"
+    if used > maximum:
+        details = f"its long texts take {used} bytes of memory; at most {maximum} (twice dispatch.max_prompt_bytes)"
         raise rejection("graph_too_large", "The graph is too large", details)
 
 
@@ -170,12 +170,12 @@ def _check_title(node_id: str, meta: Any) -> None:
         raise _long_name("title", node_id)
 
 
-def _long_name(what: str, node_id: str, most: int = graph.MAX_NAME) -> Rejection:
+def _long_name(what: str, node_id: str, maximum: int = graph.MAX_NAME) -> Rejection:
     named = node_id[:200]
     return rejection(
         "graph_too_large",
         "The graph is too large",
-        f"the {what} of node '{named}' is too long; at most {most} characters are taken",
+        f"the {what} of node '{named}' is too long; at most {maximum} characters are taken",
         {"node_id": named},
     )
 

@@ -31,7 +31,7 @@ from gateway.jobs.state.prompt_bounds import (
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
 # A year, in seconds.
-MOST_DEADLINE = 31_536_000
+MAX_DEADLINE = 31_536_000
 # Bytes of client_id and partner keys, which are kept parsed and told again and again.
 MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
@@ -263,10 +263,10 @@ def _deadline(extra: Mapping[str, Any]) -> float | None:
     if seconds is None:
         return None
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not is_number or not 0 < seconds <= MOST_DEADLINE:
+    if not is_number or not 0 < seconds <= MAX_DEADLINE:
         raise rejection(
             "invalid_deadline",
-            f"extra_data.deadline_seconds must be a number greater than 0 and at most {MOST_DEADLINE}",
+            f"extra_data.deadline_seconds must be a number greater than 0 and at most {MAX_DEADLINE}",
             f"got {repr(seconds)[:100]}; give the seconds after which the job is to be cancelled, or leave it out",
         )
     return float(seconds)

@@ -26,7 +26,7 @@ from gateway.web.guard.cross_origin import READS, Origins, is_preflight
 from gateway.web.guard.rate_limits import refuse
 from gateway.web.http.client_address import client_address
 from gateway.web.http.decompression import TAKEN, BadPacking, UnknownCoding
-from gateway.web.http.request_body import MOST, REACHED
+from gateway.web.http.request_body import MAX_BODY_BYTES, REACHED
 from gateway.web.http.request_ids import request_id_of
 from gateway.web.http.request_keys import GRANT, IDENTITY, STREAMING
 from gateway.web.http.request_log import RequestLog, name_jobs
@@ -179,10 +179,10 @@ class Gate:
         """Hold a request against its tenant's limits, before anything of its body is read."""
         reached = self._limits.request(tenant, time.monotonic()) if self._limits.counts_requests else None
         if reached is None and self._limits.bounds_bodies and request.can_read_body:
-            most, size = self._limits.of(tenant).body_bytes, request.content_length or 0
-            if most is not None:
-                request[MOST] = most
-                reached = body_too_large(most, size) if size > most else None
+            maximum, size = self._limits.of(tenant).body_bytes, request.content_length or 0
+            if maximum is not None:
+                request[MAX_BODY_BYTES] = maximum
+                reached = body_too_large(maximum, size) if size > maximum else None
         return None if reached is None else self._refuse(reached)
 
     def _refuse(self, reached: LimitReached) -> web.Response:

@@ -10,7 +10,7 @@ from gateway.settings import Settings, is_loopback
 from gateway.web.http.client_address import parse_address
 
 # Spellings of our own names that are remembered: each with its port.
-MOST_KNOWN = 1024
+MAX_KNOWN_HOSTS = 1024
 # A longer one is remembered by nobody: a proxy passes on what its caller says.
 MAX_KNOWN = 300
 
@@ -36,7 +36,7 @@ class Hosts:
         if host in self._known or self.any or not host:
             return True
         is_ours = self._is_ours(host)
-        if is_ours and len(self._known) < MOST_KNOWN and len(host) <= MAX_KNOWN:
+        if is_ours and len(self._known) < MAX_KNOWN_HOSTS and len(host) <= MAX_KNOWN:
             self._known.add(host)
         return is_ours
 

@@ -17,9 +17,9 @@ from gateway.tenants.limits import body_too_large
 from gateway.web.http.decompression import Decompressor
 
 # How deep the JSON of a body may lie that is no prompt: those of ComfyUI's clients hardly do.
-MOST_DEPTH = 100
+MAX_DEPTH = 100
 # Where the gate puts what the caller's tenant may send.
-MOST = "most_body_bytes"
+MAX_BODY_BYTES = "most_body_bytes"
 # Where a body that is passed on leaves why it is not.
 REACHED = "limit_reached"
 # ComfyUI decodes JSON by whatever charset its Content-Type names (server.py, request.json). Some of Python's codecs
@@ -27,7 +27,9 @@ REACHED = "limit_reached"
 _CHARSETS = frozenset({"ascii", "cp1252", "iso8859-1", "utf-16", "utf-16-be", "utf-16-le", "utf-32"})
 
 
-async def read_body(request: web.Request, most: int | None = None, grow: Callable[[int], None] | None = None) -> bytes:
+async def read_body(
+    request: web.Request, maximum: int | None = None, grow: Callable[[int], None] | None = None
+) -> bytes:
     """A request's body, unpacked.
 
     Args:
@@ -35,24 +37,24 @@ async def read_body(request: web.Request, most: int | None = None, grow: Callabl
         grow: told of the bytes that have come; see `Limits.body`.
 
     Raises:
-        HTTPRequestEntityTooLarge: it has more than `most` bytes, or than `server.max_body`.
+        HTTPRequestEntityTooLarge: it has more than `maximum` bytes, or than `server.max_body`.
         LimitReached: it has more than its tenant may send.
         UnknownCoding, BadPacking: it came compressed in a way that is not taken, or does not unpack.
     """
     body = bytearray()
-    most = request.client_max_size if most is None else min(most, request.client_max_size)
+    maximum = request.client_max_size if maximum is None else min(maximum, request.client_max_size)
     if "Content-Encoding" in request.headers:
         async for piece in pieces(request):
             body += piece
-            _check(request, len(body), most)
+            _check(request, len(body), maximum)
             if grow is not None:
                 grow(len(body))
         return bytes(body)
-    if (request.content_length or 0) > most:
-        raise web.HTTPRequestEntityTooLarge(most, request.content_length or 0)
+    if (request.content_length or 0) > maximum:
+        raise web.HTTPRequestEntityTooLarge(maximum, request.content_length or 0)
     while chunk := await request.content.readany():
         body += chunk
-        _check(request, len(body), most)
+        _check(request, len(body), maximum)
         if grow is not None:
             grow(len(body))
     return bytes(body)
@@ -78,14 +80,16 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
         unpacker.end()
 
 
-async def read_json(request: web.Request, most: int | None = None, grow: Callable[[int], None] | None = None) -> bytes:
-    """A body that should be JSON, in UTF-8. `most` and `grow`: see `read_body`.
+async def read_json(
+    request: web.Request, maximum: int | None = None, grow: Callable[[int], None] | None = None
+) -> bytes:
+    """A body that should be JSON, in UTF-8. `maximum` and `grow`: see `read_body`.
 
     Raises:
         MalformedJson: it is in a charset that is not taken, or not in the one that it says.
         HTTPRequestEntityTooLarge, LimitReached, UnknownCoding, BadPacking: see `read_body`.
     """
-    body, charset = await read_body(request, most, grow), request.charset
+    body, charset = await read_body(request, maximum, grow), request.charset
     if charset is None or charset.lower() == "utf-8":
         return body
     try:
@@ -103,7 +107,7 @@ def stream_body(request: web.Request) -> AsyncIterator[bytes] | aiohttp.StreamRe
     """A request's body to be passed on as it comes; None if it has none. Reading it raises as `read_body` does."""
     if not request.can_read_body:
         return None
-    return request.content if request.get(MOST) is None else _counted(request)
+    return request.content if request.get(MAX_BODY_BYTES) is None else _counted(request)
 
 
 async def _counted(request: web.Request) -> AsyncIterator[bytes]:
@@ -114,14 +118,14 @@ async def _counted(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _check(request: web.Request, size: int, most: int) -> None:
+def _check(request: web.Request, size: int, maximum: int) -> None:
     _check_own(request, size)
-    if size > most:
-        raise web.HTTPRequestEntityTooLarge(most, size)
+    if size > maximum:
+        raise web.HTTPRequestEntityTooLarge(maximum, size)
 
 
 def _check_own(request: web.Request, size: int) -> None:
-    most: int | None = request.get(MOST)
-    if most is not None and size > most:
-        request[REACHED] = reached = body_too_large(most, size)
+    maximum: int | None = request.get(MAX_BODY_BYTES)
+    if maximum is not None and size > maximum:
+        request[REACHED] = reached = body_too_large(maximum, size)
         raise reached

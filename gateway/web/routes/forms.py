@@ -89,7 +89,7 @@ class _Unpacked(StreamReader):
         # No more than one piece is held, so that this never pauses the connection, which is the body's to do.
         super().__init__(request.protocol, 2**24, loop=asyncio.get_running_loop())
         self._packed = packed
-        self._most = limit + MAX_BESIDES
+        self._maximum = limit + MAX_BESIDES
         self._size_taken = 0
 
     def feed_eof(self) -> None:
@@ -103,8 +103,8 @@ class _Unpacked(StreamReader):
             self.feed_eof()
             return
         self._size_taken += len(piece)
-        if self._size_taken > self._most:
-            raise FormTooLarge(f"at most {self._most} bytes are taken, unpacked")
+        if self._size_taken > self._maximum:
+            raise FormTooLarge(f"at most {self._maximum} bytes are taken, unpacked")
         self.feed_data(piece)
 
 

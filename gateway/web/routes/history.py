@@ -19,17 +19,17 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     """The caller's ended jobs, ComfyUI's ``max_items`` and ``offset`` honoured (execution.py, get_history)."""
     query = request.rel_url.query
     try:
-        most = int(query["max_items"]) if "max_items" in query else None
+        maximum = int(query["max_items"]) if "max_items" in query else None
         offset = int(query.get("offset", -1))
     except ValueError:
         return problem(400, "invalid_query", "max_items and offset must be integers")
     history, identity = context_of(request).engine.history, whose(request)
     own = list(history.of(None if identity.is_admin else [identity.tenant]))
-    if offset < 0 and most is not None:
-        offset = len(own) - most
+    if offset < 0 and maximum is not None:
+        offset = len(own) - maximum
     chosen = own[max(offset, 0) :]
     # ComfyUI compares after it has added an item, so it gives one where none was asked for.
-    chosen = chosen if most is None else chosen[: max(most, 1)]
+    chosen = chosen if maximum is None else chosen[: max(maximum, 1)]
     if not chosen:
         return json_bytes(b"{}")
     return await _all(request, _one_for_each_id(request, chosen))
@@ -86,7 +86,7 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
     try:
         for ended in chosen:
             entry = engine.history.cached_entry(ended)
-            if entry is not None and size <= large_responses.MOST_AT_ONCE:
+            if entry is not None and size <= large_responses.MAX_AT_ONCE:
                 pieces += (b", ", *_item(request, ended, entry)) if size else _item(request, ended, entry)
                 size += len(entry)
                 continue
@@ -101,7 +101,7 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
                 if bulk is None:
                     pieces.append(whole)
                 del entry, whole
-            if bulk is not None or size > large_responses.MOST_AT_ONCE:
+            if bulk is not None or size > large_responses.MAX_AT_ONCE:
                 response = response or await large_responses.begin(request)
                 if request.method == "HEAD":
                     return response

@@ -21,7 +21,7 @@ from gateway.web.http.responses import json, problem
 from gateway.web.routes.queue import BadBody, read_object
 
 PAGE = 1000
-MOST_OVERLAP = 31_536_000
+MAX_OVERLAP = 31_536_000
 _PRIVATE = {"Cache-Control": "no-store"}
 _MADE = ("name", "role", "tenant", "expires")
 
@@ -67,8 +67,8 @@ async def rotate_key(request: web.Request) -> web.Response:
     try:
         overlap = _checked(await read_object(request, optional=True), ("overlap_seconds",)).get("overlap_seconds")
         is_number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
-        if overlap is not None and not (is_number and 0 <= overlap <= MOST_OVERLAP):
-            raise BadBody(f'"overlap_seconds" must be a number from 0 to {MOST_OVERLAP}')
+        if overlap is not None and not (is_number and 0 <= overlap <= MAX_OVERLAP):
+            raise BadBody(f'"overlap_seconds" must be a number from 0 to {MAX_OVERLAP}')
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error), _PRIVATE)
     try:

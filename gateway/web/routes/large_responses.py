@@ -14,7 +14,7 @@ from gateway.web.http.request_keys import STREAMING
 from gateway.web.http.responses import JSON_HEADERS, json_bytes, problem
 
 # Bytes that are sent at once.
-MOST_AT_ONCE = 4 * 1024 * 1024
+MAX_AT_ONCE = 4 * 1024 * 1024
 
 
 class Busy(Exception):
@@ -69,7 +69,7 @@ async def send_bulk(request: web.Request, response: web.StreamResponse, bulk: Bu
 async def answer(request: web.Request, pieces: Iterable[bytes | memoryview]) -> web.StreamResponse:
     """Answer with all of these bytes."""
     whole = list(pieces)
-    if sum(map(len, whole)) <= MOST_AT_ONCE:
+    if sum(map(len, whole)) <= MAX_AT_ONCE:
         return json_bytes(b"".join(whole))
     response = await begin(request)
     if request.method != "HEAD":

@@ -15,7 +15,7 @@ from gateway.comfy import json_codec
 from gateway.store.userdata import MAX_SETTINGS, FileInfo, FolderFull, OutsideFolder, UnfitName, UserFolder
 from gateway.web.guard.context import caller, context_of
 from gateway.web.http.content_safety import is_active
-from gateway.web.http.request_body import MOST_DEPTH, pieces, read_body
+from gateway.web.http.request_body import MAX_DEPTH, pieces, read_body
 from gateway.web.http.responses import empty, json, json_bytes, problem
 from gateway.web.routes.passthrough import hand_on
 
@@ -102,7 +102,7 @@ async def _json(request: web.Request) -> Any:
     try:
         with context_of(request).limits.body(caller(request).tenant) as grow:
             body = await read_body(request, MAX_SETTINGS, grow)
-        return json_codec.read_bounded(body, MOST_DEPTH, MAX_SETTINGS_VALUES)[0]
+        return json_codec.read_bounded(body, MAX_DEPTH, MAX_SETTINGS_VALUES)[0]
     except json_codec.MalformedJson as error:
         return problem(400, "invalid_body", "The body can't be read", f"it is not JSON: {error}")
 
@@ -180,14 +180,14 @@ async def post_file(request: web.Request) -> web.StreamResponse:
     own, data = _own(request), context_of(request).userdata
     if own is None:
         return await hand_on(request)
-    most = min(data.most, context_of(request).settings.server.max_body)
+    maximum = min(data.maximum, context_of(request).settings.server.max_body)
     overwrite = request.rel_url.query.get("overwrite", "true") != "false"
     try:
         async with data.writer() as writer:
             async for chunk in pieces(request):
                 await writer.write(chunk)
-                if writer.size > most:
-                    return problem(413, "body_too_large", "The file is too large", f"at most {most} bytes are taken")
+                if writer.size > maximum:
+                    return problem(413, "body_too_large", "The file is too large", f"at most {maximum} bytes are taken")
             saved = await own.put(request.match_info["file"], await writer.spool(), overwrite=overwrite)
     except _NOT_SAVED as error:
         return _not_saved(error)

@@ -33,7 +33,7 @@ from gateway.web.server.timeouts import ConnectionTimeouts, Phase
 
 _log = logs.get("connections")
 
-SWEEP_MOST = 1.0
+MAX_SWEEP = 1.0
 SWEEP_LEAST = 0.05
 # After the answer that refuses a slow body, or a close that waits for its reader.
 GRACE_SECONDS = 5.0
@@ -145,14 +145,14 @@ class Connections:
         settings: ServerSettings,
         proxies: TrustedProxies,
         metrics: Metrics,
-        most: int,
+        maximum: int,
         intakes: dict[web.RequestHandler, ParserFeed],
         http_log: RequestLog,
     ) -> None:
         self._settings = settings
         self._proxies = proxies
         self._metrics = metrics
-        self._most = most
+        self._maximum = maximum
         self._all: dict[Connection, None] = {}
         self._inner: dict[web.RequestHandler, Connection] = {}
         self._intakes = intakes
@@ -171,7 +171,7 @@ class Connections:
         """Begin to look after those whose time is up."""
         settings = self._settings
         shortest = min(settings.header_timeout, settings.body_timeout, settings.send_timeout)
-        self._tasks.repeat(self._sweep, "sweep", max(min(shortest / 4, SWEEP_MOST), SWEEP_LEAST), at_once=False)
+        self._tasks.repeat(self._sweep, "sweep", max(min(shortest / 4, MAX_SWEEP), SWEEP_LEAST), at_once=False)
 
     async def drain(self, seconds: float) -> None:
         """Let the requests that have begun be read and answered, and close each connection behind its answer.
@@ -265,11 +265,11 @@ class Connections:
 
     def admit(self, server: web.Server, address: str) -> Connection | str:
         """A connection for one that was accepted; or the limit that refuses it: ``address`` or ``full``."""
-        key, most = network_of(address), self._settings.max_connections_per_address
-        if self._by_address[key] >= most and not self._proxies.knows(address):
+        key, maximum = network_of(address), self._settings.max_connections_per_address
+        if self._by_address[key] >= maximum and not self._proxies.knows(address):
             self._metrics.connections_refused.labels("address").inc()
             return "address"
-        if len(self._all) >= self._most and not self._make_room():
+        if len(self._all) >= self._maximum and not self._make_room():
             self._metrics.connections_refused.labels("full").inc()
             return "full"
         connection = Connection(self, Protocol(server, self._http_log), key, self._http_log)

@@ -29,7 +29,7 @@ MAX_QUERY_FIELDS = 1000
 # aiohttp parses a Content-Type as if it were an e-mail's: 16 KB of parameters would take 100 ms.
 MAX_CONTENT_TYPE = 256
 # Names that were found to be such, whoever asked by them.
-MOST_HOSTS = 1024
+MAX_HOSTS = 1024
 _hosts_known: set[str | None] = set()
 # Their answers would show others' headers (RFC 9110, section 9.3.8), or open a tunnel.
 _NEVER: Final = frozenset({"CONNECT", "TRACE"})
@@ -68,7 +68,7 @@ def fault(message: RawRequestMessage) -> tuple[int, str] | None:
 def _is_host(host: str) -> bool:
     if len(host) > MAX_HOST + len(":65535") or _HOST.fullmatch(host) is None:
         return False
-    if len(_hosts_known) < MOST_HOSTS:
+    if len(_hosts_known) < MAX_HOSTS:
         _hosts_known.add(host)
     return True
 

@@ -56,9 +56,9 @@ class Server:
             # Bodies are unpacked where they are read (web/http/decompression.py), and passed on as they are.
             auto_decompress=False,
         )
-        most = files_for(server.max_connections, FILES_BESIDES)
+        maximum = files_for(server.max_connections, FILES_BESIDES)
         proxies = TrustedProxies(server.trusted_proxies)
-        self._connections = Connections(server, proxies, metrics, most, app[INTAKES], RequestLog(settings))
+        self._connections = Connections(server, proxies, metrics, maximum, app[INTAKES], RequestLog(settings))
         self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
         self._stack = AsyncExitStack()
         self._listeners: list[Listener] = []

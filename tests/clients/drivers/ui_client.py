@@ -33,7 +33,7 @@ def _run(client: ComfyUIClient, prompt: Prompt) -> dict[str, Any]:
     outputs = client.get_outputs(
         prompt,
         handle_status_event=keep_status,
-        handle_progress_event=lambda node, value, most: progress.append(value) if most else None,
+        handle_progress_event=lambda node, value, maximum: progress.append(value) if maximum else None,
         handle_executed_event=lambda data: executed.append(data["node"]),
     )
     folders = [folder for node in outputs["images"].values() for types in node.values() for folder in types.values()]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.comfy.file_refs import FileRef
-from gateway.files.identity import MOST
+from gateway.files.identity import MAX_FILES
 from gateway.jobs.files.entry_files import each_file, file_steps
 
 
@@ -19,9 +19,9 @@ def test_of_a_million_files_that_a_node_tells_of_most_keep_their_names() -> None
         asked.append(node_id)
         return FileRef(ref.kind, ref.subfolder, "x")
 
-    half = {"images": [{"filename": "a.png"}] * (MOST // 2 + 1)}
+    half = {"images": [{"filename": "a.png"}] * (MAX_FILES // 2 + 1)}
     renamed = each_file({"1": half, "2": half}, name)
-    assert (asked.count("1"), asked.count("2")) == (MOST // 2 + 1, MOST // 2 - 1)
+    assert (asked.count("1"), asked.count("2")) == (MAX_FILES // 2 + 1, MAX_FILES // 2 - 1)
     assert [file["filename"] for file in renamed["2"]["images"][-3:]] == ["x", "a.png", "a.png"]
 
 
@@ -44,8 +44,8 @@ def test_many_files_are_named_in_short_steps(output: Any) -> None:
         named += 1
         return FileRef(ref.kind, ref.subfolder, f"x{ref.filename}")
 
-    before, most = 0, 0
+    before, maximum = 0, 0
     for _ in file_steps({"1": output}, name):
-        before, most = named, max(most, named - before)
+        before, maximum = named, max(maximum, named - before)
     assert named >= 990
-    assert max(most, named - before) <= 64
+    assert max(maximum, named - before) <= 64

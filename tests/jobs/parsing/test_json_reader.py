@@ -151,14 +151,14 @@ def test_a_judgement_is_made_here(apart: Read) -> None:
 @pytest.mark.parametrize("value", ["NaN", "99999999999999999999", '"\\ud800"'])
 def test_what_only_python_can_say_is_short(value: str) -> None:
     """It takes ten times as long, and three times the room."""
-    most = Bounds()
+    maximum = Bounds()
     for size in (2**19, 2**20):
         body = b'{"prompt": {}, "x": [%b, "%b"]}' % (value.encode(), b"y" * size)
         if size < 2**20:
-            assert not read(body, bounds=most).is_plain
+            assert not read(body, bounds=maximum).is_plain
             continue
         with pytest.raises(Rejection) as caught:
-            read(body, bounds=most)
+            read(body, bounds=maximum)
         assert caught.value.body["error"]["type"] == "graph_too_large"
         assert "NaN" in caught.value.body["error"]["details"]
 
@@ -279,18 +279,18 @@ def test_more_memory_than_there_is() -> None:
 def test_a_tenants_bodies_are_read_one_at_a_time(apart: Read) -> None:
     """So there is a process for the next tenant, however many bodies the first one sends."""
     body = json.dumps({"prompt": slow(), "x": "y" * 2**19}).encode()
-    most: list[int] = []
+    maximum: list[int] = []
 
     async def many() -> None:
         reading = [asyncio.ensure_future(apart.of(body)) for _ in range(5)]
         other = asyncio.ensure_future(apart.of(body, "anna"))
         while not all(task.done() for task in (*reading, other)):
-            most.append(len(apart.reader._busy))
+            maximum.append(len(apart.reader._busy))
             await asyncio.sleep(0)
         await asyncio.gather(*reading, other)
 
     apart.runner.run(many())
-    assert max(most) == 2
+    assert max(maximum) == 2
 
 
 def test_a_process_ends_with_its_reader() -> None:

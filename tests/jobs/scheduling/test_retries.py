@@ -21,11 +21,11 @@ def test_it_doubles_up_to_a_limit() -> None:
 
 
 @given(st.integers(1, 1000), st.floats(0, 1), st.floats(0.001, 100), st.floats(0.001, 1000))
-def test_it_is_bounded_and_never_gets_shorter(losses: int, luck: float, first: float, most: float) -> None:
-    pause = backoff(losses, luck, first, most)
-    assert min(first, most) / 2 <= pause <= most
-    assert pause <= backoff(losses + 1, luck, first, most)
-    assert backoff(losses, 0.0, first, most) <= pause <= backoff(losses, 1.0, first, most)
+def test_it_is_bounded_and_never_gets_shorter(losses: int, luck: float, first: float, maximum: float) -> None:
+    pause = backoff(losses, luck, first, maximum)
+    assert min(first, maximum) / 2 <= pause <= maximum
+    assert pause <= backoff(losses + 1, luck, first, maximum)
+    assert backoff(losses, 0.0, first, maximum) <= pause <= backoff(losses, 1.0, first, maximum)
 
 
 async def test_what_was_lost_together_goes_together() -> None:

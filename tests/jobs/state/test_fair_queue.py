@@ -166,7 +166,7 @@ NUMBERS = st.one_of(
 )
 
 
-def arrivals(tenant: str, most: int) -> st.SearchStrategy[list[Arrival]]:
+def arrivals(tenant: str, maximum: int) -> st.SearchStrategy[list[Arrival]]:
     """What one tenant sends, in bursts and one by one; some of it is cancelled."""
     one = st.builds(
         lambda at, seconds, body, wait: Arrival(at, tenant, seconds, body, None if wait is None else at + wait),
@@ -175,7 +175,7 @@ def arrivals(tenant: str, most: int) -> st.SearchStrategy[list[Arrival]]:
         NUMBERS,
         st.one_of(st.none(), st.integers(0, 6)),
     )
-    return st.lists(one, max_size=most, unique=True)
+    return st.lists(one, max_size=maximum, unique=True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.jobs.state.orphans import MOST, Orphans
+from gateway.jobs.state.orphans import MAX_ORPHANS, Orphans
 
 
 def test_one_on_its_way_is_remembered_though_it_is_not_there() -> None:
@@ -56,6 +56,6 @@ def test_what_was_dealt_with_is_remembered_and_what_is_wanted_again_is_not() -> 
 
 def test_the_oldest_is_forgotten() -> None:
     orphans = Orphans()
-    for n in range(MOST + 2):
+    for n in range(MAX_ORPHANS + 2):
         orphans.ended(str(n))
-    assert [orphans.has_ended(str(n)) for n in (1, 2, MOST + 1)] == [False, True, True]
+    assert [orphans.has_ended(str(n)) for n in (1, 2, MAX_ORPHANS + 1)] == [False, True, True]

@@ -64,11 +64,11 @@ class Desk:
         self.parting = Parting()
         self.count = 0
 
-    def cut(self, document: bytes, *, most: int = 2**23, is_event: bool = False) -> tuple[CutParts, bytes]:
+    def cut(self, document: bytes, *, maximum: int = 2**23, is_event: bool = False) -> tuple[CutParts, bytes]:
         """Cut a document."""
         path = self.folder / "document"
         path.write_bytes(document)
-        order = CutParts(str(path), MARK, most, is_event)
+        order = CutParts(str(path), MARK, maximum, is_event)
         return order, self.parting.cut(order)
 
     def fill(self, cut: CutParts, left: bytes, changes: Changes = NO_CHANGES, *, is_packed: bool = False) -> bytes:

@@ -298,7 +298,7 @@ def _switch(source: str) -> dict[str, Any]:
 
 
 # The ways that every text goes, which the others only differ from in what makes the text.
-_MOST = ("switch", "string", "hidden string", "text as a number")
+_MAX = ("switch", "string", "hidden string", "text as a number")
 
 
 def for_text(targets: Targets) -> list[Variant]:
@@ -312,11 +312,11 @@ def for_text(targets: Targets) -> list[Variant]:
     for label in ("upload", "output", "audio", "temp", "marker"):
         found += [*shapes(label, names[label]), *linked(label, names[label])]
     for label in ("sub", "model", "audio output", "numeric"):
-        found += [variant for variant in linked(label, names[label]) if variant.label.startswith(_MOST)]
+        found += [variant for variant in linked(label, names[label]) if variant.label.startswith(_MAX)]
     through = folders(targets) | writes(targets) | {f"playlist {name}": name for name in targets.playlists}
     through["40 KB of ./"] = spelled(targets)["40 KB of ./"]
     for label, value in through.items():
-        found += [variant for variant in linked(label, value) if variant.label.startswith(_MOST)]
+        found += [variant for variant in linked(label, value) if variant.label.startswith(_MAX)]
     return found
 
 
