@@ -1,4 +1,4 @@
-"""The house's rules, and that the documents say what the code does."""
+"""Rules of the code's structure, and agreement of the documents with the code."""
 
 from __future__ import annotations
 
@@ -109,3 +109,18 @@ def test_help_works() -> None:
         assert isinstance(command, Command)
         result = CliRunner().invoke(main, [name, "--help"])
         assert result.exit_code == 0, result.output
+
+
+def test_files_that_documents_name_exist() -> None:
+    """Paths of the package, with or without ``gateway/``, and of the tests."""
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        for named in re.findall(r"`((?:[a-z_0-9]+/)+(?:[a-z_0-9]+\.(?:py|json))?)`", path.read_text()):
+            if named.startswith(("gateway/", "tests/", "config/", "packaging/", "examples/", "benchmarks/")):
+                assert (ROOT / named).exists() or is_to_come(named), (path, named)
+            elif named.endswith(".py") and (ROOT / "gateway" / named.partition("/")[0]).is_dir():
+                assert (ROOT / "gateway" / named).exists(), (path, named)
+
+
+def is_to_come(named: str) -> bool:
+    """Return True if the layers have a place for a package that does not exist yet."""
+    return f"({named.strip('/').replace('/', '.')})" in (ROOT / "pyproject.toml").read_text()
