@@ -1,4 +1,4 @@
-"""A batch on backends of unequal speed, with and without taking over: makespan over the lower bound.
+"""A batch on backends of unequal speed, with and without work stealing: makespan over the lower bound.
 
 All jobs are alike, and a backend i runs one at a time in t_i seconds, measured on it alone just before. In T seconds
 it ends floor(T / t_i) of them at most, whoever sends them. So no gateway can be done before
@@ -69,7 +69,7 @@ async def run(rounds: int, seconds: float) -> list[Row]:
         Row(
             f"{jobs} jobs on backends of speed 1, 2 and 4: makespan over the lower bound",
             f"{mine:.2f}",
-            f"without taking over {without:.2f}",
+            f"without work stealing {without:.2f}",
             ratio(ratios),
             "shown",
         )

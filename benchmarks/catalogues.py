@@ -14,11 +14,11 @@ SECONDS = 40.0
 _FILES = [f"folder {n % 9}/a file of somebody {n:06}.png" for n in range(40_000)]
 
 
-def catalogue(megabytes: int, merged_catalogue: int) -> bytes:
-    """Return a catalogue of custom nodes, one of them with a long list; in each edition each class is another."""
+def catalogue(megabytes: int, version: int) -> bytes:
+    """Return a catalogue of custom nodes, one of them with a long list; in each version each class is another."""
     choices = [f"sub{n % 7}/a_model_{n:04}.safetensors" for n in range(50)]
     inputs: dict[str, Any] = {
-        "image": ["IMAGE", {"tooltip": f"a sentence of edition {merged_catalogue}"}],
+        "image": ["IMAGE", {"tooltip": f"a sentence of version {version}"}],
         "seed": ["INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}],
         "strength": ["FLOAT", {"default": 1.0, "min": -10.5, "max": 10.5, "step": 0.01}],
         "model": [choices, {"tooltip": "the model"}],
@@ -36,7 +36,7 @@ def catalogue(megabytes: int, merged_catalogue: int) -> bytes:
     told = [f'"Custom{n}": {text}, "python_module": "custom_nodes.pack{n % 60}"}}' for n in range(count)]
     long = {
         **description,
-        "input": {"required": {"image": [[*_FILES, f"{merged_catalogue}.png"], {"image_upload": True}]}},
+        "input": {"required": {"image": [[*_FILES, f"{version}.png"], {"image_upload": True}]}},
     }
     stock = json.dumps(object_info())[1:-1]
     return f'{{{stock}, "Long": {json.dumps(long)}, {", ".join(told)}}}'.encode()

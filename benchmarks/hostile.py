@@ -60,12 +60,8 @@ class Hostile:
         self._kind = kind
         self._told = outputs(kind)
         described = kind.split("-")
-        editions = 1 if "once" in described else 2
-        catalogues = (
-            [catalogue(int(described[1]), merged_catalogue) for merged_catalogue in range(editions)]
-            if described[1:]
-            else []
-        )
+        versions = 1 if "once" in described else 2
+        catalogues = [catalogue(int(described[1]), version) for version in range(versions)] if described[1:] else []
         self._catalogues = itertools.cycle(catalogues or [json.dumps(object_info()).encode()])
         self._sockets: list[web.WebSocketResponse] = []
         self._ended: dict[str, bytes] = {}

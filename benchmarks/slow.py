@@ -68,21 +68,21 @@ async def _stand(port: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * CROWD), hard))
     # The client that is looked at shares this core, and must not wait for it.
     os.nice(19)
-    standing = asyncio.Semaphore(0)
-    tasks = [asyncio.create_task(_dribble(port, standing)) for _ in range(CROWD)]
+    connected = asyncio.Semaphore(0)
+    tasks = [asyncio.create_task(_dribble(port, connected)) for _ in range(CROWD)]
     for _ in tasks:
-        await standing.acquire()
+        await connected.acquire()
     print(f"{CROWD} connections to http://127.0.0.1:{port}", flush=True)
     await asyncio.gather(*tasks)
 
 
-async def _dribble(port: int, standing: asyncio.Semaphore) -> None:
+async def _dribble(port: int, connected: asyncio.Semaphore) -> None:
     while True:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         except ConnectionError:
             continue
-        standing.release()
+        connected.release()
         writer.write(b"GET /queue HTTP/1.1\r\nHost: x\r\n")
         closed = asyncio.ensure_future(reader.read(1))
         while not closed.done():

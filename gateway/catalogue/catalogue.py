@@ -43,7 +43,7 @@ MAX_BODIES = 16
 # Of all encoded catalogues together; the one that was asked for last is kept whatever its size.
 MAX_BODIES_BYTES = 128 * 2**20
 MAX_VIEWS = 64
-# Requests that wait for the first edition after a start.
+# Requests that wait for the first merged catalogue after a start.
 MAX_EARLY = 256
 MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
@@ -72,7 +72,7 @@ class Catalogue:
     placements: Placements
     directory: Path
     merged_catalogue: MergedCatalogue | None = None
-    # It grows whenever the edition does, or the backends that are `current` change.
+    # It grows whenever the merged catalogue does, or the backends that are `current` change.
     version: int = 0
     # The backends that have described themselves since they were last connected.
     current: frozenset[str] = frozenset()
@@ -88,9 +88,9 @@ class Catalogue:
     _merging: asyncio.Lock = field(default_factory=asyncio.Lock)
     _encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
     _worker: Worker = field(default_factory=lambda: Worker("catalogue"))
-    # How many wait for the first edition.
+    # How many wait for the first merged catalogue.
     _early: int = 0
-    # Values of earlier editions that may be large.
+    # Values of earlier merged catalogues that may be large.
     _outdated: list[Any] = field(default_factory=list)
     # How often each backend was connected.
     _connections: Counter[str] = field(default_factory=Counter)
@@ -130,7 +130,7 @@ class Catalogue:
         await asyncio.wait({self._reading[backend.name]}, timeout=INTRODUCTION_LIMIT)
 
     async def first_merge(self) -> MergedCatalogue | None:
-        """The newest edition; right after the start, the first one when it is there, unless many wait already."""
+        """Return the newest merged catalogue; at the start wait for the first one, unless many wait already."""
         if self.merged_catalogue is not None or self._early >= MAX_EARLY:
             return self.merged_catalogue
         self._early += 1
@@ -184,7 +184,7 @@ class Catalogue:
         return True
 
     async def _merge(self) -> None:
-        """Make the newest edition of what is known."""
+        """Make the newest merged catalogue of what is known."""
         if infos := self._in_order():
             merged_catalogue = await self._made_of(infos, self._make)
             if merged_catalogue is not None:
@@ -205,7 +205,7 @@ class Catalogue:
         self.merged_catalogue, self.version = merged_catalogue, self.version + 1
 
     def _retire(self, merged_catalogue: MergedCatalogue) -> None:
-        """Note what an edition holds, so that it is let go bit by bit."""
+        """Note what a merged catalogue holds, so that it is let go bit by bit."""
         for held in (merged_catalogue.classes.values(), merged_catalogue.file_lists, merged_catalogue.parts):
             self._outdated += held
 
@@ -224,7 +224,7 @@ class Catalogue:
 
     @property
     def mark(self) -> object:
-        """Return the mark of the newest edition, None if there is none."""
+        """Return the mark of the newest merged catalogue, None if there is none."""
         return self.merged_catalogue.mark if self.merged_catalogue is not None else None
 
     @property
@@ -238,7 +238,7 @@ class Catalogue:
         return {b.name: self._said[b.name].classes for b in order if b.name in self._said}
 
     async def seen_by(self, policy: Policy) -> MergedCatalogue | None:
-        """The newest edition of what a policy leaves; right after the start, the first one when it is there.
+        """Return the newest merged catalogue of what a policy leaves; at the start wait for the first one.
 
         It is made once for all tenants with the same view, when the first of them asks.
         """
@@ -295,7 +295,7 @@ class Catalogue:
         return {name: tenant_view.without_models(description, policy) for name, description in merged.items()}
 
     async def body(self, merged_catalogue: MergedCatalogue, tenant: str, view: View | None) -> Body:
-        """An edition as a tenant sees it: with its own uploads in the lists that offer files."""
+        """Return a merged catalogue as a tenant sees it: with its own uploads in the lists that offer files."""
         version = self.files.version(tenant)
         key = (view, tenant if version else "")
         known = self._bodies.get(key)

@@ -70,7 +70,7 @@ class MergedCatalogue:
     """One merged /object_info: parsed, what differs between backends, and its encoded parts between the file lists.
 
     Attributes:
-        mark: an object of this edition alone. What outlives an edition holds its mark, not all of it.
+        mark: an object of this catalogue alone. What outlives the catalogue holds its mark, not all of it.
     """
 
     classes: Mapping[str, Any]
@@ -132,7 +132,7 @@ def merge_catalogue(
 ) -> MergedCatalogue:
     """Merge what backends say, as `make_view` does, with all that prompts are judged by.
 
-    `known` are the profiles of an earlier edition.
+    `known` are the profiles of an earlier merged catalogue.
     """
     view = make_view(infos, is_upload, rest)
     return replace(view, capabilities=compare(infos, rest), profiles=make_profiles(infos, review(), known, rest))
@@ -150,7 +150,7 @@ def merge_sound_parts(
     backends must not pay for it.
 
     Raises:
-        Stopped: the edition is not wanted any more.
+        Stopped: the merged catalogue is not wanted any more.
     """
     # If any exception comes, merge them one by one, because it does not tell whose description it comes of.
     try:

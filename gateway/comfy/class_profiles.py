@@ -30,7 +30,7 @@ DATA_TYPES = frozenset(
 # An input for objects takes none of these for another.
 MAY_HOLD_TEXT = TEXTUAL | DATA_TYPES | {ANY_TYPE}
 # Hidden inputs that hold texts of the prompt's sender (execution.py, get_input_data).
-_TELLING_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
+_REVEALING_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
 _UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload", "image_folder", "remote")
 _MEDIA = ("image", "video", "audio")
 _MEDIA_SUFFIXES = (*MODELS_3D, ".latent", ".exr", ".hdr")
@@ -96,7 +96,7 @@ class ClassProfile:
         inputs: by name, the members of dynamic inputs (``values.a``) among them. Hidden inputs are none.
         outputs: the declared types of each output.
         passes: for each output, the inputs whose values it may hand on.
-        carriers: why the class has to be trusted, as names of inputs; empty for a class that is reviewed or harmless.
+        unreviewed: why the class has to be trusted, as names of inputs; empty for a class that is reviewed or harmless.
         formulas: the inputs that are evaluated as Python, and formats: parsing them takes a thousand times longer than
             a look at a number.
         hears_id: True if a node of the class is told its id, which the prompt's sender chooses.
@@ -115,7 +115,7 @@ class ClassProfile:
     inputs: Mapping[str, InputProfile]
     outputs: tuple[frozenset[str], ...]
     passes: tuple[tuple[str, ...], ...]
-    carriers: tuple[str, ...]
+    unreviewed: tuple[str, ...]
     formulas: tuple[str, ...] = ()
     hears_id: bool = False
     # Asked for each input of each prompt, so they are made once.
@@ -128,7 +128,7 @@ class ClassProfile:
     own_outputs: Mapping[int, frozenset[str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        needs_look = self.formulas or self.carriers or (self.hears_id and not self.is_reviewed)
+        needs_look = self.formulas or self.unreviewed or (self.hears_id and not self.is_reviewed)
         object.__setattr__(self, "needs_look", bool(needs_look))
         plain = {name: _SCALARS if each.takes_scalars else _NUMBERS for name, each in self.inputs.items()}
         kinds = {name: each.kind for name, each in self.inputs.items()}
@@ -154,7 +154,7 @@ class ClassProfile:
     @property
     def needs_trust(self) -> bool:
         """Return True if an isolated tenant may use the class only with the operator's word."""
-        return bool(self.carriers)
+        return bool(self.unreviewed)
 
 
 def profile_of(name: str, description: Mapping[str, Any], review: Review) -> ClassProfile:
@@ -181,11 +181,11 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
         if input_name not in inputs and not input_name.endswith("*"):
             inputs[input_name] = InputProfile(kind, frozenset(), takes_links=False)
     hidden = parts.get("hidden") or {}
-    carriers = [key for key, each in inputs.items() if each.kind is Kind.UNREVIEWED]
+    unreviewed = [key for key, each in inputs.items() if each.kind is Kind.UNREVIEWED]
     if reviewed is None:
-        carriers += [key for key, type_ in hidden.items() if not _TELLING_HIDDEN.isdisjoint(_hidden_types(type_))]
+        unreviewed += [key for key, type_ in hidden.items() if not _REVEALING_HIDDEN.isdisjoint(_hidden_types(type_))]
         if len(inputs) > _MAX_INPUTS:
-            carriers.append("…")
+            unreviewed.append("…")
     outputs = tuple(_types(type_) for type_ in description.get("output") or ())
     passes = tuple(
         _passed(place, types, description.get("output_matchtypes"), inputs) for place, types in enumerate(outputs)
@@ -198,7 +198,7 @@ def profile_of(name: str, description: Mapping[str, Any], review: Review) -> Cla
         inputs,
         outputs,
         passes,
-        tuple(carriers),
+        tuple(unreviewed),
         formulas,
         hears_id=any("UNIQUE_ID" in _hidden_types(type_) for type_ in hidden.values()),
     )

@@ -40,7 +40,7 @@ LARGE_MESSAGE = 32 * 1024
 
 
 class FleetListener(Protocol):
-    """What the room above is told."""
+    """Receiver of what the fleet hears: the jobs package."""
 
     def heard_event(self, backend: Backend, event: events.Event) -> None:
         """A text message came."""

@@ -44,7 +44,7 @@ class Ejections:
         self._limit = min(int(len(names) * share + 1e-9), len(names) - 1)
         self._able: OrderedDict[Kind, set[str]] = OrderedDict()
 
-    def standing(self, name: str) -> tuple[list[tuple[Kind, frozenset[str]]], int, float]:
+    def record(self, name: str) -> tuple[list[tuple[Kind, frozenset[str]]], int, float]:
         """A backend's failures in a row with those who can do such work, its ejections in a row, and the last's end."""
         record = self._records[name]
         failures = [(kind, frozenset(self._able.get(kind, ()))) for kind in record.failures]
@@ -53,7 +53,7 @@ class Ejections:
     def restore(
         self, name: str, failures: Collection[tuple[Kind, Collection[str]]], times: int, seconds: float, now: float
     ) -> None:
-        """Put back what `standing` told in an earlier run; `seconds` are left of the ejection."""
+        """Put back what `record` told in an earlier run; `seconds` are left of the ejection."""
         for kind, able in failures:
             self._able.setdefault(kind, set()).update(able)
         until = now + min(seconds, self._maximum) if seconds > 0 else float("-inf")

@@ -11,8 +11,8 @@ from gateway.store.protocol import BackendRecord
 
 
 def record_of(backend: Backend, ejections: Ejections, now: float, wall: float) -> BackendRecord:
-    """A backend's standing. `now` is the monotonic clock, `wall` seconds since 1970."""
-    failures, times, until = ejections.standing(backend.name)
+    """Return a backend's record. `now` is the monotonic clock, `wall` seconds since 1970."""
+    failures, times, until = ejections.record(backend.name)
     encoded = [[sorted(kind), sorted(able)] for kind, able in failures]
     ejected_until = int((wall + until - now) * 1000) if until > now else 0
     return BackendRecord(

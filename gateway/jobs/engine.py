@@ -1,4 +1,4 @@
-"""The parts of this room, put together, and what the fleet tells them."""
+"""Wiring of the jobs package, and the receiver of what the fleet hears."""
 
 from __future__ import annotations
 

@@ -104,9 +104,9 @@ class Simulator:
         self.catalogue = Catalogue(
             self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded, self.faults
         )
-        rooms = (Prompts(self.executor), Media(self.files, self.faults), UserData(self.files), self.catalogue)
-        for room in rooms:
-            for route in room.routes():
+        parts = (Prompts(self.executor), Media(self.files, self.faults), UserData(self.files), self.catalogue)
+        for part in parts:
+            for route in part.routes():
                 for path in (route.path, f"/api{route.path}"):
                     app.add_routes([web.RouteDef(route.method, path, route.handler, dict(route.kwargs))])
         app.router.add_get("/ws", self._serve_socket)

@@ -1,1 +1,1 @@
-"""Keys, roles, and what a tenant may see."""
+"""Keys, roles, limits, and which backends, models and files a tenant may use."""

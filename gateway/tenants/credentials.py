@@ -17,7 +17,7 @@ QUERY_PARAMETER = "token"
 
 
 class AmbiguousKey(Exception):
-    """One carrier holds several keys that differ; the text names it. Whoever stands in front may take another one."""
+    """Several different keys in one header, query or cookie. A proxy may read another one; the text names it."""
 
 
 def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies: str) -> str | None:

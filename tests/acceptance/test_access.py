@@ -15,17 +15,17 @@ from tests.support.two_users import ANNA, BEN, BOSS, with_keys
 from tests.support.workflows import slow
 
 
-async def test_carriers(lab: Lab) -> None:
+async def test_credentials(lab: Lab) -> None:
     gateway = await with_keys(lab)
     basic = base64.b64encode(f"user:{ANNA}".encode()).decode()
-    carriers: list[tuple[dict[str, str], str]] = [
+    credentials: list[tuple[dict[str, str], str]] = [
         ({"X-API-Key": ANNA}, ""),
         ({"Authorization": f"Bearer {ANNA}"}, ""),
         ({"Authorization": f"Basic {basic}"}, ""),
         ({}, f"?token={ANNA}"),
         ({"Cookie": f"comfyui_gateway_key={ANNA}"}, ""),
     ]
-    for headers, query in carriers:
+    for headers, query in credentials:
         async with lab.http.get(f"{gateway.url}/queue{query}", headers=headers) as answer:
             assert answer.status == 200, headers
         async with lab.http.ws_connect(f"{gateway.url}/ws{query}", headers=headers) as socket:

@@ -212,7 +212,7 @@ async def check_jobs(comfy: Comfy, kept: dict[str, Posted]) -> None:
         assert {kept[job["id"]].status for job in found} <= {status}
 
 
-async def check_forgetting(comfy: Comfy) -> None:
+async def check_history_deletion(comfy: Comfy) -> None:
     """Entries that are deleted are gone from every list, and no others; again and unknown ones are no error."""
     first, *rest = await comfy.get("/history")
     for _ in range(2):
@@ -239,4 +239,4 @@ async def test_the_same_for_a_client(lab: Lab, backends: int) -> None:
     posted = script()
     listeners = await play(comfy, posted)
     await check_ended(comfy, posted, listeners, backends)
-    await check_forgetting(comfy)
+    await check_history_deletion(comfy)

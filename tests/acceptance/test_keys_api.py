@@ -366,7 +366,7 @@ async def test_the_form_counts_too(lab: Lab) -> None:
     assert await status_of(lab, gateway, ANNA) == 429
 
 
-async def test_two_keys_in_one_carrier_are_refused(lab: Lab) -> None:
+async def test_two_keys_in_one_credential_are_refused(lab: Lab) -> None:
     gateway = await with_keys(lab, await lab.simulator())
     for headers, query in (
         ([("X-API-Key", ANNA), ("X-API-Key", "other-key-123")], ""),
@@ -379,7 +379,7 @@ async def test_two_keys_in_one_carrier_are_refused(lab: Lab) -> None:
                 body = await answer.text()
                 assert json.loads(body)["error"]["type"] == "ambiguous_key"
                 assert ANNA not in body
-    # Of several carriers the first counts, right or wrong.
+    # Of several credentials the first counts, right or wrong.
     cookie = {"Cookie": f"comfyui_gateway_key={ANNA}"}
     async with lab.http.get(f"{gateway.url}/queue", headers={**cookie, "X-API-Key": "wrong-key-123"}) as answer:
         assert answer.status == 401

@@ -255,8 +255,8 @@ async def test_what_is_passed_on_goes_to_the_tenants_backends(lab: Lab) -> None:
     assert await asked("i18n") == [1, 0]
 
 
-async def test_takeover_respects_labels(lab: Lab) -> None:
-    """An idle backend takes over the job of who may go there, and not the one before it in the queue."""
+async def test_work_stealing_respects_labels(lab: Lab) -> None:
+    """An idle backend steals the job of who may go there, and not the one before it in the queue."""
     simulators = await lab.simulators(2)
     gateway = await serve(lab, write_config(lab, simulators, ON_BIG, LABELS), 2)
     await simulators[0].kill()

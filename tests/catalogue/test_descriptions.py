@@ -64,7 +64,7 @@ def test_profiles_are_made_once_for_each_description() -> None:
     assert all(other.common[name] is not first.common[name] for name in FEW)
 
 
-def test_a_view_is_an_edition_without_what_prompts_are_judged_by() -> None:
+def test_a_view_is_a_catalogue_without_what_prompts_are_judged_by() -> None:
     whole, view = merge_catalogue({"a": INFO}, lambda _: False), make_view({"a": INFO}, lambda _: False)
     assert view.body([]) == whole.body([])
     assert json_codec.loads(whole.body([]).plain) == json_codec.loads(json_codec.dumps(INFO))

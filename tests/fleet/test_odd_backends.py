@@ -68,7 +68,7 @@ def test_the_good_ones_classes_stand(odd: str, name: str) -> None:
 
 
 def test_a_backend_that_breaks_the_merge_all_the_same_is_left_out() -> None:
-    """With descriptions that no reader has seen: the other backends' edition is as if it were not there."""
+    """With descriptions that no reader has seen: the other backends' catalogue is as if it were not there."""
     for raw in DROPPED.values():
         for name in ("LoadImage", "LoadLatent"):
             infos: Any = {"odd": {name: raw}, "good": GOOD, "odder": {name: raw, 5: None}}

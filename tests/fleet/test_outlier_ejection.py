@@ -117,7 +117,7 @@ def test_a_restart_forgives_nothing() -> None:
     fail(before, "c", 10, 2)
     after = new()
     for name in NAMES:
-        failures, times, until = before.standing(name)
+        failures, times, until = before.record(name)
         after.restore(name, failures, times, until - 15, 1000)
     assert after.ejected(1000) == after.ejected(1014.9) == {"a"}
     assert after.ejected(1015) == set()
@@ -132,7 +132,7 @@ def test_no_clock_ejects_for_longer_than_an_ejection_lasts() -> None:
     assert ejections.ejected(60) == set()
 
 
-def test_the_journal_keeps_a_standing() -> None:
+def test_the_journal_keeps_a_record() -> None:
     wall = 1_800_000_000.0
     client: Any = None
     for now in (0.0, 500.0):
@@ -147,4 +147,4 @@ def test_the_journal_keeps_a_standing() -> None:
         assert (fresh.poisoned, fresh.drained) == ("bad", True)
         assert again.ejected(7005.9) == {"a"}
         assert again.ejected(7006.1) == set()
-        assert again.standing("a")[:2] == ejections.standing("a")[:2]
+        assert again.record("a")[:2] == ejections.record("a")[:2]

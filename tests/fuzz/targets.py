@@ -96,14 +96,14 @@ _INFO = load_object_info(SimulatorOptions())
 # Beside an odd backend, a good one with some classes of each kind is enough, and a tenth of the work.
 _FEW = {name: _INFO[name] for name in ("CheckpointLoaderSimple", "CreateVideo", "KSampler", "LoadImage", "SaveImage")}
 _POLICY = Policies(TenantSettings.model_validate({"default": {"models": {"deny": ["*"]}}}), []).default
-_EDITION = merge_catalogue({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
+_CATALOGUE = merge_catalogue({"b1": _INFO, "b2": {k: v for k, v in _INFO.items() if k != "FailNode"}}, lambda _: False)
 
 
 def graph(data: bytes) -> None:
     """POST /prompt's body, and all that is made of it before a backend sees it."""
     body = _json_of(data, seeds.bodies())
     try:
-        submission = read(body, _EDITION.capabilities.file_inputs)
+        submission = read(body, _CATALOGUE.capabilities.file_inputs)
     except Rejection as rejection:
         _refused(rejection)
         return
@@ -127,8 +127,8 @@ def graph(data: bytes) -> None:
     assert _plain(submission.censor().value(json_codec.loads(said))) == _plain(json_codec.loads(said))
     json_codec.dumps(list_jobs([job_of_queue_item([1, job.prompt_id, {}, shown[3], []], "pending")], JobsQuery()))
     prompt = json_codec.loads(submission.prompt)
-    capabilities.needs_of(prompt, _EDITION.capabilities)
-    found = validate_prompt(prompt, _EDITION.classes, partial_execution_targets=submission.targets)
+    capabilities.needs_of(prompt, _CATALOGUE.capabilities)
+    found = validate_prompt(prompt, _CATALOGUE.classes, partial_execution_targets=submission.targets)
     if not found.valid:
         json_codec.dumps(found.body())
     for file in submission.files:
@@ -266,7 +266,7 @@ def answer(data: bytes) -> None:
 _KEYRING = Keyring(AuthSettings(keys=(KeySettings(name="k", key="a-key-for-fuzzing"),)))
 
 
-def carrier(data: bytes) -> None:
+def credential(data: bytes) -> None:
     """The key in a request's headers, query or cookies."""
     parts = [part.decode("utf-8", "surrogateescape") for part in data.split(b"\n")]
     headers, query, cookies = CIMultiDict[str](), MultiDict[str](), []
@@ -356,8 +356,8 @@ TARGETS = {
             tuple(bytes([n]) + seed for n, (_, good) in enumerate(answer_readers.CHECKS) for seed in _raw([good])),
         ),
         Target(
-            "carrier",
-            carrier,
+            "credential",
+            credential,
             (
                 b"X-API-Key: a-key-for-fuzzing",
                 b"Authorization: Bearer a-key-for-fuzzing\nCookie: a=b",

@@ -261,7 +261,7 @@ async def test_a_copy_with_its_originals_time_is_shown(lab: Lab, tmp_path: Path)
     anna = caller(lab, gateway, "anna")
     await upload(anna, png((9, 9, 9)), "mine.png")
 
-    def telling(name: str) -> dict[str, dict[str, object]]:
+    def names_files(name: str) -> dict[str, dict[str, object]]:
         ui = {"images": [{"filename": name, "type": "output"}]}
         return load("mine.png", "old") | {"9": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
 
@@ -274,7 +274,7 @@ async def test_a_copy_with_its_originals_time_is_shown(lab: Lab, tmp_path: Path)
     shutil.copy2(tmp_path / "input" / mine, tmp_path / "output" / "copy.png")
     (tmp_path / "output" / "other.png").write_bytes(png((9, 9, 9)))
     for name, status in (("copy.png", 200), ("other.png", 404)):
-        await anna.entry(await anna.prompt(telling(name)))
+        await anna.entry(await anna.prompt(names_files(name)))
         query = urlencode({"filename": name, "type": "output"})
         assert (await ask(anna, "GET", f"/view?{query}")).status == status, name
     assert any(line["event"] == "output_older_than_job" for line in gateway.log_lines())

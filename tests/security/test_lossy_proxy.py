@@ -6,7 +6,7 @@ import pytest
 
 from gateway.simulator.nodes import seed_colour
 from tests.support.lab import Lab
-from tests.support.named_files import sees, telling
+from tests.support.named_files import names_files, sees
 from tests.support.pictures import colour
 from tests.support.raw_http import between
 from tests.support.saved_copies import made
@@ -33,7 +33,7 @@ async def test_ones_own_files_are_shown(lab: Lab, lost: tuple[str, ...], weak: b
         image = await made(anna, slow(MINE))
         assert colour(await anna.view(image)) == seed_colour(MINE)
         listener = await anna.listen("c")
-        prompt = {**telling({}, goes_on=True), "3": {"class_type": "EmptyImage", "inputs": {}}}
+        prompt = {**names_files({}, goes_on=True), "3": {"class_type": "EmptyImage", "inputs": {}}}
         prompt["3"]["inputs"] = {"width": 8, "height": 8, "batch_size": 1, "color": MINE}
         prompt["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "first"}}
         ordered = {node_id: prompt[node_id] for node_id in ("3", "4", "1", "2")}

@@ -15,7 +15,7 @@ from gateway.files.identity import MAX_FILES
 from gateway.simulator.nodes import seed_colour
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab
-from tests.support.named_files import ANNAS, BENS, sees, telling
+from tests.support.named_files import ANNAS, BENS, names_files, sees
 from tests.support.pictures import colour, png
 from tests.support.saved_copies import made
 from tests.support.security_world import caller, start
@@ -49,7 +49,7 @@ async def test_what_a_node_names_stays_its_owners(lab: Lab, tmp_path: Path, spel
             assert status == 400 or (await each.entry(answer["prompt_id"]))["outputs"] == {}
 
     listener = await ben.listen("c")
-    runs = await ben.prompt(telling(ui, goes_on=True), "c")
+    runs = await ben.prompt(names_files(ui, goes_on=True), "c")
     await listener.next("executed")
     assert not await sees(ben, image["filename"])
     assert colour(await anna.view(image)) == seed_colour(ANNAS)
@@ -57,13 +57,13 @@ async def test_what_a_node_names_stays_its_owners(lab: Lab, tmp_path: Path, spel
     await ben.entry(runs)
     await is_annas_alone(ben)
     for comfy in (ben, other, ben):
-        entry = await comfy.entry(await comfy.prompt(telling(ui)))
+        entry = await comfy.entry(await comfy.prompt(names_files(ui)))
         assert entry["status"]["status_str"] == "success"
         await is_annas_alone(ben, other)
     assert await gateway.stop() == 0
     gateway = await start(lab, simulator)
     anna, ben, other = (caller(lab, gateway, name) for name in ("anna", "ben", "other"))
-    await other.entry(await other.prompt(telling(ui)))
+    await other.entry(await other.prompt(names_files(ui)))
     await is_annas_alone(ben, other)
 
 
@@ -80,12 +80,12 @@ async def test_what_a_node_names_is_not_ones_own_because_it_is_nobodys(lab: Lab,
     path.write_bytes(png((1, 2, 3)))
     os.utime(path, (1e9, 1e9))
     listener = await ben.listen("c")
-    runs = await ben.prompt(telling(ui, goes_on=True), "c")
+    runs = await ben.prompt(names_files(ui, goes_on=True), "c")
     await listener.next("executed")
     assert not await sees(ben, name, folder)
     assert (await ben.post("/interrupt", {"prompt_id": runs}))[0] == 200
     for comfy in (ben, other, ben):
-        await comfy.entry(await comfy.prompt(telling(ui)))
+        await comfy.entry(await comfy.prompt(names_files(ui)))
         assert not await sees(comfy, name, folder)
 
 
@@ -95,7 +95,7 @@ async def test_what_was_told_among_too_many_is_no_more_ones_own_out_of_the_cache
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     image = await made(anna, slow(ANNAS))
     many = {"images": [{"filename": "x"}] * MAX_FILES}
-    prompts = [telling(ui)["0"] for ui in (many, {"images": [image]})]
+    prompts = [names_files(ui)["0"] for ui in (many, {"images": [image]})]
     await ben.entry(await ben.prompt({"0": prompts[0], "1": prompts[1]}))
     for _ in range(2):
         await ben.entry(await ben.prompt({"1": prompts[1]}))
@@ -111,7 +111,7 @@ async def test_a_fixed_name_is_the_last_writers(lab: Lab, tmp_path: Path) -> Non
 
     async def job(comfy: Comfy, picture: bytes | None, shown: tuple[int, int, int]) -> None:
         listener = await comfy.listen("c")
-        runs = await comfy.prompt(telling({"images": [image]}, goes_on=True), "c")
+        runs = await comfy.prompt(names_files({"images": [image]}, goes_on=True), "c")
         await listener.next("executed")
         if picture is not None:
             (tmp_path / "output" / "fixed.png").write_bytes(picture)
@@ -136,13 +136,13 @@ async def test_neither_a_team_nor_its_guest_has_what_it_names_of_the_others(lab:
     for comfy, theirs, own in ((mate, guests, mates), (guest, mates, guests)):
         listener = await comfy.listen("c")
         ui = {"images": [theirs], "result": [theirs]}
-        runs = await comfy.prompt(telling(ui, goes_on=True), "c")
+        runs = await comfy.prompt(names_files(ui, goes_on=True), "c")
         await listener.next("executed")
         assert not await sees(comfy, theirs["filename"])
         assert (await comfy.post("/interrupt", {"prompt_id": runs}))[0] == 200
         await comfy.entry(runs)
         assert not await sees(comfy, theirs["filename"])
-        await comfy.entry(await comfy.prompt(telling(ui)))
+        await comfy.entry(await comfy.prompt(names_files(ui)))
         assert not await sees(comfy, theirs["filename"])
         assert await sees(comfy, own["filename"])
     assert colour(await guest.view(guests)) == seed_colour(ANNAS)

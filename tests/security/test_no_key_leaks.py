@@ -87,7 +87,7 @@ class Run:
             return answer.status, text, cookie
 
     async def carried(self, key: str) -> Iterator[dict[str, Any]]:
-        """A request's parts with a key in each carrier, and in all."""
+        """A request's parts with a key in each credentials, and in all."""
         basic = base64.b64encode(f"user:{key}".encode()).decode()
         token = urlencode({"token": key})
         cookie = f"comfyui_gateway_key={key}"
@@ -161,38 +161,38 @@ async def everything(run: Run) -> None:
     """What clients, browsers, admins and those who try do."""
     partners = dict(zip(("api_key_comfy_org", "auth_token_comfy_org"), PARTNERS, strict=True))
     for key in (ANNA, BOSS):
-        for carrier in await run.carried(key):
-            await work(run, carrier, partners, key)
+        for credentials in await run.carried(key):
+            await work(run, credentials, partners, key)
     await browse(run)
     await keep_keys(run)
-    for carrier in await run.carried(OVER):
-        status, _, _ = await run.ask("GET", "/queue", **carrier)
+    for credentials in await run.carried(OVER):
+        status, _, _ = await run.ask("GET", "/queue", **credentials)
         assert status == 401
     await fail(run)
     for key in (WRONG, f"{WRONG}-2", f"{WRONG}-3", f"{WRONG}-4"):
-        for carrier in await run.carried(key):
-            await run.ask("GET", "/queue", **carrier)
+        for credentials in await run.carried(key):
+            await run.ask("GET", "/queue", **credentials)
         await run.ask("POST", "/gateway/signin", data={"key": key})
     await run.ask("GET", "/", headers={**HTML, "X-API-Key": WRONG}, query=f"?token={WRONG}")
 
 
-async def work(run: Run, carrier: dict[str, Any], partners: dict[str, str], key: str) -> None:
+async def work(run: Run, credentials: dict[str, Any], partners: dict[str, str], key: str) -> None:
     """One client: a prompt with partner keys, its socket, an upload, its picture; and what it may not."""
-    headers, query = carrier.get("headers", {}), carrier.get("query", "")
+    headers, query = credentials.get("headers", {}), credentials.get("query", "")
     socket_url = URL(f"{run.gateway.url}/ws{query or '?'}&clientId=c", encoded=True)
     async with run.lab.http.ws_connect(socket_url, headers=headers) as socket:
         body = {"prompt": slow(steps=1), "client_id": "c", "extra_data": partners}
-        status, text, _ = await run.ask("POST", "/prompt", json=body, **carrier)
+        status, text, _ = await run.ask("POST", "/prompt", json=body, **credentials)
         assert status == 200, text
         prompt_id = json.loads(text)["prompt_id"]
         # Some clients send their one key as a partner key too.
         twice = {"prompt": slow(steps=1), "extra_data": {**partners, "api_key_comfy_org": key}}
-        status, text, _ = await run.ask("POST", "/prompt", json=twice, **carrier)
+        status, text, _ = await run.ask("POST", "/prompt", json=twice, **credentials)
         assert status == 200, text
-        await run.ask("GET", "/queue", **carrier)
+        await run.ask("GET", "/queue", **credentials)
 
         async def ended() -> bool:
-            return prompt_id in (await run.ask("GET", f"/history/{prompt_id}", **carrier))[1]
+            return prompt_id in (await run.ask("GET", f"/history/{prompt_id}", **credentials))[1]
 
         await until(ended)
         while True:
@@ -204,12 +204,12 @@ async def work(run: Run, carrier: dict[str, Any], partners: dict[str, str], key:
                 break
     form = aiohttp.FormData()
     form.add_field("image", png((1, 2, 3)), filename="up.png")
-    await run.ask("POST", "/upload/image", data=form, **carrier)
+    await run.ask("POST", "/upload/image", data=form, **credentials)
     for path in ("/api/jobs", "/object_info/KSampler", "/extensions", "/api/userdata?dir=x", "/nowhere", "/free"):
         joined = query.replace("?", "&") if "?" in path else query
         await run.ask("GET", path, headers=headers, query=joined)
     for path, sent in (("/prompt", b"{"), ("/prompt", b'{"prompt": {}}'), ("/queue", b"[]"), ("/nowhere", b"x")):
-        await run.ask("POST", path, data=sent, **carrier)
+        await run.ask("POST", path, data=sent, **credentials)
     image = f"filename=up.png&type=input&{query[1:]}"
     await run.ask("GET", "/view", headers=headers, query=f"?{image}")
     await run.ask("GET", "/view", headers=headers, query=f"?{image.replace('up.png', 'no.png')}")
@@ -256,9 +256,9 @@ async def fail(run: Run) -> None:
     for fault in ("500", "slow:0.2"):
         for simulator in run.simulators:
             await simulator.fault(run.lab.http, fault)
-        for carrier in await run.carried(ANNA):
+        for credentials in await run.carried(ANNA):
             for path in ("/extensions", "/some/custom/route"):
-                await run.ask("GET", path, **carrier)
+                await run.ask("GET", path, **credentials)
         for simulator in run.simulators:
             await simulator.no_faults(run.lab.http)
     head = f"X-API-Key: {ANNA}\r\nCookie: comfyui_gateway_key={ANNA}\r\n"

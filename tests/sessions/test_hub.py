@@ -12,7 +12,7 @@ import pytest
 
 from gateway.bus import status_topic
 from gateway.comfy.events import Kind
-from tests.support.hub import house, masked
+from tests.support.hub import masked, served_hub
 
 
 async def close_code(reader: asyncio.StreamReader) -> int:
@@ -57,7 +57,7 @@ DEFLATED = BOMB.compress(bytes(10_000_000)) + BOMB.flush(zlib.Z_SYNC_FLUSH)
 )
 async def test_who_sends_too_much_is_closed(flood: bytes, code: int) -> None:
     """Counted as it comes, before it is parsed; another socket of the same tenant goes on."""
-    async with house() as made:
+    async with served_hub() as made:
         good = await made.listen()
         reader, writer = await made.raw()
         writer.write(flood)
@@ -70,7 +70,7 @@ async def test_who_sends_too_much_is_closed(flood: bytes, code: int) -> None:
 
 async def test_all_sockets_of_a_tenant_have_one_budget() -> None:
     """Each sends no more than one may; another tenant's sockets are not concerned."""
-    async with house(receive_burst=4096, receive_rate=1024) as made:
+    async with served_hub(receive_burst=4096, receive_rate=1024) as made:
         other = await made.listen(tenant="other")
         ended = []
         for _ in range(40):
@@ -86,7 +86,7 @@ async def test_all_sockets_of_a_tenant_have_one_budget() -> None:
 
 
 async def test_a_ping_now_and_then_is_answered() -> None:
-    async with house() as made:
+    async with served_hub() as made:
         good = await made.listen()
         for n in range(200):
             await good.ping(b"%d" % n)
@@ -100,7 +100,7 @@ PICTURE = bytes(60_000)
 async def test_sockets_that_do_not_read_hold_no_more_than_their_tenant_may() -> None:
     """What may be left out is; then those that hold most are closed. One that reads hears everything."""
     maximum = 2_000_000
-    async with house(tenant_buffer=maximum) as made:
+    async with served_hub(tenant_buffer=maximum) as made:
         good = await made.listen("good")
         silent = [await made.raw(f"s{n}") for n in range(10)]
         for step in range(600):
@@ -122,7 +122,7 @@ async def test_sockets_that_do_not_read_hold_no_more_than_their_tenant_may() -> 
 
 async def test_what_all_sockets_of_a_session_hold_counts_once() -> None:
     """Nobody is closed: there is one picture in memory, however many wait for it."""
-    async with house(tenant_buffer=2_000_000) as made:
+    async with served_hub(tenant_buffer=2_000_000) as made:
         silent = [await made.raw() for _ in range(20)]
         for _ in range(20):
             made.publish("s", Kind.LIFECYCLE, PICTURE + b"x")
@@ -132,7 +132,7 @@ async def test_what_all_sockets_of_a_session_hold_counts_once() -> None:
 
 
 async def test_a_burst_of_changes_is_one_status_and_the_last_one_always_comes() -> None:
-    async with house() as made:
+    async with served_hub() as made:
         listening = [await made.listen(f"s{n}") for n in range(3)]
         for _ in range(50):
             made.bus.publish(status_topic("t"), None)
@@ -148,7 +148,7 @@ async def test_a_burst_of_changes_is_one_status_and_the_last_one_always_comes() 
 
 
 async def test_a_socket_that_goes_takes_its_status_along() -> None:
-    async with house() as made:
+    async with served_hub() as made:
         socket = await made.listen()
         made.bus.publish(status_topic("t"), None)
         await socket.close()

@@ -12,7 +12,7 @@ import pytest
 from gateway.bus import session_topic
 from gateway.comfy.events import Frame, Kind
 from gateway.store.spool import Spool
-from tests.support.hub import House, house, masked
+from tests.support.hub import ServedHub, masked, served_hub
 
 PICTURE = bytes(range(256)) * 8_000
 BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
@@ -26,7 +26,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
     made.close()
 
 
-def publish(made: House, spool: Spool, count: int = 1, picture: bytes = PICTURE) -> None:
+def publish(made: ServedHub, spool: Spool, count: int = 1, picture: bytes = PICTURE) -> None:
     """Tell a session of pictures."""
     for n in range(count):
         bulk = spool.take("t", picture)
@@ -59,7 +59,7 @@ async def begun(reader: asyncio.StreamReader) -> None:
 
 
 async def test_a_ping_amid_it_is_answered_after_it(spool: Spool) -> None:
-    async with house() as made:
+    async with served_hub() as made:
         reader, writer = await made.raw()
         await next_frame(reader)
         publish(made, spool, 2)
@@ -75,7 +75,7 @@ async def test_a_ping_amid_it_is_answered_after_it(spool: Spool) -> None:
 
 @pytest.mark.parametrize("size", [100, 125, 126, 40_000, 2**16 - 1, 2**16])
 async def test_its_length_takes_no_more_bytes_than_it_needs(spool: Spool, size: int) -> None:
-    async with house() as made:
+    async with served_hub() as made:
         reader, writer = await made.raw()
         await next_frame(reader)
         publish(made, spool, picture=bytes(size - 9))
@@ -84,7 +84,7 @@ async def test_its_length_takes_no_more_bytes_than_it_needs(spool: Spool, size: 
 
 
 async def test_who_closes_amid_it_gets_the_rest_and_an_answer(spool: Spool) -> None:
-    async with house() as made:
+    async with served_hub() as made:
         reader, writer = await made.raw()
         await next_frame(reader)
         publish(made, spool)
@@ -97,7 +97,7 @@ async def test_who_closes_amid_it_gets_the_rest_and_an_answer(spool: Spool) -> N
 
 
 async def test_who_goes_amid_it_leaves_nothing_behind(spool: Spool) -> None:
-    async with house() as made:
+    async with served_hub() as made:
         reader, writer = await made.raw()
         publish(made, spool, 3)
         await begun(reader)
@@ -106,7 +106,7 @@ async def test_who_goes_amid_it_leaves_nothing_behind(spool: Spool) -> None:
 
 
 async def test_who_goes_while_its_writer_waits_leaves_nothing_behind(spool: Spool) -> None:
-    async with house() as made:
+    async with served_hub() as made:
         reader, writer = await made.raw()
         await next_frame(reader)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -123,7 +123,7 @@ async def test_who_goes_while_its_writer_waits_leaves_nothing_behind(spool: Spoo
 
 async def test_what_the_disk_lost_closes_the_socket(spool: Spool, tmp_path: Path) -> None:
     """There is no half frame: a reader knows that more was to come."""
-    async with house() as made:
+    async with served_hub() as made:
         reader, writer = await made.raw()
         await next_frame(reader)
         publish(made, spool, 8)

@@ -23,7 +23,7 @@ from gateway.telemetry.metrics import Metrics
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
-class House:
+class ServedHub:
     """A hub behind a real server. Each socket's tenant is its query's `tenant`."""
 
     def __init__(self, **settings: Any) -> None:
@@ -74,9 +74,9 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(**settings: Any) -> AsyncIterator[House]:
+async def served_hub(**settings: Any) -> AsyncIterator[ServedHub]:
     """Serve for a test, which fails if it takes longer than a machine at its worst would need."""
-    made = House(**settings)
+    made = ServedHub(**settings)
     app = web.Application()
     app.router.add_get("/ws", made.serve)
     runner = web.AppRunner(app)

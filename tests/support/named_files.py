@@ -13,7 +13,7 @@ from tests.support.workflows import slow
 ANNAS, BENS = 0x112233, 0x445566
 
 
-def telling(ui: Any, *, goes_on: bool = False) -> dict[str, Any]:
+def names_files(ui: Any, *, goes_on: bool = False) -> dict[str, Any]:
     """A node that shows this, and one after it that goes on."""
     prompt = {"0": {"class_type": "TellNode", "inputs": {"ui": json.dumps(ui)}}}
     return prompt | slow(BENS, steps=1000, step_seconds=0.1, save=False) if goes_on else prompt

@@ -53,7 +53,9 @@ def present(headers: list[tuple[str, str]], query: list[tuple[str, str]], cookie
         ([("X-API-Key", "\udcff\udcfe")], [], "", "\udcff\udcfe"),
     ],
 )
-def test_carriers(headers: list[tuple[str, str]], query: list[tuple[str, str]], cookie: str, key: str | None) -> None:
+def test_credentials(
+    headers: list[tuple[str, str]], query: list[tuple[str, str]], cookie: str, key: str | None
+) -> None:
     assert present(headers, query, cookie) == key
 
 
@@ -66,7 +68,7 @@ def test_carriers(headers: list[tuple[str, str]], query: list[tuple[str, str]], 
         ([], [("token", "a"), ("token", "b")], "token"),
     ],
 )
-def test_two_keys_in_one_carrier_are_refused(
+def test_two_keys_in_one_credential_are_refused(
     headers: list[tuple[str, str]], query: list[tuple[str, str]], where: str
 ) -> None:
     with pytest.raises(AmbiguousKey, match=where):

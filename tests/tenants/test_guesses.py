@@ -96,7 +96,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40), st.floats(0, 400)), max_size=60))
-def test_forgetting_changes_no_answer(events: list[tuple[str, int, float]]) -> None:
+def test_what_is_not_kept_changes_no_answer(events: list[tuple[str, int, float]]) -> None:
     swept, kept, now = Guesses(), Guesses(), 0.0
     for tenant, name, step in events:
         now += step

@@ -41,7 +41,7 @@ class Inputs:
     """What prompts read.
 
     Args:
-        sight: which files a tenant may name.
+        visibility: which files a tenant may name.
         judged: returns True for a tenant that shares backends with strangers.
         is_reviewed: returns True for a class that takes any name below a folder where it takes a file.
     """

@@ -54,7 +54,7 @@ class Outputs:
     """The files that jobs leave on backends.
 
     Args:
-        sight: which files a tenant may name.
+        visibility: which files a tenant may name.
         steering: returns the changes by which a job's savers write into secret folders on a backend.
         most: how many files of jobs to know, of all tenants together.
     """

@@ -105,7 +105,7 @@ class Judged:
     """The judgement of one prompt on the fleet as it is.
 
     Attributes:
-        edition: the mark of the edition of the catalogue that it rests on; None if there was none.
+        merged_catalogue: the mark of the merged catalogue that it rests on; None if there was none.
         backends: the shared backends that may run the prompt.
         refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
         is_known: False if no shared backend has said yet which classes it has.
@@ -185,7 +185,7 @@ def _length_of(profile: ClassProfile, inputs: Any) -> int:
 
 
 def _judge_class(node_id: str, profile: ClassProfile, trusts: Callable[[ClassProfile], bool]) -> _Found | None:
-    if profile.carriers and not trusts(profile):
+    if profile.unreviewed and not trusts(profile):
         return [(None, _not_trusted(profile))]
     if profile.hears_id and not (profile.is_reviewed or _PLAIN_ID.fullmatch(node_id) or trusts(profile)):
         return [(None, _not_trusted_with_id(profile, node_id))]
@@ -249,7 +249,7 @@ def _wrong_input(inputs: dict[str, Any], name: str, profile: ClassProfile, types
 
 
 def _not_trusted(profile: ClassProfile) -> str:
-    shown = ", ".join(f"'{name}'" for name in profile.carriers[:3])
+    shown = ", ".join(f"'{name}'" for name in profile.unreviewed[:3])
     return (
         f"Node class '{profile.name}' of the pack '{profile.pack}' is not reviewed, and its input {shown} may carry a "
         f'name or code; the operator can allow it with {SETTING}: ["{profile.pack}"]'

@@ -124,7 +124,7 @@ class Completion:
         self._goes_again = goes_again
         self._freed = freed
         self._is_kept_apart = is_kept_apart
-        self._tasks = Tasks("collector")
+        self._tasks = Tasks("completion")
         self._failures = Failures()
         self._ends: dict[Assignment, asyncio.Event] = {}
         self._last: dict[str, asyncio.Event] = {}
@@ -180,7 +180,7 @@ class Completion:
                 self._missing(job)
         except Exception as error:  # noqa: BLE001
             # If a result breaks the gateway's own code, that job alone fails, because else it would never end.
-            self._failures.report("collector", error, f"collector:{job.prompt_id}", **job.log_ids)
+            self._failures.report("completion", error, f"completion:{job.prompt_id}", **job.log_ids)
             if _is_collected(job, assignment):
                 # The entry that is here can't be its end.
                 job.has_entry = False
@@ -352,7 +352,7 @@ class Completion:
             await self._end(job, entry, outcome)
         except Exception as error:  # noqa: BLE001
             # If that breaks the gateway's own code, say no more than that, because else the job would never end.
-            self._failures.report("collector", error, f"collector:{job.prompt_id}")
+            self._failures.report("completion", error, f"completion:{job.prompt_id}")
             reason = f"the gateway could not end it: {type(error).__name__}"
             event = history.failure_event(job.prompt_id, reason, "GatewayError")
             job.live.terminal = ("execution_error", event)

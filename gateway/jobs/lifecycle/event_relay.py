@@ -1,7 +1,7 @@
 """What a backend says about a job, made fit for the job's session and passed on.
 
 Events find their session by prompt_id, whoever's socket it is. Ids and file names become those the client knows.
-Terminal events are held for the collector; ``status`` is never relayed (it is made from the ledger).
+Terminal events are held until completion; ``status`` is never relayed (it is made from the ledger).
 """
 
 from __future__ import annotations

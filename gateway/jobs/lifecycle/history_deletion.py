@@ -32,7 +32,7 @@ class HistoryDeletion:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._tasks = Tasks("forgetting")
+        self._tasks = Tasks("history_deletion")
         # By backend, each id with the time at which it is given up (monotonic seconds), the oldest first.
         self._waiting: dict[str, dict[str, float]] = {}
         self._connected: dict[str, asyncio.Event] = {}

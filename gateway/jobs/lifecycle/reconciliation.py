@@ -157,7 +157,7 @@ class Reconciliation:
         try:
             found = await locate_prompt(backend, assignment, queue=queue)
         except (BadAnswer, TimedOut) as error:
-            # Its queue was answered, so it is about this entry: the collector asks for it again, a bounded number of
+            # Its queue was answered, so it is about this entry: completion asks for it again, a bounded number of
             # times. Others' jobs must not wait for that.
             _log.info("prompt_lookup_failed", backend=backend.name, **job.log_ids, error=str(error))
             found = Located(Where.ENDED, assignment.upstream_id)

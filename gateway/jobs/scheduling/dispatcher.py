@@ -1,7 +1,7 @@
 """What happens to a prompt, from its acceptance until a backend has it. Read it top to bottom.
 
 submit    check → accept → journal → send (or wait) → answer
-wake      send out what waits, as far as there is room; who is idle then takes over (takeover.py)
+wake      send waiting jobs to free backends; an idle backend then steals work (work_stealing.py)
 _send     offer to the shortest queue, to the next best where that fails
 _offer    its files, then one POST /prompt, and what its outcome means
 _ask      an offer without an answer: does the backend have it?
@@ -199,7 +199,7 @@ class Dispatcher:
     # -- what waits ----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Send out what waits, as far as there is room: a job ended, or a backend came. Who is idle then takes over."""
+        """Send waiting jobs to free backends, because a job ended or a backend came. An idle one then steals work."""
         self._send_waiting()
         if self._settings.work_stealing:
             self.work_stealing.look()

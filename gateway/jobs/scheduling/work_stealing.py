@@ -1,4 +1,4 @@
-"""An idle backend takes over a job that has not started on a busy one.
+"""Work stealing: an idle backend gets a job that has not started on a busy one.
 
 Which one, `routing.take_over` decides. The backend that has it is told to give it back; whether it did, or had begun
 with it, its own /queue and history say. Only then is the job free to go elsewhere, so it never runs twice.
@@ -23,7 +23,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 
-_log = logs.get("takeover")
+_log = logs.get("work_stealing")
 
 ASK_PAUSE_SECONDS = 0.5
 # An admin's drain waits so long for the backend.
@@ -49,7 +49,7 @@ class WorkStealing:
         self._admission = admission
         self._metrics = metrics
         self._resend = resend
-        self._tasks = Tasks("takeover")
+        self._tasks = Tasks("work_stealing")
         self._taking: set[str] = set()
 
     async def close(self) -> None:

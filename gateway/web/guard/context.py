@@ -1,4 +1,4 @@
-"""What the handlers call."""
+"""Context of a request: everything that its handler may call, and its caller."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gateway.web.http.request_keys import IDENTITY
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The rooms below, as the handlers see them. Until it has `started` nobody but monitoring is answered."""
+    """Everything that handlers may call. Until the gateway has `started`, it answers monitoring alone."""
 
     settings: Settings
     keyring: Keyring

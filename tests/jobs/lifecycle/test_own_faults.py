@@ -1,7 +1,7 @@
 """The gateway's own code fails over one job: that job ends, it is logged and counted, and the next one runs.
 
-No input that is known breaks it, so what raises here is put in: a callback that the collector is given, and functions
-that the collector and the dispatcher call.
+No input that is known breaks it, so what raises here is put in: a callback that Completion is given, and functions
+that the completion and the dispatcher call.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def failures(gateway: Gateway, task: str) -> float | None:
     return gateway.parts.metrics.registry.get_sample_value("comfyui_gateway_task_failures_total", {"task": task})
 
 
-async def test_a_result_that_breaks_the_collector_fails_its_job_alone(lab: Lab, started: Gateway) -> None:
+async def test_a_result_that_breaks_completion_fails_its_job_alone(lab: Lab, started: Gateway) -> None:
     comfy, completion = Comfy(lab.http, started.url), started.parts.engine.completion
     proper, completion._goes_again = completion._goes_again, raise_odd
     entry = await comfy.entry(await comfy.prompt(PROMPT))
     assert entry["status"]["status_str"] == "error"
     assert "could not read it: Odd" in str(entry["status"]["messages"])
-    assert failures(started, "collector") == 1
+    assert failures(started, "completion") == 1
     completion._goes_again = proper
     assert (await comfy.entry(await comfy.prompt(PROMPT)))["status"]["status_str"] == "success"
 
 
 @pytest.mark.parametrize("end", ["fail", "interrupt"])
-async def test_a_job_whose_end_without_a_run_breaks_the_collector_ends(
+async def test_a_job_whose_end_without_a_run_breaks_the_completion_ends(
     lab: Lab, started: Gateway, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     comfy, engine = Comfy(lab.http, started.url), started.parts.engine
@@ -80,7 +80,7 @@ async def test_a_job_whose_end_without_a_run_breaks_the_collector_ends(
     assert entry["status"]["status_str"] == "error"
     assert "could not end it: Odd" in str(entry["status"]["messages"])
     assert entry["prompt"][2] == PROMPT
-    assert failures(started, "collector") == 1
+    assert failures(started, "completion") == 1
     assert await comfy.get("/queue") == {"queue_running": [], "queue_pending": []}
 
 

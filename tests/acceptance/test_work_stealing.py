@@ -1,4 +1,4 @@
-"""A backend that is idle takes over what has not started on a busy one."""
+"""An idle backend steals jobs that have not started on a busy one."""
 
 from __future__ import annotations
 
