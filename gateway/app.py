@@ -1,4 +1,4 @@
-"""The parts put together: started in order, stopped in reverse, also when starting failed half-way."""
+"""The gateway: its parts, put together, started in order and stopped in reverse, also if starting failed half-way."""
 
 from __future__ import annotations
 

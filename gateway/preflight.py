@@ -1,4 +1,4 @@
-"""The one judgement of a configuration that ``check`` and ``serve`` share: what is refused, and what is dangerous."""
+"""Preflight checks of a configuration, shared by ``check`` and ``serve``: refusals and warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend can run that another can't: node classes, and choices of lists (models, LoRAs). Pure.
+"""Capabilities of backends: node classes, and choices of lists (models, LoRAs), that others lack. Pure.
 
 Only what differs is kept: in a fleet of equal backends nothing does, and a prompt costs no look at all.
 """

@@ -1,4 +1,4 @@
-"""What the fleet can do, answered from memory: /object_info and the model lists, read in the background.
+"""The catalogue: /object_info and the model lists of the fleet, read in the background, answered from memory.
 
 The last good copy serves while backends are down. What is long is done by a `Worker`, class by class: an installation
 with many custom nodes describes itself in 100 MB.

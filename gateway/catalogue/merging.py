@@ -1,4 +1,4 @@
-"""What several backends say of themselves, as if one said it. Pure."""
+"""Merge responses of several backends into one: /object_info, /system_stats, /features. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tenant sees of the catalogue that may not use all of it. Pure.
+"""Reduce the catalogue to the node classes and models that a tenant may use. Pure.
 
 Backends that are not for it, node classes and models that are refused: it is told of none of them.
 """

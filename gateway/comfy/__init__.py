@@ -1,1 +1,1 @@
-"""What ComfyUI is: its graphs, events, previews, history entries, error bodies and HTTP interface."""
+"""ComfyUI: its graphs, events, previews, history entries, error bodies and HTTP interface."""

@@ -1,4 +1,4 @@
-"""Whose fault an ``execution_error`` is: the workflow's, or the machine's. Pure.
+"""Causes of an ``execution_error``: the workflow, or the machine. Pure.
 
 ComfyUI tells both alike, as the exception's type and text (execution.py, full_type_name and handle_execution_error).
 The texts are torch's (c10/cuda/CUDAException.cpp, ATen/cuda/Exceptions.h), those of a ROCm build the same with HIP's

@@ -1,4 +1,4 @@
-"""WebSocket messages: what a ComfyUI says on /ws, and the frames that a client is given.
+"""WebSocket messages: parse those of a ComfyUI's /ws, and encode frames for clients.
 
 Types and order as recorded from ComfyUI 0.33.0 (tests/conformance/recordings); they are sent from server.py
 (status, feature_flags), execution.py (execution_*, executing, executed), main.py (progress, executing with node null)

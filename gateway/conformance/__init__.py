@@ -1,1 +1,1 @@
-"""Whether something is still a ComfyUI: what recordings of a real one show, compared with what it answers."""
+"""Conformance: compare a server's responses with recordings of a real ComfyUI."""

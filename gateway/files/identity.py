@@ -1,4 +1,4 @@
-"""Is a file still the one that its job left? What tells is its ETag, as the backend that has it gives it.
+"""Identity of files: is a file on a backend still the one that its job wrote? Its ETag tells.
 
 A ComfyUI serves files with aiohttp's FileResponse: the ETag is made of the time of the last change, in nanoseconds, and
 the size. A name says less: where a folder was emptied, the next file of any tenant's job is called as the first was.

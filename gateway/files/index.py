@@ -1,4 +1,4 @@
-"""Which file is where, and what each tenant calls it.
+"""Index of files: the backend that has each file, and the name that its tenant sees.
 
 Two backends both write ComfyUI_00001_.png. The first one that a tenant sees keeps its name; one that collides gets
 ``~<backend>`` before its suffix, for that tenant, everywhere. Uploads live in the same names: those of one tenant.

@@ -1,4 +1,4 @@
-"""Which of the gateway's uploads lies under which name on which backend. Pure bookkeeping.
+"""Placements: the name of each upload on each backend. Pure bookkeeping.
 
 A name here is never given up: a ComfyUI has no route that deletes an input file, so what was put there may be read
 there, and no other tenant may name it.

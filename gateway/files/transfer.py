@@ -1,4 +1,4 @@
-"""Puts files on backends: uploads from the gateway's store, and outputs of other backends.
+"""Transfer of files to backends: uploads from the gateway's store, and outputs of other backends.
 
 A ComfyUI is asked to store a file as any client asks it, without ``overwrite``: it answers with the name that the
 bytes have from now on, the old one if it had them already, another one if other bytes have the name.

@@ -1,4 +1,4 @@
-"""The upload store: what clients brought, kept once whatever it is called, within a quota and for a time."""
+"""The upload store: files that clients brought, kept once by their bytes, within a quota and for a time."""
 
 from __future__ import annotations
 

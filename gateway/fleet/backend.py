@@ -1,4 +1,4 @@
-"""One backend: what is known of it, and what follows for its eligibility."""
+"""One backend: its last probe, its health, and whether it may get jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a backend is taken for up, slow, gone or lost: a pure state machine with no clock of its own.
+"""Health of a backend: up, slow, gone or lost. A pure state machine with no clock of its own.
 
 Slow is not dead. Loading a model blocks ComfyUI's event loop for many seconds, so a probe that times out only makes a
 backend less eligible. A refused connection means that the process is gone. Anything heard counts as a sign of life,

@@ -1,4 +1,4 @@
-"""Which backends get no work because they fail what others can do: a pure state machine with no clock of its own.
+"""Outlier ejection: a backend that fails jobs which others can run gets none for a time. A pure state machine.
 
 A failure counts against a backend if another one has ended work of the same kind well: a workflow that fails everywhere
 is nobody's fault but its own. `after` such failures in a row eject it, for a time that doubles with each ejection until

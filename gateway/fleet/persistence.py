@@ -1,4 +1,4 @@
-"""What is held against a backend, as the journal keeps it: a restart of the gateway must not forgive it."""
+"""Keep failures and ejections of backends in the journal, because a restart of the gateway must not forgive them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for clients that read slowly, of all sockets together. Pure.
+"""Buffers of frames for slow readers, of all sockets together. Pure.
 
 Each socket has its own bound (`outbox.py`), each tenant one for all of its sockets, and all tenants one together. Past
 these, the socket that holds most makes room: it leaves out what its newest frames say as well or, where that is too

@@ -1,4 +1,4 @@
-"""What clients send on their WebSockets, counted as it comes. They have flags to declare once, and pings.
+"""Incoming frames of clients' WebSockets, counted as they come. Clients declare flags once, and send pings.
 
 aiohttp bounds the size of a message and nothing else: a connection may bring frames as fast as it can, each of which
 costs time. So each socket has a budget of bytes, and so have all sockets of a tenant together. Each message costs some

@@ -1,4 +1,4 @@
-"""What waits to be written to one socket: bounded, and what is left out for a slow reader. Pure.
+"""Outbox of one socket: frames that wait to be written, bounded; some are left out for a slow reader. Pure.
 
 Beyond half of the limit only the newest preview, then the newest progress and status, are kept; beyond all of it none.
 Lifecycle events and results are never left out: a reader so slow that these alone pass the limit is beyond help, and

@@ -1,4 +1,4 @@
-"""A job's life: how it is sent, what is kept of it and for it."""
+"""Settings of jobs: dispatch, history, store, outputs, uploads, catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where settings come from: a YAML file, the environment and flags.
+"""Read the configuration from a YAML file, the environment and flags.
 
 Later sources win: built-in defaults, the file, ``COMFYUI_GATEWAY_…`` variables, flags. Every error names the
 place in the file, as in ``backends[1].url: …``; `SettingsError` holds all of them, not just the first.

@@ -1,4 +1,4 @@
-"""Who may call what the gateway only passes on, and what its users keep at it."""
+"""Settings of the routes that the gateway only passes on, and of users' data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where clients connect, from which pages they may, and what one request or connection may take."""
+"""Settings of the server: addresses, origins, and bounds of requests and connections."""
 
 from __future__ import annotations
 

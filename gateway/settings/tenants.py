@@ -1,4 +1,4 @@
-"""Tenants: who stands behind callers, and what is theirs."""
+"""Settings of tenants: policies, limits, and the networks of anonymous callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a row of the journal is what was written: one judgement for reading, `journal check` and `recover`."""
+"""Checks of the journal's rows: one judgement for reading, `journal check` and `journal recover`."""
 
 from __future__ import annotations
 

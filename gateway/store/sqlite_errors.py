@@ -1,4 +1,4 @@
-"""What is wrong with the journal, in a sentence that says what to do."""
+"""Sentences for SQLite's errors: each says what is wrong with the journal, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each change is in SQL, and the schema's versions."""
+"""SQL of each change, and the schema's migrations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the web UI saves, for tenants that are kept apart: workflows, settings. One folder a tenant.
+"""User data: workflows and settings that web UIs save, for tenants that are kept apart. One folder a tenant.
 
 A ComfyUI keeps this for all its callers together (app/user_manager.py, app/app_settings.py), so that one tenant would
 read, and overwrite, another's. Names, listings and refusals are as there.

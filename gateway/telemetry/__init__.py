@@ -1,1 +1,1 @@
-"""What operators see: metrics, structured logs, and background tasks that report their failures."""
+"""Metrics, structured logs, the audit log, and supervised tasks."""

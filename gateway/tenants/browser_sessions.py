@@ -1,4 +1,4 @@
-"""Sign-ins: what a browser's cookie holds is not the key but a secret of its own, which ends when it signs out.
+"""Browser sessions: the cookie holds a secret of its own, not the key, until the browser signs out.
 
 A sign-in holds no longer than the secret of the key that it was made with: it ends when that is revoked, expires, or is
 rotated away.

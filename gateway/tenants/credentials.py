@@ -1,4 +1,4 @@
-"""The ways in which clients carry a key."""
+"""Credentials: the ways in which requests carry a key."""
 
 from __future__ import annotations
 

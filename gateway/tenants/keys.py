@@ -1,4 +1,4 @@
-"""Who calls: keys by their digest, the identity that a key stands for, and until when it lets its holder in."""
+"""Keys by their digest, the identity that a key stands for, and when it expires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a tenant takes up, whatever the keys that it comes with, and when it is too much. Pure: time is passed in.
+"""Limits of tenants: requests, prompts, jobs, bytes, sockets, whatever keys they use. Pure: time is passed in.
 
 Requests and prompts are counted here, in token buckets, and so are open sockets. How many jobs a tenant has, and how
 many bytes of uploads, those know who keep them; here is only what the answer to too many is.

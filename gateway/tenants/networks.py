@@ -1,4 +1,4 @@
-"""Addresses as those who sit behind them share them."""
+"""Networks of client addresses: those that one person or one site shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each tenant may use: backends by their labels, node classes, models. Pure; `Policies.of` is one look-up."""
+"""Policies of tenants: the backends, node classes and models that each may use. Pure; `Policies.of` is one look-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a role may call: one table. Whatever is not in it is read by users and written by admins alone.
+"""Roles: one table of what each may call. Whatever is not in it is read by users and written by admins alone.
 
 A row's path is a route's template, without the /api that may come before each (server.py, add_routes); one that begins
 with /api/ is there with /api alone. ``/**`` at its end stands for all that is below, and for itself. Of the rows that

@@ -1,1 +1,1 @@
-"""HTTP handlers, thin: read the request, call one thing, write the answer."""
+"""The HTTP side: sockets, the checks that requests pass, and handlers."""

@@ -1,4 +1,4 @@
-"""Every route and who answers it: the table of the design, as code."""
+"""The application: every route and its handler, in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can a prompt run at all, may it, and where? Asked before it is accepted, by ComfyUI's rules and in its words."""
+"""Admission: decide if a prompt can run, may run, and where, by ComfyUI's rules and in its words."""
 
 from __future__ import annotations
 

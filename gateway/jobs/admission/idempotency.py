@@ -1,4 +1,4 @@
-"""The answers to POST /prompt: those under way, and those given before.
+"""Idempotency of POST /prompt: a repeated prompt_id gets the reply that the first one got.
 
 A client that got no answer may safely send the same prompt again under the same id: it gets the same answer.
 """

@@ -1,4 +1,4 @@
-"""What a tenant is told that may not use all of the fleet: what its prompt must not name, and no more. Pure."""
+"""Redact refusals for restricted tenants, so that they reveal no node or model the tenant may not use. Pure."""
 
 from __future__ import annotations
 

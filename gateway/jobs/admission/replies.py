@@ -1,4 +1,4 @@
-"""What a POST /prompt comes to: an answer, or that nothing can be taken now."""
+"""Replies to POST /prompt: accepted, refused, or that nothing can be taken now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells a job's session what happens to it, in an order that a single ComfyUI would give.
+"""Events for a job's session, in the order that a single ComfyUI would give.
 
 Nothing is told of a job before the answer to its POST /prompt is written: clients listen for an id once they know it.
 What a backend says of its next job waits until the end of the one before is told, which waits for the history entry.

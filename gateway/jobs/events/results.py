@@ -1,4 +1,4 @@
-"""What nodes send over the socket, made into frames: results are told from previews, and large ones may go to disk."""
+"""Results that nodes send over the socket: told from previews, made into frames; large ones may go to disk."""
 
 from __future__ import annotations
 

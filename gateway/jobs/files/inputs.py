@@ -1,4 +1,4 @@
-"""The files that a prompt names: may its tenant, and are they on the backend that it is sent to?"""
+"""Inputs: the files that a prompt names. May its tenant use them, and does its backend have them?"""
 
 from __future__ import annotations
 

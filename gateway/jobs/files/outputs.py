@@ -1,4 +1,4 @@
-"""What a job's nodes put out: its files get the names that the job's tenant knows, and are its from then on.
+"""Outputs: files that a job wrote get the names that its tenant sees, and are the tenant's from then on.
 
 A name on a backend may come to mean another's file (its folder was emptied, it counts from 1 again). So whoever writes
 a file takes its name from others, and once a job is over its files are known by their ETags as well: see

@@ -1,4 +1,4 @@
-"""What a caller does to its jobs: cancel, interrupt, delete. Always the right one, and never another's.
+"""Cancel, interrupt and delete jobs for their caller: always the right one, and never another's.
 
 As in ComfyUI, deleting takes only what has not started, interrupting only what runs, and an id that fits nothing is
 no error (server.py, post_queue, post_interrupt, cancel_job_by_id).

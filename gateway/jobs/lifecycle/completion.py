@@ -1,4 +1,4 @@
-"""The end of a job: its history entry is fetched, made the gateway's own, journalled, and only then told.
+"""Completion of a job: fetch its history entry, name its files, write the journal, then tell its client.
 
 Terminal events are held until then, so that a client that hears ``execution_success`` finds the entry. ComfyUI itself
 sends ``execution_success`` before the entry is there and ``executing`` with node null after it (main.py).

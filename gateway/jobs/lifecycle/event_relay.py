@@ -1,4 +1,4 @@
-"""What a backend says about a job, made fit for the job's session and passed on.
+"""Relay of backends' events: find the job, change its state, rename its files, pass the frame on.
 
 Events find their session by prompt_id, whoever's socket it is. Ids and file names become those the client knows.
 Terminal events are held until completion; ``status`` is never relayed (it is made from the ledger).

@@ -1,4 +1,4 @@
-"""A job's run failed: is that the answer, or did the machine fail it? Then it runs once more, elsewhere if it can.
+"""Failure policy: a job that its machine failed runs again, elsewhere if it can; a workflow's error is the answer.
 
 Its client hears nothing of the failure, and no second start: for it the job runs on.
 """

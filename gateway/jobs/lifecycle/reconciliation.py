@@ -1,4 +1,4 @@
-"""After an interruption: what became of the jobs that a backend had?"""
+"""Reconciliation after an interruption: compare a backend's queue and history with the jobs that it had."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks after jobs that take too long: those that run and say nothing, and those whose deadline has passed."""
+"""Watchdog of jobs that take too long: those that run and say nothing, and those whose deadline has passed."""
 
 from __future__ import annotations
 

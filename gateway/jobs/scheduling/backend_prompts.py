@@ -1,4 +1,4 @@
-"""What is said to a backend about a job: the body of its POST /prompt, whether it has it, and that a copy must go."""
+"""Calls to a backend about a job: its POST /prompt, whether the backend has it, and the deletion of orphans."""
 
 from __future__ import annotations
 

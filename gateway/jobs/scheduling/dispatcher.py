@@ -1,4 +1,4 @@
-"""What happens to a prompt, from its acceptance until a backend has it. Read it top to bottom.
+"""Dispatch of a prompt, from its acceptance until a backend has it. Read this file from top to bottom.
 
 submit    check → accept → journal → send (or wait) → answer
 wake      send waiting jobs to free backends; an idle backend then steals work (work_stealing.py)

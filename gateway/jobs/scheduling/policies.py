@@ -1,4 +1,4 @@
-"""Which backend gets a job: pure, from values to a value."""
+"""Policies that choose a backend for a job. Pure, from values to a value."""
 
 from __future__ import annotations
 

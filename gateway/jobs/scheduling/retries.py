@@ -1,4 +1,4 @@
-"""When a job is sent again that came to nothing where it was."""
+"""Schedule retries of jobs whose backend was lost, or that came to nothing there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gathers what `routing` decides on: the backends that may take a job, and how busy each is."""
+"""Selection of a backend for a job: gather the candidates that `policies` decides between."""
 
 from __future__ import annotations
 

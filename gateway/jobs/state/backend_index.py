@@ -1,4 +1,4 @@
-"""Which backend has which open jobs, how many of them are queued and running there, and how many are whose."""
+"""Index of open jobs by backend: how many are queued and running there, and how many of each tenant."""
 
 from __future__ import annotations
 

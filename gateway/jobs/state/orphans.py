@@ -1,4 +1,4 @@
-"""Copies that must not run: what a backend may still hold of a job that was cancelled, or is elsewhere by now."""
+"""Orphans: prompts that a backend may still have of jobs that were cancelled or are elsewhere, and must not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the history is kept: entries that are too old, or too many, leave memory and journal, a few a commit.
+"""Retention of the history: expired entries, and those past a limit, are deleted in small batches.
 
 No single look at the wall clock deletes anything: it may be wrong at a machine's start, until it is set.
 """

@@ -1,4 +1,4 @@
-"""Who calls: the grant behind a request's key, or the answer to a request that has none."""
+"""Authentication: find the grant behind a request's key, or make the response to a request without one."""
 
 from __future__ import annotations
 

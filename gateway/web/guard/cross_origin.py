@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser may do here in its user's name, and by which name the gateway is asked.
+"""Cross-origin requests: what pages of other sites may do here in their user's name, and under which host names.
 
 A gateway on loopback, or one that a browser holds a cookie for, is open to every page that its user visits. ComfyUI
 refuses what such pages ask (server.py, create_origin_only_middleware); so does the gateway, but a page that sends a

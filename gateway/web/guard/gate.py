@@ -1,4 +1,4 @@
-"""What every request passes: who calls, may it, what came of it."""
+"""The gate that each request passes: authentication, permission, limits, and the log line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""People's browsers, and the way to the sign-in page."""
+"""Redirect browsers without a session to the sign-in page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By which names the gateway may be asked.
+"""Allowed hosts: the names by which clients may address the gateway.
 
 A page whose own name was pointed at the gateway's address after it was loaded (DNS rebinding) is of the gateway's
 origin for its browser, and may read all that is answered without a key. Its requests carry that name as their Host.

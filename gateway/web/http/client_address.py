@@ -1,4 +1,4 @@
-"""From where a request comes, and what it was before a proxy passed it on.
+"""Client address, scheme and host of a request, as they were before trusted proxies passed it on.
 
 What a proxy says is believed of those in ``server.trusted_proxies`` alone; from anybody else the same headers are what
 the caller made up. ``Forwarded`` (RFC 7239) is not read from anybody: a proxy that does not know it passes on what

@@ -1,4 +1,4 @@
-"""What a browser may do with what backends send: files that callers made must not run as pages of the gateway's.
+"""Content safety: files that callers made must not run as pages of the gateway's.
 
 A page from here acts in the name of whoever looks at it, an admin say. ComfyUI since 0.33 gives such files as downloads
 (server.py, view_image; app/user_manager.py); older ones do not, nor do viewers of custom nodes.

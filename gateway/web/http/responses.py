@@ -1,4 +1,4 @@
-"""Answers in ComfyUI's forms."""
+"""Responses in ComfyUI's forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each described route takes and answers: plain data for `openapi`.
+"""Operations of the OpenAPI document: what each route takes and returns, as plain data for `openapi`.
 
 A route of our own that is not here fails a test (tests/security/test_openapi.py).
 """

@@ -1,4 +1,4 @@
-"""Which bytes of a connection the HTTP parser gets, and when.
+"""Feed the HTTP parser: bound a request's head, and hold its body until the gate has admitted it.
 
 A request's head has a bound. The bytes behind the head wait until the gate has admitted the request, because each chunk
 of a stranger's body would cost the parser a microsecond. A body that no handler reads is neither parsed nor kept: the

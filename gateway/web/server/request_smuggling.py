@@ -1,4 +1,4 @@
-"""Requests that two servers on the way might read differently: refused, because one of them may be a proxy before us.
+"""Refuse requests that two servers might read differently, because one of them may be a proxy before us.
 
 aiohttp's parser (llhttp, strict) refuses most of it: Content-Length beside Transfer-Encoding, two lengths, lengths that
 are no digits, folded lines, bare CR or LF, NUL, names with a blank. What it lets pass is looked at here.

@@ -1,4 +1,4 @@
-"""How one connection gets on with what it sends and reads, and whether its time is up. Pure: the time is passed in."""
+"""Timeouts of one connection: slow senders, slow readers, revoked keys. Pure: the time is passed in."""
 
 from __future__ import annotations
 
