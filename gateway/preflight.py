@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from pathlib import Path
-from typing import Any, NoReturn
 from urllib.parse import urlsplit
-
-import click
 
 from gateway.fleet.renames import lost_names
 from gateway.jobs.state.records import fault_of_job
-from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, is_loopback, load
+from gateway.settings import Settings, is_loopback
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
 from gateway.settings.floors import slips
-from gateway.store import directory, salvage
+from gateway.store import directory
 from gateway.store.protocol import StoreError
 from gateway.store.version_check import look, look_at_backends
 from gateway.tenants.keys import LOCAL_TENANT, Keyring
 from gateway.tenants.policy import Policies
 from gateway.web.server.bind_addresses import CannotListen, try_to_bind
 
-EXIT_UNUSABLE = 1
-EXIT_USAGE = 2
 MAX_NAMED_TENANTS = 10
 MAX_WARNINGS = 20
-OPEN = """refusing to listen on {host} without a key: everybody who can reach it could run workflows and see
-all images. Give a key (--api-key KEY, or auth.keys in the file), or say --no-auth if that is meant."""
-NO_BACKENDS = "no backend is given: add --backend http://HOST:8188 for each ComfyUI, or backends in the file"
-
-
-def load_or_exit(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
-    """Return the settings; if something is wrong with them, print each problem and end with exit code 2."""
-    path = config or (Path(named) if (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")) else None)
-    try:
-        settings = load(path, flags=flags)
-    except SettingsError as error:
-        exit_with("\n".join(error.problems))
-    if settings.open_to_strangers and not salvage.had_keys(settings.data_dir):
-        exit_with(OPEN.format(host=settings.server.host))
-    if not settings.backends:
-        exit_with(NO_BACKENDS)
-    return settings
-
-
-def exit_with(message: str, code: int = EXIT_USAGE) -> NoReturn:
-    """Print a message to standard error and end the process."""
-    click.echo(f"comfyui-gateway: {message}", err=True)
-    sys.exit(code)
 
 
 @dataclass(frozen=True, slots=True)

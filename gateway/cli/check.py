@@ -16,6 +16,7 @@ import click
 from yarl import URL
 
 from gateway.catalogue.packs import line_to_paste, packs_of, untrusted
+from gateway.cli.terminal import EXIT_UNUSABLE, EXIT_USAGE, load_or_exit, print_table
 from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_OBJECT_INFO, BackendError, BadAnswer, ComfyClient
 from gateway.comfy.node_review import review
@@ -24,7 +25,7 @@ from gateway.conformance import suite
 from gateway.conformance.asking import CannotAsk, Examination
 from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
-from gateway.preflight import EXIT_UNUSABLE, EXIT_USAGE, Machine, hints, judge_machine, load_or_exit, warnings
+from gateway.preflight import Machine, hints, judge_machine, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
 from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies
@@ -218,7 +219,7 @@ def _print_trust(settings: Settings, rows: Sequence[Row]) -> None:
     cells = [
         (suite.plain(p.name), str(len(p.classes)), str(len(p.untrusted)), ", ".join(sorted(p.backends))) for p in found
     ]
-    _print_table([titles, *cells])
+    print_table([titles, *cells])
     click.echo(
         f"To trust all of them (docs/security.md says what that means):\n  {line_to_paste(found, policies.trust)}"
     )
@@ -226,10 +227,4 @@ def _print_trust(settings: Settings, rows: Sequence[Row]) -> None:
 
 def _print(rows: list[Row]) -> None:
     titles = ("NAME", "URL", "REACHABLE", "VERSION", "DEVICES", "VRAM", "QUEUE")
-    _print_table([titles, *((r.name, r.url, r.reachable, r.version, r.devices, r.vram, r.queue) for r in rows)])
-
-
-def _print_table(table: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table([titles, *((r.name, r.url, r.reachable, r.version, r.devices, r.vram, r.queue) for r in rows)])

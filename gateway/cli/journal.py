@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from gateway.cli.terminal import EXIT_USAGE, exit_with
 from gateway.jobs.state.records import fault_of_job
 from gateway.settings import SettingsError, load
 from gateway.store import salvage
 from gateway.store.protocol import StoreError
-
-EXIT_USAGE = 2
 
 
 @click.group()
@@ -42,11 +40,11 @@ def check_journal(config: Path | None, data_dir: Path | None) -> None:
     try:
         problems = salvage.examine(directory, fault_of_job)
     except StoreError as error:
-        _exit(str(error))
+        exit_with(str(error))
     for problem in problems:
         click.echo(problem)
     if problems:
-        _exit(f"{directory}: the journal is damaged; stop the gateway and run 'comfyui-gateway journal recover'")
+        exit_with(f"{directory}: the journal is damaged; stop the gateway and run 'comfyui-gateway journal recover'")
     click.echo(f"{directory}: the journal is whole")
 
 
@@ -61,7 +59,7 @@ def recover_journal(config: Path | None, data_dir: Path | None) -> None:
     try:
         saved, aside = salvage.recover(directory, fault_of_job)
     except StoreError as error:
-        _exit(str(error))
+        exit_with(str(error))
     for table in saved:
         click.echo(str(table))
         for sentence in table.faults:
@@ -73,9 +71,4 @@ def _directory(config: Path | None, data_dir: Path | None) -> Path:
     try:
         return load(config, flags={"data_dir": str(data_dir)} if data_dir is not None else None).data_dir
     except SettingsError as error:
-        _exit("\n".join(error.problems), EXIT_USAGE)
-
-
-def _exit(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"comfyui-gateway: {message}", err=True)
-    sys.exit(code)
+        exit_with("\n".join(error.problems), EXIT_USAGE)

@@ -8,23 +8,22 @@ import json
 import os
 import re
 import ssl
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import click
 
+from gateway.cli.terminal import exit_with, print_table
 from gateway.settings.base import checked_name
 from gateway.tenants.keys import Role, digest_of, mint
 from gateway.tenants.lifetimes import NoTime, time_of
 
-EXIT_USAGE = 2
 TIMEOUT = 30.0
 # In the environment, not a flag: flags show in the list of processes.
 _ADMIN_KEY = "COMFYUI_KEY"
@@ -144,9 +143,7 @@ def list_keys(target: Target) -> None:
         after = page.get("next", "")
         if not after:
             break
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 @keys.command()
@@ -189,8 +186,8 @@ def _ask(method: str, target: Target, path: str, body: Any = None) -> Any:
     if status >= 300:
         error = answer.get("error") or {}
         if status == 401 and not key:
-            _exit(f"{error.get('message', 'a key is needed')}: set {_ADMIN_KEY} to an admin's key")
-        _exit(": ".join(filter(None, (error.get("message", f"answer {status}"), error.get("details")))))
+            exit_with(f"{error.get('message', 'a key is needed')}: set {_ADMIN_KEY} to an admin's key")
+        exit_with(": ".join(filter(None, (error.get("message", f"answer {status}"), error.get("details")))))
     return answer
 
 
@@ -205,13 +202,8 @@ async def _send(method: str, target: Target, path: str, key: str, body: Any) -> 
         ):
             return answer.status, await answer.json()
     except (aiohttp.ClientConnectorCertificateError, ssl.SSLError) as error:
-        _exit(f"{url}: its certificate is not vouched for ({error}); give its authority with --ca FILE")
+        exit_with(f"{url}: its certificate is not vouched for ({error}); give its authority with --ca FILE")
     except (aiohttp.ClientConnectionError, TimeoutError) as error:
-        _exit(f"{url} can't be asked: {error or 'no answer in time'}")
+        exit_with(f"{url} can't be asked: {error or 'no answer in time'}")
     except (aiohttp.ClientError, ValueError):
-        _exit(f"{url} is not answered by a comfyui-gateway")
-
-
-def _exit(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"comfyui-gateway: {message}", err=True)
-    sys.exit(code)
+        exit_with(f"{url} is not answered by a comfyui-gateway")

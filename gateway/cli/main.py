@@ -17,7 +17,8 @@ from gateway.cli.demo import demo
 from gateway.cli.journal import journal
 from gateway.cli.keys import keys
 from gateway.cli.standard_streams import open_missing, say
-from gateway.preflight import EXIT_UNUSABLE, EXIT_USAGE, OPEN, load_or_exit, warnings
+from gateway.cli.terminal import EXIT_UNUSABLE, EXIT_USAGE, OPEN, complain, load_or_exit
+from gateway.preflight import warnings
 from gateway.settings import ADMIN_KEYS, Settings, admin_keys_of, backends_of, keys_of
 from gateway.simulator.command import simulate
 from gateway.store.protocol import StoreError
@@ -125,16 +126,16 @@ async def _serve(settings: Settings) -> int:
     try:
         await gateway.start()
     except StoreError as error:
-        click.echo(f"comfyui-gateway: {error}", err=True)
+        complain(str(error))
         return EXIT_UNUSABLE
     except OpenToStrangers:
-        click.echo(f"comfyui-gateway: {OPEN.format(host=settings.server.host)}", err=True)
+        complain(OPEN.format(host=settings.server.host))
         return EXIT_USAGE
     except CannotListen as error:
-        click.echo(f"comfyui-gateway: {error}", err=True)
+        complain(str(error))
         return EXIT_UNUSABLE
     except OSError as error:
-        click.echo(f"comfyui-gateway: can't start: {error.strerror or error}", err=True)
+        complain(f"can't start: {error.strerror or error}")
         return EXIT_UNUSABLE
     # Log collectors read lines of JSON; a person reads the line below.
     _log.info("gateway_ready", url=gateway.url, backends={each.name: each.url for each in settings.backends})
