@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, async_playwright, expect
 
+from tests.browser.ui import SHOTS
 from tests.browser.walks import LIMIT, Both, Walk, walk_as_new_user
 from tests.support.lab import Lab
 
@@ -27,6 +28,14 @@ async def chromium() -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=[*ARGUMENTS, NO_INTERNET])
         yield browser
         await browser.close()
+
+
+@pytest.fixture
+def shots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where screenshots go: below $BROWSER_SHOTS, if that is set; else there is one of what failed."""
+    folder = Path(SHOTS) / request.node.name if SHOTS else tmp_path / "shots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -6,14 +6,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-import pytest
 from playwright.async_api import Browser
 
-from tests.browser.ui import SHOTS, Ui
+from tests.browser.ui import Ui
 
 LIMIT = 20_000
-
-
 Walk = Callable[[Ui], Awaitable[None]]
 
 
@@ -22,14 +19,6 @@ class Both(Protocol):
 
     async def __call__(self, walk: Walk, backends: int = 3) -> None:
         """Take it with one ComfyUI, then with a gateway."""
-
-
-@pytest.fixture
-def shots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where screenshots go: below $BROWSER_SHOTS, if that is set; else there is one of what failed."""
-    folder = Path(SHOTS) / request.node.name if SHOTS else tmp_path / "shots"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 async def walk_as_new_user(browser: Browser, walk: Walk, url: str, shots: Path, kind: str) -> set[str]:
