@@ -24,7 +24,7 @@ def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies:
     """Return the key that a request carries: X-API-Key, Bearer, Basic (the password), ``?token=`` or the cookie.
 
     The first of these that is not empty counts. If it is wrong, no other is tried. The order matters, because a web
-    page can add to a visitor's request, and must not override the key that the visitor's own program sends.
+    page can add a key to a visitor's request. That key must not override the one of the visitor's own program.
 
     Raises:
         AmbiguousKey: a header or ``token`` is there more than once, with different keys.

@@ -1,8 +1,8 @@
 """Count the file names that a tenant's prompts try out. Pure: time is passed in.
 
 A refusal reveals if a file of that name exists, so a prompt is a guess. A ComfyUI answers 3,000 names a second, and
-some of its names are five letters long. Each name that is not known to be the tenant's own costs a token, if the file
-exists or not, because another cost would reveal the file.
+some of its names are five letters long. Each name that is not known to be the tenant's own costs a token. The cost is
+the same if the file exists or not, because another cost would reveal the file.
 
 The bucket holds a minute's tokens. With the default, 100, a workflow from elsewhere may name its dozen missing files
 again and again while its user mends it, and to try half of the 25^5 names of ComfyUI's previews takes 34 days.

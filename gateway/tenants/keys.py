@@ -144,8 +144,8 @@ class FileVisibility(StrEnum):
 class Keyring:
     """All keys, by their SHA-256. The secrets themselves are not kept.
 
-    The keyring is open if keys are disabled, or if there are no keys, no anonymous networks, and never was a key in the
-    store. Then everybody is the one local user.
+    The keyring is open if keys are disabled. It is open, too, if there are no keys and no anonymous networks, and the
+    store never had a key. Then everybody is the one local user.
     """
 
     def __init__(self, settings: AuthSettings, anonymous: AnonymousSettings | None = None) -> None:

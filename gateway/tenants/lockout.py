@@ -36,7 +36,7 @@ class Lockout:
     """Counts wrong keys by address.
 
     Addresses that were locked out are kept apart from addresses that have only begun to fail. So a crowd of new
-    addresses, of which an IPv6 prefix has as many as its owner likes, evicts none of the former.
+    addresses, which any IPv6 prefix has, evicts none of the former.
 
     Args:
         max_addresses: maximum number of remembered addresses of both kinds together.

@@ -88,8 +88,8 @@ class Policy:
     def denies_model(self, name: str) -> bool:
         """Return True if a model is refused, by its path in its folder or by its file name alone.
 
-        Kinds of separators, case of letters, ``./``, and trailing dots and blanks make no difference, because some file
-        system takes such names for the same.
+        Kinds of separators, case of letters, ``./``, and trailing dots and blanks make no difference. Some file system
+        takes such names for the same.
         """
         if not self.models:
             return False
