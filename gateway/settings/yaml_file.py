@@ -84,7 +84,7 @@ class _Review:
         self._nodes = 0
 
     def walk(self, node: yaml.Node, path: str = "", within: tuple[int, ...] = ()) -> None:
-        """Look at a node and all below it.
+        """Check a node and all nodes below it.
 
         Raises:
             YamlProblems: the node is endless (it holds an alias of itself), too deep, or too large by aliases.
