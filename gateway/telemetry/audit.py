@@ -1,7 +1,7 @@
 """The audit log: actions on keys, on the gateway and on others' jobs, and refusals of keys and requests.
 
-Each is a line (``event: audit``), written at any `log.level`. After the first refusal the gateway counts further ones,
-so that a caller who guesses keys, or repeats forbidden requests, does not fill the disk.
+Each is a line (``event: audit``), written at any `log.level`. After the first refusal the gateway counts further ones.
+So a caller who guesses keys, or repeats forbidden requests, does not fill the disk.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def set_thresholds() -> None:
 
 
 def collect(max_older: int = MAX_OLDER, max_old: int = MAX_OLD) -> int:
-    """Collect all garbage unless there are too many objects; return the number of objects found.
+    """Collect all garbage unless there are too many objects; return the number of unreachable objects.
 
     If there are too many objects, freeze them, so that no collection looks at them again.
     """
