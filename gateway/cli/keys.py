@@ -110,7 +110,7 @@ def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 def create(name: str, role: str, tenant: str, expires: str | None, target: Target | None) -> None:
     """Make a key and print it, this once; with the line for auth.keys, or, with --url, in a running gateway's store.
 
-    Exit code: 0 it is made, 1 the gateway refuses or can't be asked, 2 the options are wrong.
+    Exit code: 0 it is made, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     if target is not None:
         body = {"name": name, "role": role, "tenant": tenant, "expires": expires}
@@ -133,7 +133,7 @@ def _yaml(value: str) -> str:
 def list_keys(target: Target) -> None:
     """List a running gateway's keys: never a key itself.
 
-    Exit code: 0 listed, 1 the gateway refuses or can't be asked, 2 the options are wrong.
+    Exit code: 0 listed, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     columns = ("name", "role", "tenant", "source", "created", "expires", "last_used")
     rows: list[tuple[str, ...]] = [columns]
@@ -162,7 +162,7 @@ def list_keys(target: Target) -> None:
 def rotate(name: str, overlap: float | None, target: Target) -> None:
     """Give a key of a running gateway's store a new secret, and print the secret.
 
-    Exit code: 0 it has one, 1 the gateway refuses or can't be asked, 2 the options are wrong.
+    Exit code: 0 it has one, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     body = {} if overlap is None else {"overlap_seconds": overlap}
     click.echo(_ask("POST", target, f"/{quote(name, safe='')}/rotate", body)["key"])
@@ -174,7 +174,7 @@ def rotate(name: str, overlap: float | None, target: Target) -> None:
 def revoke(name: str, target: Target) -> None:
     """Revoke a key of a running gateway's store, and close its sockets.
 
-    Exit code: 0 it is revoked, 1 the gateway refuses or can't be asked, 2 the options are wrong.
+    Exit code: 0 it is revoked, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     _ask("DELETE", target, f"/{quote(name, safe='')}")
     click.echo(f"{name} is revoked")
