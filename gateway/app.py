@@ -1,4 +1,4 @@
-"""The gateway: its parts, put together, started in order and stopped in reverse, also if starting failed half-way."""
+"""The gateway: builds its parts, starts them in order, and stops them in reverse, also if the start fails half-way."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _log = logs.get("gateway")
 
 
 class OpenToStrangers(Exception):
-    """It would listen beyond loopback without a key, and was not told that this is meant."""
+    """Refusal to listen beyond loopback without keys, because the operator has not said that this is meant."""
 
 
 class Gateway:
-    """One gateway. `start`, then serve until `close`."""
+    """One gateway. It serves from `start` until `close`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -56,14 +56,14 @@ class Gateway:
         self._started = asyncio.Event()
 
     async def start(self) -> None:
-        """Read the journal, begin to watch the backends, listen; then find out what became of open jobs.
+        """Read the journal, begin to watch the backends, and listen; then ask the backends about open jobs.
 
-        Requests that come meanwhile are answered when that is known, or when a backend does not say it in time.
+        Requests that come meanwhile, monitoring's excepted, wait until the backends have answered, or the time is up.
 
         Raises:
             StoreError: the data directory can't be used.
-            OpenToStrangers: there are no keys, neither configured nor in the store, and it would listen to strangers.
-            OSError: the address can't be listened on.
+            OpenToStrangers: neither the configuration nor the store has keys, and strangers could reach the gateway.
+            OSError: the gateway can't listen on the address.
         """
         async with AsyncExitStack() as stack:
             await self._start(stack)
@@ -147,7 +147,7 @@ class Gateway:
         self._ready = True
 
     async def _tell_lost_names(self, store: SqliteStore) -> None:
-        """Warn of files that can't be found because of a backend's name, and note where each backend is now."""
+        """Warn of files that can't be found because of a backend's name, and note each backend's present URL."""
         known, urls = await store.known_backends(), {each.name: each.url for each in self.settings.backends}
         for message in lost_names(urls, known):
             _log.warning("backend_name_lost", message=message)
@@ -170,12 +170,12 @@ class Gateway:
             raise OSError(f"server.tls: {error}") from error
         await serving.start()
         stack.push_async_callback(serving.close)
-        # Sockets are closed while the server drains: it would else wait for them until its time is over.
+        # Close the WebSockets while the server drains, because it would else wait for them until its time is over.
         stack.push_async_callback(self.parts.hub.close)
         self._serving, self.port = serving, serving.port
 
     def reload(self) -> None:
-        """Read again what can be read anew while it serves: the certificate. The configuration needs a restart."""
+        """Read the certificate again while the gateway serves. A change of the configuration needs a restart."""
         has_certificate = self.settings.server.tls.certificate is not None
         _log.info("reload_requested", rereads="server.tls.certificate" if has_certificate else "nothing")
         if self._serving is not None:
@@ -183,17 +183,17 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Return the URL on which the gateway listens."""
         host = self.settings.server.host
         scheme = "http" if self.settings.server.tls.certificate is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def hurry(self) -> None:
-        """Have `close` wait for no request any more."""
+        """Make `close` wait for no more requests."""
         if self._serving is not None:
             self._serving.hurry()
 
     async def close(self) -> None:
-        """Stop accepting, let requests that have begun be read and answered, write the journal. Jobs run on."""
+        """Stop accepting, finish the requests that have begun, and write the journal. Backends run their jobs on."""
         self._ready = False
         await self._stack.aclose()

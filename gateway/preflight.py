@@ -27,9 +27,9 @@ MAX_WARNINGS = 20
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The judgement of this machine and its data directory: the refusal (or an empty text), and what is doubtful.
+    """The result of the checks of this machine and its data directory: a refusal (or an empty text), and warnings.
 
-    If a gateway runs on the data directory, the address is taken by it and was not tried.
+    If a gateway runs on the data directory, that gateway has the address, so the address was not tried.
     """
 
     refusal: str = ""
@@ -38,7 +38,7 @@ class Machine:
 
 
 def judge_machine(settings: Settings) -> Machine:
-    """Judge whether this machine can serve the configuration now. Nothing is made or changed."""
+    """Check that this machine can serve the configuration now. Nothing is made or changed."""
     found: list[str] = []
     urls = {backend.name: backend.url for backend in settings.backends}
     try:
@@ -56,7 +56,7 @@ def judge_machine(settings: Settings) -> Machine:
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Return a sentence for each thing that is allowed and dangerous, or most likely a mistake."""
+    """Return a sentence for each finding that is dangerous or most likely a mistake, but allowed."""
     found = [
         *settings.former_names,
         *_open_doors(settings),
@@ -72,8 +72,9 @@ def warnings(settings: Settings) -> list[str]:
 
 
 def hints(settings: Settings) -> list[str]:
-    """Return a sentence for each tenant that no key of the configuration stands for. The store may have one, so this
-    is for somebody who looks at the configuration, and not for the log.
+    """Return a sentence for each tenant that no key of the configuration stands for.
+
+    The store may have such a key, so ``check`` prints these sentences, and the log does not have them.
     """
     unknown = "no key of the configuration stands for this tenant; one of the store may"
     return [f"{place}: {unknown}" for place in unknown_tenants(settings)]
@@ -103,7 +104,7 @@ def _open_doors(settings: Settings) -> Iterator[str]:
 
 
 def _same_comfyuis(settings: Settings) -> Iterator[str]:
-    """Yield a sentence for each two backends that are most likely one ComfyUI under two names."""
+    """Yield a sentence for each pair of backends that are most likely one ComfyUI under two names."""
     places: dict[tuple[int, str], list[int]] = defaultdict(list)
     for place, backend in enumerate(settings.backends):
         host, port = host_and_port(backend.url)
@@ -118,7 +119,7 @@ def _same_comfyuis(settings: Settings) -> Iterator[str]:
 
 
 def expired_keys(settings: Settings, now: float) -> Iterator[str]:
-    """Yield a sentence for each key that lets nobody in any more. `now` is in seconds since 1970."""
+    """Yield a sentence for each expired key. `now` is in seconds since 1970."""
     for place, key in enumerate(settings.auth.keys):
         if key.expires is not None and key.expires.timestamp() <= now:
             when = f"{key.expires:%Y-%m-%d %H:%M} {key.expires:%Z}"
@@ -126,7 +127,7 @@ def expired_keys(settings: Settings, now: float) -> Iterator[str]:
 
 
 def unknown_tenants(settings: Settings) -> list[str]:
-    """Return where a tenant is named that no key of the configuration stands for: made over the API, or misspelt."""
+    """Return the settings that name a tenant without a key in the configuration: made over the API, or misspelt."""
     known = {key.tenant or key.name for key in settings.auth.keys} | {LOCAL_TENANT}
     if settings.tenants.anonymous.networks:
         known.add(settings.tenants.anonymous.tenant)
@@ -137,7 +138,7 @@ def unknown_tenants(settings: Settings) -> list[str]:
 
 
 def without_backends(settings: Settings) -> str | None:
-    """Return the warning that tenants which the configuration does not name have no backend; None if they have one."""
+    """Return the warning that tenants without a name in the configuration have no backend; None if they have one."""
     policies = Policies(settings.tenants, settings.backends)
     if not (settings.backends and policies.default.lacks_backends):
         return None

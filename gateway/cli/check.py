@@ -1,4 +1,4 @@
-"""The command ``check``: what is wrong with a configuration, how each backend is, and whether one still fits."""
+"""The command ``check``: problems of a configuration, the state of each backend, and conformance of a ComfyUI."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gateway.tenants.policy import Policies
 
 GIB = 1024**3
 _ADDRESS = re.compile(r"https?://[^/\s?#@]+(/[^?#\s]*)?")
-# Not the gateway's own variable: what is asked may be a ComfyUI, and that is told no keys of the gateway.
+# Not the gateway's own variable, because a ComfyUI at the address must not get a key of the gateway.
 _KEY = "COMFYUI_KEY"
 
 
@@ -47,7 +47,7 @@ class Row:
     devices: str = "-"
     vram: str = "-"
     queue: str = "-"
-    # Its node classes; None if it did not tell them, or nobody has to know.
+    # Its node classes; None if the backend did not send them, or if the check does not need them.
     classes: Mapping[str, Any] | None = None
 
 
@@ -66,12 +66,12 @@ class Row:
 def check(
     config: Path | None, backends: tuple[str, ...], address: str | None, api_key: str | None, timeout: float
 ) -> None:
-    """Say what is wrong with the configuration, and how each backend is.
+    """Report problems of the configuration and of this machine, and the state of each backend.
 
-    Or, with --conformance, what a ComfyUI answers otherwise than the one that this gateway was made for.
+    Or, with --conformance, compare the answers at an address with those of the ComfyUI that this gateway was made for.
 
-    Exit code: 0 all is well, 1 a backend can't be reached, or answers otherwise, 2 the configuration is wrong, or the
-    address can't be asked.
+    Exit code: 0 all is well, 1 a backend can't be reached or answers otherwise, or this machine can't serve, 2 the
+    configuration is wrong, or the address can't be asked.
     """
     if address is None:
         if api_key is not None:
@@ -85,7 +85,7 @@ def check(
 
 def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoReturn:
     settings = load_or_exit(config, {"backends": backends_of(backends)} if backends else None)
-    # With --backend somebody wants to know of a ComfyUI, not whether a gateway could start here.
+    # If --backend is given, leave out the checks of this machine, because the user asks about a ComfyUI alone.
     machine = Machine() if backends else judge_machine(settings)
     for warning in hints(settings) + warnings(settings) + machine.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -101,7 +101,7 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:
-    """Print a line for each question, and a last one. Returns the exit code."""
+    """Print a line for each question, and a last one. Return the exit code."""
     expected = suite.load()
     examination, verdicts = Examination(expected, url, key, timeout), []
     try:
@@ -116,7 +116,10 @@ async def _check_conformance(url: str, key: str | None, timeout: float) -> int:
 
 
 def _address(given: str) -> str:
-    """The address without a slash at its end; HOST:PORT alone means http. It is not shown: it may hold a key."""
+    """Return the address without a slash at its end; HOST:PORT alone means http.
+
+    If it is refused, the message does not repeat the address, because it may hold a key.
+    """
     address = given.strip()
     address = address if "://" in address else f"http://{address}"
     try:
@@ -131,7 +134,7 @@ def _address(given: str) -> str:
 
 
 def _key(given: str | None) -> str | None:
-    """The key to send: the flag's, else the variable's. It goes into a header as it is."""
+    """Return the key to send: the flag's, else the variable's. It must fit into a header, where it is sent as it is."""
     key = (given if given is not None else os.environ.get(_KEY, "")).strip()
     if not key.isprintable():
         raise click.UsageError("the key holds characters that can't be sent in a header")

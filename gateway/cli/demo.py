@@ -31,7 +31,7 @@ REFRESH = 0.1
 
 @dataclass(slots=True)
 class Bar:
-    """What is shown of one job."""
+    """A job's line on the screen, with its progress."""
 
     client: str
     title: str
@@ -43,7 +43,7 @@ class Bar:
     image: Path | None = None
 
     def line(self) -> str:
-        """Its line of the screen."""
+        """Return the text of the line."""
         filled = round(BAR * self.value / max(self.maximum, 1))
         bar = "█" * filled + "·" * (BAR - filled)
         return f"  {self.client:<5} {self.title:<14} {bar} {self.state:<9} {self.backend}".rstrip()
@@ -55,7 +55,7 @@ class Bar:
 @click.option("--port", type=click.IntRange(0, 65535), default=8288, show_default=True)
 @click.option("--images", type=click.Path(path_type=Path), default=Path("demo-images"), show_default=True)
 def demo(backends: int, once: bool, port: int, images: Path) -> None:
-    """Show it: a simulated fleet behind a gateway, and two clients that use it."""
+    """Show the gateway at work: with a simulated fleet behind it, and two clients that use it."""
     logs.configure("error")
     images = images.resolve()
     images.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def _prompt(seed: int) -> dict[str, Any]:
 
 
 async def _client(http: aiohttp.ClientSession, ledger: Ledger, name: str, bars: list[Bar], images: Path) -> None:
-    """One client: sends its prompts, hears of them on its WebSocket, fetches its images."""
+    """Run one client: send its prompts, follow them on its WebSocket, and fetch its images."""
     by_id: dict[str, Bar] = {}
     seeds = itertools.count(int(time.time()) % 100_000 * 1000 + PROMPTS_EACH * CLIENTS.index(name))
     async with http.ws_connect(f"/ws?clientId={name}&events=interleave", max_msg_size=0) as socket:

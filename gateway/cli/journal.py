@@ -1,4 +1,4 @@
-"""The commands ``journal check`` and ``journal recover``: a journal whose gateway says that it is damaged."""
+"""The commands ``journal check`` and ``journal recover``, for a journal that is damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.store.protocol import StoreError
 
 @click.group()
 def journal() -> None:
-    """Look at a journal, or save what can be read of a damaged one."""
+    """Check a journal, or save the readable entries of a damaged one."""
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +32,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @journal.command("check")
 @_options
 def check_journal(config: Path | None, data_dir: Path | None) -> None:
-    """Read through the journal and say what is wrong with it; a gateway may be running.
+    """Read through the journal and report its damage; a gateway may be running.
 
     Exit code: 0 it is whole, 1 it is damaged or can't be read, 2 the configuration is wrong.
     """

@@ -1,4 +1,4 @@
-"""The commands ``keys …``: make a key for the configuration, or keep those of a running gateway over its admin API."""
+"""The commands ``keys …``: make a key for the configuration, or manage a running gateway's keys by its admin API."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ TIMEOUT = 30.0
 _ADMIN_KEY = "COMFYUI_KEY"
 _ADDRESS = re.compile(r"https?://[^/\s?#@]+/?")
 _HOST_AND_PORT = re.compile(r"[^/\s?#@:]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}")
-# Said with a key that is for the configuration, because who makes one may expect to revoke it later.
+# Printed with a key for the configuration, because its user may expect to revoke it later.
 _FILE_KEY = """A key in the file holds until it is taken out and the gateway is restarted. One that is made in a
 running gateway's store, with --url, can be rotated and revoked while it runs."""
 
 
 @click.group()
 def keys() -> None:
-    """Make a key; list, rotate and revoke those of a running gateway."""
+    """Make a key; list, rotate and revoke the keys of a running gateway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running gateway: its address, and by whom its certificate may be vouched for."""
+    """A running gateway: its address, and the authority of its certificate."""
 
     url: str
     ca: Path | None
@@ -49,7 +49,7 @@ class Target:
 
     @property
     def tls(self) -> ssl.SSLContext | bool:
-        """Return what aiohttp is to check a certificate by."""
+        """Return aiohttp's argument for checking the certificate."""
         return not self.insecure if self.ca is None else ssl.create_default_context(cafile=self.ca)
 
 
@@ -88,7 +88,7 @@ def _name(_: click.Context, __: click.Parameter, value: str) -> str:
 
 
 def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """As ISO 8601, whichever way it was given."""
+    """Return the expiry in ISO 8601, also if it was given as a duration."""
     if value is None:
         return None
     try:
@@ -109,7 +109,7 @@ def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 def create(name: str, role: str, tenant: str, expires: str | None, target: Target | None) -> None:
     """Make a key and print it, this once; with the line for auth.keys, or, with --url, in a running gateway's store.
 
-    Exit code: 0 it is made, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    Exit code: 0 it is made, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     if target is not None:
         body = {"name": name, "role": role, "tenant": tenant, "expires": expires}
@@ -132,7 +132,7 @@ def _yaml(value: str) -> str:
 def list_keys(target: Target) -> None:
     """List a running gateway's keys: never a key itself.
 
-    Exit code: 0 listed, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    Exit code: 0 listed, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     columns = ("name", "role", "tenant", "source", "created", "expires", "last_used")
     rows: list[tuple[str, ...]] = [columns]
@@ -157,9 +157,9 @@ def list_keys(target: Target) -> None:
 )
 @_url_option(required=True)
 def rotate(name: str, overlap: float | None, target: Target) -> None:
-    """Give a key of a running gateway's store a new secret, and print that.
+    """Give a key of a running gateway's store a new secret, and print the secret.
 
-    Exit code: 0 it has one, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    Exit code: 0 it has one, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     body = {} if overlap is None else {"overlap_seconds": overlap}
     click.echo(_ask("POST", target, f"/{quote(name, safe='')}/rotate", body)["key"])
@@ -169,16 +169,16 @@ def rotate(name: str, overlap: float | None, target: Target) -> None:
 @click.argument("name", callback=_name)
 @_url_option(required=True)
 def revoke(name: str, target: Target) -> None:
-    """Let a key of a running gateway's store in no more; its sockets are closed.
+    """Revoke a key of a running gateway's store, and close its sockets.
 
-    Exit code: 0 it is revoked, 1 the gateway refuses or can't be asked, 2 what was given is wrong.
+    Exit code: 0 it is revoked, 1 the gateway refuses or can't be asked, 2 the arguments are wrong.
     """
     _ask("DELETE", target, f"/{quote(name, safe='')}")
     click.echo(f"{name} is revoked")
 
 
 def _ask(method: str, target: Target, path: str, body: Any = None) -> Any:
-    """Ask the admin API; its refusals end the command with their sentence."""
+    """Call the admin API. If it refuses, end the command with its sentence."""
     key = os.environ.get(_ADMIN_KEY, "").strip()
     if not key.isascii() or not key.isprintable():
         raise click.UsageError(f"{_ADMIN_KEY} holds characters that can't be sent in a header")

@@ -81,7 +81,7 @@ def _flags(
     no_auth: bool,
     data_dir: Path | None,
 ) -> dict[str, Any]:
-    """What was given, in the file's form."""
+    """Return the settings that flags give, in the file's form."""
     server = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     auth: dict[str, Any] = {}
     if api_keys:
@@ -111,7 +111,7 @@ def _run(settings: Settings) -> int:
 
 
 def _stop_or_hurry(stop: asyncio.Event, gateway: Gateway) -> None:
-    """Stop; at the second signal, without waiting for requests."""
+    """Stop the gateway. At the second signal stop waiting for requests."""
     if stop.is_set():
         gateway.hurry()
     stop.set()

@@ -1,4 +1,4 @@
-"""Standard input, output and error of the process: they may be closed, or take nothing, and the gateway serves on."""
+"""Standard input, output and error of the process. If they are closed or take nothing, the gateway serves on."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def open_missing() -> None:
 
 
 def say(line: str) -> str:
-    """Print a line to standard output; return why it can't be written, an empty text if it is.
+    """Print a line to standard output. Return the reason if that fails, else an empty text.
 
-    If it can't, the stream leads nowhere from then on, because the interpreter would fail at its end with what is left.
+    If it fails, redirect the stream to /dev/null, because the interpreter would fail at its end on the unwritten rest.
     """
     try:
         sys.stdout.write(f"{line}\n")

@@ -1,4 +1,4 @@
-"""The configuration: typed models, and where they are read from."""
+"""The configuration: typed models, and their sources."""
 
 from gateway.settings.auth import AuthSettings, KeySettings, LockoutSettings
 from gateway.settings.backends import BackendAuthSettings, BackendSettings, EjectionSettings, ProbeSettings

@@ -1,4 +1,4 @@
-"""Compare addresses in a configuration: two names may be one process. Pure, so no name is looked up."""
+"""Compare addresses in a configuration, because two names may be one process. Pure, so no name is looked up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOOPBACK = "loopback"
 
 
 def canonical_host(host: str) -> str:
-    """Return a host in one spelling; all addresses that this machine alone reaches are one."""
+    """Return a host in one spelling. localhost, 127.0.0.1, ::1 and the unspecified addresses are all LOOPBACK."""
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return LOOPBACK
@@ -25,10 +25,10 @@ def canonical_host(host: str) -> str:
 
 
 def host_and_port(url: str) -> tuple[str, int]:
-    """Return the host of a URL in lower case, and its port, be it the scheme's own.
+    """Return the host of a URL in lower case, and its port; if it names no port, the scheme's own.
 
     Raises:
-        ValueError: the URL has none that there can be.
+        ValueError: the URL has no valid host and port.
     """
     parts = urlsplit(url)
     if not parts.hostname or parts.port == 0:
@@ -37,7 +37,7 @@ def host_and_port(url: str) -> tuple[str, int]:
 
 
 def is_own_address(url: str, host: str, port: int) -> bool:
-    """Return True if a backend's URL leads to where the gateway itself listens."""
+    """Return True if a backend's URL is the address on which the gateway itself listens."""
     if port == 0:
         return False
     asked_host, asked_port = host_and_port(url)

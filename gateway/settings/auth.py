@@ -1,4 +1,4 @@
-"""Keys: who may call, for how long, and how long one who guesses them has to wait."""
+"""Settings of keys: callers, lifetimes, and the lock-out of addresses that guess keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.settings.base import YEAR, Count, Model, Name, Period, Seconds, che
 from gateway.settings.units import TIMES, seconds_of
 
 MIN_KEY = 8
-# Keys that stand in examples and guides, ours among them: who tries to get in tries these first.
+# Keys that stand in examples and guides, ours among them, because attackers try these first.
 EXAMPLE_KEYS = frozenset(
     """
     change-me-now change-me-please changeme1 changemenow change_me_now changethis replace-me replaceme
@@ -42,7 +42,7 @@ class KeySettings(Model):
     @field_validator("expires", mode="before")
     @classmethod
     def _whole_day(cls, expires: Any) -> Any:
-        """YAML reads ``2026-12-24`` as a date: the key holds until that day begins."""
+        """Turn a date into the time at which its day begins, because YAML reads ``2026-12-24`` as a date."""
         if isinstance(expires, str) and seconds_of(expires) != expires:
             raise ValueError(
                 "must be a date such as 2036-12-24; 30d is for the command line alone (keys create --expires 30d), "
@@ -70,12 +70,12 @@ class KeySettings(Model):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the key, in lowercase hexadecimal."""
+        """Return the SHA-256 of the key, in lowercase hexadecimal."""
         return self.sha256 or hashlib.sha256(self.key.encode()).hexdigest()
 
 
 class LockoutSettings(Model):
-    """How an address that presents wrong keys is made to wait: from the failure `after`, twice as long each time."""
+    """Waits of an address that presents wrong keys: from failure number `after` on, twice as long each time."""
 
     after: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     first: Seconds = 1.0
@@ -83,7 +83,7 @@ class LockoutSettings(Model):
 
 
 class AuthSettings(Model):
-    """Who may call. `disabled` makes every caller the one local user; `metrics` says who reads /metrics."""
+    """Keys and their rules. `disabled` makes every caller the one local user; `metrics` opens or closes /metrics."""
 
     disabled: bool = False
     keys: tuple[KeySettings, ...] = ()

@@ -1,4 +1,4 @@
-"""The ComfyUIs, and how they are watched."""
+"""Settings of backends: addresses, credentials, probes, and outlier ejection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BACKEND_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
 
 
 class BackendAuthSettings(Model):
-    """What a backend, or a proxy before it, asks for: `user` and `password` (Basic), or a `bearer` token."""
+    """Credentials for a backend, or for a proxy before it: `user` and `password` (Basic), or a `bearer` token."""
 
     user: str = ""
     password: str = Field(default="", repr=False)
@@ -38,14 +38,14 @@ class BackendAuthSettings(Model):
 
     @property
     def header(self) -> str:
-        """The value of Authorization (RFC 7617, RFC 6750)."""
+        """Return the value of Authorization (RFC 7617, RFC 6750)."""
         if self.bearer:
             return f"Bearer {self.bearer}"
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
 class BackendSettings(Model):
-    """One ComfyUI process. If it names `tenants`, it is dedicated to these: it takes nothing of any other tenant."""
+    """One ComfyUI process. If it names `tenants`, it is dedicated to these, and serves no other tenant."""
 
     url: str
     name: str = ""
@@ -88,7 +88,7 @@ class BackendSettings(Model):
 
 
 class ProbeSettings(Model):
-    """How backends are watched."""
+    """Times of the probes that watch backends."""
 
     interval: Seconds = 2.0
     timeout: Seconds = 5.0
@@ -96,7 +96,7 @@ class ProbeSettings(Model):
 
 
 class EjectionSettings(Model):
-    """When a backend that fails what others can do gets no work for a while."""
+    """Outlier ejection: bounds and times for backends that fail jobs which others can run."""
 
     after: Count = 3
     first: Seconds = 10.0
@@ -105,7 +105,7 @@ class EjectionSettings(Model):
 
 
 def _url_problem(url: str) -> str:
-    """Return what is wrong with a backend's URL; empty if nothing is. What may be a password is not repeated."""
+    """Return the problem of a backend's URL; empty if there is none. It repeats no part that may be a password."""
     scheme, colon, rest = url.partition("://")
     if url.startswith(("unix:", "/")):
         return "Unix sockets are not supported"

@@ -25,10 +25,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 
 
 def checked_name(name: str) -> str:
-    """A name of a key or a tenant: it stands in logs, metrics and paths.
+    """Return the name of a key or a tenant if it is well formed, because it stands in logs, metrics and paths.
 
     Raises:
-        ValueError: it holds something else than letters, digits and ``. _ - @ +``, or is too long.
+        ValueError: the name holds other characters than letters, digits and ``. _ - @ +``, does not begin with a letter
+            or digit, or is too long.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -39,10 +40,10 @@ def checked_name(name: str) -> str:
 
 
 def checked_network(network: str) -> str:
-    """A network in CIDR form, or an address.
+    """Return a text if it is a network in CIDR form, or an address.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is neither.
     """
     try:
         ipaddress.ip_network(network)
@@ -60,14 +61,14 @@ Network = Annotated[str, AfterValidator(checked_network)]
 
 
 class Model(BaseModel):
-    """Frozen, without room for settings that do not exist. Errors don't repeat what was given: it may be a key."""
+    """A frozen section of the configuration. It refuses unknown settings. Errors repeat no value: it may be a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_yes_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``yes`` and ``on`` as a number or a text: YAML reads them as true, which counts as 1."""
+        """Refuse ``yes`` and ``on`` as a number or a text, because YAML reads them as true, which counts as 1."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise PydanticCustomError("unfit_bool", "not a boolean")
         return value

@@ -1,4 +1,4 @@
-"""Sizes and times that are surely a slip, such as ``max_body: 100`` for 100 MiB: one table, and what is said. Pure."""
+"""Sizes and times that are most likely a slip, such as ``max_body: 100`` for 100 MiB: one table, and warnings. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _limit_slips(place: str, policy: PolicySettings, default: PolicySettings | N
 
 
 def _slip(path: str, found: float | None, floor: int, unit: Unit) -> Iterator[str]:
-    # 0 says that there is to be none.
+    # 0 is no slip, because it means that there is to be none.
     if found is not None and 0 < found < floor:
         given = f"{found:g} bytes" if unit is Unit.BYTES else with_unit(float(found), unit)
         example = "100MiB" if unit is Unit.BYTES else "7d"

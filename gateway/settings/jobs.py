@@ -10,7 +10,7 @@ from gateway.settings.base import Age, Bytes, Count, Model, Seconds
 
 
 class DispatchSettings(Model):
-    """How prompts are sent."""
+    """Bounds of prompts, and the times and retries of sending them to backends."""
 
     max_queue: Count = 16
     max_waiting: Count = 10_000
@@ -35,7 +35,7 @@ class DispatchSettings(Model):
 
 
 class HistorySettings(Model):
-    """What is kept of finished jobs."""
+    """Bounds of each tenant's history, of the history in memory, and of a single result."""
 
     max_items: Count = 10_000
     max_bytes: Bytes = 2 * 1024**3
@@ -44,7 +44,7 @@ class HistorySettings(Model):
 
 
 class RetentionSettings(Model):
-    """What the journal keeps of finished jobs, of all tenants together."""
+    """Bounds of ended jobs in the journal, of all tenants together."""
 
     max_age: Age = 30 * 86_400.0
     max_items: Count = 100_000
@@ -66,7 +66,7 @@ class OutputSettings(Model):
 
 
 class UploadSettings(Model):
-    """What clients bring, kept in the data directory and put on the backends."""
+    """Bounds of uploads, which the gateway keeps in the data directory and puts on backends."""
 
     max_size: Bytes = 4 * 1024**3
     quota: Bytes = 20 * 1024**3
@@ -75,7 +75,7 @@ class UploadSettings(Model):
 
 
 class CatalogueSettings(Model):
-    """How often /object_info and the model lists of the backends are read again."""
+    """Times for reading /object_info and the model lists of the backends again."""
 
     refresh: Seconds = 300.0
     timeout: Seconds = 60.0

@@ -1,4 +1,4 @@
-"""Turn what pydantic says about a configuration into sentences: place, what is allowed, an example, what was found."""
+"""Turn pydantic's errors about a configuration into sentences: the place, the allowed values, an example, the value."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _EXAMPLES = {
     "dispatch.deadline": "1h",
     "store.retention": "{max_age: 30d}",
 }
-# Settings that other programs have, and what to do instead.
+# Settings of other programs, and the advice for each.
 _LOG_FILE = "logs go to standard error: redirect it, as in 2>>gateway.log, or let the service manager keep it"
 _NO_SETTINGS = dict.fromkeys(("log.file", "log.filename", "log.path", "log.output", "log_file", "logfile"), _LOG_FILE)
 _LISTS = ("list_type", "tuple_type")
@@ -81,13 +81,13 @@ class Setting:
 
     @property
     def model(self) -> type[BaseModel] | None:
-        """The section's model; None if it is no section."""
+        """Return the section's model; None if the setting is no section."""
         is_model = isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel)
         return self.annotation if is_model else None
 
     @property
     def unit(self) -> Unit | None:
-        """The unit that it takes."""
+        """Return the unit of the setting; None if it has none."""
         return next((mark.unit for mark in self.marks if isinstance(mark, Measured)), None)
 
 
@@ -122,7 +122,7 @@ def sentence(detail: Mapping[str, Any], variables: Mapping[tuple[str, ...], str]
 
 
 def written(where: Location) -> str:
-    """Return a path as it is written in messages: ``backends[1].url``."""
+    """Return a path in the form for messages: ``backends[1].url``."""
     path = ""
     for part in where:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -149,7 +149,7 @@ def setting_at(where: Location) -> Setting | None:
 
 
 def suggestion(where: Sequence[str]) -> str:
-    """Return what to write instead of a setting that does not exist."""
+    """Return the advice for a setting that does not exist."""
     return _instead(where)
 
 
@@ -176,7 +176,7 @@ def _prefixes(where: Location) -> Iterator[tuple[str, ...]]:
 
 
 def _pattern(where: Location) -> str:
-    """Return a path without its places, and with what holds for all tenants instead of a tenant's name."""
+    """Return a path with ``[]`` for each place in a list, and ``tenants.default`` for a named tenant."""
     path = re.sub(r"\[\d+\]", "[]", written(where))
     return re.sub(r"^tenants\.named\.[^.]+", "tenants.default", path)
 
@@ -244,7 +244,7 @@ def _plain(value: Any) -> str:
 
 
 def _found(value: Any, where: Location, setting: Setting | None) -> str:
-    """Describe what was given. A text is shown only where no secret belongs."""
+    """Describe the value that was given. A text is shown only where no secret belongs."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -275,7 +275,7 @@ def _nearest(value: Any, setting: Setting | None) -> str:
 
 
 def _instead(where: Location) -> str:
-    """Return the nearest setting, or all that the section has."""
+    """Return the advice for an unknown setting: the nearest name, or all names of the section."""
     if (known := _NO_SETTINGS.get(written(where).lower())) is not None:
         return known
     name, section = str(where[-1]), setting_at(where[:-1])

@@ -1,4 +1,4 @@
-"""Everything that can be configured, as typed models with their defaults."""
+"""The whole configuration, as typed models with their defaults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gateway.settings.tenants import TenantSettings
 
 
 class LogSettings(Model):
-    """What is logged, and how."""
+    """Level, form and kinds of log lines."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -37,7 +37,7 @@ class LogSettings(Model):
 
 
 class Settings(Model):
-    """Everything that can be configured."""
+    """The whole configuration."""
 
     server: ServerSettings = ServerSettings()
     data_dir: Path = Path("data")
@@ -87,7 +87,7 @@ class Settings(Model):
 
     @model_validator(mode="after")
     def _check_loop(self) -> Settings:
-        """Refuse the gateway itself as a backend: a prompt would go round until something gives way."""
+        """Refuse the gateway itself as a backend, because a prompt would go round until something gives way."""
         for place, backend in enumerate(self.backends):
             if is_own_address(backend.url, self.server.host, self.server.port):
                 raise ValueError(
@@ -112,7 +112,7 @@ class Settings(Model):
 
     @model_validator(mode="after")
     def _check_labels(self) -> Settings:
-        """A label that no backend has would leave its tenant without any, most likely by a slip of the pen."""
+        """Refuse a label that no backend has: it is most likely a slip, and leaves its tenant without backends."""
         there = {label for backend in self.backends for label in backend.labels}
         policies = {"default": self.tenants.default, **{f"named.{n}": p for n, p in self.tenants.named.items()}}
         wrong = [
@@ -163,13 +163,13 @@ class Settings(Model):
 
     @property
     def open_to_strangers(self) -> bool:
-        """Whether it would listen beyond loopback without a key and without being told that this is meant."""
+        """Return True if the gateway would listen beyond loopback with no key, anonymous network or `auth.disabled`."""
         known = self.auth.keys or self.tenants.anonymous.networks
         return not (known or self.auth.disabled or is_loopback(self.server.host))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a listening address can be reached from this machine alone."""
+    """Return True if a listening address can be reached from this machine alone."""
     if host == "localhost":
         return True
     try:

@@ -21,10 +21,10 @@ from gateway.settings.models import Settings
 from gateway.settings.yaml_file import YamlProblems, read_yaml
 
 ENVIRONMENT_PREFIX = "COMFYUI_GATEWAY_"
-# No setting: what a flag and a variable may add to auth.keys.
+# No setting: the name under which a flag and a variable add keys to auth.keys.
 ADMIN_KEYS = "admin keys"
 
-# A variable as shells take it, which this file does not.
+# A variable in the form of shells, which this file does not take.
 _SHELL_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 
@@ -45,8 +45,8 @@ def load(
 ) -> Settings:
     """Read the configuration.
 
-    `flags` is a nested mapping as in the file, of what was given on the command line. Under `ADMIN_KEYS` it may hold
-    key entries that come to those of the file, while `auth.keys` would replace these.
+    `flags` is a nested mapping as in the file, from the command line. Under `ADMIN_KEYS` it may hold key entries that
+    the gateway adds to the file's keys, while `auth.keys` would replace those.
 
     Raises:
         SettingsError: the file can't be read, or something in it, the environment or the flags is wrong.
@@ -70,7 +70,7 @@ def load(
 
 
 def _with_admins(raw: Mapping[str, Any], admins: list[dict[str, str]]) -> dict[str, Any]:
-    """The settings with admins' keys beside those that are there: a way in must not lock others out."""
+    """Return the settings with admins' keys added to the other keys, because an added key must not lock others out."""
     auth = raw.get("auth")
     if auth is not None and not isinstance(auth, Mapping):
         return dict(raw)
@@ -149,7 +149,7 @@ def _from_environment(
 ) -> dict[str, Any]:
     """Return the settings that variables give.
 
-    Add to `variables` which variable gave which setting, and to `former` a warning for each former name.
+    Add to `variables` the variable of each setting, and to `former` a warning for each former name.
     """
     found: dict[str, Any] = {}
     for variable, value in environment.items():
@@ -184,7 +184,7 @@ def _from_environment(
 
 
 def _instead(parts: tuple[str, ...]) -> str:
-    """Return the variable whose setting is nearest to one that does not exist."""
+    """Return the advice for a variable whose setting does not exist: the nearest variable, if there is one."""
     for length in range(1, len(parts)):
         if _annotation(parts[:length]) is None:
             parts = parts[:length]
@@ -204,7 +204,7 @@ def _holds(mapping: Mapping[str, Any], path: tuple[str, ...]) -> bool:
 
 
 def _annotation(parts: tuple[str, ...]) -> Any:
-    """The type of the setting at a path; None if there is no such setting."""
+    """Return the type of the setting at a path; None if there is no such setting."""
     model: type[BaseModel] = Settings
     for place, part in enumerate(parts):
         field = model.model_fields.get(part)
@@ -234,17 +234,17 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def backends_of(urls: Sequence[str]) -> list[dict[str, str]]:
-    """Backend entries for bare URLs; ``host:port`` alone means http."""
+    """Return backend entries for bare URLs; ``host:port`` alone means http."""
     stripped = [url.strip() for url in urls if url.strip()]
     return [{"url": url if "://" in url else f"http://{url}"} for url in stripped]
 
 
 def keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
-    """Key entries for bare keys. The name comes from the key's digest, so that what it owns stays its own."""
+    """Return key entries for bare keys. Names come from the keys' digests, so that a key keeps its jobs and files."""
     stripped = [key.strip() for key in keys if key.strip()]
     return [{"name": f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}", "key": key} for key in stripped]
 
 
 def admin_keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
-    """Key entries for bare keys of admins."""
+    """Return key entries for bare keys of admins."""
     return [{**key, "name": key["name"].replace("key-", "admin-", 1), "role": "admin"} for key in keys_of(keys)]

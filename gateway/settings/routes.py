@@ -16,8 +16,8 @@ _ROW = re.compile(r"^((GET|POST|PUT|PATCH|DELETE) )?/[^\s?#*]+$")
 class RouteSettings(Model):
     """An operator's rows in the table of roles: ``/prefix``, or ``POST /prefix`` for one method.
 
-    `users` may be called by users, `admins` by admins alone. `unknown_reads` says who may GET what neither this nor the
-    table names: routes of custom nodes, mostly.
+    Users may call the paths in `users`, admins alone the paths in `admins`. `unknown_reads` is the role for GET of a
+    path that neither these rows nor the table name: mostly routes of custom nodes.
     """
 
     users: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class RouteSettings(Model):
 
 
 class UserDataSettings(Model):
-    """What an isolated tenant's web UI saves (workflows, settings): bytes and files that each tenant may have."""
+    """Bounds of the workflows and settings that an isolated tenant's web UI saves: bytes and files of each tenant."""
 
     quota: Annotated[int, Field(ge=0), *SIZES] = 256 * 1024 * 1024
     max_files: Annotated[int, Field(ge=0)] = 10_000

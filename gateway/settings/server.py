@@ -18,9 +18,9 @@ _HOST = re.compile(r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 
 
 class ServerSettings(Model):
-    """Where clients connect, and what one request or connection may take.
+    """The address for clients, and the bounds of one request and one connection.
 
-    `body_rate` is bytes a second that a body must bring, over `body_timeout` seconds.
+    `body_rate` is the minimum rate of a body in bytes a second, measured over `body_timeout` seconds.
     """
 
     host: str = "127.0.0.1"
@@ -42,7 +42,7 @@ class ServerSettings(Model):
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str) -> str:
-        """Take ``[::1]`` as ``::1``; refuse what can't be listened on."""
+        """Return ``::1`` for ``[::1]``; refuse texts that are no address to listen on."""
         name = host.strip()
         if name.startswith("[") and name.endswith("]"):
             name = name[1:-1]
@@ -70,7 +70,7 @@ def _is_address(host: str) -> bool:
 
 
 class CorsSettings(Model):
-    """Browser origins, beside the gateway's own, that may call it."""
+    """Browser origins that may call the gateway, beside its own."""
 
     origins: tuple[str, ...] = ()
 
@@ -86,9 +86,9 @@ class CorsSettings(Model):
 class SessionSettings(Model):
     """Limits of clients' WebSockets.
 
-    `max_buffer` is for one, `tenant_buffer` for all of a tenant's, `total_buffer` for all. Large results wait on disk:
-    `tenant_spool` bytes of a tenant's, `total_spool` of all. A socket may send
-    `receive_burst` bytes at once and `receive_rate` a second, all of a tenant's some times as much (`intake.py`).
+    `max_buffer` is for one socket, `tenant_buffer` for all sockets of a tenant, `total_buffer` for all sockets. Large
+    results wait on disk: `tenant_spool` bytes of a tenant, `total_spool` of all tenants. A socket may send
+    `receive_burst` bytes at once and `receive_rate` a second; all sockets of a tenant some times as much (`intake.py`).
     """
 
     max_buffer: Bytes = 16 * 1024 * 1024

@@ -11,7 +11,7 @@ from gateway.settings.base import Bytes, Count, Label, Model, Name, Network, Per
 
 
 class AnonymousSettings(Model):
-    """Callers without a key: those from `networks` (CIDR) are one tenant of their own, all others are refused."""
+    """Callers without a key. Callers from `networks` (CIDR) are one tenant of their own, all others are refused."""
 
     networks: tuple[Network, ...] = ()
     tenant: Name = "anonymous"
@@ -22,20 +22,20 @@ Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class DenySettings(Model):
-    """Glob patterns (``*``, ``?``, ``[abc]``) of what is refused."""
+    """Glob patterns (``*``, ``?``, ``[abc]``) of refused names."""
 
     deny: tuple[Pattern, ...] = ()
 
 
 class NodeSettings(Model):
-    """Glob patterns of node classes: `deny` fits a class's name, `trust` a class's name or the name of its pack."""
+    """Glob patterns of node classes: `deny` matches a class's name, `trust` a class's name or its pack's name."""
 
     deny: tuple[Pattern, ...] = ()
     trust: tuple[Pattern, ...] = ()
 
 
 class LimitSettings(Model):
-    """What a tenant may take up at most, whatever the key that it comes with; None: no limit."""
+    """Limits of a tenant, of all its keys together. None: no limit."""
 
     requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     requests_burst: Count | None = None
@@ -43,19 +43,19 @@ class LimitSettings(Model):
     jobs_waiting: Count | None = None
     jobs_running: Count | None = None
     body_bytes: Bytes | None = None
-    # A limit from the start: a body is in memory until it has been read to its end.
+    # Limited by default, because a body is in memory until it has been read to its end.
     bodies_bytes: Bytes | None = 64 * 1024**2
-    # A limit from the start: prompts that wait are in memory.
+    # Limited by default, because prompts that wait are in memory.
     open_bytes: Bytes | None = 256 * 1024**2
     upload_bytes: Bytes | None = None
     sockets: Count | None = 1000
-    # A limit from the start: without one a prompt is a way to find out which files there are.
+    # Limited by default, because prompts without a limit could find out which files exist.
     bad_names_per_minute: Count | None = 100
     bad_names_per_prompt: Count | None = 20
 
 
 class PolicySettings(Model):
-    """What a tenant may use, and how much of it."""
+    """Policy of a tenant: the backends, node classes and models that it may use, and its limits."""
 
     labels: tuple[Label, ...] = ()
     deadline: Period | None = None
@@ -64,7 +64,7 @@ class PolicySettings(Model):
     limits: LimitSettings = LimitSettings()
 
     def but(self, other: PolicySettings) -> PolicySettings:
-        """This with all that `other` says, setting by setting; a list that it gives stands instead of this one's."""
+        """Return this policy with the settings that `other` gives. A list in `other` replaces the whole list."""
         return PolicySettings.model_validate(_over(self, other))
 
 
@@ -77,12 +77,12 @@ def _over(below: Model, above: Model) -> dict[str, Any]:
 
 
 class TenantSettings(Model):
-    """Tenants: those that no key stands for, what holds for each, and what differs for those that are named."""
+    """Anonymous callers, the default policy of tenants, and the differences for named tenants."""
 
     anonymous: AnonymousSettings = AnonymousSettings()
     default: PolicySettings = PolicySettings()
     named: Mapping[Name, PolicySettings] = {}
 
     def policies(self) -> dict[str, PolicySettings]:
-        """What holds for each tenant that is named."""
+        """Return the policy of each named tenant."""
         return {tenant: self.default.but(policy) for tenant, policy in self.named.items()}

@@ -1,4 +1,4 @@
-"""Certificates and keys: of the gateway's own, and of its backends. Files are tried when the settings are read."""
+"""Certificates and keys, for clients and for backends. The files are tried when the settings are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.settings.units import TIMES
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED )?CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
-# Bytes of a file in which these are looked for.
+# Maximum size of the part of a file in which these are looked for.
 _MAX_PEM = 1024**2
 
 
@@ -46,7 +46,7 @@ class ServerTlsSettings(Model):
 
 
 class BackendTlsSettings(Model):
-    """TLS to one backend: who vouches for it (the system's authorities if `ca` is not given), and who we are."""
+    """TLS to one backend: its authority (`ca`, else the system's authorities), and the gateway's own certificate."""
 
     ca: Path | None = None
     verify: bool = True
@@ -68,7 +68,7 @@ class BackendTlsSettings(Model):
         return self
 
     def context(self) -> ssl.SSLContext:
-        """What connections to this backend are made with.
+        """Return a TLS context for connections to this backend.
 
         Raises:
             ValueError: a file can't be used; the text says which.
@@ -92,10 +92,10 @@ def _holds(path: Path, what: re.Pattern[bytes]) -> bool:
 
 
 def readable(path: Path) -> Path:
-    """The path of a file that can be read.
+    """Return the path of a file if the file can be read.
 
     Raises:
-        ValueError: it can't.
+        ValueError: the file can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -106,10 +106,10 @@ def readable(path: Path) -> Path:
 
 
 def load_chain(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    """Load a certificate (with those between it and its authority) and its key into a context.
+    """Load a certificate (with its intermediate certificates) and its key into a context.
 
     Raises:
-        ValueError: they can't be used; the text says why.
+        ValueError: the files can't be used; the text says why.
     """
     is_encrypted = False
 

@@ -13,7 +13,7 @@ MERGE = "tag:yaml.org,2002:merge"
 MAX_NESTING = 50
 # A list of ten thousand keys has forty thousand.
 MAX_NODES = 1_000_000
-# What the parser says, and what a person can do about it; the first that fits stands.
+# Patterns of the parser's errors, and the advice for each. The first pattern that matches counts.
 _ADVICE = (
     (r"character '\\t'", "a tab; indent with spaces"),
     (
@@ -42,7 +42,7 @@ class YamlProblems(Exception):
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds; None if it is empty.
+    """Return the content of a YAML file; None if it is empty.
 
     Raises:
         YamlProblems: the file can't be read, is not YAML, or holds a key twice in one mapping.
@@ -77,17 +77,17 @@ def read_yaml(path: Path) -> Any:
 
 
 class _Review:
-    """A walk through a document that finds keys given twice: YAML readers keep the last alone, without a word."""
+    """A walk through a document that finds keys given twice, because YAML readers silently keep the last one alone."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self._nodes = 0
 
     def walk(self, node: yaml.Node, path: str = "", within: tuple[int, ...] = ()) -> None:
-        """Look at a node and all below it.
+        """Check a node and all nodes below it.
 
         Raises:
-            YamlProblems: it is endless, by an alias to what holds it, or by aliases of aliases.
+            YamlProblems: the node is endless (it holds an alias of itself), too deep, or too large by aliases.
         """
         self._nodes += 1
         if id(node) in within or len(within) > MAX_NESTING or self._nodes > MAX_NODES:
@@ -114,7 +114,7 @@ class _Review:
 
 
 def _reason(error: yaml.YAMLError, text: str) -> str:
-    """Return the place and the reason of a parser's error. The line itself is not shown: it may hold a key."""
+    """Return the place and the reason of a parser's error. The text does not repeat the line, as it may hold a key."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return "is not YAML: it holds a character that YAML does not allow; save it as plain UTF-8 text"

@@ -1,7 +1,7 @@
-"""The audit log: who did what to keys, to the gateway and to others' jobs, and which keys and requests were refused.
+"""The audit log: actions on keys, on the gateway and on others' jobs, and refusals of keys and requests.
 
-A line each (``event: audit``), written whatever `log.level` is. What is refused is counted after the first, so that
-one who guesses keys, or asks again and again for what is not his to ask for, does not fill the disk.
+Each is a line (``event: audit``), written at any `log.level`. After the first refusal the gateway counts further ones.
+So a caller who guesses keys, or repeats forbidden requests, does not fill the disk.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from gateway.telemetry.tasks import Tasks
 
 INTERVAL_SECONDS = 60.0
 MAX_PLACES = 1000
-# Different requests that are named in a line of those that were counted.
+# Maximum number of different requests that a line about counted refusals names.
 MAX_NAMED = 5
-# Where the refusals of all addresses past `MAX_PLACES` are counted.
+# The place for counting the refusals of all addresses past `MAX_PLACES`.
 ELSEWHERE = "elsewhere"
 
 
 class Action(StrEnum):
-    """What is told. The table of docs/operations.md is compared with this."""
+    """Action of a line. A test compares the table in docs/operations.md with this."""
 
     SIGN_IN = "sign_in"
     SIGN_OUT = "sign_out"
@@ -40,7 +40,7 @@ class Action(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a key was refused, or what one asked for who has a valid key (ROLE: it is for another role)."""
+    """Reason of a refusal. ROLE: the key is valid, but the route is for another role."""
 
     UNKNOWN = "unknown"
     EXPIRED = "expired"
@@ -51,7 +51,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Who acted: the name of a key, its tenant and role; all None where no key is known."""
+    """The actor of a line: the name of a key, its tenant and role; all None if no key is known."""
 
     name: str | None = None
     tenant: str | None = None
@@ -63,7 +63,7 @@ NOBODY = Who()
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What was refused to one caller at one place for one reason: `count` times since the last line."""
+    """Refusals of one caller at one place for one reason: `count` of them since the last line."""
 
     place: str
     reason: Reason
@@ -76,12 +76,12 @@ class Refusal:
 class _Counted:
     began: float
     count: int = 0
-    # What it was, the first few; in their order.
+    # The first few different requests, in their order.
     named: dict[str, None] = field(default_factory=dict)
 
 
 class RefusalTally:
-    """Which refusals are told at once, and which counted: one a place, reason and key in `INTERVAL_SECONDS`. Pure."""
+    """Tally of refusals: the first of a place, reason and key is due at once, others after `INTERVAL_SECONDS`. Pure."""
 
     def __init__(self, maximum: int = MAX_PLACES, interval: float = INTERVAL_SECONDS) -> None:
         self._maximum = maximum
@@ -92,7 +92,7 @@ class RefusalTally:
         return len(self._counted)
 
     def add(self, place: str, reason: Reason, who: Who, what: str, now: float) -> Refusal | None:
-        """Something was refused. Returns what to tell of it now, if anything."""
+        """Count a refusal and return None; if the tally has none like it, return it, because a line is due now."""
         key = (place, reason, who)
         if key not in self._counted and len(self._counted) >= self._maximum:
             key = (ELSEWHERE, reason, NOBODY)
@@ -106,39 +106,39 @@ class RefusalTally:
         return None
 
     def due(self, now: float) -> list[Refusal]:
-        """What was counted in intervals that are over."""
+        """Return the refusals that were counted in intervals that are over."""
         over = [key for key, counted in self._counted.items() if now - counted.began >= self._interval]
         told = []
         for key in over:
             counted = self._counted.pop(key)
             if counted.count:
                 told.append(Refusal(*key, counted.count, ", ".join(counted.named)))
-                # Whoever goes on is told of once an interval, not anew.
+                # If the refusals go on, they get one line an interval: the next one is counted.
                 self._counted[key] = _Counted(now)
         return told
 
 
 class Audit:
-    """Writes the audit log. `start` and `close` around serving.
+    """Writer of the audit log. `start` and `close` around serving.
 
     Args:
-        enabled: whether anything is written.
+        enabled: True if lines are written at all.
     """
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._log = logs.get_always("audit")
         self._refusals = RefusalTally()
-        # Apart from those: who has no key can't push out what is told of those who have one.
+        # A tally of its own, so that callers without a key can't push out the refusals of callers with one.
         self._forbidden = RefusalTally()
         self._tasks = Tasks("audit")
 
     def start(self) -> None:
-        """Begin to tell of what is counted."""
+        """Begin to write lines about counted refusals."""
         self._tasks.repeat(self._tell_again, "tell", INTERVAL_SECONDS / 4, at_once=False)
 
     async def close(self) -> None:
-        """Tell of what is counted still."""
+        """Write the lines about refusals that are counted and not yet written."""
         await self._tasks.close()
         self._tell(float("inf"))
 
@@ -148,28 +148,28 @@ class Audit:
         """Write a line.
 
         Args:
-            address: where it came from.
-            what: whom or what it was done to: a key's name, a prompt_id, a backend, a route.
-            outcome: what came of it.
+            address: the client address.
+            what: the object of the action: a key's name, a prompt_id, a backend, a route.
+            outcome: the result of the action.
         """
         if self._enabled:
             fields = {"who": who.name, "tenant": who.tenant, "role": who.role, "client_address": address}
             self._log.info("audit", action=str(action), **fields, what=what, outcome=outcome, **more)
 
     def refused(self, reason: Reason, address: str | None, place: str | None, name: str | None) -> None:
-        """A key was refused.
+        """Count a refused key, and write a line if one is due.
 
         Args:
-            place: what is counted as one place: an address, or a network of them.
-            name: the key's name, where it is known.
+            place: the address, or the network, that counts as one place.
+            name: the key's name, if it is known.
         """
         self._count(self._refusals, reason, address, place, Who(name), "key")
 
     def forbidden(self, who: Who, address: str | None, place: str | None, what: str) -> None:
-        """A valid key asked for what its role may not.
+        """Count a request that the role of a valid key does not permit, and write a line if one is due.
 
         Args:
-            place: what is counted as one place: an address, or a network of them.
+            place: the address, or the network, that counts as one place.
             what: method and path.
         """
         self._count(self._forbidden, Reason.ROLE, address, place, who, what)

@@ -1,9 +1,9 @@
 """Collections of garbage that hold the loop for 50 ms at most.
 
 A collection takes about 0.4 ms for each thousand objects that it looks at, and nothing else runs meanwhile. Python
-collects those that are young by itself. The others are looked at here while they are few. What is left then is in use:
-once it is many, it is looked at no more. Reference counts free it when its time comes, because no request leaves
-objects that hold one another (tests/telemetry/test_garbage_collection.py).
+collects young objects by itself. This module collects older objects while they are few. Objects that survive are in
+use: if they become many, they are frozen, and not looked at again. Reference counts free them later, because no request
+leaves objects that hold one another (tests/telemetry/test_garbage_collection.py).
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import gc
 
 from gateway.telemetry.tasks import Tasks
 
-# Python looks at its young objects whenever there are YOUNG more of them, and at those that three such looks left.
-# Older ones it would look at after so many of these that it never does.
+# Python looks at its young objects whenever there are YOUNG more of them, and at the survivors of three such looks.
+# OLD is so large that Python never looks at older objects.
 YOUNG, LEFT, OLD = 5_000, 2, 1_000_000
-# How often what was left may have become old since the old ones were looked at: up to 15,000 objects each time.
+# How often survivors may have become old since the last look at the old objects: up to 15,000 objects each time.
 MAX_OLDER = 2
-# Old objects that are looked at again.
+# Maximum number of old objects that are looked at again.
 MAX_OLD = 30_000
 SECONDS = 30.0
 
 
 def set_thresholds() -> None:
-    """Have Python collect only as much by itself as takes less than 50 ms."""
+    """Set Python's thresholds, so that a collection of its own takes less than 50 ms."""
     gc.set_threshold(YOUNG, LEFT, OLD)
 
 
 def collect(max_older: int = MAX_OLDER, max_old: int = MAX_OLD) -> int:
-    """Collect all garbage unless there are too many objects; return how many were found.
+    """Collect all garbage unless there are too many objects; return the number of unreachable objects.
 
-    Objects that are many are not looked at again.
+    If there are too many objects, freeze them, so that no collection looks at them again.
     """
-    # To count the objects takes as long as a collection of a tenth of them.
+    # Ask for the count of collections first, because counting objects takes as long as collecting a tenth of them.
     if gc.get_count()[2] > max_older:
         gc.freeze()
         return 0

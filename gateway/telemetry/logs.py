@@ -23,7 +23,7 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
     Args:
         level: the least severe level that is written: debug, info, warning or error.
         style: ``json`` (a line an event) or ``console`` (for people).
-        stream: where to; standard error if not given.
+        stream: the stream to write to; standard error if not given.
     """
     lines = cast(TextIO, _Lossy(stream or sys.stderr))
     shared: list[Any] = [structlog.processors.add_log_level]
@@ -38,7 +38,7 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
         processors = [
             *shared,
             structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
-            # Not the one that structlog takes where rich is installed: that one shows local variables, and so keys.
+            # Not structlog's default if rich is installed, because that one shows local variables, and so keys.
             structlog.dev.ConsoleRenderer(colors=lines.isatty(), exception_formatter=structlog.dev.plain_traceback),
         ]
     structlog.configure(
@@ -47,7 +47,7 @@ def configure(level: str = "info", style: str = "json", stream: TextIO | None = 
         logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=True,
     )
-    # Libraries below (aiohttp, asyncio) speak through the standard logging; the same stream, warnings and worse.
+    # Libraries (aiohttp, asyncio) use the standard logging: write their warnings and errors to the same stream.
     logging.basicConfig(stream=lines, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_request)
@@ -70,7 +70,7 @@ class _TimeStamper:
 
 
 def _without_request(record: logging.LogRecord) -> bool:
-    """Take what a client sent out of what aiohttp says of a request that it can't parse: it quotes lines with keys."""
+    """Redact aiohttp's message about a request that it can't parse, because it quotes lines with keys. Return True."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if isinstance(error, HttpProcessingError):
         record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}", ()
@@ -79,37 +79,37 @@ def _without_request(record: logging.LogRecord) -> bool:
 
 
 class _Lossy(io.TextIOBase):
-    """A stream that takes what it can: on a disk that is full a line is lost, and not the work that logged it."""
+    """A stream that ignores OSError: if the disk is full, the line is lost, and the work that logged it goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or do without."""
+        """Write a text; if that fails, drop it. Return the length that counts as written."""
         try:
             return self._stream.write(text)
         except OSError:
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or do without."""
+        """Flush the stream, and ignore a failure."""
         try:
             self._stream.flush()
         except OSError:
             pass
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return True if the stream is a terminal."""
         return self._stream.isatty()
 
 
 def get(name: str) -> Any:
-    """A logger whose lines carry ``part: name``."""
+    """Return a logger whose lines carry ``part: name``."""
     return structlog.get_logger(part=name)
 
 
 def get_always(name: str) -> Any:
-    """A logger like that of `get`, whose lines are written whatever the level is that was configured."""
+    """Return a logger like that of `get`, but with lines that are written at any configured level."""
     return structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG), part=name)
 
 
@@ -117,5 +117,5 @@ def _encode(value: Any, **_: Any) -> str:
     try:
         return orjson.dumps(value, default=str).decode()
     except TypeError:
-        # What clients and nodes say may hold half a surrogate pair, which orjson does not take.
+        # If a text of a client or node holds half a surrogate pair, use json, because orjson does not take it.
         return json.dumps(value, default=str)

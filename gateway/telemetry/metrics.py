@@ -99,8 +99,8 @@ class Metrics:
         """Return the text exposition format, as Prometheus reads it, made one metric at a time.
 
         Args:
-            max_age: seconds that the text may be old. Who needs no key gets one that others have caused, because to
-                make it takes 10 ms, and more with each backend.
+            max_age: maximum age of the text, in seconds. Callers without a key share one text, because making it takes
+                10 ms, and more with each backend.
         """
         if max_age == 0.0:
             return await self._made()
@@ -131,5 +131,5 @@ class _One:
         self._family = family
 
     def collect(self) -> Iterable[Metric]:
-        """Return it."""
+        """Return the metric."""
         return (self._family,)

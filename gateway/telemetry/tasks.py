@@ -18,7 +18,7 @@ from gateway.telemetry import logs
 _log = logs.get("tasks")
 _T = TypeVar("_T")
 
-# Seconds before a loop goes on that has failed: doubled with each failure in a row.
+# Seconds before a failed loop goes on: doubled with each failure in a row.
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 15.0
 
 # Seconds of a long piece of work after which others have their turn.
@@ -61,7 +61,7 @@ class Loop:
         self._woken.set()
 
     def forget_wake(self) -> None:
-        """Pause after this round, though it was woken meanwhile."""
+        """Pause after this round, even if `wake` was called meanwhile."""
         self._woken.clear()
 
     async def run(self, *, at_once: bool) -> None:
@@ -96,10 +96,10 @@ class Failures:
         self._count = count_failure.get()
 
     def report(self, counted: str, error: BaseException, name: str = "", **about: str | None) -> None:
-        """Report an error; it is counted as `counted`, and logged as the task `name` if that says more.
+        """Count an error as `counted`, and log it under the same name, or under `name` if given.
 
         Args:
-            about: further fields of the log line: which job it was about.
+            about: further fields of the log line, such as the ids of a job.
         """
         if self._count is not None:
             self._count(counted)
@@ -161,7 +161,7 @@ class Tasks:
 
 
 async def pause(seconds: float, event: asyncio.Event) -> None:
-    """Wait for a time, but not longer than until an event is set."""
+    """Wait for a time, or until an event is set if that is sooner."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -170,7 +170,7 @@ async def pause(seconds: float, event: asyncio.Event) -> None:
 
 
 async def in_turns(steps: Generator[None, None, _T]) -> _T:
-    """Do work that takes long in steps, between which others have their turn, and return what it returns."""
+    """Do long work in steps, with a turn for other tasks in between, and return its result."""
     outcome: list[_T] = []
 
     def kept() -> Generator[None, None, None]:

@@ -1,6 +1,6 @@
 """Browser sessions: the cookie holds a secret of its own, not the key, until the browser signs out.
 
-A sign-in holds no longer than the secret of the key that it was made with: it ends when that is revoked, expires, or is
+A session belongs to one secret of a key. The session ends with that secret: when the secret is revoked, expires, or is
 rotated away.
 """
 
@@ -20,10 +20,10 @@ MAX_OF_A_KEY = 1000
 
 
 class BrowserSessions:
-    """All of them, by the SHA-256 of their secrets. Past a bound the oldest go.
+    """All browser sessions, by the SHA-256 of their secrets. Past a bound the oldest sessions end.
 
     Args:
-        seconds: how long one holds.
+        seconds: the time for which a session is valid.
     """
 
     def __init__(self, seconds: float, store: Store, keyring: Keyring) -> None:
@@ -31,14 +31,14 @@ class BrowserSessions:
         self._store = store
         self._keyring = keyring
         self._grants: OrderedDict[str, Grant] = OrderedDict()
-        # Those of each key's secret, oldest first.
+        # The sessions of each key's secret, oldest first.
         self._of: dict[Grant, OrderedDict[str, None]] = {}
 
     def __len__(self) -> int:
         return len(self._grants)
 
     async def restore(self) -> None:
-        """Read them; those that are over, or whose key is gone, go.
+        """Read the sessions from the store, and remove expired sessions and sessions of removed keys.
 
         Raises:
             StoreError: the journal can't be read.
@@ -54,7 +54,7 @@ class BrowserSessions:
             self._store.write(over)
 
     async def make(self, key: Grant, now: float) -> str:
-        """Sign a browser in with a key, also while the disk takes nothing. Returns what its cookie holds."""
+        """Sign a browser in with a key, also while the disk takes nothing. Return the value of its cookie."""
         secret = mint(PREFIX)
         digest, until = digest_of(secret), now + self._seconds
         self._add(digest, Grant(key.identity, until, key.key, key))
@@ -68,14 +68,14 @@ class BrowserSessions:
         return secret
 
     def grant(self, secret: str) -> Grant | None:
-        """What a cookie is good for, also when its time is over; None if it is no sign-in."""
+        """Return the grant of a cookie's secret, also if it has expired; None if no session has this secret."""
         return self._grants.get(digest_of(secret))
 
     async def end(self, secret: str) -> Grant | None:
-        """Sign out. Returns what is over now; None if there was nothing.
+        """Sign a browser out. Return the grant that has ended; None if no session has this secret.
 
         Raises:
-            StoreError: the disk has not taken it yet; it is over all the same.
+            StoreError: the disk has not taken the change yet; the session has ended all the same.
         """
         digest = digest_of(secret)
         grant = self._drop(digest)
@@ -101,7 +101,10 @@ class BrowserSessions:
         return grant
 
     def _excess(self, key: Grant, now: float) -> list[str]:
-        """Drop what is over, and what is too much. What was made first ends first, so that is looked at first."""
+        """Drop expired sessions and sessions past the bounds, oldest first. Return their digests.
+
+        All sessions hold for the same time, so the oldest session expires first.
+        """
         dropped = []
         while self._grants:
             digest, oldest = next(iter(self._grants.items()))

@@ -21,10 +21,10 @@ class AmbiguousKey(Exception):
 
 
 def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies: str) -> str | None:
-    """The key that a request carries: X-API-Key, Bearer, Basic (the password), ``?token=`` or the cookie.
+    """Return the key that a request carries: X-API-Key, Bearer, Basic (the password), ``?token=`` or the cookie.
 
-    The first of these that is there and not empty counts, and no other is tried when it is wrong: what a page adds to
-    a visitor's request never goes before what the visitor's own program says, and a wrong key is a wrong key.
+    The first of these that is not empty counts. If it is wrong, no other is tried. The order matters, because a web
+    page can add a key to a visitor's request. That key must not override the one of the visitor's own program.
 
     Raises:
         AmbiguousKey: a header or ``token`` is there more than once, with different keys.
@@ -33,7 +33,7 @@ def presented_key(headers: MultiMapping[str], query: MultiMapping[str], cookies:
 
 
 def key_in_headers(headers: MultiMapping[str]) -> str | None:
-    """That of X-API-Key, else of Authorization.
+    """Return the key in X-API-Key, else the key in Authorization; None if neither holds one.
 
     Raises:
         AmbiguousKey: as `presented_key`.
@@ -51,7 +51,7 @@ def key_in_headers(headers: MultiMapping[str]) -> str | None:
 
 
 def key_in_query(query: MultiMapping[str]) -> str | None:
-    """That of ``?token=``.
+    """Return the key in ``?token=``; None if there is none.
 
     Raises:
         AmbiguousKey: as `presented_key`.
@@ -61,7 +61,7 @@ def key_in_query(query: MultiMapping[str]) -> str | None:
 
 
 def key_in_cookies(header: str) -> str | None:
-    """Return what the gateway's own cookie in a Cookie header holds, the last one if there are several.
+    """Return the value of the gateway's own cookie in a Cookie header, the last one if there are several.
 
     No other cookie is parsed, because a stranger's long header of many would take milliseconds.
     """
@@ -77,9 +77,9 @@ def _only(found: Sequence[str], name: str) -> str:
 
 
 def _basic_password(credentials: str) -> str | None:
-    """The password of Basic credentials (RFC 7617); a client that has but one field may put the key in as user.
+    """Return the password of Basic credentials (RFC 7617); if it is empty, the user, as some clients have one field.
 
-    None for what is not base64, not even ASCII, or not UTF-8 inside.
+    Return None if the credentials are not base64, not even ASCII, or not UTF-8 inside.
     """
     try:
         user, _, password = base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")

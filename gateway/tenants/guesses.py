@@ -1,8 +1,8 @@
 """Count the file names that a tenant's prompts try out. Pure: time is passed in.
 
-Whether a prompt is refused tells whether a file of that name exists, so a prompt is a guess: a ComfyUI answers 3,000
-names a second, and some of its names are five letters long. Each name that is not known to be the tenant's own costs
-a token, whether the file exists or not: a cost that depended on it would tell it.
+A refusal reveals if a file of that name exists, so a prompt is a guess. A ComfyUI answers 3,000 names a second, and
+some of its names are five letters long. Each name that is not known to be the tenant's own costs a token. The cost is
+the same if the file exists or not, because another cost would reveal the file.
 
 The bucket holds a minute's tokens. With the default, 100, a workflow from elsewhere may name its dozen missing files
 again and again while its user mends it, and to try half of the 25^5 names of ComfyUI's previews takes 34 days.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from gateway.tenants.token_bucket import TokenBucket
 
-# The same name again is no new guess for so long: jobs of one workflow name an operator's file a thousand times.
+# Time in which the same name is no new guess, because jobs of one workflow name an operator's file a thousand times.
 REMEMBER_SECONDS = 600.0
 MAX_REMEMBERED = 256
 SWEEP_SECONDS = 60.0
@@ -43,7 +43,7 @@ class Guesses:
     def take(self, tenant: str, names: Collection[str], per_minute: int, now: float) -> TokenBucket | None:
         """Pay for names, at `now` (seconds of a monotonic clock); return the bucket if it does not hold enough.
 
-        Nothing is taken then. Names beyond the capacity of the bucket cost no more than all of it.
+        In that case no token is taken. Names beyond the capacity of the bucket cost no more than the whole bucket.
         """
         guesser = self._guessers.get(tenant)
         if guesser is None:
@@ -61,7 +61,7 @@ class Guesses:
         return None
 
     def _sweep(self, now: float) -> None:
-        """Forget tenants of whom nothing is remembered and whose bucket is full: a new one says the same."""
+        """Forget tenants with no remembered name and a full bucket, because a new bucket is full as well."""
         if now < self._sweep_at:
             return
         self._sweep_at = now + SWEEP_SECONDS
@@ -83,5 +83,5 @@ def _forget(guesser: _Guesser, now: float) -> None:
 
 
 def _digest(name: str) -> bytes:
-    """Return what a name is remembered by: it may be 32,767 characters long."""
+    """Return the digest by which a name is remembered, because a name may be 32,767 characters long."""
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Keys by their digest, the identity that a key stands for, and when it expires."""
+"""Keys by their digest, the identity that a key stands for, and its expiry."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gateway.settings import AnonymousSettings, AuthSettings
 from gateway.tenants.networks import network_of
 
 LOCAL_TENANT = "default"
-# What secret scanners, and people who find one in a file, know a key by.
+# The mark by which secret scanners, and people who find one in a file, recognize a key.
 PREFIX = "cgw_"
 _ALPHABET = string.ascii_letters + string.digits
 # 62^32 are 190 bits.
 _SECRET_LENGTH = 32
-# How many of the networks that a key was used from are remembered, and for how long.
+# Maximum number of remembered networks from which a key was used, and the time for which they are remembered.
 MAX_NETWORKS = 16
 REMEMBER_SECONDS = 86_400.0
 
 
 class Role(StrEnum):
-    """What a key may do."""
+    """Permissions of a key."""
 
     USER = "user"
     ADMIN = "admin"
@@ -36,7 +36,7 @@ class Role(StrEnum):
 
 
 class Source(StrEnum):
-    """Where a key is kept: in the configuration, or in the store."""
+    """Place of a key: FILE is the configuration, STORE the journal."""
 
     FILE = "file"
     STORE = "store"
@@ -44,7 +44,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller. `isolated` says whether it sees nothing but what its tenant made, `keyless` whether it has no key."""
+    """A caller. An `isolated` one sees nothing but its own tenant's jobs and files; a `keyless` one has no key."""
 
     name: str
     tenant: str
@@ -54,17 +54,17 @@ class Identity:
 
     @property
     def noun(self) -> str:
-        """Return what a refusal calls it. Where only a tenant is known, refusals say `policy.CALLER`."""
+        """Return the words for this caller in a refusal. If only a tenant is known, refusals say `policy.CALLER`."""
         return "a caller without a key" if self.keyless else f"the key '{self.name}'"
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may see and touch everything."""
+        """Return True if the caller has the role of an admin, who may see and change everything."""
         return self.role is Role.ADMIN
 
     @property
     def sees(self) -> str | None:
-        """The tenant whose jobs it sees; None for all."""
+        """Return the tenant whose jobs the caller sees; None for all tenants."""
         return None if self.is_admin else self.tenant
 
 
@@ -74,9 +74,9 @@ LOCAL = Identity("local", LOCAL_TENANT, Role.ADMIN, isolated=False, keyless=True
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """What lets a caller in: one secret of a key, a sign-in made with it (`within` that), or no key at all.
+    """Permission to call: one secret of a key, a browser session made with it (`within` that), or no key at all.
 
-    `until` is in seconds since 1970. It is looked at with each request, and now and then for each open socket.
+    `until` is in seconds since 1970. The gateway checks it with each request, and now and then for each open socket.
     """
 
     identity: Identity
@@ -85,11 +85,11 @@ class Grant:
     within: Grant | None = None
 
     def holds(self, now: float) -> bool:
-        """Whether it still lets its holder in."""
+        """Return True if the grant is valid at `now`, and so is the grant that it is `within`."""
         return now < self.until and (self.within is None or self.within.holds(now))
 
     def end(self) -> None:
-        """From now on it lets nobody in."""
+        """End the grant: from now on it is not valid."""
         self.until = 0.0
 
 
@@ -103,21 +103,21 @@ class Key:
     tenant: str = ""
     created: float | None = None
     expires: float | None = None
-    # What it was before it was rotated, and until when that holds.
+    # The digest before the last rotation, and the time until which that secret is valid.
     old_digest: str | None = None
     old_until: float | None = None
     used_at: float | None = None
-    # From where that was.
+    # The client address of the last use.
     address: str | None = None
     _networks: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Its name, of which there is one."""
+        """Return the name of the key, which is unique."""
         return self.identity.name
 
     def use(self, address: str | None, now: float) -> None:
-        """It let somebody in."""
+        """Note a use of the key: its time, its client address, and the network of that address."""
         self.used_at, self.address = now, address
         if address is None:
             return
@@ -128,13 +128,13 @@ class Key:
             del self._networks[next(iter(self._networks))]
 
     def was_used_from(self, address: str, now: float) -> bool:
-        """Whether it let somebody in from there in the last day."""
+        """Return True if the key was used from the network of `address` in the last day."""
         used_at = self._networks.get(network_of(address))
         return used_at is not None and now - used_at < REMEMBER_SECONDS
 
 
 class FileVisibility(StrEnum):
-    """Which files a tenant may name: its OWN, those that are nobody's as well (UNCLAIMED: a team), or ALL."""
+    """Files that a tenant may name: its OWN; UNCLAIMED, which adds the files of nobody (for a team); or ALL."""
 
     OWN = "own"
     UNCLAIMED = "unclaimed"
@@ -142,9 +142,10 @@ class FileVisibility(StrEnum):
 
 
 class Keyring:
-    """All keys, by their SHA-256. The keys themselves are not kept.
+    """All keys, by their SHA-256. The secrets themselves are not kept.
 
-    While there are none, and there never was one in the store, it is open: everybody is the one local user.
+    The keyring is open if keys are disabled. It is open, too, if there are no keys and no anonymous networks, and the
+    store never had a key. Then everybody is the one local user.
     """
 
     def __init__(self, settings: AuthSettings, anonymous: AnonymousSettings | None = None) -> None:
@@ -158,7 +159,7 @@ class Keyring:
         self._anonymous = Grant(Identity("anonymous", anonymous.tenant, Role.USER, is_apart, keyless=True))
         self._grants: dict[str, Grant] = {}
         self._keys: dict[str, Key] = {}
-        # How many keys of a role stand for each tenant. One of them may have expired: its tenant's files are there.
+        # Number of keys of a role that stand for each tenant. Expired keys count, because their tenant's files remain.
         self._tenants = {role: Counter[str]() for role in Role}
         if self._networks:
             self._tenants[Role.USER][anonymous.tenant] = 1
@@ -169,11 +170,11 @@ class Keyring:
 
     @property
     def is_isolated(self) -> bool:
-        """Whether all tenants are shielded from each other."""
+        """Return True if the gateway isolates all tenants from each other."""
         return not self.is_open and self._shields
 
     def visibility(self, tenant: str) -> FileVisibility:
-        """Which files a tenant may name."""
+        """Return the visibility of files for a tenant."""
         if self.is_open:
             return FileVisibility.ALL
         return FileVisibility.OWN if self._is_apart(tenant) else FileVisibility.UNCLAIMED
@@ -209,18 +210,18 @@ class Keyring:
         return self._shields or tenant != LOCAL_TENANT
 
     def identity_of(self, name: str, role: str, tenant: str) -> Identity:
-        """Whom a key stands for."""
+        """Return the identity that a key of this name, role and tenant stands for."""
         owner = (tenant or name) if self._shields else (tenant or LOCAL_TENANT)
         return Identity(name, owner, Role(role), self._is_apart(owner))
 
     def close(self) -> None:
-        """There are keys in the store, or were: nobody is let in without one any more, unless keys are disabled."""
+        """Close the open keyring, because the store has keys, or had some. If keys are disabled, do nothing."""
         if not self.is_disabled:
             self.is_open = False
             self.local.end()
 
     def add(self, key: Key) -> None:
-        """Let a key in from now on, in its old form as long as that holds."""
+        """Accept a key from now on; accept its old secret, too, until that expires."""
         if (before := self._keys.get(key.name)) is not None:
             self._uncount(before.identity)
         self._keys[key.name] = key
@@ -231,18 +232,18 @@ class Keyring:
             self._grants[key.old_digest] = Grant(key.identity, min(key.old_until, expires), key)
 
     def replace(self, key: Key, by: Key) -> None:
-        """Put a rotated key in the place of what it was; sockets and sign-ins of its old secret live on with that."""
+        """Replace a key by its rotated form. Sockets and browser sessions of the old secret last as long as that."""
         older = self._grants.pop(key.old_digest, None) if key.old_digest is not None else None
         if older is not None:
             older.end()
         old = self._grants[key.digest]
         self.add(by)
-        # The same object: what was opened with it ends with it.
+        # Keep the same grant object, because sockets and browser sessions that were opened with it end with it.
         old.until, old.key = self._grants[key.digest].until, by
         self._grants[key.digest] = old
 
     def remove(self, key: Key) -> None:
-        """Let it in no more; all that was opened with it ends."""
+        """Accept a key no more, and end everything that was opened with it."""
         if (before := self._keys.pop(key.name, None)) is not None:
             self._uncount(before.identity)
         for digest in (key.digest, key.old_digest):
@@ -257,7 +258,7 @@ class Keyring:
             del counts[identity.tenant]
 
     def grant(self, digest: str) -> Grant | None:
-        """What a key with this SHA-256 is good for, also when its time is over; None for a wrong one."""
+        """Return the grant of the key with this SHA-256, also if it has expired; None if there is no such key."""
         # The look-up's time depends on the digest, which a caller can't steer towards a stored one; the comparison
         # that decides takes the same time whatever it finds.
         found = self._grants.get(digest)
@@ -265,18 +266,18 @@ class Keyring:
         return found if hmac.compare_digest(known, digest) else None
 
     def key(self, name: str) -> Key | None:
-        """A key by its name."""
+        """Return the key with this name; None if there is none."""
         return self._keys.get(name)
 
     def all(self) -> Iterable[Key]:
-        """All of them."""
+        """Return all keys."""
         return self._keys.values()
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def by_address(self, address: str | None) -> Grant | None:
-        """Who calls without a key: the anonymous tenant, from its networks."""
+        """Return the grant of the anonymous tenant if the address is in its networks, else None."""
         if not self._networks or address is None:
             return None
         try:
@@ -290,10 +291,10 @@ class Keyring:
 
 
 def digest_of(key: str) -> str:
-    """SHA-256 of a key as a request carries it, whatever it holds, in lowercase hexadecimal."""
+    """Return the SHA-256 of a key as a request carries it, in lowercase hexadecimal. Any text has one."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def mint(prefix: str = PREFIX) -> str:
-    """A new secret: 190 bits from the system's generator, behind a prefix that says what it is."""
+    """Return a new secret: 190 bits from the system's generator, behind a prefix that tells its kind."""
     return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH))

@@ -7,19 +7,21 @@ from datetime import UTC, datetime
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
-# The last second of 9999, beyond which a datetime can't tell.
+# The last second of 9999, because a datetime can't hold a later one.
 _LAST = 253_402_300_799.0
 
 
 class NoTime(ValueError):
-    """A text is no time; it says what would be."""
+    """Refusal of a text that is no time; the message names the forms that are accepted."""
 
 
 def time_of(text: str, now: float) -> float:
-    """The time (seconds since 1970) that a text means: so long from `now`, or a date in ISO 8601, without zone in UTC.
+    """Return the time (seconds since 1970) that a text means: a duration from `now`, or a date in ISO 8601.
+
+    A date without a zone is in UTC.
 
     Raises:
-        NoTime: it means none.
+        NoTime: the text is neither.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is not None:

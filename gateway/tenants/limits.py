@@ -1,7 +1,7 @@
 """Limits of tenants: requests, prompts, jobs, bytes, sockets, whatever keys they use. Pure: time is passed in.
 
-Requests and prompts are counted here, in token buckets, and so are open sockets. How many jobs a tenant has, and how
-many bytes of uploads, those know who keep them; here is only what the answer to too many is.
+This module counts requests and prompts in token buckets, and open sockets and bodies. Other packages count jobs and the
+bytes of uploads, and pass their counts in; this module makes the refusal if there are too many.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from gateway.tenants.policy import CALLER, Policies
 from gateway.tenants.token_bucket import TokenBucket, whole_seconds
 
 SWEEP_SECONDS = 60.0
-# A body is counted from so many bytes on; connections are bounded themselves.
+# Smaller bodies are not counted, because connections have a bound of their own.
 UNCOUNTED_BODY = 64 * 1024
-# When something frees that only the tenant itself can free, or that nobody can tell.
+# Retry-After if only the tenant itself can make room, or if the time is unknown.
 UNKNOWN_SECONDS = 10
 LONGEST_SECONDS = 3_600
 
@@ -38,10 +38,10 @@ _WHAT = {
 
 
 class LimitReached(Exception):
-    """A tenant's limit is reached; the text says which, and what to do.
+    """A tenant's limit is reached; the text gives details and tells what to do.
 
-    `limit` is its name in the configuration, `value` what it is set to, `used` what is in use, `retry_after` whole
-    seconds until asking again may help, None if nothing will. A rate is `quota` in a `window` of seconds.
+    `limit` is its name in the configuration, `value` its setting, `used` the amount in use. `retry_after` is the whole
+    seconds until a retry may succeed, None if none will. A rate is `quota` in a `window` of seconds.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class LimitReached(Exception):
 
     @property
     def message(self) -> str:
-        """What is wrong, in a few words."""
+        """Return the summary of the refusal, in a few words."""
         return _WHAT[self.limit]
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A rate and what is left of it: `value` in `window` seconds, `left` now, `resets_in` seconds all of it again."""
+    """A rate and its remainder: `value` in `window` seconds, `left` now, and all of it again in `resets_in` seconds."""
 
     limit: str
     value: int
@@ -80,7 +80,7 @@ class Quota:
 
 
 class Limits:
-    """What every tenant takes up.
+    """The use of every limit by every tenant.
 
     Args:
         max_bodies_bytes: the bytes of the bodies that are read at a time, of all tenants together.
@@ -96,7 +96,7 @@ class Limits:
         self._sockets: dict[str, int] = {}
         self._guesses = Guesses()
         self._sweep_at = 0.0
-        # Where nobody has such a limit, nothing is looked up for it.
+        # If no tenant has such a limit, callers leave the look-up out.
         self.counts_requests = any(p.limits.requests_per_second is not None for p in policies.all)
         self.bounds_bodies = any(p.limits.body_bytes is not None for p in policies.all)
         self.bounds_running = any(p.limits.jobs_running is not None for p in policies.all)
@@ -105,13 +105,16 @@ class Limits:
         return len(self._requests) + len(self._prompts) + len(self._sockets) + len(self._guesses)
 
     def of(self, tenant: str) -> LimitSettings:
-        """A tenant's limits."""
+        """Return a tenant's limits."""
         return self._policies.of(tenant).limits
 
     # -- rates ---------------------------------------------------------------------------------------------------
 
     def request(self, tenant: str, now: float) -> LimitReached | None:
-        """A request comes, at `now` (seconds of a monotonic clock). Returned, not raised: it is on everybody's way."""
+        """Count a request, at `now` (seconds of a monotonic clock). Return the reached limit; None if there is none.
+
+        The limit is returned and not raised, because every request passes here.
+        """
         bucket = self._requests.get(tenant)
         if bucket is None:
             limits = self._policies.of(tenant).limits
@@ -125,10 +128,10 @@ class Limits:
         return _too_fast("requests_per_second", bucket.rate, bucket, now)
 
     def prompt(self, tenant: str, now: float) -> None:
-        """A prompt comes.
+        """Count a prompt.
 
         Raises:
-            LimitReached: the tenant sent enough of them in the last minute.
+            LimitReached: the tenant sent too many prompts in the last minute.
         """
         maximum = self._policies.of(tenant).limits.prompts_per_minute
         if maximum is None:
@@ -143,10 +146,10 @@ class Limits:
     def bad_names(self, tenant: str, names: Collection[str], now: float) -> None:
         """Count the file names of a prompt that are not known to be its tenant's own, before any is looked for.
 
-        Whether the files exist must not matter for what is passed in, or the answer would tell it.
+        Callers must pass the same names if the files exist or not, because the response would else reveal the files.
 
         Raises:
-            LimitReached: the prompt has too many of them, or the tenant's prompts of the last minute had.
+            LimitReached: the prompt has too many such names, or the tenant's prompts of the last minute had.
         """
         limits, tried = self._policies.of(tenant).limits, set(names)
         if not tried:
@@ -163,7 +166,7 @@ class Limits:
             raise _too_many_names(rate, len(tried), bucket, now)
 
     def quotas(self, tenant: str, now: float) -> list[Quota]:
-        """The rates that hold for a tenant's prompts, and what is left of each."""
+        """Return the rates for a tenant's prompts, with the remainder of each."""
         limits, found = self._policies.of(tenant).limits, []
         if limits.prompts_per_minute is not None:
             found.append(_quota("prompts_per_minute", limits.prompts_per_minute, 60, self._prompts.get(tenant), now))
@@ -174,7 +177,7 @@ class Limits:
         return found
 
     def _sweep(self, now: float) -> None:
-        """Drop buckets that are full again: they say what a new one says."""
+        """Drop the buckets that are full again, because a new bucket is full as well."""
         if now < self._sweep_at:
             return
         self._sweep_at = now + SWEEP_SECONDS
@@ -182,14 +185,14 @@ class Limits:
             for tenant in [tenant for tenant, bucket in buckets.items() if bucket.full_in(now) <= 0.0]:
                 del buckets[tenant]
 
-    # -- what is held --------------------------------------------------------------------------------------------
+    # -- amounts in use ------------------------------------------------------------------------------------------
 
     @contextmanager
     def socket(self, tenant: str) -> Iterator[None]:
-        """A WebSocket is open.
+        """Count a WebSocket while it is open.
 
         Raises:
-            LimitReached: enough of the tenant's are.
+            LimitReached: the tenant has as many open WebSockets as it may.
         """
         maximum, now_open = self._policies.of(tenant).limits.sockets, self._sockets.get(tenant, 0)
         if maximum is not None and now_open >= maximum:
@@ -204,9 +207,9 @@ class Limits:
 
     @contextmanager
     def body(self, tenant: str) -> Iterator[Callable[[int], None]]:
-        """Count a body while it is read: call what is yielded with the bytes that have come.
+        """Count a body while it is read. Yield a function, to be called with the number of bytes received so far.
 
-        That raises `LimitReached` if they are too many beside those of the tenant's other bodies, or of all.
+        The function raises `LimitReached` if this body and the tenant's others, or those of all tenants, are too large.
         """
         held = 0
 
@@ -233,10 +236,14 @@ class Limits:
                 del self._bodies[tenant]
 
     def one_more_waits(self, tenant: str, waiting: int, starts_in: float | None) -> None:
-        """A prompt is about to be accepted; `waiting` of the tenant's have not started, the next may in `starts_in`.
+        """Check that one more prompt of a tenant may wait.
+
+        Args:
+            waiting: the number of the tenant's prompts that have not started.
+            starts_in: seconds until the next of them may start; None if nobody can tell.
 
         Raises:
-            LimitReached: those are enough.
+            LimitReached: `waiting` is as many as may wait.
         """
         maximum = self._policies.of(tenant).limits.jobs_waiting
         if maximum is not None and waiting >= maximum:
@@ -244,10 +251,13 @@ class Limits:
             raise LimitReached("jobs_waiting", maximum, waiting, details, _soon(starts_in))
 
     def more_bytes_open(self, tenant: str, opened: int, size: int, ends_in: float | None) -> None:
-        """A prompt of `size` bytes is about to be accepted; the tenant's open ones have `opened`.
+        """Check that a prompt of `size` bytes may join the tenant's open prompts, which have `opened` bytes.
+
+        Args:
+            ends_in: seconds until one of them may end; None if nobody can tell.
 
         Raises:
-            LimitReached: that is too much.
+            LimitReached: together they are too large.
         """
         maximum = self._policies.of(tenant).limits.open_bytes
         if maximum is None or opened + size <= maximum:
@@ -258,23 +268,23 @@ class Limits:
         raise LimitReached("open_bytes", maximum, opened, details, _soon(ends_in))
 
     def may_run_more(self, tenant: str, placed: int) -> bool:
-        """Whether one more of a tenant's jobs may go to a backend that have `placed` of them."""
+        """Return True if one more job of a tenant may go to a backend, beside the `placed` jobs that backends have."""
         maximum = self._policies.of(tenant).limits.jobs_running
         return maximum is None or placed < maximum
 
 
 def burst(limits: LimitSettings) -> int:
-    """The requests that may come at once: a second's, unless the configuration says how many."""
+    """Return the number of requests that may come at once: as configured, else those of a second, at least one."""
     return limits.requests_burst or whole_seconds(limits.requests_per_second or 1.0)
 
 
 def body_too_large(maximum: int, size: int) -> LimitReached:
-    """A body has more bytes than its tenant may send. Waiting does not help."""
+    """Return the refusal of a body that is larger than its tenant may send. A retry does not help."""
     return LimitReached("body_bytes", maximum, size, f"at most {maximum} bytes are taken from {CALLER}", None)
 
 
 def no_room(maximum: int, used: int, size: int) -> LimitReached:
-    """An upload finds no room beside those that the tenant's open jobs need."""
+    """Return the refusal of an upload that does not fit beside the uploads that the tenant's open jobs need."""
     if size > maximum:
         return LimitReached(
             "upload_bytes", maximum, used, f"this file has {size} bytes, more than may ever be kept", None
@@ -284,7 +294,7 @@ def no_room(maximum: int, used: int, size: int) -> LimitReached:
 
 
 def starts_in(run_seconds: float | None, running: int) -> float | None:
-    """Seconds until the next of a tenant's jobs may start, by what a job takes; None if nobody can tell.
+    """Return the seconds until the next of a tenant's jobs may start, from a job's run time; None if that is unknown.
 
     `running` of its jobs share the fleet, so one ends every `run_seconds` / `running`.
     """
@@ -303,7 +313,7 @@ def _too_fast(limit: str, value: float, bucket: TokenBucket, now: float) -> Limi
 
 
 def _too_many_names(rate: int, names: int, bucket: TokenBucket, now: float) -> LimitReached:
-    # If some of the names were tried before, the wait is shorter than what is told.
+    # If some of the names were tried before, the real wait is shorter than this one.
     wait = whole_seconds(bucket.next_in(now, min(names, rate)))
     details = f"wait {wait} s, or name files that you uploaded, or that your prompts made"
     return LimitReached("bad_names_per_minute", rate, rate, details, wait, int(bucket.capacity), 60)

@@ -1,13 +1,13 @@
-"""The lock-out: an address that presents wrong keys is made to wait, twice as long each time.
+"""The lock-out: an address that presents wrong keys has to wait, twice as long each time.
 
-Pure: times are passed in (seconds of any clock that does not jump), and nothing else is known of a request than the
-address that it came from and the digest of the key that it carried.
+Pure: times are passed in (seconds of any clock that does not jump). Of a request only two facts are known: its client
+address, and the digest of the key that it carried.
 
-What counts as an address is `network_of`. Three rules keep those who sit behind it together from each other's typos:
+`network_of` tells which addresses count as one. Three rules protect callers that share one from each other's typos:
 
-- a key that let somebody in from there in the last day is never made to wait (the caller of this class looks at that);
-- an address that has presented but one wrong key, however often, guesses nothing: only that key waits;
-- a right key forgives nothing, or a guesser who has one would use it between guesses.
+- a key that was used from there in the last day never waits (the caller of this class checks that);
+- if an address presents the same wrong key again and again, only that key waits, because it guesses nothing;
+- a right key resets no count, because a guesser who has one would use it between guesses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from gateway.settings import LockoutSettings
 from gateway.tenants.networks import network_of
 
-# Seconds after its last wrong key, or its wait, until an address is a stranger again.
+# Seconds after its last wrong key, or its wait, until an address begins anew.
 FORGET_SECONDS = 3600.0
 MAX_ADDRESSES = 100_000
 
@@ -26,7 +26,7 @@ MAX_ADDRESSES = 100_000
 @dataclass(slots=True)
 class _Failures:
     count: int = 0
-    # Of the only wrong key so far; None once there were two.
+    # Digest of the only wrong key so far; None once there were two.
     only: str | None = None
     until: float = 0.0
     last: float = 0.0
@@ -35,17 +35,17 @@ class _Failures:
 class Lockout:
     """Counts wrong keys by address.
 
-    Addresses that have waited already are kept apart from those that have only begun to fail: a crowd of new addresses,
-    of which one who has an IPv6 prefix has as many as he likes, pushes out none of the former.
+    Addresses that were locked out are kept apart from addresses that have only begun to fail. So a crowd of new
+    addresses, which any IPv6 prefix has, evicts none of the former.
 
     Args:
-        most_addresses: how many of both kinds together are remembered.
+        max_addresses: maximum number of remembered addresses of both kinds together.
     """
 
     def __init__(self, settings: LockoutSettings, max_addresses: int = MAX_ADDRESSES) -> None:
         self._settings = settings
         self._room = max(max_addresses // 2, 1)
-        # Each in the order of its last failure.
+        # Both tables are in the order of the last failures.
         self._suspects: OrderedDict[str, _Failures] = OrderedDict()
         self._locked: OrderedDict[str, _Failures] = OrderedDict()
         # The end of the longest wait; 0 if nobody ever waited.
@@ -55,18 +55,18 @@ class Lockout:
         return len(self._suspects) + len(self._locked)
 
     def waiting(self, now: float) -> int:
-        """How many addresses are made to wait now."""
+        """Return the number of addresses that have to wait now."""
         return sum(failures.until > now for failures in self._locked.values())
 
     def wait(self, address: str, digest: str, now: float) -> float:
-        """Seconds until a key may be tried from an address; 0 if it may now."""
+        """Return the seconds until a key may be tried from an address; 0 if it may be tried now."""
         failures = self._locked.get(network_of(address))
         if failures is None or now >= failures.until or (failures.only is not None and failures.only != digest):
             return 0.0
         return failures.until - now
 
     def fail(self, address: str, digest: str, now: float) -> float:
-        """A key was wrong. Returns the seconds for which the address has to wait now."""
+        """Count a wrong key. Return the seconds for which the address has to wait now."""
         settings = self._settings
         if settings.after == 0:
             return 0.0

@@ -1,4 +1,4 @@
-"""Networks of client addresses: those that one person or one site shares."""
+"""Networks of client addresses: the addresses that one person or one site shares."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ipaddress
 
 
 def network_of(address: str) -> str:
-    """What one caller is known by: an IPv4 address, or the /64 that an IPv6 host is given (RFC 6177).
+    """Return the network that counts as one caller: an IPv4 address, or the /64 of an IPv6 host (RFC 6177).
 
-    An IPv4 address that a socket of both families shows as ``::ffff:a.b.c.d`` is that IPv4 address. Whatever is no
-    address is itself.
+    A socket of both families shows an IPv4 address as ``::ffff:a.b.c.d``: this returns the IPv4 address. A text that is
+    no address is returned as it is.
     """
     if ":" not in address:
         return address

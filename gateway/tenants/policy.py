@@ -10,23 +10,23 @@ from typing import Any
 
 from gateway.settings import BackendSettings, LimitSettings, PolicySettings, TenantSettings
 
-# What a refusal calls whoever asked, where the tenant is known alone: some of its callers may have no key.
+# The words for the caller in a refusal if only the tenant is known, because some of its callers may have no key.
 CALLER = "this caller"
 # The error for a tenant that lacks backends.
 NO_BACKEND = f"No backend may be used by {CALLER}"
 NO_BACKEND_HINT = "every backend is dedicated to other tenants; the operator can share one, or add this tenant to one"
 # An embedding is named inside a text (comfy/sd1_clip.py, SDTokenizer); its suffix may be left out.
 _EMBEDDING = re.compile(r"embedding:([^\s,()<>\[\]]+)", re.IGNORECASE)
-# PATH_MAX of Linux; and the embeddings that are looked up in one text.
+# PATH_MAX of Linux, and the maximum number of embeddings that are looked up in one text.
 _MAX_PATH = 4_096
 _MAX_EMBEDDINGS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a tenant sees of the fleet, if not all of it: tenants with equal views share what is made for them.
+    """The part of the fleet that a tenant sees, if not all. Tenants with equal views share merged catalogues.
 
-    `allowed` are the names of the backends, None for all; `nodes` and `models` the patterns of what is refused.
+    `allowed` holds the names of the backends, None for all. `nodes` and `models` hold the patterns of refused names.
     """
 
     allowed: frozenset[str] | None
@@ -34,12 +34,12 @@ class View:
     models: tuple[str, ...]
 
     def may_use(self, backend: str) -> bool:
-        """Whether a backend is one of those that are allowed."""
+        """Return True if the view allows a backend."""
         return self.allowed is None or backend in self.allowed
 
 
 class Patterns:
-    """Glob patterns, compiled once; none matches nothing."""
+    """Glob patterns, compiled once. An empty list of patterns matches nothing."""
 
     def __init__(self, patterns: Sequence[str], flags: int = 0) -> None:
         self._compiled = re.compile("|".join(map(translate, patterns)), flags) if patterns else None
@@ -48,13 +48,13 @@ class Patterns:
         return self._compiled is not None
 
     def match(self, text: str) -> bool:
-        """Whether one of them fits the whole text."""
+        """Return True if one of the patterns matches the whole text."""
         return self._compiled is not None and self._compiled.match(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds for a tenant. `view` is None for one that may use all there is."""
+    """The rules for a tenant. `view` is None for a tenant that may use the whole fleet."""
 
     view: View | None = None
     deadline: float | None = None
@@ -69,7 +69,7 @@ class Policy:
 
     @property
     def allowed(self) -> frozenset[str] | None:
-        """The backends that its jobs may go to; None for all."""
+        """Return the backends that may run the tenant's jobs; None for all."""
         return self.view.allowed if self.view is not None else None
 
     @property
@@ -78,7 +78,7 @@ class Policy:
         return self.allowed is not None and not self.allowed
 
     def denies_node(self, class_type: str) -> bool:
-        """Whether a node class is refused. Its name is exact: ComfyUI looks it up as it stands."""
+        """Return True if a node class is refused. The name must match exactly, as in ComfyUI's own look-up."""
         return self.nodes.match(class_type)
 
     def trusts(self, class_type: str, pack: str) -> bool:
@@ -86,10 +86,10 @@ class Policy:
         return self.trusted.match(class_type) or self.trusted.match(pack)
 
     def denies_model(self, name: str) -> bool:
-        """Whether a model is refused: by its path in its folder, or by its file name alone.
+        """Return True if a model is refused, by its path in its folder or by its file name alone.
 
-        Separators of either kind, letters of either case, ``./`` and trailing dots and blanks make no other model:
-        some file system takes them for the same.
+        Kinds of separators, case of letters, ``./``, and trailing dots and blanks make no difference. Some file system
+        takes such names for the same.
         """
         if not self.models:
             return False
@@ -100,7 +100,7 @@ class Policy:
         return self.models.match(path) or self.models.match(path.rpartition("/")[2])
 
     def denies_embedding(self, text: str) -> str | None:
-        """The embedding in a text that is refused, if any."""
+        """Return the first refused embedding that a text names; None if it names none."""
         if self.models and (count := text.lower().count("embedding:")):
             if count > _MAX_EMBEDDINGS:
                 return f"more than {_MAX_EMBEDDINGS} names"
@@ -113,7 +113,7 @@ class Policy:
 
 
 def plain_path(name: str) -> str:
-    """A model's path in one spelling, in lower case; it never leads out of its folder."""
+    """Return a model's path in one spelling, in lower case. The path never leads out of its folder."""
     parts: list[str] = []
     for part in name.replace("\\", "/").casefold().split("/"):
         if part == "..":
@@ -130,14 +130,14 @@ class Policies:
         backends = tuple(backends)
         named = settings.policies()
         self.default = _policy(settings.default, backends, None)
-        # The patterns of what tenants trust unless they are named otherwise.
+        # The patterns of trusted classes and packs, for tenants without patterns of their own.
         self.trust = settings.default.nodes.trust
         # A tenant that only a backend names has the default's settings, and that backend.
         tenants = {*named, *(tenant for backend in backends for tenant in backend.tenants)}
         self._named = {tenant: _policy(named.get(tenant, settings.default), backends, tenant) for tenant in tenants}
 
     def of(self, tenant: str) -> Policy:
-        """What holds for a tenant."""
+        """Return the policy of a tenant."""
         return self._named.get(tenant, self.default)
 
     def names(self, tenant: str) -> bool:
@@ -146,7 +146,7 @@ class Policies:
 
     @property
     def all(self) -> Collection[Policy]:
-        """Each policy that there is."""
+        """Return all policies, the default one first."""
         return (self.default, *self._named.values())
 
 
@@ -156,7 +156,7 @@ def _policy(settings: PolicySettings, backends: Collection[BackendSettings], ten
     labelled = [backend for backend in backends if not wanted or wanted.intersection(backend.labels)]
     own = frozenset(backend.name for backend in labelled if tenant in backend.tenants)
     names = frozenset(backend.name for backend in labelled if not backend.tenants) | own
-    # If the tenant may use all, there is no set, so that it shares what is made for all.
+    # If the tenant may use all backends, there is no set, so that it shares the merged catalogue of all.
     allowed = names if wanted or len(names) < len(backends) else None
     nodes, models = settings.nodes.deny, settings.models.deny
     is_free = allowed is None and not (nodes or models)
@@ -176,7 +176,7 @@ def _policy(settings: PolicySettings, backends: Collection[BackendSettings], ten
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """What a prompt names and its tenant may not use: a node class, or a model of an input."""
+    """A name in a prompt that its tenant may not use: a node class, or the model of an input."""
 
     node_id: str
     class_type: str
@@ -186,7 +186,7 @@ class Denied:
 
     @property
     def sentence(self) -> str:
-        """What is wrong, for people."""
+        """Return a sentence that tells people what is not allowed."""
         if self.input_name is None:
             return f"Node class '{self.class_type}' is not allowed for {CALLER}"
         return f"Model '{self.value}' is not allowed for {CALLER}"

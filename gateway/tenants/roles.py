@@ -1,8 +1,8 @@
-"""Roles: one table of what each may call. Whatever is not in it is read by users and written by admins alone.
+"""Roles: one table of the routes that each role may call. Users may read any other path, only admins may write it.
 
-A row's path is a route's template, without the /api that may come before each (server.py, add_routes); one that begins
-with /api/ is there with /api alone. ``/**`` at its end stands for all that is below, and for itself. Of the rows that
-fit, the one with the longest path counts.
+A row's path is a route's template, without the /api that may come before each (server.py, add_routes). A path that
+begins with /api/ exists with /api alone. ``/**`` at its end stands for the path itself and for all paths below it. Of
+the rows that match, the row with the longest path counts.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from gateway.tenants.keys import Identity, Role
 
 
 class Access(StrEnum):
-    """Who may.
+    """Callers that a route permits.
 
-    ANYBODY needs no key. MONITORING: keys for metrics and admins; no key at all where `auth.metrics` is open. USERS:
-    users and admins. TEAM: admins, and users who are not kept from seeing what others made (`auth.isolation`). ADMINS:
-    these alone.
+    ANYBODY: no key is needed. MONITORING: keys for metrics and admins; no key is needed if `auth.metrics` is open.
+    USERS: users and admins. TEAM: admins, and users who are not isolated (`auth.isolation`). ADMINS: admins alone.
     """
 
     ANYBODY = "anybody"
@@ -35,14 +34,14 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Who may use a route with some methods (separated by blanks; ``*``: all). GET stands for HEAD, too."""
+    """A row of the table: methods (separated by blanks; ``*``: all), a path, and its access. GET includes HEAD."""
 
     methods: str
     path: str
     access: Access
 
     def fits(self, method: str) -> bool:
-        """Whether it is about this method."""
+        """Return True if the row applies to this method."""
         return self.methods == "*" or ("GET" if method == "HEAD" else method) in self.methods.split()
 
 
@@ -64,7 +63,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/gateway/packs", Access.ADMINS),
     Row("POST", "/gateway/backends/{name}/{action}", Access.ADMINS),
     Row("*", "/gateway/**", Access.ADMINS),
-    # ComfyUI's, answered with what is the caller's own.
+    # ComfyUI's, answered with the caller's own jobs and files.
     Row("GET POST", "/prompt", Access.USERS),
     Row("GET POST", "/queue", Access.USERS),
     Row("POST", "/interrupt", Access.USERS),
@@ -78,7 +77,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/view", Access.USERS),
     Row("POST", "/upload/image", Access.USERS),
     Row("POST", "/upload/mask", Access.USERS),
-    # What the web UI saves.
+    # Settings and files that the web UI saves.
     Row("GET", "/users", Access.USERS),
     Row("GET POST", "/settings", Access.USERS),
     Row("GET POST", "/settings/{id}", Access.USERS),
@@ -86,7 +85,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/v2/userdata", Access.USERS),
     Row("GET POST DELETE", "/userdata/{file}", Access.USERS),
     Row("POST", "/userdata/{file}/move/{dest}", Access.USERS),
-    # What all backends have.
+    # Node classes, models and facts of all backends.
     Row("GET", "/object_info", Access.USERS),
     Row("GET", "/object_info/{node_class}", Access.USERS),
     Row("GET", "/models", Access.USERS),
@@ -98,7 +97,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/view_metadata/{folder}", Access.USERS),
     Row("GET", "/system_stats", Access.USERS),
     Row("GET", "/features", Access.USERS),
-    # Touches everybody, or shows what is everybody's.
+    # Routes that act on all tenants, or show the files of all.
     Row("*", "/free/**", Access.ADMINS),
     Row("POST", "/free", Access.ADMINS),
     Row("*", "/internal/**", Access.ADMINS),
@@ -114,7 +113,7 @@ TABLE: tuple[Row, ...] = (
     Row("*", "/browser/**", Access.TEAM),
     Row("*", "/workspace/**", Access.TEAM),
     Row("*", "/vhs/getpath/**", Access.TEAM),
-    # The web UI's own files, and what it reads of them. For other GETs there is `routes.unknown_reads`.
+    # The web UI's own files. For other GETs there is `routes.unknown_reads`.
     Row("GET", "/", Access.USERS),
     *(
         Row("GET", path, Access.USERS)
@@ -129,29 +128,29 @@ TABLE: tuple[Row, ...] = (
     Row("*", "/**", Access.ADMINS),
 )
 _BELOW = "/**"
-# A browser asks for a page's manifest without its cookies (W3C, Web Application Manifest); nothing in it is anybody's.
+# A browser asks for a page's manifest without its cookies (W3C, Web Application Manifest). It holds nothing private.
 _MANIFEST = re.compile(r"^/(assets/)?manifest[\w.-]*\.(json|webmanifest)$")
 _MAX_DECODED = 4
 
 
 def is_manifest(path: str) -> bool:
-    """Whether it is the web UI's manifest, which needs no key."""
+    """Return True if a path is the web UI's manifest, which needs no key."""
     return _MANIFEST.match(path) is not None
 
 
 def without_api(path: str) -> str:
-    """A route's own path: every one is there with and without /api (server.py, add_routes)."""
+    """Return a path without /api, because each route exists with and without it (server.py, add_routes)."""
     return path.removeprefix("/api") if path.startswith("/api/") else path
 
 
 def is_manager(path: str) -> bool:
-    """Whether a path is one of ComfyUI-Manager's, which does things on GET as well (restart, install, restore)."""
+    """Return True if a path is ComfyUI-Manager's, which acts on GET as well (restart, install, restore)."""
     parts = plain(path).parts
     return any(part in MANAGER for part in parts[: 2 if parts[:1] == ("v2",) else 1])
 
 
 def may(identity: Identity, access: Access) -> bool:
-    """Whether a caller may use what is for `access`."""
+    """Return True if a caller may use a route that needs this access."""
     if identity.role is Role.METRICS:
         return access in (Access.ANYBODY, Access.MONITORING)
     if access is Access.MONITORING:
@@ -163,14 +162,14 @@ def may(identity: Identity, access: Access) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """What a path comes to: its parts, and whether /api came before them."""
+    """A path in one spelling: its parts without /api, and if it was `under_api`."""
 
     parts: tuple[str, ...]
     under_api: bool
 
 
 def unquoted(path: str) -> str:
-    """A path without any percent-encoding, however often it was encoded."""
+    """Return a path without its percent-encoding, also if it was encoded several times."""
     for _ in range(_MAX_DECODED):
         if "%" not in path:
             break
@@ -179,9 +178,10 @@ def unquoted(path: str) -> str:
 
 
 def plain(path: str) -> Path:
-    """The path that a request's path leads to, whatever server or proxy reads it, and however it is spelled.
+    """Return the path that any server or proxy may read in a request's path, in one spelling.
 
-    Case, empty parts, ``.``, ``\\`` and further percent-encoding don't count, nor does how often /api comes before it.
+    Case, empty parts, ``.``, ``\\`` for a slash, and further percent-encoding don't count. Any number of /api before
+    the path counts as one.
     """
     parts = [part for part in unquoted(path).replace("\\", "/").casefold().split("/") if part not in ("", ".")]
     start = next((place for place, part in enumerate(parts) if part != "api"), len(parts))
@@ -189,27 +189,27 @@ def plain(path: str) -> Path:
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path is spelled in the one way that a ComfyUI knows."""
+    """Return True if a path is in the one spelling that a ComfyUI knows."""
     found = plain(path)
     return path.removeprefix("/api" if found.under_api else "") == "/" + "/".join(found.parts)
 
 
 class Roles:
-    """The table, asked.
+    """The table of roles, with an operator's rows.
 
     Args:
-        more: an operator's rows, each for all that is below a path.
+        more: the operator's rows, each for all paths below one.
     """
 
     def __init__(self, more: Iterable[Row] = ()) -> None:
         self._more = tuple(more)
-        # Of two rows with the same path the operator's goes first, then the one that is about just this path.
+        # Of two rows with the same path the operator's comes first, then the row for just this path.
         rest = [row for row in self._more if row.path == _BELOW]
         exact = [row for row in TABLE if not row.path.endswith(_BELOW)]
         below = [row for row in TABLE if row.path.endswith(_BELOW)]
         prefixes = [row for row in self._more if row.path != _BELOW]
         rows = tuple(sorted((*prefixes, *exact, *rest, *below), key=lambda row: -len(_split(row.path)[0])))
-        # By the first part of their paths, because callers without a key choose the paths: nothing of them is kept.
+        # By the first part of the rows' paths. No requested path is kept, because callers without a key choose those.
         self._for_all = tuple(row for row in rows if not _split(row.path)[0])
         firsts = {_split(row.path)[0][0] for row in rows if _split(row.path)[0]}
         self._by_first = {
@@ -217,13 +217,13 @@ class Roles:
         }
 
     def of_route(self, method: str, template: str) -> Access:
-        """Who may use a route of the gateway's. An operator's row can keep users from one, but open none.
+        """Return the access of one of the gateway's own routes. An operator's row can close it to users, never open it.
 
         Args:
-            template: as the router has it; what is between braces is compared by name alone.
+            template: the route's template as the router has it. A part in braces is compared by its name alone.
 
         Raises:
-            LookupError: the table has no row of its own for it.
+            LookupError: the table has no row of its own for the route.
         """
         wanted = _split(template)
         own = next((row for row in TABLE if row.fits(method) and _is_of(row, *wanted)), None)
@@ -236,7 +236,7 @@ class Roles:
         return Access.ADMINS if kept and own.access in (Access.USERS, Access.TEAM) else own.access
 
     def of_path(self, method: str, path: str) -> Access:
-        """Who may use a path that the gateway passes on. Nothing is passed on for want of a key."""
+        """Return the access of a path that the gateway passes on. Without a key no path is passed on."""
         found = plain(path)
         where = (found.parts, found.under_api)
         rows = self._by_first.get(found.parts[0], self._for_all) if found.parts else self._for_all
@@ -246,7 +246,10 @@ class Roles:
 
 @lru_cache(maxsize=1024)
 def _split(path: str) -> tuple[tuple[str, ...], bool]:
-    """A row's, or a template's, parts without /api, and whether it was there. ``{name:pattern}`` is ``{name}``."""
+    """Return the parts of a row's path or of a template without /api, and True if /api was there.
+
+    ``{name:pattern}`` is returned as ``{name}``.
+    """
     shown = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path.removesuffix(_BELOW))
     parts = [part for part in shown.split("/") if part]
     start = next((place for place, part in enumerate(parts) if part != "api"), len(parts))
@@ -254,22 +257,22 @@ def _split(path: str) -> tuple[tuple[str, ...], bool]:
 
 
 def _is_of(row: Row, parts: tuple[str, ...], under_api: bool) -> bool:
-    """Whether a row is about just this path."""
+    """Return True if a row is for just this path."""
     own, only_api = _split(row.path)
     return own == parts and not row.path.endswith(_BELOW) and (under_api or not only_api)
 
 
 def _is_below(row: Row, parts: tuple[str, ...], under_api: bool) -> bool:
-    """Whether a row is about all below a path, and this is there."""
+    """Return True if a row ends in ``/**``, and this path is its own or below it."""
     own, only_api = _split(row.path)
     return row.path.endswith(_BELOW) and parts[: len(own)] == own and (under_api or not only_api)
 
 
 class AnsweredHere:
-    """The paths that the gateway answers itself, to be told from those that it passes on.
+    """The paths that the gateway answers itself and does not pass on.
 
     Args:
-        templates: of its routes.
+        templates: the templates of its routes.
     """
 
     def __init__(self, templates: Iterable[str]) -> None:
@@ -279,7 +282,7 @@ class AnsweredHere:
             self._known.setdefault(len(parts), set()).add((parts, only_api))
 
     def __contains__(self, path: str) -> bool:
-        """Whether some server or proxy on the way to a backend might take a path for one of these."""
+        """Return True if some server or proxy on the way to a backend might take a path for one of these."""
         found = plain(path)
         return any(
             (found.under_api or not only_api) and all(map(_part_fits, parts, found.parts))
@@ -292,7 +295,7 @@ def _part_fits(part: str, value: str) -> bool:
 
 
 def operators_rows(settings: RouteSettings) -> Iterator[Row]:
-    """The rows that the configuration adds."""
+    """Yield the rows that the configuration adds."""
     for specifications, access in ((settings.admins, Access.ADMINS), (settings.users, Access.USERS)):
         for specification in specifications:
             method, _, path = specification.rpartition(" ")

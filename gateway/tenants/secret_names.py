@@ -18,13 +18,13 @@ _FOLDER_DIGITS = 32
 _NODE_DIGITS = 24
 # A separator as Linux and Windows write it, also inside JSON and in an address.
 _SEPARATOR = r"(?:/|\\{1,2}|%2[Ff]|%5[Cc])"
-# A secret folder, with the folder in it that keeps files from lying directly in the secret one. Nothing is said of the
-# character before it: in JSON that may be the "n" of a line's end.
+# A secret folder, with the folder in it that keeps files from lying directly in the secret one. The pattern takes any
+# character before it, because in JSON that may be the "n" of a line's end.
 SECRET_FOLDER = rf"[uo]{_SEPARATOR}[0-9a-f]{{{_FOLDER_DIGITS}}}({_SEPARATOR}f)?"
-# A file in the root that is called after such a folder, for classes that take no other.
+# A file in the root that is named after such a folder, for classes that take no other.
 _IN_ROOT = rf"u-[0-9a-f]{{{_FOLDER_DIGITS}}}"
-# Hexadecimal digits as "0", a backslash as a slash, what else such a name begins with as it is, all other bytes as
-# blanks. "%2f" and "%5c" are "%00" then, and their zeros count as digits of the name.
+# Hexadecimal digits become "0", a backslash becomes a slash, other bytes of a name's beginning stay, and all others
+# become blanks. So "%2f" and "%5c" become "%00", and their zeros count as digits of the name.
 _MARKS = bytes(
     48 if byte in b"0123456789abcdef" else 47 if byte in b"/\\" else byte if byte in b"uo-%FC" else 32
     for byte in range(256)
@@ -50,9 +50,9 @@ class SecretNames:
         self._key = key
 
     def output_folders(self, tenant: str) -> Callable[[bytes], str]:
-        """Return a function that returns the folder below output/ for what one saver of a tenant writes.
+        """Return a function that returns the folder below output/ for the files of one output node of a tenant.
 
-        It takes the digest of the part of the graph that the saver depends on (`gateway.comfy.subgraph`).
+        The function takes the digest of the part of the graph that the node depends on (`gateway.comfy.subgraph`).
         """
         start = self._hash(_FOLDER_DIGITS, b"output", tenant.encode("utf-8", "surrogatepass"))
 
@@ -98,7 +98,8 @@ def is_secret_path(path: str) -> bool:
 def holds_secret(text: str | bytes) -> bool:
     """Return True if a text, or bytes of one, may hold the name of a secret folder.
 
-    This takes a few milliseconds for a megabyte, whatever is in it: a pattern would stop at each letter of some texts.
+    This takes a few milliseconds for any megabyte. A pattern would be slower, because it stops at each letter of some
+    texts.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     marked = raw.translate(_MARKS)

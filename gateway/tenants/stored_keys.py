@@ -1,4 +1,4 @@
-"""Keys that are made, rotated and revoked while the gateway runs. What is answered is in the journal by then."""
+"""Keys that are made, rotated and revoked while the gateway runs. The journal has each change before its answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.tenants.keys import Key, Keyring, Role, Source, digest_of, mint
 _log = logs.get("keys")
 
 FLUSH_SECONDS = 60.0
-# Seconds for which an answer waits for the disk; what has been revoked is so from the first moment.
+# Seconds for which an answer waits for the disk. A revoked key is refused from the first moment.
 ANSWER_WITHIN = 5.0
 
 ISOLATION_HINT = (
@@ -27,7 +27,7 @@ ISOLATION_HINT = (
 
 
 class KeyRefused(Exception):
-    """What was asked can't be done with this key; the text says why, and what to do."""
+    """Refusal of an operation on a key; the text gives the reason, and tells what to do."""
 
 
 class NoSuchKey(Exception):
@@ -35,7 +35,7 @@ class NoSuchKey(Exception):
 
 
 class StoredKeys:
-    """The keys in the store. `restore` before anybody calls, `start` and `close` around serving."""
+    """The keys in the store. Call `restore` before the first request, `start` and `close` around serving."""
 
     def __init__(self, settings: AuthSettings, store: Store, keyring: Keyring) -> None:
         self._settings = settings
@@ -48,7 +48,7 @@ class StoredKeys:
         self._tasks = Tasks("keys")
 
     async def restore(self) -> None:
-        """Read them.
+        """Read the keys from the store into the keyring.
 
         Raises:
             StoreError: the journal can't be read.
@@ -59,35 +59,36 @@ class StoredKeys:
         for record in await self._store.keys():
             key = self._key_of(record)
             if self._keyring.key(key.name) is not None or key.digest in digests:
-                # Two keys of one name would be one owner; which of them was meant, the operator has to say.
+                # Two keys of one name would be one owner, so the operator has to choose between them.
                 self._shadowed[key.name] = key
                 _log.warning("key_shadowed", key=key.name, reason="auth.keys has this name or key too")
                 continue
             self._add(key)
 
     def start(self) -> None:
-        """Begin to write now and then when keys were used last."""
+        """Begin to write the last uses of keys now and then."""
         self._tasks.repeat(self._flush_again, "flush", FLUSH_SECONDS, at_once=False)
 
     async def close(self) -> None:
-        """Stop, and write it once more."""
+        """Stop, and write the last uses once more."""
         await self._tasks.close()
         self._flush()
 
     def all(self) -> list[Key]:
-        """Every key, those of the configuration too, and those in the store that these shadow."""
+        """Return all keys of the configuration and of the store, also the keys that the configuration shadows."""
         return [*self._keyring.all(), *self._shadowed.values()]
 
     def is_shadowed(self, key: Key) -> bool:
-        """Whether a key is not let in because the configuration has its name, or itself."""
+        """Return True if a key of the store is refused because the configuration has its name, or the same key."""
         return self._shadowed.get(key.name) is key
 
     async def make(self, name: str, role: Role, tenant: str, expires: float | None) -> tuple[Key, str]:
-        """Make a key. `expires` is in seconds since 1970. Returns it, and the secret, which is not kept.
+        """Make a key. `expires` is in seconds since 1970. Return the key and its secret, which is not kept.
 
         Raises:
-            KeyRefused: the name is taken or no name, or there are too many.
-            StoreError: it can't be journalled.
+            KeyRefused: the name or tenant is malformed, the name is taken, there are too many keys, the expiry is past,
+                or the first key is not an admin's.
+            StoreError: the key can't be journalled.
         """
         async with self._one_at_a_time:
             self._check_new(name, role, tenant, expires)
@@ -124,14 +125,14 @@ class StoredKeys:
             )
 
     async def rotate(self, name: str, overlap: float | None) -> tuple[Key, str]:
-        """Give a key a new secret. The old one holds for `overlap` seconds more (None: as configured, 0: no longer).
+        """Give a key a new secret. The old one is valid for `overlap` seconds more (None: as configured, 0: no longer).
 
-        A secret that was still valid from the rotation before is not from now on.
+        If a secret from the rotation before is still valid, it ends now.
 
         Raises:
-            NoSuchKey: there is none of that name.
-            KeyRefused: it is the configuration's.
-            StoreError: it can't be journalled.
+            NoSuchKey: there is no key of that name.
+            KeyRefused: the key is the configuration's.
+            StoreError: the new secret can't be journalled.
         """
         async with self._one_at_a_time:
             key = self._own(name)
@@ -143,12 +144,12 @@ class StoredKeys:
             return fresh, secret
 
     async def revoke(self, name: str) -> Key:
-        """Let a key in no more: at once, and after a restart.
+        """Revoke a key, at once and for good.
 
         Raises:
-            NoSuchKey: there is none of that name.
-            KeyRefused: it is the configuration's.
-            StoreError: the disk has not taken it yet. It is revoked all the same, unless the gateway crashes.
+            NoSuchKey: there is no key of that name.
+            KeyRefused: the key is the configuration's.
+            StoreError: the disk has not taken it yet. The key is revoked all the same, unless the gateway crashes.
         """
         async with self._one_at_a_time:
             if (key := self._shadowed.pop(name, None)) is None:
@@ -191,7 +192,7 @@ class StoredKeys:
         self._flush()
 
     def _flush(self) -> None:
-        """Write what was used since the last time."""
+        """Write the uses of keys since the last time."""
         uses = []
         for name, written in self._written.items():
             key = self._keyring.key(name)
@@ -206,7 +207,7 @@ async def durable(write: Awaitable[None], what: str) -> None:
     """Wait for a write that is kept until the disk takes it, but not for ever.
 
     Raises:
-        StoreError: it takes longer than `ANSWER_WITHIN`, or can't be written at all.
+        StoreError: the write takes longer than `ANSWER_WITHIN`, or fails.
     """
     done, _ = await asyncio.wait([asyncio.ensure_future(write)], timeout=ANSWER_WITHIN)
     if not done:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class TokenBucket:
-    """It holds up to `capacity` tokens and gains `rate` a second; it is full at first. `at` is when it was last used.
+    """A bucket of up to `capacity` tokens that gains `rate` tokens a second. `at` is the time of its last use.
 
     In any span of s seconds at most ``capacity + rate * s`` tokens are taken.
     """
@@ -20,11 +20,11 @@ class TokenBucket:
 
     @classmethod
     def full(cls, rate: float, capacity: float, now: float) -> TokenBucket:
-        """A bucket that nothing was taken from yet."""
+        """Return a full bucket."""
         return cls(rate, capacity, capacity, now)
 
     def take(self, now: float, count: float = 1.0) -> bool:
-        """Take `count` tokens, if there are so many. A clock that goes back adds nothing."""
+        """Take `count` tokens and return True; return False if there are fewer. A clock that goes back adds nothing."""
         tokens = self.tokens
         if now > self.at:
             tokens = min(self.capacity, tokens + (now - self.at) * self.rate)
@@ -36,18 +36,18 @@ class TokenBucket:
         return True
 
     def left(self, now: float) -> float:
-        """The tokens in it."""
+        """Return the number of tokens in the bucket."""
         return min(self.capacity, self.tokens + max(now - self.at, 0.0) * self.rate)
 
     def next_in(self, now: float, count: float = 1.0) -> float:
-        """Seconds until there are `count` tokens; 0 if there are."""
+        """Return the seconds until there are `count` tokens; 0 if there are now."""
         return max(count - self.left(now), 0.0) / self.rate
 
     def full_in(self, now: float) -> float:
-        """Seconds until it is full."""
+        """Return the seconds until the bucket is full."""
         return (self.capacity - self.left(now)) / self.rate
 
 
 def whole_seconds(seconds: float) -> int:
-    """Seconds for a Retry-After: whole ones, at least 1, never too few (RFC 9110, section 10.2.3)."""
+    """Return the seconds for a Retry-After, rounded up, at least 1 (RFC 9110, section 10.2.3)."""
     return max(1, math.ceil(seconds))

@@ -33,10 +33,10 @@ from gateway.web.server.parser_feed import INTAKES, ParserFeed
 
 
 async def socket(request: web.Request) -> web.StreamResponse:
-    """GET /ws."""
+    """Serve GET /ws."""
     tenant = caller(request).tenant
     with context_of(request).limits.socket(tenant):
-        # What let it in is the hub's to look at from here: it closes a socket, and does not cut it off.
+        # From here on the hub checks the grant, because it closes a socket, while `connections.py` would cut it off.
         return await context_of(request).hub.serve(request, tenant, request.pop(GRANT))
 
 
@@ -107,7 +107,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def make_app(gateway: Context) -> web.Application:
-    """The application that serves a gateway."""
+    """Return the application that serves a gateway."""
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[CONTEXT] = gateway
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
@@ -153,7 +153,7 @@ def _add(app: web.Application, method: str, path: str, handler: Handler) -> None
 
 
 async def _say_nothing(_: web.Request) -> None:
-    """Leave it to the gate what an Expect header is answered: no stranger is asked for a body."""
+    """Answer no Expect header, because the gate does so once a request is admitted. No stranger is asked for a body."""
 
 
 def _allow_origins(app: web.Application, origins: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ _AUDITED = "audited"
 
 
 def note(request: web.Request, action: Action, what: str, outcome: str = "ok", **more: str | int) -> None:
-    """Write a line about what the caller did; the gate then writes none of its own."""
+    """Write a line about the caller's action. The gate then writes none of its own."""
     request[_AUDITED] = True
     identity = request.get(IDENTITY)
     who = who_of(identity) if identity is not None else NOBODY
@@ -28,21 +28,21 @@ def note(request: web.Request, action: Action, what: str, outcome: str = "ok", *
 
 
 def is_noted(request: web.Request) -> bool:
-    """Whether what it did was written already."""
+    """Return True if a handler has written a line about the request."""
     return _AUDITED in request
 
 
 def who_of(identity: Identity) -> Who:
-    """A caller as the audit log names it."""
+    """Return a caller in the form of the audit log."""
     return Who(identity.name, identity.tenant, str(identity.role))
 
 
 @contextmanager
 def foreign_noted(request: web.Request, action: Action, named: Iterable[str] = ()) -> Iterator[list[tuple[str, str]]]:
-    """Takes what was done to jobs, (tenant, prompt_id) each, and writes a line for each that is another tenant's.
+    """Yield a list for (tenant, prompt_id) of each changed job; at the end write a line for each job of another tenant.
 
-    Also if it ends in an exception: what was done before was done. The request's own log line has the ids that it
-    `named` and those of these jobs.
+    The lines are written after an exception, too, because jobs were changed before it. The request's own log line has
+    the ids that the request `named`, and the ids of these jobs.
     """
     touched: list[tuple[str, str]] = []
     name_jobs(request, named)

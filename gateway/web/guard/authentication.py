@@ -22,16 +22,16 @@ from gateway.web.http.client_address import client_address
 from gateway.web.http.responses import problem
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
-# Seconds for which a use of a key from the same address is not noted again.
+# Seconds in which a further use of a key from the same address is not noted.
 USE_SECONDS = 1.0
-# A client sends the same key with each request, and to hash it is the dearest part of looking it up. Those that let
-# somebody in stay in memory, as the request that carried them does; nothing of a stranger's does.
+# A client sends the same key with each request, and hashing is the most expensive part of the look-up. So valid keys
+# stay in memory with their digests, as the request that carried them does. No wrong key does.
 MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a key is not taken, and how long its sender has to wait; `status` is 400, 401 or 429."""
+    """Refusal of a key: the reason, and the seconds to wait. `status` is 400, 401 or 429."""
 
     status: int
     type: str
@@ -40,7 +40,7 @@ class Refused:
     wait: float = 0.0
 
     def response(self) -> web.Response:
-        """In ComfyUI's error form."""
+        """Return the refusal in ComfyUI's error form."""
         headers = dict(CHALLENGE) if self.status == 401 else {}
         if self.status == 429:
             headers["Retry-After"] = str(math.ceil(self.wait))
@@ -54,7 +54,7 @@ _SIGNED_OUT = Refused(401, "unauthorized", "This sign-in is over", f"sign in aga
 
 
 class Authentication:
-    """Judges what requests carry, and has wrong keys wait."""
+    """Checks of the keys that requests carry. Addresses with wrong keys have to wait."""
 
     def __init__(
         self, keyring: Keyring, browser_sessions: BrowserSessions, lockout: Lockout, audit: Audit, metrics: Metrics
@@ -68,15 +68,15 @@ class Authentication:
         metrics.addresses_locked.set_function(lambda: lockout.waiting(time.monotonic()))
 
     def admit(self, request: web.Request) -> Grant | web.Response:
-        """What lets the caller in; or the refusal of a request whose key is wrong or missing."""
+        """Return the caller's grant, or the response to a request whose key is wrong or missing."""
         found = self.find(request)
         if isinstance(found, Grant):
             return found
-        # A browser whose cookie is stale is not to be shut out of the page on which it gets another.
+        # If a browser's cookie is stale, send the browser to the sign-in page, because it gets a new cookie there.
         return to_sign_in(request) if found.status != 400 and is_navigation(request) else found.response()
 
     def find(self, request: web.Request) -> Grant | Refused:
-        """What lets the sender of a request in."""
+        """Return the grant behind a request's key, or behind its address if it carries no key; else the refusal."""
         if self._keyring.is_open:
             return self._keyring.local
         try:
@@ -89,10 +89,10 @@ class Authentication:
         return self.judge(key, request)
 
     def judge(self, secret: str, request: web.Request) -> Grant | Refused:
-        """What a key, or what a sign-in's cookie holds, is good for."""
+        """Return the grant of a secret, of a key or of a browser session; else the refusal."""
         now = time.time()
         if secret.startswith(browser_sessions.PREFIX):
-            # Nobody guesses 190 bits: one that is not known is over, and not a guess.
+            # Nobody guesses 190 bits, so an unknown session has ended, and is not a guess.
             grant = self._browser_sessions.grant(secret)
             if grant is None or not grant.holds(now):
                 return _SIGNED_OUT
@@ -120,12 +120,12 @@ class Authentication:
 
     def _use(self, grant: Grant, request: web.Request, now: float) -> None:
         key, address = grant.key, client_address(request)
-        # A clock that was set back does not end it.
+        # If the clock was set back, note the use all the same.
         if key is not None and (key.address != address or not 0 <= now - (key.used_at or 0) <= USE_SECONDS):
             key.use(address, now)
 
     def _locked(self, grant: Grant | None, digest: str, address: str | None, now: float) -> Refused | None:
-        """The answer to any key from an address that waits, save those that were right there before."""
+        """Return the refusal of a key whose address has to wait; None if it was used from there in the last day."""
         if address is None or time.monotonic() > self._lockout.latest:
             return None
         wait = self._lockout.wait(address, digest, time.monotonic())
@@ -147,7 +147,7 @@ class Authentication:
 
 
 def _over(grant: Grant) -> Refused:
-    """To one who holds the key it is said what became of it."""
+    """Return the refusal of an expired or replaced key. It says what happened, because the caller has the secret."""
     key, when = grant.key, datetime.fromtimestamp(grant.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     if key is not None and key.expires != grant.until:
         message = f"This key was replaced, and held until {when}"
@@ -157,7 +157,7 @@ def _over(grant: Grant) -> Refused:
 
 
 def key_of(request: web.Request) -> str | None:
-    """As `presented_key`, and no more is read than has to be: most clients send a header."""
+    """Return the key as `presented_key` does. Read query and cookies only if needed, as most clients send a header."""
     key = key_in_headers(request.headers)
     if key is None and request.rel_url.raw_query_string:
         key = key_in_query(request.rel_url.query)

@@ -1,4 +1,4 @@
-"""Context of a request: everything that its handler may call, and its caller."""
+"""Context of a request: all that its handler may call, and its caller."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gateway.web.http.request_keys import IDENTITY
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything that handlers may call. Until the gateway has `started`, it answers monitoring alone."""
+    """All parts that handlers may call. Until the gateway has `started`, it answers monitoring alone."""
 
     settings: Settings
     keyring: Keyring
@@ -48,7 +48,7 @@ class Context:
     userdata: UserData
     policies: Policies
     limits: Limits
-    # Whether what a tenant's prompts open is judged: then it may bring no file that names other files.
+    # True if the gateway judges a tenant's prompts. Such a tenant may upload no file that names other files.
     is_judged: Callable[[str], bool]
     packs: PackWatch
 
@@ -57,36 +57,36 @@ CONTEXT = web.AppKey("parts", Context)
 
 
 class UnknownTenant(Exception):
-    """An admin asked for a tenant that nobody knows: the text is its name."""
+    """An admin named a tenant that the gateway does not know. The text is its name."""
 
 
 def context_of(request: web.Request) -> Context:
-    """The parts of the gateway that serves a request."""
+    """Return the parts of the gateway that serves a request."""
     return request.app[CONTEXT]
 
 
 def caller(request: web.Request) -> Identity:
-    """Who calls: the gate put it there."""
+    """Return the caller of a request. The gate has set it."""
     identity: Identity = request[IDENTITY]
     return identity
 
 
 def policy(request: web.Request) -> Policy:
-    """What holds for the caller's tenant, whatever its role; for a caller that needs no key, what holds for most."""
+    """Return the policy of the caller's tenant, for any role; the default policy if the route needs no key."""
     identity: Identity | None = request.get(IDENTITY)
     policies = context_of(request).policies
     return policies.default if identity is None else policies.of(identity.tenant)
 
 
 def readable(request: web.Request) -> frozenset[str] | None:
-    """The backends that what the caller reads may come from; None for all. An admin sees everything."""
+    """Return the backends from which the caller may read; None for all. An admin may read from all."""
     return None if caller(request).is_admin else policy(request).allowed
 
 
 def whose(request: web.Request) -> Identity:
-    """As whom a request reads, or acts on what it names: the caller; an admin who says ``?tenant=``, as that tenant.
+    """Return the identity for a request's look-ups and actions: the caller, or the tenant that an admin names.
 
-    Two tenants may have the same prompt_id, and files of the same name: so an admin says whose.
+    Two tenants may have the same prompt_id, and files of the same name, so an admin names one with ``?tenant=``.
 
     Raises:
         UnknownTenant: the tenant has no key, no setting, no job, no file and no history entry, so it is a typo.
@@ -114,5 +114,5 @@ def _is_known(gateway: Context, tenant: str) -> bool:
 
 
 def tells_whose(request: web.Request) -> bool:
-    """Return True if what is shown says whose it is and where it ran: to an admin, if the gateway has keys."""
+    """Return True if responses name the tenant and the backend of a job: to an admin, if the gateway has keys."""
     return not context_of(request).keyring.is_open and caller(request).is_admin

@@ -1,8 +1,8 @@
-"""Cross-origin requests: what pages of other sites may do here in their user's name, and under which host names.
+"""Cross-origin requests: permissions of pages of other sites, and the host names that requests may use.
 
 A gateway on loopback, or one that a browser holds a cookie for, is open to every page that its user visits. ComfyUI
-refuses what such pages ask (server.py, create_origin_only_middleware); so does the gateway, but a page that sends a
-key of its own is not acting in anybody's name, and a link may lead here.
+refuses requests of such pages (server.py, create_origin_only_middleware), and so does the gateway. It permits reads of
+a page that sends a key of its own, because the page then acts in nobody else's name. It permits links, too.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from gateway.web.http.client_address import client_host, client_scheme
 from gateway.web.http.responses import problem
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Monitoring asks by whatever name or address it has.
+# Monitoring may use any name or address.
 ANY_NAME = frozenset({"/healthz", "/readyz"})
 _OWN_PAGES = frozenset({"same-origin", "none"})
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_preflight(request: web.Request) -> bool:
-    """Whether a browser asks what it may send. That carries no key; it is answered from the origins that are listed."""
+    """Return True if a request is a CORS preflight. It carries no key; the listed origins decide its answer."""
     return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a browser says of a request. `site` and `mode` are Sec-Fetch-Site and -Mode, empty if it says nothing.
+    """A browser's statements about a request. `site` and `mode` are Sec-Fetch-Site and -Mode, empty if not sent.
 
-    `brings_key` says that the key which counts is one that no browser adds by itself, `is_signed_in` that there is one
-    which a browser does: a cookie, or Basic credentials.
+    `brings_key`: the key that counts is one that no browser adds by itself. `is_signed_in`: the request has a key that
+    a browser adds by itself, in a cookie or as Basic credentials.
     """
 
     method: str
@@ -53,10 +53,10 @@ class Asked:
 
 
 class Origins:
-    """Which pages may ask for what.
+    """The rules for requests of web pages.
 
     Args:
-        settings: lists the origins and the names.
+        settings: the configuration, which lists origins and host names.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -65,14 +65,14 @@ class Origins:
         self._hosts_without_keys = hosts_without_keys(settings)
 
     def refusal(self, request: web.Request, access: Access, *, is_open: bool) -> web.Response | None:
-        """The answer to a request that a page may not make; None if it may, or if no page made it.
+        """Return the refusal of a request that a page may not make; None if it may, or if no page made it.
 
         Args:
             request: the request.
-            access: who may use its route.
-            is_open: whether nobody needs a key.
+            access: the access of its route.
+            is_open: True if nobody needs a key.
         """
-        # Each request passes here: a program's, which says nothing of pages, has to come through quickly.
+        # If a request names no page, it is a program's: let it pass quickly, because every request comes here.
         hosts = self._hosts_without_keys if is_open else self._hosts
         if not (hosts.any or hosts.allows(client_host(request)) or request.path in ANY_NAME):
             return problem(
@@ -94,7 +94,7 @@ class Origins:
         return problem(403, "foreign_origin", "This origin may not call", why)
 
     def forbids(self, asked: Asked) -> str | None:
-        """Why a page may not ask for this; None if it may."""
+        """Return the advice if a page may not make a request; None if it may."""
         is_read = asked.method in READS
         acts = not is_read or asked.path == "/ws"
         if acts and asked.origin is not None and not (asked.origin in self._listed or _is_own(asked, asked.origin)):
@@ -102,7 +102,7 @@ class Origins:
         if asked.brings_key:
             return None
         if is_read and asked.for_admins and not asked.path.startswith("/gateway"):
-            # Some of ComfyUI-Manager's do something when they are read (/manager/reboot).
+            # Some routes of ComfyUI-Manager act when they are read (/manager/reboot).
             return self._forbids_reading_of_admins(asked)
         if asked.site != "cross-site" or (is_read and asked.mode == "navigate"):
             return None
@@ -115,7 +115,7 @@ class Origins:
             return None
         if asked.site:
             return None if asked.site in _OWN_PAGES else why
-        # Browsers tell more under TLS and on loopback alone. Elsewhere the page that asks has to be known.
+        # Browsers send Sec-Fetch-Site under TLS and on loopback alone. If it is missing, the page must be known.
         if asked.referer or asked.is_signed_in:
             return None if _is_own(asked, _origin_of(asked.referer)) else why
         return None
@@ -124,7 +124,7 @@ class Origins:
 def _asked(request: web.Request, access: Access, *, is_open: bool) -> Asked:
     headers = request.headers
     credentials = headers.get("Authorization", "").partition(" ")[0].lower()
-    # Any page may put a token into a link: it is the page's own key only where it is the one that is judged.
+    # Any page may put a token into a link, so it is the page's own key only if it is the key that counts.
     counts = not is_open and credentials != "basic" and bool(request.rel_url.query.get(QUERY_PARAMETER, "").strip())
     return Asked(
         method=request.method,
@@ -142,10 +142,10 @@ def _asked(request: web.Request, access: Access, *, is_open: bool) -> Asked:
 
 
 def _is_own(asked: Asked, origin: str) -> bool:
-    """Whether an origin is the gateway's own, as its caller sees it (RFC 6454).
+    """Return True if an origin is the gateway's own, as its caller sees it (RFC 6454).
 
-    Behind a proxy whose word is not taken the gateway can't tell that TLS ends there, so https is believed. The reverse
-    is not: a page that came in the clear may be anybody's on the way.
+    Behind a proxy that is not trusted the gateway can't know that TLS ends there, so an https origin passes. If the
+    caller used https, an http origin does not pass, because anybody on the way may have changed an unencrypted page.
     """
     parsed = urlsplit(origin)
     if parsed.scheme not in _DEFAULT_PORTS or (parsed.scheme == "http" and asked.scheme == "https"):

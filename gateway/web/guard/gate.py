@@ -38,14 +38,14 @@ _log = logs.get("http")
 
 # Characters of a path in a line of the audit log.
 MAX_PATH = 200
-# What routes call the id of a job that they name.
+# Names of a job's id in the templates of routes.
 _JOB_NAMES = ("prompt_id", "job_id")
-# What may be sent instead (RFC 9110, section 12.5.3).
+# The codings that a client may send instead (RFC 9110, section 12.5.3).
 _ACCEPTS = {"Accept-Encoding": TAKEN}
 
 
 class Gate:
-    """Wraps each handler. Not an aiohttp middleware: those cost every request a second chain of calls."""
+    """Wrapper of each handler. No aiohttp middleware, because one costs every request a second chain of calls."""
 
     def __init__(
         self, gateway: Context, intakes: Mapping[web.RequestHandler, ParserFeed], http_log: RequestLog
@@ -65,12 +65,12 @@ class Gate:
         self._counters: dict[tuple[str, str, int], Counter] = {}
 
     def guard(self, handler: Handler, method: str, route: str, *, passes_on: bool = False) -> Handler:
-        """The handler behind the gate. `route` is the template, never a raw path: paths hold names.
+        """Return a handler behind the gate. `route` is the template, never a raw path, because paths hold names.
 
-        Who may call is looked up once; for a handler that `passes_on` what it gets, by each request's path.
+        The access is looked up once. For a handler that `passes_on` requests, it is looked up by each request's path.
 
         Raises:
-            LookupError: the table of roles says nothing of the route.
+            LookupError: the table of roles has no row for the route.
         """
         histogram = self._metrics.request_seconds.labels(route)
         access = None if passes_on else self._roles.of_route(method, route)
@@ -88,7 +88,7 @@ class Gate:
                 if refusal is None and (has_more or request.can_read_body):
                     refusal = self._let_in(request, reads_body, is_keyless=identity is None)
                 if not self._started.is_set() and identity is not None and identity.role is not Role.METRICS:
-                    # What became of the jobs of an earlier run is being found out: late rather than wrong.
+                    # Until the backends have told about jobs of an earlier run, wait, because an answer could be wrong.
                     await self._started.wait()
                 if is_limited and identity is not None:
                     refusal = self._limit(request, identity.tenant) or refusal
@@ -122,7 +122,7 @@ class Gate:
         return guarded
 
     def _admit(self, request: web.Request, access: Access | None) -> tuple[web.Response | None, Identity | None]:
-        """The refusal, if it is refused, and who calls, if that is known."""
+        """Return the refusal of a request, if it is refused, and its caller, if the caller is known."""
         if is_preflight(request):
             return None, None
         if access is None:
@@ -145,7 +145,7 @@ class Gate:
         return None, identity
 
     def _let_in(self, request: web.Request, reads_body: bool, *, is_keyless: bool) -> web.Response | None:
-        """Have what follows an admitted request's head read; or return the refusal of a body that nothing reads."""
+        """Let the parser read on behind an admitted head; refuse an unread body that is long or of unknown length."""
         if request.can_read_body and (not reads_body or is_keyless):
             size = request.content_length
             if size is None:
@@ -159,7 +159,7 @@ class Gate:
         return None
 
     def _acts(self, request: web.Request) -> bool:
-        """Whether a request that is passed on does something that is for admins alone."""
+        """Return True if a request that is passed on acts, and is for admins alone."""
         if self._roles.of_path(request.method, request.path) is not Access.ADMINS:
             return False
         return request.method not in READS or is_manager(request.path)
@@ -176,7 +176,7 @@ class Gate:
         self._audit.forbidden(who_of(identity), address, place, _asked(request))
 
     def _limit(self, request: web.Request, tenant: str) -> web.Response | None:
-        """Hold a request against its tenant's limits, before anything of its body is read."""
+        """Return the refusal of a request past its tenant's limits. This comes before any of its body is read."""
         reached = self._limits.request(tenant, time.monotonic()) if self._limits.counts_requests else None
         if reached is None and self._limits.bounds_bodies and request.can_read_body:
             maximum, size = self._limits.of(tenant).body_bytes, request.content_length or 0
@@ -198,7 +198,7 @@ class Gate:
 
 
 async def _answer_expectation(request: web.Request) -> None:
-    """Tell a client that waits for it to send its body (RFC 9110, section 10.1.1): not before it was admitted.
+    """Send 100 Continue to a client that waits for it (RFC 9110, section 10.1.1). The request must be admitted already.
 
     Raises:
         HTTPExpectationFailed: the client expects something else.
@@ -213,7 +213,7 @@ async def _answer_expectation(request: web.Request) -> None:
 
 
 def _asked(request: web.Request) -> str:
-    """A request as the audit log names it: without its query, which may hold a key."""
+    """Return a request in the form of the audit log: without its query, which may hold a key."""
     return f"{request.method} {request.path[:MAX_PATH]}"
 
 
@@ -226,14 +226,14 @@ def _forbidden(identity: Identity, access: Access) -> web.Response:
 
 
 def _is_operations(route: str) -> bool:
-    """Whether a route is for running the gateway: those are never limited, so that an admin can always see and act."""
+    """Return True if a route is for operating the gateway. No limit holds there, so that an admin can always act."""
     return route.startswith("/gateway/") or route in ("/metrics", "/healthz", "/readyz")
 
 
 def _cut(request: web.Request, error: Exception) -> web.Response:
     """Cut the connection of an answer that failed in its middle.
 
-    Whatever was written after that would be taken for the rest of the answer, or of the next one.
+    The client would take further bytes for the rest of this answer, or for the next one.
     """
     about = {"request_id": request_id_of(request), "path": request.path}
     if isinstance(error, BackendError):
@@ -257,7 +257,7 @@ async def _answer_or_cut(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Call the handler; what it may raise is an answer too. The type says who is to blame."""
+    """Call the handler, and turn its exceptions into answers. The type of the exception decides the status."""
     try:
         return await _answer_or_cut(request, handler)
     except web.HTTPRequestEntityTooLarge as error:
@@ -275,7 +275,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(408, "body_too_slow", "The request body comes too slowly", str(error), {"Connection": "close"})
     except BackendError as error:
         if (reached := request.get(REACHED)) is not None:
-            # It came up while the body was being passed on, where it looks like a backend's failure.
+            # If the limit was reached while the body was passed on, it looks like a backend's failure: raise it here.
             raise reached from None
         if isinstance(request.content.exception(), SlowBody):
             details = str(request.content.exception())

@@ -1,4 +1,4 @@
-"""A tenant's limits as HTTP says them: 429, Retry-After, and the header fields of the field's standard.
+"""A tenant's limits in HTTP: 429, Retry-After, and the header fields RateLimit-Policy and RateLimit.
 
 `RateLimit-Policy` and `RateLimit` are those of draft-ietf-httpapi-ratelimit-headers-09: structured fields, a quota `q`
 in a window of `w` seconds, `r` of it left, `t` seconds until there is more.
@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.tenants.limits import LimitReached, Quota
 from gateway.web.http.responses import problem
 
-# Units of what is no request (the draft's section on the quota unit parameter).
+# Units of limits that count no requests (the draft's section on the quota unit parameter).
 _UNITS = {
     "bodies_bytes": "content-bytes",
     "body_bytes": "content-bytes",
@@ -23,12 +23,12 @@ _UNITS = {
 }
 
 
-# Answers that no waiting changes.
+# Status and type of refusals that a retry does not change.
 _FINAL = {"bad_names_per_prompt": (400, "too_many_bad_names")}
 
 
 def refuse(reached: LimitReached) -> web.Response:
-    """Return the answer to a request that is too much: 429, or 413 or 400 if waiting does not help."""
+    """Return the refusal of a request past a limit: 429, or 413 or 400 if waiting does not help."""
     waits = reached.retry_after is not None
     status, type_ = (429, "limit_reached") if waits else _FINAL.get(reached.limit, (413, "body_too_large"))
     headers = {"RateLimit-Policy": _policy(reached.limit, reached.quota, reached.window)}
@@ -53,7 +53,7 @@ def _shown(number: float) -> str:
 
 
 def told(quotas: Iterable[Quota]) -> dict[str, str]:
-    """The header fields that tell what is left of rates; none where there are none."""
+    """Return the header fields with the remainder of each rate; none if there are no rates."""
     quotas = list(quotas)
     if not quotas:
         return {}

@@ -39,7 +39,7 @@ def refusals_logged(handler: Handler) -> Handler:
 
 
 def _note(request: web.Request, status: int, body: object) -> None:
-    # Whose key is refused has sent no prompt yet: the audit log tells of it.
+    # If the key was refused, write no line, because the audit log has one.
     if status < 400 or status == _GONE or IDENTITY not in request:
         return
     about = {"request_id": request_id_of(request), "tenant": caller(request).tenant}
@@ -47,7 +47,7 @@ def _note(request: web.Request, status: int, body: object) -> None:
 
 
 def reason_of(body: object) -> dict[str, str | int]:
-    """Return the names in a refusal's body that say why: the error, the limit, and of the first node what failed."""
+    """Return the reason in a refusal's body: the error, the limit, and the names of the first node that failed."""
     if not isinstance(body, bytes) or len(body) > MAX_BODY:
         return {}
     try:

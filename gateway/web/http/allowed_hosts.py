@@ -1,7 +1,7 @@
 """Allowed hosts: the names by which clients may address the gateway.
 
-A page whose own name was pointed at the gateway's address after it was loaded (DNS rebinding) is of the gateway's
-origin for its browser, and may read all that is answered without a key. Its requests carry that name as their Host.
+DNS rebinding: after a page was loaded, its host name is pointed at the gateway's address. The browser then takes the
+page for the gateway's own, so it may read every answer that needs no key. Its requests carry that name as their Host.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from gateway.settings import Settings, is_loopback
 from gateway.web.http.client_address import parse_address
 
-# Spellings of our own names that are remembered: each with its port.
+# Maximum number of remembered spellings of our own names, each with its port.
 MAX_KNOWN_HOSTS = 1024
-# A longer one is remembered by nobody: a proxy passes on what its caller says.
+# Longer spellings are not remembered, because a proxy passes on the name that its caller sends.
 MAX_KNOWN = 300
 
 
 class Hosts:
-    """The names that are answered to.
+    """The names that the gateway answers to.
 
     Args:
         names: host names in lower case, ``*.domain`` for all below it; none for any.
-        local: whether names are answered to as well that are nobody's on the internet: addresses, localhost and all
-            below it, and names without a dot, which no registry gives away.
+        local: True if the gateway answers to names that are nobody's on the internet as well: addresses, localhost and
+            all below it, and names without a dot, which no registry gives away.
     """
 
     def __init__(self, names: tuple[str, ...], *, local: bool) -> None:
@@ -32,7 +32,7 @@ class Hosts:
         self._known: set[str] = set()
 
     def allows(self, host: str) -> bool:
-        """Whether a Host header's value is one of the names. One that is not there is not from a browser."""
+        """Return True if a Host header's value is one of the names, or empty: a browser always sends one."""
         if host in self._known or self.any or not host:
             return True
         is_ours = self._is_ours(host)
@@ -49,18 +49,18 @@ class Hosts:
 
 
 def host_of(header: str) -> str:
-    """The host of a Host header, without its port (RFC 9110, section 7.2)."""
+    """Return the host of a Host header, without its port (RFC 9110, section 7.2)."""
     if header.startswith("["):
         return header.partition("]")[0] + "]"
     return header.partition(":")[0]
 
 
 def configured_hosts(settings: Settings) -> Hosts:
-    """The names that the gateway answers to where a key is needed: those that are listed, else any."""
+    """Return the names that the gateway answers to if keys are needed: the configured names, else any."""
     names = settings.server.allowed_hosts
     return Hosts(names, local=bool(names) and is_loopback(settings.server.host))
 
 
 def hosts_without_keys(settings: Settings) -> Hosts:
-    """The same where no key is needed: on loopback local names alone, beside those that are listed."""
+    """Return the names that the gateway answers to without keys: on loopback local and configured names alone."""
     return Hosts(settings.server.allowed_hosts, local=is_loopback(settings.server.host))

@@ -1,8 +1,8 @@
 """Client address, scheme and host of a request, as they were before trusted proxies passed it on.
 
-What a proxy says is believed of those in ``server.trusted_proxies`` alone; from anybody else the same headers are what
-the caller made up. ``Forwarded`` (RFC 7239) is not read from anybody: a proxy that does not know it passes on what
-its own caller wrote.
+The gateway believes the headers of proxies in ``server.trusted_proxies`` alone, because any other caller may have made
+them up. The gateway never reads ``Forwarded`` (RFC 7239). A proxy that does not know this header passes on the one of
+its own caller.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _CLIENT = "client_address"
 
 
 class TrustedProxies:
-    """The networks whose word is taken.
+    """The networks of the proxies that the gateway believes.
 
     Args:
-        networks: in CIDR form.
+        networks: the networks in CIDR form.
     """
 
     def __init__(self, networks: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ class TrustedProxies:
         self._knows = lru_cache(maxsize=4096)(self._is_within)
 
     def knows(self, address: str | None) -> bool:
-        """Whether an address is that of a trusted proxy."""
+        """Return True if an address is a trusted proxy's."""
         return self.any and address is not None and self._knows(address)
 
     def _is_within(self, address: str) -> bool:
@@ -42,13 +42,12 @@ class TrustedProxies:
         return parsed is not None and any(parsed in network for network in self._networks)
 
     def client(self, peer: str | None, forwarded_for: Sequence[str]) -> str | None:
-        """The right-most address that is no trusted proxy's: who spoke to the outermost proxy.
+        """Return the right-most address that is no trusted proxy's: the caller of the outermost proxy.
 
-        What stands left of it was written by that caller. A hop that is no address ends the search; what is known by
-        then stands.
+        That caller wrote everything left of it. If a hop is no address, return the last address before it.
 
         Args:
-            peer: who is connected.
+            peer: the address at the other end of the connection.
             forwarded_for: the ``X-Forwarded-For`` lines, in their order.
         """
         found = peer
@@ -62,7 +61,7 @@ class TrustedProxies:
 
 
 def parse_address(text: str) -> Address | None:
-    """An address, None if it is none. IPv4 in IPv6's form (``::ffff:a.b.c.d``, RFC 4291) is IPv4; zones go."""
+    """Return an address without its zone; None if the text is none. ``::ffff:a.b.c.d`` (RFC 4291) becomes IPv4."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -72,7 +71,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def _without_port(hop: str) -> str:
-    """``1.2.3.4:5`` and ``[::1]:5`` are in use, too."""
+    """Return a hop without its port, because ``1.2.3.4:5`` and ``[::1]:5`` are in use, too."""
     if hop.startswith("["):
         return hop[1:].partition("]")[0]
     return hop.partition(":")[0] if hop.count(":") == 1 else hop
@@ -82,12 +81,12 @@ PROXIES = web.AppKey("proxies", TrustedProxies)
 
 
 def client_address(request: web.Request) -> str | None:
-    """The address of whoever sent a request; None where the connection is gone already."""
+    """Return the client address of a request; None if the connection is gone already."""
     return address_of(request, request.app[PROXIES])
 
 
 def address_of(request: web.BaseRequest, proxies: TrustedProxies) -> str | None:
-    """Return the same, of a request that no route has, too."""
+    """Return the client address of any request, also of one without a route."""
     if not proxies.any:
         return request.remote
     if _CLIENT not in request:
@@ -97,7 +96,7 @@ def address_of(request: web.BaseRequest, proxies: TrustedProxies) -> str | None:
 
 
 def client_scheme(request: web.Request) -> str:
-    """``https`` where the caller's own connection is under TLS, here or at a trusted proxy; else ``http``."""
+    """Return ``https`` if the caller's own connection is under TLS, here or at a trusted proxy; else ``http``."""
     said = _said(request, "X-Forwarded-Proto").lower()
     if said in ("http", "https"):
         return said
@@ -105,13 +104,13 @@ def client_scheme(request: web.Request) -> str:
 
 
 def client_host(request: web.Request) -> str:
-    """The host, with its port if one is given, that the caller asked for; empty if it did not say."""
+    """Return the host that the caller asked for, with its port if one is given; empty if it named none."""
     asked = request.headers.get("Host", "")
     return _said(request, "X-Forwarded-Host") or asked if request.app[PROXIES].any else asked
 
 
 def _said(request: web.Request, header: str) -> str:
-    """What the nearest proxy says, if it is trusted: the last value, which is its own where proxies append."""
+    """Return the last value of a header if the peer is a trusted proxy, because proxies append; else an empty text."""
     proxies = request.app[PROXIES]
     if not proxies.any or header not in request.headers or not proxies.knows(request.remote):
         return ""

@@ -1,7 +1,7 @@
-"""Bodies that come compressed, unpacked piece by piece, so that a small one that unpacks to much is never held whole.
+"""Decompression of bodies piece by piece, so that a small body that unpacks to much is never held whole.
 
-aiohttp would unpack them itself, in pieces as large as all that is allowed, and ends a connection with a traceback in
-the log where it can't. ComfyUI leaves it to aiohttp, so what a stock one takes is taken here: gzip and deflate.
+aiohttp would unpack bodies itself, in pieces as large as the maximum body. If that fails, it ends the connection with a
+traceback in the log. ComfyUI leaves it to aiohttp, so the gateway takes the codings of a stock one: gzip and deflate.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ TAKEN = "gzip, deflate"
 
 
 class UnknownCoding(ValueError):
-    """A body is packed in a way that is not taken; the text says how, and what is."""
+    """Refusal of a body in an unknown coding; the text names that coding and those that are taken."""
 
 
 class BadPacking(ValueError):
-    """A body can't be unpacked; the text says why."""
+    """Refusal of a body that can't be unpacked; the text gives the reason."""
 
 
 class Decompressor:
-    """Unpacks one body.
+    """Decompressor of one body.
 
     Raises:
-        UnknownCoding: `coding`, a Content-Encoding, is none that is taken.
+        UnknownCoding: `coding`, a Content-Encoding, is neither gzip nor deflate.
     """
 
     def __init__(self, coding: str) -> None:
@@ -36,13 +36,13 @@ class Decompressor:
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16) if self._coding == "gzip" else None
 
     def feed(self, packed: bytes) -> Iterator[bytes]:
-        """What a piece of the body unpacks to, in pieces of `PIECE` bytes at most.
+        """Unpack a piece of the body, and yield the result in pieces of `PIECE` bytes at most.
 
         Raises:
-            BadPacking: it does not unpack.
+            BadPacking: the body can't be unpacked.
         """
         if self._inflate is None:
-            # What is called deflate is zlib's format, though some send it bare (RFC 9110, section 8.4.1.2).
+            # The coding deflate is zlib's format, though some clients send it bare (RFC 9110, section 8.4.1.2).
             bits = zlib.MAX_WBITS if packed[:1] and packed[0] & 0x0F == 8 else -zlib.MAX_WBITS
             self._inflate = zlib.decompressobj(bits)
         while packed:
@@ -57,10 +57,10 @@ class Decompressor:
             packed = self._inflate.unconsumed_tail or self._inflate.unused_data
 
     def end(self) -> None:
-        """There is no more of it.
+        """Note the end of the body.
 
         Raises:
-            BadPacking: it ends too early.
+            BadPacking: the body ends too early.
         """
         if self._inflate is None or not self._inflate.eof:
             raise BadPacking(f"the {self._coding} data end too early")

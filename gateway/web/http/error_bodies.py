@@ -1,7 +1,7 @@
 """A body for each refusal: ComfyUI and aiohttp refuse much with a bare status, or with a line of text.
 
-Here is the last step before an answer is sent (connections.py), so no refusal of the gateway's leaves without one.
-What a backend answered passes as it is.
+This is the last step before an answer is sent (connections.py), so each refusal of the gateway has a body. A backend's
+answer passes as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FROM_BACKEND = "from_backend"
 # Characters of a path, and of what a library says, that a refusal repeats.
 MAX_SHOWN = 200
 
-# By status: the error's type, what is wrong, and what to do.
+# By status: the error's type, its message, and the advice.
 _SAID: Mapping[int, tuple[str, str, str]] = {
     400: (
         "bad_request",
@@ -62,7 +62,7 @@ def _lines(status: int) -> tuple[str, str, str]:
 
 
 def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
-    """Return an answer as it is to be sent: a refusal that has no body gets one."""
+    """Return an answer; if it is a refusal without a body, add one."""
     if (
         response.status < 400
         or not isinstance(response, web.Response)
@@ -75,7 +75,7 @@ def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.Str
         return response
     type_, message, advice = _lines(response.status)
     if response.reason not in ("", _PHRASES.get(response.status)):
-        # ComfyUI says there what is wrong, where it says anything (app/user_manager.py).
+        # ComfyUI gives its reason there, if it gives any (app/user_manager.py).
         message = response.reason
     response.headers.update(JSON_HEADERS)
     response.body = json_codec.dumps(error_body(type_, message, f"{_shown(request)}: {advice}"))
@@ -103,7 +103,7 @@ def _shown(request: web.BaseRequest) -> str:
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's protocol, which says in JSON what it can't read, and that a handler failed.
+    """aiohttp's protocol, with errors in JSON for unreadable requests and failed handlers.
 
     Args:
         server: aiohttp's server.

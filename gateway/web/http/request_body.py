@@ -1,6 +1,6 @@
 """Bodies of requests, read within bounds: `server.max_body`, and what the caller's tenant may send.
 
-Of a body that came compressed (RFC 9110, section 8.4) what comes out is counted. One that is passed on stays packed.
+Of a compressed body (RFC 9110, section 8.4) the unpacked bytes count. A body that is passed on stays packed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gateway.comfy import json_codec
 from gateway.tenants.limits import body_too_large
 from gateway.web.http.decompression import Decompressor
 
-# How deep the JSON of a body may lie that is no prompt: those of ComfyUI's clients hardly do.
+# Maximum depth of JSON in a body that is no prompt. Bodies of ComfyUI's clients are hardly nested.
 MAX_DEPTH = 100
-# Where the gate puts what the caller's tenant may send.
+# The name under which the gate notes the maximum body of the caller's tenant.
 MAX_BODY_BYTES = "most_body_bytes"
-# Where a body that is passed on leaves why it is not.
+# The name under which a body that is passed on notes the limit that ended it.
 REACHED = "limit_reached"
 # ComfyUI decodes JSON by whatever charset its Content-Type names (server.py, request.json). Some of Python's codecs
 # take time that grows with the square of the text (punycode, idna); nobody sends JSON in those.
@@ -30,16 +30,16 @@ _CHARSETS = frozenset({"ascii", "cp1252", "iso8859-1", "utf-16", "utf-16-be", "u
 async def read_body(
     request: web.Request, maximum: int | None = None, grow: Callable[[int], None] | None = None
 ) -> bytes:
-    """A request's body, unpacked.
+    """Return a request's body, unpacked.
 
     Args:
-        most: the bytes that the route takes; None for what `server.max_body` says.
-        grow: told of the bytes that have come; see `Limits.body`.
+        maximum: maximum size for the route, in bytes; None for `server.max_body`.
+        grow: called with the number of bytes received so far; see `Limits.body`.
 
     Raises:
-        HTTPRequestEntityTooLarge: it has more than `maximum` bytes, or than `server.max_body`.
-        LimitReached: it has more than its tenant may send.
-        UnknownCoding, BadPacking: it came compressed in a way that is not taken, or does not unpack.
+        HTTPRequestEntityTooLarge: the body has more than `maximum` bytes, or than `server.max_body`.
+        LimitReached: the body has more bytes than its tenant may send.
+        UnknownCoding, BadPacking: the body has an unknown coding, or does not unpack.
     """
     body = bytearray()
     maximum = request.client_max_size if maximum is None else min(maximum, request.client_max_size)
@@ -61,7 +61,7 @@ async def read_body(
 
 
 async def pieces(request: web.Request) -> AsyncIterator[bytes]:
-    """A request's body, unpacked, as it comes; it is the reader's to end it where it has more than is taken.
+    """Yield a request's body, unpacked, as it comes. The caller must stop if the body has more bytes than it takes.
 
     Raises:
         LimitReached, UnknownCoding, BadPacking: see `read_body`.
@@ -74,7 +74,7 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
             size += len(piece)
             _check_own(request, size)
             yield piece
-            # A little may unpack to much: others are served meanwhile.
+            # Let others run in between, because a little may unpack to much.
             await asyncio.sleep(0)
     if unpacker is not None:
         unpacker.end()
@@ -83,10 +83,10 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
 async def read_json(
     request: web.Request, maximum: int | None = None, grow: Callable[[int], None] | None = None
 ) -> bytes:
-    """A body that should be JSON, in UTF-8. `maximum` and `grow`: see `read_body`.
+    """Return a body that should be JSON, in UTF-8. `maximum` and `grow`: see `read_body`.
 
     Raises:
-        MalformedJson: it is in a charset that is not taken, or not in the one that it says.
+        MalformedJson: the body's charset is not taken, or the body is not in it.
         HTTPRequestEntityTooLarge, LimitReached, UnknownCoding, BadPacking: see `read_body`.
     """
     body, charset = await read_body(request, maximum, grow), request.charset
@@ -104,7 +104,10 @@ async def read_json(
 
 
 def stream_body(request: web.Request) -> AsyncIterator[bytes] | aiohttp.StreamReader | None:
-    """A request's body to be passed on as it comes; None if it has none. Reading it raises as `read_body` does."""
+    """Return a request's body to be passed on as it comes; None if it has none.
+
+    Reading it raises `LimitReached` if the body has more bytes than its tenant may send.
+    """
     if not request.can_read_body:
         return None
     return request.content if request.get(MAX_BODY_BYTES) is None else _counted(request)

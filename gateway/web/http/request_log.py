@@ -97,7 +97,7 @@ class RequestLog:
         )
 
     def address_of(self, request: web.BaseRequest) -> str | None:
-        """Return the client's address, of a request that no route has, too."""
+        """Return the client address of any request, also of one without a route."""
         return address_of(request, self._proxies)
 
 

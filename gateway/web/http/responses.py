@@ -17,29 +17,29 @@ JSON_HEADERS = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff", "Cach
 
 
 def json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer whose JSON is encoded already."""
+    """Return an answer of JSON that is encoded already."""
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **headers} if headers else JSON_HEADERS)
 
 
 def json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer of plain data."""
+    """Return an answer of plain data, encoded as JSON."""
     return web.Response(body=json_codec.dumps(value), status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
 def empty(status: int = 200) -> web.Response:
-    """An empty answer, as ComfyUI's to POST /queue and the like."""
+    """Return an empty answer, as ComfyUI's to POST /queue and similar requests."""
     return web.Response(status=status)
 
 
 def problem(
     status: int, type_: str, message: str, details: str = "", headers: dict[str, str] | None = None, **extra: Any
 ) -> web.Response:
-    """A refusal in ComfyUI's error form."""
+    """Return a refusal in ComfyUI's error form."""
     return json(error_body(type_, message, details, extra), status, headers)
 
 
 def no_file() -> web.Response:
-    """Return the refusal for a file that is nowhere, or another's: nothing tells the one from the other."""
+    """Return the refusal for a file that does not exist or is another tenant's. It is the same for both."""
     details = "look at filename, subfolder and type; GET /history tells the files that a prompt made"
     return problem(404, "file_not_found", "There is no such file", details)
 

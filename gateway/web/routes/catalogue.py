@@ -1,4 +1,4 @@
-"""/object_info, the model lists, /system_stats and /features: from what the gateway knows."""
+"""/object_info, the model lists, /system_stats and /features, from the gateway's catalogue and probes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.web.http.error_bodies import FROM_BACKEND
 from gateway.web.http.responses import JSON, empty, json, json_bytes, no_backend_allowed, problem
 from gateway.web.routes.proxying import downstream_headers, send_whole, upstream_query
 
-# An absolute path, one of Windows' drives, a way up, or what no name has.
+# An absolute path, one of Windows' drives, a way up, or a control character.
 _ELSEWHERE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.?([/\\]|$)|[\x00-\x1f\x7f]")
 
 
@@ -29,7 +29,7 @@ def _none_yet(request: web.Request) -> web.Response:
 
 
 async def get_object_info(request: web.Request) -> web.StreamResponse:
-    """All node classes of the fleet."""
+    """Answer with all node classes of the fleet."""
     merged_catalogue = await context_of(request).catalogue.seen_by(policy(request))
     if merged_catalogue is None:
         return _none_yet(request)
@@ -43,7 +43,7 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
 
 
 async def get_node_class(request: web.Request) -> web.Response:
-    """One node class; ``{}`` for one that the fleet does not have."""
+    """Answer with one node class; with ``{}`` if the fleet does not have it."""
     merged_catalogue = await context_of(request).catalogue.seen_by(policy(request))
     if merged_catalogue is None:
         return _none_yet(request)
@@ -54,9 +54,9 @@ async def get_node_class(request: web.Request) -> web.Response:
 
 
 def _names(request: web.Request) -> str | None:
-    """The path of a request for what has names: None if one of these would lead elsewhere, on whichever platform.
+    """Return the path of a request, without /api; None if a name in it would lead out of its folder, on any platform.
 
-    Older ComfyUIs join a model's name to its folder unchecked, and a proxy before one may resolve what is in a path.
+    Older ComfyUIs join a model's name to its folder unchecked, and a proxy before one may resolve dots in a path.
     """
     names = [unquoted(name) for name in request.match_info.values()]
     fixed = request.match_info.get("path") is None and any("/" in name for name in names)
@@ -66,7 +66,7 @@ def _names(request: web.Request) -> str | None:
 
 
 async def get_listing(request: web.Request) -> web.Response:
-    """A list of names that every backend has: the union."""
+    """Answer with the union of the backends' lists of names."""
     path = _names(request)
     if path is None:
         return empty(404)
@@ -79,7 +79,7 @@ async def get_listing(request: web.Request) -> web.Response:
 
 
 async def get_from_any(request: web.Request) -> web.Response:
-    """What one backend may have and another not: a model's metadata, its preview."""
+    """Answer with a model's metadata or preview from any backend, because some backends may lack the model."""
     query, path = upstream_query(request), _names(request)
     if path is None or _ELSEWHERE.search(unquoted(request.rel_url.query.get("filename", ""))):
         return empty(404)
@@ -98,14 +98,14 @@ async def get_from_any(request: web.Request) -> web.Response:
 
 
 def _names_denied_model(request: web.Request) -> bool:
-    """Whether a model's metadata or preview is asked for that is refused: /view_metadata/{folder}?filename=…, or
+    """Return True if a request names a refused model: /view_metadata/{folder}?filename=…, or
     /experiment/models/preview/{folder}/{path_index}/{filename}."""
     named = (request.rel_url.query.get("filename"), request.match_info.get("path", "").split("/", 2)[-1])
     return any(name and policy(request).denies_model(name) for name in named)
 
 
 async def get_system_stats(request: web.Request) -> web.Response:
-    """All devices of the fleet, at the last probe."""
+    """Answer with all devices of the fleet, as of the last probe."""
     visible = readable(request)
     backends = [b for b in context_of(request).fleet.by_preference if visible is None or b.name in visible]
     known = [(b.name, b.stats) for b in backends if b.stats is not None]
@@ -115,21 +115,21 @@ async def get_system_stats(request: web.Request) -> web.Response:
         return _none_yet(request)
     stats = merging.system_stats([(name, stats.raw) for name, stats in named])
     if not caller(request).is_admin and isinstance(argv := stats["system"].get("argv"), list):
-        # Where a backend listens, and its folders, are the operator's to know.
+        # Redact a backend's arguments, because its address and its folders are for admins alone.
         stats["system"]["argv"] = argv[:1]
     return json(stats)
 
 
 def shared_features(gateway: Context, tenant: str) -> dict[str, object]:
-    """Return the flags that clients of a tenant are told: those that all its backends share."""
+    """Return the feature flags for clients of a tenant: the flags that all its backends share."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.by_preference if allowed is None or b.name in allowed]
     flags = [b.features for b in backends if b.features]
     shared = merging.features(flags, gateway.settings.server.max_body)
-    # The asset library lists what everybody made, so it is no user's to read: the web UI does without.
+    # The asset library lists everybody's files, so isolated users must not read it. The web UI works without it.
     return {**shared, "assets": False} if gateway.keyring.is_isolated and "assets" in shared else shared
 
 
 async def get_features(request: web.Request) -> web.Response:
-    """The flags that all of the caller's backends share."""
+    """Answer with the feature flags that all of the caller's backends share."""
     return json(shared_features(context_of(request), caller(request).tenant))

@@ -1,4 +1,4 @@
-"""Forms with a file, read as a stream: what ComfyUI makes of a body (aiohttp's request.post()), within bounds."""
+"""Forms with a file, read as a stream and within bounds, by the rules of ComfyUI (aiohttp's request.post())."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.web.routes.proxying import CHUNK
 
 MAX_FIELD = 64 * 1024
 MAX_PARTS = 1_000
-# What a packed form may unpack to beside its file.
+# Maximum number of unpacked bytes of a form beside its file.
 MAX_BESIDES = 2**20
 _MAX_FOLDER = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -27,21 +27,21 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FIELDS = frozenset({"type", "subfolder", "overwrite", "original_ref"})
 _FORM = "multipart/form-data"
 _SEND = f"send {_FORM} with a boundary, and a part named 'image' that has a filename"
-# Characters of what came that a refusal repeats.
+# Maximum number of characters of a form that a refusal repeats.
 MAX_TOLD = 200
 
 
 class FormTooLarge(Exception):
-    """The form is larger than what is taken; the text says by which limit."""
+    """Refusal of a form that is too large; the text names the limit."""
 
 
 class BadForm(Exception):
-    """The body is no form with a file; the text says why, and what to send."""
+    """Refusal of a body that is no form with a file; the text gives the reason, and tells what to send."""
 
 
 @dataclass(slots=True)
 class Form:
-    """What was sent: the fields that ComfyUI knows, and the file as its bytes are being kept."""
+    """A received form: the fields that ComfyUI knows, and the file, whose bytes `writer` keeps."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
@@ -49,19 +49,19 @@ class Form:
 
     @property
     def kind(self) -> str:
-        """The folder; ComfyUI's default is input."""
+        """Return the folder; ComfyUI's default is input."""
         return self.fields.get("type", "input")
 
     @property
     def overwrite(self) -> bool:
-        """Whether the name is wanted in any case."""
+        """Return True if the upload may overwrite a file of its name."""
         return self.fields.get("overwrite") in ("true", "1")
 
     def wanted(self) -> FileRef:
-        """Return the name asked for.
+        """Return the name that the form asks for.
 
         Raises:
-            BadForm: it is none, or leads out of its folder.
+            BadForm: the name is malformed, too long, or leads out of its folder.
         """
         subfolder = self.fields.get("subfolder", "")
         if self.kind not in KINDS:
@@ -78,7 +78,7 @@ class Form:
 
 
 def _longest(folder: str) -> int:
-    """Bytes of the longest name in a path."""
+    """Return the bytes of the longest name in a path."""
     return max(len(part.encode()) for part in folder.split("/"))
 
 

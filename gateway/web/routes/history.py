@@ -16,7 +16,7 @@ from gateway.web.routes.queue import BadBody, ids_of, read_object
 
 
 async def get_history(request: web.Request) -> web.StreamResponse:
-    """The caller's ended jobs, ComfyUI's ``max_items`` and ``offset`` honoured (execution.py, get_history)."""
+    """Answer with the caller's ended jobs; ``max_items`` and ``offset`` as in ComfyUI (execution.py, get_history)."""
     query = request.rel_url.query
     try:
         maximum = int(query["max_items"]) if "max_items" in query else None
@@ -28,7 +28,7 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     if offset < 0 and maximum is not None:
         offset = len(own) - maximum
     chosen = own[max(offset, 0) :]
-    # ComfyUI compares after it has added an item, so it gives one where none was asked for.
+    # If 0 items are asked for, return one, because ComfyUI compares after it has added an item.
     chosen = chosen if maximum is None else chosen[: max(maximum, 1)]
     if not chosen:
         return json_bytes(b"{}")
@@ -36,7 +36,7 @@ async def get_history(request: web.Request) -> web.StreamResponse:
 
 
 async def get_history_entry(request: web.Request) -> web.StreamResponse:
-    """One ended job of the caller's; ``{}`` for an id that is not one."""
+    """Answer with one ended job of the caller; with ``{}`` if there is none of this id."""
     history, identity = context_of(request).engine.history, whose(request)
     prompt_id = request.match_info["prompt_id"]
     ended = history.find(identity.tenant, prompt_id)
@@ -62,7 +62,7 @@ async def get_history_entry(request: web.Request) -> web.StreamResponse:
 
 
 def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[HistoryRecord]:
-    """Of two tenants' jobs with the same id an admin sees one: its own, else the one that is there last."""
+    """Return one job for each id, because an admin sees all tenants' jobs: its own, else the last of the list."""
     if not tells_whose(request):
         return chosen
     own = caller(request).tenant
@@ -70,7 +70,7 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
 
 
 def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[bytes, memoryview, bytes]:
-    """Return what is before an entry, the entry, and what follows."""
+    """Return the bytes before an entry, the entry, and the bytes after it."""
     start = b"%b: " % json_codec.dumps(ended.prompt_id)
     if not tells_whose(request):
         return start, memoryview(entry), b""
@@ -78,7 +78,7 @@ def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[byt
 
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
-    """These entries in one object. If long, they are sent as they are read: a tenant may have gigabytes."""
+    """Answer with entries in one object. Long ones are sent as they are read, because a tenant may have gigabytes."""
     engine = context_of(request).engine
     response: web.StreamResponse | None = None
     pieces: list[bytes | memoryview] = [b"{"]
@@ -128,7 +128,7 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
 
 
 async def post_history(request: web.Request) -> web.Response:
-    """Forget entries: those named, or all of the caller's."""
+    """Delete the named history entries, or all of the caller's."""
     control, as_whom = context_of(request).engine.cancellation, whose(request)
     try:
         body = await read_object(request)

@@ -27,7 +27,7 @@ Entry = tuple[Listed, Job | HistoryRecord]
 
 
 async def get_jobs(request: web.Request) -> web.StreamResponse:
-    """The caller's jobs, open and ended, filtered, sorted and in pages (server.py, get_jobs)."""
+    """Answer with the caller's jobs, open and ended, filtered, sorted and in pages (server.py, get_jobs)."""
     query = parse_jobs_query(request.rel_url.query)
     if isinstance(query, str):
         return json({"error": query}, 400)
@@ -44,7 +44,7 @@ async def get_jobs(request: web.Request) -> web.StreamResponse:
 
 
 def encoded_list(found: list[Entry], query: JobsQuery, *, tells_whose: bool) -> Iterator[bytes]:
-    """The answer piece by piece: of ended jobs each is encoded already, of open ones those that are shown."""
+    """Yield the answer piece by piece. Ended jobs are encoded already, open jobs only if they are on the page."""
     page, pagination = page_of(found, query)
     yield b'{"jobs":['
     for n, (shown, job) in enumerate(page):
@@ -66,7 +66,7 @@ def _encoded(job: Job, status: str) -> bytes:
 
 
 async def get_job(request: web.Request) -> web.StreamResponse:
-    """One job, with its outputs if it has ended."""
+    """Answer with one job, and with its outputs if it has ended."""
     try:
         found = await _find(request, request.match_info["job_id"])
     except NotRead as error:
@@ -81,7 +81,7 @@ async def get_job(request: web.Request) -> web.StreamResponse:
 
 
 async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
-    """The job, on disk if that is long."""
+    """Return a job in JSON, on disk if it is long; None if the caller has no such job."""
     engine, identity = context_of(request).engine, whose(request)
     tell = with_owner if tells_whose(request) else lambda encoded, *_: encoded
     job = engine.cancellation.find(identity.sees, prompt_id)
@@ -102,12 +102,12 @@ async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
 
 
 async def cancel_job(request: web.Request) -> web.Response:
-    """Cancel one job, whatever its state."""
+    """Cancel one job in any state."""
     return await _cancel(request, [request.match_info["job_id"]])
 
 
 async def cancel_jobs(request: web.Request) -> web.Response:
-    """Cancel several jobs; an id that fits none is no error, one that is no id is (server.py, cancel_jobs_batch)."""
+    """Cancel several jobs. An unknown id is no error, a malformed one is (server.py, cancel_jobs_batch)."""
     try:
         ids = (await read_object(request)).get("job_ids")
     except BadBody as error:

@@ -1,4 +1,4 @@
-"""The admin API of keys: made, listed, rotated and revoked while the gateway runs."""
+"""The admin API of keys: list, make, rotate and revoke keys while the gateway runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MADE = ("name", "role", "tenant", "expires")
 
 
 async def get_keys(request: web.Request) -> web.Response:
-    """Every key by name, at most `limit` of those after the name `after`; never a key, nor a digest that is whole."""
+    """Answer with at most `limit` keys by name, beginning after `after`. No secret and no whole digest is shown."""
     query = request.rel_url.query
     try:
         limit = int(query.get("limit", PAGE))
@@ -43,7 +43,7 @@ async def get_keys(request: web.Request) -> web.Response:
 
 
 async def post_key(request: web.Request) -> web.Response:
-    """Make a key: 201, with the key itself, this once."""
+    """Make a key: 201, with its secret, which is shown only this once."""
     try:
         body = _checked(await read_object(request, optional=False), _MADE)
         name, role, tenant = (_text(body, field) for field in ("name", "role", "tenant"))
@@ -62,7 +62,7 @@ async def post_key(request: web.Request) -> web.Response:
 
 
 async def rotate_key(request: web.Request) -> web.Response:
-    """Give a key a new secret: 200, with the key itself, this once. The old one holds for `overlap_seconds` more."""
+    """Give a key a new secret: 200, with the secret, only this once. The old one lasts `overlap_seconds` more."""
     name = request.match_info["name"]
     try:
         overlap = _checked(await read_object(request, optional=True), ("overlap_seconds",)).get("overlap_seconds")
@@ -83,7 +83,7 @@ async def rotate_key(request: web.Request) -> web.Response:
 
 
 async def delete_key(request: web.Request) -> web.Response:
-    """Revoke a key. Its sockets are closed, and it is gone after a crash, too, once this is answered."""
+    """Revoke a key, and close its sockets. Once this is answered, the key is gone after a crash, too."""
     name = request.match_info["name"]
     try:
         key = await context_of(request).keys.revoke(name)

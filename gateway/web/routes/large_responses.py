@@ -22,10 +22,10 @@ class Busy(Exception):
 
 
 async def kept(spool: Spool, tenant: str, data: bytes | memoryview) -> Bulk | None:
-    """Put what is long on disk, so that memory does not grow with the number of slow readers; None if it is not long.
+    """Put long data on disk, so that memory does not grow with the number of slow readers; return None for short data.
 
     Raises:
-        Busy: there is no place for it.
+        Busy: there is no room on disk for the data.
     """
     if len(data) <= MAX_CACHED:
         return None
@@ -37,13 +37,13 @@ async def kept(spool: Spool, tenant: str, data: bytes | memoryview) -> Bulk | No
 
 
 def busy() -> web.Response:
-    """Return the refusal for who would read more than there is place for."""
+    """Return the refusal of a long answer that has no room on disk."""
     reason = "Too many long answers wait for their readers"
     return problem(503, "too_many_long_answers", reason, headers={"Retry-After": "5"})
 
 
 async def from_disk(request: web.Request, before: bytes, bulk: Bulk, after: bytes) -> web.StreamResponse:
-    """Answer with what is on disk, between two short parts."""
+    """Answer with data from disk, between two short parts."""
     response = await begin(request)
     if request.method != "HEAD":
         await response.write(before)
@@ -54,13 +54,13 @@ async def from_disk(request: web.Request, before: bytes, bulk: Bulk, after: byte
 
 
 async def send_bulk(request: web.Request, response: web.StreamResponse, bulk: Bulk) -> None:
-    """Send what is on disk."""
+    """Send data from disk."""
     try:
         async for piece in bulk.pieces():
             await response.write(piece)
             await asyncio.sleep(0)
     except Lost as error:
-        # Cut off, or it would be taken for all there is.
+        # Cut the connection, because the client would else take the answer for whole.
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("a long answer was lost on disk") from error

@@ -1,6 +1,6 @@
 """The description of the gateway's routes in OpenAPI 3.1, served at /gateway/openapi.json.
 
-Made from what is described in `descriptions`, and from the table of roles: what a route needs is said there alone.
+Made from `openapi_operations`, and from the table of roles, which alone tells the access of a route.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _REFUSALS = {
 
 
 def shown_path(template: str) -> str:
-    """A route's template as OpenAPI writes it."""
+    """Return a route's template in the form of OpenAPI."""
     return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", template)
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The whole description."""
+    """Return the whole description."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), described in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _operation(method, path, described)
@@ -90,5 +90,5 @@ def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
 
 
 async def get_openapi(_: web.Request) -> web.Response:
-    """GET /gateway/openapi.json."""
+    """Answer with the description of the gateway's routes."""
     return json(document())

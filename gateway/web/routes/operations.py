@@ -17,19 +17,20 @@ from gateway.web.guard.context import Context, context_of
 from gateway.web.http.request_keys import IDENTITY
 from gateway.web.http.responses import json, problem
 
-# Without a key nobody gets metrics that are newer than so many seconds, however often they are asked for.
+# Seconds for which callers without a key share one text of the metrics, however often they ask.
 METRICS_SECONDS = 1.0
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """Whether the process serves requests."""
+    """Answer 200, because the process serves requests."""
     return json({"status": "ok"})
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Whether it serves, and how many backends are up. Prompts are taken while none is: they wait.
+    """Answer 200 if the gateway is ready, else 503; with the number of backends that are up.
 
-    It is ready also while the journal can't be written: new prompts get 503, but what runs is to be heard and read.
+    The gateway is ready without any backend, because prompts wait. It is ready while the journal can't be written: new
+    prompts get 503, but clients still follow running jobs and read results.
     """
     gateway = context_of(request)
     up = sum(backend.eligible for backend in gateway.fleet.backends.values())
@@ -44,7 +45,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Everything Prometheus is told."""
+    """Answer with all metrics for Prometheus."""
     gateway = context_of(request)
     is_keyless = IDENTITY not in request and not gateway.keyring.is_open
     text = await gateway.metrics.text(METRICS_SECONDS if is_keyless else 0.0)
@@ -52,14 +53,14 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def get_backends(request: web.Request) -> web.Response:
-    """Every backend and what is known of it (admins)."""
+    """Answer with a description of every backend (admins)."""
     gateway = context_of(request)
     described = [_described(gateway, backend) for backend in gateway.fleet.backends.values()]
     return json({"backends": described, "jobs_waiting": len(gateway.engine.ledger.waiting)})
 
 
 def _described(gateway: Context, backend: Backend) -> dict[str, Any]:
-    """Return all that is known of a backend."""
+    """Return a backend's description, with its ejection and its jobs."""
     queued, running = gateway.engine.ledger.load(backend.name)
     is_out = backend.name in gateway.fleet.ejections.ejected(time.monotonic())
     state = {"ejected": is_out, "ejected_for": backend.ejected_for if is_out else ""}
@@ -67,7 +68,7 @@ def _described(gateway: Context, backend: Backend) -> dict[str, Any]:
 
 
 async def get_packs(request: web.Request) -> web.Response:
-    """GET /gateway/packs: the packs of custom nodes, and the setting that would trust those that wait for it."""
+    """Answer with the packs of custom nodes, and the setting that would trust the packs that wait for trust."""
     gateway = context_of(request)
     found = await gateway.packs.packs()
     trusted = gateway.policies.trust
@@ -81,9 +82,9 @@ async def get_packs(request: web.Request) -> web.Response:
 
 
 async def set_drain(request: web.Request) -> web.Response:
-    """Stop or resume giving work to a backend: POST /gateway/backends/{name}/drain or …/resume (admins).
+    """Drain or resume a backend: POST /gateway/backends/{name}/drain or …/resume (admins).
 
-    A drained backend gives back what has not started. The answer says how many jobs it still has.
+    The gateway takes back jobs that have not started on a drained backend. The answer has the number of its other jobs.
     """
     gateway, name = context_of(request), request.match_info["name"]
     backend = gateway.fleet.backends.get(name)

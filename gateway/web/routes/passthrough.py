@@ -1,4 +1,4 @@
-"""Every route that is not the gateway's own: passed on to one backend, streamed both ways."""
+"""Pass each route that is not the gateway's own on to one backend, streamed both ways."""
 
 from __future__ import annotations
 
@@ -43,12 +43,15 @@ OWN_METHODS = web.AppKey("own_methods", OwnMethods)
 _SAFE = ("GET", "HEAD")
 # A variable of a route's template, with the pattern that it may have.
 _VARIABLE = re.compile(r"\{\w+(?::([^}]*))?\}")
-# A way out of where a path seems to lead, for a backend on Windows too; and what no path has.
+# A way out of the folder that a path names, also for a backend on Windows; and characters that no path has.
 _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 
 
 async def pass_on(request: web.Request) -> web.StreamResponse:
-    """Reads go to the primary, else the next healthy one; writes to where the caller's job runs, else the primary."""
+    """Pass a read on to the primary, else to the next healthy backend; a write to where the caller's job runs.
+
+    If no job of the caller runs, a write goes to the primary; for a tenant with some backends only, to the first alive.
+    """
     path = unquoted(request.path)
     if methods := request.app[OWN_METHODS].of(path):
         details = f"{request.path} is not for {request.method}; use one of the methods that Allow names"
@@ -58,8 +61,8 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
             404, "unknown_route", "There is no such route", "GET /gateway/openapi.json tells those there are"
         )
     if path in request.app[ANSWERED_HERE] and not is_plain(request.path):
-        # Another spelling of a route that is answered here with the caller's own. No ComfyUI knows it; a proxy before
-        # one may (nginx merges slashes), and the answer would be everybody's.
+        # Refuse another spelling of a route that the gateway answers. No ComfyUI knows it, but a proxy before one may
+        # (nginx merges slashes), and its answer would show everybody's jobs and files.
         return empty(404)
     if not _ODD.search(path) and request.method in _SAFE and "filename" in request.rel_url.query:
         named = await get_named(request)
@@ -69,7 +72,7 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
 
 
 async def hand_on(request: web.Request) -> web.StreamResponse:
-    """To a backend, whatever it is."""
+    """Pass any request on to a backend."""
     if _ODD.search(unquoted(request.path)):
         return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
     if policy(request).lacks_backends:

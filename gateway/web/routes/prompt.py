@@ -30,7 +30,7 @@ BACKEND_HEADER = "X-Gateway-Backend"
 
 
 class _EarlyAnswer:
-    """An answer that is written before its handler has come to its end."""
+    """An answer that is written before its handler ends."""
 
     def __init__(self, request: web.Request, headers: Callable[[Reply], dict[str, str]]) -> None:
         self._request = request
@@ -38,7 +38,7 @@ class _EarlyAnswer:
         self._writing: asyncio.Task[web.Response] | None = None
 
     def write(self, reply: Reply) -> None:
-        """Write it now. The connection is not used again: its handler goes on."""
+        """Write the answer now. The connection closes after it, because the handler goes on."""
         self._writing = asyncio.get_running_loop().create_task(self._write(_response(reply, self._headers(reply))))
 
     async def _write(self, response: web.Response) -> web.Response:
@@ -48,7 +48,7 @@ class _EarlyAnswer:
         return response
 
     async def written(self) -> web.Response | None:
-        """The answer, if one was written."""
+        """Return the answer if one was written, else None."""
         return await self._writing if self._writing is not None else None
 
 
@@ -58,7 +58,7 @@ def _response(reply: Reply, headers: dict[str, str]) -> web.Response:
 
 
 async def post_prompt(request: web.Request) -> web.Response:
-    """Accept a prompt. It counts for its tenant's rate whatever comes of it: a refusal costs as much."""
+    """Accept a prompt. A refused one counts for its tenant's rate, too, because a refusal costs as much."""
     engine, identity, limits = context_of(request).engine, caller(request), context_of(request).limits
 
     def rates() -> dict[str, str]:
@@ -80,7 +80,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         reply = await engine.dispatcher.submit(identity.tenant, submission, early.write)
     except Rejection as rejection:
         context_of(request).metrics.prompts_refused.labels(rejection.body["error"]["type"]).inc()
-        # In ComfyUI's spelling: a file that is another's is refused here, and one that is nowhere by a backend.
+        # Spell the refusal as ComfyUI does, because a backend refuses a missing file, and the gateway another tenant's.
         return json_bytes(json_codec.dumps_exact(rejection.body), rejection.status, rates())
     except json_codec.MalformedJson as error:
         return problem(400, "invalid_json", "The body is not JSON", str(error), rates())
@@ -104,14 +104,14 @@ async def post_prompt(request: web.Request) -> web.Response:
 
 
 def _place(request: web.Request, reply: Reply) -> dict[str, str]:
-    """Return the header that tells an admin which backend has the job, if one has it yet."""
+    """Return the header that names the job's backend to an admin; none if no backend has the job yet."""
     if not reply.backend or not caller(request).is_admin:
         return {}
     return {BACKEND_HEADER: reply.backend}
 
 
 async def _read(request: web.Request) -> Submission:
-    """Read the body. Nothing keeps it once that is done."""
+    """Read the body into a submission. Nothing keeps the body afterwards."""
     engine, identity, length = context_of(request).engine, caller(request), request.content_length
     is_short = length is not None and length <= UNCOUNTED_BODY and "Content-Encoding" not in request.headers
     with nullcontext() if is_short else context_of(request).limits.body(identity.tenant) as grow:
@@ -130,7 +130,7 @@ async def _read(request: web.Request) -> Submission:
 
 
 async def get_prompt(request: web.Request) -> web.Response:
-    """How many jobs of the caller are open."""
+    """Answer with the number of the caller's open jobs; for an admin, of all open prompts of the fleet."""
     engine = context_of(request).engine
     if caller(request).is_admin:
         running, pending = engine.foreign_items()

@@ -40,7 +40,7 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-# Keys never go upstream. Origin and its kin would make ComfyUI refuse what the gateway has let in already.
+# Keys never go upstream. Origin and similar headers would make ComfyUI refuse requests that the gateway has admitted.
 _NOT_UPSTREAM = HOP_BY_HOP | {
     "authorization",
     "cookie",
@@ -84,7 +84,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-")
 
 
 def upstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
-    """The headers of a request that a backend may see."""
+    """Return the headers of a request that a backend may see."""
     named = _named_by_connection(headers)
     return CIMultiDict((name, value) for name, value in headers.items() if _may_pass(name.lower(), named))
 
@@ -97,7 +97,7 @@ def _may_pass(name: str, named: set[str]) -> bool:
 
 
 def downstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
-    """The headers of a backend's answer that a client may see."""
+    """Return the headers of a backend's answer that a client may see."""
     named = _named_by_connection(headers)
     return CIMultiDict(
         (k, v)
@@ -107,21 +107,21 @@ def downstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
 
 
 def _named_by_connection(headers: MultiMapping[str]) -> set[str]:
-    """The headers that are between two neighbours alone because one of them says so (RFC 9110, section 7.6.1)."""
+    """Return the headers that Connection names, because they are for one hop alone (RFC 9110, section 7.6.1)."""
     if "Connection" not in headers:
         return set()
-    # A stranger may name thousands.
+    # Split the header in one go, because a stranger may name thousands.
     tokens = ",".join(headers.getall("Connection")).lower()
     return set(tokens.replace(" ", "").replace("\t", "").split(","))
 
 
 def shown_location(location: str, asked: URL, base: URL) -> str | None:
-    """Where a backend's redirect leads a client; None if that is not for clients to know.
+    """Return the target of a backend's redirect for clients; None if clients must not see it.
 
     Args:
-        location: the header.
-        asked: the URL that the backend was asked for.
-        base: the backend's own.
+        location: the Location header.
+        asked: the URL that the gateway requested from the backend.
+        base: the backend's own URL.
     """
     try:
         target = asked.join(URL(location, encoded=True))
@@ -138,7 +138,7 @@ def shown_location(location: str, asked: URL, base: URL) -> str | None:
 
 
 def upstream_query(request: web.Request) -> str:
-    """The query without the key, with its ``?``; empty if there is none."""
+    """Return the query without the key, with its ``?``; empty if there is none."""
     raw = request.rel_url.raw_query_string
     if raw and QUERY_PARAMETER in request.rel_url.query:
         raw = urlencode([(k, v) for k, v in request.rel_url.query.items() if k != QUERY_PARAMETER])
@@ -154,10 +154,10 @@ async def relay(
     is_style: bool = False,
     patches: Sequence[Patch] = (),
 ) -> web.StreamResponse:
-    """Stream a backend's answer to the client; with `rename` (old, new) the file in it is called otherwise.
+    """Stream a backend's answer to the client; with `rename` (old, new) change the file's name in its headers.
 
-    `patches` are written over the file, of which the answer may be one part. `is_callers` says that it is what some
-    caller made, `is_style` that it may be a style sheet all the same.
+    `patches` replace bytes of the file, of which the answer may be one part. If it `is_callers`, some caller made the
+    file, and browsers must not run it; if it `is_style` as well, it may be a style sheet all the same.
     """
     headers = downstream_headers(upstream.headers)
     if is_callers:
@@ -241,7 +241,7 @@ async def send_pieces(request: web.Request, pieces: Iterable[bytes], headers: Ma
 
 
 def quoted(filename: str) -> str:
-    """A file name inside a quoted-string (RFC 9110, section 5.6.4), without what ends a header."""
+    """Return a file name for a quoted-string (RFC 9110, section 5.6.4), without characters that end a header."""
     return _CONTROL.sub("_", filename).replace("\\", "\\\\").replace('"', '\\"')
 
 
@@ -249,17 +249,17 @@ async def forward(request: web.Request, backend: Backend, path: str) -> web.Stre
     """Pass a request on to a backend.
 
     Raises:
-        BackendError: it did not answer.
+        BackendError: the backend did not answer.
     """
     data = None if request.method in READS else stream_body(request)
     headers = upstream_headers(request.headers)
     if request.method in READS:
-        # The body stays here, because nothing reads that of a GET (RFC 9110, section 9.3.1): so do its headers.
+        # Don't pass the body and its headers on, because nothing reads the body of a GET (RFC 9110, section 9.3.1).
         for name in _OF_A_BODY:
             headers.popall(name, None)
     identity = request.get(IDENTITY)
     if identity is None or (identity.isolated and not identity.is_admin):
-        # The user of a ComfyUI that has several (--multi-user) is for those to choose who may see all of them.
+        # If a ComfyUI has several users (--multi-user), only callers that may see all of them may choose one.
         headers.popall("Comfy-User", None)
     async with backend.client.open(
         request.method, path + upstream_query(request), headers=headers, data=data

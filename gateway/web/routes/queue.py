@@ -26,14 +26,14 @@ MAX_ORDER, MAX_ORDER_VALUES = 1024 * 1024, 12_000
 
 
 class BadBody(Exception):
-    """The body is not what the route takes; the text says why."""
+    """Refusal of a body that the route does not take; the text gives the reason."""
 
 
 async def read_object(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in a request's body.
+    """Return the JSON object in a request's body.
 
     Raises:
-        BadBody: it is something else.
+        BadBody: the body is something else.
     """
     try:
         with context_of(request).limits.body(caller(request).tenant) as grow:
@@ -51,14 +51,14 @@ async def read_object(request: web.Request, *, optional: bool = False) -> dict[s
 
 
 def ids_of(value: Any) -> list[str]:
-    """A list of ids; whatever is no string fits no job, and is passed over as ComfyUI does."""
+    """Return the strings of a list of ids. Skip other items, as ComfyUI does, because they match no job."""
     if not isinstance(value, list):
         raise BadBody('"delete" must be a list of prompt ids')
     return [item for item in value if isinstance(item, str)]
 
 
 async def get_queue(request: web.Request) -> web.StreamResponse:
-    """The caller's jobs; an admin sees everybody's, and what was queued behind the gateway's back."""
+    """Answer with the caller's open jobs; for an admin with all jobs, and with prompts of other clients of backends."""
     engine = context_of(request).engine
     identity = whose(request)
     ledger, tenant, tells = engine.ledger, identity.tenant, tells_whose(request)

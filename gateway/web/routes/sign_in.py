@@ -44,11 +44,11 @@ _HEADERS = {
 
 
 def _own_path(path: str) -> str:
-    """Where to go afterwards: a path of this gateway, never another host (``//host`` and ``/\\host`` are hosts)."""
+    """Return the path to go to after the sign-in; ``/`` for another host (``//host`` and ``/\\host`` are hosts)."""
     return quote(path) if re.match(r"^/(?![/\\])[^\x00-\x1f]*$", path) else "/"
 
 
-# Below the form for who is signed in already.
+# Shown below the form if the user is signed in already.
 _SIGN_OUT = """<form method="post" action="/gateway/signout">
 <p>You are signed in as {name}.</p>
 <button type="submit">Sign out</button>
@@ -74,7 +74,7 @@ def _page(
 
 
 async def get_sign_in(request: web.Request) -> web.Response:
-    """The page, for who is signed in also with a button to sign out."""
+    """Answer with the page; if the caller is signed in, with a button to sign out."""
     next_path = request.rel_url.query.get("next", "/")
     if context_of(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
@@ -83,14 +83,14 @@ async def get_sign_in(request: web.Request) -> web.Response:
 
 
 async def post_sign_in(request: web.Request) -> web.Response:
-    """Sign in with the key that was entered: into a cookie that no script can read and no foreign page can send."""
+    """Sign in with the entered key, by a cookie that no script can read and no foreign page can send."""
     form = await _form(request)
     if form is None:
         return _page("/", "That is too long to be a key.", 413)
     secret, next_path = form.get("key", "").strip(), form.get("next", "/")
     if context_of(request).keyring.is_open:
         return web.Response(status=303, headers={"Location": _own_path(next_path)})
-    # A cookie's secret typed in would sign in for as long again, and so for ever.
+    # Refuse a cookie's secret, because typing it in would extend the session again and again.
     is_key = secret and not secret.startswith(browser_sessions.PREFIX)
     found = context_of(request).authentication.judge(secret, request) if is_key else None
     if not isinstance(found, Grant):
@@ -112,9 +112,9 @@ async def post_sign_in(request: web.Request) -> web.Response:
 
 
 async def _form(request: web.Request) -> dict[str, str] | None:
-    """Return the form's texts; None if it is larger than any key. Nobody has shown a key yet, so no more of it is read.
+    """Return the form's texts; None if the form is larger than any key. The caller has no key yet, so it is not read.
 
-    aiohttp would read it in whichever charset it names, and the time of some grows with the square of the text. Its
+    aiohttp would read it in any charset that it names, and the time of some grows with the square of the text. Its
     parser of the Content-Type takes milliseconds.
     """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -140,7 +140,7 @@ def _refusal(next_path: str, refused: Refused | None) -> web.Response:
 
 
 async def post_sign_out(request: web.Request) -> web.Response:
-    """End the sign-in, so that its cookie is worth nothing wherever it is, and have the browser forget it."""
+    """End the browser session, so that every copy of its cookie is invalid, and delete the browser's cookie."""
     response = web.Response(status=303, headers={"Location": SIGN_IN, "Cache-Control": "no-store"})
     response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=client_scheme(request) == "https")
     secret = key_in_cookies(request.headers.get("Cookie", "")) or ""

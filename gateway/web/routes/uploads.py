@@ -30,12 +30,12 @@ from gateway.web.routes.view import locate
 
 
 async def post_image(request: web.Request) -> web.StreamResponse:
-    """Keep a file; answered as ComfyUI answers (server.py, image_upload)."""
+    """Keep a file, and answer as ComfyUI does (server.py, image_upload)."""
     return await _upload(request, is_mask=False)
 
 
 async def post_mask(request: web.Request) -> web.StreamResponse:
-    """Keep a picture with the mask that was sent; it is put together where the picture is."""
+    """Keep a picture with the mask that was sent. The backend that has the picture puts both together."""
     return await _upload(request, is_mask=True)
 
 
@@ -86,14 +86,14 @@ def _answer(gateway: Context, tenant: str, form: Form, wanted: FileRef, ref: Fil
 
 
 def _limit(gateway: Context, tenant: str) -> int:
-    """Return how many bytes an upload may have: no more than some backend of the tenant takes."""
+    """Return the maximum size of an upload: no more than some backend of the tenant takes."""
     allowed = gateway.policies.of(tenant).allowed
     backends = [b for b in gateway.fleet.backends.values() if allowed is None or b.name in allowed]
     return merging.upload_limit((backend.features for backend in backends), gateway.settings.uploads.max_size)
 
 
 def _check_own(own: LimitSettings, size: int) -> None:
-    """Stop receiving what the tenant may not send, or what could never be kept for it."""
+    """Raise `LimitReached` if a body is larger than the tenant may send, or than the gateway may ever keep for it."""
     if own.body_bytes is not None and size > own.body_bytes:
         raise body_too_large(own.body_bytes, size)
     if own.upload_bytes is not None and size > own.upload_bytes:
@@ -127,7 +127,7 @@ async def _keep_mask(
                 break
     except BackendError as error:
         if isinstance(error, BadAnswer) and error.status == 500:
-            # What ComfyUI answers to a file that is no picture, or not as large as the one that it is for.
+            # ComfyUI answers so if the mask is no picture, or has another size than its picture.
             details = "send a PNG with an alpha channel, in the size of the picture that 'original_ref' names"
             return problem(400, "invalid_mask", "The mask can't be put into its picture", details)
         details = f"{error}; try again later"
@@ -135,7 +135,7 @@ async def _keep_mask(
     except FileMissing:
         is_there = False
     if not is_there:
-        # As ComfyUI: it answers with the name, and there is no such file.
+        # Answer as ComfyUI does: with the name, though there is no such file.
         return _answer(gateway, identity.tenant, form, wanted, wanted)
     ref = await gateway.engine.uploads.add(
         identity.tenant, wanted, composed, overwrite=form.overwrite, compare=raw.digest
@@ -146,7 +146,7 @@ async def _keep_mask(
 async def _compose(
     backend: Backend, there: FileRef, known: Known, mask: BlobWriter, size: int, suffix: str, into: BlobWriter
 ) -> bool:
-    """Put it together; False if the picture is not there, or is another one by now, with which that was done."""
+    """Put a mask into its picture. Return False if the picture is missing, or was replaced by another one meanwhile."""
     is_made = await compose(backend, there, await mask.spool(), size, suffix, into)
     return is_made and await has(backend, there, known)
 

@@ -1,7 +1,7 @@
 """/users, /settings and /userdata: what the web UI saves.
 
-A caller that is kept from seeing others' gets what its tenant saved, from the gateway's own store. For all others it is
-the primary backend's, as ever. Answers are those of app/user_manager.py and app/app_settings.py.
+An isolated caller gets the files that its tenant saved, from the gateway's own store. All others use the primary
+backend, as without a gateway. Answers are those of app/user_manager.py and app/app_settings.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gateway.web.routes.passthrough import hand_on
 
 _UNFIT = 'Invalid filename. Please avoid special characters like :\\/*?"<>|'
 
-# Why a file is not saved under a name.
+# Reasons for refusing to save a file under a name.
 _NOT_SAVED = (OutsideFolder, UnfitName, FileExistsError, FolderFull)
 
 
 def _own(request: web.Request) -> UserFolder | None:
-    """The caller's own folder; None for one who shares the primary backend's."""
+    """Return the caller's own folder; None for a caller that uses the primary backend's."""
     identity = caller(request)
     return context_of(request).userdata.of(identity.tenant) if identity.isolated and not identity.is_admin else None
 
@@ -52,7 +52,7 @@ def _not_saved(error: OutsideFolder | UnfitName | FileExistsError | FolderFull) 
 
 
 async def get_users(request: web.Request) -> web.StreamResponse:
-    """GET /users: that it is kept on the server, and whether anything is yet. The web UI asks at its start."""
+    """Answer GET /users: files are kept on the server; `migrated` if there are any. The web UI asks at its start."""
     own = _own(request)
     if own is None:
         return await hand_on(request)
@@ -64,19 +64,19 @@ MAX_SETTINGS_VALUES = 100_000
 
 
 async def get_settings(request: web.Request) -> web.StreamResponse:
-    """GET /settings."""
+    """Answer GET /settings."""
     own = _own(request)
     return await hand_on(request) if own is None else _exact(await own.settings())
 
 
 async def get_setting(request: web.Request) -> web.StreamResponse:
-    """GET /settings/{id}."""
+    """Answer GET /settings/{id}."""
     own = _own(request)
     return await hand_on(request) if own is None else _exact((await own.settings()).get(request.match_info["id"]))
 
 
 async def post_settings(request: web.Request) -> web.StreamResponse:
-    """POST /settings: set those in the body."""
+    """Answer POST /settings: change the settings in the body."""
     own = _own(request)
     if own is None:
         return await hand_on(request)
@@ -89,7 +89,7 @@ async def post_settings(request: web.Request) -> web.StreamResponse:
 
 
 async def post_setting(request: web.Request) -> web.StreamResponse:
-    """POST /settings/{id}: set one."""
+    """Answer POST /settings/{id}: change one setting."""
     own = _own(request)
     if own is None:
         return await hand_on(request)
@@ -98,7 +98,7 @@ async def post_setting(request: web.Request) -> web.StreamResponse:
 
 
 async def _json(request: web.Request) -> Any:
-    """The body's JSON, or the refusal."""
+    """Return the body's JSON, or the refusal."""
     try:
         with context_of(request).limits.body(caller(request).tenant) as grow:
             body = await read_body(request, MAX_SETTINGS, grow)
@@ -121,7 +121,7 @@ def _exact(value: Any) -> web.Response:
 
 
 async def list_files(request: web.Request) -> web.StreamResponse:
-    """GET /userdata: the files in the folder ``dir``."""
+    """Answer GET /userdata: the files in the folder ``dir``."""
     own = _own(request)
     if own is None:
         return await hand_on(request)
@@ -141,7 +141,7 @@ async def list_files(request: web.Request) -> web.StreamResponse:
 
 
 async def list_tree(request: web.Request) -> web.StreamResponse:
-    """GET /v2/userdata: all that is below the folder ``path``."""
+    """Answer GET /v2/userdata: all files and folders below the folder ``path``."""
     own = _own(request)
     if own is None:
         return await hand_on(request)
@@ -155,7 +155,7 @@ async def list_tree(request: web.Request) -> web.StreamResponse:
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
-    """GET /userdata/{file}. Nothing in it is shown in place: it is whatever was saved, also a page with a script."""
+    """Answer GET /userdata/{file}. No file is shown in place, because a saved file may be a page with a script."""
     own, name = _own(request), request.match_info["file"]
     if own is None:
         return await hand_on(request)
@@ -176,7 +176,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
 
 
 async def post_file(request: web.Request) -> web.StreamResponse:
-    """POST /userdata/{file}: save the body."""
+    """Answer POST /userdata/{file}: save the body."""
     own, data = _own(request), context_of(request).userdata
     if own is None:
         return await hand_on(request)
@@ -195,7 +195,7 @@ async def post_file(request: web.Request) -> web.StreamResponse:
 
 
 def _told(info: FileInfo) -> dict[str, Any]:
-    # Of ten thousand files dataclasses.asdict would hold up everybody for 50 ms.
+    # Don't use dataclasses.asdict, because it would hold up everybody for 50 ms if there are ten thousand files.
     return {"path": info.path, "size": info.size, "modified": info.modified, "created": info.created}
 
 
@@ -204,7 +204,7 @@ def _saved(request: web.Request, info: FileInfo) -> web.Response:
 
 
 async def delete_file(request: web.Request) -> web.StreamResponse:
-    """DELETE /userdata/{file}."""
+    """Answer DELETE /userdata/{file}: delete the file."""
     own = _own(request)
     if own is None:
         return await hand_on(request)
@@ -215,7 +215,7 @@ async def delete_file(request: web.Request) -> web.StreamResponse:
 
 
 async def move_file(request: web.Request) -> web.StreamResponse:
-    """POST /userdata/{file}/move/{dest}: rename it."""
+    """Answer POST /userdata/{file}/move/{dest}: rename the file."""
     own, names = _own(request), request.match_info
     if own is None:
         return await hand_on(request)

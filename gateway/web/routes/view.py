@@ -1,4 +1,4 @@
-"""/view: a file, from whoever has it. Never "ask all, first 200 wins" for what the ledger knows."""
+"""/view: a file from the backend that has it. For a known file the gateway never takes the first 200 of any backend."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from gateway.web.http.responses import no_file, problem
 from gateway.web.routes.proxying import CHUNK, quoted, relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
-# Bytes of a PNG file in which its texts are looked for. They come before the picture's data.
+# Sizes of the part of a PNG file that is searched for texts. They come before the picture's data.
 USUAL_HEAD, MAX_HEAD = 2**17, 2**21
 _OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
 
 
 def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef | int:
-    """The file that a query names, or the status that ComfyUI refuses it with (server.py, view_image)."""
+    """Return the file that a query names, or the status with which ComfyUI refuses it (server.py, view_image)."""
     match = ANNOTATED.match(filename)
     if match:
         filename, kind = match["path"], match["kind"]
@@ -63,19 +63,19 @@ def _may_hold(gateway: Context, identity: Identity, ref: FileRef, upload: Upload
 
 
 def _place(gateway: Context, identity: Identity, ref: FileRef, upload: Upload) -> Callable[[str], FileRef]:
-    """Return what tells the place of an upload on each backend. If an admin asks, its owner's places count."""
+    """Return a function from a backend's name to an upload's placement there. If an admin asks, its owner's count."""
     is_own = gateway.engine.files.find(identity.tenant, ref) == upload
     owners = [identity.tenant] if is_own else gateway.engine.files.owners(ref, upload)
     return partial(gateway.engine.places.of, owners[0] if owners else identity.tenant, ref)
 
 
 def _may_look_around(identity: Identity) -> bool:
-    """Whether a file that the ledger does not know may be looked for: it may be anybody's."""
+    """Return True if an identity may see files unknown to the gateway. They may be anybody's, so not if isolated."""
     return identity.is_admin or not identity.isolated
 
 
 def _is_kept_from(gateway: Context, identity: Identity, backend: Backend, ref: FileRef) -> bool:
-    """Whether what a backend calls so is known as others': a team sees what is nobody's, not what a guest made."""
+    """Return True if a name on a backend is an upload's or another tenant's. A team sees files of no known owner."""
     if identity.is_admin:
         return False
     return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
@@ -87,14 +87,17 @@ def _is_closed(gateway: Context, identity: Identity, backend: str) -> bool:
 
 
 def _kept_since(gateway: Context, identity: Identity, backend: Backend, ref: FileRef) -> float | None:
-    """From when on a file there may be a guest's of which nothing is known yet (seconds since 1970); None for never."""
+    """Return the time from which new files there may be an isolated tenant's, not known yet; None if they can't be.
+
+    The time is in seconds since 1970.
+    """
     if identity.is_admin or ref.kind == "input":
         return None
     return gateway.engine.outputs.written_since(identity.tenant, backend.name)
 
 
 async def get_view(request: web.Request) -> web.StreamResponse:
-    """A file of the caller's, streamed; Range and conditional headers are the owner's to answer."""
+    """Stream a file of the caller's. The backend that has it answers Range and conditional headers."""
     query = request.rel_url.query
     if "filename" not in query:
         return problem(404, "no_filename", "The query names no file", "add ?filename=, and type and subfolder")
@@ -106,16 +109,17 @@ async def get_view(request: web.Request) -> web.StreamResponse:
 
 
 async def get_named(request: web.Request) -> web.StreamResponse | None:
-    """A file that another route than /view is asked for by name, as custom nodes' viewers are.
+    """Answer a request that names a file on another route than /view, such as that of a custom node's viewer.
 
-    It comes from its owner, too, and an isolated tenant gets its own files alone. None if the route may go on as it is.
+    The file comes from the backend that has it. An isolated tenant gets its own files alone. Return None if the request
+    may be passed on as it is.
     """
     query = request.rel_url.query
     ref = requested_file(query["filename"], query.get("subfolder"), query.get("type", "output"))
     try:
         found = await _from_known(request, ref, request.rel_url.raw_path) if isinstance(ref, FileRef) else None
     except UnknownTenant:
-        # That route may have a parameter of this name, with a meaning of its own.
+        # Ignore an unknown tenant, because the route may have a parameter of this name with another meaning.
         found = None
     if found is not None:
         return found
@@ -132,14 +136,14 @@ def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
 
 
 async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.StreamResponse | None:
-    """A file that the ledger knows for the caller's; None for any other, whatever name it has by now."""
+    """Answer with a file that the gateway knows as the caller's; return None for any other file."""
     gateway, identity = context_of(request), whose(request)
     match _find(gateway, identity, ref):
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None:
                 return _removed(name, is_admin=caller(request).is_admin)
-            # An admin who asks as a tenant sees what is there, too.
+            # Check the caller itself, because an admin who asks as a tenant may see the file.
             if _is_closed(gateway, caller(request), name):
                 return problem(404, "file_closed", "This file can't be had any more", _CLOSED)
             return await _from_backend(request, ref, backend, there, path, _expected(gateway, identity, there, holder))
@@ -149,7 +153,7 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
 
 
 async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path: str) -> web.StreamResponse:
-    """An upload: the gateway's own copy, unless a backend has to make something of it."""
+    """Answer with an upload: from the gateway's own copy, unless a backend has to convert it."""
     gateway, query = context_of(request), request.rel_url.query
     kept = gateway.engine.uploads.blobs.path(upload.digest)
     is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
@@ -158,7 +162,7 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
         return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
     allowed = _may_hold(gateway, whose(request), ref, upload)
     place = _place(gateway, whose(request), ref, upload)
-    # Its folder may have been emptied since the backend got it.
+    # Try twice, because the folder may have been emptied since the backend got the upload.
     for anew in (False, True):
         try:
             backend, there = await gateway.engine.transfer.somewhere(place, upload, allowed, anew=anew)
@@ -173,7 +177,7 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
 
 
 def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """The headers that ComfyUI sends a file with (server.py, view_image)."""
+    """Return the headers that ComfyUI sends with a file (server.py, view_image)."""
     content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
     sent = CIMultiDict({"Content-Type": content_type, "Content-Disposition": f'filename="{quoted(filename)}"'})
     defuse(sent, headers.get("Sec-Fetch-Dest"))
@@ -181,7 +185,7 @@ def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]
 
 
 def _expected(gateway: Context, identity: Identity, there: FileRef, holder: Holder) -> Known:
-    """What the file is known by. An admin sees whatever is there."""
+    """Return the identity that the file must have: for an admin UNTOLD, because an admin sees any file."""
     return UNTOLD if identity.is_admin else gateway.engine.outputs.expected(identity.tenant, there, holder)
 
 
@@ -201,20 +205,20 @@ async def _from_backend(
     *,
     is_last: bool = True,
 ) -> web.StreamResponse | None:
-    """What a backend shows; None if that is another file than the one that is known so.
+    """Answer with a file from a backend; return None if the backend has another file under this name.
 
-    Its 404 is shown as well if the place `is_last` of those where the file may be.
+    If the placement `is_last` of those to try, a backend's 404 is the answer; else return None for it.
     """
     headers = upstream_headers(request.headers)
     try:
         hidden = await _hidden_names(request, backend, there, path)
         if hidden and "," in headers.get("Range", ""):
-            # The parts of an answer with several have no place of their own to be written over.
+            # Ask for the whole file, because patches can't be applied to an answer of several parts.
             del headers["Range"]
         async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
             if found.status == 404 and not is_last:
                 return None
-            # Asked after the answer has begun: what that was made of had not changed till then.
+            # Check the file after the answer has begun, so that no change before the answer goes unseen.
             if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
                 return None
             return await relay(request, found, (there.filename, ref.filename), patches=hidden)
@@ -229,7 +233,7 @@ async def _from_backend(
 
 
 async def _hidden_names(request: web.Request, backend: Backend, there: FileRef, path: str) -> list[Patch]:
-    """Return what to write over the secret names in a PNG file (`outputs.hide_names`), nothing for any other.
+    """Return patches over the secret names in a PNG file (`outputs.hide_names`); none for any other file.
 
     Raises:
         BackendError: the backend can't be reached.
@@ -280,7 +284,7 @@ def _unavailable(backend: str, state: str) -> web.Response:
 
 
 async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamResponse:
-    """A file unknown to the ledger: another run's, or put there by hand."""
+    """Answer with a file unknown to the gateway: of another run, or put there by hand."""
     if not _may_look_around(whose(request)):
         return no_file()
     headers = upstream_headers(request.headers)
@@ -301,13 +305,13 @@ async def _from_anywhere(request: web.Request, ref: FileRef) -> web.StreamRespon
 async def locate(
     gateway: Context, identity: Identity, ref: FileRef, *, anew: bool = False
 ) -> tuple[Backend, FileRef, Known] | None:
-    """A backend that has a file of the caller's, what it calls it and knows it by; None if there is no such file.
+    """Return a backend that has a file of the caller's, the file's name there, and its identity; None if there is none.
 
-    With `anew` it is looked whether an upload is there, wherever it was put.
+    With `anew` the gateway checks that an upload is still on the backend.
 
     Raises:
-        BackendError: none that has it can be reached.
-        FileMissing: the gateway's own copy is gone, or the backend that has the file is not for the caller any more.
+        BackendError: no backend that has the file can be reached.
+        FileMissing: the gateway's own copy is gone, or the backend that has the file is closed to the caller by now.
     """
     allowed = None if identity.is_admin else gateway.policies.of(identity.tenant).allowed
     match _find(gateway, identity, ref):

@@ -1,4 +1,4 @@
-"""Bind the addresses that are listened on, and say why one can't be: the same for ``serve`` and for ``check``."""
+"""Bind the addresses to listen on, and explain a failure: the same for ``serve`` and for ``check``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ADVICE = {
 
 
 class CannotListen(OSError):
-    """An address can't be listened on; the text says which, why, and what to do."""
+    """The gateway can't listen on an address; the text names it, gives the reason, and tells what to do."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
         where = f"{f'[{host}]' if ':' in host else host}:{port}"

@@ -17,13 +17,13 @@ WATCH_SECONDS = 2.0
 
 
 class Certificates:
-    """What new connections are encrypted with. Connections that stand keep what they were made with.
+    """The certificate for new connections. Open connections keep the certificate that they were made with.
 
     Args:
-        settings: names the files, which were fit to be used when the settings were read.
+        settings: names the files, which were valid when the settings were read.
 
     Raises:
-        ValueError: they are not any more.
+        ValueError: the files are not valid any more.
     """
 
     def __init__(self, settings: ServerTlsSettings) -> None:
@@ -36,15 +36,15 @@ class Certificates:
         self._loop: Loop | None = None
 
     def start(self) -> None:
-        """Begin to look whether the files change."""
+        """Begin to watch the files for changes."""
         self._loop = self._tasks.repeat(self._look, "watch", WATCH_SECONDS, at_once=False)
 
     async def close(self) -> None:
-        """Stop that."""
+        """Stop watching."""
         await self._tasks.close()
 
     def reload(self) -> None:
-        """Look now, and read the files even if they seem to be the same."""
+        """Read the files now, even if they seem unchanged."""
         self._seen = ()
         if self._loop is not None:
             self._loop.wake()
@@ -57,7 +57,7 @@ class Certificates:
         try:
             self.context = await asyncio.to_thread(self._load)
         except ValueError as error:
-            # Half of a new pair, perhaps: the other half changes the files again.
+            # If this is half of a new pair, the other half changes the files again.
             _log.error("certificate_refused", error=str(error))
         else:
             _log.info("certificate_renewed", certificate=str(self._certificate))
@@ -74,7 +74,7 @@ class Certificates:
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """What changes with a file's content, also where a link is turned to another file."""
+    """Return values that change with a file's content, also if a link is turned to another file."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Clients' connections: how many there may be, and how long each may take over what it sends and reads.
+"""Clients' connections: their maximum number, and timeouts for sending and reading.
 
-aiohttp limits none of this. Each connection's protocol stands before aiohttp's own and notes what happens, which costs
-a request next to nothing; a sweep over all of them finds those whose time is up.
+aiohttp limits none of this. Each connection has a protocol before aiohttp's own, which notes events and costs a request
+next to nothing. A sweep over all connections finds those whose time is up.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MAX_SWEEP = 1.0
 SWEEP_LEAST = 0.05
 # After the answer that refuses a slow body, or a close that waits for its reader.
 GRACE_SECONDS = 5.0
-# At a shutdown, for the first request of a connection that stands.
+# At a shutdown, the time for the first request of an open connection.
 NEW_SECONDS = 0.5
-# For so long nobody is looked for that could give way once nobody was found.
+# If no idle connection was found to close, the time until the next search.
 FULL_SECONDS = 0.25
 
 
@@ -51,9 +51,9 @@ class Connection(asyncio.Protocol):
     """One client's connection, between its transport and aiohttp's protocol.
 
     Args:
-        table: where it is counted.
+        table: the table that counts the connection.
         inner: aiohttp's protocol.
-        address: the peer's, or of those that count as one with it.
+        address: the network that the peer counts as (`network_of`).
         http_log: has a line of each request that can't be taken.
     """
 
@@ -73,8 +73,8 @@ class Connection(asyncio.Protocol):
         self.request: web.BaseRequest | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands, its TLS handshake included."""
-        # uvloop's has all that is asked of an asyncio.Transport, and is none.
+        """Note that the connection is open, its TLS handshake included."""
+        # uvloop's transport has all methods of an asyncio.Transport, but is no subclass.
         self.transport = cast(asyncio.Transport, transport)
         self.pace.made(time.monotonic())
         self._table.made(self, self._inner)
@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
+        """Count received bytes, and pass them on."""
         pace = self.pace
         pace.received += len(data)
         if pace.phase is Phase.IDLE:
@@ -90,21 +90,21 @@ class Connection(asyncio.Protocol):
         self.intake.take(data)
 
     def eof_received(self) -> None:
-        """The peer sends nothing more."""
+        """Pass on that the peer sends nothing more."""
         self._inner.eof_received()
 
     def pause_writing(self) -> None:
-        """The peer does not read as fast as it is written to."""
+        """Note that the peer reads more slowly than the gateway writes."""
         self.pace.stalled_since = time.monotonic()
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Note that the peer has caught up."""
         self.pace.stalled_since = None
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Note that the connection is closed."""
         self._table.closed(self, self._inner)
         self.intake.lost()
         self._inner.connection_lost(exc)
@@ -112,16 +112,16 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_let_in(self) -> bool:
-        """Whether what let its last request in still holds.
+        """Return True if the grant of the last request is still valid, or if that request needed none.
 
-        A file is sent after its handler has ended, so it is not asked whether that request is still under way; a
-        connection that only waits may be closed at any time (RFC 9112, section 9.5).
+        The request may have ended, because a file is sent after its handler has ended. An idle connection may be closed
+        at any time (RFC 9112, section 9.5).
         """
         grant = self.request.get(GRANT) if self.request is not None else None
         return grant is None or bool(grant.holds(time.time()))
 
     def cut(self) -> None:
-        """End it at once."""
+        """Close the connection at once."""
         if self.transport is not None:
             self.transport.abort()
         elif self.handshake is not None:
@@ -129,14 +129,14 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """All connections of clients. `start` begins to look after them, `close` ends that.
+    """All connections of clients. `start` begins the sweep for overdue ones, `close` ends it.
 
     Args:
-        settings: how many there may be, and how slow.
-        proxies: those that are not counted.
+        settings: maximum numbers and timeouts.
+        proxies: the trusted proxies, for which `max_connections_per_address` does not hold.
         metrics: counts connections.
-        most: how many there are files for.
-        intakes: where the gate finds the intake of each connection that stands.
+        maximum: maximum number of connections, by the open files that the process may have.
+        intakes: holds the intake of each open connection, for the gate.
         http_log: has a line of each request that the gate does not see.
     """
 
@@ -160,7 +160,7 @@ class Connections:
         self._by_address: Counter[str] = Counter()
         self._full_until = 0.0
         self._draining = False
-        # Set while draining, once no connection is left or nobody waits for those that are.
+        # Set while draining, once no connection is left, or once `hurry` was called.
         self._drained = asyncio.Event()
         self._tasks = Tasks("connections")
 
@@ -168,7 +168,7 @@ class Connections:
         return len(self._all)
 
     def start(self) -> None:
-        """Begin to look after those whose time is up."""
+        """Begin to look for connections whose time is up."""
         settings = self._settings
         shortest = min(settings.header_timeout, settings.body_timeout, settings.send_timeout)
         self._tasks.repeat(self._sweep, "sweep", max(min(shortest / 4, MAX_SWEEP), SWEEP_LEAST), at_once=False)
@@ -180,7 +180,7 @@ class Connections:
         after `NEW_SECONDS`, because their first request may be under way.
 
         Args:
-            seconds: how long this may take; `hurry` ends it sooner.
+            seconds: maximum time for this; `hurry` ends it sooner.
         """
         self._draining, began = True, time.monotonic()
         self._close_waiting(Phase.IDLE)
@@ -195,7 +195,7 @@ class Connections:
             _log.warning("requests_cut", connections=len(self._all), hint="server.drain_timeout, or a second signal")
 
     def hurry(self) -> None:
-        """Wait for no request any more, whether `drain` has begun or begins later."""
+        """Make `drain` wait for no more requests, if it has begun or begins later."""
         self._drained.set()
 
     def _close_waiting(self, phase: Phase) -> None:
@@ -206,7 +206,7 @@ class Connections:
                 continue
             if connection.transport is not None:
                 connection.transport.close()
-                # Under TLS the peer has to say that it closes, too.
+                # Give the peer a short time, because under TLS it has to close its side, too.
                 connection.pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
             elif connection.handshake is not None:
                 connection.handshake.cancel()
@@ -216,11 +216,11 @@ class Connections:
             self._drained.set()
 
     async def close(self) -> None:
-        """Stop that. The connections are closed by the server that they belong to."""
+        """Stop the sweep. The connections' own server closes them."""
         await self._tasks.close()
 
     def watch(self, server: web.Server) -> None:
-        """Have a server say when a request begins and ends. Before it serves its first."""
+        """Wrap a server's handlers to note the begin and the end of each request. Call this before the first one."""
         make, answer = server.request_factory, server.request_handler
 
         def made(
@@ -237,7 +237,7 @@ class Connections:
         async def answered(request: web.BaseRequest) -> web.StreamResponse:
             connection = self._inner.get(request.protocol)
             if connection is None:
-                # It is gone already: nobody reads this.
+                # The connection is closed already: nobody reads this.
                 return await answer(request)
             try:
                 if connection.fault is not None:
@@ -264,7 +264,7 @@ class Connections:
         server.request_factory, server.request_handler = made, answered
 
     def admit(self, server: web.Server, address: str) -> Connection | str:
-        """A connection for one that was accepted; or the limit that refuses it: ``address`` or ``full``."""
+        """Return a connection for an accepted socket, or the limit that refuses it: ``address`` or ``full``."""
         key, maximum = network_of(address), self._settings.max_connections_per_address
         if self._by_address[key] >= maximum and not self._proxies.knows(address):
             self._metrics.connections_refused.labels("address").inc()
@@ -279,12 +279,12 @@ class Connections:
         return connection
 
     def made(self, connection: Connection, inner: web.RequestHandler) -> None:
-        """A connection stands."""
+        """Note an open connection by its protocol."""
         self._inner[inner] = connection
         self._intakes[inner] = connection.intake
 
     def closed(self, connection: Connection, inner: web.RequestHandler | None = None) -> None:
-        """A connection is gone, or its handshake failed."""
+        """Remove a connection that is closed, or whose handshake failed."""
         if inner is not None:
             self._inner.pop(inner, None)
             self._intakes.pop(inner, None)
@@ -298,7 +298,7 @@ class Connections:
         self._look_whether_drained()
 
     def _make_room(self) -> bool:
-        """Have those go that have waited longest for a request. False if all are busy."""
+        """Close the connections that have been idle longest. Return False if none is idle."""
         now = time.monotonic()
         if now < self._full_until:
             return False
@@ -338,7 +338,7 @@ class Connections:
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
             case "header":
                 self._metrics.connections_cut.labels("header").inc()
-                # Nobody else writes to it: no request has begun, nor is the rest of one being thrown away.
+                # Write only if nobody else does: no request has begun, and no rest of one is being thrown away.
                 is_refused = connection.intake.state is State.GONE
                 if pace.received and (payload is None or payload.is_eof()) and not is_refused:
                     request_id = new_request_id()
@@ -351,7 +351,7 @@ class Connections:
                 self._cut(connection, reason)
 
     def _about(self, connection: Connection) -> dict[str, str | None]:
-        """Return what a log line says of a connection: its client, and its last request."""
+        """Return the fields of a log line about a connection: its client, and its last request."""
         request = connection.request
         if request is None:
             return {"client_address": connection.address}
@@ -386,7 +386,7 @@ async def _settle(connection: Connection, request: web.BaseRequest, response: we
 
 
 def _refusal(status: int, reason: str) -> web.StreamResponse:
-    """What follows on this connection can't be told from the request's own body: it is closed."""
+    """Return the refusal of a malformed request. It closes the connection, because the end of the body is unknown."""
     response = problem(status, "malformed_request", "The request is not taken", reason)
     response.force_close()
     return response

@@ -1,4 +1,4 @@
-"""Plain HTTP beside https: everything is sent on to https, and nothing else is answered."""
+"""Plain HTTP beside https: every request gets a redirect to https, or a refusal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SANE = re.compile(r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")
 
 
 def redirecting(hosts: Hosts, port: int) -> web.Server:
-    """A server that answers with 308 to the same path of the same host, under https.
+    """Return a server that answers with 308 to the same path of the same host, under https.
 
-    The host is the one that was asked for, because only the caller knows by which name it reaches the gateway. That
-    leads nobody astray: a browser writes the header itself. Names that the gateway does not answer to get 400.
+    The host is the one in the request, because only the caller knows the name by which it reaches the gateway. No page
+    can misuse this, because a browser writes the header itself. Names that the gateway does not answer to get 400.
 
     Args:
         hosts: the names that the gateway answers to.
-        port: where it speaks https.
+        port: the port for https.
     """
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -38,10 +38,10 @@ def redirecting(hosts: Hosts, port: int) -> web.Server:
 
 
 def target(asked: str, path: str, query: str, hosts: Hosts, port: int) -> str | None:
-    """Where a request to the host `asked` is sent; None if it is no host of ours."""
+    """Return the location for a request to the host `asked`; None if the gateway does not answer to this name."""
     host = host_of(asked)
     if not _SANE.match(host) or not hosts.allows(asked):
         return None
-    # A key that came in a URL has been told to everybody on the way: it is not repeated.
+    # Leave out a key, because the redirect would repeat it unencrypted.
     kept = "&".join(part for part in query.split("&") if part and part.partition("=")[0] != QUERY_PARAMETER)
     return f"https://{host}{f':{port}' if port != 443 else ''}{path}{f'?{kept}' if kept else ''}"

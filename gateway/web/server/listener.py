@@ -28,7 +28,7 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def _refusal(status: str, type_: str, message: str) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the header with the request's id."""
+    """Return the bytes of a refusal before and behind the header with the request's id."""
     body = json_codec.dumps(error_body(type_, message, "close connections that are not in use, or come again later"))
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return head.encode(), b"Retry-After: 5\r\nConnection: close\r\n\r\n" + body
@@ -41,13 +41,13 @@ _REFUSALS = {
 
 
 class Listener:
-    """A host and a port on which a server is listened for.
+    """A host and a port on which the gateway listens for a server.
 
     Args:
         server: aiohttp's server, which answers.
-        connections: where connections are counted.
-        context: gives what new connections are encrypted with; None for plain HTTP.
-        handshake_timeout: seconds that a TLS handshake may take.
+        connections: counts the connections.
+        context: returns the TLS context for new connections; None for plain HTTP.
+        handshake_timeout: maximum time of a TLS handshake, in seconds.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Listener:
         """Listen on every address of a host.
 
         Raises:
-            CannotListen: one can't be listened on.
+            CannotListen: the gateway can't listen on one of them.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -83,13 +83,13 @@ class Listener:
             loop.add_reader(listening, self._accept, listening)
 
     def stop_accepting(self) -> None:
-        """Accept those that have connected already, then no more: the port is closed."""
+        """Accept the connections that wait in the backlog, then close the port."""
         for listening in self._sockets:
             self._accept(listening)
         self._close_sockets()
 
     async def close(self) -> None:
-        """Accept no more, and end handshakes. Connections that stand are their server's to close."""
+        """Accept no more, and end handshakes. The server closes the open connections."""
         self._close_sockets()
         await self._tasks.close()
 
@@ -121,7 +121,7 @@ class Listener:
                 admitted.handshake = self._tasks.start(self._connect(accepted, admitted), "handshake")
 
     def _rest(self, listening: socket.socket) -> None:
-        """Out of files or memory: what ends meanwhile gives some back."""
+        """Pause accepting, because files or memory ran out. Connections that end meanwhile give some back."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listening)
 
@@ -132,7 +132,7 @@ class Listener:
         loop.call_later(REST_SECONDS, resume)
 
     def _refuse(self, accepted: socket.socket, limit: str) -> None:
-        """Say so, if that costs nothing; without waiting, and without a handshake."""
+        """Close a refused connection. Without TLS, send the refusal first, if that needs no wait."""
         with accepted:
             if self._context is None:
                 try:
@@ -163,11 +163,11 @@ class Listener:
 
 
 def files_for(connections: int, besides: int) -> int:
-    """How many connections there is room for: the process's limit of open files is raised as far as it goes.
+    """Raise the process's limit of open files if needed, and return the number of connections that fit under it.
 
     Args:
-        connections: how many there should be.
-        besides: files that are needed beside them; a quarter of what is allowed if that is less.
+        connections: the wanted number of connections.
+        besides: the number of other open files; a quarter of the limit if that is less.
     """
     try:
         import resource

@@ -21,14 +21,14 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 # A domain name has no more characters (RFC 1035, section 2.3.4).
 MAX_HOST = 255
-# Of each name that is remembered, at most.
+# Maximum size of each remembered host.
 MAX_HOSTS_BYTES = 512
 # aiohttp looks for a route once for each part of a path, and each look-up takes as long as the path is.
 MAX_PARTS = 200
 MAX_QUERY_FIELDS = 1000
 # aiohttp parses a Content-Type as if it were an e-mail's: 16 KB of parameters would take 100 ms.
 MAX_CONTENT_TYPE = 256
-# Names that were found to be such, whoever asked by them.
+# Maximum number of remembered hosts that were found well formed.
 MAX_HOSTS = 1024
 _hosts_known: set[str | None] = set()
 # Their answers would show others' headers (RFC 9110, section 9.3.8), or open a tunnel.
@@ -36,8 +36,8 @@ _NEVER: Final = frozenset({"CONNECT", "TRACE"})
 
 
 def fault(message: RawRequestMessage) -> tuple[int, str] | None:
-    """The status and the reason with which a request is refused, and its connection closed; None if it is not."""
-    # Each request passes here: what nearly all are like is asked first, and the rest only of the others.
+    """Return the status and the reason to refuse a request and close its connection; None if it is well formed."""
+    # Each request passes here, so the usual form is checked first, and the rest for other forms only.
     host, version = message.headers.get("Host"), message.version
     is_usual = version is HttpVersion11 and message.method not in _NEVER and message.path[:1] == "/"
     kind = message.headers.get("Content-Type")
@@ -74,7 +74,7 @@ def _is_host(host: str) -> bool:
 
 
 def _is_ours(message: RawRequestMessage, host: str | None) -> bool:
-    """``OPTIONS *``, or an absolute URL of the very host that is asked (RFC 9112, section 3.2)."""
+    """Return True for ``OPTIONS *``, or for an absolute URL of the host in the Host header (RFC 9112, section 3.2)."""
     if message.path == "*":
         return message.method == "OPTIONS"
     match = _SCHEME.match(message.path)
@@ -86,9 +86,9 @@ def _coding(message: RawRequestMessage) -> str:
 
 
 def quiet_logger() -> logging.Logger:
-    """A logger for aiohttp's server that says nothing of requests which are not HTTP.
+    """Return a logger for aiohttp's server that writes nothing about requests that are not HTTP.
 
-    Anybody can send those by the thousand, and what is repeated of them may be somebody's key.
+    Anybody can send such requests by the thousand, and a line may repeat a part of them that is somebody's key.
     """
     logger = logging.getLogger("gateway.http")
     logger.addFilter(_is_not_a_callers)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
-# What a client's WebSocket may send: bytes at once, and bytes a second. It has flags to declare, and pings.
+# Maximum bytes at once, and bytes a second, that a client's WebSocket may send. It sends feature flags and pings.
 SOCKET_BURST = 4 * 1024 * 1024
 SOCKET_RATE = 64 * 1024
-# For so long a connection goes on whose key holds no more: that it was revoked may be what is being answered.
+# Grace period before a connection with a revoked key closes, because the answer in flight may confirm the revocation.
 BARRED_SECONDS = 2.0
 
 
 class Phase(Enum):
-    """What a connection is at."""
+    """Phase of a connection: new, idle between requests, reading a head, or answering a request."""
 
     NEW = auto()
     IDLE = auto()
@@ -22,7 +22,7 @@ class Phase(Enum):
 
 
 class Limits(Protocol):
-    """The settings that matter here, in seconds and bytes a second (`gateway.settings.ServerSettings`)."""
+    """The settings of timeouts, in seconds and bytes a second (`gateway.settings.ServerSettings`)."""
 
     @property
     def header_timeout(self) -> float: ...
@@ -35,10 +35,10 @@ class Limits(Protocol):
 
 
 class ConnectionTimeouts:
-    """Times are monotonic seconds.
+    """The timeouts of one connection. Times are monotonic seconds.
 
-    `since` is when the phase began, `stalled_since` when the peer ceased to read, `leaving_since` when the connection
-    was told to close, `barred_since` when its key was first seen to hold no more, `received` the bytes that came.
+    `since`: the phase began. `stalled_since`: the peer ceased to read. `leaving_since`: the gateway began to close the
+    connection. `barred_since`: the key was first seen to be invalid. `received`: the bytes received so far.
     """
 
     __slots__ = ("_level", "_mark", "_mark_bytes", "barred_since", "is_upgrade", "leaving_since", "phase", "received",
@@ -58,37 +58,37 @@ class ConnectionTimeouts:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Return True if the connection answers no request, and its peer reads all that was written."""
         return self.phase is not Phase.BUSY and self.stalled_since is None
 
     def made(self, now: float) -> None:
-        """The connection stands; the time for its first request begins."""
+        """Note that the connection is open: the time for its first request begins."""
         self.since = now
 
     def first_byte(self, now: float) -> None:
-        """A further request begins to come."""
+        """Note the first byte of a further request."""
         self.phase, self.since = Phase.HEAD, now
 
     def began(self, now: float, *, is_upgrade: bool) -> None:
-        """A request's headers are read; it is answered from now on."""
+        """Note that a request's headers are read: the gateway answers it from now on."""
         self.phase, self.since, self.is_upgrade = Phase.BUSY, now, is_upgrade
         self._mark, self._mark_bytes = now, self.received
 
     def ended(self, now: float) -> None:
-        """The request is answered."""
+        """Note that the request is answered."""
         self.phase, self.since = Phase.IDLE, now
 
     def overdue(
         self, now: float, limits: Limits, *, reads_body: bool, is_read: bool, is_let_in: bool = True
     ) -> str | None:
-        """What has taken too long, or is too much: ``header``, ``body``, ``send``, ``flood`` or ``key``; else None.
+        """Return the reason to end the connection: ``header``, ``body``, ``send``, ``flood`` or ``key``; else None.
 
         Args:
             now: the time.
-            limits: how long each may take.
-            reads_body: whether some of the request's body has still to come.
-            is_read: whether the gateway reads what comes; while it does not, a silence is not the client's.
-            is_let_in: whether the key of its last request still holds, or it needed none.
+            limits: the timeouts.
+            reads_body: True if some of the request's body has still to come.
+            is_read: True if the gateway reads from the connection; while it does not, the client is not to blame.
+            is_let_in: True if the key of the last request is still valid, or that request needed none.
         """
         if is_let_in:
             self.barred_since = None
