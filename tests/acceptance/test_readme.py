@@ -24,9 +24,9 @@ BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", (PROJECT / "README.md").re
 
 def shell_environment(directory: Path) -> dict[str, str]:
     """Return the environment of a newcomer's shell, whose virtual environment finds the dependencies of the tests."""
-    # Where the README makes one: it finds this, and adds pip.
+    # Where the README makes one. It has a pip of its own, because another one would install where that one is.
     environment = directory / "comfyui-gateway"
-    venv.create(environment)
+    venv.create(environment, with_pip=True)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     # The same version of Python is the reader's.
@@ -75,6 +75,7 @@ async def test_the_blocks_run(lab: Lab) -> None:
     async with pasted(serve, lab.directory, environment) as process:
         keys = await line_with(process, "export KEY=")
         await line_with(process, "comfyui-gateway ready on")
+        assert (lab.directory / "comfyui-gateway" / "bin" / "comfyui-gateway").exists()
         for block, wanted in ((send, '"prompt_id"'), (more_keys, "cgw_")):
             other = await asyncio.create_subprocess_exec(
                 "bash", "-ec", keys + block, cwd=lab.directory, env=environment, stdout=-1, stderr=-2

@@ -19,7 +19,7 @@ from gateway.web.http.decompression import Decompressor
 # Maximum depth of JSON in a body that is no prompt. Bodies of ComfyUI's clients are hardly nested.
 MAX_DEPTH = 100
 # The name under which the gate notes the maximum body of the caller's tenant.
-MAX_BODY_BYTES = "most_body_bytes"
+MAX_BODY_BYTES = "max_body_bytes"
 # The name under which a body that is passed on notes the limit that ended it.
 REACHED = "limit_reached"
 # ComfyUI decodes JSON by whatever charset its Content-Type names (server.py, request.json). Some of Python's codecs
