@@ -98,7 +98,7 @@ class WorkStealing:
     def _stuck(self) -> list[Stuck]:
         found = []
         for backend in self._fleet.backends.values():
-            # Skip a slow backend, because it can't say in time whether a job has begun.
+            # Skip a backend that is slow or not connected, because it can't say in time if a job has begun.
             if backend.health is Health.UP and backend.connected and self._ledger.load(backend.name)[0]:
                 found += self._stuck_on(backend)
         return found
@@ -147,7 +147,7 @@ class WorkStealing:
             self._resend(job, source.name)
 
     async def _given_back(self, job: Job, source: Backend, assignment: Assignment) -> bool:
-        """Take a job back from a backend, retrying until the outcome is known. Return True if the job was given back."""
+        """Take a job back from a backend, and retry until the outcome is known. Return True if the job is free."""
 
         def is_there() -> bool:
             return job.state is State.PENDING and job.assignment is assignment
