@@ -47,5 +47,5 @@ def status_topic(tenant: str) -> str:
 
 
 def session_topic(tenant: str, session_id: str) -> str:
-    """Return the topic of a session's frames. It holds the tenant's length, so that no two sessions share a topic."""
+    """Return the topic of a session's frames. It holds the length of the tenant's name, so that all topics differ."""
     return f"session:{len(tenant)}:{tenant}:{session_id}"
