@@ -59,7 +59,7 @@ class Cancellation:
         self._interrupting: set[Job] = set()
 
     async def close(self) -> None:
-        """Stop the calls to backends that are under way."""
+        """Stop the orders that are under way."""
         await self._tasks.close()
 
     def find(self, tenant: str | None, prompt_id: str) -> Job | None:

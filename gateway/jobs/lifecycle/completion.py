@@ -55,7 +55,7 @@ MAX_LOOKS = 3
 END_GRACE = 1.0
 # Maximum bytes of a job in a list of jobs, because lists are kept in memory. GET /api/jobs/{id} returns all of it.
 MAX_SUMMARY = 16 * 1024
-# If an entry has more bytes, each step of writing it takes a turn of the event loop of its own.
+# If an entry has more bytes, each step of writing it takes its own turn of the event loop.
 LARGE_ENTRY = 256 * 1024
 _LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
 
@@ -162,7 +162,7 @@ class Completion:
             await pause(END_GRACE, end)
             found = await self._fetch(job, backend, assignment, over)
             if isinstance(found, tuple):
-                # The job ends with this entry, even if its backend is lost while it waits for its turn, or the disk.
+                # End the job with this entry, even if its backend is lost while the job waits for its turn or the disk.
                 job.has_entry = True
             if before is not None:
                 # Wait for the job before it, because /history has jobs in the order in which the backend ran them.

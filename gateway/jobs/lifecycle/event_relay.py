@@ -232,9 +232,9 @@ class EventRelay:
     def _heard_stray(self, backend: Backend, event: Event) -> None:
         """Handle an event whose id belongs to no job on the backend.
 
-        ComfyUI sends an event of a prompt's start only to its sender, so the gateway sent this prompt. If no answer to
-        a POST /prompt is awaited, the prompt is an orphan, maybe under an id of the backend's own: cancel it. Else the
-        awaited answer may bear this id: keep the event until the id is known.
+        ComfyUI sends an event of a prompt's start only to its sender, so the gateway sent this prompt. If the gateway
+        awaits no answer to a POST /prompt, the prompt is an orphan: cancel it. It may have an id of the backend's own.
+        Else the awaited answer may bear this id: keep the event until the id is known.
         """
         upstream_id = event.prompt_id
         if upstream_id is None:
@@ -278,7 +278,7 @@ class EventRelay:
         log_phase(job, "running", waited, backend=backend.name)
 
     def _told_before(self, job: Job, type_: str) -> bool:
-        """Return True if a client has this kind of start event already, or gets it too late, because the job reran."""
+        """Return True if a client of a rerun job has this kind of start event already, or would get it too late."""
         live = job.live
         if type_ == "execution_start":
             before, live.start_told = live.start_told, True
@@ -286,7 +286,8 @@ class EventRelay:
         if type_ == "execution_cached":
             before, live.cached_told = live.cached_told, True
             return before
-        # After any other event drop ``execution_cached``, because clients expect it before all progress.
+        # After any other event drop ``execution_cached``, because it must come before all progress. The backend's own
+        # may have been missed.
         live.cached_told = True
         return False
 

@@ -85,7 +85,7 @@ class FailurePolicy:
     def _has_another_chance(self, job: Job, cause: Cause) -> bool:
         """Return True if a job may be retried: once a cause, because a job that poisons two GPUs would poison a third.
 
-        If the machine is at fault, the job may go to each machine that it has not tried, because others may be sound.
+        If the machine is at fault, the job may go to each untried machine, because others may be sound.
         """
         if cause is Cause.MACHINE:
             untried = (each for each in self._fleet.backends.values() if each.eligible and each.name not in job.avoid)

@@ -47,7 +47,7 @@ class LargeEntries:
         self._outputs = outputs
 
     async def cut(self, job: Job, found: HistoryEntry) -> tuple[HistoryEntry, LargeEntry | None]:
-        """Return an entry that is short enough to handle in one step, and its long parts, None if it has none.
+        """Return an entry that is short enough for one step, and its long parts, None if it has none.
 
         Raises:
             UnreadableEntry: the entry can't be read.

@@ -1,7 +1,7 @@
 """Events that take too long to read in one piece, up to the maximum size of a message.
 
-A process apart cuts out the long parts. The rest is handled like all events (`event_relay.py`). Then a process puts
-the long parts back, with the file names that the tenant knows, into the file from which the sockets read.
+A process apart cuts out the long parts. The rest is handled like all events (`event_relay.py`). Then a process writes
+the whole event into a file, with the names that the tenant knows. The sockets read from that file.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Reconciliation:
         self._unheard: dict[str, frozenset[str]] = {}
 
     async def close(self) -> None:
-        """Stop the checks that are under way."""
+        """Stop the checks and cancellations that are under way."""
         await self._tasks.close()
 
     async def reconcile(self, backend: Backend) -> None:
@@ -111,7 +111,7 @@ class Reconciliation:
             extra, upstream_id = extra_of(item), item[1]
             if extra.get("client_id") != self._client_id or self._ledger.find_upstream(backend.name, upstream_id):
                 continue
-            # Skip a prompt that a job being sent may have, because its job learns the backend's own id by the answer.
+            # Skip a prompt that may be of a job being sent, because the answer tells that job the backend's own id.
             marks = {job.assignment.mark for job in awaited if job.assignment is not None}
             is_awaited = bool(awaited) and extra.get(MARK, "") in {*marks, ""}
             if not is_awaited and not self._ledger.orphans.has_ended(upstream_id):
@@ -160,8 +160,8 @@ class Reconciliation:
         try:
             found = await locate_prompt(backend, assignment, queue=queue)
         except (BadAnswer, TimedOut) as error:
-            # If the queue was answered, but the entry was not, let completion retry the entry a bounded number of
-            # times, because other jobs must not wait for that.
+            # If only the entry can't be had, let completion retry it a bounded number of times, because other jobs must
+            # not wait for that.
             _log.info("prompt_lookup_failed", backend=backend.name, **job.log_ids, error=str(error))
             found = Located(Where.ENDED, assignment.upstream_id)
         if job.assignment is not assignment or job.state not in PLACED:
