@@ -50,9 +50,9 @@ _log = logs.get("dispatcher")
 RETRY_AFTER_SECONDS = 5
 # A refusal waits this long for the journal, because a full disk must not hold it up.
 WRITTEN_WITHIN_SECONDS = 1.0
-# A job may be sent this early, because its timer may fire a moment too soon, and nothing else wakes the job.
+# A job may be sent this early, because its timer may fire too soon, and nothing else wakes the job.
 EARLY_SECONDS = 0.02
-# Maximum time for looking at waiting jobs in one turn of the event loop, in microseconds.
+# Maximum time for judging waiting jobs anew in one turn of the event loop, after the catalogue changed. Microseconds.
 MAX_LOOK = 20_000
 
 
@@ -156,8 +156,8 @@ class Dispatcher:
                 answer = await self._reply_to(job, answer_early)
                 reply.set_result(answer)
             finally:
-                # Release the job's events soon: the response is written when this turn of the event loop ends, and
-                # the client listens once it has read the response.
+                # Release the job's events a moment later, because the response is written when this turn of the event
+                # loop ends. The client listens once it has read the response.
                 self._client_events.answered_soon(job)
         return answer
 
@@ -208,7 +208,7 @@ class Dispatcher:
     def _send_waiting(self) -> None:
         if not self._ledger.waiting or not self._selection.has_room():
             return
-        # If one job of a tenant found no room, others of that tenant with the same choice of backends are skipped.
+        # If a job of a tenant found no room, skip the tenant's other jobs with the same choice of backends.
         full: set[tuple[str, frozenset[str] | None, frozenset[str] | None, frozenset[str]]] = set()
         now, tenants, looked = time.monotonic(), self._selection.tenants_to_go(), 0
         for job in self._ledger.waiting.in_turn(tenants):
@@ -408,7 +408,7 @@ class Dispatcher:
     async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
         own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)
         if known_as is None or (known_as != own_id and not self._ledger.may_be_called(job, known_as)):
-            # If the answer has no id, or another prompt's, ask for the prompt by the id that the gateway gave it.
+            # If the answer has no id, or another prompt's, ask for the prompt by the id that the gateway gave.
             _log.warning("prompt_answer_unclear", backend=backend.name, **job.log_ids)
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
