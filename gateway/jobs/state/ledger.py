@@ -40,8 +40,8 @@ from gateway.store.protocol import HistoryRecord, HistoryRemoval, JobRemoval, St
 # Maximum number of given-up assignments that a job remembers, the newest.
 MAX_GIVEN_UP = 8
 
-# A journalled number from here on never continues the count, because an earlier version journalled clients' numbers as
-# the gateway's own. No count comes this far in a thousand years.
+# A journalled number from here on never continues the count: an earlier version journalled clients' numbers as its own.
+# No count comes this far in a thousand years.
 MAX_COUNT = 10**12
 
 _EMPTY_QUEUE = queue_json((), ())
@@ -270,7 +270,7 @@ class Ledger:
         if job.state is State.SENDING:
             self._move(job, Move.TAKE, assignment)
         if is_news:
-            # If there is no news, skip the write, because a restart looks for a "sending" job as for a "pending" one.
+            # Without news skip the write, because a restart looks for a "sending" job as for a "pending" one.
             self._journal(job)
 
     def start(self, job: Job, start_time: int) -> None:
