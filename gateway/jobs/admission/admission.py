@@ -37,8 +37,8 @@ from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT, Denied, Policies
 
-# Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
-# (execution.py, validate_inputs); None for all of a node's inputs. Those that name files are known as such.
+# Core nodes that check these inputs themselves, so that ComfyUI does not compare them with their lists and ranges
+# (execution.py, validate_inputs). None stands for all of a node's inputs. Inputs that name files are handled as files.
 _OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
     "Load3D": None,
     "Load3DAdvanced": None,
@@ -117,7 +117,7 @@ class Admission:
         return None
 
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that can run a prompt and may; None if any will do.
+        """Return the tenant's backends that can and may run a prompt; None for all backends.
 
         A prompt of an isolated tenant goes to a shared backend only while that backend's own catalogue is known.
         """
@@ -142,7 +142,7 @@ class Admission:
         return self._sets.setdefault(may, may)
 
     def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that have what a prompt needs and take its files; None if any will do."""
+        """Return the tenant's backends that can run a prompt and take its files; None for all backends."""
         able = self._able_by_catalogue(tenant, submission)
         if not submission.files or not (small := self._inputs.too_small(tenant, submission.files)):
             return able
@@ -151,7 +151,7 @@ class Admission:
         return self._sets.setdefault(left, left) if left else able
 
     def _able_by_catalogue(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
+        """Return the tenant's backends that have a prompt's node classes and list values; None for all backends."""
         known, allowed = self._catalogue.capabilities, self.allowed(tenant)
         names = None
         if known.classes or known.choices:
@@ -179,7 +179,7 @@ class Admission:
     def steering(self, job: Job, backend: str) -> Steering | None:
         """Return the changes by which a job's savers write into secret folders on a backend.
 
-        None if the backend must not run the job any more: its node classes, or what is trusted, have changed.
+        Return None if the backend must not run the job any more, because its node classes, or the trust, have changed.
         """
         return self._judge.steering(job, backend)
 
@@ -216,9 +216,9 @@ class Admission:
         If a prompt names another tenant's file, the answer is that for a missing file, except to an admin.
 
         Raises:
-            Rejection: it can't run, or names what its tenant must not.
-            LimitReached: it names too many files that are not its tenant's own.
-            Overloaded: it can't be judged yet.
+            Rejection: the prompt can't run, or names something that its tenant must not use.
+            LimitReached: the prompt names too many files that are not its tenant's own.
+            Overloaded: the prompt can't be judged yet.
         """
         if len(submission.nodes) > self._max_outputs:
             self._refuse_many_outputs(submission)
