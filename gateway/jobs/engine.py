@@ -1,4 +1,4 @@
-"""Wiring of the jobs package, and the receiver of what the fleet hears."""
+"""Wiring of the jobs package, and the receiver of the fleet's events."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ from gateway.tenants.secret_names import SecretNames
 
 
 class Engine:
-    """The life of all jobs. `restore`, then let the fleet start with this as its listener; `close` at the end.
+    """Engine of all jobs. Call `restore`, then start the fleet with this as its listener; call `close` at the end.
 
     Args:
-        keyring: tells which files a tenant may name, and whether it is alone on the fleet.
-        names: makes the names of what tenants put on backends that they share with strangers.
-        spool: keeps large messages that wait for their readers.
+        keyring: source of each tenant's file visibility, and of whether it is alone on the fleet.
+        names: maker of secret names for tenants' files on backends that they share with strangers.
+        spool: store of large messages that wait for their readers.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Engine:
         metrics.uploads_aside_bytes.set_function(lambda: blobs.aside_bytes)
 
     def start(self) -> None:
-        """Begin with what is done again and again; the fleet has started."""
+        """Start the periodic tasks, after the fleet has started."""
         self._refuse_denied()
         self.watchdog.start()
         self.catalogue.start()
@@ -207,7 +207,7 @@ class Engine:
         self.retention.start()
 
     async def close(self) -> None:
-        """Stop all work in the gateway; jobs on the backends run on, and are found again."""
+        """Stop all work in the gateway. Jobs on backends run on, and the next start finds them."""
         await self.reader.close()
         parts = (
             self.watchdog,
@@ -222,7 +222,7 @@ class Engine:
             await part.close()
 
     async def restore(self) -> None:
-        """Read the journal: files, history, open jobs. What became of those is found out when backends connect."""
+        """Read the journal: files, history, open jobs. The jobs are reconciled later, when their backends connect."""
         for file in await self._store.files():
             visible = FileRef(file.kind, file.subfolder, file.filename)
             folder = file.subfolder if file.upstream_subfolder is None else file.upstream_subfolder
@@ -249,26 +249,26 @@ class Engine:
             self.retries.resume(job)
 
     def _restore_count(self) -> None:
-        """Go on with the count behind the numbers in the history that are no client's: ComfyUI writes those as floats.
+        """Continue the count after the gateway's numbers in the history. Clients' numbers are floats there.
 
-        The newest come first, so that few summaries have to be read.
+        Look at the newest entries first, so that few summaries are parsed.
         """
         for record in reversed(list(self.history.of(None))):
             if self.ledger.counts(record.number) and is_counted(record.summary):
                 self.ledger.restore_count(record.number)
 
     def _describe(self, backend: str, node_class: str) -> Mapping[str, Any] | None:
-        """Return what a backend says of a node class, else what any backend does, None if that is not known."""
+        """Return a backend's description of a node class, else another backend's; None if there is none."""
         known = self.catalogue.info(backend).get(node_class)
         if known is None and self.catalogue.merged_catalogue is not None:
             known = self.catalogue.merged_catalogue.classes.get(node_class)
         return known
 
     def _is_apart(self, tenant: str) -> bool:
-        """Return True if a tenant shares the fleet with strangers, or lies among files of such.
+        """Return True if a tenant shares the fleet with strangers, or with strangers' files.
 
-        The key of a tenant may be gone, and its files are still there. An admin's files don't count, nor those from
-        before there were keys: whose they are holds the fleet.
+        A tenant's files may outlast its key. An admin's files don't count, nor files from before there were keys,
+        because their owners operate the fleet.
         """
         if self._keyring.visibility(tenant) is FileVisibility.ALL:
             return False
@@ -277,7 +277,7 @@ class Engine:
         return self.files.is_others_too({tenant, LOCAL_TENANT, *self._keyring.admin_tenants})
 
     def _refuse_denied(self) -> None:
-        """End what still waits from an earlier run and names what its tenant may not use any more."""
+        """Fail waiting jobs of an earlier run that name node classes or models their tenant may no longer use."""
         for job in self.ledger.waiting.jobs():
             found = self.admission.denied(job.tenant, job.submission)
             if found:
@@ -290,58 +290,58 @@ class Engine:
     # -- FleetListener -------------------------------------------------------------------------------------------
 
     def heard_event(self, backend: Backend, event: Event) -> None:
-        """A text message of a backend."""
+        """Handle a text message of a backend."""
         self.event_relay.heard_event(backend, event)
 
     async def heard_long_event(self, backend: Backend, event: Event) -> None:
-        """A long text message of a backend."""
+        """Handle a long text message of a backend in short steps."""
         await self.event_relay.heard_long_event(backend, event)
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
-        """A binary message of a backend."""
+        """Handle a binary message of a backend."""
         self.event_relay.heard_binary(backend, frame)
 
     async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
-        """A large text message of a backend."""
+        """Handle a large text message of a backend in a process apart. Return False if it can't be read."""
         return await self.large_events.heard(backend, text)
 
     async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
-        """A large binary message of a backend."""
+        """Handle a large binary message of a backend in short steps."""
         await self.event_relay.heard_large_binary(backend, frame)
 
     def heard_too_much(self, backend: Backend) -> None:
-        """A message of a backend was too large to be read."""
+        """Note that a message of a backend was too large to read."""
         self.watchdog.heard_too_much(backend)
 
     def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
-        """Return True if an item of a backend's queue is a job of ours, a copy of one, or was one."""
+        """Return True if the gateway sent an item of a backend's queue: for a job, an orphan or an ended prompt."""
         upstream_id, orphans = item[1], self.ledger.orphans
         is_known = self.ledger.find_upstream(backend.name, upstream_id) is not None
         is_known = is_known or orphans.has(backend.name, upstream_id) or orphans.has_ended(upstream_id)
         return is_known or extra_of(item).get("client_id") == self._client_id
 
     async def connected(self, backend: Backend) -> None:
-        """A backend's socket is up."""
+        """Reconcile a backend whose socket was opened, and read its node classes."""
         self.transfer.reconnected(backend)
         self.history_deletion.connected(backend.name)
         await self.reconciliation.reconcile(backend)
         await self.catalogue.introduce(backend)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
-        """A probe brought a backend's queue."""
+        """Check jobs against the queue from a backend's probe, and send waiting jobs."""
         self.reconciliation.probed(backend, queue, asked_at)
         self.dispatcher.wake()
 
     def down(self, backend: Backend) -> None:
-        """A backend is gone or lost."""
+        """Requeue the jobs of a backend that is gone or lost."""
         self.reconciliation.down(backend)
 
     def available(self) -> None:
-        """A backend may take work."""
+        """Send waiting jobs, because a backend may take work."""
         self.dispatcher.wake()
 
     def foreign_items(self) -> tuple[list[object], list[object]]:
-        """What runs and what is pending on backends that is not ours, at the last probe: for admins."""
+        """Return the running and the pending prompts of others on backends, at the last probe, for admins."""
         backends = [b for b in self._fleet.backends.values() if b.foreign_running or b.foreign_pending]
         if not backends:
             return [], []

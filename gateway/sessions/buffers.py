@@ -1,48 +1,48 @@
 """Buffers of frames for slow readers, of all sockets together. Pure.
 
 Each socket has its own bound (`outbox.py`), each tenant one for all of its sockets, and all tenants one together. Past
-these, the socket that holds most makes room: it leaves out what its newest frames say as well or, where that is too
-little, is closed. If all tenants hold too much together, it is one of the tenant that holds most.
+a bound, the socket that holds most makes room: it drops frames that newer ones replace. If that frees too little, the
+socket is closed. If all tenants together hold too much, a socket of the tenant that holds most makes room.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-# Messages of this size count once for a tenant, however many of its sockets hold them: a preview goes to all sockets of
-# a session. To count smaller ones so would cost more than it tells.
+# Messages from this size on count once for a tenant, because all sockets of a session hold the same preview. To count
+# smaller messages so would cost too much.
 LARGE = 16 * 1024
-# A socket's bytes are counted anew when they have changed by so much.
+# A socket's bytes are counted anew when they have changed by more than this.
 SLACK = 2048
 
 
 class Holder(Protocol):
-    """A socket, as `Buffers` sees it."""
+    """Socket, as `Buffers` sees it."""
 
     @property
     def held(self) -> int:
-        """Bytes that wait for its reader, those it shares with others too."""
+        """Return the bytes that wait for the socket's reader, including shared messages."""
 
     @property
     def is_closing(self) -> bool:
-        """Whether it takes nothing more."""
+        """Return True if the socket takes no more frames."""
 
     def thin(self) -> bool:
-        """Leave out what can be; return True if that is half of it at least."""
+        """Drop all frames that may be dropped. Return True if that frees at least half of the bytes."""
 
     def give_up(self) -> None:
-        """Close it, and drop what waits."""
+        """Close the socket, and drop its waiting frames."""
 
 
 class Total:
-    """Bytes that wait for all tenants together."""
+    """Count of the bytes that wait for all tenants together."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
 class Shared:
-    """The large messages that one tenant's sockets hold, each counted once."""
+    """Count of the large messages that one tenant's sockets hold, each counted once."""
 
     def __init__(self, total: Total) -> None:
         self._total = total
@@ -50,7 +50,7 @@ class Shared:
         self.bytes = 0
 
     def add(self, message: object, size: int) -> None:
-        """One more socket holds a message of so many bytes."""
+        """Note that one more socket holds a message of `size` bytes."""
         count = self._holders.get(id(message), 0)
         if not count:
             self.bytes += size
@@ -58,7 +58,7 @@ class Shared:
         self._holders[id(message)] = count + 1
 
     def remove(self, message: object, size: int) -> None:
-        """One socket less does."""
+        """Note that one socket less holds a message."""
         count = self._holders[id(message)] - 1
         if count:
             self._holders[id(message)] = count
@@ -69,7 +69,7 @@ class Shared:
 
 
 class TenantBuffers:
-    """What waits for one tenant's sockets. `holders` are these, each with its own bytes when they were counted."""
+    """Count of the bytes that wait for one tenant's sockets. `holders` has each socket's own bytes, as last counted."""
 
     def __init__(self, total: Total) -> None:
         self.holders: dict[Holder, int] = {}
@@ -78,16 +78,16 @@ class TenantBuffers:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all of it."""
+        """Return the bytes that wait for the tenant's sockets, shared ones included."""
         return self.own + self.shared.bytes
 
 
 class Buffers:
-    """What waits for all sockets.
+    """Count and bound of the bytes that wait for all sockets.
 
     Args:
-        per_tenant: bytes that may wait for one tenant's sockets.
-        in_all: bytes that may wait for all.
+        per_tenant: maximum bytes that wait for one tenant's sockets.
+        in_all: maximum bytes that wait for all sockets.
     """
 
     def __init__(self, per_tenant: int, in_all: int) -> None:
@@ -99,20 +99,20 @@ class Buffers:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all that waits."""
+        """Return the bytes that wait for all sockets."""
         return self._total.bytes
 
     def __contains__(self, tenant: str) -> bool:
         return tenant in self._tenants
 
     def join(self, tenant: str, holder: Holder) -> TenantBuffers:
-        """A socket is open."""
+        """Add an open socket. Return the buffers of its tenant."""
         buffers = self._tenants.setdefault(tenant, TenantBuffers(self._total))
         buffers.holders[holder] = 0
         return buffers
 
     def leave(self, tenant: str, holder: Holder) -> None:
-        """A socket is gone, and holds nothing."""
+        """Remove a socket that is closed and holds no frames."""
         buffers = self._tenants[tenant]
         own = buffers.holders.pop(holder)
         buffers.own -= own
@@ -121,7 +121,7 @@ class Buffers:
             del self._tenants[tenant]
 
     def count(self, buffers: TenantBuffers, holder: Holder, own: int) -> None:
-        """A socket holds so many bytes of its own now, beside the large messages. Too many in all make room."""
+        """Count the bytes of a socket's own, without large messages. Make room if a bound is passed."""
         change = own - buffers.holders[holder]
         if change > SLACK or change < -SLACK:
             buffers.holders[holder] = own
@@ -131,7 +131,7 @@ class Buffers:
             self._make_room(buffers)
 
     def _make_room(self, buffers: TenantBuffers) -> None:
-        # To close a socket changes what it holds, which is counted, too.
+        # Return if called by itself, because closing a socket changes its bytes, which are counted, too.
         if self._makes_room:
             return
         self._makes_room = True
@@ -145,7 +145,7 @@ class Buffers:
             self._makes_room = False
 
     def _free_some(self, buffers: TenantBuffers) -> bool:
-        """Have the socket that holds most make room. False if there is none."""
+        """Let the tenant's socket that holds most make room. Return False if no socket is open."""
         open_ones = (each for each in buffers.holders if not each.is_closing)
         holder = max(open_ones, key=lambda each: each.held, default=None)
         if holder is None:

@@ -1,4 +1,4 @@
-"""One client's WebSocket: frames go through its sequencer and its outbox, and a task of its own writes them."""
+"""One client's WebSocket. Frames go through its sequencer and its outbox, and a task of its own writes them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ CLOSE_LIMIT = 2.0
 
 
 class ClientSocket:
-    """A connected socket.
+    """Connected socket of a tenant's client.
 
     Args:
-        stream: what `response` was prepared with.
-        transport: its connection.
-        features: gives the flags that are answered to the client's ``feature_flags``.
-        max_buffer: bytes that may wait for this reader.
-        buffers: counts what waits for all readers; `tenant` is whose this one is.
-        listener: tells the ledger how this socket is told.
+        stream: the stream writer of the prepared `response`.
+        transport: the socket's connection.
+        features: returns the flags for the answer to the client's ``feature_flags``.
+        max_buffer: maximum bytes that wait for this reader.
+        buffers: count of the bytes that wait for all readers.
+        listener: the socket's entry in the ledger, which has its order of events.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class ClientSocket:
 
     @property
     def _in_writing(self) -> int:
-        """The bytes in memory of a large frame that is being written."""
+        """Return the bytes in memory of a large frame that is being written."""
         writing = self._writing
         return writing.bulk.held if writing is not None and writing.bulk is not None else 0
 
     @property
     def is_closing(self) -> bool:
-        """Return True if it takes nothing more."""
+        """Return True if the socket takes no more frames."""
         return self._closing is not None
 
     def send(self, frame: Frame) -> None:
-        """Take a frame for this client; it is written when its turn comes. Never waits."""
+        """Queue a frame for this client, to be written when its turn comes. Never wait."""
         if self._closing is not None:
             return
         for due in self._sequencer.feed(frame):
@@ -108,7 +108,7 @@ class ClientSocket:
         if sequencer.waiting and sequencer.waiting_bytes > self._max_buffer:
             self.close(WSCloseCode.TRY_AGAIN_LATER, "too many events of parallel prompts wait for this socket")
         if self._writing_since is not None or sequencer.waiting:
-            # Else its reader keeps up, and what is here is written in this turn of the loop.
+            # Count only for a slow reader, because for others all frames are written in this turn of the event loop.
             self._count()
 
     def _count(self) -> None:
@@ -122,13 +122,13 @@ class ClientSocket:
     def _order(self, frame: Frame) -> None:
         """Turn previews into type 1 for a client that did not declare more, and put them after their ``progress``.
 
-        A ComfyUI sends type 4 before ``progress`` and type 1 after it (progress.py, and main.py's progress hook).
+        ComfyUI sends type 4 before ``progress`` and type 1 after it (progress.py, and main.py's progress hook).
         """
         held, self._held = self._held, None
         if (frame.kind is Kind.PREVIEW or frame.kind is Kind.RESULT) and not self._wants_metadata:
-            # Of a large one the payload is what comes before the picture, which both forms share.
+            # The payload of a large frame is its head before the picture. Both forms share the picture.
             if frame.legacy is None and (legacy := previews.to_legacy(frame.payload)) is not None:
-                # All sockets of the session hold the same one.
+                # Keep the legacy form on the frame, because all sockets of the session share it.
                 frame.legacy = replace(frame, said=legacy)
             self._held = frame.legacy
         if held is not None and frame.slot != "progress":
@@ -152,19 +152,19 @@ class ClientSocket:
             self._metrics.dropped.labels(str(dropped.kind)).inc()
 
     def thin(self) -> bool:
-        """Leave out what can be; return True if that is half of what waits, at least."""
+        """Drop all frames that may be dropped. Return True if that frees at least half of the bytes."""
         before = self.held
         self._drop([*self._sequencer.thin(), *self._outbox.thin()])
         self._count()
         return self.held <= before // 2
 
     def give_up(self) -> None:
-        """Close it, because its tenant's sockets, or all, hold too much, and it holds most."""
+        """Close the socket, because its tenant's sockets, or all, hold too much, and this one holds most."""
         self._metrics.slow_closed.inc()
         self.close(WSCloseCode.TRY_AGAIN_LATER, "this socket is read too slowly for all that its caller has open")
 
     def close(self, code: int, reason: str) -> None:
-        """Close it: politely if the peer reads, else by dropping the connection. What waits is dropped."""
+        """Drop the waiting frames, and close the socket: with a close frame if the peer reads, else without."""
         if self._closing is not None:
             return
         self._closing = (code, reason)
@@ -175,12 +175,12 @@ class ClientSocket:
         self._held = None
         self._ready.set()
         if self._writing_since is not None or self._writer.is_amid:
-            # The writer waits for a peer that may never read, and would not come to the closing.
+            # Abort after a while, because the writer waits for a peer that may never read, before it can close.
             asyncio.get_running_loop().call_later(CLOSE_LIMIT, self._transport.abort)
         self._count()
 
     def _tell_dropped(self) -> None:
-        """Log the results that its reader will not get."""
+        """Log the results that the reader will not get."""
         waiting = [*self._outbox.results(), *self._sequencer.results()]
         waiting += [each for each in (self._writing, self._held) if each is not None and each.kind is Kind.RESULT]
         for prompt_id in dict.fromkeys(frame.prompt_id for frame in waiting):
@@ -189,7 +189,7 @@ class ClientSocket:
             _log.warning("result_dropped", prompt_id=prompt_id, tenant=self._tenant, frames=count, reason="slow reader")
 
     def is_stalled(self, now: float, after: float) -> bool:
-        """Whether the reader has taken nothing of one write for `after` seconds."""
+        """Return True if the reader has taken nothing of one write for more than `after` seconds."""
         return self._writing_since is not None and now - self._writing_since > after
 
     def drop(self) -> None:
@@ -199,7 +199,7 @@ class ClientSocket:
         self._transport.abort()
 
     def refuse(self) -> None:
-        """Close it, because it sends too much."""
+        """Close the socket, because the client sends too much."""
         self._metrics.flooding_closed.inc()
         self.close(WSCloseCode.POLICY_VIOLATION, "too many messages, or too large ones")
 
@@ -210,7 +210,7 @@ class ClientSocket:
             await self._read()
         finally:
             if self._writer.is_amid:
-                # Its peer closes, and may still read: an answer to that amid a frame would spoil it.
+                # If the peer closes amid a frame, finish the frame first, because a close frame inside would spoil it.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_LIMIT):
                         await self._writer.end()
@@ -227,7 +227,7 @@ class ClientSocket:
                 await self._response.close(drain=False)
 
     def leave(self) -> None:
-        """Hold nothing more: it is served no longer."""
+        """Release all that the socket holds, because it is served no longer."""
         self.close(WSCloseCode.GOING_AWAY, "")
         self._writing = None
         self._writer.release()
@@ -238,7 +238,7 @@ class ClientSocket:
         first = True
         async for message in self._response:
             if self.intake is not None and self.intake.is_refusing:
-                # Whatever has been read already is nothing to answer; the end of the connection ends this.
+                # After a refusal ignore all messages that were read already, until the connection ends.
                 continue
             if message.type is WSMsgType.PING:
                 with contextlib.suppress(ClientConnectionError):
@@ -249,7 +249,7 @@ class ClientSocket:
                 first = False
 
     def _greet(self, text: str) -> None:
-        """The first message may declare the client's flags; it is answered with ours (server.py)."""
+        """Answer a first message that declares the client's flags with the gateway's flags (server.py)."""
         try:
             value = json_codec.loads(text)
         except json_codec.MalformedJson:
@@ -282,19 +282,20 @@ class ClientSocket:
                         await self._response.close(code=code, message=reason.encode())
                     return
         except TimeoutError:
-            # It does not answer the closing. What is in the transport would wait for it as long as it likes.
+            # If the peer does not take the close frame, abort, because the transport would wait for it for ever.
             self._transport.abort()
         except Lost:
             self._metrics.slow_closed.inc()
             self.close(WSCloseCode.TRY_AGAIN_LATER, "a message for this socket could not be kept on disk")
             self._transport.abort()
         except (ClientConnectionError, ConnectionError) as error:
-            # The peer went away; the reading side ends as well and cleans up. aiohttp's future and the error hold each
-            # other and, by the traceback, what was being written, whose file would stay until garbage is collected.
+            # If the peer went away, the reading side ends as well and cleans up. Drop the traceback, because aiohttp's
+            # future and the error hold each other and, by it, the frame being written: its file would stay until
+            # garbage is collected.
             error.with_traceback(None)
 
     async def _pause(self, seconds: float) -> None:
-        # What comes meanwhile waits, and is counted as behind a slow write.
+        # Set `_writing_since`, so that frames that come during the pause are counted as behind a slow write.
         self._writing_since = time.monotonic()
         await asyncio.sleep(seconds)
         self._writing_since = None

@@ -1,7 +1,7 @@
-"""Writes frames to one client's connection, large ones piece by piece.
+"""Writer of frames to one client's connection, large ones piece by piece.
 
-A large message goes out as one WebSocket frame, as a ComfyUI sends it: some clients can't put fragments together. So
-nothing else may be written until its last piece is, a pong no more than a closing.
+A large message goes out as one WebSocket frame, as from ComfyUI, because some clients can't join fragments. So nothing
+else may be written until its last piece is, neither a pong nor a close frame.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _LENGTH_IN_2_BYTES, _LENGTH_IN_8_BYTES = 126, 127
 
 
 class FrameWriter:
-    """Writes whole frames, one at a time.
+    """Writer of whole frames, one at a time.
 
     Attributes:
         is_torn: True while a part of a frame is written, and not all of it.
 
     Args:
-        stream: what `response` was prepared with.
+        stream: the stream writer of the prepared `response`.
         moved: called whenever the reader has taken some of a large frame.
     """
 
@@ -47,14 +47,14 @@ class FrameWriter:
 
     @property
     def is_amid(self) -> bool:
-        """Return True while a frame is written, and nothing else may be."""
+        """Return True while a frame is being written, so that nothing else may be."""
         return self._lock.locked()
 
     async def write(self, frame: Frame) -> None:
         """Write a frame, as fast as its reader reads.
 
         Raises:
-            Lost: its large part is gone. A part of the frame may be written.
+            Lost: the frame's large part is gone. A part of the frame may be written.
         """
         kind = WSMsgType.BINARY if frame.binary else WSMsgType.TEXT
         async with self._lock:
@@ -67,7 +67,7 @@ class FrameWriter:
                 self._put(piece)
                 await self._stream.drain()
                 self._moved()
-                # If the reader is fast, drain returns at once.
+                # Yield to the event loop, because drain returns at once if the reader is fast.
                 await asyncio.sleep(0)
             self.is_torn = False
 
@@ -82,7 +82,7 @@ class FrameWriter:
             await self._response.pong(data)
 
     def release(self) -> None:
-        """Let go of the socket, which would be in a circle with this writer."""
+        """Drop the reference to the socket, because it would form a cycle with this writer."""
         self._moved = _nothing
 
     async def end(self) -> None:

@@ -1,4 +1,4 @@
-"""All sessions. A session is one client's presence: (tenant, clientId), however many sockets it has."""
+"""The hub of all sessions. A session is one client's presence, (tenant, clientId), with all its sockets."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from gateway.tenants.keys import Grant
 from gateway.tenants.token_bucket import TokenBucket
 
 SWEEP_SECONDS = 5.0
-# So many bytes may lie in a connection's own buffer uncounted, and a frame more; then its writer waits for its reader.
+# Maximum uncounted bytes in a connection's own buffer, and one frame more. Then the writer waits for the reader.
 TRANSPORT_BYTES = 16 * 1024
 
 
 class Hub:
-    """Connects sockets to what the ledger tells over the bus.
+    """Hub that connects sockets to the bus.
 
     Args:
-        features: returns the flags that the clients of a tenant are told.
+        features: returns the feature flags for a tenant's clients.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Hub:
         self._closing = False
 
     def start(self) -> None:
-        """Begin to look after slow readers."""
+        """Start the periodic check for slow readers and ended grants."""
         self._tasks.repeat(self._sweep, "sweep", SWEEP_SECONDS, at_once=False)
 
     async def close(self) -> None:
@@ -77,7 +77,7 @@ class Hub:
         return self._buffers.bytes
 
     def close_ended(self, *sockets: ClientSocket) -> None:
-        """Close those of these sockets, or of all, whose key or sign-in holds no more, with 1008 (policy violation)."""
+        """Close the given sockets, or any, whose key or sign-in is no longer valid, with 1008 (policy violation)."""
         now = time.time()
         for socket in sockets or list(self._sockets):
             grant = self._sockets[socket]
@@ -85,8 +85,9 @@ class Hub:
                 socket.close(WSCloseCode.POLICY_VIOLATION, "what let this socket in holds no more")
 
     async def serve(self, request: web.Request, tenant: str, grant: Grant | None = None) -> web.StreamResponse:
-        """Serve GET /ws for a tenant until the socket closes, or what let it in holds no more."""
-        # Without compression: what is small when it comes stays small. Pings are answered as they are counted.
+        """Serve GET /ws for a tenant until the socket closes, or its grant is no longer valid."""
+        # Use no compression, so that a small message stays small. Don't let aiohttp answer pings, because each incoming
+        # frame is counted first.
         response = web.WebSocketResponse(
             max_msg_size=self._settings.max_message,
             compress=False,
@@ -118,7 +119,7 @@ class Hub:
             leaving.callback(socket.leave)
             intake = socket.intake = install(request, response, self._budget(tenant), socket.refuse)
             leaving.callback(intake.release)
-            # Greeting and subscription without an await in between: no event is missed, none is told twice.
+            # Greet and subscribe without an await in between, so that no event is missed or sent twice.
             self._greet(socket, tenant)
             leaving.callback(self._bus.subscribe(session_topic(tenant, session_id), socket.send))
             self._statuses.join(tenant, socket)
@@ -128,13 +129,13 @@ class Hub:
             leaving.enter_context(self._metrics.sockets.track_inprogress())
             if self._closing:
                 socket.close(WSCloseCode.GOING_AWAY, "the gateway is shutting down")
-            # What let it in may have ended while it was being set up; nothing has been written yet.
+            # Check the grant again, because it may have ended during the setup. Nothing has been written yet.
             self.close_ended(socket)
             await socket.run()
         return response
 
     def _greet(self, socket: ClientSocket, tenant: str) -> None:
-        """``status`` with the sid, then where the session's running jobs are."""
+        """Send ``status`` with the sid, then the progress of the session's running jobs."""
         socket.send(events.status_frame(self._ledger.remaining(tenant), socket.session_id))
         mine = [
             job
@@ -147,7 +148,7 @@ class Hub:
                     socket.send(frame)
 
     def _budget(self, tenant: str) -> Budget:
-        """Return what a new socket may send."""
+        """Return the budget of a new socket's incoming bytes."""
         settings = self._settings
         shared = self._received.get(tenant)
         if shared is None:
@@ -163,7 +164,7 @@ class Hub:
         self._forget_budgets(now)
 
     def _forget_budgets(self, now: float) -> None:
-        """Drop the budgets of tenants without sockets from which nothing is taken: new ones would be the same."""
+        """Drop the full budgets of tenants without sockets, because new ones would be the same."""
         full = [tenant for tenant, bucket in self._received.items() if bucket.full_in(now) <= 0.0]
         for tenant in full:
             if tenant not in self._buffers:

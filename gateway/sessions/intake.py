@@ -1,8 +1,8 @@
 """Incoming frames of clients' WebSockets, counted as they come. Clients declare flags once, and send pings.
 
-aiohttp bounds the size of a message and nothing else: a connection may bring frames as fast as it can, each of which
-costs time. So each socket has a budget of bytes, and so have all sockets of a tenant together. Each message costs some
-more than its bytes, because an empty one costs time, too. What comes past the budget is not even parsed.
+aiohttp bounds the size of a message and nothing else. A client may send frames as fast as it can, and each one costs
+time. So each socket has a budget of bytes, and so have all sockets of a tenant together. Each message costs some
+more than its bytes, because an empty one costs time, too. Bytes past the budget are not even parsed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from aiohttp import web
 
 from gateway.tenants.token_bucket import TokenBucket
 
-# What a frame costs beside its bytes.
+# The cost of a frame beside its bytes.
 MESSAGE_COST = 256
 _MAX_FRAME_HEAD = 14
-# All sockets of a tenant may send so many times as much as one.
+# All sockets of a tenant together may send this many times as much as one.
 TENANT_FACTOR = 16
 
 
 class Budget:
-    """What a socket may send still."""
+    """Budget of bytes that a socket may still send."""
 
     def __init__(self, rate: int, burst: int, tenant: TokenBucket) -> None:
         self._own = TokenBucket.full(rate, burst, time.monotonic())
         self._tenant = tenant
-        # The frames that a full budget pays for: more need not be counted.
+        # The frames that a full budget pays for. Counting stops past them.
         self.max_frames = burst // MESSAGE_COST
 
     def take(self, count: int) -> bool:
-        """Take so many bytes; False if there are not so many."""
+        """Take `count` bytes. Return False if the budget is too small."""
         now = time.monotonic()
         return self._own.take(now, count) and self._tenant.take(now, count)
 
@@ -45,7 +45,7 @@ def tenant_bucket(rate: int, burst: int) -> TokenBucket:
 class FrameCounter:
     """Counter of the frames that a client sends (RFC 6455, section 5.2). Pure.
 
-    It looks at the heads of frames alone, so a frame is counted before anything is made of it.
+    It reads the heads of frames alone, so that a frame is counted before it is parsed.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class FrameCounter:
         self._head = b""
 
     def count(self, data: bytes, maximum: int) -> int:
-        """Return how many frames begin in the next bytes. It stops counting beyond `maximum`."""
+        """Return how many frames begin in the next bytes. Stop counting past `maximum`."""
         frames = at = 0
         while at < len(data) and frames <= maximum:
             if self._payload:
@@ -88,10 +88,10 @@ def _payload_size(head: bytes) -> int:
 
 
 class Intake:
-    """Stands before aiohttp's reader of one socket.
+    """Filter before aiohttp's reader of one socket.
 
     Args:
-        refuse: called once, when more comes than may; from then on nothing is read, and `is_refusing` is true.
+        refuse: called once, when the client sends too much. From then on nothing is read, and `is_refusing` is True.
     """
 
     def __init__(self, reader: Any, budget: Budget, refuse: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ class Intake:
         self.is_refusing = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Bytes came."""
+        """Count received bytes, and pass them on if the budget allows."""
         if self.is_refusing:
             return False, b""
         if not self._budget.take(len(data) + MESSAGE_COST * self._frames.count(data, self._budget.max_frames)):
@@ -112,16 +112,16 @@ class Intake:
         return fed
 
     def feed_eof(self) -> None:
-        """Nothing more will come."""
+        """Pass on the end of the stream."""
         self._reader.feed_eof()
 
     def refuse(self) -> None:
-        """Read nothing more."""
+        """Stop reading, and call `refuse`."""
         self.is_refusing = True
         self._refuse()
 
     def release(self) -> None:
-        """Hold the socket no more: with it, the whole connection would stay until a collection of garbage."""
+        """Drop the reference to the socket, because it would keep the connection until garbage is collected."""
         self._refuse = _ignore
 
 
@@ -132,7 +132,7 @@ def _ignore() -> None:
 def install(
     request: web.BaseRequest, response: web.WebSocketResponse, budget: Budget, refuse: Callable[[], None]
 ) -> Intake:
-    """Put an intake before a response's reader. aiohttp has no seam for it, so its protocol's own field is set."""
+    """Put an intake before a response's reader. Set a private field of aiohttp's protocol, because it has no hook."""
     protocol: Any = request.protocol
     intake = Intake(response._parser, budget, refuse)
     protocol._payload_parser = intake

@@ -1,8 +1,8 @@
-"""Outbox of one socket: frames that wait to be written, bounded; some are left out for a slow reader. Pure.
+"""Outbox of one socket: frames that wait to be written, bounded. For a slow reader some are dropped. Pure.
 
-Beyond half of the limit only the newest preview, then the newest progress and status, are kept; beyond all of it none.
-Lifecycle events and results are never left out: a reader so slow that these alone pass the limit is beyond help, and
-its socket is closed. What waits on disk does not count (`gateway.store.spool`).
+Past half of the limit only the newest preview, then the newest progress and status, are kept; past all of it none.
+Lifecycle events and results are never dropped. If these alone pass the limit, the reader is too slow, and its socket
+is closed. Frames on disk don't count (`gateway.store.spool`).
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from gateway.comfy.events import Frame, Kind
 from gateway.sessions.buffers import LARGE, Shared
 
 _DROPPED_FIRST = (frozenset({Kind.PREVIEW}), frozenset({Kind.PROGRESS, Kind.STATUS, Kind.OTHER}))
-# Between the end of one prompt and what waits of the next.
+# Pause between the end of one prompt and the waiting frames of the next.
 PAUSE_SECONDS = 0.02
 # If more frames wait, there is no pause, because prompts end faster than a socket with pauses could be told.
 MAX_PAUSED = 256
 
 
 def pause_after(waiting: int) -> float:
-    """Return the seconds to wait after a prompt's last frame, if so many wait, on a socket told of prompts in turn.
+    """Return the pause in seconds after a prompt's last frame, by the number of waiting frames.
 
-    A client may unpack a binary frame in a later turn of its loop than the text after it. If the next prompt is told in
-    the same breath, it takes one prompt's picture for the other's.
+    A client may unpack a binary frame in a later turn of its loop than the text after it. Without a pause it may take
+    one prompt's picture for the next prompt's.
     """
     return PAUSE_SECONDS if 0 < waiting <= MAX_PAUSED else 0.0
 
 
 class Outbox:
-    """A queue of frames.
+    """Queue of frames.
 
     Args:
-        limit: bytes in memory; past half of it frames are left out, past all of it `overflowing` is true.
-        shared: where large ones are counted, of which `large_bytes` are here.
+        limit: maximum bytes in memory. Past half of it frames are dropped, past all of it `overflowing` is True.
+        shared: the tenant's count of large frames, of which `large_bytes` are here.
     """
 
     def __init__(self, limit: int, shared: Shared) -> None:
@@ -48,11 +48,11 @@ class Outbox:
 
     @property
     def overflowing(self) -> bool:
-        """Whether not even leaving out was enough. A single frame may be as large as it likes."""
+        """Return True if the frames pass the limit even after dropping. A single frame may have any size."""
         return self.bytes > self._limit and len(self._frames) > 1
 
     def put(self, frame: Frame) -> list[Frame]:
-        """Add a frame. Returns what was left out to make room."""
+        """Add a frame. Return the frames that were dropped to make room."""
         self._frames.append(frame)
         size = frame.held if frame.bulk is not None else len(frame.payload)
         self.bytes += size
@@ -69,7 +69,7 @@ class Outbox:
         return dropped
 
     def take(self) -> Frame | None:
-        """The next frame to write."""
+        """Return the next frame to write; None if there is none."""
         if not self._frames:
             return None
         frame = self._frames.popleft()
@@ -77,16 +77,16 @@ class Outbox:
         return frame
 
     def thin(self) -> list[Frame]:
-        """Leave out all but the newest of what may be left out. Returns that."""
+        """Drop all but the newest frame of each kind that may be dropped. Return the dropped frames."""
         return [frame for kinds in _DROPPED_FIRST for frame in self._leave_out(kinds, keep_newest=True)]
 
     def clear(self) -> None:
-        """Leave out all."""
+        """Drop all frames."""
         while self.take() is not None:
             pass
 
     def results(self) -> list[Frame]:
-        """The results that wait."""
+        """Return the waiting results."""
         return [frame for frame in self._frames if frame.kind is Kind.RESULT]
 
     def _forget(self, frame: Frame) -> None:

@@ -1,10 +1,9 @@
-"""The order in which one socket is told about several prompts. Pure: frames in, frames out.
+"""The order in which one socket gets the frames of several prompts. Pure: frames in, frames out.
 
 Clients written for one ComfyUI, which runs one prompt at a time, take any ``execution_success`` for their own. So a
-socket hears of one prompt at a time: the others run all the same, their frames wait here (`Backlog`), and are told when
-the prompt before has ended, those first that have ended themselves. While one that has ended is still untold, so is
-``status``: a client that reads /queue at each ``status`` must not find that a prompt is over which, for all that it
-was told, has not begun.
+socket gets the frames of one prompt at a time. Other prompts run meanwhile, and their frames wait here (`Backlog`)
+until the prompt before has ended. Then prompts that have ended go first. ``status`` waits while an ended prompt waits:
+a client that reads /queue at each ``status`` must not see a prompt as over that, by its events, has not begun.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ MAX_REMEMBERED_ENDS = 256
 
 
 class Sequencer:
-    """One socket's order of frames. With `interleave`, everything goes out as it happens.
+    """Sequencer of one socket's frames. With `interleave`, all frames go out as they come.
 
-    `waiting` are the prompts whose turn has not come, with what waits of each.
+    `waiting` are the prompts whose turn has not come, each with its waiting frames.
     """
 
     def __init__(self, *, interleave: bool = False) -> None:
@@ -32,27 +31,27 @@ class Sequencer:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of all that waits."""
+        """Return the bytes of all waiting frames."""
         return sum(backlog.bytes for backlog in self.waiting.values())
 
     def feed(self, frame: Frame) -> list[Frame]:
-        """A frame came; what can be sent now."""
+        """Take a frame, and return the frames that can be sent now."""
         prompt_id = frame.prompt_id
         if self._interleave:
             return [frame]
         if prompt_id is None:
             return self._pass(frame)
         if frame.slot == START_SLOT:
-            # A client may send the id of a prompt again that it has deleted.
+            # If a prompt starts, forget its earlier end, because a client may reuse the id of a deleted prompt.
             self._ended.pop(prompt_id, None)
         if prompt_id in self._ended or frame.repeats:
-            # A straggler of a prompt that was told to its end must not open it again. A second run of a prompt must not
-            # move its progress backwards.
+            # Drop a late frame of an ended prompt, because it must not open the prompt again. Drop a repeated frame,
+            # because a second run must not move the prompt's progress backwards.
             return []
         if self._current is None and not frame.if_told:
             self._current = prompt_id
         if prompt_id != self._current and frame.if_told:
-            # It was deleted before this socket was told that it began, so there is nothing to tell.
+            # If the prompt was deleted before this socket heard of its start, drop its frames.
             self.waiting.pop(prompt_id, None)
             self._remember(prompt_id)
             return []
@@ -65,21 +64,21 @@ class Sequencer:
         return [frame, *self._next()]
 
     def results(self) -> list[Frame]:
-        """The results that wait."""
+        """Return the waiting results."""
         waiting = (frame for backlog in self.waiting.values() for frame in backlog.frames)
         return [frame for frame in waiting if frame.kind is Kind.RESULT]
 
     def thin(self) -> list[Frame]:
-        """Leave out all progress and previews but the newest of what waits. Returns that."""
+        """Drop all waiting progress and previews but the newest. Return the dropped frames."""
         return [frame for backlog in self.waiting.values() for frame in backlog.thin()]
 
     def clear(self) -> None:
-        """Drop what waits."""
+        """Drop all waiting frames."""
         self.waiting.clear()
         self._status = None
 
     def interleave(self) -> list[Frame]:
-        """From now on everything goes out as it happens; first, what has waited."""
+        """Let all frames go out as they come from now on. Return the frames that have waited."""
         self._interleave = True
         released = [frame for backlog in self.waiting.values() for frame in backlog.frames]
         if self._status is not None:
@@ -89,14 +88,14 @@ class Sequencer:
         return released
 
     def _pass(self, frame: Frame) -> list[Frame]:
-        """A frame that is about no prompt; a ``status`` may have to wait, and then only the newest matters."""
+        """Return a frame without a prompt. If an ended prompt waits, keep a ``status``; only the newest is kept."""
         if frame.kind is Kind.STATUS and any(backlog.is_over for backlog in self.waiting.values()):
             self._status = frame
             return []
         return [frame]
 
     def _next(self) -> list[Frame]:
-        """What waited: of prompts that have ended all, then ``status``, then of the one that began first."""
+        """Return waiting frames: all of ended prompts, then ``status``, then those of the prompt that began first."""
         released: list[Frame] = []
         for prompt_id in [prompt_id for prompt_id, backlog in self.waiting.items() if backlog.has_ended]:
             released += self.waiting.pop(prompt_id).frames

@@ -1,4 +1,4 @@
-"""Tells a tenant's sockets that its counts have changed: a burst of changes is told once, the last one always."""
+"""Status frames for a tenant's sockets, when its counts change. A burst gets one frame, the last change always."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gateway.comfy import events
 from gateway.comfy.events import Frame
 from gateway.jobs.state.ledger import Ledger
 
-# A tenant's sockets together get no more ``status`` messages a second, in the long run,
+# Maximum ``status`` messages a second for all of a tenant's sockets together, in the long run.
 MESSAGES_A_SECOND = 1000.0
-# but each gets one after so many seconds.
+# Maximum wait of a socket for a ``status``, in seconds, even if that passes MESSAGES_A_SECOND.
 LONGEST_SECONDS = 0.25
 
 
 class Receiver(Protocol):
-    """A socket, as `Statuses` sees it."""
+    """Socket, as `Statuses` sees it."""
 
     def send(self, frame: Frame) -> None:
         """Take a frame for its client."""
@@ -27,7 +27,7 @@ class Receiver(Protocol):
 
 @dataclass(slots=True)
 class _Told:
-    """One tenant's sockets. `due` is when they are told next, `told_at` when they were last."""
+    """Sockets of one tenant. `due` is the timer of the next ``status``, `told_at` the time of the last one."""
 
     unsubscribe: Callable[[], None]
     receivers: dict[Receiver, None] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class _Told:
 
 
 class Statuses:
-    """Made from the ledger when they are told, so that none is stale."""
+    """Sender of ``status`` frames. It makes each from the ledger when it is sent, so that none is stale."""
 
     def __init__(self, ledger: Ledger, bus: Bus) -> None:
         self._ledger = ledger
@@ -44,7 +44,7 @@ class Statuses:
         self._tenants: dict[str, _Told] = {}
 
     def join(self, tenant: str, receiver: Receiver) -> None:
-        """A socket is open."""
+        """Add an open socket."""
         told = self._tenants.get(tenant)
         if told is None:
             unsubscribe = self._bus.subscribe(status_topic(tenant), lambda _: self._changed(tenant))
@@ -52,7 +52,7 @@ class Statuses:
         told.receivers[receiver] = None
 
     def leave(self, tenant: str, receiver: Receiver) -> None:
-        """A socket is gone."""
+        """Remove a closed socket."""
         told = self._tenants[tenant]
         del told.receivers[receiver]
         if not told.receivers:

@@ -37,8 +37,8 @@ from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT, Denied, Policies
 
-# Core nodes that check these inputs themselves, so that ComfyUI does not hold them against their lists and ranges
-# (execution.py, validate_inputs); None for all of a node's inputs. Those that name files are known as such.
+# Core nodes that check these inputs themselves, so that ComfyUI does not compare them with their lists and ranges
+# (execution.py, validate_inputs). None stands for all of a node's inputs. Inputs that name files are handled as files.
 _OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
     "Load3D": None,
     "Load3DAdvanced": None,
@@ -53,10 +53,10 @@ MAX_SETS = 1_000
 
 
 class Admission:
-    """Checks of a prompt: may it run, and on which backends.
+    """Checks of prompts: may one run, and on which backends.
 
     Args:
-        max_outputs: how many output nodes a prompt may have. ComfyUI names each one that fails at each node behind it.
+        max_outputs: maximum number of a prompt's output nodes. ComfyUI names each failed one at each node behind it.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Admission:
 
     @property
     def file_inputs(self) -> Collection[tuple[str, str]]:
-        """Return the (class_type, input) that name a file: those that say so, and those that the review names."""
+        """Return the (class_type, input) that name a file, by the node's own description or by the review."""
         known = self._catalogue.capabilities
         if known is not self._files_of:
             self._files_of, self._file_inputs = known, known.file_inputs | reviewed_file_inputs()
         return self._file_inputs
 
     def outputs_of(self, submission: Submission) -> list[str]:
-        """The nodes that a prompt will execute, as far as the catalogue tells."""
+        """Return the output nodes that a prompt will execute; none while there is no catalogue."""
         merged_catalogue = self._catalogue.merged_catalogue
         return (
             output_nodes(submission.nodes, merged_catalogue.classes, submission.targets)
@@ -96,11 +96,11 @@ class Admission:
         )
 
     def is_restricted(self, tenant: str) -> bool:
-        """Whether a tenant may not use all of the fleet: what it is told of a prompt is the gateway's to say."""
+        """Return True if a tenant may not use all of the fleet, so that the gateway redacts refusals for it."""
         return self._policies.of(tenant).view is not None
 
     def allowed(self, tenant: str) -> frozenset[str] | None:
-        """The backends that a tenant's jobs may go to; None for all."""
+        """Return the backends that a tenant's jobs may go to; None for all."""
         return self._policies.of(tenant).allowed
 
     def lacks_backends(self, tenant: str) -> bool:
@@ -109,7 +109,7 @@ class Admission:
         return allowed is not None and not allowed
 
     def end_of(self, job: Job) -> tuple[str, str] | None:
-        """Return why a job would wait for ever, because of what has changed since it came, and the error's type."""
+        """Return why a job would wait for ever after a change since it came, and the error's type; None if it won't."""
         if job.submission.lacks_secrets:
             return partner_keys.LOST
         if self.lacks_backends(job.tenant):
@@ -117,7 +117,7 @@ class Admission:
         return None
 
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that can run a prompt and may; None if any will do.
+        """Return the tenant's backends that can and may run a prompt; None for all backends.
 
         A prompt of an isolated tenant goes to a shared backend only while that backend's own catalogue is known.
         """
@@ -136,39 +136,39 @@ class Admission:
             may = able & may
         elif may >= self._inputs.fleet.backends.keys():
             return None
-        # Ten thousand waiting jobs have a few sets among them.
+        # Share equal sets, because ten thousand waiting jobs have a few different sets among them.
         if len(self._sets) > MAX_SETS:
             self._sets.clear()
         return self._sets.setdefault(may, may)
 
     def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that have what a prompt needs and take its files; None if any will do."""
+        """Return the tenant's backends that can run a prompt and take its files; None for all backends."""
         able = self._able_by_catalogue(tenant, submission)
         if not submission.files or not (small := self._inputs.too_small(tenant, submission.files)):
             return able
         left = frozenset(self._inputs.fleet.backends if able is None else able) - small
-        # If none takes the files, leave it to one to say so.
+        # If no backend takes the files, leave the refusal to a backend.
         return self._sets.setdefault(left, left) if left else able
 
     def _able_by_catalogue(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that have the node classes and list values of a prompt; None if any will do."""
+        """Return the tenant's backends that have a prompt's node classes and list values; None for all backends."""
         known, allowed = self._catalogue.capabilities, self.allowed(tenant)
         names = None
         if known.classes or known.choices:
             names = capabilities.able(known, (name for _, name in submission.nodes), self._needs(submission))
         if allowed is None:
             return None if names is None else names | self._catalogue.unknown()
-        # While nothing is known of any that it may use, it waits for them.
+        # While the catalogue knows none of the tenant's backends, let the prompt wait for them.
         is_any_known = not allowed.isdisjoint(known.backends)
         return allowed if names is None or not is_any_known else (names | self._catalogue.unknown()) & allowed
 
     def remember(self, job: Job, able: frozenset[str] | None) -> None:
-        """Keep the backends that `refuse` has just found for a job, so that they are not worked out again."""
+        """Keep the backends that `refuse` has just found for a job, to save that work later."""
         if able is None or able:
             job.able, job.judged_by = able, self._catalogue.version
 
     def able_for(self, job: Job) -> frozenset[str] | None:
-        """Return the same for a job that waits, and note why none may run it; again only when the catalogue changed."""
+        """Return the backends that can run a waiting job, and note the reason if none may. Keep both per catalogue."""
         if job.judged_by != self._catalogue.version:
             job.judgement = judged = self._judge.of(job.tenant, job.submission, job.judgement)
             job.able = self._able_and_free(job.tenant, job.submission, judged)
@@ -179,7 +179,7 @@ class Admission:
     def steering(self, job: Job, backend: str) -> Steering | None:
         """Return the changes by which a job's savers write into secret folders on a backend.
 
-        None if the backend must not run the job any more: its node classes, or what is trusted, have changed.
+        Return None if the backend must not run the job any more, because its node classes, or the trust, have changed.
         """
         return self._judge.steering(job, backend)
 
@@ -211,14 +211,14 @@ class Admission:
         return capabilities.needs_of(submission.graph(), known)
 
     def refuse(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Refuse what can't run, or must not; returns the backends that are able to run it, None if any will do.
+        """Refuse a prompt that can't or must not run. Return the backends that can run it; None if any can.
 
-        A file that is another tenant's answers as one that is not there, except to an admin.
+        If a prompt names another tenant's file, the answer is that for a missing file, except to an admin.
 
         Raises:
-            Rejection: it can't run, or names what its tenant must not.
-            LimitReached: it names too many files that are not its tenant's own.
-            Overloaded: it can't be judged yet.
+            Rejection: the prompt can't run, or names something that its tenant must not use.
+            LimitReached: the prompt names too many files that are not its tenant's own.
+            Overloaded: the prompt can't be judged yet.
         """
         if len(submission.nodes) > self._max_outputs:
             self._refuse_many_outputs(submission)
@@ -242,7 +242,7 @@ class Admission:
         return self._able_and_free(tenant, submission, judged)
 
     def _refuse_many_outputs(self, submission: Submission) -> None:
-        """Refuse a prompt with too many outputs. A node whose class nobody describes may be one.
+        """Refuse a prompt with too many outputs. A node of an unknown class counts as an output.
 
         Raises:
             Rejection: it has too many.
@@ -265,17 +265,17 @@ class Admission:
         return self._judge.is_judged(tenant)
 
     def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], object] | None:
-        """Return what `read` is to judge a graph with, None if the caller's prompts are not judged."""
+        """Return the function with which `read` judges a graph; None if the caller's prompts are not judged."""
         return self._judge.inspector(tenant, by_admin=by_admin)
 
     async def ready(self, tenant: str) -> None:
-        """Wait until a tenant's prompts can be judged; right after the start the catalogue is not there yet."""
+        """Wait until a tenant's prompts can be judged, because after a start the catalogue is not there yet."""
         policy = self._policies.of(tenant)
         if self._catalogue.merged_catalogue is None:
             if self._judge.is_judged(tenant):
                 await self._catalogue.first_merge()
         elif policy.view is not None:
-            # What the tenant sees is worked out in a thread, for it may be long.
+            # Compute the tenant's view in a thread, because that may take long.
             await self._catalogue.seen_by(policy)
 
     async def ready_for(self, submission: Submission) -> None:
@@ -303,7 +303,7 @@ class Admission:
         raise Rejection(400, error_body("no_backend_able", "No backend has all that this prompt needs", details))
 
     def told(self, tenant: str, refusal: bytes) -> bytes:
-        """What a tenant is told of a backend's refusal."""
+        """Return a backend's refusal as a tenant may read it."""
         if self._judge.is_judged(tenant):
             return redacted(refusal, lambda *listed: self._hides(tenant, *listed))
         may_list = not self.is_restricted(tenant) and (
@@ -312,7 +312,7 @@ class Admission:
         return refusal if may_list else scrubbed(refusal, lambda *listed: self._hides(tenant, *listed))
 
     def told_of(self, tenant: str, node_errors: Any) -> Any:
-        """What it is told of the outputs that a backend leaves out."""
+        """Return a backend's ``node_errors`` of left-out outputs as a tenant may read them. They may be changed."""
         if node_errors and self._judge.is_judged(tenant):
             try:
                 return redact_node_errors(node_errors, lambda *listed: self._hides(tenant, *listed))
@@ -326,7 +326,10 @@ class Admission:
         return node_errors
 
     def _hides(self, tenant: str, class_type: str, input_name: str, choices: Sequence[Any]) -> bool:
-        """Whether a list is not for a tenant: it may not use all that backends have, or others' files are in it."""
+        """Return True if a tenant must not see a list of choices.
+
+        The tenant may not use all of the fleet, or is judged and the list may name files, or others' files are in it.
+        """
         return (
             self.is_restricted(tenant)
             or (self._judge.is_judged(tenant) and self._judge.lists_files(class_type, input_name))
@@ -334,7 +337,7 @@ class Admission:
         )
 
     def denied(self, tenant: str, submission: Submission) -> list[Denied]:
-        """What a prompt names and its tenant may not use: node classes and models."""
+        """Return the node classes and models that a prompt names and its tenant may not use."""
         policy = self._policies.of(tenant)
         if not policy.nodes and not policy.models:
             return []
@@ -344,10 +347,9 @@ class Admission:
         )
 
     def _refuse_impossible(self, tenant: str, submission: Submission) -> None:
-        """No backend has all that a prompt needs: ComfyUI's own answer, and what is missing where.
+        """Refuse a prompt that no backend can run, with ComfyUI's own answer, and the lacks of each backend.
 
-        A tenant that may not use all of the fleet learns nothing of the rest: it is answered as if its backends were
-        all there is.
+        If the tenant may not use all of the fleet, the answer reveals nothing of the other backends.
 
         Raises:
             Rejection: always.
@@ -376,11 +378,11 @@ class Admission:
         return Rejection(400, body)
 
     def _classes(self, tenant: str, submission: Submission) -> Mapping[str, Any]:
-        """The node classes of a prompt as its tenant sees them."""
+        """Return the node classes of a prompt as its tenant sees them."""
         return self._catalogue.described({name for _, name in submission.nodes}, self._policies.of(tenant))
 
     async def check(self, tenant: str, submission: Submission) -> Validation | None:
-        """Check a prompt that has to wait. None while no backend has said yet what it can do.
+        """Check a prompt that has to wait. Return None while no backend has described its node classes.
 
         Raises:
             Rejection: it can't run.
@@ -410,7 +412,7 @@ class Admission:
     ) -> Validation:
         prompt = submission.graph()
         for node_id, name, value in submission.separated:
-            # Whatever its separator, it is sent as its backend spells it.
+            # Respell the name for the validation, because the gateway sends it with the backend's own separator.
             node = prompt[node_id]
             node["inputs"][name] = capabilities.spelled(classes.get(node["class_type"]), name, value)
         used = {name for _, name in submission.nodes}

@@ -13,14 +13,14 @@ from gateway.jobs.state.job import Assignment, Job
 
 
 def refusal_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outputs, checks: Admission) -> Reply:
-    """Return a backend's refusal."""
+    """Return the reply to a client whose prompt a backend refused."""
     body = job.without_added(outputs.without_added_in_json(job, answer.body))
     body = assignment.translate(outputs.reveal(job, body), job.prompt_id)
     return refused_there(answer, checks.told(job.tenant, job.submission.censor().encoded(body)))
 
 
 def failure_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outputs) -> Reply:
-    """Return what an answer that is no refusal comes to: a failure of the backend."""
+    """Return the reply to a client whose prompt a backend failed over, without a refusal."""
     body = assignment.translate(job.without_added(outputs.reveal(job, answer.body)), job.prompt_id)
     return failed_there(answer, body)
 
@@ -28,9 +28,9 @@ def failure_for(job: Job, assignment: Assignment, answer: Answer, outputs: Outpu
 def node_errors_for(
     job: Job, assignment: Assignment, known_as: str, node_errors: Any, outputs: Outputs, checks: Admission
 ) -> bytes:
-    """Return the errors of the outputs that a backend leaves out, as JSON. `known_as` is the prompt's id there."""
+    """Return the errors of the outputs that a backend left out, as JSON. `known_as` is the prompt's id there."""
     if not node_errors:
-        # Nearly all prompts have none.
+        # If there are none, return early, because nearly all prompts have none.
         return b"{}"
     told = outputs.without_added(job, {"node_errors": node_errors}) or {}
     node_errors = outputs.reveal_value(job, told.get("node_errors"))

@@ -16,7 +16,7 @@ from gateway.jobs.state.submission import Submission, id_in_use
 
 
 class IdempotentReplies:
-    """Finds the answer to a prompt that was sent before."""
+    """Index of the replies to prompts that were sent before."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -24,7 +24,7 @@ class IdempotentReplies:
 
     @contextmanager
     def to(self, job: Job) -> Iterator[asyncio.Future[Reply]]:
-        """The answer to a job that is being accepted: to be set, else it fails as this block does."""
+        """Yield the future reply to a job that is being accepted. The block sets it, or the future fails with it."""
         reply = self._awaited[job.key] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
@@ -40,7 +40,7 @@ class IdempotentReplies:
                 del self._awaited[job.key]
 
     def earlier(self, tenant: str, submission: Submission) -> Awaitable[Reply] | None:
-        """The answer to the same prompt sent before under the same id; None if there was none.
+        """Return the reply to the same prompt, sent before under the same id; None if there was none.
 
         Raises:
             Rejection: the id is in use for another prompt.

@@ -18,16 +18,16 @@ from gateway.tenants.policy import Policies, Policy
 from gateway.tenants.secret_names import SecretNames
 
 _NONE: frozenset[str] = frozenset()
-# Lists of these kinds may tell of files.
+# Inputs of these kinds have lists that may name files.
 _LISTING = OPENING | {Kind.DATASETS, Kind.UNREVIEWED}
 
 
 class PromptJudge:
-    """Judges prompts of tenants that share backends with strangers.
+    """Judge of the prompts of tenants that share backends with strangers.
 
     Args:
         is_apart: returns True for a tenant that is not alone on the fleet.
-        names: makes the names of the secret folders into which savers are steered.
+        names: maker of the names of secret folders, into which savers are steered.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PromptJudge:
         self._policies = policies
         self._is_apart = is_apart
         self._names = names
-        # The shared backends of each policy, as one object: ten thousand waiting jobs have the same.
+        # The shared backends of each policy, as one object, because ten thousand waiting jobs have the same.
         self._shared: dict[int, frozenset[str]] = {}
         self._shared_of: object = None
 
@@ -54,9 +54,9 @@ class PromptJudge:
         return not job.submission.by_admin and self.is_judged(job.tenant)
 
     def lists_files(self, class_type: str, input_name: str) -> bool:
-        """Return True if an input's list may name files or folders, so that neither it nor its length is told.
+        """Return True if an input's list may name files or folders, so that a tenant gets neither it nor its length.
 
-        Nobody knows what the list of a class that is not reviewed is made of.
+        Any list of a class that is not reviewed counts, because its contents are not known.
         """
         merged_catalogue = self._catalogue.merged_catalogue
         profile = merged_catalogue.profiles.common.get(class_type) if merged_catalogue is not None else None
@@ -82,9 +82,9 @@ class PromptJudge:
         return self._policies.of(tenant).dedicated
 
     def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], Judged] | None:
-        """Return what judges a parsed graph, None if the caller's prompts are not judged.
+        """Return the function that judges a parsed graph; None if the caller's prompts are not judged.
 
-        It is also told whether the graph is plain (`Submission.is_plain`).
+        Its second argument is True if the graph is plain (`Submission.is_plain`).
         """
         if by_admin or not self.is_judged(tenant):
             return None
@@ -94,11 +94,11 @@ class PromptJudge:
         """Return the judgement of a submission by today's catalogue, None if it needs none.
 
         Args:
-            last: the judgement that it had last, if any.
+            last: the submission's last judgement, if any.
         """
         mark = self._catalogue.mark
         for known in (last, submission.judgement):
-            # If the tenant is alone by now, this refuses more than it must, until the catalogue changes.
+            # Keep a judgement until the catalogue changes. If the tenant is alone by now, it refuses more than it must.
             if isinstance(known, Judged) and known.merged_catalogue is mark:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
@@ -174,7 +174,7 @@ def _plan(
     trusts: Callable[[ClassProfile], bool],
 ) -> Plan:
     def is_spared(known: ClassProfile) -> bool:
-        # If the operator trusts a class that saves models, what it saves is everybody's: loaders must find it.
+        # If the operator trusts a class that saves models, don't steer it, because loaders must find the models.
         return known.saves_models and trusts(known)
 
     return plan(prompt, savers, lambda name: _is_reviewed(profile(name)), is_spared)

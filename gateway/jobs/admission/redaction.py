@@ -18,9 +18,9 @@ _KINDS_OF_FILE = {"audio": "audio", "file": "video", "model_file": "3D model", "
 
 
 def policy_error(found: Sequence[Denied]) -> dict[str, Any]:
-    """The error of a prompt that names what its tenant may not use, at each node, in ComfyUI's form.
+    """Return the error of a prompt with forbidden node classes or models, at each node, in ComfyUI's form.
 
-    It says the same whether a backend has such a class or model or not.
+    The error is the same if a backend has such a class or model, and if none has.
     """
     return _error_of([(each, _denied_error(each)) for each in found[:_MANY_DENIED]])
 
@@ -31,7 +31,7 @@ def isolation_error(found: Sequence[Refusal]) -> dict[str, Any]:
 
 
 def _error_of(found: Sequence[tuple[Denied | Refusal, dict[str, Any]]]) -> dict[str, Any]:
-    """Return an error body whose error is the first of those found, and whose node_errors hold all."""
+    """Return an error body: `error` is the first error found, and `node_errors` holds all of them."""
     node_errors: dict[str, Any] = {}
     for each, error in found:
         own = {"errors": [], "dependent_outputs": [], "class_type": each.class_type}
@@ -59,12 +59,12 @@ def _isolation_error(each: Refusal) -> dict[str, Any]:
     return {"type": "input_refused", "message": message, "details": each.input_name, "extra_info": extra}
 
 
-# Whether a tenant must not read what an input of a class offers, by its name and the choices.
+# A predicate: (class, input, choices) is True if a tenant must not read the choices of that input.
 Hides = Callable[[str, str, Sequence[Any]], bool]
 
 
 def scrubbed(body: bytes, hides: Hides) -> bytes:
-    """A backend's refusal without what it lists of itself, as far as a tenant must not read that there."""
+    """Return a backend's refusal without the lists of choices that `hides`."""
     try:
         value = json_codec.loads(body)
         _scrub_body(value, hides)
@@ -74,20 +74,20 @@ def scrubbed(body: bytes, hides: Hides) -> bytes:
 
 
 def _scrub_body(value: Any, hides: Hides) -> bool:
-    """Take out of a refusal's body what it lists; return True if there was anything to be hidden."""
+    """Remove lists from a refusal's body. Return True if the body had any that must be hidden."""
     found = scrub(value["node_errors"], hides)
     if found and value["error"]["type"] == "prompt_outputs_failed_validation":
-        # ComfyUI repeats in there what is wrong at each node (execution.py, validate_prompt).
+        # Write the details anew, because ComfyUI repeats each node's errors there (execution.py, validate_prompt).
         told = (error for node in value["node_errors"].values() for error in node["errors"])
         value["error"]["details"] = "\n".join(f"{error['message']}: {error['details']}" for error in told)
     return found
 
 
 def scrub(node_errors: Any, hides: Hides) -> bool:
-    """The same for ``node_errors``, which are changed; whether there was anything to be hidden.
+    """Remove lists from ``node_errors``, in place. Return True if there were any that must be hidden.
 
     Raises:
-        LookupError, TypeError, AttributeError: they are not of ComfyUI's form.
+        LookupError, TypeError, AttributeError: the errors do not have ComfyUI's form.
     """
     found = False
     for node in node_errors.values():
@@ -100,7 +100,7 @@ def scrub(node_errors: Any, hides: Hides) -> bool:
 
 
 def _hide_list(error: dict[str, Any]) -> bool:
-    """Take out of an error what the input offers, and how much of it; return True if it told anything."""
+    """Remove an input's choices, and their number, from an error. Return True if the error revealed any."""
     extra = error["extra_info"]
     if "input_config" not in extra and error["type"] not in ("value_not_in_list", "return_type_mismatch"):
         return False
@@ -108,7 +108,7 @@ def _hide_list(error: dict[str, Any]) -> bool:
     if error["type"] == "value_not_in_list":
         error["details"] = f"{extra.get('input_name')}: {extra.get('received_value')!r} not in list"
     if error["type"] == "return_type_mismatch":
-        # The type of an input, and of an output, may be a list of choices.
+        # Replace a type that is a list, because the type of an input or output may be a list of choices.
         received = extra.get("received_type")
         extra["received_type"] = received if isinstance(received, str) else "COMBO"
         error["details"] = f"{extra.get('input_name')}, received_type({extra['received_type']}) mismatch"
@@ -149,7 +149,7 @@ def redact_node_errors(node_errors: Any, hides: Hides) -> Any:
 
 
 def _choices(config: Any) -> Sequence[Any]:
-    """What an input offers: choices stand in the type's place, or under ``options`` (execution.py, validate_inputs)."""
+    """Return an input's choices, which are its type, or under ``options`` (execution.py, validate_inputs)."""
     for part in config if isinstance(config, list) else ():
         choices = part.get("options") if isinstance(part, dict) else part
         if isinstance(choices, list):
@@ -158,7 +158,7 @@ def _choices(config: Any) -> Sequence[Any]:
 
 
 def file_check(wrong: frozenset[tuple[str, str]]) -> Callable[[Mapping[str, Any]], list[tuple[str, str]]]:
-    """Return a node's own check of its inputs: each of these (input, file) is a file that is not there."""
+    """Return a node's own check of its inputs, which fails for each of these (input, file): the file is missing."""
 
     def check(inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [
@@ -172,5 +172,5 @@ def file_check(wrong: frozenset[tuple[str, str]]) -> Callable[[Mapping[str, Any]
 
 
 def invalid_file(input_name: str, value: str) -> str:
-    """Return ComfyUI's words for a file that is not there."""
+    """Return ComfyUI's message for a missing file."""
     return f"{input_name} - Invalid {_KINDS_OF_FILE.get(input_name, 'image')} file: {clipped(value)}"

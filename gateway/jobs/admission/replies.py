@@ -1,4 +1,4 @@
-"""Replies to POST /prompt: accepted, refused, or that nothing can be taken now."""
+"""Replies to POST /prompt: accepted, refused, or overloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.store.protocol import HistoryRecord
 
 
 class Overloaded(Exception):
-    """A prompt can't be accepted now; the text says why. `limit` is the name of the setting that is reached, if any."""
+    """Overload: no prompt can be accepted now. The text says why. `limit` names the setting that is reached, if any."""
 
     def __init__(self, details: str, limit: str | None = None) -> None:
         super().__init__(details)
@@ -23,9 +23,9 @@ class Overloaded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a POST /prompt. `backend` has the job then; empty if it waits, or there is none.
+    """Response to a POST /prompt. `backend` has the job; it is empty if the job waits, or if there is no job.
 
-    `prompt_id` is the job's, also of one that a backend refused; the gateway's log tells of it.
+    `prompt_id` is the job's, even if a backend refused the job, because the gateway's log names it.
     """
 
     status: int
@@ -36,24 +36,24 @@ class Reply:
 
     @classmethod
     def accepted(cls, job: Job) -> Reply:
-        """Return the answer to a job that was accepted."""
+        """Return the response for an accepted job."""
         return cls(200, job.answer(), backend=job.backend or "", prompt_id=job.prompt_id)
 
     def of(self, job: Job) -> Reply:
-        """Return the same answer, as that to a job."""
+        """Return the same response with a job's prompt_id."""
         return replace(self, prompt_id=job.prompt_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A prompt that was accepted before, and the answer that it had."""
+    """Prompt that was accepted before, with its response."""
 
     digest: bytes | None
     reply: Reply
 
 
 def accepted_before(job: Job | None, ended: HistoryRecord | None, gave_number: bool) -> Known | None:
-    """What is known of a prompt that is open, or has ended; None if neither."""
+    """Return the digest and the response of an open or ended prompt; None if there is neither."""
     if job is not None:
         return Known(job.submission.digest, Reply.accepted(job))
     return None if ended is None else Known(ended.digest, _accepted(ended, gave_number))
@@ -69,14 +69,14 @@ def _accepted(ended: HistoryRecord, gave_number: bool) -> Reply:
 
 
 def unread(error: BadAnswer) -> Answer:
-    """Return what an answer that could not be read counts as: the backend's failure."""
+    """Return the answer that stands for an unreadable one: a failure of the backend."""
     return Answer(502, CIMultiDict(), str(error).encode())
 
 
 def refused_there(answer: Answer, said: bytes) -> Reply:
-    """A backend refused a prompt. `said` is its answer's body, fit for the client.
+    """Return the response after a backend refused a prompt. `said` is its answer's body, fit for the client.
 
-    What is no JSON is not to be taken for a page of the gateway's.
+    A body that is no JSON becomes plain text, so that no browser takes it for a page of the gateway's.
     """
     type_ = answer.headers.get("Content-Type", "application/json")
     is_json = type_.partition(";")[0].strip().lower() == "application/json" and type_.isprintable()
@@ -84,21 +84,21 @@ def refused_there(answer: Answer, said: bytes) -> Reply:
 
 
 def input_missing(error: Exception) -> Reply:
-    """Return the refusal of a prompt that needs a file which is nowhere any more, as the error says."""
+    """Return the refusal of a prompt whose input file is missing everywhere. The error names the file."""
     body = error_body("prompt_outputs_failed_validation", "Prompt outputs failed validation", str(error))
     return Reply(400, json_codec.dumps(body))
 
 
 def broken_here(error: Exception) -> Reply:
-    """The gateway's own code failed over a prompt."""
+    """Return the response after the gateway's own code failed over a prompt."""
     return Reply(
         500, json_codec.dumps(error_body("gateway_error", "The prompt could not be sent", type(error).__name__))
     )
 
 
 def failed_there(answer: Answer, said: bytes) -> Reply:
-    """A backend failed over a prompt, and no other can be asked. `said` is its answer's body, fit for the client."""
-    # If it answered 200, its body may speak of anybody's prompt.
+    """Return the response after a backend failed over a prompt. `said` is its answer's body, fit for the client."""
+    # If the backend answered 200, drop its body, because that may be about anybody's prompt.
     text = said[:200].decode("utf-8", "replace") if answer.status >= 500 else ""
     body = error_body("backend_error", f"The backend answered {answer.status} to this prompt", text)
     return Reply(500, json_codec.dumps(body))

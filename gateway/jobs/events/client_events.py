@@ -1,7 +1,7 @@
 """Events for a job's session, in the order that a single ComfyUI would give.
 
-Nothing is told of a job before the answer to its POST /prompt is written: clients listen for an id once they know it.
-What a backend says of its next job waits until the end of the one before is told, which waits for the history entry.
+A job's events wait until the response to its POST /prompt is written, because clients listen for an id once they know
+it. Events of a backend's next job wait until the end of the job before is told, which waits for the history entry.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from gateway.comfy.events import Frame, Kind
 from gateway.jobs.events.results import dropped
 from gateway.jobs.state.job import Job
 
-# Frames that wait for an answer or an end are few; of more than so many, only the newest progress and preview is kept.
+# Past this many waiting frames of a job, only the newest progress and preview is kept. Usually few frames wait.
 MAX_WHOLE = 256
-# Bytes in memory that may so wait of one job, beside what has a place on disk.
+# Maximum bytes of a job's waiting frames in memory. Frames on disk don't count.
 MAX_HELD_BYTES = 64 * 2**20
-# Bytes that a frame takes beside its text.
+# Bytes of memory that a frame takes beside its payload.
 FRAME_BYTES = 512
-# Between an answer and the first event of its prompt.
+# Pause between a response and the first event of its prompt.
 HEAD_START_SECONDS = 0.02
 
 
 @dataclass(slots=True)
 class _Held:
-    """Why a job's frames wait, and what waits."""
+    """Waiting frames of a job, with the reasons why they wait."""
 
     unanswered: bool = False
     after: set[Job] = field(default_factory=set)
     backlog: Backlog = field(default_factory=lambda: Backlog(MAX_WHOLE))
 
     def has_room(self, frame: Frame) -> bool:
-        """Return True if a frame may wait, too. What ends its prompt always may."""
+        """Return True if there is room for one more frame. A frame that ends its prompt always has room."""
         is_end = frame.kind is Kind.END or frame.slot == events.TERMINAL_SLOT
         return is_end or self.backlog.bytes + FRAME_BYTES * len(self.backlog.frames) + frame.held <= MAX_HELD_BYTES
 
 
 class ClientEvents:
-    """Publishes frames for jobs' sessions.
+    """Publisher of frames for jobs' sessions.
 
     Args:
         began: called with a job once its client may know that it runs.
@@ -55,7 +55,7 @@ class ClientEvents:
         self._followers: dict[Job, list[Job]] = {}
 
     def tell(self, job: Job, frame: Frame) -> None:
-        """Tell a job's session, if it has one, when its turn comes."""
+        """Publish a frame for a job's session, if it has one, or hold the frame until its turn comes."""
         if job.submission.session_id is None:
             return
         held = self._held.get(job) if self._held else None
@@ -70,7 +70,7 @@ class ClientEvents:
             self._publish(job, frame)
 
     def start(self, job: Job, timestamp: int) -> None:
-        """Tell that it started, unless that was told: the backend's own word of it went by unheard."""
+        """Publish ``execution_start``, unless that was done. The backend's own event may have been missed."""
         if not job.live.start_told:
             job.live.start_told = True
             data = {"prompt_id": job.prompt_id, "timestamp": timestamp}
@@ -81,28 +81,28 @@ class ClientEvents:
         self._bus.publish(session_topic(job.tenant, job.submission.session_id or ""), frame)
 
     def hold_until_answered(self, job: Job) -> None:
-        """Its client does not know of it yet. `answered` ends that."""
+        """Hold a job's frames until `answered`, because its client does not know its id yet."""
         if job.submission.session_id is not None:
             self._hold(job).unanswered = True
 
     def answered_soon(self, job: Job) -> None:
-        """The answer is on its way: `answered` in a moment."""
+        """Call `answered` after a short pause, because the response is on its way."""
         asyncio.get_running_loop().call_later(HEAD_START_SECONDS, self.answered, job)
 
     def answered(self, job: Job) -> None:
-        """The answer to its POST /prompt is written, or never will be."""
+        """Release a job's frames as far as they wait for the response to its POST /prompt."""
         held = self._held.get(job)
         if held is not None:
             held.unanswered = False
             self._release(job, held)
 
     def follow(self, job: Job, before: Job) -> None:
-        """The job began where another one has come to its end, which is still to be told. `over` ends that."""
+        """Hold a job's frames until `over` for the job before it on its backend, whose end is not told yet."""
         self._hold(job).after.add(before)
         self._followers.setdefault(before, []).append(job)
 
     def begin(self, job: Job) -> None:
-        """Note that a job runs. Its client knows once nothing holds its frames."""
+        """Report that a job runs, unless its frames are held, so that its client can't know yet."""
         if not job.live.held:
             self._began(job)
 
@@ -111,7 +111,7 @@ class ClientEvents:
         return self._held.setdefault(job, _Held())
 
     def over(self, job: Job) -> None:
-        """All is told of a job's run that there is to tell."""
+        """Release the jobs that wait for the end of this one, because all its events are published."""
         for follower in self._followers.pop(job, ()):
             held = self._held.get(follower)
             if held is not None:

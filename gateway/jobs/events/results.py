@@ -1,4 +1,4 @@
-"""Results that nodes send over the socket: told from previews, made into frames; large ones may go to disk."""
+"""Frames of nodes' results and previews. Results are told apart from previews, and large ones may go to disk."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from gateway.tenants.secret_names import holds_secret
 
 _log = logs.get("results")
 
-# Messages of so many bytes may go to disk.
+# Messages of at least this many bytes may go to disk.
 LARGE = 32 * 1024
-# Bytes that are looked through before others have their turn, and how much two pieces have in common: no key and no
-# secret name is longer.
+# Bytes that are searched in one step, and the overlap of two steps, because no key or secret name is longer.
 LOOK, OVERLAP = 1024 * 1024, 8 * 1024
 _PICTURES = (PREVIEW, 2, PREVIEW_WITH_METADATA)
 
 
 class Results:
-    """Makes frames.
+    """Maker of frames from nodes' messages.
 
     Args:
-        describe: returns what a backend says of a node class, None if that is not known.
+        describe: returns a backend's description of a node class, None if there is none.
     """
 
     def __init__(self, spool: Spool, describe: Callable[[str, str], Mapping[str, Any] | None]) -> None:
@@ -37,14 +36,14 @@ class Results:
         self._describe = describe
 
     def kind_of(self, job: Job, backend: str, head: Head) -> Kind:
-        """Return what may be done with a binary message of a job."""
+        """Return the kind of a job's binary message: a result, a preview or another."""
         node_id = head.metadata.get("node_id") if head.type == PREVIEW_WITH_METADATA else job.live.node
         if is_result(head.type, head.image_type, self._sender(job, backend, node_id)):
             return Kind.RESULT
         return Kind.PREVIEW if head.type in _PICTURES else Kind.OTHER
 
     def _sender(self, job: Job, backend: str, node_id: Any) -> Sender:
-        """Return the kind of a node. One that is not in the prompt was made by another while that ran."""
+        """Return the kind of a node. It is unknown if the node is not in the prompt, because another node made it."""
         if not isinstance(node_id, str):
             return Sender.UNKNOWN
         known = job.live.sender
@@ -55,14 +54,14 @@ class Results:
         return known[1]
 
     def binary(self, job: Job, kind: Kind, head: bytes, picture: memoryview | bytes) -> Frame:
-        """Return the frame of a binary message: what says whose it is, and what follows."""
+        """Return the frame of a binary message: its head, and the picture after it."""
         if kind in KEPT and len(picture) >= LARGE:
             bulk = self.spool.take(job.tenant, picture)
             return Frame(kind, head, job.prompt_id, str(kind), binary=True, bulk=bulk)
         return Frame(kind, b"".join((head, picture)), job.prompt_id, str(kind), binary=True)
 
     def relieve(self, job: Job, frame: Frame) -> Frame:
-        """Return a large text message's frame so that it may go to disk, if it must not be left out."""
+        """Return a large text frame with its payload in the spool, if the frame must not be dropped."""
         if frame.kind not in KEPT:
             return frame
         bulk = self.spool.take(job.tenant, frame.payload)
@@ -70,12 +69,12 @@ class Results:
 
 
 def dropped(job: Job, reason: str, size: int) -> None:
-    """Log that a result reaches nobody."""
+    """Log that a result was dropped."""
     _log.warning("result_dropped", **job.log_ids, tenant=job.tenant, bytes=size, reason=reason)
 
 
 async def may_be_told(job: Job, data: bytes, head: Head) -> bool:
-    """Return False for a large binary message with a partner key in it, or a secret name where it is no picture."""
+    """Return False if a large binary message holds a partner key, or is no picture and holds a secret name."""
     censor = job.submission.censor() if job.submission.needs_secrets else None
     looks_for_names = head.type not in _PICTURES
     if censor is None and not looks_for_names:
@@ -89,6 +88,6 @@ async def may_be_told(job: Job, data: bytes, head: Head) -> bool:
 
 
 def translated_head(job: Job, data: bytes, head: Head) -> bytes:
-    """Return what is before the picture in the client's ids."""
+    """Return a message's head, before the picture, with the client's ids."""
     told = previews.replace(data[: head.end], job.upstream_id.encode(), job.prompt_id.encode())
     return job.without_added(told) if job.live.added and head.type == PREVIEW_WITH_METADATA else told

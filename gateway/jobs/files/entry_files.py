@@ -1,4 +1,4 @@
-"""Reading of a history entry's outputs and messages: each file in it, and what its messages tell of nodes and times."""
+"""Read a history entry's outputs and messages: its files, its cached nodes and its times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.files.index import Origin
 
 
 def origin_of(is_made: bool, ran: bool) -> Origin:
-    """Return how a job comes to tell of a file, by whether it says that it made the file, and ran the node for it."""
+    """Return the origin of a file in an entry: named only, written by this job, or written by an earlier one."""
     if not is_made:
         return Origin.NAMED
     return Origin.WROTE if ran else Origin.EARLIER
@@ -21,9 +21,9 @@ def origin_of(is_made: bool, ran: bool) -> Origin:
 def each_file(
     outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], maximum: int = identity.MAX_FILES
 ) -> Any:
-    """An entry's outputs, each file in them with a new name, for which the node's id is given as well.
+    """Return an entry's outputs with a new name for each file. `new_name` also gets the node's id.
 
-    Of more than so many the rest keep the names that they have: a node may tell of a million that are not there.
+    Files past `maximum` keep their names, because a node may name a million files that do not exist.
     """
     return finished(file_steps(outputs, new_name, maximum))
 
@@ -31,7 +31,7 @@ def each_file(
 def file_steps(
     outputs: Any, new_name: Callable[[FileRef, bool, str], FileRef], maximum: int = identity.MAX_FILES
 ) -> Generator[None, None, Any]:
-    """Rename as `each_file` does, in steps that are short."""
+    """Rename as `each_file` does, in short steps."""
     left = maximum
 
     def named_at(node_id: str) -> Callable[[FileRef, bool], FileRef]:
@@ -51,13 +51,13 @@ def file_steps(
 
 
 def cached_nodes(status: Any) -> Collection[str]:
-    """The nodes of an entry whose results an earlier prompt left."""
+    """Return the nodes of an entry whose results were cached by an earlier prompt."""
     told = [data.get("nodes") for name, data in history.messages_of(status) if name == "execution_cached"]
     return {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
 
 
 def time_of(status: Any, names: Collection[str]) -> float | None:
-    """When the last message of these names was told: seconds since 1970, by the backend's clock."""
+    """Return the time of the last message with one of these names: seconds since 1970, by the backend's clock."""
     for name, data in reversed(history.messages_of(status)):
         if name in names and (timestamp := events.timestamp_of(data)) is not None:
             return timestamp / 1000

@@ -26,24 +26,24 @@ from gateway.tenants.policy import CALLER, Policies
 # ComfyUI opens what these name without having looked whether it is there (nodes_painter.py, nodes_audio.py,
 # nodes_load_3d.py): a prompt that waits would get what is uploaded under the name meanwhile.
 _UNCHECKED = frozenset({("Painter", "mask"), ("RecordAudio", "audio"), ("Load3D", "image")})
-# Files of a job that are looked at after it was refused; the first of an emptied folder tells all.
+# Maximum number of a refused job's files that are looked at. If a folder was emptied, its first file shows that.
 MAX_LOOKS = 8
-# Where in a graph a text is: the node's id, the input's name, then what leads to it inside the input.
+# Path of a text in a graph: the node's id, the input's name, then the path inside the input.
 Place = tuple[str | int, ...]
 
 
 class InputMissing(Exception):
-    """A file that a prompt needs is nowhere any more; the text says which and why."""
+    """Loss of a file that a prompt needs: no backend has it. The text says which file, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What prompts read.
+    """Input files of prompts.
 
     Args:
-        visibility: which files a tenant may name.
+        visibility: returns the visibility of files for a tenant.
         judged: returns True for a tenant that shares backends with strangers.
-        is_reviewed: returns True for a class that takes any name below a folder where it takes a file.
+        is_reviewed: returns True for a class whose file inputs take any name below a folder.
     """
 
     fleet: Fleet
@@ -60,11 +60,11 @@ class Inputs:
     is_reviewed: Callable[[str], bool]
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
-        """Those of a prompt's files that its tenant must not name; they answer as files that are not there."""
+        """Return the files of a prompt that its tenant must not name. Clients get the answer for a missing file."""
         visibility = self.visibility(tenant)
         if visibility is FileVisibility.ALL or not self.judged(tenant):
             return []
-        # A prompt may name one folder ten thousand times, and ten thousand files may lie in it.
+        # Look each folder up once, because a prompt may name one ten thousand times, and it may hold as many files.
         folders: dict[FileRef, bool] = {}
         return [file for file in files if self._is_foreign(tenant, file, visibility, folders)]
 
@@ -74,18 +74,18 @@ class Inputs:
         return {file.value for file in named if file.ref is None or self.files.find(tenant, file.ref) is None}
 
     def too_small(self, tenant: str, files: Collection[FileInput]) -> frozenset[str]:
-        """Return the backends that say that they don't take the largest upload among a prompt's files."""
+        """Return the backends whose maximum upload size is less than the largest upload among a prompt's files."""
         found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
         size = max((each.size for each in found if isinstance(each, Upload)), default=0)
         limits = {name: backend.features.get("max_upload_size") for name, backend in self.fleet.backends.items()}
         return frozenset(name for name, limit in limits.items() if size and limit is not None and limit < size)
 
     def sees_all(self, tenant: str) -> bool:
-        """Whether a tenant may name whatever file there is."""
+        """Return True if a tenant may name all files."""
         return self.visibility(tenant) is FileVisibility.ALL
 
     def offers_foreign(self, tenant: str, class_type: str, input_name: str, choices: Iterable[Any]) -> bool:
-        """Whether a list of an input's choices has a file in it, or a folder of such, that its tenant must not name."""
+        """Return True if an input's choices hold a file, or a folder with files, that its tenant must not name."""
         named = ((node_id, name) for node_id, name in enumerate(choices) if isinstance(name, str) and name)
         files = survey(
             {str(node_id): {"class_type": class_type, "inputs": {input_name: name}} for node_id, name in named},
@@ -98,11 +98,11 @@ class Inputs:
     ) -> bool:
         ref = file.ref
         if ref is None:
-            # If the name leads out of its folder, is no text or another node's to say, nobody can tell what it opens.
+            # If the name leads out of its folder, is no text or is a link, the file that it opens is unknown.
             return file.declared or file.annotated
         if file.folder:
             if not ref.subfolder or is_pattern(ref):
-                # The root is everybody's.
+                # Refuse the root folder, because all tenants' files lie there.
                 return True
             folder = spelled_alike(ref)
             if folder not in folders:
@@ -120,15 +120,15 @@ class Inputs:
         return self._is_others(tenant, ref) if visibility is FileVisibility.UNCLAIMED else ref.kind != "input"
 
     def _is_others(self, tenant: str, ref: FileRef) -> bool:
-        """Whether others know a file by this name, or a backend has a file of others' that it calls so."""
+        """Return True if another tenant has a file of this name, or if a backend has another's file under it."""
         return self.files.find_any(ref) is not None or any(
             self.files.is_others(tenant, backend, ref) for backend in self.fleet.backends
         )
 
     async def prepare(self, job: Job, backend: Backend) -> Mapping[Place, str]:
-        """Make sure of a job's files on a backend.
+        """Put a job's files on a backend, as far as they are not there.
 
-        Returns the places in the graph that must say something else there, and what.
+        Return the texts in the graph that must change for this backend, by their paths.
 
         Raises:
             Refused, Unreachable: the backend does not take files now.
@@ -152,7 +152,7 @@ class Inputs:
                 raise Unreachable(str(error)) from error
             raise InputMissing(str(error)) from error
         except BackendError as error:
-            # Nothing of the prompt was sent yet, whatever became of the file.
+            # Treat any other error as unreachable, because the prompt was not sent yet.
             raise Unreachable(str(error)) from error
         except (FileMissing, StoreError) as error:
             raise InputMissing(str(error)) from error
@@ -163,13 +163,13 @@ class Inputs:
         return changed
 
     async def _refuse_foreign(self, job: Job, backend: Backend) -> None:
-        """Refuse the job's files that are another's, or nobody's and not there, so that they may become another's.
+        """Refuse a job that names another tenant's file, or a missing file that may become another's.
 
-        What is there keeps its name, because ComfyUI gives an upload another one.
+        An existing file keeps its name, because ComfyUI gives a new upload another one.
 
         Raises:
-            FileMissing: there is one.
-            BackendError: the backend does not say.
+            FileMissing: the job names such a file.
+            BackendError: the backend did not answer.
         """
         classes = dict(job.submission.nodes)
         for file in job.submission.files:
@@ -179,14 +179,14 @@ class Inputs:
                 continue
             if not await self.transfer.has(backend, file.ref):
                 raise FileMissing(f"Invalid file: {file.value}")
-        # After the backend was asked: an upload may have come meanwhile.
+        # Check after the backend was asked, because an upload may have come meanwhile.
         for file in self.foreign(job.tenant, job.submission.files):
             raise FileMissing(f"Invalid file: {file.value}")
 
     def _is_judged(self, job: Job, backend: Backend) -> bool:
-        """Return True if a job names files, and may not name any that there is on a backend.
+        """Return True if a job names files, and may not name all files on a backend.
 
-        An admin's job may, and any on its tenant's own backend.
+        An admin's job may name all files, and so may any job on a backend that is dedicated to its tenant.
         """
         if not job.submission.files or not self.judged(job.tenant):
             return False
@@ -195,7 +195,7 @@ class Inputs:
     async def _there(
         self, tenant: str, file: FileInput, class_type: str, backend: Backend, judged: bool
     ) -> FileRef | None:
-        """What the backend calls a file; None where that is not the gateway's to say."""
+        """Return a file's name on the backend, and put the file there; None to leave the text as it is."""
         ref = file.ref
         found = self.files.find(tenant, ref) if ref is not None else None
         match found:
@@ -208,24 +208,23 @@ class Inputs:
                 return await self.transfer.ensure(backend, place, found, shown=ref.filename, judged=judged)
             case Holder():
                 return await self._from_owner(tenant, found, backend, judged)
-        # A text that ends like a file's name is most likely a text.
+        # Look for a file only if the input is one, because a text that ends like a file's name is most likely a text.
         may_look = (file.declared or file.annotated) and self.visibility(tenant) is not FileVisibility.OWN
         return await self._unknown(tenant, ref, backend) if may_look and ref is not None else None
 
     def _place_of(
         self, tenant: str, file: FileInput, ref: FileRef, class_type: str, backend: Backend
     ) -> FileRef | None:
-        """Return the name that an upload is to have on a backend; None if the text must stay what it is."""
+        """Return the name that an upload is to have on a backend; None to leave the text as it is."""
         is_reviewed = self.is_reviewed(class_type)
         place = self.places.of(tenant, ref, backend.name, in_root=not is_reviewed)
-        # It may be no file's name to its class.
+        # If a reviewed class does not declare the input as a file, keep the text, because it may be no file's name.
         return None if place != ref and is_reviewed and not file.declared else place
 
     async def are_lost(self, job: Job, backend: Backend, nodes: Collection[str]) -> bool:
-        """Return True if a backend has a file no more that it got for one of these nodes of a job.
+        """Return True if a backend has lost a file that the gateway put there for one of these nodes of a job.
 
-        Then the job's files are looked at before it is offered there again. A file that the gateway did not put there
-        is not looked at.
+        If so, the job's files are checked before the next offer. Other files of the backend are not looked at.
         """
         judged, classes = self._is_judged(job, backend), dict(job.submission.nodes)
         since = job.assignment.made_at if job.assignment is not None else 0.0
@@ -245,7 +244,7 @@ class Inputs:
         owner, ref = holder.backend, holder.there
         if owner == backend.name and self.visibility(tenant) is FileVisibility.ALL:
             return ref
-        # A copy also where it lies: while the prompt is pending, another's may take the name.
+        # Copy the file even on its own backend, because another's file may get its name while the prompt is pending.
         allowed = self.policies.of(tenant).allowed
         if allowed is not None and owner not in allowed:
             raise FileMissing(f"'{ref.filename}' is on a backend that is not for {CALLER} any more; upload it again")
@@ -257,14 +256,17 @@ class Inputs:
         return await self.transfer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder), judged=judged)
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
-        """A file that the ledger never saw, put on some backend by hand or by an earlier life."""
+        """Find a file that the gateway does not know, and copy it to a backend. Return its name there; None to keep it.
+
+        Somebody put such a file on a backend by hand, or an earlier gateway did.
+        """
         if await self.transfer.has(backend, ref):
             return None
         other = await self.transfer.holder_of(ref, backend, allowed=self.policies.of(tenant).allowed)
         return await self.transfer.copy(other, ref, backend) if other is not None else None
 
     async def absent(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
-        """Of the inputs that are declared as files, those that name one that is nowhere."""
+        """Return the inputs declared as files that name a missing file."""
         named = [file for file in files if file.declared and not file.linked]
         return [file for file in named if not await self._exists(tenant, file.ref)]
 
@@ -279,11 +281,11 @@ class Inputs:
                 if await self.transfer.has(backend, ref):
                     return True
             except BackendError:
-                # It can't say; so the backend that is to run it will.
+                # If a backend does not answer, don't refuse here: the backend that runs the prompt will check.
                 return True
         return not alive
 
     def holders(self, tenant: str, files: Collection[FileInput]) -> frozenset[str]:
-        """The backends that have a file of these already."""
+        """Return the backends that have an output among these files already."""
         found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
         return frozenset(holder.backend for holder in found if isinstance(holder, Holder))

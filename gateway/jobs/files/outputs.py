@@ -1,8 +1,8 @@
-"""Outputs: files that a job wrote get the names that its tenant sees, and are the tenant's from then on.
+"""Outputs: files that a job wrote get the names that its tenant sees, and belong to the tenant from then on.
 
-A name on a backend may come to mean another's file (its folder was emptied, it counts from 1 again). So whoever writes
-a file takes its name from others, and once a job is over its files are known by their ETags as well: see
-`gateway.files.identity`.
+A name on a backend may come to mean another's file, because its folder was emptied and its counter starts again. So a
+job that writes a file takes the name from other tenants. Once a job is over, its files are also known by their ETags:
+see `gateway.files.identity`.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from gateway.tenants.secret_names import holds_secret
 _log = logs.get("files")
 OLDER_HINT = "are the clocks of this backend and of the disk that it writes to right?"
 
-# A secret folder makes a path so much longer than what the tenant sees of it.
+# A secret folder makes a path this much longer than the path that the tenant sees.
 SECRET_LENGTH = len("o//f/") + 32
-# Tenants whose uploads are known by their secret folders, those asked for last.
+# Maximum number of tenants whose uploads are indexed by their secret folders, the last used ones.
 MAX_TENANTS = 16
 # Files that are written to the journal at a time.
 FILES_AT_ONCE = 250
-# Of an ``executed`` event with more files the rest keep their names. The history entry names all.
+# Maximum number of files of an ``executed`` event that get new names. The history entry has new names for all.
 MAX_EVENT_FILES = 1_000
-# What is to be written to the journal.
+# Changes for the journal.
 Fresh = list[FileRecord | FileRemoval]
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
 
 class Outputs:
-    """The files that jobs leave on backends.
+    """Output files of jobs on backends.
 
     Args:
-        visibility: which files a tenant may name.
+        visibility: returns the visibility of files for a tenant.
         steering: returns the changes by which a job's savers write into secret folders on a backend.
-        most: how many files of jobs to know, of all tenants together.
+        maximum: maximum number of jobs' files to remember, of all tenants together.
     """
 
     def __init__(
@@ -81,9 +81,10 @@ class Outputs:
         self._maximum = maximum
 
     def expected(self, tenant: str, ref: FileRef, holder: Holder) -> identity.Known:
-        """What a tenant's file is known by, which its backend calls `ref`.
+        """Return the identity of a tenant's file that its backend calls `ref`.
 
-        Until its job is over that is what this job wrote: nobody else's runs there, save one that began since.
+        Until its job is over, the identity is the file that this job wrote: no other tenant's job ran there meanwhile,
+        except one that began later.
         """
         if holder.etag is not None and holder.is_known:
             return holder.etag
@@ -91,7 +92,7 @@ class Outputs:
         own = [job for job in at_work if job.tenant == tenant]
         others = self._files.others(tenant, holder.backend, ref) if ref.kind != "input" else {}
         if not own or any(job.tenant in others and others[job.tenant] is None for job in at_work):
-            # Or another's job may have written it, of which it is not known yet.
+            # If no own job is at work, or another's unfinished job may have written the file, the file counts as gone.
             return identity.GONE
         is_new = holder.etag is None and ref.kind != "input"
         is_over = all(job.state is State.COLLECTING for job in own)
@@ -104,9 +105,9 @@ class Outputs:
         )
 
     def written_since(self, tenant: str, backend: str) -> float | None:
-        """From when on what is written on a backend may be what the tenant must not see: seconds since 1970 there.
+        """Return the time since which files written on a backend may be hidden from a tenant: seconds since 1970 there.
 
-        None if what runs there is the tenant's own, or nobody's who is kept apart.
+        Return None if no other tenant's job is at work there whose files are visible to its own tenant alone.
         """
         others = [
             _began(job)
@@ -118,16 +119,17 @@ class Outputs:
     async def learn(
         self, job: Job, backend: Backend, entry: Mapping[str, Any], *, must: bool
     ) -> Mapping[FileRef, identity.Found]:
-        """What to know the files of a history entry by, those that an earlier job left and that are known aside.
+        """Return the identities of a history entry's files, except earlier jobs' files whose identity is known already.
 
-        Unless it `must`, those of which the backend says nothing are left out, and not shown once the job is over.
+        If the backend does not answer about a file, raise the error if `must`. Else leave the file out: it is not shown
+        once the job is over.
 
         Raises:
-            BackendError: the backend does not say.
+            BackendError: the backend did not answer.
         """
         if self._visibility(job.tenant) is FileVisibility.ALL:
             return {}
-        # And whether the job says that it wrote it.
+        # Each file, with True if the job says that it wrote the file.
         wanted: dict[FileRef, bool] = {}
         cached, status = cached_nodes(entry.get("status")), entry.get("status")
 
@@ -155,7 +157,7 @@ class Outputs:
         return known
 
     def _read_by(self, job: Job, backend: str) -> Collection[str]:
-        """What the files that a job has read on a backend are known by."""
+        """Return the ETags of the files that the gateway put on a backend for a job to read."""
         placed: list[Placement | None] = []
         for ref in {file.ref for file in job.submission.files if file.ref is not None}:
             match self._files.find(job.tenant, ref):
@@ -175,7 +177,7 @@ class Outputs:
         return identity.Times(began, ended, followed)
 
     def _is_one(self, ref: FileRef) -> bool:
-        """Whether it is a file that can be told of, and no upload."""
+        """Return True if a name is a file that a client can ask for, and no upload."""
         path = ref.kind + ref.subfolder + ref.filename
         return len(path) <= MAX_PATH + SECRET_LENGTH and can_be_asked_for(path) and not self._is_upload(ref)
 
@@ -184,13 +186,13 @@ class Outputs:
     ) -> Any:
         """Return an entry's outputs with the names that the job's tenant knows.
 
-        If there are many files, others have their turn between.
+        If there are many files, the event loop runs other tasks between.
 
         Args:
-            known: what was learnt of its files.
+            known: the identities of its files, from `learn`.
         """
         cached = cached_nodes(entry.get("status"))
-        # Equal savers tell of one file, which has one name.
+        # Name each file once, because equal savers report the same file.
         named: dict[FileRef, FileRef] = {}
 
         def name(ref: FileRef, is_made: bool, node_id: str, fresh: Fresh) -> FileRef:
@@ -201,10 +203,10 @@ class Outputs:
         return await in_turns(self._naming(entry.get("outputs"), name, identity.MAX_FILES))
 
     def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Generator[None, None, Any]:
-        """Return a node's output with the names that the job's tenant knows, in steps that are short.
+        """Return a node's output with the names that the job's tenant knows, in short steps.
 
         Args:
-            ran: whether the node is known to have run for this job.
+            ran: True if the node is known to have run for this job.
         """
 
         def name(ref: FileRef, is_made: bool, _: str, fresh: Fresh) -> FileRef:
@@ -215,7 +217,7 @@ class Outputs:
     def _naming(
         self, outputs: Any, name: Callable[[FileRef, bool, str, Fresh], FileRef], maximum: int
     ) -> Generator[None, None, Any]:
-        """Name files in steps, and remember what is new of them even if not all steps are taken."""
+        """Name files in short steps, and write the changes even if the caller does not take all steps."""
         fresh: Fresh = []
 
         def remembered(ref: FileRef, is_made: bool, node_id: str) -> FileRef:
@@ -230,7 +232,7 @@ class Outputs:
             self._remember(fresh)
 
     def without_added(self, job: Job, data: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what a backend says of a job without nodes that the gateway added; None if it is about these alone."""
+        """Return a job's data without the nodes that the gateway added; None if the data is about such nodes alone."""
         self._know_steering(job)
         if not job.live.added:
             return data
@@ -243,7 +245,7 @@ class Outputs:
         return without_added(data, added, saver)
 
     def _know_steering(self, job: Job) -> None:
-        """Work out again what a restart has forgotten of a job's steering."""
+        """Compute a job's steering again, if a restart has forgotten it."""
         if job.live.added is None:
             steering = self._steering(job, job.backend) if job.backend else UNCHANGED
             job.live.added = steering.savers if steering is not None else {}
@@ -252,16 +254,17 @@ class Outputs:
     def _is_strange(self, job: Job, backend: str, ref: FileRef) -> bool:
         """Return True if a file lies in a secret folder into which no saver of the job writes, and is not the tenant's.
 
-        A custom node may know another tenant's folder, and say that it wrote there.
+        A custom node may know another tenant's folder, and claim that it wrote there.
         """
         if not is_steered(ref) or self._files.held(job.tenant, backend, ref) is not None:
             return False
         self._know_steering(job)
-        # If the prompt is judged otherwise since a restart, nobody knows its folders: its files' times decide.
+        # If the prompt's folders are unknown since a restart, because it is judged otherwise now, let its files' times
+        # decide.
         return job.live.folders is not None and secret_folder(ref) not in job.live.folders
 
     def without_added_in_json(self, job: Job, raw: bytes) -> bytes:
-        """Return the same of a body, which is as it was if no nodes were added."""
+        """Return JSON as `without_added` does; unchanged if no nodes were added, or if only such nodes are in it."""
         if not job.live.added:
             return raw
         try:
@@ -272,25 +275,25 @@ class Outputs:
         return raw if told is None else json_codec.dumps(told)
 
     def reveal(self, job: Job, raw: bytes) -> bytes:
-        """Return what a backend says of a job in names that its tenant knows. `raw` is JSON."""
+        """Return a job's JSON from its backend with the names that its tenant knows."""
         if not holds_secret(raw):
             return raw
         return reveal_json(raw, self._places.names_of(job.tenant, job.submission.files))
 
     def revealing(self, job: Job, raw: bytes) -> Generator[None, None, bytes]:
-        """Do what `reveal` does in steps that are short."""
+        """Do what `reveal` does in short steps."""
         if len(raw) <= STEP:
             return self.reveal(job, raw)
         return (yield from revealing_json(raw, self._places.names_of(job.tenant, job.submission.files)))
 
     def reveal_bytes(self, job: Job, data: bytes) -> bytes:
-        """Return the same of a binary message, in which texts are not JSON."""
+        """Return a binary message with the names that the job's tenant knows. Its texts are not JSON."""
         if not holds_secret(data):
             return data
         return reveal_bytes(data, self._places.names_of(job.tenant, job.submission.files))
 
     def reveal_text(self, tenant: str, raw: bytes) -> bytes:
-        """Return JSON that a file of a tenant's holds in names that the tenant knows; never longer than it was."""
+        """Return JSON from a tenant's file with the names that the tenant knows; never longer than `raw`."""
         if not holds_secret(raw):
             return raw
         told = reveal_json(raw, {secret: path_of(ref) for secret, ref in self._uploads_of(tenant).items()})
@@ -301,15 +304,15 @@ class Outputs:
         return self._places.names_of(job.tenant, job.submission.files)
 
     def reveal_value(self, job: Job, value: Any) -> Any:
-        """Return the same of a value."""
+        """Return a JSON value with the names that the job's tenant knows."""
         return finished(self.revealing_value(job, value))
 
     def revealing_value(self, job: Job, value: Any) -> Generator[None, None, Any]:
-        """Do what `reveal_value` does in steps that are short."""
+        """Do what `reveal_value` does in short steps."""
         return revealing_value(value, self._places.names_of(job.tenant, job.submission.files))
 
     def _remember(self, fresh: Fresh) -> None:
-        """Write what is new, and forget what is too much."""
+        """Write changes to the journal, and forget files past the maximum."""
         if not fresh:
             return
         gone = self._files.trim(self._maximum, self._may_forget)
@@ -318,7 +321,10 @@ class Outputs:
         )
 
     def _may_forget(self, tenant: str) -> bool:
-        """What nobody has any more a team may see: so what its guests made is not forgotten."""
+        """Return True if a tenant's files may be forgotten.
+
+        A file without a record is visible to a team, so the files of its guests must stay on record.
+        """
         return (
             self._visibility(tenant) is not FileVisibility.OWN or self._visibility(LOCAL_TENANT) is FileVisibility.OWN
         )
@@ -333,9 +339,9 @@ class Outputs:
         fresh: Fresh,
         found: identity.Found | None,
     ) -> FileRef:
-        """The tenant's name for a file; what is to be remembered for ever goes into `fresh`."""
+        """Return the tenant's name for a file, and add changes for the journal to `fresh`."""
         if self._is_upload(ref):
-            # An upload is not made one's own by a node that shows it.
+            # Rename an upload, but don't claim it, because a node that shows an upload did not make it.
             return self._uploaded_as(job.tenant, backend, ref)
         if self._is_strange(job, backend, ref):
             return visible_name(ref, lambda _, parts: parts.number)
@@ -357,11 +363,11 @@ class Outputs:
             held = self._files.held(job.tenant, backend, ref)
             wanted = visible_name(ref, partial(self._files.number_for, job.tenant, backend, ref))
             if origin is Origin.WROTE and held is not None and held.is_known:
-                # The folder was emptied, and counts from 1 again: an earlier job's file is gone, with its name.
+                # If the folder was emptied and counts from 1 again, forget the earlier job's file of this name.
                 following = visible_name(ref, partial(self._files.next_number, job.tenant))
                 gone_name = self._files.forget(job.tenant, backend, ref)
                 assert gone_name is not None
-                # If another file of this number has its new name already, this one gets the same number.
+                # If another file of this number has its new name already, give this file the same number.
                 wanted = following if wanted == gone_name else wanted
                 fresh.append(FileRemoval(job.tenant, gone_name.kind, gone_name.subfolder, gone_name.filename))
         visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first, wanted)
@@ -374,12 +380,12 @@ class Outputs:
         return visible
 
     def _is_unproven(self, tenant: str, backend: str, ref: FileRef) -> bool:
-        """Whether a job once said that it wrote it, and what was there when it was over was never seen."""
+        """Return True if a job said that it wrote a file, but the file was not looked at after the job."""
         held = self._files.held(tenant, backend, ref)
         return held is not None and held.etag is None
 
     def _is_theirs(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
-        """Whether a file that a job says it wrote is the one that others had there before: it has only named it."""
+        """Return True if the reported file is another tenant's existing file: the job named it but did not write it."""
         held = self._files.held(tenant, backend, ref)
         own = (held.etag, held.before) if held is not None else ()
         others = self._files.others(tenant, backend, ref).values()
@@ -407,7 +413,7 @@ class Outputs:
         return ref.kind == "input" and self._placements.is_name(ref)
 
     def _uploaded_as(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
-        """What the tenant calls its upload that is so named on a backend; the same name if it is none of its."""
+        """Return the tenant's name for its upload with this name on a backend; `ref` if it has no such upload."""
         if secret := secret_of(ref):
             return self._uploads_of(tenant).get(secret, ref)
         digest = self._placements.digest_at(backend, ref)
@@ -417,14 +423,14 @@ class Outputs:
         return ref
 
     def own_name(self, tenant: str, ref: FileRef) -> FileRef:
-        """Return a tenant's name for an upload of its own that is named by its secret folder; the same for all else."""
+        """Return a tenant's name for its own upload that is named by a secret folder; `ref` for any other file."""
         secret = secret_of(ref) if ref.kind == "input" else ""
         return self._uploads_of(tenant).get(secret, ref) if secret else ref
 
     def _uploads_of(self, tenant: str) -> Mapping[str, FileRef]:
         """Return a tenant's uploads by the 32 digits of their secret folders.
 
-        They are worked out once for all files that a job tells of, until the tenant's uploads change.
+        The index is kept until the tenant's uploads change, because a job may report many files.
         """
         version = self._files.version(tenant)
         known = self._by_secret.pop(tenant, None)
@@ -437,7 +443,10 @@ class Outputs:
 
 
 def _began(job: Job) -> float:
-    """When a job began to run: seconds since 1970, by its backend's clock where that has told it."""
+    """Return the time at which a job began, in seconds since 1970, by its backend's clock if known.
+
+    If no start is known, return the time at which the job was created.
+    """
     return (job.start_time or job.create_time) / 1000
 
 

@@ -1,4 +1,4 @@
-"""Take the nodes that the gateway added to a prompt out of what a backend says of the prompt. Pure."""
+"""Remove the nodes that the gateway added to a prompt from its messages, entries and refusals. Pure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Saver = Callable[[str], tuple[str, str]]
 
 
 def without_added(data: Mapping[str, Any], added: Collection[str], saver: Saver) -> dict[str, Any] | None:
-    """Return a message's data, a history entry or a refusal without added nodes, or None if it tells of one alone.
+    """Return a message's data, a history entry or a refusal without added nodes; None if it is about one alone.
 
-    An error at an added node is told as one of the node for whose sake the node was added.
+    An error at an added node becomes an error at the client's node for which it was added.
     """
     if isinstance(data.get("node"), str) and data["node"] in added:
         return None

@@ -1,7 +1,7 @@
-"""Judge what a prompt of an isolated tenant may run on a backend that strangers share. Pure.
+"""Judge if a prompt of an isolated tenant may run on a backend that strangers share. Pure.
 
-The review of stock classes and the operator's trust decide on classes; the kind of an input decides on its value. What
-can't be judged is refused. Whose a named file is, `gateway.jobs.files.inputs` knows.
+The review of stock classes and the operator's trust decide on classes. The kind of an input decides on its value. An
+input that can't be judged is refused. `gateway.jobs.files.inputs` checks the owner of a named file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gateway.comfy.template_checks import wrong_with_expression, wrong_with_form
 from gateway.comfy.true_types import BROKEN, TRUSTED_ANY, TrueTypes, is_link, is_plain_link, unwrapped
 from gateway.jobs.isolation.secret_folders import UNCHANGED, Steering
 
-# A refusal names no more than so many inputs: a prompt may have a million.
+# Maximum number of inputs that a refusal names, because a prompt may have a million.
 MAX_REFUSALS = 100
-# The characters of all formulas of a prompt together; formats may have ten times as many. While a prompt is judged all
-# others wait.
+# Maximum characters of all formulas of a prompt together, because judging blocks the event loop. Formats may have ten
+# times as many.
 MAX_FORMULAS = 5_000
-# Types that a link may carry, of which so many or fewer are judged once and remembered.
+# If a link may carry at most this many types, they are judged once and remembered.
 MAX_REMEMBERED_TYPES = 8
 _MALFORMED = "a link must be [node id, slot], the slot an integer from 0 on"
 SETTING = "tenants.default.nodes.trust"
@@ -69,7 +69,7 @@ _SHARED_DATASETS = "it names a folder of datasets, which all tenants share"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One reason why a prompt may not run on shared backends.
+    """Reason why a prompt may not run on shared backends.
 
     Attributes:
         input_name: the input, None if the class as a whole is not trusted.
@@ -88,10 +88,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The result of judging a prompt: `refusals` are empty if it may run on shared backends.
+    """Judgement of a prompt. `refusals` is empty if the prompt may run on shared backends.
 
-    `unknown` are the classes that no backend describes. `savers` are the nodes that write where their inputs say, with
-    the profiles of their classes. If there are any, `opened` are the nodes that were taken apart on the way.
+    `unknown` are the classes that no backend describes. `savers` are the nodes whose inputs name the place that they
+    write to, with the profiles of their classes. If there are savers, `opened` are the nodes that were parsed for them.
     """
 
     refusals: tuple[Refusal, ...] = ()
@@ -102,13 +102,13 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The judgement of one prompt on the fleet as it is.
+    """Judgement of one prompt for the present fleet.
 
     Attributes:
-        merged_catalogue: the mark of the merged catalogue that it rests on; None if there was none.
+        merged_catalogue: the mark of the merged catalogue that was used; None if there was none.
         backends: the shared backends that may run the prompt.
-        refusals: the reasons of those that may not, of one of them; empty if each lacks a class.
-        is_known: False if no shared backend has said yet which classes it has.
+        refusals: the refusals of one backend that may not run it; empty if each such backend lacks a class.
+        is_known: False if no shared backend has described its classes yet.
         steering: the changes by which its savers write into secret folders on these backends.
     """
 
@@ -199,7 +199,7 @@ def _judge_inputs(
     trusts: Callable[[ClassProfile], bool],
     types: TrueTypes,
 ) -> tuple[_Found | None, list[Link] | None]:
-    """Return what is wrong with each input, None if nothing is, and the node's links, None if some value is unusual.
+    """Return the faults of the inputs, None if there are none; and the node's links, None if some value is unusual.
 
     Most inputs are numbers, texts and links to an output of their own type. These are passed in this loop, because it
     runs for each input of each prompt.
@@ -268,8 +268,8 @@ def _wrong_link(
 ) -> str | None:
     """Return the reason why an input must not be linked so, None if it may."""
     if known is None or not known.takes_links or not known.is_in(inputs):
-        # ComfyUI hands it to the node, be it declared or not (execution.py, get_input_data), and runs what is behind
-        # it without validating that: nothing there is made a number, or held against its list.
+        # Refuse an undeclared link, because ComfyUI passes it to the node (execution.py, get_input_data), and runs the
+        # nodes behind it without validation: no value there is made a number, or compared with its list.
         return "the class has no such input, so it must not be linked"
     if known.kind in (Kind.ANY, Kind.DATA):
         return None if types.has(link[0]) else "it is linked to a node that is not there"
@@ -301,8 +301,8 @@ def _judge_types(true: frozenset[str], kind: Kind, declared: frozenset[str], is_
 def _wrong_object(true: frozenset[str], declared: frozenset[str], is_reviewed: bool) -> frozenset[str]:
     """Return the types that an input for objects must not be given.
 
-    The source of stock classes shows that a wrong object only fails there, but some open a text as a file. Of a class
-    that nobody has reviewed that is not known.
+    By their source, stock classes only fail over a wrong object, but some open a text as a file. For a class that was
+    not reviewed, that is not known.
     """
     return true - declared - {TRUSTED_ANY} if not is_reviewed else (true & MAY_HOLD_TEXT) - (declared - {ANY_TYPE})
 

@@ -1,7 +1,7 @@
-"""Put the names that a tenant knows in place of secret ones, in whatever a backend says of a job. Pure.
+"""Replace secret names by the names that a tenant knows, in all data of a job from its backend. Pure.
 
-Files in outputs are renamed as files (`gateway.jobs.files.outputs`). This is for all other texts: errors, the inputs
-that an error repeats, texts that a node shows.
+Files in outputs are renamed as files (`gateway.jobs.files.outputs`). This module handles all other texts: errors, the
+inputs that an error repeats, texts that a node shows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from gateway.comfy.file_refs import finished
 from gateway.tenants.secret_names import holds_secret
 
 MAX_DEPTH = 64
-# In a longer text a secret name is looked for faster than by the pattern.
+# A longer text is searched with `holds_secret` first, because that is faster than the pattern.
 LONG = 1_000
 _SEPARATORS = r"(?:[/\\]+|%2[Ff]|%5[Cc])"
 # In JSON a backslash is written as two. A single one begins an escape, and belongs to what comes after the name.
 _SEPARATORS_IN_JSON = r"(?:(?:/|\\\\|\\/)+|%2[Ff]|%5[Cc])"
-# What may be before a secret name: no letter and no digit, save those of an escape in JSON. It is looked for behind the
+# The text before a secret name: no letter and no digit, except those of an escape in JSON. The check comes behind the
 # name's first letter, because a pattern that begins with a letter is found several times as fast.
 _BEFORE = r"(?:(?<![A-Za-z0-9].)|(?<=\\[bfnrt].)|(?<=\\u[0-9a-f]{4}.)|(?<=%2[Ff].)|(?<=%5[Cc].))"
 _NUMBERED = r"(?:~[0-9a-f]{8})?(?: \(\d+\))?(?:\.[A-Za-z0-9]{1,10})?"
@@ -29,7 +29,7 @@ _NUMBERED = r"(?:~[0-9a-f]{8})?(?: \(\d+\))?(?:\.[A-Za-z0-9]{1,10})?"
 def _pattern(separators: str) -> str:
     # An upload's folder, with the file in it as ComfyUI may have called it, or its name in the root.
     upload = rf"u{_BEFORE}(?:{separators}|-)([0-9a-f]{{32}})(?:{separators}f){{0,2}}"
-    # A backslash before a quote is no separator: it stands in JSON that a text holds.
+    # A backslash before a quote is no separator, because it belongs to JSON inside a text.
     output = rf"o{_BEFORE}{separators}([0-9a-f]{{32}})(?:{separators}f)?(?:(?!\\+\"){separators})?"
     return rf"(?:{upload}{_NUMBERED}|{output})"
 
@@ -37,17 +37,17 @@ def _pattern(separators: str) -> str:
 _SECRET = re.compile(_pattern(_SEPARATORS))
 _SECRET_BYTES = re.compile(_SECRET.pattern.encode())
 _SECRET_IN_JSON = re.compile(_pattern(_SEPARATORS_IN_JSON).encode())
-# How a text is found that may hold a secret name, at the cost of a look.
+# Substrings of a text that may hold a secret name, for a fast check.
 _HINTS = ("u-", "u/", "o/", "u\\", "o\\", "u%", "o%")
 
 
-# Characters that are looked at in one step, and how much two steps have in common: no secret name is longer, save with
+# Characters that are searched in one step, and the overlap of two steps. No secret name is longer, except with
 # thousands of separators.
 STEP, OVERLAP = 64 * 1024, 4 * 1024
-# Characters before a name that say whether it is one, and more.
+# More than the characters before a name that decide if it is one.
 _BEFORE_LENGTH = 8
 _FIRST = ("u", "o", ord("u"), ord("o"))
-# Items of a list that are looked at in one step.
+# Items of a list that are searched in one step.
 ITEMS = 16
 
 
@@ -55,8 +55,8 @@ def reveal(text: str, names: Mapping[str, str]) -> str:
     """Return a text with the tenant's names in place of secret ones.
 
     Args:
-        names: the paths of the job's uploads as the tenant knows them, by the 32 digits of their secrets. A secret that
-            is none of these is taken out.
+        names: the paths of the job's uploads as the tenant knows them, by the 32 digits of their secrets. Any other
+            secret is removed.
     """
     if len(text) < 34 or not any(hint in text for hint in _HINTS):
         return text
@@ -71,7 +71,7 @@ def reveal_json(raw: bytes, names: Mapping[str, str]) -> bytes:
 
 
 def revealing_json(raw: bytes, names: Mapping[str, str]) -> Generator[None, None, bytes]:
-    """Do what `reveal_json` does in steps that are short."""
+    """Do what `reveal_json` does in short steps."""
     if len(raw) > LONG and not (yield from holding_secret(raw)):
         return raw
     encoded = {secret.encode(): json_codec.dumps(name)[1:-1] for secret, name in names.items()}
@@ -83,7 +83,7 @@ def revealing_json(raw: bytes, names: Mapping[str, str]) -> Generator[None, None
 
 
 def holding_secret(raw: bytes) -> Generator[None, None, bool]:
-    """Do what `holds_secret` does in steps that are short."""
+    """Do what `holds_secret` does in short steps."""
     for start in range(0, len(raw), STEP):
         if holds_secret(raw[start : start + STEP + OVERLAP]):
             return True
@@ -92,10 +92,10 @@ def holding_secret(raw: bytes) -> Generator[None, None, bool]:
 
 
 def _pieces(text: AnyStr, secret: re.Pattern[AnyStr]) -> Iterator[AnyStr]:
-    """A text in pieces, in each of which a secret name is whole, with what says that it is one."""
+    """Yield a text in pieces that cut no secret name, nor the characters before one that mark it as a name."""
     start = 0
     while len(text) - start > STEP:
-        # If a piece began with the first letter of a name, what is before the letter would not be known.
+        # Begin no piece with the first letter of a name, because the characters before it would be unknown.
         end = start + STEP - (text[start + STEP] in _FIRST)
         for match in secret.finditer(text, end - OVERLAP, end + OVERLAP):
             if match.start() - _BEFORE_LENGTH <= end < match.end():
@@ -117,7 +117,7 @@ def reveal_value(value: Any, names: Mapping[str, str], depth: int = MAX_DEPTH) -
 
 
 def revealing_value(value: Any, names: Mapping[str, str], depth: int = MAX_DEPTH) -> Generator[None, None, Any]:
-    """Do what `reveal_value` does in steps that are short."""
+    """Do what `reveal_value` does in short steps."""
     if isinstance(value, str):
         return reveal(value, names) if len(value) <= STEP else (yield from _revealing_long(value, names))
     if not isinstance(value, (dict, list)):

@@ -1,6 +1,7 @@
-"""Steer what a prompt's savers write into secret folders below output/. Pure.
+"""Steer a prompt's savers, so that they write into secret folders below output/. Pure.
 
-A literal prefix gets the folder before it. A linked one gets it from two stock nodes, which are added to the prompt.
+A literal prefix gets the folder before it. For a linked prefix, the gateway adds two stock nodes to the prompt, which
+put the folder before it.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ _Input = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The inputs of a prompt that decide where its savers write.
+    """Inputs of a prompt that name the place that its savers write to.
 
     Attributes:
-        inputs: each as node id, input name and value: a link, or what ComfyUI makes a text of. If the node leaves an
-            input out, its value is the default.
+        inputs: each as node id, input name and value: a link, or a value that ComfyUI makes a text of. If the node
+            leaves an input out, its value is the default.
         refused: the inputs, as node id and input name, that can't be steered.
         has_links: True if a value is a link, so that nodes will be added.
     """
@@ -109,7 +110,7 @@ def plan(
     has_class: Callable[[str], bool],
     is_spared: Callable[[ClassProfile], bool] = lambda _: False,
 ) -> Plan:
-    """Return which inputs of a prompt to steer.
+    """Return the inputs of a prompt that are to be steered.
 
     Args:
         prompt: the graph as the client sent it, nodes by id, each an object.
@@ -144,7 +145,7 @@ def steer(
     *,
     is_plain: bool = False,
 ) -> Steering:
-    """Return what to change in a prompt, so that each saver writes into a secret folder.
+    """Return the changes to a prompt by which each saver writes into a secret folder.
 
     Args:
         prompt: the graph as the client sent it, nodes by id, each an object.
@@ -153,7 +154,7 @@ def steer(
         node_id_of: returns the id of a node to add, by the digest of the saver and the node's role. No two of these
             share an id.
         opened: nodes that were taken apart (`gateway.comfy.subgraph.digests`).
-        is_plain: no number in it is NaN or infinite.
+        is_plain: True if no number in the graph is NaN or infinite.
     """
     if not planned.inputs:
         return UNCHANGED
@@ -200,7 +201,7 @@ def spliced(raw: bytes, steering: Steering) -> bytes | None:
         match = _JSON_TEXT.match(piece)
         if match is None:
             return None
-        # One copy of each piece at most: a prompt may hold pictures.
+        # Copy each piece once at most, because a prompt may hold pictures.
         parts += (key, json_codec.dumps(text), memoryview(piece)[match.end() :])
     return b"".join(parts)
 
@@ -218,19 +219,19 @@ def _given(inputs: Mapping[str, Any], profile: ClassProfile) -> Iterator[tuple[s
 
 
 def _placed(value: Any) -> str:
-    """Return what a literal prefix becomes in its folder.
+    """Return a literal prefix as it is to be below its secret folder.
 
-    ComfyUI makes a text of it (execution.py, validate_inputs) and normalises that (folder_paths.py,
+    ComfyUI makes a text of the prefix (execution.py, validate_inputs) and normalises that (folder_paths.py,
     get_save_image_path). Backslashes separate, because a backend may run on Windows.
     """
-    # A prompt out of a picture of the tenant's own has the secret folder of an earlier time before its prefix.
+    # Remove an earlier secret folder, because a prompt that was saved in a tenant's picture has one before its prefix.
     text = _SECRET_FOLDERS.sub("", str(value).replace("\\", "/"))
     if "\0" in text:
         return SAFE_NAME
     path = posixpath.normpath(text)
     if path == ".":
         return UNNAMED
-    # Windows takes dots and blanks away at the end of a name.
+    # Replace a name of dots and blanks, because Windows removes these at the end of a name.
     if any(part.strip(" .") == "" or _DRIVE.match(part) for part in path.split("/")):
         return SAFE_NAME
     return path
@@ -251,7 +252,7 @@ def _joined(
 
     def add(role: str, class_type: str, **inputs: Any) -> list[Any]:
         number = 0
-        # A client may know the ids of an earlier prompt of its own: they are in the files.
+        # Skip ids that are in the prompt, because a client may know the ids of its earlier prompts from saved files.
         while (node_id := node_id_of(digest, f"{role}{number} {link[1]} {link[0]}")) in prompt:
             number += 1
         added[node_id] = {"class_type": class_type, "inputs": inputs}

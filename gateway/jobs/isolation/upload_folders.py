@@ -1,8 +1,8 @@
 """Places of uploads on backends: a secret folder for each upload of a tenant that shares the backend with strangers.
 
 Two stock classes read one level below a folder that they are given (comfy_extras/nodes_dataset.py), so a file in
-``input/u/<secret>/f`` is below no folder that anybody can name. One folder for each upload, because a saved picture
-names all the files of its prompt.
+``input/u/<secret>/f`` is below no folder that a client can name. Each upload has its own folder, because a saved
+picture names all the files of its prompt.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from gateway.comfy.file_refs import FileRef
 from gateway.comfy.graph import FileInput
 from gateway.tenants.secret_names import SecretNames
 
-# What is left of a client's name: the suffix, which some nodes go by.
+# The suffix of a client's name, which is kept, because some nodes go by it.
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")
 _FILE = "f"
 _SECRET = re.compile(r"u(?:/|-)([0-9a-f]{32})(?![0-9a-f])")
 
 
 class UploadPlaces:
-    """Places of uploads.
+    """Names of uploads on backends.
 
     Args:
-        is_hidden: returns True if a tenant's files on a backend lie among those of strangers, by the names of both.
+        is_hidden: returns True if a tenant's files on a backend lie among strangers' files, by the names of both.
     """
 
     def __init__(self, names: SecretNames, is_hidden: Callable[[str, str], bool]) -> None:
@@ -63,6 +63,6 @@ def path_of(ref: FileRef) -> str:
 
 
 def secret_of(there: FileRef) -> str:
-    """Return the 32 digits of the secret folder in which an upload lies, or after which it is called; else nothing."""
+    """Return the 32 digits of an upload's secret folder, which is its folder or in its name; empty if it has none."""
     match = _SECRET.match(path_of(there))
     return match[1] if match is not None else ""

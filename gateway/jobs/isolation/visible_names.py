@@ -1,4 +1,4 @@
-"""Names that a tenant sees for what its savers wrote into secret folders: as one ComfyUI would have named them. Pure.
+"""Names that a tenant sees for files in secret folders: those that a single ComfyUI would have given. Pure.
 
 Each secret folder counts its files from 1, so the number in a file's name there is the backend's alone. The tenant's
 own count goes on for each folder and prefix, over all backends.
@@ -18,7 +18,7 @@ _FOLDER = re.compile(r"(?P<secret>o/[0-9a-f]{32}/f)(?:/(?P<rest>.*))?", re.DOTAL
 
 
 def is_steered(there: FileRef) -> bool:
-    """Return True if a file on a backend lies where a saver was steered to."""
+    """Return True if a file on a backend lies in a secret folder of savers."""
     return (
         there.kind == "output" and there.subfolder.startswith("o/") and _FOLDER.fullmatch(there.subfolder) is not None
     )

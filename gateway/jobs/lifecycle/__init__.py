@@ -1,1 +1,1 @@
-"""The life of a job on a backend: events, completion, failures, cancellation, reconciliation."""
+"""A job on its backend: events, completion, failures, cancellation, reconciliation."""

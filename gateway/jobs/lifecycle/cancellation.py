@@ -1,6 +1,6 @@
-"""Cancel, interrupt and delete jobs for their caller: always the right one, and never another's.
+"""Cancel, interrupt and delete jobs for callers. No caller touches another tenant's job.
 
-As in ComfyUI, deleting takes only what has not started, interrupting only what runs, and an id that fits nothing is
+As in ComfyUI, deletion affects only jobs that have not started, and interruption only running jobs. An unknown id is
 no error (server.py, post_queue, post_interrupt, cancel_job_by_id).
 """
 
@@ -26,20 +26,20 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("jobs")
 
 _NOT_STARTED = (State.ACCEPTED, State.WAITING, State.SENDING, State.PENDING)
-# Seconds for which a caller waits for backends: its order is carried out all the same.
+# Maximum wait of a caller for backends, in seconds. Later the gateway still carries the order out.
 ANSWER_WITHIN = 1.0
 AGAIN_AFTER = 0.5
 
 
-# What was done, as (tenant, prompt_id) each.
+# The jobs that a call affected, each as (tenant, prompt_id).
 Touched = list[tuple[str, str]] | None
 
 
 class Cancellation:
-    """Callers' orders. A `tenant` of None is an admin, who may touch every job.
+    """Orders of callers: delete, clear, interrupt, cancel, forget. A `tenant` of None is an admin, for all jobs.
 
     Args:
-        freed: told when places on backends are free.
+        freed: called when a backend has room again.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Cancellation:
         self._interrupting: set[Job] = set()
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop the orders that are under way."""
         await self._tasks.close()
 
     def find(self, tenant: str | None, prompt_id: str) -> Job | None:
-        """An open job that the caller may touch."""
+        """Return an open job that the caller may touch."""
         return self._ledger.find_any(prompt_id) if tenant is None else self._ledger.find(tenant, prompt_id)
 
     def _named(self, tenant: str | None, prompt_ids: Iterable[str]) -> list[Job]:
@@ -72,19 +72,19 @@ class Cancellation:
     async def delete(
         self, tenant: str | None, prompt_ids: Iterable[str], shown: Collection[Job], touched: Touched = None
     ) -> None:
-        """Take jobs that the caller sees pending out of the queue. One that runs all the same is stopped.
+        """Cancel the named jobs that the caller sees as pending, even if one of them runs already.
 
         Args:
-            shown: the jobs that the caller sees running, which stay.
-            touched: gets the jobs to which that was done, also where this raises.
+            shown: the jobs that the caller sees as running, which stay.
+            touched: a list to which the cancelled jobs are added, even if this call raises.
 
         Raises:
-            StoreError: they are gone, but a restart might bring them back.
+            StoreError: the jobs are cancelled, but a restart might bring them back.
         """
         await self._take_out(self._named(tenant, prompt_ids), shown, touched)
 
     async def clear(self, tenant: str, shown: Collection[Job], touched: Touched = None) -> None:
-        """Take all jobs that the caller sees pending out of the queue.
+        """Cancel all jobs that the caller sees as pending.
 
         Raises:
             StoreError: as `delete`.
@@ -97,13 +97,13 @@ class Cancellation:
         self._confirm()
 
     async def interrupt(self, tenant: str | None, prompt_id: str, touched: Touched = None) -> None:
-        """Interrupt a running job, or one that waits to run again: its client sees that as running still."""
+        """Interrupt a running job, or one that waits to run again, because its client still sees that as running."""
         await self._interrupt_each(self._named(tenant, [prompt_id]), touched)
 
     async def interrupt_shown(self, tenant: str, touched: Touched = None) -> None:
-        """Interrupt the job that a tenant sees as running; of several the one that began first.
+        """Interrupt the job that a tenant sees as running. If it sees several, interrupt the one that began first.
 
-        A ComfyUI stops the one prompt that it runs (server.py, post_interrupt).
+        ComfyUI stops the one prompt that it runs (server.py, post_interrupt).
         """
         await self._interrupt_each(self._ledger.shown_running(tenant)[:1], touched)
 
@@ -117,7 +117,7 @@ class Cancellation:
         await self._stop(jobs, (State.RUNNING,), touched)
 
     def _interrupt_lost(self, job: Job) -> None:
-        """End a job that began on a backend which was lost. It waits, or is being sent to another."""
+        """End a job that began on a lost backend, and now waits or is being sent to another backend."""
         former = job.assignment
         if former is not None:
             self._ledger.lose(job, for_good=True)
@@ -126,7 +126,7 @@ class Cancellation:
         self._completion.interrupt(job)
 
     async def cancel(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> bool:
-        """Cancel jobs, whatever their state. Returns whether there was anything to cancel.
+        """Cancel jobs that wait, are pending or run. Return True if any job was found in these states.
 
         Raises:
             StoreError: as `delete`.
@@ -143,10 +143,11 @@ class Cancellation:
         *,
         withdraws_running: bool = False,
     ) -> bool:
-        """Stop those jobs that are in one of these states; all is decided here, before any backend is asked.
+        """Stop the jobs that are in one of these states. Return True if there was one.
 
-        A job that had not started is out of the ledger then: should its backend have started it meanwhile, it is
-        stopped as it starts. With `withdraws_running` so is one that runs.
+        Each job is decided before any backend is asked. A job that had not started leaves the ledger at once. If its
+        backend starts the prompt all the same, the gateway stops it there. With `withdraws_running`, a running job
+        leaves the ledger, too.
         """
         orphans: dict[str, list[str]] = {}
         orders: list[Coroutine[None, None, None]] = []
@@ -182,13 +183,13 @@ class Cancellation:
             await self._ledger.confirmed()
 
     def _confirm(self) -> None:
-        """While the journal can't be written nobody is told that what was taken out stays out."""
+        """Raise StoreError while the journal can't be written, because a restart would bring cancelled jobs back."""
         if self._ledger.trouble:
             reason = "it is done, but a restart of the gateway would bring it back until it can be written"
             raise StoreError(f"{reason}: {self._ledger.trouble}")
 
     def _withdraw(self, job: Job) -> Assignment | None:
-        """End a job without a history entry. Returns its assignment."""
+        """Cancel a job without a history entry. Return its former assignment."""
         if job.state is State.RUNNING and job.backend is not None:
             self._fleet.backends[job.backend].stopping = job.upstream_id
         former, removed = self._ledger.cancel(job)
@@ -199,7 +200,7 @@ class Cancellation:
         return former
 
     async def _tell_cancelled(self, job: Job, removed: Awaitable[None]) -> None:
-        """An end is told once it is written, as any other."""
+        """Tell the client of a cancellation after the journal has it."""
         try:
             await removed
         except StoreError as error:
@@ -207,7 +208,7 @@ class Cancellation:
         self._completion.tell_cancelled(job)
 
     async def _interrupt(self, job: Job) -> None:
-        """Interrupt a job; as long as its backend does not answer, again."""
+        """Interrupt a job. If its backend does not answer, try again while the job runs there."""
         attempt = job.attempts
         if job in self._interrupting:
             return
@@ -224,7 +225,7 @@ class Cancellation:
             self._interrupting.discard(job)
 
     async def forget(self, tenant: str | None, prompt_ids: Iterable[str] | None, touched: Touched = None) -> None:
-        """Delete history entries, all that the caller sees if no ids are given; later also on the backends.
+        """Delete history entries, or all that the caller sees if no ids are given. Backends delete theirs later.
 
         Raises:
             StoreError: as `delete`.
@@ -239,7 +240,8 @@ class Cancellation:
                 if ended.backend in self._fleet.backends and ended.upstream_id:
                     there.setdefault(ended.backend, []).append(ended.upstream_id)
         for backend_name, upstream_ids in there.items():
-            # By what showed that its process is broken the fleet tells that process from the next one.
+            # Keep the entry that showed that a backend's process is broken, because the fleet recognises that process
+            # by it.
             upstream_ids = [each for each in upstream_ids if each != self._fleet.backends[backend_name].poisoned]
             self._history_deletion.forget(backend_name, upstream_ids)
         await self._written()

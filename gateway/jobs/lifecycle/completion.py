@@ -1,7 +1,7 @@
 """Completion of a job: fetch its history entry, name its files, write the journal, then tell its client.
 
-Terminal events are held until then, so that a client that hears ``execution_success`` finds the entry. ComfyUI itself
-sends ``execution_success`` before the entry is there and ``executing`` with node null after it (main.py).
+Terminal events are held until the entry is written, so that a client that gets ``execution_success`` finds it. ComfyUI
+sends ``execution_success`` before the entry is there, and ``executing`` with node null after it (main.py).
 """
 
 from __future__ import annotations
@@ -40,63 +40,63 @@ _log = logs.get("jobs")
 FETCH_TIMEOUT = 30.0
 FETCH_PAUSE = 0.25
 MAX_FETCH_PAUSE = 5.0
-# An entry that so many answers in a row say is not there; and one of a prompt that they say still runs.
+# The job is missing after this many answers without the entry, or with the prompt still in the queue.
 MAX_ABSENT = 3
 MAX_UNENDED = 12
-# Tries after which a job fails whose entry can't be read, is refused, or does not come in time. A proxy may answer
-# oddly for some seconds; what is too large stays so, and is tried once.
+# Maximum tries for an entry that can't be read, is refused, or does not come in time. Several, because a proxy may
+# answer oddly for some seconds. An entry that is too large is tried once.
 MAX_UNREADABLE = 6
 MAX_REFUSED = 12
 MAX_TIMED_OUT = 5
 _PASSING = (502, 503, 504)
-# A backend that tells of its history, but so often in a row not of a file: that is about the file.
+# Maximum looks at an entry's files. If the entry came each time, but a file's ETag did not, the file is at fault.
 MAX_LOOKS = 3
 # Seconds to wait for "executing: null" after a terminal event before asking for the entry anyway.
 END_GRACE = 1.0
-# Bytes of what a list of jobs shows of one: the lists are kept in memory. GET /api/jobs/{id} tells all.
+# Maximum bytes of a job in a list of jobs, because lists are kept in memory. GET /api/jobs/{id} returns all of it.
 MAX_SUMMARY = 16 * 1024
-# Of an entry with more bytes each step of writing it is a turn of its own.
+# If an entry has more bytes, each step of writing it takes its own turn of the event loop.
 LARGE_ENTRY = 256 * 1024
 _LOGGED = {"success": "done", "error": "failed", "cancelled": "failed"}
 
 
 @dataclass(slots=True)
 class Tries:
-    """Counts how often an entry could not be had, by the reason."""
+    """Count of failed tries to fetch an entry, by the reason."""
 
     unreadable: int = 0
     refused: int = 0
     timed_out: int = 0
 
     def are_enough(self, error: BackendError) -> bool:
-        """Count one more, and return True if the job is to fail with that."""
+        """Count one more error, and return True if the job is to fail with it."""
         match error:
             case UnreadableEntry():
                 self.unreadable += MAX_UNREADABLE if error.is_final else 1
             case BadAnswer(status=status) if status not in _PASSING:
                 self.refused += 1
             case TimedOut():
-                # The backend's connection stands, and it has all the time that it needs to load a model.
+                # If the connection stands, count the timeout, but allow the backend the time to load a model.
                 self.timed_out += 1
             case _:
-                # It is gone, or restarts: its own matter, which the fleet sees to.
+                # If the backend is gone or restarts, start over, because the fleet handles that.
                 self.timed_out = 0
         return self.unreadable >= MAX_UNREADABLE or self.refused >= MAX_REFUSED or self.timed_out >= MAX_TIMED_OUT
 
     @property
     def are_odd(self) -> bool:
-        """Return True if it may take long, and be about this entry alone."""
+        """Return True if the errors may go on for long, and may concern this entry alone."""
         return self.unreadable + self.refused > 0 or self.timed_out > 1
 
 
 class Completion:
-    """Ends jobs.
+    """Completion of jobs.
 
     Args:
-        missing: told of a job whose backend has no entry for it.
-        goes_again: told of each job that ran, with its entry; whether it is not over, but runs again.
-        freed: told when a place on a backend is free.
-        is_kept_apart: returns True for a job whose errors must tell no path of the host.
+        missing: called with a job whose backend has no entry for it.
+        goes_again: called with each job that ran, and its entry. Returns True if the job runs again.
+        freed: called when a backend has room again.
+        is_kept_apart: returns True for a job whose errors must reveal no path of the host.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Completion:
         self._last: dict[str, asyncio.Event] = {}
 
     async def close(self) -> None:
-        """Stop collecting. What was not collected is running in the journal, and is found again."""
+        """Stop. In the journal, jobs that were not completed still run, so that the next start completes them."""
         await self._tasks.close()
 
     def collect(self, job: Job, *, at_once: bool) -> None:
-        """The job ran to its end. With `at_once` its entry is known to be there."""
+        """Complete a job that ran to its end. With `at_once` don't wait, because its entry is known to be there."""
         if job.state is not State.COLLECTING:
             self._ledger.collect(job)
-        # By assignment: the collection of one that was lost may still wait for its backend's answer.
+        # Key the task by assignment, because the task of a lost one may still wait for its backend's answer.
         assignment = job.assignment
         assert assignment is not None
         end = self._ends.get(assignment)
@@ -162,13 +162,13 @@ class Completion:
             await pause(END_GRACE, end)
             found = await self._fetch(job, backend, assignment, over)
             if isinstance(found, tuple):
-                # That is its end, whatever becomes of the backend while it waits for its turn, or for the disk.
+                # End the job with this entry, even if its backend is lost while the job waits for its turn or the disk.
                 job.has_entry = True
             if before is not None:
-                # What a backend ran first is first in /history, too, however long its entry took to come.
+                # Wait for the job before it, because /history has jobs in the order in which the backend ran them.
                 await before.wait()
             if not _is_collected(job, assignment):
-                # Lost while it waited for what ran before it.
+                # If the job was lost while it waited, drop the entry.
                 return
             if isinstance(found, UnreadableEntry) and found.is_final and job.live.terminal is not None:
                 await self._end_without_result(job, *job.live.terminal, str(found))
@@ -179,10 +179,10 @@ class Completion:
             else:
                 self._missing(job)
         except Exception as error:  # noqa: BLE001
-            # If a result breaks the gateway's own code, that job alone fails, because else it would never end.
+            # If a result breaks the gateway's own code, fail that job alone, because else it would never end.
             self._failures.report("completion", error, f"completion:{job.prompt_id}", **job.log_ids)
             if _is_collected(job, assignment):
-                # The entry that is here can't be its end.
+                # Drop the entry, because the job can't end with it.
                 job.has_entry = False
             self._fail_unread(job, assignment, f"the gateway could not read it: {type(error).__name__}")
         finally:
@@ -191,15 +191,15 @@ class Completion:
             self._client_events.over(job)
 
     async def _end_without_result(self, job: Job, type_: str, data: dict[str, Any], reason: str) -> None:
-        """End a job whose result is too large as its backend said that it ended."""
+        """End a job whose result is too large, with its backend's terminal event and without outputs."""
         _log.warning("outputs_left_out", **job.log_ids, backend=job.backend, reason=reason)
         entry = history.entry_without_outputs(self._prompt_item(job, job.outputs), type_, data)
         await self._end(job, {**entry, LEFT_OUT: reason}, history.outcome_of(entry))
 
     def _fail_unread(self, job: Job, assignment: Assignment, reason: str) -> None:
-        """End a job that ran, and whose result can't be had.
+        """Fail a job that ran, because its result can't be read.
 
-        It does not run again elsewhere, because the prompt may be the cause.
+        The job is not sent to another backend, because the prompt may be the cause.
         """
         if _is_collected(job, assignment) and not job.is_ending:
             _log.error("result_unreadable", **job.log_ids, backend=assignment.backend, reason=reason)
@@ -209,9 +209,9 @@ class Completion:
     async def _fetch(
         self, job: Job, backend: Backend, assignment: Assignment, over: asyncio.Event
     ) -> tuple[HistoryEntry, LargeEntry | None, Mapping[FileRef, Found]] | BackendError | None:
-        """The entry, and what to know its files by; an error if it can't be read.
+        """Return the entry and the identity of its files; the error if the entry can't be read.
 
-        None if the backend answers that there is none, or the job is not there any more.
+        Return None if the backend has no entry, or if the job lost this assignment.
         """
         pause, absent, unended, looks, tries = FETCH_PAUSE, 0, 0, 0, Tries()
         while _is_collected(job, assignment):
@@ -232,7 +232,7 @@ class Completion:
                 if tries.are_enough(error):
                     return error
                 if tries.are_odd:
-                    # Others' jobs there have ends of their own, which need not wait for this one.
+                    # If the error may concern this entry alone, let the other jobs of its backend end before it.
                     self._ledger.overtake(job)
                     over.set()
                     self._client_events.over(job)
@@ -251,7 +251,7 @@ class Completion:
         if await self._goes_again(job, backend, found.entry):
             return
         await self._make_ours(job, backend, found.entry, known)
-        # A large entry takes long to read, to rename and to write: others have their turn between.
+        # Yield to the event loop, because a large entry takes long to read, to rename and to write.
         await asyncio.sleep(0)
         if left_out := found.entry.get(LEFT_OUT):
             _log.warning("outputs_left_out", **job.log_ids, backend=backend.name, bytes=left_out)
@@ -293,7 +293,7 @@ class Completion:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_FETCH_PAUSE)
         else:
-            # Lost while the journal could not be written: it runs again.
+            # If the job was lost while the journal could not be written, stop here: the job runs again.
             return
         self._tell(job, entry)
         self._count(job, backend_name, outcome, entry)
@@ -302,7 +302,7 @@ class Completion:
     async def _make_ours(
         self, job: Job, backend: Backend, entry: dict[str, Any], known: Mapping[FileRef, Found]
     ) -> None:
-        """Put back what the client sent, and give the files the names that its tenant knows."""
+        """Put the client's prompt back into an entry, and give the files the names that the tenant knows."""
         if job.submission.needs_secrets:
             entry.update(job.submission.censor().value(entry))
         entry.update(self._outputs.without_added(job, entry) or {})
@@ -317,7 +317,7 @@ class Completion:
             entry.update(await in_turns(redacting_entry(told)))
 
     def _prompt_item(self, job: Job, outputs: Any) -> list[Any]:
-        """Return an entry's prompt, without what may be long: that is never parsed, see `Job.prompt_item`."""
+        """Return an entry's prompt without its graph, which may be long and is never parsed: see `Job.prompt_item`."""
         number = job.number if job.submission.number is not None else int(job.number)
         extra: dict[str, Any] = {"create_time": job.create_time}
         if job.submission.workflow_id is not None:
@@ -325,23 +325,23 @@ class Completion:
         return [number, job.prompt_id, {}, extra, outputs]
 
     def fail(self, job: Job, reason: str, type_: str) -> None:
-        """End a job that no backend can run: ``execution_error``, and a history entry that says why."""
+        """Fail a job that no backend can run: ``execution_error``, and a history entry with the reason."""
         event = history.failure_event(job.prompt_id, reason, type_)
         self._end_without_run(job, "execution_error", event, history.Outcome.ERROR)
 
     def interrupt(self, job: Job) -> None:
-        """End a job that was to be interrupted, and whose backend is gone: it is not run again."""
+        """End an interrupted job that has no backend any more, instead of a retry."""
         event = history.interruption_event(job.prompt_id)
         self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
 
     def expire(self, job: Job, reason: str) -> None:
-        """End a job that nobody wants any more: ``execution_interrupted``, which says why as an error would."""
+        """End a job whose deadline passed: ``execution_interrupted``, with the reason in the fields of an error."""
         event = history.interruption_event(job.prompt_id)
         event |= {"exception_message": reason, "exception_type": "DeadlinePassed"}
         self._end_without_run(job, "execution_interrupted", event, history.Outcome.CANCELLED)
 
     def _end_without_run(self, job: Job, type_: str, event: dict[str, Any], outcome: history.Outcome) -> None:
-        # Until that is journalled no backend is eligible for it.
+        # Pin the job to no backend, so that none gets it until its end is journalled.
         job.pinned = frozenset()
         job.live.terminal = (type_, event)
         self._tasks.start(self._end_by_itself(job, type_, event, outcome), job.prompt_id)
@@ -351,7 +351,7 @@ class Completion:
             entry = history.entry_without_run(self._prompt_item(job, job.outputs), type_, event)
             await self._end(job, entry, outcome)
         except Exception as error:  # noqa: BLE001
-            # If that breaks the gateway's own code, say no more than that, because else the job would never end.
+            # If that breaks the gateway's own code, write a minimal entry, because else the job would never end.
             self._failures.report("completion", error, f"completion:{job.prompt_id}")
             reason = f"the gateway could not end it: {type(error).__name__}"
             event = history.failure_event(job.prompt_id, reason, "GatewayError")
@@ -361,7 +361,7 @@ class Completion:
             await self._end(job, entry, history.Outcome.ERROR)
 
     def _tell(self, job: Job, entry: dict[str, Any]) -> None:
-        """The end of the story, in ComfyUI's order: terminal event, status, executing null."""
+        """Tell the client of a job's end in ComfyUI's order: terminal event, status, ``executing`` with node null."""
         self._client_events.start(job, int(time.time() * 1000))
         waiting, job.live.before_end = job.live.before_end, []
         for frame in waiting:
@@ -371,7 +371,7 @@ class Completion:
         self._client_events.tell(job, events.end_frame(job.prompt_id))
 
     def tell_cancelled(self, job: Job) -> None:
-        """Tell clients that know that a job began that it is over: it was taken out of the queue all the same."""
+        """Tell a client that knows that a job began that it ended, because it was cancelled as a pending one."""
         if not job.live.start_told:
             return
         payload = events.encode("execution_interrupted", history.interruption_event(job.prompt_id))
@@ -410,7 +410,7 @@ def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _failure_of(entry: dict[str, Any]) -> dict[str, str]:
-    """Return what the log tells of a failure: the error, and the node."""
+    """Return the fields of a failure's log line: the error and the node."""
     for name, data in history.messages_of(entry.get("status")):
         if name == "execution_error":
             error = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"[:500]

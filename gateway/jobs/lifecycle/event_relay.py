@@ -1,7 +1,7 @@
 """Relay of backends' events: find the job, change its state, rename its files, pass the frame on.
 
-Events find their session by prompt_id, whoever's socket it is. Ids and file names become those the client knows.
-Terminal events are held until completion; ``status`` is never relayed (it is made from the ledger).
+The prompt_id of an event leads to the job's session. Ids and file names become the ones that the client knows.
+Terminal events are held until completion. ``status`` is never relayed, because the gateway makes it from the ledger.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BEFORE_START = (State.SENDING, State.PENDING)
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """A frame that was to be told, of a job as it was assigned then."""
+    """Frame for a job's client, with the assignment that the job had when the event came."""
 
     job: Job
     assignment: Assignment | None
@@ -44,10 +44,10 @@ class Caught:
 
 
 class EventRelay:
-    """Turns a backend's messages into ledger moves and frames on the bus.
+    """Relay that turns a backend's messages into moves of the ledger and frames on the bus.
 
     Args:
-        is_kept_apart: returns True for a job whose errors must tell no path of the host.
+        is_kept_apart: returns True for a job whose errors must reveal no path of the host.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class EventRelay:
         return job.tenant if job is not None else ""
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop the cancellations of orphans that are under way."""
         await self._tasks.close()
 
     def heard_event(self, backend: Backend, event: Event) -> None:
-        """A text message of a backend."""
+        """Handle a text message of a backend."""
         if event.type == "status":
             return
         job = self._find(backend, event)
@@ -102,14 +102,14 @@ class EventRelay:
         self._tell(job, told.type, frame if len(payload) < LARGE else self._results.relieve(job, frame))
 
     async def heard_long_event(self, backend: Backend, event: Event) -> None:
-        """Hear a long text message: others have their turn while it is read. The next one comes when this returns."""
+        """Handle a long text message in short steps. The backend's next message waits until this returns."""
         caught = await self.catch_event(backend, event)
         if caught is not None:
             frame = caught.frame
             self.tell_caught(caught, frame if len(frame.said) < LARGE else self._results.relieve(caught.job, frame))
 
     async def catch_event(self, backend: Backend, event: Event) -> Caught | None:
-        """Hear a long text message, and return what is to be told of it, which `tell_caught` tells."""
+        """Handle a long text message, and return the frame for its client, which `tell_caught` sends; None if none."""
         job = self._find(backend, event) if event.type != "status" else None
         if job is None:
             return None
@@ -122,17 +122,17 @@ class EventRelay:
         assignment = job.assignment
         payload = await in_turns(self._wording(backend, job, told))
         if not _is_at(job, assignment):
-            # It was cancelled meanwhile, or is elsewhere.
+            # If the job was cancelled or sent elsewhere meanwhile, drop the event.
             return None
         return Caught(job, assignment, told.type, self._frame_of(job, told, payload))
 
     def tell_caught(self, caught: Caught, frame: Frame) -> None:
-        """Tell what was caught, if the job is still where it was said."""
+        """Send a caught frame, if the job still has the assignment that it had when the event came."""
         if _is_at(caught.job, caught.assignment):
             self._tell(caught.job, caught.type, frame)
 
     def _find(self, backend: Backend, event: Event) -> Job | None:
-        """Find the job that an event is about, and hear what was kept of it before its id was known."""
+        """Find the job of an event. First handle its earlier events, kept until its id on the backend was known."""
         job = self._job_of(backend, event.prompt_id)
         if job is None:
             self._heard_stray(backend, event)
@@ -143,7 +143,7 @@ class EventRelay:
         return job
 
     def _heard(self, backend: Backend, job: Job, event: Event) -> Event | None:
-        """Take note of an event; return it as it is to be passed on, None if it is not."""
+        """Update the job by an event. Return the event as its client may see it; None if the client does not get it."""
         job.live.heard_at = time.monotonic()
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
@@ -171,7 +171,7 @@ class EventRelay:
         return None
 
     def heard_binary(self, backend: Backend, data: bytes) -> None:
-        """A binary message of a backend: one with metadata says whose it is, others belong to what runs there."""
+        """Handle a binary message. Metadata may name its prompt; without it, the message belongs to the running job."""
         found = self._sender_of(backend, data)
         if found is None:
             return
@@ -179,13 +179,13 @@ class EventRelay:
         if job.submission.needs_secrets and job.submission.censor().is_in(data):
             return
         if not head.end:
-            # A text, or what only a custom node knows.
+            # If the message is no picture, replace ids and names in it: it is a text, or a custom node's own form.
             data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
             data = self._outputs.reveal_bytes(job, data)
         self._tell_binary(backend, job, data, head)
 
     async def heard_large_binary(self, backend: Backend, data: bytes) -> None:
-        """A large one: it is looked through a piece at a time, and nothing more is read until there is room for it."""
+        """Handle a large binary message in short steps. Return when the spool has room for more."""
         found = self._sender_of(backend, data)
         if found is None:
             return
@@ -201,7 +201,7 @@ class EventRelay:
         await self._results.spool.room()
 
     def _sender_of(self, backend: Backend, data: bytes) -> tuple[Job, Head] | None:
-        """The job that a binary message is of, if it has a session, and what is before the picture."""
+        """Return a binary message's job, if the job has a session, and the message's head before the picture."""
         head = previews.head_of(data)
         if head is None:
             return None
@@ -223,18 +223,18 @@ class EventRelay:
         self._tell(job, str(kind), frame)
 
     def _job_of(self, backend: Backend, prompt_id: str | None) -> Job | None:
-        """The job that a message is about; without an id, the one that runs there."""
+        """Return the job of a message; without an id, the job that runs on the backend."""
         if prompt_id is not None:
             return self._ledger.find_upstream(backend.name, prompt_id)
         job = self._current.get(backend.name)
         return job if job is not None and job.backend == backend.name and job.state is State.RUNNING else None
 
     def _heard_stray(self, backend: Backend, event: Event) -> None:
-        """Not a job of ours there, as far as we know.
+        """Handle an event whose id belongs to no job on the backend.
 
-        ComfyUI tells of a start only whoever sent the prompt, so this is a copy that must not run: it was cancelled
-        or given up on its way, and may have an id of the backend's own. Unless it is the prompt whose answer, with
-        that id, is still awaited: then what it says is kept until it is known.
+        ComfyUI sends an event of a prompt's start only to its sender, so the gateway sent this prompt. If the gateway
+        awaits no answer to a POST /prompt, the prompt is an orphan: cancel it. It may have an id of the backend's own.
+        Else the awaited answer may bear this id: keep the event until the id is known.
         """
         upstream_id = event.prompt_id
         if upstream_id is None:
@@ -256,7 +256,7 @@ class EventRelay:
             self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
 
     def _awaits_answer(self, backend: Backend) -> bool:
-        """Whether a prompt was sent there whose id there is not known yet."""
+        """Return True if a job is being sent to a backend, so that its id there is not known yet."""
         return any(job.state is State.SENDING for job in self._ledger.jobs_on(backend.name))
 
     def _start(self, backend: Backend, job: Job, event: Event) -> None:
@@ -264,10 +264,11 @@ class EventRelay:
         self.start(backend, job, int(time.time() * 1000) if start_time is None else start_time)
 
     def start(self, backend: Backend, job: Job, start_time: int) -> None:
-        """The job runs there."""
+        """Note that a job runs on a backend."""
         before = self._current.get(backend.name)
         if before is not None and before.state is State.COLLECTING and before.backend == backend.name:
-            # If the end of the one before was not heard, the next probe finds it.
+            # Hold this job's events until the end of the job before it is told. If the gateway has not heard that end,
+            # the next probe finds it.
             self._client_events.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
@@ -277,7 +278,7 @@ class EventRelay:
         log_phase(job, "running", waited, backend=backend.name)
 
     def _told_before(self, job: Job, type_: str) -> bool:
-        """Whether a job that runs a second time would tell its client twice that it started, or tell it late."""
+        """Return True if a client of a rerun job has this kind of start event already, or would get it too late."""
         live = job.live
         if type_ == "execution_start":
             before, live.start_told = live.start_told, True
@@ -285,23 +286,24 @@ class EventRelay:
         if type_ == "execution_cached":
             before, live.cached_told = live.cached_told, True
             return before
-        # What is cached comes before all news, or not at all: this backend's word of it may have gone by unheard.
+        # After any other event drop ``execution_cached``, because it must come before all progress. The backend's own
+        # may have been missed.
         live.cached_told = True
         return False
 
     def _clearing(self, job: Job, event: Event) -> Generator[None, None, Event]:
-        """Take out of an event what its client must not be told, in steps that are short."""
+        """Remove partner keys and paths of the host from an event, in short steps."""
         if job.submission.needs_secrets:
             event = _censored(job, event)
             yield
         if event.type == "execution_error" and self._is_kept_apart(job):
-            # Before paths are cut, because the last name of a path is kept.
+            # Rename files before paths are cut, because the last name of a path is kept.
             data = yield from self._outputs.revealing_value(job, event.data)
             event = replace(event, data=(yield from redacting_error(data)))
         return event
 
     def _wording(self, backend: Backend, job: Job, event: Event) -> Generator[None, None, bytes]:
-        """Put an event into the words of its job's client, in steps that are short."""
+        """Return an event's payload with the file names that its client knows, in short steps."""
         payload = event.raw
         if event.type == "executed":
             output = event.data.get("output")
@@ -315,7 +317,7 @@ class EventRelay:
         return job.without_added(payload) if job.live.added else payload
 
     def _frame_of(self, job: Job, event: Event, payload: bytes) -> Frame:
-        """Return an event's frame, and take note of what it says for those who connect late."""
+        """Return an event's frame. Keep the last ``executing`` and ``progress_state`` for sockets that connect late."""
         translate = job.assignment.translate if job.assignment is not None else None
         frame = events.frame_of(event, job.prompt_id, payload, translate)
         frame.repeats = job.live.told is not None and job.live.told.repeats(event)
@@ -331,10 +333,10 @@ class EventRelay:
         return frame
 
     def _tell(self, job: Job, type_: str, frame: Frame) -> None:
-        """Tell it, unless it may be the last ``executed``: clients look for the history entry as soon as they hear it.
+        """Send a frame, but hold an ``executed``: clients fetch the history entry as soon as they get the last one.
 
-        What ComfyUI says after that one is ``progress_state`` and the terminal event; anything else shows that it was
-        not the last.
+        After the last ``executed`` ComfyUI sends only ``progress_state`` and the terminal event. If anything else
+        comes, the held frames are sent, because that ``executed`` was not the last.
         """
         waiting = job.live.before_end
         if type_ == "executed" or (waiting and type_ == "progress_state" and len(waiting) < MAX_BEFORE_END):
@@ -360,13 +362,13 @@ def _may_tell_too_much(job: Job, event: Event) -> bool:
 
 
 def _note_cached(job: Job, event: Event) -> None:
-    """Keep the nodes whose results the backend has already."""
+    """Note the nodes whose results the backend has already."""
     job.live.cached = frozenset(node for node in event.data.get("nodes", ()) if isinstance(node, str))
     if job.live.told is not None:
         job.live.told.cached_again(job.live.cached)
 
 
 def _censored(job: Job, event: Event) -> Event:
-    """The event without the job's partner keys."""
+    """Return an event without the job's partner keys."""
     raw = job.submission.censor().encoded(event.raw)
     return event if raw is event.raw else events.parse(raw) or replace(event, data={}, raw=b"{}")

@@ -1,6 +1,6 @@
-"""Failure policy: a job that its machine failed runs again, elsewhere if it can; a workflow's error is the answer.
+"""Failure policy: retry a job if the machine failed, on another backend if there is one. A workflow's error ends it.
 
-Its client hears nothing of the failure, and no second start: for it the job runs on.
+The client of a retried job gets no event of the failure or of the second start. For the client, the job runs on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _log = logs.get("failures")
 
 
 class FailurePolicy:
-    """Looks at how jobs end, for the job's sake and for the backend's.
+    """Policy for ended jobs: it decides on retries, and reports failures of backends to the fleet.
 
     Args:
-        retries: says when a job is sent again.
-        lost_files: tells whether a file is gone that was put on a backend.
+        retries: schedules the retries.
+        lost_inputs: checks if a file that the gateway put on a backend is gone.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FailurePolicy:
         self._lost_inputs = lost_inputs
 
     async def ended(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
-        """A job ran to its end, and this is its entry. Returns whether it is not over, since it is sent again."""
+        """Judge the entry of a job that ran to its end. Return True if the job is not over, because it runs again."""
         outcome, kind = outcome_of(entry), job.submission.kind
         if outcome is Outcome.SUCCESS:
             self._fleet.succeeded(backend, kind)
@@ -58,9 +58,9 @@ class FailurePolicy:
         elif cause is Cause.MEMORY:
             await self._free(backend)
         if job.state is not State.COLLECTING or job.backend != backend.name:
-            # Its backend was given up meanwhile, and the job with it.
+            # If the job lost its backend meanwhile, it is not over: reconciliation requeued it.
             return True
-        # Whatever a poisoned process says is due to that.
+        # If the backend is poisoned, blame that, whatever the error says.
         cause = Cause.POISONED if backend.poisoned is not None else cause
         if not self._has_another_chance(job, cause):
             return False
@@ -83,9 +83,9 @@ class FailurePolicy:
             _log.warning("memory_not_freed", backend=backend.name, error=str(error))
 
     def _has_another_chance(self, job: Job, cause: Cause) -> bool:
-        """Return True if a job may run once more: once a cause, because what poisons two GPUs would poison a third.
+        """Return True if a job may be retried: once a cause, because a job that poisons two GPUs would poison a third.
 
-        A machine that is at fault says nothing of the next one, so the job goes to each that it has not tried.
+        If the machine is at fault, the job may go to each untried machine, because others may be sound.
         """
         if cause is Cause.MACHINE:
             untried = (each for each in self._fleet.backends.values() if each.eligible and each.name not in job.avoid)
@@ -105,7 +105,7 @@ class FailurePolicy:
             job.blamed = (backend.name, failure.error)
         job.retried_for |= {cause}
         if cause is not Cause.FILE:
-            # A file is put there again before the job is.
+            # Avoid this backend, unless only a file was gone: the gateway puts the file there again before the retry.
             job.avoid |= {backend.name}
         self._ledger.lose(job)
         self._retries.later([job], backend.name, str(cause), at_once=cause is Cause.FILE)

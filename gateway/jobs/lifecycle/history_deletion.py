@@ -1,7 +1,7 @@
-"""Delete history entries on backends: a delete that a backend did not confirm is tried again. Kept in memory alone.
+"""Delete history entries on backends, and retry deletes that a backend did not confirm. Kept in memory alone.
 
-What a backend still holds of a deleted entry is shown to nobody, so nobody waits for it. A backend that is started
-again has forgotten all entries, and one that is not forgets the oldest of 10,000 (execution.py, PromptQueue).
+No caller waits for this, because no client sees a backend's own entries. A restarted backend has forgotten all of its
+entries, and any other forgets the oldest past 10,000 (execution.py, PromptQueue).
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from gateway.telemetry.tasks import Tasks, pause
 
 _log = logs.get("jobs")
 
-# Of more, the oldest are left on the backend.
+# Maximum entries that wait for a backend; past it the oldest are left there.
 MAX_WAITING = 10_000
 MAX_AT_ONCE = 500
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 60.0
-# After so long a delete is given up: such a backend does not delete at all.
+# A delete is given up after this long, because such a backend deletes nothing at all.
 GIVE_UP_SECONDS = 3600.0
 
 
 class HistoryDeletion:
-    """Deletes entries on backends, each backend on its own."""
+    """Queue of deletes for each backend."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._tasks = Tasks("history_deletion")
-        # By backend, each id with the time at which it is given up (monotonic seconds), the oldest first.
+        # By backend: each id with the time at which its delete is given up (monotonic seconds), the oldest first.
         self._waiting: dict[str, dict[str, float]] = {}
         self._connected: dict[str, asyncio.Event] = {}
 
     async def close(self) -> None:
-        """Stop. What was not deleted stays on its backend."""
+        """Stop. Entries that were not deleted stay on their backends."""
         await self._tasks.close()
 
     def forget(self, backend: str, upstream_ids: Iterable[str]) -> None:
-        """Delete entries on a backend."""
+        """Queue deletes of entries on a backend."""
         is_idle = backend not in self._waiting
         waiting = self._waiting.setdefault(backend, {})
         waiting.update(dict.fromkeys(upstream_ids, time.monotonic() + GIVE_UP_SECONDS))
@@ -53,7 +53,7 @@ class HistoryDeletion:
             self._tasks.start(self._delete(backend, waiting), backend)
 
     def connected(self, backend: str) -> None:
-        """Try again at once: the backend has come back."""
+        """Retry at once, because the backend has come back."""
         if (event := self._connected.get(backend)) is not None:
             event.set()
 
@@ -79,6 +79,6 @@ class HistoryDeletion:
 
 
 def drop_late(waiting: dict[str, float], now: float) -> None:
-    """Drop the ids that are tried no more."""
+    """Drop the ids whose time is up."""
     for upstream_id in [each for each, until in waiting.items() if until <= now]:
         del waiting[upstream_id]

@@ -1,7 +1,7 @@
-"""History entries that take too long to be read in one piece, up to `history.max_result`.
+"""History entries that take too long to read in one piece, up to `history.max_result`.
 
-As for events (`large_events.py`): a process apart cuts out what is long, what is left goes the way of all entries, and
-a process puts the rest back, and compresses all of it for the journal.
+As for events (`large_events.py`), a process apart cuts out the long parts. The rest is handled like all entries. Then
+a process puts the long parts back, and compresses the entry for the journal.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gateway.store.spool import Bulk, Lost, Spool
 from gateway.telemetry import logs
 
 _log = logs.get("results")
-# Files of entries that are being read are nobody's.
+# The tenant of the spool's files of entries that are being read: none.
 _NOBODY = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LargeEntry:
-    """An entry whose long parts are in a file, for as long as this is there."""
+    """Entry whose long parts are in a file. The file lasts as long as this object."""
 
     cut: CutParts
     file: Bulk
@@ -39,7 +39,7 @@ class LargeEntry:
 
 
 class LargeEntries:
-    """Reads them."""
+    """Reader of large entries."""
 
     def __init__(self, reader: JsonReader, spool: Spool, outputs: Outputs) -> None:
         self._reader = reader
@@ -47,10 +47,10 @@ class LargeEntries:
         self._outputs = outputs
 
     async def cut(self, job: Job, found: HistoryEntry) -> tuple[HistoryEntry, LargeEntry | None]:
-        """Return an entry that is short enough to be handled at once, and what has to be put back.
+        """Return an entry that is short enough for one step, and its long parts, None if it has none.
 
         Raises:
-            UnreadableEntry: it can't be read.
+            UnreadableEntry: the entry can't be read.
         """
         if not found.large:
             return found, None
@@ -71,7 +71,7 @@ class LargeEntries:
         return entry, large
 
     async def packed(self, job: Job, large: LargeEntry, said: bytes) -> tuple[bytes, bytes]:
-        """Return an entry as the journal keeps it: as it is, or compressed; one of the two is empty."""
+        """Return an entry for the journal as (plain, compressed), of which one is empty."""
         assignment = job.assignment
         target = self._spool.new_path()
         try:
@@ -88,10 +88,10 @@ class LargeEntries:
 
 
 def read_result(found: HistoryEntry, left: bytes) -> HistoryEntry:
-    """Return an entry with what is left of its result.
+    """Return an entry with the rest of its result, without the long parts.
 
     Raises:
-        UnreadableEntry: it is not of ComfyUI's form.
+        UnreadableEntry: the entry does not have ComfyUI's form.
     """
     try:
         return HistoryEntry(checked(found.entry | json_codec.loads(left)), json_codec.encoder_for(left))
@@ -100,7 +100,7 @@ def read_result(found: HistoryEntry, left: bytes) -> HistoryEntry:
 
 
 def changes_for(job: Job, assignment: Assignment | None, outputs: Outputs) -> Changes:
-    """Return what `EventRelay` and `Completion` change in texts that they read themselves."""
+    """Return the changes that `EventRelay` and `Completion` make in texts that they read themselves."""
     shown = job.prompt_id.encode()
     replaced = [(added.encode(), json_codec.dumps(saver)[1:-1]) for added, saver in (job.live.added or {}).items()]
     if assignment is not None:

@@ -1,7 +1,7 @@
-"""Events that take too long to be read in one piece, up to what a message may weigh.
+"""Events that take too long to read in one piece, up to the maximum size of a message.
 
-A process apart cuts out what is long. What is left goes the way of all events (`relay.py`), and the same process puts
-the rest back, in names that the tenant knows, into the file from which the sockets read.
+A process apart cuts out the long parts. The rest is handled like all events (`event_relay.py`). Then a process writes
+the whole event into a file, with the names that the tenant knows. The sockets read from that file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logs.get("results")
 
 
 class LargeEvents:
-    """Reads them, one of a backend at a time."""
+    """Reader of large events, one of a backend at a time."""
 
     def __init__(self, event_relay: EventRelay, reader: JsonReader, spool: Spool, outputs: Outputs) -> None:
         self._event_relay = event_relay
@@ -34,7 +34,7 @@ class LargeEvents:
         self._outputs = outputs
 
     async def heard(self, backend: Backend, raw: bytes) -> bool:
-        """Tell a job's session of an event; return False if the event is not read."""
+        """Send an event to its job's session. Return False if the event can't be read."""
         tenant = self._event_relay.tenant_at(backend)
         try:
             path = await self._spool.store([raw])
@@ -58,7 +58,7 @@ class LargeEvents:
         return True
 
     async def _whole(self, caught: Caught, cut: CutParts, size: int) -> Frame | None:
-        """Return a frame with its long parts; None if there is no place for it."""
+        """Return a frame with its long parts; None if the job has no session, or the spool has no room for it."""
         job, assignment, frame = caught.job, caught.assignment, caught.frame
         said = frame.payload
         if job.submission.session_id is None or assignment is None:

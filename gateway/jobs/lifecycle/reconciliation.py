@@ -27,7 +27,7 @@ _log = logs.get("recovery")
 
 
 class Reconciliation:
-    """Reconciles the ledger with a backend, and gives up what a dead one had."""
+    """Reconciliation of the ledger with backends. It also requeues the jobs of a dead backend."""
 
     def __init__(
         self,
@@ -54,25 +54,25 @@ class Reconciliation:
         self._client_id = client_id
         self._tasks = Tasks("recovery")
         self._checking: set[Job] = set()
-        # By backend: the prompts that run by its last probe, and of whose start nothing was heard.
+        # By backend: the prompts that run by its last probe, but whose start event did not come.
         self._unheard: dict[str, frozenset[str]] = {}
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop the checks and cancellations that are under way."""
         await self._tasks.close()
 
     async def reconcile(self, backend: Backend) -> None:
-        """Find out what became of the jobs on a backend that was just connected.
+        """Reconcile the jobs on a backend that was just connected.
 
         Raises:
-            BackendError: it did not answer; it must not be given work yet.
+            BackendError: the backend did not answer; it must get no jobs yet.
         """
         queue = await backend.client.queue()
         self._adopt(backend, queue)
         self._find_copies(backend, queue)
         closed = [job for job in self._jobs_on(backend) if backend.name in self._policies.of(job.tenant).closed]
         if closed:
-            # The configuration has changed. Other tenants' code may read along there, so these jobs run elsewhere.
+            # If the configuration dedicates the backend to others, move these jobs, because others' code may read them.
             self._lose(closed, backend.name, "was dedicated to other tenants")
         unwanted = self._ledger.orphans.on(backend.name)
         if unwanted:
@@ -86,7 +86,10 @@ class Reconciliation:
             await self._settle(backend, job, queue)
 
     def _adopt(self, backend: Backend, queue: Queue) -> None:
-        """What was taken for lost there, and is there, need not go elsewhere, unless it went already, or must not."""
+        """Give requeued jobs back to a backend that still has their prompts.
+
+        Skip a job that was sent elsewhere meanwhile, that is pinned, or whose tenant may not use this backend.
+        """
         there = queue.running_ids | queue.pending_ids
         for job in self._ledger.waiting.jobs():
             allowed = self._admission.allowed(job.tenant)
@@ -97,25 +100,25 @@ class Reconciliation:
                     self._ledger.placed(job)
 
     def _is_free(self, backend: Backend, former: Assignment, there: Collection[str]) -> bool:
-        """Return True if a backend has an assignment that was given up still, and is not stopping it."""
+        """Return True if a backend still has a given-up assignment, and the gateway is not cancelling it there."""
         is_there = former.backend == backend.name and former.upstream_id in there
         return is_there and not self._ledger.orphans.is_told(backend.name, former.upstream_id)
 
     def _find_copies(self, backend: Backend, queue: Queue) -> None:
-        """Note what this gateway sent to a backend, be it in an earlier run, and no job has there any more."""
+        """Note as orphans the prompts in a backend's queue that this gateway sent, in any run, and no job has."""
         awaited = [job for job in self._ledger.jobs_on(backend.name) if job.state is State.SENDING]
         for item in (*queue.running, *queue.pending):
             extra, upstream_id = extra_of(item), item[1]
             if extra.get("client_id") != self._client_id or self._ledger.find_upstream(backend.name, upstream_id):
                 continue
-            # If a prompt has an id of the backend's own, its job learns of that by the answer.
+            # Skip a prompt that may be of a job being sent, because the answer tells that job the backend's own id.
             marks = {job.assignment.mark for job in awaited if job.assignment is not None}
             is_awaited = bool(awaited) and extra.get(MARK, "") in {*marks, ""}
             if not is_awaited and not self._ledger.orphans.has_ended(upstream_id):
                 self._ledger.orphans.add(backend.name, upstream_id)
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
-        """Look for jobs that a probe should have shown: their end, or their loss, went by unheard."""
+        """Check jobs that are missing in a probe's queue, because the gateway did not hear of their end or loss."""
         there = queue.running_ids | queue.pending_ids
         self._find_copies(backend, queue)
         orphans = self._ledger.orphans.among(backend.name, there)
@@ -139,11 +142,11 @@ class Reconciliation:
     async def _check(self, backend: Backend, job: Job) -> None:
         was_pending, placed_at = job.state is State.PENDING, job.placed_at
         try:
-            # Asked again: between the probe and now its end may have been heard, or it may have been sent elsewhere.
+            # Ask again, because since the probe the job's end may have been heard, or the job may have moved.
             await self._settle(backend, job, await backend.client.queue())
             self._dispatcher.wake()
             if was_pending and job.state is State.COLLECTING and backend.heard_prompt_at < placed_at:
-                # It ran from its start to its end, and nothing of it was heard.
+                # If the job ran from start to end and no event came, the socket is at fault: open it anew.
                 self._fleet.reconnect(backend)
         except BackendError as error:
             _log.info("prompt_lookup_failed", backend=backend.name, **job.log_ids, error=str(error))
@@ -157,8 +160,8 @@ class Reconciliation:
         try:
             found = await locate_prompt(backend, assignment, queue=queue)
         except (BadAnswer, TimedOut) as error:
-            # Its queue was answered, so it is about this entry: completion asks for it again, a bounded number of
-            # times. Others' jobs must not wait for that.
+            # If only the entry can't be had, let completion retry it a bounded number of times, because other jobs must
+            # not wait for that.
             _log.info("prompt_lookup_failed", backend=backend.name, **job.log_ids, error=str(error))
             found = Located(Where.ENDED, assignment.upstream_id)
         if job.assignment is not assignment or job.state not in PLACED:
@@ -180,7 +183,7 @@ class Reconciliation:
                 self.lose(job, "is not there any more")
 
     def down(self, backend: Backend) -> None:
-        """A backend is gone: what it had goes elsewhere, and must not run there, should it come back with it."""
+        """Requeue the jobs of a dead backend. Their prompts become orphans, in case the backend comes back."""
         self._lose(self._jobs_on(backend), backend.name, f"is {backend.health}")
         self._dispatcher.wake()
 
@@ -188,7 +191,7 @@ class Reconciliation:
         return [job for job in self._ledger.jobs_on(backend.name) if not job.is_ending]
 
     def lose(self, job: Job, what: str) -> None:
-        """Send a job again that its backend does not have, unless it was tried often enough or is not wanted."""
+        """Retry a job that its backend does not have. End it if it was interrupted, or may not be retried."""
         self._lose([job], job.backend or "", what)
 
     def _lose(self, jobs: Collection[Job], backend_name: str, what: str) -> None:
@@ -208,7 +211,7 @@ class Reconciliation:
         self._retries.later(again, backend_name, "lost")
 
     def _reason_to_end(self, job: Job, backend_name: str, what: str, *, had_begun: bool) -> tuple[str, str] | None:
-        """Why a lost job is not sent again, and the error's type; None if it is."""
+        """Return the reason why a lost job is not retried, and the error's type; None if it is retried."""
         if job.attempts >= self._settings.attempts:
             return f"given up after {job.attempts} attempts; the last backend, {backend_name}, {what}", "BackendLost"
         if had_begun and not self._settings.rerun_started:

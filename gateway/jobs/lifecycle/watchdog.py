@@ -1,4 +1,4 @@
-"""Watchdog of jobs that take too long: those that run and say nothing, and those whose deadline has passed."""
+"""Watchdog for jobs that take too long: running jobs without events, and jobs whose deadline has passed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from gateway.tenants.policy import Policies
 _log = logs.get("watch")
 
 LOOK_SECONDS = 0.5
-# Messages larger than are read, after which a job fails.
+# A job fails after this many messages that are larger than the gateway reads.
 MAX_OVERSIZED = 3
-# Seconds that what was interrupted gets to stop: ComfyUI heeds an interrupt between two steps of a node.
+# Seconds in which an interrupted prompt must stop: ComfyUI heeds an interrupt between two steps of a node.
 STOP_SECONDS = 10.0
 
 
 class Watchdog:
-    """Looks at all open jobs again and again. `start` once the fleet knows its backends."""
+    """Watchdog that checks all open jobs periodically. Start it once the fleet knows its backends."""
 
     def __init__(
         self,
@@ -52,25 +52,25 @@ class Watchdog:
         self._stopping_since: dict[str, float] = {}
 
     def start(self) -> None:
-        """Look, before any backend gets work: a deadline may have passed while the gateway was down. Then keep on."""
+        """Check all jobs before any backend gets work, because deadlines may have passed. Then check periodically."""
         self._look(time.monotonic())
         self._tasks.repeat(self._look_again, "look", LOOK_SECONDS, at_once=False)
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop checking."""
         await self._tasks.close()
 
     async def _look_again(self) -> None:
         self._look(time.monotonic())
 
     def _look(self, now: float) -> None:
-        # Ten thousand waiting jobs are of a few tenants.
+        # Look the deadline up once a tenant, because ten thousand waiting jobs belong to a few tenants.
         usual: dict[str, float | None] = {}
         for job in self._ledger.jobs():
             if job.tenant not in usual:
                 usual[job.tenant] = self._policies.of(job.tenant).deadline or self._settings.deadline
             seconds = job.submission.deadline or usual[job.tenant]
-            # One that is being collected has come to its end in time.
+            # Skip a job that is being collected, because it ran to its end in time.
             if seconds is not None and now - job.accepted_at >= seconds and job.state is not State.COLLECTING:
                 self._expire(job, seconds)
         for backend in self._fleet.backends.values():
@@ -89,7 +89,7 @@ class Watchdog:
 
     def _look_at(self, backend: Backend, now: float) -> None:
         stalled = 0
-        # A backend that does not answer is another matter: slow, then lost.
+        # If a backend does not answer, its health handles that: slow, then lost.
         running_ids = backend.queue.running_ids if backend.health is Health.UP else frozenset()
         for job in self._ledger.jobs_on(backend.name):
             if job.state is not State.RUNNING or job.upstream_id not in running_ids:
@@ -103,9 +103,9 @@ class Watchdog:
         self._metrics.jobs_stalled.labels(backend.name).set(stalled)
 
     def heard_too_much(self, backend: Backend) -> None:
-        """Note that the job on a backend sent a message larger than the gateway reads. If it goes on, end the job.
+        """Count a message of a running job that is larger than the gateway reads. After `MAX_OVERSIZED`, fail the job.
 
-        Each time the socket is opened anew, and other jobs' events may go by unheard meanwhile.
+        Each such message closes the backend's socket, and other jobs' events may be lost until it is open again.
         """
         for job in self._ledger.jobs_on(backend.name):
             if job.state is State.RUNNING:
@@ -139,7 +139,7 @@ class Watchdog:
             self._retries.later([job], backend.name, "timeout")
 
     def _clear(self, backend: Backend) -> None:
-        """What was interrupted there does not stop: what is pending behind it goes elsewhere."""
+        """Move a backend's pending jobs to other backends, because the running prompt ignores its interrupt."""
         jobs = [job for job in self._ledger.jobs_on(backend.name) if job.state is State.PENDING]
         if jobs:
             _log.warning("interrupt_ignored", backend=backend.name, jobs_moved=len(jobs))
@@ -148,7 +148,7 @@ class Watchdog:
         self._retries.later(jobs, backend.name, "timeout")
 
     def _take_away(self, job: Job) -> None:
-        """Take a job off the backend that has it, which is told as soon as it can be reached; it waits now."""
+        """Requeue a job, and cancel its prompt on the backend as soon as that can be reached."""
         if job.backend is None:
             return
         backend, upstream_id = self._fleet.backends[job.backend], job.upstream_id

@@ -1,7 +1,7 @@
-"""Long JSON, read: bodies of POST /prompt and history entries. What is light is read at once, all else in a process
-apart, so that nobody waits for it.
+"""Read long JSON: bodies of POST /prompt and history entries. Light ones are read at once, others in a process apart,
+so that they don't block the event loop.
 
-A thread would not do: JSON parsers hold the interpreter.
+A thread would not help, because JSON parsers hold the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from gateway.telemetry.tasks import Tasks
 
 _log = logs.get("prompts")
 
-# A body is light up to so many bytes, or up to more if it has few values: a long text is read fast.
+# A body is light up to LIGHT_BYTES, or up to MAX_LIGHT_BYTES if it has few values, because a long text is read fast.
 LIGHT_BYTES = 32 * 1024
 MAX_LIGHT_BYTES = 256 * 1024
 MAX_LIGHT_VALUES = 8_000
-# Processes at a time. Each tenant has one of them at most.
+# Maximum number of processes. A tenant uses one of them at most.
 PROCESSES = 2
-# The longest that one body may take; the worst that the bounds allow takes a second.
+# Maximum time for one body, in seconds. The worst that the bounds allow takes a second.
 SECONDS = 30.0
-# Bytes of memory of a process, and for each byte that a body may have.
+# Maximum memory of a process in bytes: at least, and for each byte that a body may have.
 # Sixty megabytes of numbers take 1.3 GB of addresses.
 MEMORY, MEMORY_PER_BYTE = 3 * 2**29, 16
-# A process that has had nothing to do for so long is ended: it may hold as much memory as its largest body took.
+# A process is ended after this idle time, because it may hold as much memory as its largest body took.
 IDLE_SECONDS = 30.0
-# Bytes that are handed over before others have their turn.
+# Bytes that are handed over in one turn of the event loop.
 PIECE = 256 * 1024
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 
@@ -62,28 +62,28 @@ Inspect = Callable[[Mapping[str, Any], bool], object]
 
 
 class NotRead(Exception):
-    """A body could not be read for a reason that may pass; the text says which."""
+    """Failure to read a body for a reason that may pass. The text says which."""
 
 
 class TakesTooMuch(NotRead):
-    """A document takes more memory than there is for one. That does not pass."""
+    """Failure because a document takes more memory than is allowed. A retry does not help."""
 
 
 def is_light(body: bytes) -> bool:
-    """Return True if a body is read at once."""
+    """Return True if a body is read at once, in the gateway's own process."""
     return len(body) <= LIGHT_BYTES or (
         len(body) <= MAX_LIGHT_BYTES and json_codec.count_values(body) <= MAX_LIGHT_VALUES
     )
 
 
 class JsonReader:
-    """Reads the bodies of prompts.
+    """Reader of prompts' bodies, long events and long history entries.
 
     Args:
-        bounds: how large a prompt may be.
-        most_bytes: how long a body may be.
-        seconds: how long a process may take for a body.
-        memory: how many bytes a process may take; None for what `max_bytes` needs.
+        bounds: maximum sizes of a prompt.
+        max_bytes: maximum size of a body.
+        seconds: maximum time of a process for a body.
+        memory: maximum memory of a process in bytes; None to compute it from `max_bytes`.
         is_light: returns True for a body that is read at once.
     """
 
@@ -112,11 +112,11 @@ class JsonReader:
 
     @property
     def pids(self) -> list[int]:
-        """Return the ids of the processes that there are."""
+        """Return the ids of the running processes."""
         return [process.pid for process in (*self._idle, *self._busy) if process.pid]
 
     async def close(self) -> None:
-        """End all processes; a body that one of them reads is not read."""
+        """End all processes. Bodies that they are reading fail with `NotRead`."""
         self._is_closed = True
         for process in (*self._idle, *self._busy):
             await process.end()
@@ -137,7 +137,7 @@ class JsonReader:
         """Read a body; see `gateway.jobs.state.submission.read`. A body that is not light keeps its secret names.
 
         Raises:
-            Rejection: it can't be a prompt, or takes too much memory.
+            Rejection: the body can't be a prompt, or takes too much memory.
             NotRead: the process was ended, or took too long.
         """
         if self._is_light(body):
@@ -153,7 +153,7 @@ class JsonReader:
         submission = await self._read_apart(tenant, body, frozenset(file_inputs), by_admin, request_id)
         if inspect is None:
             return submission
-        # One after the other, with a turn for others between: the graph is bounded, and so is what each takes.
+        # Yield to the event loop between the steps. Each step's time is bounded, because the graph is.
         await asyncio.sleep(0)
         graph = submission.graph()
         await asyncio.sleep(0)
@@ -166,7 +166,7 @@ class JsonReader:
         outcome = await self._outcome(tenant, order, body)
         if isinstance(outcome, Submission):
             self._metrics.prompts_read_apart.labels("read").inc()
-            # As `survey` does: ten thousand waiting prompts name the same few hundred classes.
+            # Intern class names as `survey` does, because ten thousand waiting prompts name a few hundred classes.
             nodes = tuple((node_id, sys.intern(class_type)) for node_id, class_type in outcome.nodes)
             return replace(outcome, nodes=nodes, request_id=request_id)
         self._metrics.prompts_read_apart.labels("refused").inc()
@@ -180,7 +180,7 @@ class JsonReader:
         """Return the JSON of an ended job as /api/jobs/{id} shows it.
 
         Raises:
-            NotRead: as `read`, or it takes too much memory.
+            NotRead: as `read`, or the entry takes too much memory.
         """
         if len(entry) <= MAX_LIGHT_BYTES:
             return json_codec.dumps(job_of_history(prompt_id, json_codec.loads(entry), include_outputs=True))
@@ -190,10 +190,10 @@ class JsonReader:
         return shown
 
     async def cut(self, tenant: str, cut: CutParts) -> bytes:
-        """Return what is left of a document without its long parts; nothing if that is too much, or no JSON.
+        """Return a document without its long parts; empty if the rest is too long, or no JSON.
 
         Raises:
-            NotRead: as `read`, or it takes too much memory.
+            NotRead: as `read`, or the document takes too much memory.
         """
         left = await self._outcome(tenant, cut, b"")
         if not isinstance(left, bytes):
@@ -201,7 +201,7 @@ class JsonReader:
         return left
 
     async def fill(self, tenant: str, order: FillParts, left: bytes) -> int:
-        """Put the long parts of a document back, and write it into a file; return the bytes of that.
+        """Put the long parts of a document back, write it into a file, and return the file's size in bytes.
 
         Raises:
             NotRead: as `cut`.
@@ -213,7 +213,7 @@ class JsonReader:
 
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:
-        """Wait for a tenant's turn: its bodies are read one at a time, and tenants take turns."""
+        """Wait for a tenant's turn, because its bodies are read one at a time, and tenants take turns."""
         turn = self._turns.setdefault(tenant, asyncio.Lock())
         self._turns_wanted[tenant] += 1
         try:
@@ -279,7 +279,7 @@ def _unpickled(packed: bytes) -> Outcome:
 
 
 class _Process:
-    """One process that reads. It is started with its first body."""
+    """Reading process. It is started with its first body."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
@@ -289,16 +289,16 @@ class _Process:
 
     @property
     def pid(self) -> int:
-        """Return its id, 0 before it is started."""
+        """Return the process id; 0 before the start."""
         return self._process.pid if self._process is not None else 0
 
     @property
     def is_alive(self) -> bool:
-        """Return True until it has ended."""
+        """Return True until the process has ended."""
         return self._process is None or self._process.returncode is None
 
     async def carry_out(self, order: Order, document: bytes) -> Outcome:
-        """Have an order carried out.
+        """Send an order to the process, and return the outcome.
 
         Raises:
             OSError, EOFError, UnpicklingError: the process can't be started, or has ended.
@@ -319,13 +319,13 @@ class _Process:
                 process.stdin.write(message[start : start + PIECE])
                 await process.stdin.drain()
         (size,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
-        # What is unpickled comes from a process of the gateway's own.
+        # Unpickling is safe, because the bytes come from the gateway's own process.
         packed = [await process.stdout.readexactly(min(PIECE, size - start)) for start in range(0, size, PIECE)]
         if len(packed) == 1:
             return _unpickled(packed[0])
         whole = b"".join(packed)
         del packed
-        # To copy what is large takes long, so that each copy is a turn of its own.
+        # Yield to the event loop between the steps, because each copy of a large outcome takes long.
         await asyncio.sleep(0)
         outcome = _unpickled(whole)
         await asyncio.sleep(0)
@@ -335,18 +335,18 @@ class _Process:
         root = str(Path(gateway.__file__).parent.parent)
         kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         return await asyncio.create_subprocess_exec(
-            # Not with -m: what it pickles would be of the module __main__.
+            # Don't start it with -m, because its pickled objects would be of the module __main__.
             *(sys.executable, "-P", "-c", f"from {main.__module__} import main; main()", str(self._memory)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             limit=PIECE,
-            # The gateway's own environment may hold keys.
+            # Pass few variables, because the gateway's own environment may hold keys.
             env={**kept, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])},
         )
 
     async def end(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process, and wait for its end."""
         process = self._process
         if process is None:
             return

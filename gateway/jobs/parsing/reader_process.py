@@ -1,6 +1,6 @@
-"""A process that reads long JSON for the gateway: one document after the other, from its input to its output.
+"""Process that reads long JSON for the gateway: one document after the other, from its input to its output.
 
-`JsonReader` starts it and ends it; it ends by itself when its input does.
+`JsonReader` starts and ends the process. The process also ends by itself when its input ends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from gateway.jobs.state.prompt_bounds import Bounds, Rejection
 from gateway.jobs.state.submission import Submission, read
 from gateway.tenants.secret_names import holds_secret
 
-# Before each message: its length.
+# The length before each message.
 HEAD = struct.Struct(">Q")
-# As `zlib.compress` does, and twice as fast as its default for a text that hardly gets shorter.
+# A level for `zlib` that is twice as fast as the default for a text that hardly gets shorter.
 PACK_LEVEL = 1
 # Items of a list that are encoded in one piece.
 SLICE = 10_000
@@ -38,9 +38,9 @@ SLICE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ReadPrompt:
-    """An order to read the body of a POST /prompt: a `Submission` comes back, or a `Refusal`.
+    """Order to read the body of a POST /prompt. The outcome is a `Submission` or a `Refusal`.
 
-    `file_inputs` are the inputs that name files, None if they are those of the order before.
+    `file_inputs` are the inputs that name files; None for the same ones as in the order before.
     """
 
     bounds: Bounds
@@ -50,16 +50,16 @@ class ReadPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ShowJob:
-    """An order to make of a history entry the job that /api/jobs/{id} shows: its JSON comes back."""
+    """Order to turn a history entry into the job that /api/jobs/{id} shows. The outcome is its JSON."""
 
     prompt_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class CutParts:
-    """An order to cut the long parts out of the event or the history entry in a file: what is left comes back.
+    """Order to cut the long parts out of the event or history entry in a file. The outcome is the rest.
 
-    Nothing comes back if that has more than `maximum` bytes or too many values, or if it is no JSON.
+    The outcome is empty if the rest has more than `maximum` bytes or too many values, or if it is no JSON.
     """
 
     path: str
@@ -70,7 +70,7 @@ class CutParts:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What has to be changed in texts of a backend for the one who gets them."""
+    """Changes to a backend's texts for their reader: replaced ids, file names, partner keys."""
 
     replaced: tuple[tuple[bytes, bytes], ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
@@ -89,10 +89,9 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class FillParts:
-    """An order to put the parts that `CutParts` cut out back into a document, and that into a file.
+    """Order to put the parts that `CutParts` cut out back into a document, and write the document into a file.
 
-       The size of the file comes back.
-    A document that `is_packed` is compressed as the journal keeps it.
+    The outcome is the size of the file. A document that `is_packed` is compressed as the journal keeps it.
     """
 
     cut: CutParts
@@ -110,12 +109,12 @@ class Refusal:
 
 
 Order = ReadPrompt | ShowJob | CutParts | FillParts
-# None if it takes more memory than there is.
+# None if the order takes more memory than there is.
 Outcome = Submission | Refusal | bytes | int | None
 
 
 def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
-    """Carry out orders until there are no more; with each comes a document."""
+    """Carry out orders until the input ends. A document follows each order."""
     file_inputs: frozenset[tuple[str, str]] = frozenset()
     parting = Parting()
     while (packed := receive(orders)) is not None and (document := receive(orders)) is not None:
@@ -132,7 +131,7 @@ def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
 
 
 def receive(stream: IO[bytes]) -> bytes | None:
-    """Return the next message, None if there is none."""
+    """Return the next message; None at the end of the input."""
     head = stream.read(HEAD.size)
     if len(head) < HEAD.size:
         return None
@@ -150,7 +149,7 @@ def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str
         parting.forget()
         return pickle.dumps(_outcome(order, document, file_inputs), pickle.HIGHEST_PROTOCOL)
     except (MemoryError, SystemError):
-        # orjson says the latter where it does not get the memory that it needs.
+        # Catch SystemError, too, because orjson raises that if it does not get the memory that it needs.
         return pickle.dumps(None)
 
 
@@ -164,7 +163,7 @@ def _outcome(order: ReadPrompt | ShowJob, document: bytes, file_inputs: frozense
 
 
 class Parting:
-    """Cuts long parts out of documents and puts them back. Those of the last one are kept for that."""
+    """Cutter of long parts, which it keeps of the last document to put them back."""
 
     def __init__(self) -> None:
         self._last: CutParts | None = None
@@ -172,11 +171,11 @@ class Parting:
         self._encode: Callable[[Any], bytes] = json_codec.dumps
 
     def forget(self) -> None:
-        """Keep no parts."""
+        """Drop the kept parts."""
         self._last, self._parts = None, {}
 
     def cut(self, order: CutParts) -> bytes:
-        """Return what is left; nothing if that is too much, or no JSON."""
+        """Return the rest of a document; empty if the rest is too long, or no JSON."""
         self.forget()
         raw = Path(order.path).read_bytes()
         cutter, self._encode = Cutter(order.mark), json_codec.encoder_for(raw)
@@ -193,7 +192,7 @@ class Parting:
         return left
 
     def fill(self, order: FillParts, document: bytes) -> int:
-        """Put the parts back, and write all of it; return the bytes of that."""
+        """Put the parts back, write the document, and return its size in bytes."""
         if self._last != order.cut:
             self.cut(order.cut)
         parts = self._parts
@@ -210,10 +209,10 @@ class Parting:
 
 
 def encoded_in_slices(value: Any, encode: Callable[[Any], bytes]) -> bytes:
-    """Return encoded JSON of a value, of a long list piece by piece.
+    """Return encoded JSON of a value. Encode a long list piece by piece.
 
-    For sixteen megabytes of numbers in one piece orjson takes a gigabyte of addresses, and the process ends where it
-    does not get them.
+    For sixteen megabytes of numbers in one piece orjson takes a gigabyte of addresses, and if it does not get them, the
+    process ends.
     """
     if not isinstance(value, list) or not value:
         return encode(value)
@@ -224,7 +223,7 @@ def encoded_in_slices(value: Any, encode: Callable[[Any], bytes]) -> bytes:
 
 
 def bound_memory(maximum: int) -> None:
-    """Let this process take so many bytes of addresses and no more, where the system has such a bound."""
+    """Limit this process's address space, if the system supports that."""
     try:
         import resource
 
@@ -234,15 +233,15 @@ def bound_memory(maximum: int) -> None:
 
 
 def main() -> None:
-    """Carry out orders; the first argument is the memory to take at most."""
-    # Ctrl-C goes to the gateway's whole group; the gateway ends this process when it is done.
+    """Carry out orders. The first argument is the maximum memory in bytes."""
+    # Ignore Ctrl-C, because it goes to the gateway's whole group, and the gateway ends this process itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     bound_memory(int(sys.argv[1]))
-    # What waits for the gateway's loop goes first.
+    # Lower the priority, because the gateway's event loop goes first.
     os.nice(5)
     gc.disable()
     try:
         run(sys.stdin.buffer, sys.stdout.buffer)
     except BrokenPipeError:
-        # The gateway is gone.
+        # If the gateway is gone, exit.
         os._exit(0)

@@ -26,7 +26,7 @@ ASK_PAUSE_SECONDS = 0.5
 
 
 class Offer(Enum):
-    """What became of an offer. AGAIN: refused, and to be made to the same backend once more."""
+    """Outcome of an offer. AGAIN: refused, and to be repeated on the same backend."""
 
     TAKEN = auto()
     AGAIN = auto()
@@ -48,7 +48,7 @@ class Where(Enum):
 class Located:
     """Answer of a backend about an assignment's prompt: its place, its id there, and its entry if it ended.
 
-    `unreadable` says why the entry of one that ended can't be read.
+    `unreadable` is the error if the prompt ended, but its entry can't be read.
     """
 
     where: Where
@@ -58,23 +58,23 @@ class Located:
 
     @property
     def is_queued(self) -> bool:
-        """Return True if it runs or is pending."""
+        """Return True if the prompt runs or is pending."""
         return self.where in (Where.RUNNING, Where.PENDING)
 
 
 def upstream_body(
     job: Job, assignment: Assignment, client_id: str, changed: Mapping[Place, str], steering: Steering
 ) -> bytes:
-    """The body that sends a job to a backend: its graph, the gateway's client_id, the assignment's id, its tag.
+    """Return the body of POST /prompt to a backend: graph, gateway's client_id, upstream id, queue key.
 
-    `changed` are the places in the graph that must name other files there, `steering` the changes of where its savers
-    write.
+    `changed` are the places in the graph that must name other files on the backend. `steering` changes the folders into
+    which savers write.
     """
     submission = job.submission
     parts = [submission.extra_data[1:-1]]
     if submission.secrets:
         parts.append(json_codec.dumps(dict(submission.secrets))[1:-1])
-    # Of a key that is there twice the last one counts, so a client can't give the mark itself.
+    # Add the mark last, because of a repeated key the last one counts: so a client can't give the mark.
     parts.append(b'"%b":"%b"' % (MARK.encode(), assignment.mark.encode()))
     extra = b",".join(part for part in parts if part)
     rest = submission.rest[1:-1]
@@ -105,7 +105,7 @@ def _prompt_for(job: Job, changed: Mapping[Place, str], steering: Steering) -> b
 
 
 def extra_of(item: Sequence[Any]) -> Mapping[str, Any]:
-    """Return the extra_data of an item of /queue, or of an entry's prompt: both are of the same form."""
+    """Return the extra_data of an item of /queue, or of an entry's prompt, which has the same form."""
     extra = item[3] if len(item) > 3 else None
     return extra if isinstance(extra, dict) else {}
 
@@ -133,15 +133,15 @@ async def locate_prompt(
     """Ask a backend where the prompt of an assignment is.
 
     The queue is read before the history: ComfyUI moves a prompt from one to the other in one step (execution.py,
-    task_done), so what is in neither was never there or is lost.
+    task_done), so a prompt in neither was never there or is lost.
 
     Args:
-        queue: what its /queue has just said.
-        entry_first: look for the entry before all else, because the prompt is over, as far as is known.
+        queue: the backend's /queue, if the caller has just read it.
+        entry_first: look for the entry first, because the prompt has probably ended.
         timeout: seconds for an entry; -1 for the usual.
 
     Raises:
-        BackendError: it does not say.
+        BackendError: the backend did not answer.
     """
     upstream_id, mark = assignment.upstream_id, assignment.mark
     try:
@@ -156,7 +156,7 @@ async def locate_prompt(
 
 
 async def _entry(backend: Backend, upstream_id: str, mark: str, timeout: float) -> HistoryEntry | None:
-    """Return an entry; under an id that the backend gave, only if it bears the mark: else it may be another's."""
+    """Return an entry. If the backend gave the id, the entry must bear the mark, because else it may be another's."""
     entry = await backend.client.history_entry(upstream_id, timeout=timeout)
     if entry is None or mark in ("", upstream_id):
         return entry
@@ -165,16 +165,16 @@ async def _entry(backend: Backend, upstream_id: str, mark: str, timeout: float) 
 
 
 async def look_for(backend: Backend, job: Job, assignment: Assignment, times: int) -> tuple[Offer, str]:
-    """Find out whether a backend has the prompt of a job to whose offer no clear answer came.
+    """Ask a backend if it has a job's prompt, because the offer got no clear answer.
 
-    What the offer left behind may still be on its way through a busy loop, so the backend has to say no several times.
-    While it does not answer it is asked again, until the fleet gives it up.
+    The backend may have to say no several times, because the request may still wait in its busy event loop. While the
+    backend does not answer, ask again, until the fleet gives it up.
 
     Args:
-        times: how often it must have answered that it does not have the prompt.
+        times: number of answers without the prompt after which it counts as not sent.
 
     Returns:
-        TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile. And the prompt's id there.
+        TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile. And the prompt's id on the backend.
     """
     upstream_id = assignment.upstream_id
     while job.is_sent_by(assignment):
@@ -196,7 +196,7 @@ async def look_for(backend: Backend, job: Job, assignment: Assignment, times: in
 
 
 async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
-    """Take copies off a backend, pending or running. What can't be done now is done at its next probe."""
+    """Cancel orphans on a backend, pending or running. If one remains there, its next probe cancels it."""
     upstream_ids = ledger.orphans.among(backend.name, upstream_ids)
     if not upstream_ids:
         return
@@ -205,21 +205,21 @@ async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection
         async with backend.ordering:
             await backend.client.delete_pending(upstream_ids)
             queue = await backend.client.queue()
-            # One may be wanted there again by now.
+            # Look at the orphans anew, because by now a job may have taken one back.
             for upstream_id in ledger.orphans.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
                 await _interrupt(backend, upstream_id)
     except BackendError as error:
         _log.warning("copy_removal_failed", backend=backend.name, error=str(error))
         return
-    # ComfyUI forgets an interrupt that comes before the prompt has begun, so one that runs is forgotten at its end.
+    # Keep running orphans until they end, because ComfyUI forgets an interrupt that comes before the prompt has begun.
     ledger.orphans.absent(backend.name, frozenset(upstream_ids) - queue.running_ids)
 
 
 async def interrupt(backend: Backend, job: Job) -> None:
-    """Interrupt a job if it is what runs there.
+    """Interrupt a job if its backend runs it now.
 
-    An older ComfyUI stops whatever runs, so it is looked at first, and the ledger again: what is left to chance on
-    such a one is that the job ends, and another begins, within the moment that one request takes.
+    An older ComfyUI interrupts any prompt that runs, so check its queue and the ledger first. A small risk remains
+    there: the job may end, and another begin, while the request is on its way.
     """
     async with backend.ordering:
         queue = await backend.client.queue()
@@ -228,9 +228,9 @@ async def interrupt(backend: Backend, job: Job) -> None:
 
 
 async def _interrupt(backend: Backend, upstream_id: str) -> None:
-    """Interrupt what runs; a second time only if it has not heeded the first for a while.
+    """Interrupt a running prompt. Repeat that only `AGAIN_AFTER_SECONDS` later.
 
-    It runs on until its node looks whether it is interrupted, and the second might then hit the next prompt.
+    A prompt runs on until its node checks for an interrupt. An early second interrupt might hit the next prompt.
     """
     now = time.monotonic()
     told, at = backend.interrupted

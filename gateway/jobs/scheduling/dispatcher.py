@@ -1,10 +1,10 @@
 """Dispatch of a prompt, from its acceptance until a backend has it. Read this file from top to bottom.
 
-submit    check → accept → journal → send (or wait) → answer
+submit    check the prompt, accept it, write the journal, send the job (or let it wait), answer the client
 wake      send waiting jobs to free backends; an idle backend then steals work (work_stealing.py)
-_send     offer to the shortest queue, to the next best where that fails
-_offer    its files, then one POST /prompt, and what its outcome means
-_ask      an offer without an answer: does the backend have it?
+_send     offer the job to the shortest queue; if that fails, to the next best
+_offer    put the job's files on the backend, send one POST /prompt, interpret the answer
+_ask      if no clear answer came: ask the backend if it has the prompt
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT
 _log = logs.get("dispatcher")
 
 RETRY_AFTER_SECONDS = 5
-# A full disk must not hold up a refusal.
+# A refusal waits this long for the journal, because a full disk must not hold it up.
 WRITTEN_WITHIN_SECONDS = 1.0
-# A timer may fire a moment before its time, and nothing else wake its job.
+# A job may be sent this early, because its timer may fire too soon, and nothing else wakes the job.
 EARLY_SECONDS = 0.02
-# Microseconds for which waiting jobs are looked at anew in one turn of the loop, after the catalogue has changed.
+# Maximum time for judging waiting jobs anew in one turn of the event loop, after the catalogue changed. Microseconds.
 MAX_LOOK = 20_000
 
 
 class Dispatcher:
-    """Sends prompts to backends. Decisions are made between two awaits, so that none rests on stale counts.
+    """Dispatcher of prompts to backends. It makes each decision between two awaits, so that no count is stale.
 
     Args:
-        patience: seconds to wait for a backend's answer to a prompt, until it is asked whether it has it.
-        fail: ends a job that no backend can run, with a reason.
-        is_alone: tells whether no other tenant than this one may come.
+        patience: maximum wait for a backend's answer to a prompt, in seconds. Then the backend is asked if it has it.
+        fail: ends a job that no backend can run, with a reason and an error type.
+        is_alone: returns True if no tenant but this one may come.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Dispatcher:
         self.work_stealing = WorkStealing(ledger, fleet, admission, metrics, self._resend)
 
     async def close(self) -> None:
-        """Stop sending. What was not sent waits in the journal."""
+        """Stop sending. Jobs that were not sent wait in the journal."""
         await self.work_stealing.close()
         await self._tasks.close()
 
@@ -111,15 +111,15 @@ class Dispatcher:
         submission: Submission,
         answer_early: Callable[[Reply], None],
     ) -> Reply:
-        """Accept a prompt.
+        """Accept a prompt and return the response, which may be the backend's refusal.
 
         Args:
-            answer_early: called if the backend lets the client wait too long: the answer that it may have now.
+            answer_early: called with the response that the client may have now, if the backend takes too long.
 
         Raises:
-            Overloaded: nothing can take it, and enough are waiting.
-            LimitReached: enough of the tenant's wait.
-            Rejection: it can't run, or its id is in use for another prompt.
+            Overloaded: no backend can take the prompt, and too many prompts wait already.
+            LimitReached: the tenant's limit of waiting prompts, or of their bytes, is reached.
+            Rejection: the prompt can't run, or its id is in use for another prompt.
             StoreError: the journal can't be written; nothing was accepted.
         """
         earlier = self._replies.earlier(tenant, submission)
@@ -141,14 +141,14 @@ class Dispatcher:
         node_errors = json_codec.dumps(checked.node_errors) if checked is not None and checked.node_errors else b"{}"
         job = self._ledger.admit(tenant, submission, outputs, node_errors)
         if must_check:
-            # Others were sent while this one was checked.
+            # Choose again, because other jobs were sent while this prompt was checked.
             backend = self._choose(job)
         else:
             self._admission.remember(job, able)
         return await self._take(job, backend, answer_early)
 
     async def _take(self, job: Job, backend: Backend | None, answer_early: Callable[[Reply], None]) -> Reply:
-        """Journal and send a job; whoever sends the same prompt again meanwhile gets the same answer."""
+        """Journal and send a job. If a client repeats the prompt meanwhile, it gets the same response."""
         with self._replies.to(job) as reply:
             self._client_events.hold_until_answered(job)
             try:
@@ -156,7 +156,8 @@ class Dispatcher:
                 answer = await self._reply_to(job, answer_early)
                 reply.set_result(answer)
             finally:
-                # The answer is written when this turn of the loop ends; a client listens once it has read it.
+                # Release the job's events a moment later, because the response is written when this turn of the event
+                # loop ends. The client listens once it has read the response.
                 self._client_events.answered_soon(job)
         return answer
 
@@ -169,7 +170,7 @@ class Dispatcher:
             raise
         log_phase(job, "queued", 0, backend=job.backend)
         if job.state is not State.SENDING or before != (job.state, job.assignment):
-            # It waits, or was sent meanwhile: its backend went, or what it waited for came.
+            # If the job waits, or its assignment changed meanwhile, this call does not send it.
             return Reply.accepted(job)
         answered = False
 
@@ -179,7 +180,7 @@ class Dispatcher:
             answer_early(Reply.accepted(job))
             self._client_events.answered_soon(job)
 
-        # It is journalled, so a backend whose loop is blocked need not hold up the client for ever.
+        # If the backend's event loop is blocked, answer the client early, because the job is in the journal already.
         timer = asyncio.get_running_loop().call_later(self._settings.send_timeout, answer)
         try:
             refusal = await self._send(job)
@@ -192,14 +193,14 @@ class Dispatcher:
         else:
             self._ledger.withdraw(job)
             self.wake()
-            # A restart must not bring back what its client was told is refused.
+            # Wait for the journal, because a restart must not bring back a job that its client knows as refused.
             await asyncio.wait([self._ledger.confirmed()], timeout=WRITTEN_WITHIN_SECONDS)
         return refusal.of(job)
 
-    # -- what waits ----------------------------------------------------------------------------------------------
+    # -- waiting jobs --------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Send waiting jobs to free backends, because a job ended or a backend came. An idle one then steals work."""
+        """Send waiting jobs to free backends, because a job ended or a backend came. Then let idle ones steal work."""
         self._send_waiting()
         if self._settings.work_stealing:
             self.work_stealing.look()
@@ -207,7 +208,7 @@ class Dispatcher:
     def _send_waiting(self) -> None:
         if not self._ledger.waiting or not self._selection.has_room():
             return
-        # A tenant's jobs that may go to the same backends find the same room: none, once one of them found none.
+        # If a job of a tenant found no room, skip the tenant's other jobs with the same choice of backends.
         full: set[tuple[str, frozenset[str] | None, frozenset[str] | None, frozenset[str]]] = set()
         now, tenants, looked = time.monotonic(), self._selection.tenants_to_go(), 0
         for job in self._ledger.waiting.in_turn(tenants):
@@ -215,7 +216,7 @@ class Dispatcher:
                 continue
             cost = self._admission.look_cost(job)
             if looked and looked + cost > MAX_LOOK:
-                # The rest has its turn when others have had theirs: to judge a prompt means to parse it.
+                # Look at the remaining jobs in a later turn of the event loop, because judging a prompt parses it.
                 self._tasks.start(self._wake_after(0), "judging")
                 return
             looked += cost
@@ -223,7 +224,7 @@ class Dispatcher:
                 self._fail(job, *end)
                 continue
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
-                # The owner of its files is back, so they can be fetched.
+                # If the backend that holds the job's files is back, any backend may run it: files can be copied now.
                 job.pinned = None
             places = (job.tenant, self._admission.able_for(job), job.pinned, job.avoid)
             if job.unfit is not None:
@@ -245,7 +246,7 @@ class Dispatcher:
                 full.add(places)
 
     def _resend(self, job: Job, *sources: str) -> None:
-        """Send a job that was taken back from a backend, but not to `sources`; if there is no other now, it waits."""
+        """Send a job that was taken back from a backend, but not to `sources`. If no other has room, the job waits."""
         backend = self._choose(job, *sources)
         if backend is None:
             self.wake()
@@ -254,7 +255,7 @@ class Dispatcher:
         self._tasks.start(self._deliver(job), job.prompt_id)
 
     async def _deliver(self, job: Job) -> None:
-        """Send a job whose client has its answer long since."""
+        """Send a job whose client has its response already."""
         if not await self._is_placed(job):
             return
         refusal = await self._send(job)
@@ -262,12 +263,12 @@ class Dispatcher:
             self._refused(job, refusal)
 
     async def _is_placed(self, job: Job) -> bool:
-        """Journal where it is being sent. Whether it still is: given up meanwhile, it is somebody else's to send."""
+        """Journal a job's assignment. Return True if the job still has it, else another call sends the job."""
         before = State.SENDING, job.assignment
         try:
             await self._ledger.placed(job)
         except StoreError as error:
-            # A restart must know which backend to ask for it, so it waits.
+            # Let the job wait, because after a restart the gateway must know which backend to ask about it.
             _log.error("journal_write_failed", **job.log_ids, error=str(error))
             if before == (job.state, job.assignment):
                 self._ledger.hold(job)
@@ -275,7 +276,7 @@ class Dispatcher:
         return before == (job.state, job.assignment)
 
     def _refused(self, job: Job, refusal: Reply) -> None:
-        """No backend takes a job that its client knows as accepted. A 5xx is not the job's fault: it is tried again."""
+        """Requeue an accepted job that was answered 5xx, because the job is not at fault. Fail it on a refusal."""
         if refusal.status >= 500 and job.attempts + 1 < self._settings.attempts and job.state is State.SENDING:
             self._ledger.lose(job)
             pause = backoff(job.attempts, random.random(), self._settings.backoff, self._settings.max_backoff)
@@ -289,7 +290,7 @@ class Dispatcher:
         await asyncio.sleep(pause)
         self.wake()
 
-    # -- where to ------------------------------------------------------------------------------------------------
+    # -- choice of a backend -------------------------------------------------------------------------------------
 
     def _place(self, job: Job, backend: Backend | None) -> None:
         if backend is None:
@@ -308,13 +309,13 @@ class Dispatcher:
     # -- offering ------------------------------------------------------------------------------------------------
 
     def is_sending(self, job: Job) -> bool:
-        """Whether an offer is under way, so that its outcome is not known yet."""
+        """Return True if an offer of the job is under way, so that its outcome is not known yet."""
         return job in self._turns
 
     async def _send(self, job: Job) -> Reply | None:
-        """Offer the job until a backend has it. Returns a refusal, if its answer is that.
+        """Offer the job until a backend has it. Return the refusal if a backend refuses it.
 
-        A job that is given up and sent again gets a new turn; an offer of an older turn then counts no more.
+        If the job is given up and sent again, it gets a new turn. An offer of an older turn then has no effect.
         """
         tried: set[str] = set()
         turn = self._turns[job] = object()
@@ -325,7 +326,7 @@ class Dispatcher:
                 try:
                     outcome = await self._offer(job, backend, assignment, turn)
                 except Exception as error:  # noqa: BLE001
-                    # If an answer breaks the gateway's own code, this job alone fails, because else it would never end.
+                    # If an answer breaks the gateway's own code, fail this job alone, because else it would never end.
                     self._failures.report("dispatcher", error, f"dispatcher:{job.prompt_id}", **job.log_ids)
                     return broken_here(error)
                 if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.UNKNOWN):
@@ -336,7 +337,7 @@ class Dispatcher:
                 if is_here:
                     self._place(job, backend if outcome is Offer.AGAIN else self._choose(job, *tried))
                 if outcome is Offer.REFUSED:
-                    # Told only now: the fleet gives up all that the backend has, and this job it does not have.
+                    # Tell the fleet after this job has moved, because the fleet gives up all jobs of the backend.
                     self._fleet.refused(backend)
                 if not is_here or not await self._is_placed(job):
                     return None
@@ -407,13 +408,13 @@ class Dispatcher:
     async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
         own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)
         if known_as is None or (known_as != own_id and not self._ledger.may_be_called(job, known_as)):
-            # If the answer ties the prompt to no id, or to another prompt's, ask after the id that was given to it.
+            # If the answer has no id, or another prompt's, ask for the prompt by the id that the gateway gave.
             _log.warning("prompt_answer_unclear", backend=backend.name, **job.log_ids)
             return await self._ask(job, backend, assignment, answer)
         self._ledger.offered(assignment, is_there=known_as == own_id or job.assignment is assignment)
         lacks = known_as == own_id and await self._lost_inputs.after_errors(job, backend, node_errors) is Offer.AGAIN
         if job.assignment is assignment and lacks and not job.is_ending:
-            # It was taken without an output whose file is gone: what the backend has becomes a copy.
+            # If the backend dropped an output because its file is gone, its prompt becomes an orphan: send it again.
             self._ledger.lose(job)
             self._tasks.start(drop_copies(self._ledger, backend, [own_id]), f"drop:{own_id}")
             self._resend(job)
@@ -421,7 +422,7 @@ class Dispatcher:
             said = node_errors_for(job, assignment, known_as, node_errors, self._inputs.outputs, self._admission)
             self._ledger.taken(job, known_as, said)
         else:
-            # Cancelled or given up while it was on its way.
+            # If the job was cancelled or given up during the offer, the backend's prompt is an orphan.
             self._ledger.orphans.add(backend.name, known_as)
             self._tasks.start(drop_copies(self._ledger, backend, [known_as]), f"drop:{known_as}")
         return Offer.TAKEN
@@ -429,7 +430,7 @@ class Dispatcher:
     async def _ask(
         self, job: Job, backend: Backend, assignment: Assignment, answer: Answer | None = None
     ) -> Offer | Reply:
-        """The body was sent and no clear answer came. While the backend does not say, the job stays with it."""
+        """Ask a backend if it has a prompt to which no clear answer came. Until it replies, the job stays with it."""
         if answer is not None:
             self._ledger.offered(assignment, is_there=True)
         times = 2 if answer is None else 1
@@ -445,7 +446,7 @@ class Dispatcher:
         return outcome
 
     def _give_up(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
-        """A backend answered 5xx or oddly, and does not have it: the next best, or the failure if there is none."""
+        """Try the next best backend after a 5xx or an unclear answer, but once. Else return the failure."""
         if self._choose(job, backend.name) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A backend that could take the job.
+    """Backend that could take the job.
 
-    `pending` counts what is not running there: other people's at the last probe, plus ours, reservations included.
-    `warm` says how ready it is for this work: the session's last backend, the same models. `used_at` is when it was
-    last given a job (any monotonic count).
+    `pending` counts prompts that do not run yet: those of others at the last probe, plus the gateway's, reservations
+    included. `warm` is higher for a backend that is readier for this work: the session's last backend, the same models,
+    the prompt's files. `used_at` is the time of its last job (any monotonic count).
     """
 
     name: str
@@ -25,9 +25,9 @@ class Candidate:
 
 
 def shortest_queue(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The candidate with the fewest pending; None if each is full.
+    """Return the candidate with the fewest pending prompts; None if all are full.
 
-    Slow ones come after all others. Ties: idle before running, then warm, then the least recently used.
+    Slow candidates come after all others. Ties: idle before running, then warm, then the least recently used.
     """
     best: Candidate | None = None
     best_key: tuple[bool, int, int, int, float] | None = None
@@ -41,23 +41,23 @@ def shortest_queue(candidates: Iterable[Candidate]) -> Candidate | None:
 
 
 def leaves_room(free: int, max_queue: int) -> bool:
-    """Return True if a tenant that has jobs on a backend may send one more there, of whose places so many are free.
+    """Return True if a tenant that has jobs on a backend may send one more there, by the number of free slots.
 
-    The last place is for a tenant that has nothing there. Else it would wait until one of the other's jobs ends, and
-    then for the next, which has begun by then.
+    The last slot is kept for a tenant that has no job there. Else that tenant would wait until one of the other's jobs
+    ends, and then for the next, which has begun by then.
     """
     return free > 1 or max_queue == 1
 
 
-# A job is moved only if it ends sooner by this factor: moving costs a few requests, and maybe a model to load.
+# A job is moved only if it ends sooner by this factor, because a move costs a few requests, and maybe a model load.
 GAIN = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """A job that has not started on the backend that has it. `ends_in`: seconds until it would end there, estimated.
+    """Job that has not started on its backend. `ends_in` is the estimated time until it would end there, in seconds.
 
-    `position` is its place in the queue there. `able` are the backends that can run it; None for all.
+    `position` is its position in the queue there. `able` are the backends that can run it; None for all.
     """
 
     position: int
@@ -68,12 +68,12 @@ class Stuck:
 
 
 def steal_work(idle: Mapping[str, float], stuck: Iterable[Stuck]) -> tuple[Stuck, str] | None:
-    """Which job goes to which idle backend; None if none would end sooner there.
+    """Choose a job for an idle backend; return both, or None if no job would end sooner on one.
 
-    The first in its queue that gains by it, to where it ends soonest.
+    Of the jobs that gain by a move, choose the one with the lowest position, and its fastest idle backend.
 
     Args:
-        idle: the seconds that a job takes on each idle backend.
+        idle: the time of a usual job on each idle backend, in seconds.
     """
     for each in sorted(stuck, key=lambda each: each.position):
         fitting = {name: seconds for name, seconds in idle.items() if each.able is None or name in each.able}

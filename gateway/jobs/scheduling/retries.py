@@ -15,19 +15,19 @@ from gateway.telemetry.tasks import Tasks
 
 
 def backoff(losses: int, luck: float, first: float, maximum: float) -> float:
-    """Seconds until a job goes again that came to nothing so many times (from 1).
+    """Return the seconds until a job is retried that came to nothing `losses` times (from 1).
 
-    `first`, doubled with each loss up to `maximum`, and of that between the half and the whole, as `luck` (0 to 1) has
-    it: what several gateways lost together does not come back together.
+    `first` is doubled with each loss up to `maximum`. Of that, `luck` (0 to 1) takes between half and all, so that jobs
+    which several gateways lost together do not come back together.
     """
     return min(first * 2.0 ** min(losses - 1, 60), maximum) * (0.5 + 0.5 * luck)
 
 
 class Retries:
-    """Lets jobs go again in time.
+    """Schedule of retries.
 
     Args:
-        wake: told that a job may go.
+        wake: called when a job may be sent.
     """
 
     def __init__(self, fleet: Fleet, settings: DispatchSettings, metrics: Metrics, wake: Callable[[], None]) -> None:
@@ -38,13 +38,13 @@ class Retries:
         self._tasks = Tasks("retries")
 
     async def close(self) -> None:
-        """Let nothing go any more."""
+        """Stop scheduling."""
         await self._tasks.close()
 
     def later(self, jobs: Collection[Job], backend_name: str, reason: str, *, at_once: bool = False) -> None:
-        """These wait again, which a backend had. The first time they go at once if another backend is up, or `at_once`.
+        """Schedule retries of jobs that a backend had. A first retry goes at once if another is up, or if `at_once`.
 
-        Those that were lost together go together, so that the dispatcher sends the oldest first.
+        Jobs that were lost together share a pause, so that the dispatcher sends the oldest first.
         """
         luck, now = random.random(), time.monotonic()
         others = at_once or any(other.eligible for other in self._fleet.backends.values() if other.name != backend_name)
@@ -61,9 +61,9 @@ class Retries:
             self._wake()
 
     def resume(self, job: Job) -> None:
-        """A job of an earlier run that came to nothing more than once: its pause begins again.
+        """Restart the pause of a waiting job of an earlier run that came to nothing more than once.
 
-        How long it has paused is not known; it goes with the first probe after that.
+        The time that it has paused already is not known. The first probe after the pause sends it.
         """
         if job.state is State.WAITING and job.attempts > 1:
             luck = random.random()

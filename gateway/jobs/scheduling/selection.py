@@ -22,10 +22,10 @@ MAX_REMEMBERED_SESSIONS = 10_000
 
 
 class BackendSelection:
-    """Chooses a backend for a job, and remembers who went where.
+    """Selection of a backend for a job. It remembers each session's last backend.
 
     Args:
-        is_alone: tells whether no other tenant may come.
+        is_alone: returns True if no tenant but this one may come.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class BackendSelection:
         tried: Collection[str] = (),
         avoid: frozenset[str] = frozenset(),
     ) -> Backend | None:
-        """The backend for a prompt; None if each that may take it is full.
+        """Return the backend for a prompt; None if all backends that may take it are full.
 
         Args:
-            able: those that can run it; None for all.
-            pinned: those it is tied to; None if to none.
-            tried: those that did not take it.
-            avoid: those that get it only if no other may, be it later.
+            able: backends that can run the prompt; None for all.
+            pinned: the only backends that may get the prompt; None for no such bound.
+            tried: backends that did not take the prompt.
+            avoid: backends that get the prompt only if no other has room.
         """
         session_id = submission.session_id
         last = self._last_backend.get((tenant, session_id)) if session_id else None
@@ -81,10 +81,10 @@ class BackendSelection:
     def find_now(
         self, tenant: str, submission: Submission, able: frozenset[str] | None, maximum: DispatchSettings
     ) -> Backend | None:
-        """Return the backend for a prompt that is to be accepted, None if it has to wait in the gateway.
+        """Return the backend for a prompt that is to be accepted; None if the prompt has to wait in the gateway.
 
         Raises:
-            Overloaded: enough wait already, by `maximum`.
+            Overloaded: too many prompts wait already, by `maximum`.
         """
         found = self.find(tenant, submission, able) if self.may_run_more(tenant) else None
         waiting = self._ledger.waiting
@@ -96,22 +96,22 @@ class BackendSelection:
         return found
 
     def may_run_more(self, tenant: str) -> bool:
-        """Whether one more of a tenant's jobs may go to a backend, by its own limit."""
+        """Return True if one more of a tenant's jobs may go to a backend, by the tenant's own limit."""
         return not self._limits.bounds_running or self._limits.may_run_more(tenant, self._ledger.placed_count(tenant))
 
     def tenants_to_go(self) -> set[str]:
-        """The tenants that wait and whose jobs may go to a backend, by their own limits."""
+        """Return the tenants with waiting jobs that may send one more job to a backend, by their own limits."""
         return {tenant for tenant in self._ledger.waiting.tenants if self.may_run_more(tenant)}
 
     def has_room(self) -> bool:
-        """Whether any backend could take a job."""
+        """Return True if any backend could take a job."""
         return any(candidate.free > 0 for candidate in self._candidates())
 
     def one_more_waits(self, tenant: str, size: int) -> None:
-        """A prompt of a tenant's is about to be accepted, which takes `size` bytes.
+        """Check a tenant's limits before one more prompt of `size` bytes is accepted.
 
         Raises:
-            LimitReached: enough of them wait already, or those that are open take enough.
+            LimitReached: too many of the tenant's prompts wait, or its open prompts would take too many bytes.
         """
         limits = self._limits.of(tenant)
         opened = self._ledger.open_bytes(tenant)
@@ -127,7 +127,7 @@ class BackendSelection:
         self._limits.more_bytes_open(tenant, opened, size, next_start)
 
     def used(self, job: Job, backend: Backend) -> None:
-        """A job goes to a backend."""
+        """Note that a job goes to a backend: its models, and its session's last backend."""
         self._uses += 1
         backend.used_at = self._uses
         backend.models = job.submission.models or backend.models

@@ -1,7 +1,7 @@
 """Work stealing: an idle backend gets a job that has not started on a busy one.
 
-Which one, `routing.take_over` decides. The backend that has it is told to give it back; whether it did, or had begun
-with it, its own /queue and history say. Only then is the job free to go elsewhere, so it never runs twice.
+`policies.steal_work` chooses the job. The gateway deletes its prompt from the busy backend's queue, then looks in that
+backend's /queue and history. Only if the prompt is in neither may the job go elsewhere, so that it never runs twice.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("work_stealing")
 
 ASK_PAUSE_SECONDS = 0.5
-# An admin's drain waits so long for the backend.
+# Maximum wait of an admin's drain for the backend, in seconds.
 ANSWER_SECONDS = 2.0
-# Of backends that have run nothing yet all are taken to be alike.
+# Time of a usual run if no backend has run anything yet: the same for all.
 UNKNOWN_SECONDS = 1.0
-# A run may take longer than the last ones: this share of a usual run is always taken to be left.
+# A running job counts as at least this share of a usual run, because it may take longer than the last ones.
 LEFT_AT_LEAST = 0.25
 
 
 class WorkStealing:
-    """Moves jobs to idle backends.
+    """Work stealing for idle backends, and for drains.
 
     Args:
-        resend: sends a job that was taken back from a backend, rather not to that one.
+        resend: sends a job that was taken back, but not to the named backend.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class WorkStealing:
         self._taking: set[str] = set()
 
     async def close(self) -> None:
-        """End what is under way. A job that was given back and not sent is found missing at the next start."""
+        """Stop. A job that was given back and not sent is found missing at the next start."""
         await self._tasks.close()
 
     def look(self) -> None:
-        """Let backends that are idle now take jobs over."""
+        """Let backends that are idle now steal jobs."""
         while idle := self._idle():
             choice = steal_work(idle, self._stuck())
             if choice is None:
@@ -70,13 +70,13 @@ class WorkStealing:
             self._tasks.start(self._move(job, self._fleet.backends[stuck.backend], target), job.prompt_id)
 
     async def take_back(self, source: Backend) -> None:
-        """Take back what has not started on a drained backend, so that it runs elsewhere, or waits in the gateway.
+        """Take back the jobs that have not started on a drained backend. They go elsewhere, or wait in the gateway.
 
-        Wait for the backend's answers for `ANSWER_SECONDS`; what it has not given back by then is taken back later.
+        Wait for the backend's answers for `ANSWER_SECONDS`. Jobs that it has not given back by then follow later.
         """
         moves = []
         for job in self._ledger.jobs_on(source.name):
-            # What lacks its partner keys since a restart can't be sent anywhere else.
+            # Skip a job that lost its partner keys in a restart, because it can't be sent anywhere else.
             if job.state is State.PENDING and not job.recalled and not job.submission.lacks_secrets:
                 job.recalled = True
                 moves.append(self._tasks.start(self._move(job, source, ""), job.prompt_id))
@@ -84,7 +84,7 @@ class WorkStealing:
             await asyncio.wait(moves, timeout=ANSWER_SECONDS)
 
     def _idle(self) -> dict[str, float]:
-        """The backends with nothing to do, and the seconds of a usual run there."""
+        """Return the idle backends, each with the seconds of a usual run there."""
         taken = self._taking | self._fleet.ejections.ejected(time.monotonic())
         return {
             backend.name: self._seconds(backend)
@@ -98,7 +98,7 @@ class WorkStealing:
     def _stuck(self) -> list[Stuck]:
         found = []
         for backend in self._fleet.backends.values():
-            # One whose loop is held can't say in time whether it has begun.
+            # Skip a backend that is slow or not connected, because it can't say in time if a job has begun.
             if backend.health is Health.UP and backend.connected and self._ledger.load(backend.name)[0]:
                 found += self._stuck_on(backend)
         return found
@@ -115,7 +115,7 @@ class WorkStealing:
         found = []
         pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.queue_key)
         for position, job in enumerate(pending):
-            # One that is about to leave still counts for those behind it: that it leaves is not certain yet.
+            # Count a job that is being taken back for the jobs behind it, because it may yet stay.
             if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
                 able = self._admission.able_for(job)
                 if job.avoid:
@@ -125,7 +125,7 @@ class WorkStealing:
         return found
 
     def _seconds(self, backend: Backend) -> float:
-        """Seconds of a usual run on a backend; of one that has run nothing yet, of a usual run elsewhere."""
+        """Return the seconds of a usual run on a backend. If it has run nothing yet, return the others' average."""
         if backend.run_seconds is not None:
             return backend.run_seconds
         known = [each.run_seconds for each in self._fleet.backends.values() if each.run_seconds is not None]
@@ -147,7 +147,7 @@ class WorkStealing:
             self._resend(job, source.name)
 
     async def _given_back(self, job: Job, source: Backend, assignment: Assignment) -> bool:
-        """Ask a backend for a job until it is known whether it gave it back."""
+        """Take a job back from a backend, and retry until the outcome is known. Return True if the job is free."""
 
         def is_there() -> bool:
             return job.state is State.PENDING and job.assignment is assignment
@@ -155,7 +155,7 @@ class WorkStealing:
         while is_there():
             try:
                 await source.client.delete_pending([assignment.upstream_id])
-                # It may have begun, and ended since.
+                # Locate the prompt, because it may have begun, or even ended, before the delete.
                 found = await locate_prompt(source, assignment)
                 return found.where is Where.ABSENT and is_there()
             except Refused:

@@ -11,7 +11,7 @@ from gateway.jobs.state.job import QUEUED_THERE, SHOWN_RUNNING, Job, State
 
 @dataclass(slots=True)
 class _Queue:
-    """The jobs queued on one backend: whose they are, and the highest tag and number since the queue was empty."""
+    """Jobs queued on one backend, counted by tenant, with the highest queue key and number since it was empty."""
 
     tenants: Counter[str] = field(default_factory=Counter)
     queue_key: float = -math.inf
@@ -19,7 +19,7 @@ class _Queue:
 
 
 class BackendIndex:
-    """An index of the ledger's: a job is entered after each change of its state or place, and leaves before it."""
+    """Index of the ledger's jobs by backend. A job leaves before each change of state or backend, then is entered."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, dict[str, Job]] = {}
@@ -31,11 +31,11 @@ class BackendIndex:
         self._started: Counter[str] = Counter()
 
     def jobs(self, backend: str) -> list[Job]:
-        """The jobs on a backend, the first that came there first."""
+        """Return the jobs on a backend, in the order in which they came there."""
         return list(self._jobs.get(backend, {}).values())
 
     def load(self, backend: str) -> tuple[int, int]:
-        """How many are queued and running there, reservations included."""
+        """Return how many jobs are queued and how many run on a backend, reservations included."""
         return self._queued.get(backend, 0), self._running.get(backend, 0)
 
     def has(self, backend: str, tenant: str) -> bool:
@@ -43,9 +43,9 @@ class BackendIndex:
         return tenant in self._at_work.get(backend, ())
 
     def end_for(self, backend: str, tenant: str, number: float) -> float | None:
-        """Return a tag behind which a tenant's job of this number has its place on a backend.
+        """Return the queue key behind which a tenant's job of this number belongs on a backend.
 
-        None if the queue there has to be looked at: it is empty, has another tenant's jobs, or had a higher number.
+        Return None if the caller must look at the queue: it is empty, has others' jobs, or had a higher number.
         """
         queue = self._queues.get(backend)
         if queue is None or len(queue.tenants) != 1 or tenant not in queue.tenants or queue.number > number:
@@ -53,15 +53,15 @@ class BackendIndex:
         return queue.queue_key
 
     def of(self, tenant: str) -> int:
-        """How many of a tenant's jobs a backend has, or may have."""
+        """Return how many of a tenant's jobs are on backends, or may be."""
         return self._tenants[tenant]
 
     def started(self, tenant: str) -> int:
-        """How many of those have started."""
+        """Return how many of a tenant's jobs have started on their backends."""
         return self._started[tenant]
 
     def enter(self, job: Job) -> None:
-        """It is where its `backend` says, if anywhere."""
+        """Count a job on its backend, if it has one."""
         if job.backend is None:
             return
         self._tenants[job.tenant] += 1
@@ -87,7 +87,7 @@ class BackendIndex:
             self._running[job.backend] = self._running.get(job.backend, 0) + 1
 
     def leave(self, job: Job) -> None:
-        """It is about to be elsewhere, or something else there."""
+        """Uncount a job, because its backend or its state is about to change."""
         if job.backend is None:
             return
         _one_less(self._tenants, job.tenant)

@@ -4,8 +4,8 @@ There is one such queue in the gateway, for the jobs that wait for a backend, an
 its own jobs by their numbers, as ComfyUI orders all of them (``number``, ``front``: server.py), and they take its turns
 in that order. So nothing that a tenant sends gives it more turns, or gives them sooner.
 
-A backend's queue is a heap on ``number`` and takes floats (execution.py). The number sent upstream is the job's tag: it
-lies between the tags of the two jobs there that the new one is to stand between.
+A backend's queue is a heap on ``number`` and takes floats (execution.py). The number sent upstream is the job's queue
+key. It lies between the queue keys of the two jobs between which the new job belongs.
 
 Pure: no clock and no I/O.
 """
@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Between the tags of jobs that join the end, so that many find room between two of them.
+# Distance between the queue keys of jobs that join the end, so that many others fit between two of them.
 SPACING = 1024.0
 
 
 class Rounds:
-    """The current round of one queue: who has had its turn, in which order. A second turn begins the next round."""
+    """Current round of one queue: the tenants that had a turn, in order. A tenant's second turn begins a new round."""
 
     def __init__(self) -> None:
         self._served: dict[str, int] = {}
@@ -39,8 +39,8 @@ class Rounds:
     def turn(self, tenant: str, position: int) -> tuple[int, float]:
         """Return the turn of the job at a `position` of its tenant's own order; the lowest turn is the next.
 
-        It is a round, counted from the current one, and the tenant's order in that. Those that had no turn yet in the
-        current round have the same order: among them, who came first is first.
+        A turn is a round, counted from the current one, and the tenant's order in the round. Tenants without a turn in
+        the current round share one order: among them the first to come is first.
         """
         order = self._served.get(tenant)
         return (position, math.inf) if order is None else (position + 1, order)
@@ -48,7 +48,7 @@ class Rounds:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A job in a backend's queue: whose it is, its number in its tenant's own order, its tag."""
+    """Job in a backend's queue: its tenant, its number in the tenant's own order, its queue key."""
 
     tenant: str
     number: float
@@ -63,15 +63,15 @@ class FairShare:
         self._backends: dict[str, Rounds] = {}
 
     def sent(self, tenant: str) -> None:
-        """A job left the gateway for a backend."""
+        """Note that a job left the gateway for a backend: its tenant had a turn."""
         self.waiting.serve(tenant)
 
     def started(self, tenant: str, backend: str) -> None:
-        """A job started on its backend."""
+        """Note that a job started on its backend: its tenant had a turn there."""
         self._on(backend).serve(tenant)
 
     def queue_key(self, tenant: str, number: float, backend: str, queue: Sequence[Queued]) -> float:
-        """Return the tag of a job that joins a backend's queue, which is given in the order of its tags."""
+        """Return the queue key of a job that joins a backend's queue. `queue` is in the order of queue keys."""
         if not queue:
             return 0.0
         position = position_in(queue, self._on(backend), tenant, number)
@@ -104,6 +104,6 @@ def _between(before: float | None, after: float | None) -> float:
         return (after or 0.0) - SPACING
     if after is None:
         return before + SPACING
-    # If no float lies between, the backend takes the two as equal. For that, dozens must have come between the same two
-    # jobs, all pending still.
+    # If no float lies between the two, the new key equals one of them, and the backend takes these as equal. For that,
+    # dozens of jobs must have come between the same two, all of them still pending.
     return min(before + 1.0, before + (after - before) / 2)

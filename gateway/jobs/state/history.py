@@ -1,6 +1,6 @@
-"""The history: every job that ended, by tenant, in the order in which they ended.
+"""The history: all ended jobs of each tenant, in the order in which they ended.
 
-Entries are kept encoded; the newest ones in memory up to a limit, all of them in the store.
+Entries are kept encoded: all of them in the store, and the last used ones in memory up to a limit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from gateway.telemetry import logs
 _log = logs.get("history")
 
 DROPPED_AT_ONCE = 10
-# Of entries that take too many bytes more go at once: a large one may come to be in place of many small ones.
+# Entries past the limit of bytes are dropped in larger batches, because one large entry may replace many small ones.
 MAX_DROPPED = 500
-# Bytes of summaries that are read before others have their turn.
+# Bytes of summaries that are parsed in one turn of the event loop.
 READ_AT_ONCE = 256 * 1024
-# A larger entry is read from the store each time, because it would take the place of hundreds.
+# A larger entry is read from the store each time, because in memory it would replace hundreds of others.
 MAX_CACHED = 8 * 1024 * 1024
-# Of so many bytes in the journal deflate can't make more than that, and so many at a time are read that may be larger.
+# An entry of at most this many bytes in the journal has at most MAX_CACHED bytes when inflated (deflate's highest
+# ratio). Of larger ones at most READS_AT_ONCE are read at a time.
 SURELY_SHORT = MAX_CACHED // 1032
 READS_AT_ONCE = 2
 
@@ -36,19 +37,19 @@ READS_AT_ONCE = 2
 @dataclass(slots=True)
 class _Ended:
     record: HistoryRecord
-    # Read when it is asked for.
+    # Parsed at the first use.
     listed: Listed | None = None
 
 
 class History:
-    """All ended jobs.
+    """Index of all ended jobs.
 
     Args:
-        store: where entries are read that memory does not hold.
-        max_items: how many a tenant keeps; the oldest go first (ComfyUI keeps 10,000: execution.py).
-        memory: bytes of entries kept in memory.
-        max_bytes: the bytes in the journal of those that a tenant keeps; None for any number.
-        max_total_bytes: the same of all tenants; past it the oldest of the tenant that has most go.
+        store: source of the entries that memory does not hold.
+        max_items: maximum number of a tenant's entries; the oldest go first (ComfyUI keeps 10,000: execution.py).
+        memory: maximum bytes of entries in memory.
+        max_bytes: maximum bytes of a tenant's entries in the journal; None for no limit.
+        max_total_bytes: maximum bytes of all entries; past it the oldest of the tenant with the most bytes go.
     """
 
     def __init__(
@@ -79,16 +80,16 @@ class History:
         return dropped
 
     def kept_bytes(self, tenant: str | None = None) -> int:
-        """Return the bytes that a tenant's entries take in the journal, or those of all (None)."""
+        """Return the bytes in the journal of a tenant's entries, or of all tenants' entries (None)."""
         return self._kept_in_all if tenant is None else self._kept[tenant]
 
     def restore(self, ended: HistoryRecord) -> None:
-        """Put back a job of an earlier run; its entry is read when it is asked for."""
+        """Put back an ended job of an earlier run. The store is read only when a caller needs the entry."""
         self._ended.setdefault(ended.tenant, OrderedDict())[ended.prompt_id] = _Ended(ended)
         self._count(ended)
 
     def add(self, record: HistoryRecord) -> list[HistoryRemoval]:
-        """Add a job that ended now; what is returned must leave the store, being past the number kept."""
+        """Add a job that ended now. Return the removals of dropped entries, which the caller must write."""
         if not record.kept.bytes:
             size = len(record.packed or record.entry)
             record.kept.bytes = size + len(record.summary) + len(record.node_errors or b"")
@@ -101,17 +102,17 @@ class History:
         if not record.packed:
             self._keep((ended.tenant, ended.prompt_id), record.entry)
         dropped: list[HistoryRemoval] = []
-        # A few at a time: one commit must not be long because the number kept was made smaller.
+        # Drop a few at a time, because a lower `max_items` must not make one commit long.
         while len(own) > self._max_items and len(dropped) < DROPPED_AT_ONCE:
             dropped.append(self._drop_oldest(ended.tenant, "history.max_items"))
-        # The one that has just come stays, however large it is.
+        # Keep the entry that was just added, however large it is.
         dropped += self._drop_past_bytes([ended.tenant], MAX_DROPPED - len(dropped), newest=ended.tenant)
         return dropped
 
     def drop_past_bytes(self, maximum: int) -> list[HistoryRemoval]:
-        """Drop the oldest entries past the bytes that may be kept, at most so many: they must leave the store.
+        """Drop the oldest entries past the limits of bytes, at most `maximum`. Return the removals to write.
 
-        A limit may have been made smaller, and whoever it concerns may end no further job for long.
+        `add` is not enough, because after a limit was lowered a tenant may end no job for long.
         """
         return self._drop_past_bytes(list(self._kept), maximum)
 
@@ -139,11 +140,11 @@ class History:
             del self._kept[ended.tenant]
 
     def expire(self, tenant: str, prompt_id: str, setting: str) -> None:
-        """Forget one because of a setting."""
+        """Forget an ended job, and count it under the setting that was the reason."""
         self._dropped[setting] += self.remove(tenant, prompt_id) is not None
 
     def remove(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
-        """Forget one; None if the tenant has none of that id."""
+        """Forget and return an ended job; None if the tenant has none with that id."""
         ended = self._ended.get(tenant, OrderedDict()).pop(prompt_id, None)
         if ended is None:
             return None
@@ -152,7 +153,7 @@ class History:
         return ended.record
 
     def find(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
-        """One of a tenant's ended jobs."""
+        """Return one of a tenant's ended jobs."""
         own = self._ended.get(tenant)
         ended = own.get(prompt_id) if own is not None else None
         return ended.record if ended is not None else None
@@ -162,7 +163,7 @@ class History:
         return bool(self._ended.get(tenant))
 
     def of(self, tenants: Sequence[str] | None) -> Iterator[HistoryRecord]:
-        """The ended jobs of some tenants, or of all (None), oldest first within each tenant."""
+        """Yield the ended jobs of some tenants, or of all (None), oldest first within each tenant."""
         for ended in self._of(tenants):
             yield ended.record
 
@@ -171,14 +172,14 @@ class History:
             yield from self._ended.get(tenant, {}).values()
 
     def listed(self, tenants: Sequence[str] | None) -> Iterator[tuple[Listed, HistoryRecord]]:
-        """The same, each with what it is filtered and sorted by."""
+        """Yield the ended jobs, each with the fields by which lists are filtered and sorted."""
         for ended in self._of(tenants):
             if ended.listed is None:
                 ended.listed = _read_summary(ended)
             yield ended.listed, ended.record
 
     async def read_summaries(self, tenants: Sequence[str] | None) -> None:
-        """Before `listed`, so that it takes no time even where nobody has asked since the start, or not for long."""
+        """Parse summaries that `listed` needs in short steps, so that `listed` does not block the event loop."""
         size = 0
         for ended in [ended for ended in self._of(tenants) if ended.listed is None]:
             size += len(ended.record.summary)
@@ -188,14 +189,14 @@ class History:
                 size = 0
 
     def find_any(self, prompt_id: str) -> HistoryRecord | None:
-        """An ended job of whichever tenant, for an admin."""
+        """Return an ended job of any tenant, for an admin."""
         return next((own[prompt_id].record for own in self._ended.values() if prompt_id in own), None)
 
     def __len__(self) -> int:
         return sum(len(own) for own in self._ended.values())
 
     def cached_entry(self, ended: HistoryRecord) -> bytes | None:
-        """Return an entry if memory holds it; then it is none of the large ones."""
+        """Return an entry if memory holds it. Large entries are never there."""
         key = (ended.tenant, ended.prompt_id)
         cached = self._entries.get(key)
         if cached is not None:
@@ -203,12 +204,12 @@ class History:
         return cached
 
     def reading(self, ended: HistoryRecord) -> AbstractAsyncContextManager[object]:
-        """Return what is held while an entry is in memory: of those that may be large, few are at a time."""
+        """Return a context to read an entry in. It bounds the number of large entries in memory at a time."""
         is_short = ended.kept.bytes <= SURELY_SHORT or (ended.tenant, ended.prompt_id) in self._entries
         return nullcontext() if is_short else self._large
 
     async def entry(self, ended: HistoryRecord) -> bytes | None:
-        """An entry, from memory or from the store; one that is damaged there is told as a failure that says so.
+        """Return an entry from memory or from the store. If it is damaged there, return a failure that says so.
 
         Raises:
             StoreError: the store can't be read at the moment.
@@ -240,7 +241,7 @@ class History:
             self._bytes -= len(entry)
 
 
-# What /api/jobs calls the outcomes (comfy_execution/jobs.py, JobStatus).
+# Names of the outcomes in /api/jobs (comfy_execution/jobs.py, JobStatus).
 _STATUSES: dict[str, str] = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "cancelled"}
 
 

@@ -1,4 +1,4 @@
-"""The files that open jobs name, counted as jobs come and go."""
+"""Index of the files that open jobs name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.jobs.state.job import Job
 
 
 class InputIndex:
-    """An index of the ledger's: a job is entered when it is accepted, and leaves when it is open no more."""
+    """Index of the ledger's open jobs by the files that they name. A job leaves when it ends or is withdrawn."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, FileRef]] = Counter()
@@ -18,16 +18,16 @@ class InputIndex:
         return len(self._counts)
 
     def has(self, tenant: str, ref: FileRef) -> bool:
-        """Whether an open job of a tenant's names a file."""
+        """Return True if an open job of a tenant names a file."""
         return (tenant, ref) in self._counts
 
     def enter(self, job: Job) -> None:
-        """It names its files from now on."""
+        """Count the files that a job names, because the job is open now."""
         for ref in _refs(job):
             self._counts[job.tenant, ref] += 1
 
     def leave(self, job: Job) -> None:
-        """It has ended, or was withdrawn."""
+        """Uncount the files that a job names, because it ended or was withdrawn."""
         for ref in _refs(job):
             self._counts[job.tenant, ref] -= 1
             if not self._counts[job.tenant, ref]:

@@ -21,7 +21,7 @@ from gateway.jobs.state.submission import Submission
 
 
 class State(StrEnum):
-    """Where a job is in its life."""
+    """State of a job. `transitions.py` has the permitted changes."""
 
     ACCEPTED = "accepted"
     WAITING = "waiting"
@@ -34,19 +34,19 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-# In these a backend has it, or may have it.
+# States in which a backend has the job, or may have it.
 PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTING})
-# In these it counts as pending on its backend.
+# States in which the job counts as pending on its backend.
 QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
-# In these a client sees it in queue_running.
+# States in which a client may see the job in queue_running.
 SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
-# Under these keys an admin is told whose a job is, and which backend ran it, or has it.
+# Keys under which an admin sees a job's tenant, and the backend that has it or ran it.
 WHOSE = "gateway_tenant"
 BACKEND = "gateway_backend"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
-# A larger item of /queue is put together each time: it is all that the job keeps, once more.
+# A larger item of /queue is encoded each time, because a kept one would double the job's memory.
 MAX_KEPT_ITEM = 64 * 1024
 # Bytes that are sent in one piece.
 PIECE = 256 * 1024
@@ -55,7 +55,8 @@ PIECE = 256 * 1024
 class Delivery(Enum):
     """Delivery of an assignment's prompt to its backend.
 
-    NONE: certainly not. UNDER_WAY: its POST /prompt has no outcome yet. ARRIVED: it has it, or had.
+    NONE: not sent, or the backend does not have it. UNDER_WAY: POST /prompt has no outcome yet. ARRIVED: the backend
+    has it, or had it.
     """
 
     NONE = auto()
@@ -65,10 +66,10 @@ class Delivery(Enum):
 
 @dataclass(slots=True, eq=False)
 class Assignment:
-    """One sending of a job to a backend. The ledger alone makes and changes it.
+    """Assignment of a job to a backend. The ledger alone makes and changes it.
 
-    `upstream_id` is the prompt's id on the backend, and known to no client. `mark` is the id that the gateway gave it,
-    and goes upstream in its extra_data as well: a backend that is too old to honour the one gives an id of its own.
+    `upstream_id` is the prompt's id on the backend; no client knows it. `mark` is the id that the gateway gave the
+    prompt. It goes upstream in extra_data, too, because a backend too old to honour it gives an id of its own.
     `made_at` is seconds of the monotonic clock.
     """
 
@@ -79,7 +80,7 @@ class Assignment:
     made_at: float = field(default_factory=time.monotonic)
 
     def translate(self, data: bytes, prompt_id: str) -> bytes:
-        """Return what a backend says of the prompt in terms of the client's `prompt_id`."""
+        """Return a backend's data with the client's `prompt_id` in place of the upstream id and the mark."""
         own, mark, shown = self.upstream_id, self.mark, prompt_id.encode()
         data = data.replace(own.encode(), shown)
         return data if mark == own or not mark else data.replace(mark.encode(), shown)
@@ -87,18 +88,19 @@ class Assignment:
 
 @dataclass(slots=True)
 class Live:
-    """What its events said last: for sockets that connect late, and for its end.
+    """State of a job's events, for sockets that connect late, and for the job's end.
 
-    `before_end` is what has been said since the last ``executed``, that included: it may turn out to be the end. While
-    it is `held` nobody has been told of it yet. `heard_at` is when the last one came: seconds of the monotonic clock.
-    `cached` are the nodes whose results an earlier prompt left, None while its backend has not said. `added` are the
-    nodes that the gateway added to its prompt there, each with its saver; `folders` are the secret folders that its
-    savers write into. Both are None if that is not known since a restart.
+    `before_end` holds the frames since the last ``executed``, that one included, because it may be the last of all.
+    While the job is `held`, its client events wait for the answer to its POST /prompt, or for another job's end.
+    `heard_at` is the time of the last event, in seconds of the monotonic clock. `cached` are the nodes whose results an
+    earlier prompt left, None until the backend says so. `added` are the nodes that the gateway added to the prompt,
+    each with its saver. `folders` are the secret folders into which its savers write. Both are None if unknown since
+    a restart.
 
-    `turn` is its place among the jobs of which their clients know that they began: 0 for those of an earlier run of the
-    gateway, None for one that has not begun. It `is_overtaken` once others' ends on its backend no longer wait for its
-    own. `told` is the progress that its client knows of. `node` is the one that
-    executes, `sender` the kind of the node that sent a picture last.
+    `turn` is the job's position among the jobs whose clients know that they began: 0 for a job of an earlier run of
+    the gateway, None for a job that has not begun. A job `is_overtaken` once other jobs on its backend may end before
+    it. `told` is the progress that its client knows. `node` is the executing node, `sender` the kind of the node that
+    sent the last picture.
     """
 
     executing: Frame | None = None
@@ -123,19 +125,24 @@ class Live:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One job. The ledger alone changes `state`, `assignment`, `given_up` and the times.
+    """Accepted prompt and its state. The ledger alone changes `state`, `assignment`, `given_up` and the times.
 
-    `number` is its place in its tenant's own order, `queue_key` its place in its backend's queue. `create_time` and
-    `start_time` are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` seconds of the monotonic
-    clock. `given_up` are its last assignments before this one that a backend may hold still. One that was
-    `interrupted` is not sent again, should its backend be lost before it ends; nor is one that `has_entry`: it was
-    fetched, and waits to be written. While it is `recalled` its backend is asked to give it back, so that its absence
-    there is no loss; one that was `moved` stays where it is. `able` are the backends that can run it (None: all), as
-    `judged_by`, a version of the catalogue, tells; `unfit` says why none may run it; to those that are `pinned` it is
-    tied by its files, while their owner is down. Those it should `avoid` get it only if no other may; `retried_for`
-    says for which failures it had its second chance, and `blamed` on which backend, by which error, it failed as if by
-    the machine's fault. It is not sent `not_before` that time of the monotonic clock. It
-    had so many `offers_again` after files were gone that had been put on its backend.
+    Order: `number` orders the jobs of a tenant, `queue_key` those of a backend. Times: `create_time` and `start_time`
+    are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` are seconds of the monotonic clock. The
+    job is not sent before `not_before` on that clock.
+
+    Assignments: `given_up` are former ones whose backends may still have the prompt. While the job is `recalled`, its
+    backend is asked to give it back, so that its absence there is no loss. A job that was `moved` once is not moved
+    again. If a backend is lost, a job that was `interrupted`, or that `has_entry`, is not sent again. `has_entry` means
+    that the entry is fetched, and waits to be written.
+
+    Choice of a backend: `able` are the backends that can run the job (None: all) by version `judged_by` of the
+    catalogue. `unfit` is the reason why none may run it. The job goes to a `pinned` backend alone, because that one
+    holds its files and was down; if `pinned` is empty, the job is ending. It goes to a backend in `avoid` only if no
+    other may have it.
+
+    Failures: `retried_for` are the causes for which it was retried. `blamed` is a backend and an error, if the job
+    failed there as if by the machine's fault. `offers_again` counts offers after files were gone from the backend.
     """
 
     tenant: str
@@ -173,38 +180,38 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is known by: an id belongs to its tenant."""
+        """Return the job's key: tenant and prompt_id, because an id is unique in its tenant alone."""
         return self.tenant, self.prompt_id
 
     @property
     def log_ids(self) -> dict[str, str | None]:
-        """Return what each log line about it says: its id, and that of the request which brought it."""
+        """Return the ids for log lines about the job: its own, and its request's."""
         return {"prompt_id": self.prompt_id, "request_id": self.submission.request_id or None}
 
     @property
     def backend(self) -> str | None:
-        """Return the backend that has it or may have it."""
+        """Return the name of the backend that has the job or may have it."""
         return self.assignment.backend if self.assignment is not None else None
 
     @property
     def upstream_id(self) -> str:
-        """Return its id on its backend; empty while it has none."""
+        """Return the job's id on its backend; empty if the job has no assignment."""
         return self.assignment.upstream_id if self.assignment is not None else ""
 
     def is_sent_by(self, assignment: Assignment) -> bool:
-        """Return True while it is being sent so: it may be cancelled or given up meanwhile."""
+        """Return True while the job is being sent by this assignment: not cancelled or given up meanwhile."""
         return self.state is State.SENDING and self.assignment is assignment
 
     def translate(self, data: bytes) -> bytes:
-        """Return what its backend says of it in terms of its prompt_id."""
+        """Return its backend's data in the client's terms: with its prompt_id, and without added nodes."""
         if self.live.added:
             data = self.without_added(data)
         return self.assignment.translate(data, self.prompt_id) if self.assignment is not None else data
 
     def without_added(self, data: bytes) -> bytes:
-        """Return JSON with the id of a saver in place of each node that was added for the saver's sake.
+        """Return JSON with the saver's id in place of the id of each node that the gateway added for it.
 
-        The texts of errors may hold Python's form of the whole prompt.
+        All bytes are searched, because the text of an error may hold Python's form of the whole prompt.
         """
         for added, saver in (self.live.added or {}).items():
             data = data.replace(added.encode(), json_codec.dumps(saver)[1:-1])
@@ -212,16 +219,16 @@ class Job:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is being ended: its entry is here and waits for its turn, or is written without a run."""
+        """Return True if the job is ending: its entry is fetched, or an entry without a run is being written."""
         return self.has_entry or (self.pinned is not None and not self.pinned)
 
     @property
     def shown_number(self) -> bytes:
-        """Its number as ComfyUI writes it: an integer, unless the client gave a number of its own (server.py)."""
+        """Return the number as ComfyUI writes it: an integer, unless the client gave a number (server.py)."""
         return number_json(self.number, self.submission.number is not None)
 
     def shown_extra_data(self) -> bytes:
-        """extra_data as ComfyUI shows it: the client's own, then client_id and create_time (server.py, post_prompt)."""
+        """Return extra_data as ComfyUI does: the client's, then client_id and create_time (server.py, post_prompt)."""
         extra = self.submission.extra_data[:-1]
         comma = b"," if len(extra) > 1 else b""
         client = (
@@ -232,7 +239,7 @@ class Job:
         return b'%b%b%b"create_time":%d}' % (extra, comma, client, self.create_time)
 
     def queue_item(self) -> bytes:
-        """Its item of /queue, ``[number, prompt_id, prompt, extra_data, outputs]``; encoded once if it is short."""
+        """Return the item of /queue: ``[number, prompt_id, prompt, extra_data, outputs]``. Keep it if it is short."""
         if self.item is not None:
             return self.item
         item = self._item(self.shown_extra_data())
@@ -241,11 +248,11 @@ class Job:
         return item
 
     def queue_item_with_tenant(self) -> bytes:
-        """The same for an admin: extra_data says whose it is."""
+        """Return the item of /queue for an admin: extra_data has the tenant and the backend."""
         return self._item(with_owner(self.shown_extra_data(), self.tenant, self.backend))
 
     def prompt_item(self, outputs: Any) -> bytes:
-        """Return the same as its history entry has it: `outputs` are those that were executed."""
+        """Return the item as the history entry has it: `outputs` are the executed ones."""
         return self._item(self.shown_extra_data(), outputs)
 
     def _item(self, extra_data: bytes, outputs: Any = None) -> bytes:
@@ -254,7 +261,7 @@ class Job:
         return b"[" + b",".join(parts) + b"]"
 
     def answer(self) -> bytes:
-        """The answer to its POST /prompt."""
+        """Return the body of the response to POST /prompt."""
         return b'{"prompt_id": "%b", "number": %b, "node_errors": %b}' % (
             self.prompt_id.encode(),
             self.shown_number,
@@ -263,23 +270,23 @@ class Job:
 
 
 def with_owner(encoded: bytes, tenant: str, backend: str | None) -> bytes:
-    """Return a JSON object, which is not empty, with a job's tenant and backend added, for an admin."""
+    """Return a non-empty JSON object with a job's tenant and backend added, for an admin."""
     return encoded[:-1] + owner_of(tenant, backend)
 
 
 def owner_of(tenant: str, backend: str | None) -> bytes:
-    """Return what stands in the place of the last brace of a JSON object that tells a job's tenant and backend."""
+    """Return bytes that replace the last brace of a JSON object, to add a job's tenant and backend."""
     owner = {WHOSE: tenant, BACKEND: backend} if backend else {WHOSE: tenant}
     return b"," + json_codec.dumps(owner)[1:]
 
 
 def number_json(number: float, is_float: bool) -> bytes:
-    """A number as ComfyUI shows it."""
+    """Return a number as ComfyUI shows it."""
     return repr(float(number)).encode() if is_float else str(int(number)).encode()
 
 
 def _in_turn(jobs: Iterable[Job]) -> list[Job]:
-    """Return jobs in each tenant's own order, the first of all tenants first."""
+    """Return jobs in rounds: each tenant's first job, then each tenant's second, and so on."""
     places: Counter[str] = Counter()
     turns: list[tuple[int, float, Job]] = []
     for job in sorted(jobs, key=lambda job: job.number):
@@ -304,10 +311,10 @@ def queue_pieces(
     """Return the body of /queue piece by piece, because a long one can't be put together at once.
 
     Args:
-        shown: the jobs that are shown as running; the others are pending, those that have begun before the rest.
-        running: encoded items of others, which an admin sees too.
-        pending: the same.
-        whose: each item says whose it is.
+        shown: the jobs that are shown as running. The others are pending, begun jobs before the rest.
+        running: more encoded items of queue_running, which an admin sees.
+        pending: more encoded items of queue_pending.
+        whose: if True, each item has its tenant and backend.
     """
     item = Job.queue_item_with_tenant if whose else Job.queue_item
     rest = [job for job in jobs if job not in shown]

@@ -20,10 +20,10 @@ def log_phase(
     outcome: str | None = None,
     failure: Mapping[str, str] = _NO_FAILURE,
 ) -> None:
-    """Say that a job came to a phase, `seconds` after the phase before.
+    """Log that a job came to a phase, `seconds` after the phase before.
 
     Args:
-        failure: the `error` of one that failed, the `node_id` and `node_type` where it did. It is a warning.
+        failure: `error`, `node_id` and `node_type` of a failed job. If given, the line is a warning.
     """
     (_log.warning if failure else _log.info)(
         "job",

@@ -1,7 +1,7 @@
 """The ledger: the gateway's own record of every job, and the only writer of a job's state.
 
-Each transition goes through `Ledger._move`, which refuses one that is not in the table (`transitions.py`). What clients
-read (/queue, /prompt, `status`) is made from here, from bytes encoded once.
+Each transition goes through `Ledger._move`, which refuses one that is not in the table (`transitions.py`). The gateway
+answers /queue, /prompt and `status` from the ledger, and encodes a tenant's /queue once a change.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from gateway.jobs.state.transitions import Move, after
 from gateway.jobs.state.waiting_list import WaitingList
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, JobRemoval, Store
 
-# Of the assignments of a job that were given up so many are remembered, the newest.
+# Maximum number of given-up assignments that a job remembers, the newest.
 MAX_GIVEN_UP = 8
 
-# No count comes as far in a thousand years. An earlier version took clients' numbers for its own, so its journal may
-# hold some that are larger.
+# A journalled number from here on never continues the count: an earlier version journalled clients' numbers as its own.
+# No count comes this far in a thousand years.
 MAX_COUNT = 10**12
 
 _EMPTY_QUEUE = queue_json((), ())
@@ -49,7 +49,7 @@ _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move
 
 
 class Ledger:
-    """All open jobs, and the history of those that ended."""
+    """Record of all open jobs, and the history of ended jobs."""
 
     def __init__(self, store: Store, bus: Bus, history: History, gateway_id: str) -> None:
         self._store = store
@@ -74,35 +74,35 @@ class Ledger:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def find(self, tenant: str, prompt_id: str) -> Job | None:
-        """A tenant's open job."""
+        """Return a tenant's open job."""
         return self._jobs.get((tenant, prompt_id))
 
     def find_any(self, prompt_id: str) -> Job | None:
-        """An open job of whichever tenant, for an admin."""
+        """Return an open job of any tenant, for an admin."""
         return next((job for job in self._jobs.values() if job.prompt_id == prompt_id), None)
 
     def find_upstream(self, backend: str, upstream_id: str) -> Job | None:
-        """The open job that this backend has, or may have, under this id."""
+        """Return the open job that a backend has, or may have, under an upstream id."""
         job = self._upstream.get(upstream_id)
         return job if job is not None and job.backend == backend else None
 
     def may_be_called(self, job: Job, upstream_id: object) -> bool:
-        """Return True if a backend may give a job's prompt this id of its own: it is an id, and no other prompt's."""
+        """Return True if a backend may give a job's prompt an id of its own: a UUID, and no other prompt's."""
         if not isinstance(upstream_id, str) or not is_prompt_id(upstream_id):
             return False
         is_known = self.orphans.has_id(upstream_id) or self.orphans.has_ended(upstream_id)
         return self._upstream.get(upstream_id, job) is job and not is_known
 
     def jobs(self, tenant: str | None = None) -> list[Job]:
-        """The open jobs of a tenant, or of all (None), in the order of acceptance."""
+        """Return the open jobs of a tenant, or of all tenants (None), in the order of acceptance."""
         return list(self._jobs.values() if tenant is None else self._tenants.get(tenant, {}).values())
 
     def jobs_on(self, backend: str) -> list[Job]:
-        """The open jobs that a backend has or may have, oldest first."""
+        """Return the open jobs that a backend has or may have, in the order in which they came there."""
         return self._places.jobs(backend)
 
     def remaining(self, tenant: str) -> int:
-        """A tenant's queue_remaining: its open jobs, as ComfyUI counts pending and running alike."""
+        """Return a tenant's queue_remaining: all its open jobs, because ComfyUI counts pending and running alike."""
         return len(self._tenants.get(tenant, ()))
 
     def open_bytes(self, tenant: str) -> int:
@@ -110,7 +110,7 @@ class Ledger:
         return self._open_bytes[tenant]
 
     def load(self, backend: str) -> tuple[int, int]:
-        """How many of ours are queued and running on a backend, reservations included."""
+        """Return how many of the gateway's jobs are queued and how many run on a backend, reservations included."""
         return self._places.load(backend)
 
     def has_on(self, backend: str, tenant: str) -> bool:
@@ -118,18 +118,18 @@ class Ledger:
         return self._places.has(backend, tenant)
 
     def placed_count(self, tenant: str) -> int:
-        """How many of a tenant's jobs a backend has, or may have."""
+        """Return how many of a tenant's jobs are on backends, or may be."""
         return self._places.of(tenant)
 
     def unstarted_count(self, tenant: str) -> int:
-        """How many of a tenant's jobs have not started, wherever they are."""
+        """Return how many of a tenant's jobs have not started, in the gateway and on backends."""
         return self.remaining(tenant) - self._places.started(tenant)
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def shown_running(self, tenant: str | None) -> list[Job]:
-        """Return the jobs that a tenant sees as running; None for an admin, who sees all (`story.py`)."""
+        """Return the jobs that a tenant sees as running; for None, those that an admin sees (`shown_running.py`)."""
         if tenant is None:
             return all_running(self._jobs.values())
         own = self._tenants.get(tenant, {}).values()
@@ -139,7 +139,7 @@ class Ledger:
         self._queue_bytes.pop(tenant, None)
 
     def queue_json(self, tenant: str) -> bytes:
-        """A tenant's /queue, encoded once a change."""
+        """Return the body of a tenant's /queue, encoded once a change."""
         encoded = self._queue_bytes.get(tenant)
         if encoded is None:
             if tenant not in self._tenants:
@@ -147,10 +147,10 @@ class Ledger:
             encoded = self._queue_bytes[tenant] = queue_json(self.jobs(tenant), self.shown_running(tenant))
         return encoded
 
-    # -- a job's life --------------------------------------------------------------------------------------------
+    # -- transitions ---------------------------------------------------------------------------------------------
 
     def admit(self, tenant: str, submission: Submission, outputs: list[str], node_errors: bytes = b"{}") -> Job:
-        """Accept a prompt: from here on it is in /queue."""
+        """Accept a prompt as a job, which is in /queue from now on."""
         job = Job(
             tenant,
             submission.prompt_id or new_prompt_id(),
@@ -187,17 +187,17 @@ class Ledger:
         self._insert(job)
 
     def counts(self, number: float) -> bool:
-        """Return True if the count would go on after this number, if it is the gateway's and no client's."""
+        """Return True if a number that the gateway gave would move the count forward."""
         return self._count <= abs(number) < MAX_COUNT
 
     def restore_count(self, number: float) -> None:
-        """A job of an earlier run had this number, which the gateway gave it."""
+        """Continue the count after a number that the gateway gave to a job of an earlier run."""
         if self.counts(number):
             self._count = int(abs(number)) + 1
 
     def _insert(self, job: Job) -> None:
         self._jobs[job.key] = job
-        # What a backend says of a job that it took comes later, and is not counted.
+        # Count the size once, on entry. If a backend adds node_errors later, they are not counted.
         self._sizes[job] = size = job.submission.size + len(job.node_errors)
         self._open_bytes[job.tenant] += size
         self._tenants.setdefault(job.tenant, {})[job.prompt_id] = job
@@ -206,7 +206,7 @@ class Ledger:
         self._queue_bytes.pop(job.tenant, None)
 
     def send(self, job: Job, backend: str) -> None:
-        """Reserve a place on a backend: counted there at once, so that a burst spreads. Each sending has a new id."""
+        """Assign a job to a backend, with a new upstream id. The job counts there at once, so that a burst spreads."""
         upstream_id = new_prompt_id()
         last = self._places.end_for(backend, job.tenant, job.number)
         if last is None:
@@ -217,7 +217,7 @@ class Ledger:
         self.share.sent(job.tenant)
 
     def _queue_on(self, backend: str, job: Job) -> list[Queued]:
-        """Return what is queued on a backend beside a job, in the order in which it will run."""
+        """Return the other jobs queued on a backend, in the order in which they will run."""
         queue = [
             Queued(each.tenant, each.number, each.queue_key)
             for each in self._places.jobs(backend)
@@ -226,7 +226,7 @@ class Ledger:
         return sorted(queue, key=lambda each: each.queue_key)
 
     def adopt(self, job: Job, former: Assignment) -> None:
-        """Take back an assignment that was given up, because its backend has the prompt still."""
+        """Give a job a former assignment back, because the backend still has its prompt."""
         self.orphans.take_back(former.backend, former.upstream_id)
         job.given_up = tuple(each for each in job.given_up if each is not former)
         former.delivery = Delivery.ARRIVED
@@ -236,11 +236,11 @@ class Ledger:
         self._move(job, Move.SEND, assignment)
 
     def offering(self, assignment: Assignment) -> None:
-        """Note that its backend may hear of it from now on."""
+        """Note that POST /prompt is under way, so that the backend may have the prompt from now on."""
         assignment.delivery = Delivery.UNDER_WAY
 
     def offered(self, assignment: Assignment, *, is_there: bool) -> None:
-        """Note the outcome of its POST /prompt, be it of one that was given up meanwhile."""
+        """Note the outcome of an assignment's POST /prompt, even if the assignment was given up meanwhile."""
         assignment.delivery = Delivery.ARRIVED if is_there else Delivery.NONE
         if is_there:
             self.orphans.arrived(assignment.backend, assignment.upstream_id)
@@ -248,11 +248,11 @@ class Ledger:
             self.orphans.remove(assignment.backend, assignment.upstream_id)
 
     def hold(self, job: Job) -> None:
-        """No backend can take it now: it waits in the gateway."""
+        """Let a job wait in the gateway, because no backend can take it now."""
         self._move(job, Move.HOLD, None)
 
     def taken(self, job: Job, upstream_id: str, node_errors: bytes) -> None:
-        """The backend accepted it, maybe under an id of its own (one too old to honour ours)."""
+        """Note that the backend accepted a job. A backend too old to honour the gateway's id gives one of its own."""
         job.node_errors = node_errors
         assignment = job.assignment
         if assignment is None or self._jobs.get(job.key) is not job:
@@ -270,34 +270,34 @@ class Ledger:
         if job.state is State.SENDING:
             self._move(job, Move.TAKE, assignment)
         if is_news:
-            # Else the journal has all that matters: "sending" there is looked for there, like "pending".
+            # Without news skip the write, because a restart looks for a "sending" job as for a "pending" one.
             self._journal(job)
 
     def start(self, job: Job, start_time: int) -> None:
-        """It runs."""
+        """Note that a job runs."""
         job.start_time, job.started_at = start_time, time.monotonic()
         self._move(job, Move.START, job.assignment)
         self._journal(job)
         self._announce(job)
 
     def begin(self, job: Job) -> None:
-        """Let it be shown as running, because its client may know of it."""
+        """Show a job as running from now on, because its client may know that the job began."""
         if job.live.turn is None and self._jobs.get(job.key) is job:
             self._turns += 1
             job.live.turn = self._turns
             self._queue_bytes.pop(job.tenant, None)
 
     def overtake(self, job: Job) -> None:
-        """Let others that ran on its backend be shown before it, because its end may be long in coming."""
+        """Let other jobs of its backend be shown as running before a job, because its end may take long."""
         job.live.is_overtaken = True
         self._queue_bytes.pop(job.tenant, None)
 
     def collect(self, job: Job) -> None:
-        """It ran to its end; its history entry is being fetched."""
+        """Note that a job ran to its end, and that its history entry is being fetched."""
         self._move(job, Move.COLLECT, job.assignment)
 
     def lose(self, job: Job, *, for_good: bool = False) -> None:
-        """Let a job wait to be sent again: its backend lost it or, `for_good`, must not go on with it."""
+        """Take a job's assignment away and requeue the job. If `for_good`, the job never gets that assignment back."""
         former = job.assignment
         self._move(job, Move.LOSE, None)
         if for_good:
@@ -319,16 +319,16 @@ class Ledger:
         self._journal(job)
 
     def recall(self, job: Job) -> None:
-        """It was taken back from a backend on which it had not started; it goes to another, and is not moved again."""
+        """Requeue a job that a backend gave back before it started. The job is not moved again."""
         job.moved, job.placed_at = True, 0.0
         self._move(job, Move.RECALL, None)
         self._journal(job)
 
     def withdraw(self, job: Job, *, journalled: bool = True) -> None:
-        """It was refused, by its backend or by the journal, before it was answered: it leaves nothing behind."""
+        """Remove a job without a trace, because its backend or the journal refused it before the client's answer."""
         if self._jobs.get(job.key) is not job:
             return
-        # It is over for whoever waits to send it, too.
+        # Mark the job cancelled, so that a pending send stops.
         self._move(job, Move.CANCEL, None)
         self._remove(job)
         if journalled:
@@ -336,7 +336,7 @@ class Ledger:
         self._announce(job)
 
     def cancel(self, job: Job) -> tuple[Assignment | None, asyncio.Future[None]]:
-        """Cancel it before it runs: no history entry, as in ComfyUI. Returns its assignment, and the writing."""
+        """Cancel a job without a history entry, as in ComfyUI. Return its assignment, and the write to the journal."""
         former = job.assignment
         self._move(job, Move.CANCEL, None)
         self._remove(job)
@@ -345,11 +345,10 @@ class Ledger:
         return former, removed
 
     async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> bool:
-        """Write its history entry, then let it be seen: it leaves /queue and enters /history in one step.
+        """Write a job's history entry, then move the job from /queue to /history in one step.
 
-        A large entry is given as `packed`, as the journal keeps it.
-
-        Returns whether it was still this job's turn to end; a copy's late end is not. Waits while the disk is full.
+        A large entry is given as `packed`, as the journal keeps it. While the disk is full, the write waits.
+        Return True if the job ended so; False if it was cancelled, or lost its assignment, before the write was done.
 
         Raises:
             StoreError: the entry can't be written; the job is as it was.
@@ -363,7 +362,7 @@ class Ledger:
         open_now = self._jobs.get(job.key)
         if open_now is not job or before != (job.assignment, job.state, job.attempts):
             if self.history.find(*job.key) is None:
-                # Cancelled meanwhile, so it has no entry; or lost, and then the journal must have it again.
+                # If the job was cancelled meanwhile, delete its entry. If it was lost, put the open job back, too.
                 again = [job_record(open_now, self._gateway_id)] if open_now is not None else []
                 self._store.write([HistoryRemoval(*job.key), *again])
             return False
@@ -374,7 +373,7 @@ class Ledger:
         return True
 
     def forget(self, tenant: str, prompt_ids: Iterable[str] | None = None) -> list[HistoryRecord]:
-        """Delete history entries, all of a tenant's if no ids are given. Returns what was deleted."""
+        """Delete a tenant's history entries, all of them if no ids are given. Return the deleted entries."""
         if prompt_ids is None:
             prompt_ids = [ended.prompt_id for ended in self.history.of([tenant])]
         removed = [ended for prompt_id in prompt_ids if (ended := self.history.remove(tenant, prompt_id))]
@@ -384,23 +383,23 @@ class Ledger:
     # -- journal -------------------------------------------------------------------------------------------------
 
     def journal(self, job: Job) -> asyncio.Future[None]:
-        """Write an accepted job, or refuse it. Until the future is done nobody outside may hear of it."""
+        """Write an accepted job, or refuse it. Until the future is done, no client or backend may hear of the job."""
         return self._store.try_write([job_record(job, self._gateway_id)])
 
     def _journal(self, job: Job) -> asyncio.Future[None]:
         return self._store.write([job_update(job)])
 
     def placed(self, job: Job) -> asyncio.Future[None]:
-        """Write where a job that had waited is being sent, before the backend hears of it; or refuse that."""
+        """Write a job's new assignment before the backend gets the job, or refuse to."""
         return self._store.try_write([job_update(job)])
 
     def confirmed(self) -> asyncio.Future[None]:
-        """Done once all is journalled that happened so far; fails with `StoreError` while that can't be written."""
+        """Return a future of the writes so far. It fails with `StoreError` while the journal can't be written."""
         return self._store.try_write([])
 
     @property
     def trouble(self) -> str:
-        """Why the journal can't be written now; empty while it can."""
+        """Return the reason why the journal can't be written now; empty while it can."""
         return self._store.trouble
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
@@ -422,7 +421,7 @@ class Ledger:
                 self.share.started(job.tenant, assignment.backend)
 
     def _give_up(self, job: Job, former: Assignment, *, has_ended: bool) -> None:
-        """Note that an assignment is a job's no more: what its backend may have of it is a copy that must not run."""
+        """Take an assignment from a job. If the backend may still have its prompt, note the prompt as an orphan."""
         self._upstream.pop(former.upstream_id, None)
         if has_ended:
             self.orphans.ended(former.upstream_id)
@@ -456,5 +455,5 @@ class Ledger:
         self._queue_bytes.pop(job.tenant, None)
 
     def _announce(self, job: Job) -> None:
-        """Let the tenant's sessions know that its counts may have changed."""
+        """Tell the tenant's sessions that its counts may have changed."""
         self._bus.publish(status_topic(job.tenant), None)

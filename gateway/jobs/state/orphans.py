@@ -1,4 +1,4 @@
-"""Orphans: prompts that a backend may still have of jobs that were cancelled or are elsewhere, and must not run."""
+"""Orphans: prompts that a backend may still have, but must not run, because their jobs are cancelled or elsewhere."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ MAX_ORPHANS = 100_000
 
 
 class Orphans:
-    """(backend, upstream_id) of every copy, the oldest forgotten past a limit.
+    """Set of orphans by (backend, upstream_id). Past a limit the oldest is forgotten.
 
-    One may still be on its way: its POST /prompt has no outcome yet, so that it is not there proves nothing. The ids
-    of prompts that are over, copies or not, are remembered up to the same limit: no backend may use one again.
+    An orphan may be on its way, because its POST /prompt has no outcome yet. Then its absence proves nothing. The ids
+    of ended prompts are kept up to the same limit, orphans or not, because no backend may use an id again.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Orphans:
         self._ended: dict[str, None] = {}
 
     def add(self, backend: str, upstream_id: str, *, on_its_way: bool = False) -> None:
-        """A copy on this backend must not run, should it turn up."""
+        """Add an orphan: if it turns up on this backend, it must not run."""
         if (backend, upstream_id) in self._on_its_way:
             return
         self._on_its_way[backend, upstream_id] = on_its_way
@@ -31,23 +31,23 @@ class Orphans:
             self.remove(*next(iter(self._on_its_way)))
 
     def remove(self, backend: str, upstream_id: str) -> None:
-        """Forget a copy that is dealt with."""
+        """Forget an orphan that no longer exists, and remember its id as ended."""
         if self.has(backend, upstream_id):
             self.take_back(backend, upstream_id)
             self.ended(upstream_id)
 
     def ended(self, upstream_id: str) -> None:
-        """Remember the id of a prompt that is over."""
+        """Remember the id of a prompt that ended."""
         self._ended[upstream_id] = None
         if len(self._ended) > MAX_ORPHANS:
             del self._ended[next(iter(self._ended))]
 
     def has_ended(self, upstream_id: str) -> bool:
-        """Return True if a prompt of that id is over."""
+        """Return True if a prompt with this id ended."""
         return upstream_id in self._ended
 
     def take_back(self, backend: str, upstream_id: str) -> None:
-        """Forget a copy that is wanted again."""
+        """Forget an orphan, because a job takes its prompt back."""
         if (backend, upstream_id) not in self._on_its_way:
             return
         del self._on_its_way[backend, upstream_id]
@@ -57,36 +57,36 @@ class Orphans:
             del self._ids[upstream_id]
 
     def told(self, backend: str, upstream_ids: Iterable[str]) -> None:
-        """These are being stopped."""
+        """Note that the gateway is cancelling orphans on a backend."""
         self._told.update((backend, upstream_id) for upstream_id in upstream_ids if self.has(backend, upstream_id))
 
     def is_told(self, backend: str, upstream_id: str) -> bool:
-        """Whether it is being stopped, so that it can't be wanted again."""
+        """Return True if the gateway is cancelling an orphan, so that no job can take it back."""
         return (backend, upstream_id) in self._told
 
     def arrived(self, backend: str, upstream_id: str) -> None:
-        """Its POST /prompt has an outcome."""
+        """Note that an orphan's POST /prompt has an outcome."""
         if (backend, upstream_id) in self._on_its_way:
             self._on_its_way[backend, upstream_id] = False
 
     def absent(self, backend: str, upstream_ids: Iterable[str]) -> None:
-        """These are not there, and will not be unless they are still on their way."""
+        """Forget prompts that a backend does not have, except orphans that are still on their way."""
         for upstream_id in upstream_ids:
             if not self._on_its_way.get((backend, upstream_id)):
                 self.remove(backend, upstream_id)
 
     def has(self, backend: str, upstream_id: str) -> bool:
-        """Whether this backend may hold a copy of that name."""
+        """Return True if a backend may have an orphan with this id."""
         return (backend, upstream_id) in self._on_its_way
 
     def has_id(self, upstream_id: str) -> bool:
-        """Whether any backend may."""
+        """Return True if any backend may have an orphan with this id."""
         return upstream_id in self._ids
 
     def on(self, backend: str) -> list[str]:
-        """The copies on a backend."""
+        """Return the ids of the orphans on a backend."""
         return [upstream_id for backend_name, upstream_id in self._on_its_way if backend_name == backend]
 
     def among(self, backend: str, upstream_ids: Collection[str]) -> list[str]:
-        """Those of these that are copies on this backend."""
+        """Return the given ids that are orphans on a backend."""
         return [upstream_id for upstream_id in upstream_ids if (backend, upstream_id) in self._on_its_way]

@@ -1,4 +1,4 @@
-"""Partner keys: what a prompt carries for services that its nodes call. Pure.
+"""Partner keys, which a prompt carries for services that its nodes call. Pure.
 
 ComfyUI takes them from extra_data and shows them nowhere (execution.py, SENSITIVE_EXTRA_DATA_KEYS), save that the error
 of a node that has one as a hidden input repeats it among its ``current_inputs`` (execution.py, execute). Here they are
@@ -13,22 +13,22 @@ from typing import Any
 from gateway.comfy import json_codec
 
 NAMES = ("api_key_comfy_org", "auth_token_comfy_org")
-# The reason and the type of a job's end that had to be sent again, and could not.
+# Reason and error type for a job that must be sent again, but has lost its keys.
 LOST = ("it needs the partner keys that came with it, which are not kept over a restart; send it again", "SecretsLost")
 HIDDEN = "[partner key]"
 _MARK = b"_comfy_org"
-# Shorter ones are no keys, and might stand anywhere.
+# Shorter texts are not replaced, because they are no keys and may occur anywhere.
 _SHORTEST = 6
 _MAX_DEPTH = 64
 
 
 def may_hold(body: bytes) -> bool:
-    """Whether a prompt's body may name one at all: a look that costs next to nothing."""
+    """Return True if a prompt's body may name a partner key. A cheap check."""
     return _MARK in body
 
 
 def without(value: Any, depth: int = 0) -> Any:
-    """A copy without anything that is called as a partner key, however deep: it would end up in an image's metadata."""
+    """Return a copy without items named as a partner key, because ComfyUI would write them into images' metadata."""
     if depth > _MAX_DEPTH:
         return value
     if isinstance(value, dict):
@@ -37,11 +37,11 @@ def without(value: Any, depth: int = 0) -> Any:
 
 
 class Censor:
-    """Takes a job's partner keys out of what a backend says of it.
+    """Remover of a job's partner keys from its backend's messages and entries.
 
     Args:
         secrets: the job's keys by their names, as far as they are known.
-        had_secrets: whether it came with any. Those of an earlier run are not known: what may repeat them goes.
+        had_secrets: True if the job came with keys. If they are unknown since a restart, ``current_inputs`` is emptied.
     """
 
     def __init__(self, secrets: Mapping[str, Any], *, had_secrets: bool) -> None:
@@ -49,7 +49,7 @@ class Censor:
         self._blind = had_secrets and not secrets
 
     def encoded(self, data: bytes) -> bytes:
-        """JSON without them; the same object if there are none in it."""
+        """Return JSON without the keys; the same object if it holds none."""
         if not self._blind and not self.is_in(data):
             return data
         try:
@@ -58,7 +58,7 @@ class Censor:
             return b"" if self.is_in(data) else data
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """A copy without them."""
+        """Return a copy of a value without the keys."""
         if isinstance(value, str):
             for text in self._texts:
                 value = value.replace(text, HIDDEN)
@@ -75,7 +75,7 @@ class Censor:
         return shown
 
     def is_in(self, data: bytes) -> bool:
-        """Whether one of them stands there, plainly or as JSON escapes it."""
+        """Return True if data holds one of the keys, plainly or as JSON escapes it."""
         return any(
             text.encode("utf-8", "surrogatepass") in data or json_codec.dumps_exact(text)[1:-1] in data
             for text in self._texts
@@ -83,7 +83,7 @@ class Censor:
 
 
 def _texts(values: Collection[Any]) -> tuple[str, ...]:
-    """All texts in the keys' values, the longest first: one may be a part of another."""
+    """Return all texts in the keys' values, the longest first, because one may be a part of another."""
     found: set[str] = set()
     left = list(values)
     while left:

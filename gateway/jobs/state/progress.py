@@ -1,7 +1,7 @@
 """The progress of a job that its client knows, so that a second run does not move its bar backwards. Pure.
 
 A job whose backend is lost runs again from its beginning. A client that is told of one prompt at a time must not see
-that, because for it the job runs on: what repeats the run before is marked (`Frame.repeats`) and left out for it.
+that, because for it the job runs on. Frames that repeat the run before are marked (`Frame.repeats`) and left out.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from gateway.comfy.events import Event, encode
 
-# Nodes whose progress is remembered of a job. A prompt may have fewer, and a backend may name what it likes.
+# Maximum number of nodes remembered for a job, because a backend may name more nodes than the prompt has.
 MAX_NODES = 4096
 
 
 class Progress:
-    """What a job's events have said of its progress, over all of its runs.
+    """Progress of a job by its events, over all of its runs.
 
-    It costs next to nothing until a run came to nothing: of each kind of event the last one is kept as it is.
+    Until a run comes to nothing this costs little: the last event of each kind is kept as it is.
     """
 
     def __init__(self) -> None:
@@ -27,18 +27,18 @@ class Progress:
         self._latest: str | None = None
         self._step: Mapping[str, Any] = {}
         self._states: Any = None
-        # Of earlier runs: the nodes that were told, the last of them, how far it was, and the states of all.
+        # From earlier runs: the nodes that the client knows, the last of them, its progress, and all nodes' states.
         self._before: frozenset[str] = frozenset()
         self._reached: str | None = None
         self._share = -1.0
         self._known: dict[str, float] | None = None
-        # States of nodes that this run need not do again: no ``progress_state`` of it names them.
+        # States of nodes that this run skips, because their results are cached: no ``progress_state`` names them.
         self._done: dict[str, dict[str, Any]] = {}
         self.is_again = False
         self.is_behind = False
 
     def run_again(self) -> None:
-        """Note that the run came to nothing: from now on the job's events may repeat what was said."""
+        """Note that the run came to nothing: from now on the job's events may repeat earlier ones."""
         if self._step.get("node") == self._latest:
             self._share = _share(self._step)
         elif self._reached != self._latest:
@@ -50,7 +50,7 @@ class Progress:
         self.is_again, self.is_behind = True, bool(self._before)
 
     def cached_again(self, nodes: Iterable[str]) -> None:
-        """Note the nodes whose results the backend of a later run has already: ComfyUI does not visit them."""
+        """Note the nodes whose results the later run's backend has already, because ComfyUI does not visit them."""
         states = self._states if isinstance(self._states, dict) else {}
         for node in nodes:
             if self._known is not None and self._known.pop(node, None) is not None:
@@ -59,7 +59,7 @@ class Progress:
                     self._done[node] = {**state, "value": state.get("max", 1), "state": "finished"}
 
     def completed(self, event: Event) -> Event:
-        """Return a ``progress_state`` with the nodes that are done since an earlier run; other events as they are."""
+        """Return a ``progress_state`` with the nodes that an earlier run finished added; other events as they are."""
         states = event.data.get("nodes")
         if not self._done or event.type != "progress_state" or not isinstance(states, dict):
             return event
@@ -68,7 +68,7 @@ class Progress:
         return replace(event, data=data, raw=encode(event.type, data))
 
     def repeats(self, event: Event) -> bool:
-        """Return True if an event says nothing beyond what an earlier run has said. Note what it says, else."""
+        """Return True if an event says nothing new after an earlier run. Else note the event."""
         type_, data = event.type, event.data
         if type_ == "progress":
             if self.is_again and self._is_no_step_on(data):
@@ -114,7 +114,7 @@ class Progress:
 
 
 def _shares(states: Mapping[str, Any]) -> dict[str, float]:
-    """Return how much of each node's work is done, from the ``nodes`` of a ``progress_state`` (progress.py)."""
+    """Return the share of each node's work that is done, from ``nodes`` of a ``progress_state`` (progress.py)."""
     return {node: _share(state) for node, state in states.items() if isinstance(state, dict)}
 
 

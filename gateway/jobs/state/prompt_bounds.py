@@ -1,4 +1,4 @@
-"""Bounds of a prompt's body: how large its graph may be, and what it may name. Pure."""
+"""Bounds of a prompt's body: the size of its graph, and the number of files and targets that it may name. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from gateway.comfy import graph, json_codec
 from gateway.comfy.errors import error_body
 
-# Characters of a node's id: a number, a word, or some of them joined.
+# Maximum characters of a node's id, which is a number, a word, or some of them joined.
 MAX_ID = 200
 _LONG_TEXT = 64 * 1024
 _EMPTY: Mapping[str, Any] = {}
@@ -18,15 +18,15 @@ _EMPTY: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bounds on a prompt. A value is a comma or an opening bracket of its JSON, also such as stand in texts.
+    """Bounds on a prompt. Values are counted by commas and opening brackets in its JSON, including those in texts.
 
     Attributes:
-        nodes: the nodes of the graph, and the files that it may name.
-        depth: how deep the body's JSON may be nested.
-        graph_values: the values of the graph. Whatever judges or changes a prompt goes through all of them.
-        body_values: the values of the body, which also holds the workflow that a web UI embeds.
-        outputs: the nodes that `partial_execution_targets` may name.
-        bytes: those of the body as ComfyUI writes it, in ASCII: so it comes back in history entries.
+        nodes: maximum nodes of the graph, and maximum files that it may name.
+        depth: maximum nesting of the body's JSON.
+        graph_values: maximum values of the graph, because each judgement or change of a prompt visits all of them.
+        body_values: maximum values of the body, which also holds the workflow that a web UI embeds.
+        outputs: maximum nodes that `partial_execution_targets` may name.
+        bytes: maximum bytes of the body as ComfyUI writes it, in ASCII, because history entries have it so.
     """
 
     nodes: int = 2_000
@@ -38,7 +38,7 @@ class Bounds:
 
 
 class Rejection(Exception):
-    """A body that can't be accepted, with the answer in ComfyUI's error form."""
+    """Rejection of a body, with the response in ComfyUI's error form."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(body["error"]["message"])
@@ -55,8 +55,8 @@ def check_count(what: str, count: int, maximum: int) -> None:
 
 
 def check_targets(targets: Any, maximum: int) -> None:
-    """Refuse too many targets."""
-    # ComfyUI looks through them for each node, whatever they are (execution.py, validate_prompt).
+    """Refuse too many targets, because ComfyUI searches them for each node (execution.py, validate_prompt)."""
+    # Bound texts and objects, too, because ComfyUI searches targets of any type.
     if isinstance(targets, (list, str, dict)) and len(targets) > maximum:
         raise too_many_outputs(len(targets), maximum)
 
@@ -83,7 +83,7 @@ def check_values(body: bytes, prompt: Any, dumps: Callable[[Any], bytes], maximu
 
 
 def _count(value: Any) -> int:
-    """Return the number of values in a document that was parsed: its size is bounded."""
+    """Return the number of values in a parsed document, whose size is bounded already."""
     count, left = 0, [value]
     while left:
         value = left.pop()
@@ -96,7 +96,7 @@ def _count(value: Any) -> int:
 
 
 def check_graph(prompt: Any, bounds: Bounds) -> None:
-    """Refuse what is no graph, has too many nodes, or long ids, classes or titles: errors tell them for each node."""
+    """Refuse a value that is no graph, has too many nodes, or long ids, classes or titles, which errors repeat."""
     if not isinstance(prompt, dict):
         raise rejection(
             "invalid_prompt",
@@ -127,7 +127,7 @@ def check_graph(prompt: Any, bounds: Bounds) -> None:
 
 
 def is_graph(value: Mapping[str, Any]) -> bool:
-    """Return True if each value is a node, so that it can be nothing but a prompt."""
+    """Return True if each value is a node, so that the body must be a graph."""
     return bool(value) and all(isinstance(node, dict) and "class_type" in node for node in value.values())
 
 
@@ -186,6 +186,6 @@ def rejection(type_: str, message: str, details: str = "", extra: Mapping[str, A
 
 
 def name_of(value: Any) -> str:
-    """Return what a JSON value is, in words."""
+    """Return the name of a JSON value's type."""
     names = {list: "a list", str: "a string", dict: "an object", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -14,7 +14,7 @@ from gateway.store.sqlite_errors import RECOVER
 
 
 def job_record(job: Job, gateway: str) -> JobRecord:
-    """An accepted job, whole."""
+    """Return the journal's row of an accepted job."""
     return JobRecord(
         *job.key,
         gateway=gateway,
@@ -35,7 +35,7 @@ def job_record(job: Job, gateway: str) -> JobRecord:
 
 
 def job_update(job: Job) -> JobUpdate:
-    """What changes of a job while it lives."""
+    """Return the columns of an open job that can change."""
     return JobUpdate(
         *job.key,
         state=job.state,
@@ -60,12 +60,12 @@ def _given_up(job: Job) -> bytes:
     return json_codec.dumps([[each.backend, each.upstream_id, each.mark] for each in job.given_up])
 
 
-# Of these a history keeps no more: it holds them in memory. The entry itself is in the journal, whole.
+# Maximum size of an ended job's node_errors in bytes, because the history holds them in memory.
 MAX_NODE_ERRORS = 64 * 1024
 
 
 def history_record(job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> HistoryRecord:
-    """A job that ended. Its entry is given as it is, or as `packed` if it is large."""
+    """Return the journal's row of an ended job. A large entry is given as `packed`."""
     return HistoryRecord(
         *job.key,
         backend=job.backend,
@@ -89,16 +89,16 @@ def is_counted(summary: bytes) -> bool:
 
 
 def job_of(record: JobRecord, backends: Collection[str]) -> Job:
-    """An open job of an earlier run. What its backend did with it meanwhile is found out when that is connected.
+    """Return an open job of an earlier run. Reconciliation asks its backend later what happened meanwhile.
 
-    A job of a backend that is not configured any more waits to be sent elsewhere.
+    If the job's backend is not configured any more, the job waits to be sent elsewhere.
     """
     state = State(record.state)
     is_placed = state in PLACED and record.backend in backends
     if state is State.COLLECTING:
         state = State.RUNNING
     now = time.monotonic()
-    # What was being sent may be in the buffers of a backend that is busy.
+    # If the job was being sent, its prompt may be in the socket buffers of a busy backend.
     delivery = Delivery.UNDER_WAY if state is State.SENDING else Delivery.ARRIVED
     assignment = None
     if state in PLACED and record.backend is not None:
@@ -127,16 +127,16 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
         node_errors=record.node_errors or b"{}",
     )
     job.live.start_told = job.live.cached_told = record.start_time is not None
-    # How long it has been silent is not known.
+    # Start the stall clock now, because the time of the job's last event is not known.
     job.live.heard_at = now
     return job
 
 
 def restored(record: JobRecord, backends: Collection[str]) -> Job:
-    """An open job of an earlier run, see `job_of`.
+    """Return an open job of an earlier run, see `job_of`.
 
     Raises:
-        StoreDamaged: the record is not what was written.
+        StoreDamaged: the record can't be read.
     """
     try:
         return job_of(record, backends)
@@ -148,7 +148,7 @@ _UNREADABLE = (json_codec.MalformedJson, LookupError, TypeError, ValueError, Att
 
 
 def fault_of_job(row: Mapping[str, Any]) -> str:
-    """Say what is wrong with an open job's row in the journal; an empty text if a gateway can take the job up."""
+    """Return the fault of an open job's row in the journal; an empty text if a gateway can restore the job."""
     try:
         job_of(JobRecord(**row), ())
     except _UNREADABLE as error:

@@ -1,6 +1,6 @@
 """Retention of the history: expired entries, and those past a limit, are deleted in small batches.
 
-No single look at the wall clock deletes anything: it may be wrong at a machine's start, until it is set.
+One reading of the wall clock alone deletes nothing, because the clock may be wrong at a machine's start.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("retention")
 
 SWEEP_SECONDS = 600.0
-# Their pages have to be read to be freed: more of them would hold up the prompts that share the commit.
+# Entries deleted in one commit. More would delay the prompts that share the commit, because their pages must be read.
 BATCH = 100
-# So many at once are more than time and use bring about: a limit was made smaller, and a line says so before they go.
+# If at least this many entries expire at once, a limit was lowered, and the log says so before they are deleted.
 LARGE = 100
 _BY_COUNT, _BY_AGE = "store.retention.max_items", "store.retention.max_age"
-# A process believes the wall clock once nobody has set it for so long.
+# A process trusts the wall clock if it was not set for this long.
 HOLD_SECONDS = 3600.0
 SET_BY_MS = 60_000
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Retention:
-    """Drops history entries by age, count and bytes.
+    """Retention of history entries by age, count and bytes.
 
-    The store knows ages from the marks that each sweep leaves: an entry goes at the first sweep that finds a mark
-    which is `max_age` old, and behind it. A wall clock that is set makes nothing older: marks move with it.
+    The store knows ages from the marks that each sweep leaves. An entry is dropped at the first sweep that finds a mark
+    which is `max_age` old and newer than the entry. Setting the wall clock makes no entry older: marks move with it.
     """
 
     def __init__(self, settings: RetentionSettings, history: History, store: Store) -> None:
@@ -41,17 +41,17 @@ class Retention:
         self._history = history
         self._store = store
         self._hold_ms = min(HOLD_SECONDS, settings.max_age / 4) * 1000
-        # When the wall clock was last seen to be set, and how far it was from the time since the machine's start then.
+        # The clocks' reading when the wall clock was last seen to be set.
         self._set_at: ClockReading | None = None
         self._tasks = Tasks("retention")
         try:
             self._boot = _BOOT.read_text().strip()
         except OSError:
-            # Not Linux: from one process to the next it can't be told.
+            # If this is not Linux, use a random id, because restarts of the machine can't be detected.
             self._boot = uuid.uuid4().hex
 
     def start(self) -> None:
-        """Begin to sweep, now and then again and again."""
+        """Sweep now, and then periodically."""
         self._tasks.repeat(self._sweep_again, "sweep", min(SWEEP_SECONDS, self._settings.max_age / 4))
 
     async def close(self) -> None:
@@ -73,7 +73,7 @@ class Retention:
                 _log.info("history_expired", entries=count, setting=setting)
 
     def _clocks(self) -> ClockReading:
-        # It counts while the machine sleeps, too.
+        # Use CLOCK_BOOTTIME, because it also counts while the machine sleeps.
         uptime = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
         return ClockReading(int(time.time() * 1000), int(uptime * 1000), self._boot)
 
@@ -89,7 +89,7 @@ class Retention:
         await self.sweep(now, by_age=now.uptime - before.uptime >= self._hold_ms)
 
     async def sweep(self, now: ClockReading, *, by_age: bool = True) -> None:
-        """Drop what is past `max_items` and the limits of bytes, and `by_age` what ended `max_age` before `now`.
+        """Drop entries past `max_items` and the limits of bytes; if `by_age`, also those older than `max_age`.
 
         Raises:
             StoreError: the journal can't be read or written.
@@ -104,7 +104,7 @@ class Retention:
         while dropped := self._history.drop_past_bytes(BATCH):
             await self._store.write(dropped)
         if not by_age:
-            # Nor is the time noted: marks of a wrong time would make entries old, or young.
+            # Don't note the time, because marks with a wrong time would make entries too old, or too young.
             return
         await self._store.write([now])
         oldest = now.time - int(self._settings.max_age * 1000)

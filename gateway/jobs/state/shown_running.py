@@ -14,7 +14,7 @@ from gateway.jobs.state.job import SHOWN_RUNNING, Job
 
 
 class Listener:
-    """One open socket. It `interleaves` if its client takes the events of several prompts as they happen."""
+    """Open socket of a session. It `interleaves` if its client takes the events of several prompts as they happen."""
 
     def __init__(self, listeners: Listeners, tenant: str, session_id: str, *, interleaves: bool) -> None:
         self._listeners = listeners
@@ -24,7 +24,7 @@ class Listener:
         listeners.count(tenant, session_id, 1, interleaves=interleaves)
 
     def interleave(self) -> None:
-        """Note that its client takes events as they happen from now on."""
+        """Note that the socket's client takes events as they happen from now on."""
         if not self._interleaves:
             self.leave()
             self._interleaves = True
@@ -36,7 +36,7 @@ class Listener:
 
 
 class Listeners:
-    """The open sockets of each tenant, by how their clients are told.
+    """Count of each tenant's open sockets, apart for those that interleave and those that do not.
 
     Args:
         changed: called with a tenant whose view may have changed.
@@ -91,7 +91,7 @@ def one_running(jobs: Iterable[Job], is_told: Callable[[Job], bool]) -> list[Job
     again, because its backend was lost.
 
     Args:
-        is_told: returns True for a job of which a socket hears that is told of one prompt at a time.
+        is_told: returns True if a socket that is told of one prompt at a time hears of a job.
     """
     begun = [job for job in jobs if job.live.turn is not None and (job.state in SHOWN_RUNNING or is_told(job))]
     return [min(begun, key=lambda job: (not is_told(job), _turn(job)))] if begun else []

@@ -1,4 +1,4 @@
-"""POST /prompt's body, read and checked: pure, from bytes to a `Submission` or a `Rejection`."""
+"""Parse and check the body of POST /prompt. Pure, from bytes to a `Submission` or a `Rejection`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BOUNDS = Bounds()
 
 
 def id_in_use() -> Rejection:
-    """The id that a client gave means another prompt already."""
+    """Conflict: the id that a client gave belongs to another prompt already."""
     return Rejection(
         409,
         error_body(
@@ -57,13 +57,13 @@ def id_in_use() -> Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An accepted body. Graph and extra_data are kept encoded: a tenth of the memory of the parsed form.
+    """Checked body of POST /prompt. Graph and extra_data stay encoded: a tenth of the memory of the parsed form.
 
-    `number` is the client's own, if it gave one; `secrets` are the partner keys, kept in memory alone; `deadline` is in
-    seconds from its acceptance, `workflow_id` encoded. A prompt `by_admin` may name and run all there is. `judgement`
-    is what `read` was told of its graph; the journal does not keep it. `more_bytes` are those of `client_id` and
-    `secrets`, if they are large. `is_plain` if orjson can write all of it. `request_id` is that of the request which
-    brought it, for log lines; empty if an earlier version of the gateway accepted it.
+    `number` is the client's own, if it gave one. `secrets` are the partner keys, kept in memory alone. `deadline` is in
+    seconds from acceptance, `workflow_id` is encoded. A prompt `by_admin` may name and run everything. `judgement` is
+    the result of `inspect` in `read`; the journal does not keep it. `more_bytes` is the size of `client_id` and
+    `secrets`, if they are large. `is_plain` is True if orjson can write the whole body. `request_id` is the id of the
+    request, for log lines; it is empty if an earlier version of the gateway accepted the prompt.
     """
 
     prompt: bytes
@@ -96,32 +96,32 @@ class Submission:
 
     @property
     def size(self) -> int:
-        """Return the bytes of memory that it takes, as far as a client has a say in them."""
+        """Return the bytes of memory that the submission takes, as far as its client controls them."""
         known = len(self.nodes) * _NODE_BYTES + len(self.files) * _FILE_BYTES
         return len(self.prompt) + len(self.extra_data) + len(self.rest) + known + self.more_bytes
 
     @property
     def kind(self) -> frozenset[str]:
-        """What tells one kind of work from another: the node classes and the models."""
+        """Return the kind of work: the node classes and the models."""
         return frozenset(class_type for _, class_type in self.nodes) | self.models
 
     @property
     def lacks_secrets(self) -> bool:
-        """Whether it came with partner keys to an earlier run: no backend can run it with them any more."""
+        """Return True if a restart lost the prompt's partner keys, so that no backend can run it with them."""
         return self.needs_secrets and not self.secrets
 
     def without_secret(self, key: str) -> Submission:
-        """Return it without the partner keys that are `key`."""
+        """Return the submission without the partner keys that equal `key`."""
         kept = {name: secret for name, secret in self.secrets.items() if secret != key}
         return self if len(kept) == len(self.secrets) else replace(self, secrets=kept, needs_secrets=bool(kept))
 
     def censor(self) -> partner_keys.Censor:
-        """What takes its partner keys out of what is said of it."""
+        """Return a censor that removes the prompt's partner keys from text and JSON."""
         return partner_keys.Censor(self.secrets, had_secrets=self.needs_secrets)
 
     @property
     def session_id(self) -> str | None:
-        """The clientId whose sockets hear of it, if any."""
+        """Return the clientId whose sockets get the prompt's events, if any."""
         return self.client_id if isinstance(self.client_id, str) and self.client_id else None
 
 
@@ -137,19 +137,19 @@ def read(
 ) -> Submission:
     """Read a POST /prompt body. `file_inputs` are the (class_type, input) that are known to name a file.
 
-    `inspect` is given the graph while it is at hand parsed, and whether it is plain (`Submission.is_plain`); what it
-    returns is the submission's `judgement`. `own_name` returns the tenant's name for one of its uploads that is named
-    by its secret folder: a picture of the tenant's own holds its prompt with such names.
+    `inspect` gets the parsed graph, and True if the graph is plain (`Submission.is_plain`). Its result becomes the
+    submission's `judgement`. `own_name` returns the tenant's name for one of its uploads that the prompt names by a
+    secret folder, because pictures hold their prompts with such names.
 
-    What goes to a backend is made from what was read here, never from `body`: of a key that is there twice the last
-    one counts, as it does to ComfyUI, and no other reading of the bytes comes after this one. A body that is a graph
-    itself, as the web UI exports it, is taken as the prompt; a ComfyUI answers "No prompt provided".
+    A backend gets JSON that is made from the parsed values, never from `body`: of a repeated key the last one counts,
+    as in ComfyUI, and nothing parses the bytes again. If the body itself is a graph, as the web UI exports it, it is
+    taken as the prompt; ComfyUI answers "No prompt provided".
 
     Raises:
-        Rejection: it can't be a prompt. Whether its graph can run is for validation and the backend to say.
+        Rejection: the body can't be a prompt. Validation and the backend judge later if its graph can run.
     """
     try:
-        # No character takes more than six times as much.
+        # Measure only long bodies, because escaping makes no byte more than six times as long.
         if len(body) > bounds.bytes // 6 and (size := json_codec.escaped_size(body)) > bounds.bytes:
             raise json_codec.TooMuchJson(
                 f"it has {size} bytes in ASCII; at most {bounds.bytes} (dispatch.max_prompt_bytes)"
@@ -273,7 +273,7 @@ def _deadline(extra: Mapping[str, Any]) -> float | None:
 
 
 def _digest(value: Mapping[str, Any]) -> bytes:
-    """What tells the same body from another, whatever the order of its keys."""
+    """Return a digest of a body that does not depend on the order of its keys."""
     try:
         return hashlib.sha256(json_codec.dumps_sorted(value)).digest()
     except (TypeError, RecursionError) as error:
@@ -281,7 +281,7 @@ def _digest(value: Mapping[str, Any]) -> bytes:
 
 
 def encode_for_journal(submission: Submission) -> bytes:
-    """What the journal keeps; `decode_from_journal` reads it."""
+    """Return a submission as the journal keeps it; `decode_from_journal` reads it."""
     return b"".join(
         (
             b'{"prompt":',
@@ -317,15 +317,15 @@ def _declared(submission: Submission) -> list[tuple[str, str]]:
 
 
 def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
-    """A submission as an earlier run of the gateway accepted it, without the partner keys."""
-    # The catalogue is not known yet; which inputs name files is kept with the prompt.
+    """Return a submission that an earlier run of the gateway accepted, without its partner keys."""
+    # Take the file inputs from the journal, because the catalogue is not known yet.
     value, is_plain = json_codec.loads_told(data)
     head, dumps = value["head"], json_codec.dumps if is_plain else json_codec.encoder_for(data)
     file_inputs = reviewed_file_inputs() | {(class_type, name) for class_type, name in head.get("file_inputs", ())}
     try:
         deadline = _deadline(value["extra_data"])
     except Rejection:
-        # Accepted by a version that knew no deadlines.
+        # If the deadline is invalid, ignore it, because a version without deadlines accepted the prompt.
         deadline = None
     targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"], file_inputs)
     return Submission(

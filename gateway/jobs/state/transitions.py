@@ -9,7 +9,7 @@ from gateway.jobs.state.job import Job, State
 
 
 class Move(StrEnum):
-    """Event in the life of a job."""
+    """Event that changes a job's state."""
 
     HOLD = "hold"
     SEND = "send"
@@ -55,14 +55,14 @@ TRANSITIONS: Mapping[tuple[State, Move], State] = {
 
 
 class IllegalMove(Exception):
-    """A transition that is not in `TRANSITIONS`: an error of ours."""
+    """Transition that is not in `TRANSITIONS`: an error in the gateway's code."""
 
 
 def after(job: Job, move: Move) -> State:
     """Return the state that a move leads to.
 
     Raises:
-        IllegalMove: it is not in `TRANSITIONS`.
+        IllegalMove: the transition is not in `TRANSITIONS`.
     """
     state = TRANSITIONS.get((job.state, move))
     if state is None:

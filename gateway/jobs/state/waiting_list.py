@@ -1,4 +1,4 @@
-"""The jobs that wait in the gateway: tenants take turns, and each orders its own by their numbers."""
+"""The jobs that wait in the gateway. Tenants take turns; a tenant's jobs go in the order of their numbers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _number = attrgetter("number")
 
 
 class WaitingList:
-    """A sorted list for each tenant: ten thousand jobs are few enough for it, and any one can leave it.
+    """Sorted list of waiting jobs for each tenant: fast enough for ten thousand jobs, and any job can leave it.
 
-    The ledger alone changes it. `bytes` are those of their prompts, as they are kept.
+    Only the ledger changes the lists. `bytes` is the size of all waiting jobs' prompts in memory.
     """
 
     def __init__(self, rounds: Rounds) -> None:
@@ -29,13 +29,13 @@ class WaitingList:
         return self._count
 
     def add(self, job: Job) -> None:
-        """A job waits from now on."""
+        """Add a job that waits from now on."""
         insort(self._tenants.setdefault(job.tenant, []), job, key=_number)
         self._count += 1
         self.bytes += job.submission.size
 
     def remove(self, job: Job) -> None:
-        """A job waits no longer."""
+        """Remove a job that waits no longer."""
         own = self._tenants[job.tenant]
         place = bisect_left(own, job.number, key=_number)
         while own[place] is not job:
@@ -48,22 +48,22 @@ class WaitingList:
 
     @property
     def tenants(self) -> Collection[str]:
-        """Whose they are."""
+        """Return the tenants that have waiting jobs."""
         return self._tenants.keys()
 
     def jobs(self) -> list[Job]:
-        """All of them, the next to go first."""
+        """Return all waiting jobs, the next to go first."""
         return list(self.in_turn(set(self._tenants)))
 
     def in_turn(self, tenants: set[str]) -> Iterator[Job]:
-        """Yield those of some tenants, the next to go first. A tenant that is taken out meanwhile is left out."""
+        """Yield the jobs of some tenants, the next to go first. Skip a tenant that the caller removes meanwhile."""
         queues = [self._own_in_turn(tenant, tenants) for tenant in tuple(tenants) if tenant in self._tenants]
         for _, job in merge(*queues, key=itemgetter(0)):
             if job.tenant in tenants:
                 yield job
 
     def _own_in_turn(self, tenant: str, tenants: set[str]) -> Iterator[tuple[tuple[int, float, float], Job]]:
-        # While these are read, jobs go, and turns change; what is read is as it was at the beginning.
+        # Copy the list and read the turn first, because the caller sends jobs, and changes turns, during the iteration.
         own, (turn, order) = tuple(self._tenants[tenant]), self._rounds.turn(tenant, 0)
         for place, job in enumerate(own):
             if tenant not in tenants:
