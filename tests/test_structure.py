@@ -124,3 +124,35 @@ def test_files_that_documents_name_exist() -> None:
 def is_to_come(named: str) -> bool:
     """Return True if the layers have a place for a package that does not exist yet."""
     return f"({named.strip('/').replace('/', '.')})" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_args_that_docstrings_explain_exist() -> None:
+    """Those of functions, and of a class's constructor or fields."""
+    wrong = []
+    for path in (ROOT / "gateway").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                unknown = explained(ast.get_docstring(node) or "") - parameters(node)
+                wrong += [(path.name, node.name, unknown)] if unknown else []
+    assert not wrong
+
+
+def explained(docstring: str) -> set[str]:
+    """Return the names under ``Args:``."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    lines = re.findall(r"^    ((?:\*{0,2}\w+(?:, )?)+):", section[1], re.MULTILINE) if section else []
+    return {name for line in lines for name in re.findall(r"\w+", line)}
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
+    """Return the names of a function's parameters, or of a class's fields and its constructor's parameters."""
+    if isinstance(node, ast.ClassDef):
+        found = {
+            each.target.id
+            for each in node.body
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        }
+        made = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+        return found.union(*(parameters(each) for each in made))
+    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+    return {each.arg for each in every if each is not None}

@@ -18,7 +18,7 @@ from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.admission.admission import Admission
-from gateway.jobs.admission.prompt_judge import PromptJudge
+from gateway.jobs.admission.isolation_judge import IsolationJudge
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import Results
 from gateway.jobs.files.inputs import Inputs
@@ -27,7 +27,7 @@ from gateway.jobs.isolation.upload_folders import UploadPlaces
 from gateway.jobs.lifecycle.cancellation import Cancellation
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.lifecycle.event_relay import EventRelay
-from gateway.jobs.lifecycle.failure_policy import FailurePolicy
+from gateway.jobs.lifecycle.failed_runs import FailedRuns
 from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
 from gateway.jobs.lifecycle.large_entries import LargeEntries
 from gateway.jobs.lifecycle.large_events import LargeEvents
@@ -99,7 +99,7 @@ class Engine:
             settings.store.retention.max_bytes,
         )
         self.ledger = Ledger(store, bus, self.history, client_id)
-        judge = PromptJudge(self.catalogue, policies, self._is_apart, names)
+        judge = IsolationJudge(self.catalogue, policies, self._is_apart, names)
         self.places = UploadPlaces(names, judge.is_hidden)
         self.outputs = Outputs(
             self.files,
@@ -131,7 +131,7 @@ class Engine:
             metrics,
             LargeEntries(self.reader, spool, self.outputs),
             self._missing,
-            lambda job, backend, entry: self.failures.ended(job, backend, entry),
+            lambda job, backend, entry: self.failures.runs_again(job, backend, entry),
             lambda: self.dispatcher.wake(),
             judge.is_kept_apart,
         )
@@ -166,7 +166,7 @@ class Engine:
             keyring.is_alone,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failures = FailurePolicy(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
+        self.failures = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
         self.watchdog = Watchdog(
             self.ledger, fleet, self.completion, self.retries, settings.dispatch, policies, metrics
         )

@@ -152,7 +152,7 @@ class Story(RuleBasedStateMachine):
         self.client_events.start(job, 1)
         self.client_events.tell(job, Frame(Kind.LIFECYCLE, b"execution_success", job.prompt_id, TERMINAL_SLOT))
         self.client_events.tell(job, events.end_frame(job.prompt_id))
-        self.client_events.over(job)
+        self.client_events.release_followers(job)
 
     @rule(backend=st.sampled_from(BACKENDS))
     def die(self, backend: str) -> None:
@@ -160,7 +160,7 @@ class Story(RuleBasedStateMachine):
         lost, self.line[backend] = self.line[backend], []
         for job in lost:
             self.ledger.lose(job)
-            self.client_events.over(job)
+            self.client_events.release_followers(job)
 
     # -- what everybody sees -------------------------------------------------------------------------------------
 

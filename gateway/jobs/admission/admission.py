@@ -14,7 +14,7 @@ from gateway.comfy.errors import error_body
 from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
-from gateway.jobs.admission.prompt_judge import PromptJudge
+from gateway.jobs.admission.isolation_judge import IsolationJudge
 from gateway.jobs.admission.redaction import (
     file_check,
     invalid_file,
@@ -28,7 +28,7 @@ from gateway.jobs.admission.redaction import (
 )
 from gateway.jobs.admission.replies import Overloaded
 from gateway.jobs.files.inputs import Inputs
-from gateway.jobs.isolation.judgement import Judged
+from gateway.jobs.isolation.judgement import FleetJudgement
 from gateway.jobs.isolation.secret_folders import Steering
 from gateway.jobs.state import partner_keys
 from gateway.jobs.state.job import Job
@@ -64,7 +64,7 @@ class Admission:
         catalogue: Catalogue,
         inputs: Inputs,
         policies: Policies,
-        judge: PromptJudge,
+        judge: IsolationJudge,
         limits: Limits,
         max_outputs: int = 500,
     ) -> None:
@@ -123,7 +123,9 @@ class Admission:
         """
         return self._able_and_free(tenant, submission, self._judge.of(tenant, submission))
 
-    def _able_and_free(self, tenant: str, submission: Submission, judged: Judged | None) -> frozenset[str] | None:
+    def _able_and_free(
+        self, tenant: str, submission: Submission, judged: FleetJudgement | None
+    ) -> frozenset[str] | None:
         able = self._able(tenant, submission)
         if judged is None:
             return able
@@ -167,7 +169,7 @@ class Admission:
         if able is None or able:
             job.able, job.judged_by = able, self._catalogue.version
 
-    def able_for(self, job: Job) -> frozenset[str] | None:
+    def refresh_able(self, job: Job) -> frozenset[str] | None:
         """Return the backends that can run a waiting job, and note the reason if none may. Keep both per catalogue."""
         if job.judged_by != self._catalogue.version:
             job.judgement = judged = self._judge.of(job.tenant, job.submission, job.judgement)
@@ -184,7 +186,7 @@ class Admission:
         return self._judge.steering(job, backend)
 
     def look_cost(self, job: Job) -> int:
-        """Return about how many microseconds `able_for` takes: 0 unless the catalogue has changed since."""
+        """Return about how many microseconds `refresh_able` takes: 0 unless the catalogue has changed since."""
         if job.judged_by == self._catalogue.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
@@ -193,7 +195,7 @@ class Admission:
             return 20 + 25 * nodes + size // 300
         return 5 + (nodes + size // 300 if self._catalogue.capabilities.choices else 0)
 
-    def _unfit(self, tenant: str, judged: Judged | None) -> str | None:
+    def _unfit(self, tenant: str, judged: FleetJudgement | None) -> str | None:
         """Return the reason why no backend may run a prompt that was accepted, None if it only has to wait.
 
         The fleet's node classes may have changed since.
@@ -210,7 +212,7 @@ class Admission:
             return frozenset()
         return capabilities.needs_of(submission.graph(), known)
 
-    def refuse(self, tenant: str, submission: Submission) -> frozenset[str] | None:
+    def find_able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Refuse a prompt that can't or must not run. Return the backends that can run it; None if any can.
 
         If a prompt names another tenant's file, the answer is that for a missing file, except to an admin.
@@ -283,7 +285,7 @@ class Admission:
         if self._catalogue.merged_catalogue is None and len(submission.nodes) > self._max_outputs:
             await self._catalogue.first_merge()
 
-    def _refuse_judged(self, tenant: str, submission: Submission, judged: Judged) -> None:
+    def _refuse_judged(self, tenant: str, submission: Submission, judged: FleetJudgement) -> None:
         """Refuse a prompt that no shared backend may run.
 
         Raises:
@@ -381,7 +383,7 @@ class Admission:
         """Return the node classes of a prompt as its tenant sees them."""
         return self._catalogue.described({name for _, name in submission.nodes}, self._policies.of(tenant))
 
-    async def check(self, tenant: str, submission: Submission) -> Validation | None:
+    async def validate_waiting(self, tenant: str, submission: Submission) -> Validation | None:
         """Check a prompt that has to wait. Return None while no backend has described its node classes.
 
         Raises:

@@ -110,7 +110,7 @@ class ClientEvents:
         job.live.held = True
         return self._held.setdefault(job, _Held())
 
-    def over(self, job: Job) -> None:
+    def release_followers(self, job: Job) -> None:
         """Release the jobs that wait for the end of this one, because all its events are published."""
         for follower in self._followers.pop(job, ()):
             held = self._held.get(follower)

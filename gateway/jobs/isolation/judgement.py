@@ -101,7 +101,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class FleetJudgement:
     """Judgement of one prompt for the present fleet.
 
     Attributes:

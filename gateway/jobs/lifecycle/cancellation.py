@@ -15,7 +15,7 @@ from gateway.comfy.client import BackendError
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
-from gateway.jobs.scheduling.backend_prompts import drop_copies, interrupt
+from gateway.jobs.scheduling.backend_prompts import drop_orphans, interrupt
 from gateway.jobs.state.job import Assignment, Job, State
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
@@ -55,7 +55,7 @@ class Cancellation:
         self._completion = completion
         self._history_deletion = history_deletion
         self._freed = freed
-        self._tasks = Tasks("control")
+        self._tasks = Tasks("cancellation")
         self._interrupting: set[Job] = set()
 
     async def close(self) -> None:
@@ -122,7 +122,7 @@ class Cancellation:
         if former is not None:
             self._ledger.lose(job, for_good=True)
             backend = self._fleet.backends[former.backend]
-            self._tasks.start(drop_copies(self._ledger, backend, [former.upstream_id]), f"drop:{former.upstream_id}")
+            self._tasks.start(drop_orphans(self._ledger, backend, [former.upstream_id]), f"drop:{former.upstream_id}")
         self._completion.interrupt(job)
 
     async def cancel(self, tenant: str | None, prompt_ids: Iterable[str], touched: Touched = None) -> bool:
@@ -167,7 +167,7 @@ class Cancellation:
                 orphans.setdefault(former.backend, []).append(former.upstream_id)
         written = self._tasks.start(self._written(), "written") if withdrawn else None
         orders += [
-            drop_copies(self._ledger, self._fleet.backends[backend_name], ids) for backend_name, ids in orphans.items()
+            drop_orphans(self._ledger, self._fleet.backends[backend_name], ids) for backend_name, ids in orphans.items()
         ]
         if orders:
             await asyncio.wait([self._tasks.start(order, "order") for order in orders], timeout=ANSWER_WITHIN)

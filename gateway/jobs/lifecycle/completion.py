@@ -188,7 +188,7 @@ class Completion:
         finally:
             self._ends.pop(assignment, None)
             over.set()
-            self._client_events.over(job)
+            self._client_events.release_followers(job)
 
     async def _end_without_result(self, job: Job, type_: str, data: dict[str, Any], reason: str) -> None:
         """End a job whose result is too large, with its backend's terminal event and without outputs."""
@@ -235,7 +235,7 @@ class Completion:
                     # If the error may concern this entry alone, let the other jobs of its backend end before it.
                     self._ledger.overtake(job)
                     over.set()
-                    self._client_events.over(job)
+                    self._client_events.release_followers(job)
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_FETCH_PAUSE)
         return None

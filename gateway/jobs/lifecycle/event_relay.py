@@ -21,7 +21,7 @@ from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import LARGE, Results, dropped, may_be_told, translated_head
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.lifecycle.completion import Completion
-from gateway.jobs.scheduling.backend_prompts import drop_copies
+from gateway.jobs.scheduling.backend_prompts import drop_orphans
 from gateway.jobs.state.job import ENDED, Assignment, Job, State
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
@@ -67,7 +67,7 @@ class EventRelay:
         self._metrics = metrics
         self._results = results
         self._is_kept_apart = is_kept_apart
-        self._tasks = Tasks("relay")
+        self._tasks = Tasks("event_relay")
         self._current: dict[str, Job] = {}
         self._strays: dict[str, list[Event]] = {}
 
@@ -253,7 +253,7 @@ class EventRelay:
         del self._strays[backend.name]
         if not event.ends_prompt:
             self._ledger.orphans.add(backend.name, upstream_id)
-            self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
+            self._tasks.start(drop_orphans(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
 
     def _awaits_answer(self, backend: Backend) -> bool:
         """Return True if a job is being sent to a backend, so that its id there is not known yet."""

@@ -12,7 +12,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.admission.admission import Admission
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.lifecycle.event_relay import EventRelay
-from gateway.jobs.scheduling.backend_prompts import Located, Where, drop_copies, extra_of, locate_prompt
+from gateway.jobs.scheduling.backend_prompts import Located, Where, drop_orphans, extra_of, locate_prompt
 from gateway.jobs.scheduling.dispatcher import Dispatcher
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state import partner_keys
@@ -23,7 +23,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policies
 
-_log = logs.get("recovery")
+_log = logs.get("reconciliation")
 
 
 class Reconciliation:
@@ -52,7 +52,7 @@ class Reconciliation:
         self._admission = admission
         self._policies = policies
         self._client_id = client_id
-        self._tasks = Tasks("recovery")
+        self._tasks = Tasks("reconciliation")
         self._checking: set[Job] = set()
         # By backend: the prompts that run by its last probe, but whose start event did not come.
         self._unheard: dict[str, frozenset[str]] = {}
@@ -69,14 +69,14 @@ class Reconciliation:
         """
         queue = await backend.client.queue()
         self._adopt(backend, queue)
-        self._find_copies(backend, queue)
+        self._find_orphans(backend, queue)
         closed = [job for job in self._jobs_on(backend) if backend.name in self._policies.of(job.tenant).closed]
         if closed:
             # If the configuration dedicates the backend to others, move these jobs, because others' code may read them.
             self._lose(closed, backend.name, "was dedicated to other tenants")
         unwanted = self._ledger.orphans.on(backend.name)
         if unwanted:
-            await drop_copies(self._ledger, backend, unwanted)
+            await drop_orphans(self._ledger, backend, unwanted)
         jobs = [job for job in self._ledger.jobs_on(backend.name) if not self._dispatcher.is_sending(job)]
         if not jobs:
             return
@@ -104,7 +104,7 @@ class Reconciliation:
         is_there = former.backend == backend.name and former.upstream_id in there
         return is_there and not self._ledger.orphans.is_told(backend.name, former.upstream_id)
 
-    def _find_copies(self, backend: Backend, queue: Queue) -> None:
+    def _find_orphans(self, backend: Backend, queue: Queue) -> None:
         """Note as orphans the prompts in a backend's queue that this gateway sent, in any run, and no job has."""
         awaited = [job for job in self._ledger.jobs_on(backend.name) if job.state is State.SENDING]
         for item in (*queue.running, *queue.pending):
@@ -120,10 +120,10 @@ class Reconciliation:
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Check jobs that are missing in a probe's queue, because the gateway did not hear of their end or loss."""
         there = queue.running_ids | queue.pending_ids
-        self._find_copies(backend, queue)
+        self._find_orphans(backend, queue)
         orphans = self._ledger.orphans.among(backend.name, there)
         if orphans:
-            self._tasks.start(drop_copies(self._ledger, backend, orphans), f"drop:{backend.name}")
+            self._tasks.start(drop_orphans(self._ledger, backend, orphans), f"drop:{backend.name}")
         unheard = set()
         for job in self._ledger.jobs_on(backend.name):
             is_settled = (

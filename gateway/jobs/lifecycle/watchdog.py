@@ -9,7 +9,7 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
 from gateway.jobs.lifecycle.completion import Completion
-from gateway.jobs.scheduling.backend_prompts import drop_copies
+from gateway.jobs.scheduling.backend_prompts import drop_orphans
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state.job import Job, State
 from gateway.jobs.state.ledger import Ledger
@@ -19,7 +19,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policies
 
-_log = logs.get("watch")
+_log = logs.get("watchdog")
 
 LOOK_SECONDS = 0.5
 # A job fails after this many messages that are larger than the gateway reads.
@@ -48,7 +48,7 @@ class Watchdog:
         self._settings = settings
         self._policies = policies
         self._metrics = metrics
-        self._tasks = Tasks("watch")
+        self._tasks = Tasks("watchdog")
         self._stopping_since: dict[str, float] = {}
 
     def start(self) -> None:
@@ -156,4 +156,4 @@ class Watchdog:
             backend.stopping = upstream_id
             self._stopping_since[backend.name] = time.monotonic()
         self._ledger.lose(job, for_good=True)
-        self._tasks.start(drop_copies(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")
+        self._tasks.start(drop_orphans(self._ledger, backend, [upstream_id]), f"drop:{upstream_id}")

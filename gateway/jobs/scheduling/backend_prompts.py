@@ -19,7 +19,7 @@ from gateway.jobs.state.job import Assignment, Job, State
 from gateway.jobs.state.ledger import Ledger
 from gateway.telemetry import logs
 
-_log = logs.get("upstream")
+_log = logs.get("backend_prompts")
 
 AGAIN_AFTER_SECONDS = 2.0
 ASK_PAUSE_SECONDS = 0.5
@@ -30,9 +30,9 @@ class Offer(Enum):
 
     TAKEN = auto()
     AGAIN = auto()
-    REFUSED = auto()
+    UNREACHED = auto()
     NOT_SENT = auto()
-    UNKNOWN = auto()
+    SUPERSEDED = auto()
 
 
 class Where(Enum):
@@ -174,7 +174,7 @@ async def look_for(backend: Backend, job: Job, assignment: Assignment, times: in
         times: number of answers without the prompt after which it counts as not sent.
 
     Returns:
-        TAKEN, NOT_SENT, REFUSED; UNKNOWN if the job went elsewhere meanwhile. And the prompt's id on the backend.
+        TAKEN, NOT_SENT, UNREACHED; SUPERSEDED if the job went elsewhere meanwhile. And the prompt's id on the backend.
     """
     upstream_id = assignment.upstream_id
     while job.is_sent_by(assignment):
@@ -186,16 +186,16 @@ async def look_for(backend: Backend, job: Job, assignment: Assignment, times: in
             if times == 0:
                 return Offer.NOT_SENT, upstream_id
         except Refused:
-            return Offer.REFUSED, upstream_id
+            return Offer.UNREACHED, upstream_id
         except BackendError as error:
             _log.info(
                 "prompt_lookup_failed", **job.log_ids, backend=backend.name, upstream_id=upstream_id, error=str(error)
             )
         await asyncio.sleep(ASK_PAUSE_SECONDS)
-    return Offer.UNKNOWN, upstream_id
+    return Offer.SUPERSEDED, upstream_id
 
 
-async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
+async def drop_orphans(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:
     """Cancel orphans on a backend, pending or running. If one remains there, its next probe cancels it."""
     upstream_ids = ledger.orphans.among(backend.name, upstream_ids)
     if not upstream_ids:
@@ -209,7 +209,7 @@ async def drop_copies(ledger: Ledger, backend: Backend, upstream_ids: Collection
             for upstream_id in ledger.orphans.among(backend.name, queue.running_ids & frozenset(upstream_ids)):
                 await _interrupt(backend, upstream_id)
     except BackendError as error:
-        _log.warning("copy_removal_failed", backend=backend.name, error=str(error))
+        _log.warning("orphan_removal_failed", backend=backend.name, error=str(error))
         return
     # Keep running orphans until they end, because ComfyUI forgets an interrupt that comes before the prompt has begun.
     ledger.orphans.absent(backend.name, frozenset(upstream_ids) - queue.running_ids)

@@ -27,10 +27,10 @@ from gateway.jobs.admission.idempotency import IdempotentReplies
 from gateway.jobs.admission.replies import Reply, broken_here, input_missing, unread
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.files.inputs import InputMissing, Inputs
-from gateway.jobs.scheduling.backend_prompts import Offer, drop_copies, look_for, upstream_body
+from gateway.jobs.scheduling.backend_prompts import Offer, drop_orphans, look_for, upstream_body
+from gateway.jobs.scheduling.candidates import Candidates
 from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.retries import backoff
-from gateway.jobs.scheduling.selection import BackendSelection
 from gateway.jobs.scheduling.work_stealing import WorkStealing
 from gateway.jobs.state.job import Assignment, Job, State
 from gateway.jobs.state.job_log import log_phase
@@ -85,7 +85,7 @@ class Dispatcher:
         self._inputs = inputs
         self._admission = admission
         self._lost_inputs = LostInputs(inputs)
-        self._selection = BackendSelection(ledger, fleet, inputs, limits, is_alone)
+        self._candidates = Candidates(ledger, fleet, inputs, limits, is_alone)
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
@@ -127,16 +127,16 @@ class Dispatcher:
             return await earlier
         if self._admission.lacks_backends(tenant):
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
-        self._selection.one_more_waits(tenant, submission.size)
-        able, checked = self._admission.refuse(tenant, submission), None
-        backend = self._selection.find_now(tenant, submission, able, self._settings)
+        self._candidates.one_more_waits(tenant, submission.size)
+        able, checked = self._admission.find_able(tenant, submission), None
+        backend = self._candidates.find_now(tenant, submission, able, self._settings)
         must_check = backend is None or self._admission.is_restricted(tenant)
         if must_check:
-            checked = await self._admission.check(tenant, submission)
+            checked = await self._admission.validate_waiting(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
             if earlier is not None:
                 return await earlier
-            self._selection.one_more_waits(tenant, submission.size)
+            self._candidates.one_more_waits(tenant, submission.size)
         outputs = checked.outputs if checked is not None else self._admission.outputs_of(submission)
         node_errors = json_codec.dumps(checked.node_errors) if checked is not None and checked.node_errors else b"{}"
         job = self._ledger.admit(tenant, submission, outputs, node_errors)
@@ -206,11 +206,11 @@ class Dispatcher:
             self.work_stealing.look()
 
     def _send_waiting(self) -> None:
-        if not self._ledger.waiting or not self._selection.has_room():
+        if not self._ledger.waiting or not self._candidates.has_room():
             return
         # If a job of a tenant found no room, skip the tenant's other jobs with the same choice of backends.
         full: set[tuple[str, frozenset[str] | None, frozenset[str] | None, frozenset[str]]] = set()
-        now, tenants, looked = time.monotonic(), self._selection.tenants_to_go(), 0
+        now, tenants, looked = time.monotonic(), self._candidates.tenants_to_go(), 0
         for job in self._ledger.waiting.in_turn(tenants):
             if job.not_before > now + EARLY_SECONDS or job.is_ending:
                 continue
@@ -226,7 +226,7 @@ class Dispatcher:
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # If the backend that holds the job's files is back, any backend may run it: files can be copied now.
                 job.pinned = None
-            places = (job.tenant, self._admission.able_for(job), job.pinned, job.avoid)
+            places = (job.tenant, self._admission.refresh_able(job), job.pinned, job.avoid)
             if job.unfit is not None:
                 self._fail(job, job.unfit, "PromptRefused")
                 continue
@@ -236,9 +236,9 @@ class Dispatcher:
             if backend is not None:
                 self._place(job, backend)
                 self._tasks.start(self._deliver(job), job.prompt_id)
-                if not self._selection.may_run_more(job.tenant):
+                if not self._candidates.may_run_more(job.tenant):
                     tenants.discard(job.tenant)
-            elif not self._selection.has_room():
+            elif not self._candidates.has_room():
                 return
             elif places == (job.tenant, None, None, frozenset()):
                 tenants.discard(job.tenant)
@@ -256,13 +256,13 @@ class Dispatcher:
 
     async def _deliver(self, job: Job) -> None:
         """Send a job whose client has its response already."""
-        if not await self._is_placed(job):
+        if not await self._journal_assignment(job):
             return
         refusal = await self._send(job)
         if refusal is not None:
             self._refused(job, refusal)
 
-    async def _is_placed(self, job: Job) -> bool:
+    async def _journal_assignment(self, job: Job) -> bool:
         """Journal a job's assignment. Return True if the job still has it, else another call sends the job."""
         before = State.SENDING, job.assignment
         try:
@@ -296,14 +296,14 @@ class Dispatcher:
         if backend is None:
             self._ledger.hold(job)
             return
-        self._selection.used(job, backend)
+        self._candidates.used(job, backend)
         self._ledger.send(job, backend.name)
 
     def _choose(self, job: Job, *tried: str) -> Backend | None:
-        if job.backend is None and not self._selection.may_run_more(job.tenant):
+        if job.backend is None and not self._candidates.may_run_more(job.tenant):
             return None
-        return self._selection.find(
-            job.tenant, job.submission, self._admission.able_for(job), job.pinned, tried, job.avoid
+        return self._candidates.find(
+            job.tenant, job.submission, self._admission.refresh_able(job), job.pinned, tried, job.avoid
         )
 
     # -- offering ------------------------------------------------------------------------------------------------
@@ -329,17 +329,17 @@ class Dispatcher:
                     # If an answer breaks the gateway's own code, fail this job alone, because else it would never end.
                     self._failures.report("dispatcher", error, f"dispatcher:{job.prompt_id}", **job.log_ids)
                     return broken_here(error)
-                if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.UNKNOWN):
+                if self._turns.get(job) is not turn or outcome in (Offer.TAKEN, Offer.SUPERSEDED):
                     return None
                 if isinstance(outcome, Reply):
                     return outcome
                 is_here = job.is_sent_by(assignment)
                 if is_here:
                     self._place(job, backend if outcome is Offer.AGAIN else self._choose(job, *tried))
-                if outcome is Offer.REFUSED:
+                if outcome is Offer.UNREACHED:
                     # Tell the fleet after this job has moved, because the fleet gives up all jobs of the backend.
                     self._fleet.refused(backend)
-                if not is_here or not await self._is_placed(job):
+                if not is_here or not await self._journal_assignment(job):
                     return None
         finally:
             if self._turns.get(job) is turn:
@@ -352,7 +352,7 @@ class Dispatcher:
             changed = await self._inputs.prepare(job, backend)
             if self._turns.get(job) is not turn or not job.is_sent_by(assignment):
                 outcome = "withdrawn"
-                return Offer.UNKNOWN
+                return Offer.SUPERSEDED
             steering = self._admission.steering(job, backend.name)
             if steering is None:
                 outcome = "not judged"
@@ -375,7 +375,7 @@ class Dispatcher:
             return Offer.NOT_SENT
         except Refused:
             outcome = "refused"
-            return Offer.REFUSED
+            return Offer.UNREACHED
         except Unreachable:
             outcome = "unreachable"
             return Offer.NOT_SENT
@@ -416,7 +416,7 @@ class Dispatcher:
         if job.assignment is assignment and lacks and not job.is_ending:
             # If the backend dropped an output because its file is gone, its prompt becomes an orphan: send it again.
             self._ledger.lose(job)
-            self._tasks.start(drop_copies(self._ledger, backend, [own_id]), f"drop:{own_id}")
+            self._tasks.start(drop_orphans(self._ledger, backend, [own_id]), f"drop:{own_id}")
             self._resend(job)
         elif job.assignment is assignment:
             said = node_errors_for(job, assignment, known_as, node_errors, self._inputs.outputs, self._admission)
@@ -424,7 +424,7 @@ class Dispatcher:
         else:
             # If the job was cancelled or given up during the offer, the backend's prompt is an orphan.
             self._ledger.orphans.add(backend.name, known_as)
-            self._tasks.start(drop_copies(self._ledger, backend, [known_as]), f"drop:{known_as}")
+            self._tasks.start(drop_orphans(self._ledger, backend, [known_as]), f"drop:{known_as}")
         return Offer.TAKEN
 
     async def _ask(

@@ -117,7 +117,7 @@ class WorkStealing:
         for position, job in enumerate(pending):
             # Count a job that is being taken back for the jobs behind it, because it may yet stay.
             if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
-                able = self._admission.able_for(job)
+                able = self._admission.refresh_able(job)
                 if job.avoid:
                     able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid
                 found.append(Stuck(position, backend.name, job.upstream_id, ahead + usual, able))

@@ -15,7 +15,7 @@ from typing import Any
 from gateway.comfy import json_codec
 from gateway.comfy.events import Frame
 from gateway.comfy.results import Sender
-from gateway.jobs.isolation.judgement import Judged
+from gateway.jobs.isolation.judgement import FleetJudgement
 from gateway.jobs.state.progress import Progress
 from gateway.jobs.state.submission import Submission
 
@@ -168,7 +168,7 @@ class Job:
     pinned: frozenset[str] | None = None
     able: frozenset[str] | None = None
     judged_by: int | None = None
-    judgement: Judged | None = None
+    judgement: FleetJudgement | None = None
     unfit: str | None = None
     avoid: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()

@@ -58,7 +58,7 @@ class Ledger:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._tenants: dict[str, dict[str, Job]] = {}
         self._upstream: dict[str, Job] = {}
-        self._places = BackendIndex()
+        self._index = BackendIndex()
         self._queue_bytes: dict[str, bytes] = {}
         self._turns = 0
         self._sizes: dict[Job, int] = {}
@@ -99,7 +99,7 @@ class Ledger:
 
     def jobs_on(self, backend: str) -> list[Job]:
         """Return the open jobs that a backend has or may have, in the order in which they came there."""
-        return self._places.jobs(backend)
+        return self._index.jobs(backend)
 
     def remaining(self, tenant: str) -> int:
         """Return a tenant's queue_remaining: all its open jobs, because ComfyUI counts pending and running alike."""
@@ -111,19 +111,19 @@ class Ledger:
 
     def load(self, backend: str) -> tuple[int, int]:
         """Return how many of the gateway's jobs are queued and how many run on a backend, reservations included."""
-        return self._places.load(backend)
+        return self._index.load(backend)
 
     def has_on(self, backend: str, tenant: str) -> bool:
         """Return True if a tenant has a job queued or running on a backend."""
-        return self._places.has(backend, tenant)
+        return self._index.has(backend, tenant)
 
     def placed_count(self, tenant: str) -> int:
         """Return how many of a tenant's jobs are on backends, or may be."""
-        return self._places.of(tenant)
+        return self._index.of(tenant)
 
     def unstarted_count(self, tenant: str) -> int:
         """Return how many of a tenant's jobs have not started, in the gateway and on backends."""
-        return self.remaining(tenant) - self._places.started(tenant)
+        return self.remaining(tenant) - self._index.started(tenant)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -208,7 +208,7 @@ class Ledger:
     def send(self, job: Job, backend: str) -> None:
         """Assign a job to a backend, with a new upstream id. The job counts there at once, so that a burst spreads."""
         upstream_id = new_prompt_id()
-        last = self._places.end_for(backend, job.tenant, job.number)
+        last = self._index.end_for(backend, job.tenant, job.number)
         if last is None:
             job.queue_key = self.share.queue_key(job.tenant, job.number, backend, self._queue_on(backend, job))
         else:
@@ -220,7 +220,7 @@ class Ledger:
         """Return the other jobs queued on a backend, in the order in which they will run."""
         queue = [
             Queued(each.tenant, each.number, each.queue_key)
-            for each in self._places.jobs(backend)
+            for each in self._index.jobs(backend)
             if each.state in QUEUED_THERE and each is not job
         ]
         return sorted(queue, key=lambda each: each.queue_key)
@@ -433,12 +433,12 @@ class Ledger:
     def _enter(self, job: Job) -> None:
         if job.state is State.WAITING:
             self.waiting.add(job)
-        self._places.enter(job)
+        self._index.enter(job)
 
     def _leave(self, job: Job) -> None:
         if job.state is State.WAITING:
             self.waiting.remove(job)
-        self._places.leave(job)
+        self._index.leave(job)
 
     def _remove(self, job: Job) -> None:
         if job.state not in ENDED:

@@ -16,19 +16,19 @@ class Orphans:
     """
 
     def __init__(self) -> None:
-        self._on_its_way: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._orphans: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._ids: dict[str, int] = {}
         self._told: set[tuple[str, str]] = set()
         self._ended: dict[str, None] = {}
 
     def add(self, backend: str, upstream_id: str, *, on_its_way: bool = False) -> None:
         """Add an orphan: if it turns up on this backend, it must not run."""
-        if (backend, upstream_id) in self._on_its_way:
+        if (backend, upstream_id) in self._orphans:
             return
-        self._on_its_way[backend, upstream_id] = on_its_way
+        self._orphans[backend, upstream_id] = on_its_way
         self._ids[upstream_id] = self._ids.get(upstream_id, 0) + 1
-        if len(self._on_its_way) > MAX_ORPHANS:
-            self.remove(*next(iter(self._on_its_way)))
+        if len(self._orphans) > MAX_ORPHANS:
+            self.remove(*next(iter(self._orphans)))
 
     def remove(self, backend: str, upstream_id: str) -> None:
         """Forget an orphan that no longer exists, and remember its id as ended."""
@@ -48,9 +48,9 @@ class Orphans:
 
     def take_back(self, backend: str, upstream_id: str) -> None:
         """Forget an orphan, because a job takes its prompt back."""
-        if (backend, upstream_id) not in self._on_its_way:
+        if (backend, upstream_id) not in self._orphans:
             return
-        del self._on_its_way[backend, upstream_id]
+        del self._orphans[backend, upstream_id]
         self._told.discard((backend, upstream_id))
         self._ids[upstream_id] -= 1
         if not self._ids[upstream_id]:
@@ -66,18 +66,18 @@ class Orphans:
 
     def arrived(self, backend: str, upstream_id: str) -> None:
         """Note that an orphan's POST /prompt has an outcome."""
-        if (backend, upstream_id) in self._on_its_way:
-            self._on_its_way[backend, upstream_id] = False
+        if (backend, upstream_id) in self._orphans:
+            self._orphans[backend, upstream_id] = False
 
     def absent(self, backend: str, upstream_ids: Iterable[str]) -> None:
         """Forget prompts that a backend does not have, except orphans that are still on their way."""
         for upstream_id in upstream_ids:
-            if not self._on_its_way.get((backend, upstream_id)):
+            if not self._orphans.get((backend, upstream_id)):
                 self.remove(backend, upstream_id)
 
     def has(self, backend: str, upstream_id: str) -> bool:
         """Return True if a backend may have an orphan with this id."""
-        return (backend, upstream_id) in self._on_its_way
+        return (backend, upstream_id) in self._orphans
 
     def has_id(self, upstream_id: str) -> bool:
         """Return True if any backend may have an orphan with this id."""
@@ -85,8 +85,8 @@ class Orphans:
 
     def on(self, backend: str) -> list[str]:
         """Return the ids of the orphans on a backend."""
-        return [upstream_id for backend_name, upstream_id in self._on_its_way if backend_name == backend]
+        return [upstream_id for backend_name, upstream_id in self._orphans if backend_name == backend]
 
     def among(self, backend: str, upstream_ids: Collection[str]) -> list[str]:
         """Return the given ids that are orphans on a backend."""
-        return [upstream_id for upstream_id in upstream_ids if (backend, upstream_id) in self._on_its_way]
+        return [upstream_id for upstream_id in upstream_ids if (backend, upstream_id) in self._orphans]

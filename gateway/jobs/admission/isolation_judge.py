@@ -10,7 +10,7 @@ from gateway.catalogue.catalogue import Catalogue
 from gateway.catalogue.object_info import MergedCatalogue
 from gateway.comfy.class_profiles import ClassProfile
 from gateway.comfy.node_review import OPENING, Kind
-from gateway.jobs.isolation.judgement import Judged, Refusal, judge
+from gateway.jobs.isolation.judgement import FleetJudgement, Refusal, judge
 from gateway.jobs.isolation.secret_folders import JOIN, REPLACE, UNCHANGED, Plan, Steering, plan, steer
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.submission import Submission
@@ -22,7 +22,7 @@ _NONE: frozenset[str] = frozenset()
 _LISTING = OPENING | {Kind.DATASETS, Kind.UNREVIEWED}
 
 
-class PromptJudge:
+class IsolationJudge:
     """Judge of the prompts of tenants that share backends with strangers.
 
     Args:
@@ -81,7 +81,7 @@ class PromptJudge:
         """Return the names of the backends on which a tenant is refused nothing."""
         return self._policies.of(tenant).dedicated
 
-    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], Judged] | None:
+    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], FleetJudgement] | None:
         """Return the function that judges a parsed graph; None if the caller's prompts are not judged.
 
         Its second argument is True if the graph is plain (`Submission.is_plain`).
@@ -90,7 +90,7 @@ class PromptJudge:
             return None
         return lambda prompt, is_plain: self._judge(tenant, prompt, is_plain)
 
-    def of(self, tenant: str, submission: Submission, last: Judged | None = None) -> Judged | None:
+    def of(self, tenant: str, submission: Submission, last: FleetJudgement | None = None) -> FleetJudgement | None:
         """Return the judgement of a submission by today's catalogue, None if it needs none.
 
         Args:
@@ -99,7 +99,7 @@ class PromptJudge:
         mark = self._catalogue.mark
         for known in (last, submission.judgement):
             # Keep a judgement until the catalogue changes. If the tenant is alone by now, it refuses more than it must.
-            if isinstance(known, Judged) and known.merged_catalogue is mark:
+            if isinstance(known, FleetJudgement) and known.merged_catalogue is mark:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
             return None
@@ -115,11 +115,11 @@ class PromptJudge:
             self._shared[id(policy)] = found
         return found
 
-    def _judge(self, tenant: str, prompt: Mapping[str, Any], is_plain: bool) -> Judged:
+    def _judge(self, tenant: str, prompt: Mapping[str, Any], is_plain: bool) -> FleetJudgement:
         policy, merged_catalogue = self._policies.of(tenant), self._catalogue.merged_catalogue
         shared = self._shared_by(policy, merged_catalogue) if merged_catalogue is not None else _NONE
         if merged_catalogue is None or not shared:
-            return Judged(self._catalogue.mark, _NONE, is_known=False)
+            return FleetJudgement(self._catalogue.mark, _NONE, is_known=False)
 
         def trusts(profile: ClassProfile) -> bool:
             return policy.trusts(profile.name, profile.pack)
@@ -148,7 +148,7 @@ class PromptJudge:
             elif planned == chosen:
                 # If backends differ in which inputs decide where a class writes, those like the first one run it.
                 able = able | names
-        return Judged(merged_catalogue.mark, able, () if able else refusals, steering=steering)
+        return FleetJudgement(merged_catalogue.mark, able, () if able else refusals, steering=steering)
 
     def steering(self, job: Job, backend: str) -> Steering | None:
         """Return the changes by which a job's savers write into secret folders, none if it shares no backend.

@@ -21,7 +21,7 @@ from gateway.tenants.limits import Limits, starts_in
 MAX_REMEMBERED_SESSIONS = 10_000
 
 
-class BackendSelection:
+class Candidates:
     """Selection of a backend for a job. It remembers each session's last backend.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 from gateway.catalogue.class_profiles import make_profiles
 from gateway.comfy import json_codec
 from gateway.comfy.node_review import review
-from gateway.jobs.admission.prompt_judge import PromptJudge
+from gateway.jobs.admission.isolation_judge import IsolationJudge
 from gateway.settings import BackendSettings, TenantSettings
 from gateway.tenants.policy import Policies
 from gateway.tenants.secret_names import KEY_SIZE, SecretNames
@@ -32,7 +32,7 @@ def steered(class_type: str, prefix: str, trust: tuple[str, ...]) -> Any:
     catalogue: Any = SimpleNamespace(
         merged_catalogue=merged_catalogue, mark=1, fleet=SimpleNamespace(backends={"b1": None})
     )
-    judge = PromptJudge(catalogue, policies, lambda _: True, SecretNames(bytes(KEY_SIZE)))
+    judge = IsolationJudge(catalogue, policies, lambda _: True, SecretNames(bytes(KEY_SIZE)))
     inspect = judge.inspector("ben", by_admin=False)
     assert inspect is not None
     prompt = {"1": {"class_type": class_type, "inputs": {"filename_prefix": prefix}}}

@@ -22,7 +22,7 @@ from gateway.telemetry import logs
 _log = logs.get("failures")
 
 
-class FailurePolicy:
+class FailedRuns:
     """Policy for ended jobs: it decides on retries, and reports failures of backends to the fleet.
 
     Args:
@@ -39,7 +39,7 @@ class FailurePolicy:
         self._retries = retries
         self._lost_inputs = lost_inputs
 
-    async def ended(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
+    async def runs_again(self, job: Job, backend: Backend, entry: dict[str, Any]) -> bool:
         """Judge the entry of a job that ran to its end. Return True if the job is not over, because it runs again."""
         outcome, kind = outcome_of(entry), job.submission.kind
         if outcome is Outcome.SUCCESS:
