@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 
 class Bus(Protocol):
-    """What reaches every subscriber of a topic, in the order of publishing."""
+    """Publish and subscribe: a message reaches every subscriber of a topic, in the order of publishing."""
 
     def publish(self, topic: str, message: Any) -> None:
         """Deliver `message` to each subscriber of `topic`."""
 
     def subscribe(self, topic: str, receive: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `receive` with each message from now on. What is returned ends it."""
+        """Call `receive` with each message from now on. Return a function that ends it."""
 
 
 class LocalBus:
@@ -23,12 +23,12 @@ class LocalBus:
         self._receivers: dict[str, list[Callable[[Any], None]]] = {}
 
     def publish(self, topic: str, message: Any) -> None:
-        """Deliver to the subscribers there are; nobody listening is not an error."""
+        """Deliver to the present subscribers. A topic without any is no error."""
         for receive in tuple(self._receivers.get(topic, ())):
             receive(message)
 
     def subscribe(self, topic: str, receive: Callable[[Any], None]) -> Callable[[], None]:
-        """Add a receiver; call what is returned to remove it."""
+        """Add a receiver. Return a function that removes it."""
         self._receivers.setdefault(topic, []).append(receive)
 
         def unsubscribe() -> None:
@@ -42,10 +42,10 @@ class LocalBus:
 
 
 def status_topic(tenant: str) -> str:
-    """The bus topic on which a tenant's sessions hear that its counts changed."""
+    """Return the bus topic on which a tenant's sessions hear that its counts changed."""
     return f"status:{tenant}"
 
 
 def session_topic(tenant: str, session_id: str) -> str:
-    """The bus topic of one session's frames. With its length, so that no tenant's name runs into a clientId."""
+    """Return the bus topic of one session's frames, with a length, so that no tenant's name runs into a clientId."""
     return f"session:{len(tenant)}:{tenant}:{session_id}"
