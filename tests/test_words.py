@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -28,6 +29,8 @@ BANNED = {
 }
 # A browser's own word for the window in which a file is chosen.
 EXEMPT = {"tests/test_words.py", "tests/browser/ui.py"}
+# Such an opening is a clause in a verb's or a noun's place.
+CLAUSE = re.compile(r"\W*(?:What|Which|Whose|Who|How|Where|When|Whether|Those|It)\b")
 
 
 def texts() -> list[tuple[str, str]]:
@@ -49,3 +52,14 @@ def test_each_term_of_the_glossary_is_there_once() -> None:
     terms = [term for row in rows if row != "term" for term in row.split(", ")]
     assert len(terms) > 60
     assert len(terms) == len(set(terms))
+
+
+def test_docstrings_open_with_a_verb_or_a_noun() -> None:
+    found = []
+    for path in sorted((ROOT / "gateway").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = ast.get_docstring(node) or ""
+                if CLAUSE.match(docstring):
+                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {docstring.splitlines()[0]}")
+    assert not found, "\n".join(found)

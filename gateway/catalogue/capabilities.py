@@ -1,6 +1,6 @@
 """Capabilities of backends: node classes, and choices of lists (models, LoRAs), that others lack. Pure.
 
-Only what differs is kept: in a fleet of equal backends nothing does, and a prompt costs no look at all.
+Only differences are kept: a fleet of equal backends has none, and a prompt costs no look at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.catalogue.worker import no_rest
 # An input with one of these options takes the name of a file that was uploaded (comfy_api/latest/_io.py, UploadType).
 UPLOAD_FLAGS = ("image_upload", "video_upload", "audio_upload", "file_upload")
 
-# Theirs are files too, though they do not say so (nodes.py).
+# These inputs name files, too, though /object_info does not say so (nodes.py).
 FILE_INPUTS = {"LoadLatent": "latent"}
 
 Need = tuple[str, str, str]
@@ -24,10 +24,11 @@ Need = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What differs between the backends whose /object_info is known.
+    """Differences between the backends whose /object_info is known.
 
-    `classes`: for a node class that some lack, those that have it. `choices`: for (class, input) whose lists differ,
-    for each choice, in its common spelling, those that have it. `file_inputs`: the (class, input) that name a file.
+    `classes`: for each node class that some backends lack, the backends that have it. `choices`: for each (class,
+    input) whose lists differ, by choice in its common spelling, the backends that have it. `file_inputs`: each (class,
+    input) that names a file.
     """
 
     backends: frozenset[str] = frozenset()
@@ -77,7 +78,7 @@ def _differing(descriptions: list[tuple[str, Any]]) -> Iterator[tuple[str, Mappi
 
 
 def choice_lists(description: Any) -> Iterator[tuple[str, Any, list[Any]]]:
-    """The lists of a node class: (input name, its options, the choices)."""
+    """Yield the lists of a node class: (input name, its options, the choices)."""
     for input_name, spec in _inputs(description):
         options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
         if isinstance(spec[0], list):
@@ -102,7 +103,7 @@ def _file_inputs(description: Any) -> Iterator[str]:
 
 
 def spelled(description: Any, input_name: str, value: str) -> str:
-    """A choice as a description of its node class lists it, whatever its separators."""
+    """Return a choice as a description of its node class lists it, whatever its separators."""
     for name, _, choices in choice_lists(description):
         if name == input_name:
             exact, by_spelling = _spellings(choices)
@@ -117,7 +118,7 @@ _known_spellings: OrderedDict[int, tuple[list[Any], _Spellings]] = OrderedDict()
 
 
 def _spellings(choices: list[Any]) -> _Spellings:
-    """Return the texts of a list, and by its spelling the first of each. Those of the last lists are remembered."""
+    """Return the texts of a list, and by spelling the first of each. Remember them for the last lists."""
     known = _known_spellings.get(id(choices))
     if known is None:
         listed = [choice for choice in choices if isinstance(choice, str)]
@@ -131,7 +132,7 @@ def _spellings(choices: list[Any]) -> _Spellings:
 
 
 def needs_of(prompt: Mapping[str, Any], capabilities: Capabilities) -> frozenset[Need]:
-    """The choices of a prompt that not every backend has, as (class, input, choice)."""
+    """Return the choices of a prompt that not every backend has, as (class, input, choice)."""
     if not capabilities.choices:
         return frozenset()
     by_class: dict[str, list[str]] = {}
@@ -148,9 +149,9 @@ def needs_of(prompt: Mapping[str, Any], capabilities: Capabilities) -> frozenset
 
 
 def able(capabilities: Capabilities, classes: Iterable[str], needs: Iterable[Need]) -> frozenset[str] | None:
-    """The backends that have all of it; None if it makes no difference.
+    """Return the backends that have all these classes and choices; None if all backends do.
 
-    What no backend has makes none either: the answer to that is a backend's own.
+    A class or choice that no backend has makes no difference: a backend gives its own error for it.
     """
     names = capabilities.backends
     if capabilities.classes:
@@ -162,7 +163,7 @@ def able(capabilities: Capabilities, classes: Iterable[str], needs: Iterable[Nee
 
 
 def lacks(capabilities: Capabilities, backend: str, classes: Iterable[str], needs: Iterable[Need]) -> list[str]:
-    """What a backend lacks, as sentences."""
+    """Return a sentence for each class and choice that a backend lacks."""
     missing = [
         f"has no node class '{name}'"
         for name in dict.fromkeys(classes)

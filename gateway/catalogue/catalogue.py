@@ -96,7 +96,7 @@ class Catalogue:
     _connections: Counter[str] = field(default_factory=Counter)
 
     async def restore(self) -> None:
-        """Read what an earlier run kept of the backends: it serves until they say otherwise."""
+        """Read the backends' descriptions of an earlier run, to use them until the backends send new ones."""
         names = [backend.name for backend in self.fleet.configured]
         self._said = await asyncio.to_thread(read_kept, self.directory, names)
         await self._merge()
@@ -111,7 +111,7 @@ class Catalogue:
         self._worker.close()
 
     def changed(self, backend: Backend) -> None:
-        """A backend came, or something that it lists may have changed: read it soon."""
+        """Read a backend soon, because it is new, or its lists may have changed."""
         for listing in self._lists.values():
             listing.read_at = float("-inf")
         if backend.name not in self._reading:
@@ -120,9 +120,9 @@ class Catalogue:
             task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
 
     async def introduce(self, backend: Backend) -> None:
-        """A backend was connected. It is read before it takes work, if that is quickly done.
+        """Read a backend that was connected before it gets work, if that is quickly done.
 
-        It may be another process than before, with other node classes: until it is read it is not `current`.
+        It may be another process than before, with other node classes, so it is not `current` until it is read.
         """
         self._mark(self.current - {backend.name})
         self._connections[backend.name] += 1
@@ -184,7 +184,7 @@ class Catalogue:
         return True
 
     async def _merge(self) -> None:
-        """Make the newest merged catalogue of what is known."""
+        """Make the newest merged catalogue of all known descriptions."""
         if infos := self._in_order():
             merged_catalogue = await self._made_of(infos, self._make)
             if merged_catalogue is not None:
@@ -205,7 +205,7 @@ class Catalogue:
         self.merged_catalogue, self.version = merged_catalogue, self.version + 1
 
     def _retire(self, merged_catalogue: MergedCatalogue) -> None:
-        """Note what a merged catalogue holds, so that it is let go bit by bit."""
+        """Note the parts of an outdated merged catalogue, so that they are freed bit by bit."""
         for held in (merged_catalogue.classes.values(), merged_catalogue.file_lists, merged_catalogue.parts):
             self._outdated += held
 
@@ -233,12 +233,12 @@ class Catalogue:
         return self.capabilities.backends
 
     def _in_order(self) -> dict[str, Mapping[str, Any]]:
-        """In the file's order, the primary first: which description stands must not depend on who answers first."""
+        """Return descriptions in the configuration's order, primary first: the order of answers must not matter."""
         order = sorted(self.fleet.configured, key=lambda b: not b.primary)
         return {b.name: self._said[b.name].classes for b in order if b.name in self._said}
 
     async def seen_by(self, policy: Policy) -> MergedCatalogue | None:
-        """Return the newest merged catalogue of what a policy leaves; at the start wait for the first one.
+        """Return the newest merged catalogue, reduced by a policy; at the start wait for the first one.
 
         It is made once for all tenants with the same view, when the first of them asks.
         """
@@ -261,7 +261,7 @@ class Catalogue:
         return known[1]
 
     async def _made_of(self, infos: Mapping[str, Mapping[str, Any]], make: Make) -> MergedCatalogue | None:
-        """Merge what backends say. If a backend's description breaks the merge, forget it, because others need theirs.
+        """Merge descriptions. If a backend's description breaks the merge, forget it, because others need theirs.
 
         Return None if no backend is left.
         """
@@ -279,7 +279,7 @@ class Catalogue:
         return is_secret_path(path) or self.placements.is_name(ref)
 
     def described(self, names: Iterable[str], policy: Policy) -> Mapping[str, Any]:
-        """These node classes as one with this policy sees them: without those that it does not see."""
+        """Return these node classes as a policy permits them, without classes and models that it refuses."""
         if policy.view is None:
             return self.merged_catalogue.classes if self.merged_catalogue is not None else {}
         known = self._views.get(policy.view)
@@ -317,11 +317,11 @@ class Catalogue:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What differs between backends, as far as they are known."""
+        """Return the differences between backends, as far as they are known."""
         return self.merged_catalogue.capabilities if self.merged_catalogue is not None else _NOTHING_KNOWN
 
     def unknown(self) -> frozenset[str]:
-        """The backends that may still turn out to be able to do more than those that are known."""
+        """Return the living or starting backends whose capabilities are unknown: they may have more than others."""
         return frozenset(
             backend.name
             for backend in self.fleet.backends.values()
@@ -330,18 +330,18 @@ class Catalogue:
         )
 
     def info(self, backend: str) -> Mapping[str, Any]:
-        """What a backend itself says of its node classes; empty while unknown."""
+        """Return a backend's own descriptions of its node classes; none while they are unknown."""
         said = self._said.get(backend)
         return said.classes if said is not None else {}
 
     def spelled(self, backend: str, node_class: str, input_name: str, value: str) -> str:
-        """A choice as this backend spells it: a model in a subfolder with its own platform's separator."""
+        """Return a choice as this backend spells it: a model in a subfolder with its own platform's separator."""
         return spelled(self.info(backend).get(node_class), input_name, value)
 
     async def listing(self, path: str, policy: Policy) -> list[Any]:
-        """The union of a route that lists names (/models/…, /embeddings), or the last one that could be made.
+        """Return the union of a route that lists names (/models/…, /embeddings), or the last one that could be made.
 
-        With a policy that does not see all: of the backends that it sees, without the models that it refuses.
+        A policy limits it to the backends that it allows, and leaves out the models that it refuses.
 
         Raises:
             BadAnswer: no backend has such a list; its status is theirs.
@@ -372,9 +372,9 @@ class Catalogue:
         return listing.value
 
     async def from_any(self, path: str, allowed: frozenset[str] | None = None) -> Answer:
-        """The answer of the first backend that has something to say (a model's metadata, its preview), or the last one.
+        """Return the first backend's answer that is no error (a model's metadata, its preview), else the last one.
 
-        `allowed` are the names of the backends that are asked; None for all.
+        `allowed` are the names of the backends to ask; None for all.
 
         Raises:
             NobodyKnows: no backend can be asked, and none was before.
@@ -417,5 +417,5 @@ def _list_of(answer: Answer) -> list[Any] | None:
 
 
 def _identity(item: Any) -> Any:
-    """What makes two backends' items the same: the name, where they tell more (sizes, times, their own folders)."""
+    """Return the key of a list's item: its name, if the item tells more (sizes, times, its own folders)."""
     return item.get("name", item) if isinstance(item, dict) else item

@@ -32,7 +32,7 @@ class Profiles:
     def groups(self, classes: Iterable[str], backends: frozenset[str]) -> list[tuple[frozenset[str], Lookup]]:
         """Return the backends in groups on which these classes are the same, each with its profiles.
 
-        A backend that lacks a class is in the group of those that lack it.
+        A backend that lacks a class is grouped with backends that lack it, too.
         """
         differing = sorted({name for name in classes if name in self.varied}) if self.varied else []
         if not differing:
@@ -59,7 +59,7 @@ def make_profiles(
 ) -> Profiles:
     """Return the profiles of the classes that backends describe, by the backends' names.
 
-    A description that was among those of `known` has the same profile again. `rest` is called between classes.
+    A description that `known` was made of has the same profile again. `rest` is called between classes.
     """
     made: dict[int, tuple[object, ClassProfile]] = {}
     by_class: dict[str, dict[str, ClassProfile]] = {}

@@ -71,7 +71,7 @@ def describe(
 
 
 def keep(directory: Path, backend: str, body: bytes) -> None:
-    """Keep what a backend said, for a start at which it is down. Done without, it is only read again."""
+    """Keep a backend's answer for a start at which the backend is down. If it can't be written, go on without."""
     path = _kept(directory, backend)
     unfinished = path.with_suffix(".unfinished")
     try:
@@ -85,7 +85,7 @@ def keep(directory: Path, backend: str, body: bytes) -> None:
 
 
 def read_kept(directory: Path, backends: Sequence[str]) -> dict[str, Description]:
-    """Return what was kept of backends, as far as it can be read."""
+    """Return the kept descriptions of backends, as far as they can be read."""
     found: dict[str, Description] = {}
     for backend in backends:
         try:

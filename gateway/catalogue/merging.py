@@ -11,10 +11,10 @@ from gateway.comfy.object_info import BOUNDS
 
 
 def object_info(infos: Sequence[Mapping[str, Any]], rest: Callable[[], None] = no_rest) -> dict[str, Any]:
-    """The union of /object_info: all node classes; of a class that several have, all choices of each list.
+    """Return the union of /object_info: all node classes, and of a shared class all choices of each list.
 
-    The first backend's description of a class stands, as do its choices' order; what others add comes after, up to as
-    many choices as one backend may have. `rest` is called between classes.
+    The first backend's description of a class stands, and its choices keep their order. Other backends' choices come
+    after, up to as many as one backend may have. `rest` is called between classes.
     """
     merged: dict[str, Any] = {}
     for info in infos:
@@ -41,7 +41,7 @@ def _merge_inputs(known: Any, other: Any) -> Any:
 
 
 def _merge_input(known: Any, other: Any) -> Any:
-    """Choices stand in the type's place, or under ``options`` where the type is COMBO (comfy_api, io.Combo)."""
+    """Merge an input: its choices are its type, or under ``options`` if the type is COMBO (comfy_api, io.Combo)."""
     if not (isinstance(known, list) and isinstance(other, list) and known and other):
         return known
     if isinstance(known[0], list) and isinstance(other[0], list):
@@ -59,12 +59,12 @@ def _all_choices(known: Sequence[Any], other: Sequence[Any]) -> list[Any]:
 
 
 def spelling(choice: Any) -> Any:
-    """What a choice is the same by: a model in a subfolder is listed with ``\\`` on Windows, with ``/`` elsewhere."""
+    """Return a choice's common spelling: Windows lists a model in a subfolder with ``\\``, others with ``/``."""
     return choice.replace("\\", "/") if isinstance(choice, str) else choice
 
 
 def union(lists: Iterable[Sequence[Any]], key: Callable[[Any], Any] = lambda item: item) -> list[Any]:
-    """All items, each once (by `key`), in the order in which they are first seen."""
+    """Return all items, each once (by `key`), in the order in which they are first seen."""
     seen: list[Any] = []
     known: set[Any] = set()
     for items in lists:
@@ -80,7 +80,7 @@ def union(lists: Iterable[Sequence[Any]], key: Callable[[Any], Any] = lambda ite
 
 
 def system_stats(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """One /system_stats: the first backend's system, and every device, its name prefixed with its backend's."""
+    """Return one /system_stats: the first backend's system, and each device, named after its backend."""
     system = dict(named[0][1].get("system") or {}) if named else {}
     told = [(name, stats.get("devices")) for name, stats in named]
     devices = [
@@ -96,7 +96,7 @@ def system_stats(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
 
 
 def features(flags: Sequence[Mapping[str, Any]], max_upload_size: int) -> dict[str, Any]:
-    """The flags that all backends share; as upload limit that of the backend that takes most."""
+    """Return the flags that all backends share. The upload limit is the one of the backend that takes most."""
     merged = dict(flags[0]) if flags else {}
     for other in flags[1:]:
         merged = {key: value for key, value in merged.items() if key in other and other[key] == value}

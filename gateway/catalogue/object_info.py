@@ -33,7 +33,7 @@ class FileList:
     choices: tuple[Any, ...]
 
     def offered(self, uploads: Iterable[FileRef]) -> list[Any]:
-        """The choices with a tenant's uploads, sorted as ComfyUI lists a folder (nodes.py, LoadImage)."""
+        """Return the choices with a tenant's uploads, sorted as ComfyUI lists a folder (nodes.py, LoadImage)."""
         own = {name for ref in uploads if (name := _offer(self.flag, ref)) is not None}
         if not own:
             return list(self.choices)
@@ -42,7 +42,7 @@ class FileList:
 
 
 def _offer(flag: str, ref: FileRef) -> str | None:
-    """What an upload is called in a list, if the list offers it."""
+    """Return an upload's name in a list; None if the list does not offer it."""
     if ref.kind != "input":
         return None
     if flag == "folder":
@@ -67,10 +67,10 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class MergedCatalogue:
-    """One merged /object_info: parsed, what differs between backends, and its encoded parts between the file lists.
+    """One merged /object_info: parsed, with the differences between backends, and encoded parts between the file lists.
 
     Attributes:
-        mark: an object of this catalogue alone. What outlives the catalogue holds its mark, not all of it.
+        mark: an object of this catalogue alone. An object that outlives the catalogue holds this mark, not all of it.
     """
 
     classes: Mapping[str, Any]
@@ -81,7 +81,7 @@ class MergedCatalogue:
     mark: object = field(default_factory=object, compare=False)
 
     def body(self, uploads: Sequence[FileRef]) -> Body:
-        """The encoded whole, as it is for a tenant with these uploads."""
+        """Return the whole, encoded for a tenant with these uploads."""
         lists = [json_codec.dumps(file_list.offered(uploads)) for file_list in self.file_lists]
         pieces = [self.parts[0]]
         for listed, part in zip(lists, self.parts[1:], strict=True):
@@ -91,7 +91,7 @@ class MergedCatalogue:
         return Body(plain, gzip.compress(plain, 6, mtime=0), etag)
 
     def node_class(self, name: str, uploads: Sequence[FileRef]) -> Any:
-        """One class as it is for a tenant with these uploads; None if there is none of that name."""
+        """Return a class as a tenant with these uploads sees it; None if there is no class of that name."""
         description = self.classes.get(name)
         for file_list in self.file_lists:
             if file_list.node_class == name:
@@ -102,10 +102,10 @@ class MergedCatalogue:
 def make_view(
     infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool], rest: Callable[[], None] = no_rest
 ) -> MergedCatalogue:
-    """Merge what backends say, the first one's words first; leave out what prompts are judged by.
+    """Merge descriptions, the first backend's first; leave out capabilities and profiles, by which prompts are judged.
 
-    `is_upload` tells the files that the gateway put on a backend: they are shown to those whose they are, under the
-    names that those know. `rest` is called between classes.
+    `is_upload` tells the files that the gateway put on a backend. Only their own tenants see them, under their own
+    names. `rest` is called between classes.
     """
     merged = merging.object_info(list(infos.values()), rest)
     encoder = _Encoder()
@@ -130,7 +130,7 @@ def merge_catalogue(
     known: Profiles | None = None,
     rest: Callable[[], None] = no_rest,
 ) -> MergedCatalogue:
-    """Merge what backends say, as `make_view` does, with all that prompts are judged by.
+    """Merge descriptions, as `make_view` does, and add capabilities and profiles, by which prompts are judged.
 
     `known` are the profiles of an earlier merged catalogue.
     """
@@ -144,7 +144,7 @@ Make = Callable[[Mapping[str, Mapping[str, Any]], Callable[[FileRef], bool]], Me
 def merge_sound_parts(
     infos: Mapping[str, Mapping[str, Any]], is_upload: Callable[[FileRef], bool], make: Make = merge_catalogue
 ) -> tuple[MergedCatalogue, Mapping[str, Exception]]:
-    """Merge what backends say, without those that can't be merged; return these with what they raised.
+    """Merge descriptions, but leave out backends that can't be merged; return these with their exceptions.
 
     Their descriptions were read with care. If the merge raises all the same, the fault is the gateway's: the other
     backends must not pay for it.
@@ -212,7 +212,7 @@ class _Encoder:
 
 
 def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> str | None:
-    """Which kind of file a list offers; some do not say so."""
+    """Return the kind of file that a list offers; None if its class does not say so."""
     if (node_class, input_name) in FOLDER_INPUTS:
         return "folder"
     if FILE_INPUTS.get(node_class) == input_name:
@@ -221,9 +221,9 @@ def _flag_of(node_class: str, input_name: str, options: Mapping[str, Any]) -> st
 
 
 def _flag_by(choices: Iterable[Any], is_upload: Callable[[FileRef], bool]) -> str | None:
-    """The same of a list that does not say so, but has uploads in it: a custom node's, which reads the input folder.
+    """Return the kind of file of a list that does not say it, but has uploads: a custom node's, of the input folder.
 
-    By media alone: an upload that is called as a sampler is, or a model, must take neither from anybody's list.
+    Judge by media alone, because an upload named like a sampler or a model must take neither from anybody's list.
     """
     for choice in choices:
         if isinstance(choice, str) and "." in choice[-6:]:
@@ -243,7 +243,7 @@ def _is_placed(choice: Any, flag: str, is_upload: Callable[[FileRef], bool]) -> 
 
 
 def with_list(description: Any, input_name: str, choices: list[Any]) -> Any:
-    """A copy of a class's description with other choices for an input."""
+    """Return a copy of a class's description with other choices for an input."""
     inputs = {}
     for part, named in description["input"].items():
         spec = named.get(input_name) if isinstance(named, dict) else None

@@ -32,7 +32,7 @@ class Pack:
 
     Attributes:
         classes: the names of its classes.
-        untrusted: those of them that need the operator's trust and don't have it.
+        untrusted: the classes that need the operator's trust and don't have it.
         backends: the backends that have the pack.
     """
 
@@ -43,7 +43,7 @@ class Pack:
     backends: set[str] = field(default_factory=set)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the admin API shows of it."""
+        """Return the pack's description for the admin API."""
         return {
             "pack": self.name,
             "classes": len(self.classes),
@@ -90,7 +90,7 @@ def untrusted(packs: Iterable[Pack]) -> list[Pack]:
 
 
 def line_to_paste(packs: Iterable[Pack], trusted: Collection[str]) -> str:
-    """Return the setting that trusts these packs beside what is `trusted` already."""
+    """Return the setting that trusts these packs beside the `trusted` ones."""
     patterns = [*trusted, *(pattern for pattern in _patterns(packs) if pattern not in trusted)]
     # In the configuration a dollar sign begins a variable.
     shown = ", ".join(json.dumps(pattern, ensure_ascii=False).replace("$", "$$") for pattern in patterns)

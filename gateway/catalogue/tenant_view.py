@@ -1,6 +1,6 @@
 """Reduce the catalogue to the node classes and models that a tenant may use. Pure.
 
-Backends that are not for it, node classes and models that are refused: it is told of none of them.
+The view leaves out backends that the tenant may not use, and node classes and models that its policy refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.tenants.policy import Denied, Policy
 def seen(
     infos: Mapping[str, Mapping[str, Any]], policy: Policy, rest: Callable[[], None] = no_rest
 ) -> dict[str, Mapping[str, Any]]:
-    """Return of the /object_info of each backend what a policy leaves. `rest` is called between classes."""
+    """Return each backend's /object_info, reduced by a policy. `rest` is called between classes."""
     return {
         name: _seen(info, policy, rest)
         for name, info in infos.items()
@@ -38,7 +38,7 @@ def _seen(info: Mapping[str, Any], policy: Policy, rest: Callable[[], None]) -> 
 
 
 def without_models(description: Any, policy: Policy) -> Any:
-    """A node class's description whose lists offer no model that is refused."""
+    """Return a node class's description whose lists offer no model that the policy refuses."""
     for input_name, choices in _model_lists(description) if policy.models else ():
         left = [choice for choice in choices if not (isinstance(choice, str) and policy.denies_model(choice))]
         if len(left) < len(choices):
@@ -47,7 +47,7 @@ def without_models(description: Any, policy: Policy) -> Any:
 
 
 def _model_lists(description: Any) -> Iterator[tuple[str, list[Any]]]:
-    """The lists that offer models: any of their choices is called like one. What stands beside it is one, too."""
+    """Yield the lists that offer models: a choice is named like a model, so all choices of its list are models."""
     for input_name, _, choices in choice_lists(description):
         if any(isinstance(choice, str) and _is_model(choice) for choice in choices):
             yield input_name, choices
@@ -58,9 +58,9 @@ def _is_model(text: str) -> bool:
 
 
 def denied(prompt: Mapping[str, Any], policy: Policy, classes: Mapping[str, Any]) -> list[Denied]:
-    """What a prompt names and a policy refuses, in all of its nodes, whether they would run or not.
+    """Return the node classes and models of a prompt that a policy refuses, also in nodes that would not run.
 
-    `classes` are the node classes that are known: a choice of theirs may be a model whatever it is called.
+    `classes` are the known node classes: a choice of theirs may be a model, whatever its name.
     """
     found: list[Denied] = []
     for node_id, node in prompt.items():

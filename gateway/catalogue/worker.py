@@ -38,7 +38,7 @@ class Worker:
         self._next_pause = 0.0
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Do work in the thread, when what came before is done. It calls `rest` between pieces of a millisecond."""
+        """Do work in the thread, after all earlier work. The work calls `rest` between pieces of a millisecond."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: work(*args, **kwargs))
 
     def rest(self) -> None:
@@ -60,6 +60,6 @@ class Worker:
             self.rest()
 
     def close(self) -> None:
-        """Begin nothing more, and end what is under way at its next rest."""
+        """Begin nothing more, and end the running work at its next rest."""
         self._closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Errors of calls to a ComfyUI: they say who is to blame, and whether anything was sent."""
+"""Errors of calls to a ComfyUI: they tell whose fault it is, and if anything was sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import aiohttp
 
 
 class BackendError(Exception):
-    """A backend did not do what was asked."""
+    """Failure of a call to a backend."""
 
 
 class Unreachable(BackendError):
@@ -49,7 +49,7 @@ class UnreadableEntry(BadAnswer):
 
 
 class Redirected(aiohttp.ClientError):
-    """The handshake was answered with a redirect: what a caller knows of a backend is not for where that leads."""
+    """A redirect as the answer to a handshake. Its target must not get the headers that are for the backend."""
 
 
 @asynccontextmanager
@@ -62,9 +62,9 @@ async def translated_errors() -> AsyncIterator[None]:
 
 
 def translated(error: Exception) -> BackendError:
-    """Return our error for one of aiohttp's: it tells whether anything was sent. TimeoutError is an OSError.
+    """Return our error for one of aiohttp's: it tells if anything was sent. TimeoutError is an OSError.
 
-    Its own text is not repeated where it may hold the backend's address: what comes of it may be shown to users.
+    Aiohttp's text is not repeated where it may hold the backend's address, because users may see our error.
     """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or "it is not the host's"

@@ -15,9 +15,9 @@ MAX_SLOTS = 64
 
 @dataclass(slots=True)
 class _Slot:
-    """The frames of one kind and slot that wait: the numbers of those that are kept, of all that were `seen`.
+    """The waiting frames of one kind and slot: the numbers of the kept ones, out of all that were `seen`.
 
-    Of progress each `stride`-th is kept, and the newest, so that a bar moves evenly.
+    Of progress, each `stride`-th frame is kept, and the newest, so that a bar moves evenly.
     """
 
     seen: int = 0
@@ -27,9 +27,9 @@ class _Slot:
 
 
 class Backlog:
-    """The frames of one prompt, in order, that can't be told yet. Up to `whole` of them nothing is left out.
+    """The frames of one prompt, in order, that can't be sent yet. Up to `whole` of them nothing is left out.
 
-    `is_over`: its terminal event is among them, so that it has left the queue.
+    `is_over`: the prompt's terminal event is among the frames, so the prompt has left the queue.
     """
 
     def __init__(self, whole: int = 0) -> None:
@@ -61,7 +61,7 @@ class Backlog:
         return Kind.OTHER, ""
 
     def thin(self) -> list[Frame]:
-        """Leave out all progress, and all previews, but the newest. Returns what was left out."""
+        """Leave out all progress, and all previews, but the newest. Return the frames that were left out."""
         slots = [(key, slot) for key, slot in self._slots.items() if key[0] is not Kind.OTHER]
         return [frame for key, slot in slots for frame in self._keep(key, slot, slot.numbers[-1:])]
 
@@ -80,7 +80,7 @@ class Backlog:
         return [number for number in slot.numbers[:-1] if number % slot.stride == 0] + slot.numbers[-1:]
 
     def _keep(self, key: tuple[Kind, str], slot: _Slot, numbers: list[int]) -> list[Frame]:
-        """Leave out the frames of a slot but for these. Returns what was left out."""
+        """Leave out the frames of a slot but for these. Return the frames that were left out."""
         if len(numbers) == len(slot.numbers):
             return []
         own, kept, dropped, frames = iter(slot.numbers), set(numbers), [], []
@@ -97,5 +97,5 @@ class Backlog:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the prompt's last frame is among them."""
+        """Return True if the newest frame is the prompt's last one."""
         return bool(self.frames) and self.frames[-1].kind is Kind.END

@@ -1,4 +1,4 @@
-"""The HTTP interface of one ComfyUI, with errors that say who is to blame and whether anything was sent."""
+"""The HTTP interface of one ComfyUI, with errors that tell whose fault it is, and if anything was sent."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-# A ComfyUI's own limit on what one message may weigh: none. Pictures as results, of some 10 MB, are seen.
+# ComfyUI itself does not limit the size of a message. Pictures as results, of some 10 MB, are seen.
 MAX_SOCKET_MESSAGE = 64 * 2**20
-# Bytes of answers, unpacked, by their kinds. The first is that of one which is read as it comes.
+# Maximum bytes of answers, unpacked, by their kinds. The first is for an answer that is read as it comes.
 MAX_STREAM = 256 * 2**20
 # A history entry may have so many beside its result: its graph, and outputs that are left out.
 MAX_PASSED = 64 * 2**20
@@ -84,7 +84,7 @@ Socket = aiohttp.ClientWebSocketResponse[Literal[False]]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What one backend wants of its callers: the value of Authorization, and how TLS to it is made."""
+    """Credentials and TLS that one backend wants of its callers: the value of Authorization, and a TLS context."""
 
     authorization: str = field(default="", repr=False)
     tls: ssl.SSLContext | None = None
@@ -107,7 +107,7 @@ class ComfyClient:
         session: the HTTP session; its owner closes it.
         connect_timeout: limit for making a connection.
         timeout: limit for a whole call, where a call does not say otherwise.
-        access: what this ComfyUI, or a proxy before it, wants of its callers.
+        access: the credentials and TLS that this ComfyUI, or a proxy before it, wants of its callers.
         max_result: bytes of a history entry beside its graph; outputs past that are left out.
     """
 
@@ -130,7 +130,7 @@ class ComfyClient:
         self._prompt_url = self.url("/prompt")
 
     def url(self, path_qs: str) -> URL:
-        """The address of a path, which is taken as encoded."""
+        """Return the address of a path, which is taken as encoded."""
         return URL(self.base + path_qs, encoded=True)
 
     def limit(self, total: float | None, sock_read: float | None = None) -> aiohttp.ClientTimeout:
@@ -147,7 +147,7 @@ class ComfyClient:
         headers: Mapping[str, str] | None = None,
         maximum: int = MAX_ANSWER,
     ) -> Answer:
-        """One request and its whole answer of up to `maximum` bytes, whatever its status.
+        """Send a request, and return its whole answer of up to `maximum` bytes, whatever its status.
 
         Raises:
             Unreachable, Unanswered: see there.
@@ -228,7 +228,7 @@ class ComfyClient:
             raise BadAnswer(f"GET /queue did not answer as ComfyUI does: {error}", 200) from error
 
     async def object_info(self, timeout: float) -> list[bytes]:
-        """GET /object_info: the answer in pieces, because a thread has to put together what is long.
+        """GET /object_info: the answer in pieces, because a thread has to join a long one.
 
         Raises:
             BadAnswer: it was not 200, or has more than is read.
@@ -299,7 +299,7 @@ class ComfyClient:
         await self._order("/history", {"delete": list(prompt_ids)})
 
     async def free(self) -> None:
-        """POST /free: unload all models, and let go of memory and cached results, when what runs is over (main.py)."""
+        """POST /free: unload all models, and free memory and cached results, after the running prompt (main.py)."""
         await self._order("/free", {"unload_models": True, "free_memory": True})
 
     async def _order(self, path: str, body: dict[str, Any]) -> None:
@@ -317,7 +317,7 @@ class ComfyClient:
         data: Any = None,
         sock_read: float | None = 60.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request whose answer is read as a stream, bytes as they are (nothing is decompressed).
+        """Send a request, and yield its answer as a stream, bytes as they are (nothing is decompressed).
 
         `sock_read` limits the wait for the next bytes.
         """
@@ -338,7 +338,7 @@ class ComfyClient:
 
     @asynccontextmanager
     async def socket(self, client_id: str, heartbeat: float = 20.0) -> AsyncIterator[Socket]:
-        """The /ws of this ComfyUI, as `client_id`. `heartbeat` is the seconds between pings."""
+        """Connect to this ComfyUI's /ws as `client_id`. `heartbeat` is the time between pings, in seconds."""
         async with (
             translated_errors(),
             # A session of its own: aiohttp follows redirects of a handshake, and only a session can be told not to.

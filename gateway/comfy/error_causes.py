@@ -15,16 +15,16 @@ from typing import Any
 
 from gateway.comfy.history import messages_of
 
-# Characters of an error that are kept to say why a backend gets no work.
+# Characters of an error that are kept as the reason of an ejection.
 MAX_ERROR = 300
 
 
 class Cause(StrEnum):
-    """Why a prompt failed.
+    """Cause of a prompt's failure.
 
-    MEMORY: the GPU's memory did not suffice for it there and then. POISONED: its process can't use the GPU any more,
-    until it is started again. FILE: a file was not there, for whichever reason. MACHINE: its disk, its host's memory,
-    its drivers or its model files are to blame, as far as the error tells. WORKFLOW: anything else.
+    MEMORY: the GPU's memory did not suffice there and then. POISONED: the backend's process can't use the GPU until a
+    restart. FILE: a file was not there, for whichever reason. MACHINE: the backend's disk, its host's memory, its
+    drivers or its model files are to blame, as far as the error tells. WORKFLOW: anything else.
     """
 
     WORKFLOW = "workflow"
@@ -43,8 +43,8 @@ _DEVICE_TYPES = frozenset({"RuntimeError", "torch.AcceleratorError"})
 _MEMORY = re.compile(
     r"(CUDA|HIP) out of memory|Allocation on device|(CUDA|HIP)( driver)? error: (out of memory|\w+_STATUS_ALLOC_FAILED)"
 )
-# Those after which each further call answers the same (CUDA runtime API, cudaError); an invalid argument, say,
-# is not of them, nor a kernel that was not built for the device.
+# Errors after which each further call answers the same (CUDA runtime API, cudaError). An invalid argument is none of
+# these, nor is a kernel that was not built for the device.
 _POISONED = re.compile(
     r"(CUDA|HIP)( driver)? error: ("
     r"an illegal memory access was encountered|device-side assert triggered|unspecified launch failure|"
@@ -77,7 +77,7 @@ _MACHINE = tuple(
 
 
 def cause_of(exception_type: str, message: str) -> Cause:
-    """Whose fault an error is, from what ComfyUI says of it."""
+    """Return the cause of an error, from ComfyUI's exception type and text."""
     if exception_type in _MEMORY_TYPES:
         return Cause.MEMORY
     if exception_type.rpartition(".")[2] == _NO_FILE:
@@ -95,7 +95,7 @@ def cause_of(exception_type: str, message: str) -> Cause:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Failure that a history entry tells of: whose fault it is, the id of the node that failed, and the error."""
+    """Failure in a history entry: its cause, the id of the node that failed, and the error."""
 
     cause: Cause = Cause.WORKFLOW
     node_id: str = ""

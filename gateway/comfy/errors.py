@@ -22,13 +22,13 @@ def error_body(
     extra_info: dict[str, Any] | None = None,
     node_errors: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """An error in ComfyUI's form."""
+    """Return an error in ComfyUI's form."""
     error = {"type": type_, "message": message, "details": details, "extra_info": extra_info or {}}
     return {"error": error, "node_errors": node_errors or {}}
 
 
 def clipped(value: Any) -> Any:
-    """Return a value as an error tells it: whole, unless it is longer than anybody reads."""
+    """Return a value for an error: whole, or clipped if it is longer than anybody reads."""
     if isinstance(value, str):
         return value if len(value) <= MAX_TOLD else value[:MAX_TOLD] + "…"
     if isinstance(value, (list, dict)) and len(encoded := json_codec.dumps_exact(value)) > MAX_TOLD:
@@ -37,12 +37,12 @@ def clipped(value: Any) -> Any:
 
 
 def no_prompt() -> dict[str, Any]:
-    """The body has no ``prompt``."""
+    """Return the error for a body without ``prompt``."""
     return error_body("no_prompt", "No prompt provided", "No prompt provided")
 
 
 def invalid_prompt_id() -> dict[str, Any]:
-    """``prompt_id`` is not a canonical UUID."""
+    """Return the error for a ``prompt_id`` that is not a canonical UUID."""
     return error_body(
         "invalid_prompt_id",
         "prompt_id must be a valid UUID",
@@ -52,18 +52,18 @@ def invalid_prompt_id() -> dict[str, Any]:
 
 
 def is_prompt_id(value: object) -> bool:
-    """Whether it is a UUID in canonical lowercase hyphenated form."""
+    """Return True if the value is a UUID in canonical lowercase hyphenated form."""
     return isinstance(value, str) and _PROMPT_ID.fullmatch(value) is not None
 
 
-# What ComfyUI says of an input whose file is not there: a node class checks it itself, a list of files lacks it, or the
+# ComfyUI's errors for an input whose file is not there: a node class checks it itself, a list of files lacks it, or the
 # check of either kind fails over it (execution.py, validate_inputs).
 _OF_A_VALUE = frozenset({"custom_validation_failed", "value_not_in_list"})
 _EXCEPTION = "exception_during_"
 
 
 def nodes_with_bad_values(node_errors: Any) -> frozenset[str]:
-    """Return the nodes of which ``node_errors`` say that a value of theirs, which may name a file, is not valid."""
+    """Return the nodes that ``node_errors`` blames for an invalid value, which may name a file."""
     found = set()
     for node_id, node in node_errors.items() if isinstance(node_errors, dict) else ():
         errors = node.get("errors") if isinstance(node, dict) else None
@@ -75,7 +75,7 @@ def nodes_with_bad_values(node_errors: Any) -> frozenset[str]:
 
 
 def told_as_text(body: bytes) -> str | None:
-    """What a refusal says, as one text: the error, then what is wrong at which node. None if it is no such body."""
+    """Return a refusal as one text: the error, then each node's errors. Return None if the body has another form."""
     try:
         value = json_codec.loads(body)
         error, by_node = value["error"], value.get("node_errors") or {}

@@ -56,7 +56,7 @@ KNOWN = frozenset(_FIELDS)
 
 
 class Kind(StrEnum):
-    """What may be done with a frame: see `Frame`."""
+    """Kind of a frame, by which it may be delayed or left out: see `Frame`."""
 
     STATUS = "status"
     LIFECYCLE = "lifecycle"
@@ -76,14 +76,14 @@ class Bulk(Protocol):
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Return the size in bytes."""
 
     @property
     def held(self) -> int:
         """Return the bytes that count as memory; always the same number."""
 
     def pieces(self) -> AsyncIterator[bytes | memoryview]:
-        """Its bytes, from the beginning."""
+        """Yield the bytes, from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Event:
 
     @property
     def ends_prompt(self) -> bool:
-        """Whether it is ``executing`` with node null: the history entry is there by now (main.py)."""
+        """Return True if this is ``executing`` with node null, because the history entry is there by now (main.py)."""
         return self.type == "executing" and self.data.get("node") is None
 
 
@@ -105,19 +105,19 @@ class Event:
 class Frame:
     """One frame for a client.
 
-    `kind` says how it may be treated on the way. LIFECYCLE, RESULT and END frames always arrive; of STATUS, PROGRESS
-    and PREVIEW frames only the newest of a `slot` matters; END is the last frame of its prompt.
+    `kind` tells which frames may be left out. LIFECYCLE, RESULT and END frames always arrive. Of STATUS, PROGRESS and
+    PREVIEW frames only the newest of a `slot` matters. END is the last frame of its prompt.
 
     Attributes:
         said: the message, in a backend's ids if there is a `translate`.
         translate: returns the message in the client's ids, given it and the client's prompt_id. It runs when the
             payload is read for the first time, because most progress is replaced by newer progress or read by nobody.
         legacy: the same picture for clients that declared nothing, once one of them has asked for it.
-        bulk: what follows the payload in the message, if that is large.
-        repeats: a run before this one has said as much, so that a client that is told of one prompt at a time must
-            not hear it.
-        if_told: only for clients that were told that the prompt began, because it was deleted while it was pending to
-            all others.
+        bulk: the part of the message behind the payload, if that part is large.
+        repeats: True if an earlier run sent the same, so that a client that gets one prompt's frames at a time must not
+            get it.
+        if_told: True if only clients that were told of the prompt's start may get it. To all others the prompt was
+            pending when it was deleted.
     """
 
     kind: Kind
@@ -146,12 +146,12 @@ class Frame:
 
     @property
     def held(self) -> int:
-        """Return those of them that count as memory."""
+        """Return the bytes that count as memory."""
         return len(self.payload) + (self.bulk.held if self.bulk is not None else 0)
 
     @property
     def shared(self) -> object:
-        """Return what frames of the same content have in common."""
+        """Return the object that frames of the same content share."""
         return self.said if self.bulk is None else self.bulk
 
 
@@ -196,7 +196,7 @@ def is_large(raw: bytes) -> bool:
 
 
 def encode(type_: str, data: dict[str, Any]) -> bytes:
-    """A text message in ComfyUI's form."""
+    """Return a text message in ComfyUI's form."""
     return json_codec.dumps({"type": type_, "data": data})
 
 
@@ -223,14 +223,14 @@ def frame_of(
 
 
 def timestamp_of(data: dict[str, Any]) -> int | None:
-    """When it was, as a message's data says it: milliseconds since 1970; None if it does not (execution.py)."""
+    """Return the time in a message's data, in milliseconds since 1970; None if it has none (execution.py)."""
     timestamp = data.get("timestamp")
     is_time = isinstance(timestamp, int) and not isinstance(timestamp, bool) and 0 <= timestamp < END_OF_TIME
     return timestamp if is_time else None
 
 
 def status_frame(queue_remaining: int, sid: str | None = None) -> Frame:
-    """A ``status`` message; with `sid` it is the greeting of a new socket (server.py, websocket_handler)."""
+    """Return a ``status`` message; with `sid` the greeting of a new socket (server.py, websocket_handler)."""
     data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": queue_remaining}}}
     if sid is not None:
         data["sid"] = sid
@@ -238,5 +238,5 @@ def status_frame(queue_remaining: int, sid: str | None = None) -> Frame:
 
 
 def end_frame(prompt_id: str) -> Frame:
-    """``executing`` with node null: the prompt is over and its history entry can be read."""
+    """Return ``executing`` with node null: the prompt is over and its history entry can be read."""
     return Frame(Kind.END, encode_short("executing", {"node": None, "prompt_id": prompt_id}), prompt_id)

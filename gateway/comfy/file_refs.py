@@ -42,7 +42,7 @@ class FileRef:
 
 
 def view_path(ref: FileRef) -> str:
-    """The path and query that a ComfyUI gives a file for (server.py, view_image)."""
+    """Return the path and query that a ComfyUI gives a file for (server.py, view_image)."""
     folder = {"subfolder": ref.subfolder} if ref.subfolder else {}
     return "/view?" + urlencode({"filename": ref.filename, **folder, "type": ref.kind})
 
@@ -52,10 +52,10 @@ NewName = Callable[[FileRef, bool], FileRef]
 
 
 def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
-    """The file at a path below a folder, in the one spelling by which it is known; None if the path leads out of it.
+    """Return the file at a path below a folder, in its one spelling; None if the path leads out of the folder.
 
-    None, too, for what no query can carry: a NUL, half a surrogate pair. ``\\`` separates as ``/`` does: a backend may
-    run on Windows.
+    Return None, too, if no query can carry the path: a NUL, half a surrogate pair. ``\\`` separates as ``/`` does,
+    because a backend may run on Windows.
     """
     whole = posixpath.normpath(posixpath.join(subfolder or ".", path).replace("\\", "/"))
     folder, _, filename = whole.rpartition("/")
@@ -74,12 +74,12 @@ def is_pattern(ref: FileRef) -> bool:
 
 
 def without_pattern(ref: FileRef) -> FileRef:
-    """Return a file's name with ``_`` for each character that may make more than a name of it."""
+    """Return a file's name with ``_`` for each character that may turn it into a pattern."""
     return FileRef(ref.kind, _PATTERN.sub("_", ref.subfolder), _PATTERN.sub("_", ref.filename))
 
 
 def can_be_asked_for(path: str) -> bool:
-    """Whether a query can carry a path. On Linux a file may be called what is no text: no client can ask for it."""
+    """Return True if a query can carry a path. On Linux a name may be no text: no client can ask for such a file."""
     try:
         return b"\0" not in path.encode()
     except UnicodeEncodeError:
@@ -87,7 +87,7 @@ def can_be_asked_for(path: str) -> bool:
 
 
 def ref_of(value: dict[str, Any]) -> FileRef | None:
-    """The file that an object of an output names, if it names one."""
+    """Return the file that an object of an output names; None if it names none."""
     filename = value.get("filename")
     if not isinstance(filename, str) or not 0 < len(filename) <= MAX_NAME:
         return None
@@ -98,12 +98,12 @@ def ref_of(value: dict[str, Any]) -> FileRef | None:
 
 
 def folder_of(subfolder: str) -> str:
-    """A subfolder in the one spelling by which it is known: empty, or parts joined by ``/``."""
+    """Return a subfolder in its one spelling: empty, or parts joined by ``/``."""
     folder = posixpath.normpath(subfolder.replace("\\", "/")) if subfolder else "."
     return "" if folder == "." else folder
 
 
-# Under these keys nodes repeat what their inputs say, and any file may be named there (comfy_api/latest/_ui.py,
+# Under these keys nodes repeat their inputs, and any file may be named there (comfy_api/latest/_ui.py,
 # PreviewUI3D; comfy_extras/nodes_curve.py, nodes_bounding_boxes.py, nodes_compositor.py).
 _REPEATED = frozenset(
     {"result", "histogram", "input_bboxes", "compositor_inputs", "compositor_bboxes", "camera_info", "model_3d_info"}
@@ -120,7 +120,7 @@ def rename(value: Any, new_name: NewName) -> Any:
 
 
 def finished(steps: Generator[None, None, _T]) -> _T:
-    """Take all steps at once, and return what they return."""
+    """Take all steps at once, and return their result."""
     while True:
         try:
             next(steps)
@@ -197,7 +197,10 @@ def _is_sibling(item: str) -> bool:
 
 
 def _rename_bare(item: str, new_name: NewName) -> str:
-    """A 3D model is told by its name alone, its background by ``temp/NAME`` (comfy_api/latest/_ui.py, PreviewUI3D)."""
+    """Rename a 3D model, told by its name alone, or its background, ``temp/NAME``.
+
+    See comfy_api/latest/_ui.py, PreviewUI3D.
+    """
     if len(item) > MAX_PATH:
         return item
     match = ANNOTATED.match(item)

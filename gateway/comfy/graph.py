@@ -34,11 +34,11 @@ FOLDER_INPUTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FileInput:
-    """An input that may name a file: where in the graph, what it says, and the file that this means.
+    """An input that may name a file: its place in the graph, its value, and the file that this means.
 
-    `ref` is None where the path leads out of its folder. `declared`: its node class says that this input is a file.
-    `path` are the keys and places that lead to it inside the input, where that is no plain text. `linked`: the name is
-    what another node will say, so nobody knows it yet. `folder`: it means all files in there; `ref` has no filename.
+    `ref` is None if the path leads out of its folder. `declared`: its node class says that this input is a file.
+    `path` are the keys and places that lead to the name inside an input that is no plain text. `linked`: another node
+    will make the name, so nobody knows it yet. `folder`: all files in there are meant; `ref` has no filename.
     """
 
     node_id: str
@@ -52,17 +52,17 @@ class FileInput:
     folder: bool = False
 
     def renamed(self, ref: FileRef) -> str:
-        """The value that names another file of the same kind."""
+        """Return the value that names another file of the same kind."""
         path = f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
         return f"{path} [{ref.kind}]" if self.annotated else path
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a prompt is about: its (node_id, class_type), the models it loads, the files it may name.
+    """Contents of a prompt: each (node_id, class_type), the models it loads, the files it may name.
 
-    `separated` are the inputs, as (node_id, name, value), whose value is a model in a subfolder: a backend on another
-    platform may list it with the other separator.
+    `separated` are inputs, as (node_id, name, value), whose value is a model in a subfolder. A backend on another
+    platform may list such a model with the other separator.
     """
 
     nodes: tuple[tuple[str, str], ...]
@@ -96,10 +96,10 @@ def rename_files(prompt: Mapping[str, Any], files: Iterable[FileInput], renamed:
 def survey(
     prompt: Mapping[str, Any], file_inputs: Collection[tuple[str, str]] = (), maximum: int | None = None
 ) -> Survey:
-    """Look once through a prompt. Nodes that are not well-formed are passed over.
+    """Survey a prompt. Skip nodes that are not well-formed.
 
-    `file_inputs` are the (class_type, input name) that are known to take a file's name, suffix or none. Of an input
-    that is no text, one file more than `maximum` are told at most.
+    `file_inputs` are the (class_type, input name) that are known to take a file's name, with a suffix or without. Of
+    an input that is no text, return at most one file more than `maximum`.
     """
     nodes: list[tuple[str, str]] = []
     models: set[str] = set()
@@ -152,7 +152,7 @@ def _by_class(file_inputs: frozenset[tuple[str, str]]) -> dict[str, frozenset[st
 
 
 def _other_files(node_id: str, class_type: str, name: str, value: Any, *, declared: bool) -> Iterator[FileInput]:
-    """The files in an input that is a folder, a link, or an object.
+    """Yield the files in an input that is a folder, a link, or an object.
 
     An object is ``{"__value__": …}``, as execution.py unwraps it, or a widget's own.
     """
@@ -183,9 +183,9 @@ def _number_input(node_id: str, name: str, value: float) -> FileInput:
 
 
 def texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every text in a value, with the keys and places that lead to it.
+    """Yield every text in a value, with the keys and places that lead to it.
 
-    Two paths of 200 keys take more memory than what they lead to, so a path is made for a text alone, when it is due.
+    Two paths of 200 keys take more memory than their texts, so a path is made for a text alone, when it is due.
     """
     if isinstance(value, str):
         yield (), value
@@ -232,7 +232,7 @@ def _file_input(node_id: str, name: str, value: str, *, declared: bool, path: tu
 def output_nodes(
     nodes: Iterable[tuple[str, str]], object_info: Mapping[str, Any], targets: list[str] | None = None
 ) -> list[str]:
-    """Of (node_id, class_type), the output nodes; of `targets` alone if given (execution.py, validate_prompt)."""
+    """Return the output nodes of (node_id, class_type); of `targets` alone if given (execution.py, validate_prompt)."""
     # Of thousands of targets a list would be looked through for each of thousands of nodes.
     wanted = None if targets is None else frozenset(each for each in targets if isinstance(each, str))
     return [

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Outcome(StrEnum):
-    """How a job ended."""
+    """Outcome of a job."""
 
     SUCCESS = "success"
     ERROR = "error"
@@ -19,7 +19,7 @@ class Outcome(StrEnum):
 
 
 def outcome_of(entry: dict[str, Any]) -> Outcome:
-    """How the job of an entry ended: ComfyUI says ``error`` for both, an interrupt is told by its message."""
+    """Return the outcome of an entry's job. If the status is ``error``, a message tells an interrupt from a failure."""
     status = entry.get("status")
     if not isinstance(status, dict) or status.get("status_str") != "error":
         return Outcome.SUCCESS
@@ -29,7 +29,7 @@ def outcome_of(entry: dict[str, Any]) -> Outcome:
 
 
 def messages_of(status: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The messages of an entry's status; what is not of their form is passed over: a custom node may add to them."""
+    """Return the messages of an entry's status. Skip items of another form, because a custom node may add to them."""
     messages = status.get("messages") if isinstance(status, dict) else None
     return [
         (message[0], message[1])
@@ -42,7 +42,7 @@ def messages_of(status: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def failure_event(prompt_id: str, reason: str, type_: str, timestamp: int | None = None) -> dict[str, Any]:
-    """The data of an ``execution_error`` for a job that no backend could run."""
+    """Return the data of an ``execution_error`` for a job that no backend could run."""
     return {
         "prompt_id": prompt_id,
         "node_id": "",
@@ -58,13 +58,13 @@ def failure_event(prompt_id: str, reason: str, type_: str, timestamp: int | None
 
 
 def interruption_event(prompt_id: str) -> dict[str, Any]:
-    """The data of an ``execution_interrupted`` for a job that no backend can say it of."""
+    """Return the data of an ``execution_interrupted`` for a job, if no backend can send the event."""
     timestamp = int(time.time() * 1000)
     return {"prompt_id": prompt_id, "node_id": "", "node_type": "", "executed": [], "timestamp": timestamp}
 
 
 def entry_without_outputs(prompt: list[Any], type_: str, event: dict[str, Any]) -> dict[str, Any]:
-    """The history entry of a job that ran and whose outputs are not kept: `type_` and `event` say how it ended."""
+    """Return the history entry of a job that ran, without its outputs. `type_` and `event` are its last message."""
     is_success = type_ == "execution_success"
     start = {"prompt_id": event.get("prompt_id"), "timestamp": event.get("timestamp")}
     status = {
@@ -76,7 +76,7 @@ def entry_without_outputs(prompt: list[Any], type_: str, event: dict[str, Any]) 
 
 
 def entry_without_run(prompt: list[Any], type_: str, event: dict[str, Any]) -> dict[str, Any]:
-    """The history entry of a job whose end no backend knows: `type_` and `event` say what it was."""
+    """Return the history entry of a job whose end no backend knows. `type_` and `event` are its last message."""
     start = {"prompt_id": event["prompt_id"], "timestamp": event["timestamp"]}
     messages = [["execution_start", start], [type_, event]]
     return {

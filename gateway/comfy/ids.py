@@ -24,7 +24,7 @@ _pool = _RandomPool()
 
 
 def new_prompt_id() -> str:
-    """A fresh id (RFC 9562, version 4)."""
+    """Return a fresh id (RFC 9562, version 4)."""
     raw = bytearray(_pool.take(16))
     # Version and variant. A UUID of the standard library takes three times as long to make and to write.
     raw[6] = raw[6] & 0x0F | 0x40

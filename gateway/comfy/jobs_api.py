@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def job_of_queue_item(item: Sequence[Any], status: str) -> dict[str, Any]:
-    """The job of a queue item; `status` is ``pending`` or ``in_progress``."""
+    """Return the job of a queue item; `status` is ``pending`` or ``in_progress``."""
     number, prompt_id, _, extra_data = item[:4]
     return _pruned(
         {
@@ -44,7 +44,7 @@ def job_of_queue_item(item: Sequence[Any], status: str) -> dict[str, Any]:
 
 
 def job_of_history(prompt_id: str, entry: Mapping[str, Any], *, include_outputs: bool) -> dict[str, Any]:
-    """The job of a history entry; with its outputs, status and workflow if asked for."""
+    """Return the job of a history entry; with its outputs, status and workflow if asked for."""
     number, _, prompt, extra_data, _ = entry["prompt"]
     status, outputs = _object(entry.get("status")), _object(entry.get("outputs"))
     times = _Times(messages_of(status))
@@ -206,7 +206,7 @@ def shortened(value: Any, maximum: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class JobsQuery:
-    """What a caller of GET /api/jobs asks for."""
+    """Query of GET /api/jobs: filters, order and page."""
 
     statuses: tuple[str, ...] = STATUSES
     workflow_id: str | None = None
@@ -217,7 +217,7 @@ class JobsQuery:
 
 
 def parse_jobs_query(query: Mapping[str, str]) -> JobsQuery | str:
-    """Read the query; a string is the sentence of ComfyUI's 400."""
+    """Return the parsed query; a string is the sentence of ComfyUI's 400."""
     statuses = tuple(s.strip().lower() for s in query.get("status", "").split(",") if s.strip())
     invalid = [status for status in statuses if status not in STATUSES]
     if invalid:
@@ -245,7 +245,7 @@ def parse_jobs_query(query: Mapping[str, str]) -> JobsQuery | str:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What a job is filtered and sorted by. `workflow_id` is encoded; times are milliseconds."""
+    """The fields by which a job is filtered and sorted. `workflow_id` is encoded; times are milliseconds."""
 
     status: str
     created: int
@@ -254,13 +254,13 @@ class Listed:
 
 
 def _milliseconds(time: Any) -> int:
-    """A time to sort by; 0 for what is none: a custom node may write anything into a status's messages."""
+    """Return a time to sort by; 0 if it is none, because a custom node may write anything into a status's messages."""
     is_number = isinstance(time, (int, float)) and abs(time) < END_OF_TIME
     return int(time) if is_number else 0
 
 
 def listed(job: Mapping[str, Any]) -> Listed:
-    """What one of these jobs is filtered and sorted by."""
+    """Return the fields by which a job is filtered and sorted."""
     start, end = _milliseconds(job.get("execution_start_time")), _milliseconds(job.get("execution_end_time"))
     workflow_id = job.get("workflow_id")
     return Listed(
@@ -272,13 +272,13 @@ def listed(job: Mapping[str, Any]) -> Listed:
 
 
 def encoded_workflow_id(extra_data: Mapping[str, Any]) -> bytes | None:
-    """The id of the workflow that a prompt's extra_data holds, if it has one."""
+    """Return the encoded id of the workflow in a prompt's extra_data; None if it has none."""
     workflow_id = _workflow_id(extra_data)
     return None if workflow_id is None else json_codec.packed(json_codec.dumps(workflow_id))
 
 
 def page_of(jobs: Sequence[tuple[Listed, T]], query: JobsQuery) -> tuple[list[tuple[Listed, T]], dict[str, Any]]:
-    """The page that a query asks for, and its ``pagination``. Jobs of the same time keep their order."""
+    """Return the page that a query asks for, and its ``pagination``. Jobs of the same time keep their order."""
     found = jobs if query.statuses == STATUSES else [each for each in jobs if each[0].status in query.statuses]
     if query.workflow_id:
         workflow_id = json_codec.dumps(query.workflow_id)
@@ -296,7 +296,7 @@ def page_of(jobs: Sequence[tuple[Listed, T]], query: JobsQuery) -> tuple[list[tu
 
 
 def list_jobs(jobs: Sequence[dict[str, Any]], query: JobsQuery) -> dict[str, Any]:
-    """The answer of GET /api/jobs, of jobs that are not encoded yet."""
+    """Return the answer of GET /api/jobs, from jobs that are not encoded yet."""
     page, pagination = page_of([(listed(job), job) for job in jobs], query)
     return {"jobs": [job for _, job in page], "pagination": pagination}
 

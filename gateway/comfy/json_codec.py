@@ -25,7 +25,7 @@ _BEHIND_INTEGER = frozenset({b"", b"]", b"}", b",", b" ", b"\t", b"\n", b"\r"})
 
 # A value takes up to 230 bytes in memory, whatever it took to send it; all that a million can take is bearable.
 MAX_VALUES = 1_000_000
-# What orjson can't say is written by json, in ASCII: up to three times as long, and ten times as slowly. Web UIs that
+# If orjson can't write a value, json does, in ASCII: up to three times as long, and ten times as slowly. Web UIs that
 # write NaN send no pictures.
 _MAX_ODD = 1024 * 1024
 _ODD = "NaN, Infinity, half a surrogate pair or an integer beyond 64 bits"
@@ -34,19 +34,18 @@ _BEYOND_ASCII = bytes(range(127, 256))
 
 
 class MalformedJson(ValueError):
-    """The bytes are not JSON, even by Python's generous reading."""
+    """Bytes that are not JSON, even by Python's generous reading."""
 
 
 class TooMuchJson(MalformedJson):
-    """It may be JSON, but it has more values, or is nested deeper, than is read."""
+    """Bytes that may be JSON, but have more values, or deeper nesting, than the gateway reads."""
 
 
 def read_bounded(data: bytes, max_depth: int, max_values: int = MAX_VALUES) -> tuple[Any, Callable[[Any], bytes]]:
-    """Parse JSON from strangers; returns the value, and the encoder that says all of it again.
+    """Parse JSON from strangers. Return the value, and an encoder that writes all of it again.
 
-    Time and memory are bounded by the size of `data` and `max_values`: values are counted before any is made, by what
-    separates them, and what looks so inside a text counts too. `max_depth` is how deep arrays and objects may lie in
-    one another.
+    The size of `data` and `max_values` bound time and memory. Values are counted by their separators before any is
+    made, and a separator inside a text counts, too. `max_depth` is the maximum nesting of arrays and objects.
 
     Raises:
         TooMuchJson: it has too many values, or lies too deep.
@@ -68,7 +67,7 @@ def read_bounded(data: bytes, max_depth: int, max_values: int = MAX_VALUES) -> t
 
 
 def _plain_if_equal(data: bytes, value: Any) -> tuple[Any, bool]:
-    """Return what orjson makes of a document if it is the same, and True; else the value as it is, and False.
+    """Return orjson's value of a document if it is the same, and True; else the value as it is, and False.
 
     Many digits in a row may be those of a text.
     """
@@ -158,7 +157,7 @@ def loads_told(data: bytes) -> tuple[Any, bool]:
 
 
 def loads_plain(data: bytes) -> Any:
-    """Parse what `dumps` made of a plain document: nothing has to be looked for, which halves the time of a long text.
+    """Parse a plain document that `dumps` wrote: without checks, which halves the time of a long text.
 
     Raises:
         MalformedJson: it is not JSON.
@@ -198,9 +197,9 @@ def _has_integer_beyond_64_bits(raw: bytes) -> bool:
 
 
 def _parse(raw: bytes, marks: bytes | None = None) -> tuple[Any, bool]:
-    """The value, and whether orjson could read it: then it can write it, too. It refuses 1e999, say, which is inf.
+    """Return the value, and True if orjson could read it, because then it can write it, too.
 
-    `marks` is the document translated by `_MARKS`, if that is there already.
+    Orjson refuses 1e999, for example, which is inf. `marks` is the document translated by `_MARKS`, if known already.
     """
     if _MAYBE_BEYOND_64_BITS not in (raw.translate(_MARKS) if marks is None else marks):
         try:
@@ -224,7 +223,7 @@ def dumps(value: Any) -> bytes:
 
 
 def packed(data: bytes) -> bytes:
-    """A copy that takes no more memory than it must: orjson's results keep the spare room of its buffer, some 8 KB."""
+    """Return a copy without the spare room of some 8 KB that orjson's results keep of its buffer."""
     return bytes(memoryview(data))
 
 
@@ -234,12 +233,12 @@ def dumps_exact(value: Any) -> bytes:
 
 
 def encoder_for(raw: bytes) -> Callable[[Any], bytes]:
-    """The encoder that gives back what `raw` said: `dumps_exact` where it holds a NaN or an Infinity."""
+    """Return the encoder that writes all of `raw` again: `dumps_exact` if `raw` holds a NaN or an Infinity."""
     return dumps_exact if b"NaN" in raw or b"Infinity" in raw else dumps
 
 
 def dumps_sorted(value: Any) -> bytes:
-    """An encoding that does not depend on the order of keys."""
+    """Return an encoding that does not depend on the order of keys."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:

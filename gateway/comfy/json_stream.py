@@ -42,16 +42,16 @@ class TooLarge(Unreadable):
 class JsonStream:
     """A JSON document, read from its beginning to its end.
 
-    Each method begins where the one before has ended. Of what is passed over only brackets and texts are looked at.
+    Each method begins where the one before has ended. In skipped parts only brackets and texts are looked at.
 
     Args:
         pieces: the document, in pieces of any size.
-        most: bytes that it may have.
+        maximum: bytes that it may have.
 
     Attributes:
         size: bytes that came of it so far.
         kept: bytes of all values that were read so far.
-        encode: the encoder that says again all values that were read.
+        encode: the encoder that writes again all values that were read.
     """
 
     def __init__(self, pieces: AsyncIterator[bytes], maximum: int) -> None:
@@ -68,7 +68,7 @@ class JsonStream:
         self._must_fit = True
 
     async def members(self) -> AsyncIterator[str]:
-        """The keys of an object. The caller takes or passes over the value of each.
+        """Yield the keys of an object. The caller takes or passes over the value of each.
 
         Raises:
             Unreadable: it is no object.
@@ -87,7 +87,7 @@ class JsonStream:
         await self._take(b"}")
 
     async def items(self) -> AsyncIterator[int]:
-        """The places in an array. The caller takes or passes over the value of each.
+        """Yield the places in an array. The caller takes or passes over the value of each.
 
         Raises:
             Unreadable: it is no array.
@@ -202,7 +202,7 @@ class JsonStream:
             self._joined += 1
 
     def _pass(self, end: int) -> None:
-        """Go on to `end`; keep what lies before it if a value is being read."""
+        """Go on to `end`; keep the bytes before it if a value is being read."""
         if self._kept is not None and end > self._at:
             self._room -= end - self._at
             if self._room >= 0:
@@ -215,7 +215,7 @@ class JsonStream:
         self._at = end
 
     async def _next(self) -> bytes:
-        """The next byte that is no space; nothing at the end."""
+        """Return the next byte that is no space; nothing at the end."""
         kept, self._kept = self._kept, None
         await self._skip_while(_SPACE)
         self._kept = kept
@@ -235,7 +235,7 @@ class JsonStream:
             raise Unreadable("it ends too early")
 
     async def _fill(self) -> bool:
-        """Get the next piece; what is passed is let go. False at the end."""
+        """Get the next piece, and free the passed ones. Return False at the end."""
         if self._taken >= len(self._waiting):
             async for piece in self._pieces:
                 self._waiting, self._taken = piece, 0
@@ -254,7 +254,7 @@ class JsonStream:
 
 
 def parse(raw: bytes, max_values: int) -> Any:
-    """Parse JSON of about `max_values` values at most, counted by what separates them.
+    """Parse JSON of about `max_values` values at most, counted by their separators.
 
     Raises:
         TooLarge: it has more.

@@ -1,8 +1,8 @@
 """Long parts of JSON, cut out and put back. Pure.
 
-What takes long to read, in an event or a history entry, is mostly one long text or a long list of numbers: these name
-no files. They are cut out in a process apart, a mark stands for each, and what is left is short enough to be handled
-at once. In the end a process apart puts them back.
+An event or a history entry that takes long to read is mostly one long text or a long list of numbers: these name no
+files. A process apart cuts them out, a mark stands for each, and the rest is short enough to be handled at once. In the
+end a process apart puts them back.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Cutter:
     """Cuts long parts out of a value.
 
     Args:
-        mark: what nobody can guess, because whoever said it would have another's text put there.
+        mark: a text that nobody can guess, because a prompt that said it would get another tenant's text there.
 
     Attributes:
-        parts: what was cut out, by the text that stands for it.
+        parts: the parts that were cut out, by the text that stands for each.
     """
 
     def __init__(self, mark: str) -> None:
@@ -75,7 +75,7 @@ def shortened(value: Any, depth: int = 0) -> Any:
 
 
 def filled(said: bytes, mark: str, parts: Mapping[str, bytes]) -> Iterator[bytes]:
-    """The pieces of an encoded value with the encoded parts where their marks stand."""
+    """Yield the pieces of an encoded value with the encoded parts where their marks stand."""
     place = 0
     for match in _marks(mark).finditer(said):
         part = parts.get(match[1].decode())
@@ -96,7 +96,7 @@ def _marks(mark: str) -> re.Pattern[bytes]:
 
 
 def cut_event(event: Any, cutter: Cutter, known: frozenset[str]) -> Any:
-    """Return an event without its long parts: an ``executed`` loses those of its output, others have shorter texts.
+    """Return an event without its long parts: an ``executed`` loses those of its output, others get shorter texts.
 
     Args:
         known: the types of events that the gateway reads. Of others each long part is cut out.
@@ -115,7 +115,7 @@ def cut_entry(entry: Any, cutter: Cutter, maximum: int) -> Any:
     Outputs that are too much even so are left out, the largest first, and the entry says which.
 
     Args:
-        most: bytes that what is left may have.
+        maximum: bytes that the rest may have.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("outputs") or {}, dict):
         return entry

@@ -1,4 +1,4 @@
-"""Tell from the first bytes of a file whether opening it opens other files. Pure.
+"""Tell from the first bytes of a file if opening it opens other files. Pure.
 
 LoadVideo and LoadAudio hand a file to PyAV, and FFmpeg goes by what is in it: a text that is a playlist is played,
 whatever its name ends with, and the files that it names may be anybody's. LoadImage hands a file to Pillow, which
@@ -51,7 +51,7 @@ _SDP_LINE = re.compile(rb"(?:^|\n)\r?[ \t]*c=in ip", re.IGNORECASE)
 
 
 def reference_by_name(filename: str) -> str | None:
-    """Return what a file of this name is taken for, in words, if that opens another file beside it; else None.
+    """Return the kind of file, in words, if a file of this name opens another file beside it; else None.
 
     FFmpeg takes any file whose name ends with .idx for a VobSub index and opens the .sub beside it (mpeg.c).
     """
@@ -92,10 +92,10 @@ def content_start(data: bytes) -> int | None:
 
 
 def reference_in(head: bytes) -> str | None:
-    """Return what a file is that names other files, in words; None for a file that names none.
+    """Return the kind of a file that names other files, in words; None for a file that names none.
 
     `head` is its beginning, at least `HEAD_BYTES` unless the file is shorter. If an ID3v2 tag reaches past the head,
-    what the file is can't be judged: read it again from `content_start`.
+    the kind can't be judged: read the file again from `content_start`.
     """
     start = content_start(head)
     if start is None or (start >= len(head) and start > 0):

@@ -76,7 +76,7 @@ def wrong_with_file_part(value: Any) -> str | None:
 def wrong_with_model_name(value: Any) -> str | None:
     """Return the reason why a model's name is refused, None if it stays below the folder of models.
 
-    Most loaders can't leave it; DiffusersLoader joins what it is given (nodes.py).
+    Most loaders can't leave it; DiffusersLoader joins any name (nodes.py).
     """
     if not isinstance(value, str) or BARE_NAME.fullmatch(value):
         return None

@@ -36,8 +36,8 @@ class Bounds:
     """Maximum sizes of one /object_info. A real ComfyUI with many custom nodes stays far below each of them.
 
     `max_depth` counts the arrays and objects of a class that lie in one another: encoders give up at 254. A class is
-    parsed in one piece, so `max_bytes` and `max_weight` are what takes 50 ms at most: its commas count 1 each, its
-    arrays and objects 2. What orjson can't read exactly may have `max_odd` bytes.
+    parsed in one piece, so `max_bytes` and `max_weight` take 50 ms at most: its commas count 1 each, its
+    arrays and objects 2. A class that orjson can't read exactly may have `max_odd` bytes.
     """
 
     max_classes: int = 50_000
@@ -182,7 +182,7 @@ def _read_text(text: bytes, size: int, digest: bytes, bounds: Bounds) -> ReadCla
 
 
 def _read_class(description: Any, bounds: Bounds) -> tuple[dict[str, Any], list[str]]:
-    """Return a well-formed description, and what was left out of it."""
+    """Return a well-formed description, and a sentence for each part that was left out."""
     if not isinstance(description, dict):
         raise _Malformed(f"its description is {_kind(description)}, not an object")
     inputs, outputs = description.get("input"), description.get("output")
@@ -284,7 +284,7 @@ def _is_deeper(value: Any, limit: int) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return what a JSON value is, in words."""
+    """Return the type of a JSON value, in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):

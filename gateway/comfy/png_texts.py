@@ -31,7 +31,7 @@ class Patch:
 
 
 def holds_texts(head: bytes) -> bool:
-    """Return True if a PNG file's texts are all in its first bytes; and for what is no PNG file."""
+    """Return True if a PNG file's texts are all in its first bytes, or if it is no PNG file."""
     offset = len(SIGNATURE)
     while head.startswith(SIGNATURE) and offset + _HEAD <= len(head):
         if head[offset + 4 : offset + _HEAD] in (_DATA, _END):
@@ -41,7 +41,7 @@ def holds_texts(head: bytes) -> bool:
 
 
 def text_patches(head: bytes, rewrite: Callable[[bytes], bytes]) -> list[Patch]:
-    """Return what to write over in a PNG file, so that its JSON texts say something else.
+    """Return the patches for a PNG file that change its JSON texts.
 
     Args:
         head: the file from its start on, as far as it is read. Chunks that do not end in it are left as they are.

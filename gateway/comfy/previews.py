@@ -1,4 +1,4 @@
-"""Binary WebSocket frames: a big-endian event type, then what that type holds.
+"""Binary WebSocket frames: a big-endian event type, then the contents of that type.
 
 1 preview: image type (1 JPEG, 2 PNG) and the image; 3 text; 4 preview with metadata: length of a JSON object, the
 object, the image (protocol.py BinaryEventTypes, server.py send_image and send_image_with_metadata).
@@ -32,9 +32,9 @@ class Head:
 
     Attributes:
         type: the event type; None for a frame that is too short to have one.
-        metadata: what a frame of type 4 says of its picture; empty for others.
-        image_type: what the picture is, if it says so.
-        end: where the picture begins; 0 if it has none.
+        metadata: the JSON object of a frame of type 4; empty for others.
+        image_type: the type of the picture, JPEG if a frame of type 4 does not say it; None if unknown.
+        end: the start of the picture; 0 if it has none.
     """
 
     type: int | None
@@ -53,12 +53,12 @@ class Preview:
 
 
 def event_type(frame: bytes) -> int | None:
-    """The type of a binary frame; None for one that is too short to have one."""
+    """Return the type of a binary frame; None for one that is too short to have one."""
     return int(_U32.unpack_from(frame)[0]) if len(frame) >= _U32.size else None
 
 
 def head_of(frame: bytes) -> Head | None:
-    """Read what is before the picture; None for a frame of type 4 that is not well-formed."""
+    """Read the head before the picture; None for a frame of type 4 that is not well-formed."""
     type_ = event_type(frame)
     if type_ == PREVIEW_WITH_METADATA:
         found = _metadata_of(frame)
@@ -106,7 +106,7 @@ def _metadata_of(frame: bytes) -> tuple[dict[str, Any], int] | None:
 
 
 def replace(frame: bytes, old: bytes, new: bytes) -> bytes:
-    """Return a frame with `new` for `old` in what it says; an image is left alone."""
+    """Return a frame with `new` for `old` in its text or metadata; an image is left alone."""
     found = _span_of(frame)
     if found is None:
         return frame if event_type(frame) in (PREVIEW, _UNENCODED_PREVIEW) else frame.replace(old, new)
@@ -115,18 +115,18 @@ def replace(frame: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def encode_with_metadata(preview: Preview) -> bytes:
-    """A frame of type 4."""
+    """Return a frame of type 4."""
     metadata = json_codec.dumps_exact({**preview.metadata, "image_type": preview.image_type})
     return _TWO_U32.pack(PREVIEW_WITH_METADATA, len(metadata)) + metadata + preview.image
 
 
 def encode_legacy(preview: Preview) -> bytes:
-    """A frame of type 1."""
+    """Return a frame of type 1."""
     return _TWO_U32.pack(PREVIEW, _NUMBERS.get(preview.image_type, 1)) + preview.image
 
 
 def to_legacy(frame: bytes) -> bytes | None:
-    """A frame of type 4 as one of type 1; None if it is not well-formed."""
+    """Return a frame of type 4 as one of type 1; None if it is not well-formed."""
     found = _metadata_of(frame)
     if found is None:
         return None

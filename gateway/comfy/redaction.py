@@ -1,4 +1,4 @@
-"""Redact what errors tell about the host: absolute paths become ``…/`` and the last name. Pure.
+"""Redact facts about the host in errors: absolute paths become ``…/`` and the last name. Pure.
 
 ComfyUI puts the text of a Python exception, its traceback and the inputs of the node into ``execution_error``
 (execution.py, handle_execution_error), and all of that into the history entry. Absolute paths in there name the
@@ -115,7 +115,7 @@ def redact_error(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def redacting_error(data: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
-    """Do what `redact_error` does in steps that are short."""
+    """Redact as `redact_error` does, in short steps."""
     told = {}
     for name, value in data.items():
         told[name] = (yield from _redacting(value, _MAX_DEPTH)) if name in _TOLD else value
@@ -131,7 +131,7 @@ def redact_entry(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def redacting_entry(entry: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
-    """Do what `redact_entry` does in steps that are short."""
+    """Redact as `redact_entry` does, in short steps."""
     status = entry.get("status")
     messages = status.get("messages") if isinstance(status, dict) else None
     if not isinstance(status, dict) or not isinstance(messages, list):

@@ -28,7 +28,7 @@ def checked(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
 
 
 async def pieces(response: aiohttp.ClientResponse, maximum: int) -> AsyncIterator[bytes]:
-    """An answer, unpacked, as it comes.
+    """Yield an answer, unpacked, as it comes.
 
     Raises:
         BadAnswer: it has more than `maximum` bytes, and may have no end, or can't be unpacked.
@@ -58,7 +58,7 @@ def _too_long(response: aiohttp.ClientResponse, maximum: int) -> BadAnswer:
 
 
 def unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]] | None:
-    """Return what unpacks a body piece by piece; None if there is nothing to unpack.
+    """Return a function that unpacks a body piece by piece; None if there is nothing to unpack.
 
     Raises:
         BadAnswer: the coding was not asked for.
@@ -85,7 +85,7 @@ def unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]] | None:
 
 
 async def whole(response: aiohttp.ClientResponse, maximum: int = MAX_ANSWER) -> bytes:
-    """All of an answer, unpacked.
+    """Return all of an answer, unpacked.
 
     Raises:
         BadAnswer: it has more than `maximum` bytes.

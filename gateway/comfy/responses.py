@@ -1,7 +1,7 @@
 """Readers of a ComfyUI's answers: typed values, or `Unreadable`.
 
-A backend may be no ComfyUI, an odd one, or one whose custom nodes add to what it says. Whatever comes out of here has
-the types that it is said to have.
+A backend may be no ComfyUI, an odd one, or one whose custom nodes add to what it says. All results have
+the declared types.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Queue:
 
     @property
     def running_ids(self) -> frozenset[str]:
-        """The prompt ids that run."""
+        """Return the prompt ids that run."""
         return frozenset(item[1] for item in self.running)
 
     @property
     def pending_ids(self) -> frozenset[str]:
-        """The prompt ids that are pending."""
+        """Return the prompt ids that are pending."""
         return frozenset(item[1] for item in self.pending)
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A history entry, and the encoder that keeps what JSON has no word for (NaN).
+    """A history entry, and the encoder that keeps values for which JSON has no word (NaN).
 
     `entry` has a list as ``prompt`` or none, objects as ``outputs``, ``status`` and ``meta``. The graph of a large
     entry is not read: it is None in ``prompt``.
@@ -73,7 +73,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class SystemStats:
-    """A backend's /system_stats. `raw` is what it said, without what is not of ComfyUI's form."""
+    """A backend's /system_stats. `raw` is the answer, without the parts that are not of ComfyUI's form."""
 
     raw: Mapping[str, Any] = field(default_factory=lambda: {"system": {}, "devices": []})
 
@@ -85,13 +85,13 @@ class SystemStats:
 
     @property
     def devices(self) -> Sequence[Mapping[str, Any]]:
-        """The devices, each with numbers for what it says of its memory."""
+        """Return the devices, each with numbers for its memory."""
         devices: Sequence[Mapping[str, Any]] = self.raw["devices"]
         return devices
 
     @property
     def version(self) -> str:
-        """The version of ComfyUI; ``?`` if it does not say."""
+        """Return the version of ComfyUI; ``?`` if it does not say."""
         return str(self.system.get("comfyui_version", "?"))
 
 
@@ -114,7 +114,7 @@ def read_queue(value: Any) -> Queue:
 
 
 async def read_large_queue(document: JsonStream) -> Queue:
-    """Read a large /queue: of its items no more than who sent them.
+    """Read a large /queue: of its items no more than tells their senders.
 
     Raises:
         Unreadable: it is no queue.
@@ -137,7 +137,7 @@ def _is_item(item: Any) -> bool:
 
 
 def is_id(value: Any) -> bool:
-    """Return True for what may be a prompt's id: a text that is not too long."""
+    """Return True if a value may be a prompt's id: a text that is not too long."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID
 
 

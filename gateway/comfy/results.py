@@ -14,7 +14,7 @@ from gateway.comfy.previews import PNG, TEXT
 
 
 class Sender(Enum):
-    """A kind of node, by what its class says of itself.
+    """A kind of node, by the description of its class.
 
     SAVER: an output node that hands nothing on. BOTH: one that hands something on, and may sample as well. SAMPLER: no
     output node. UNKNOWN: its class is not known, or it was made while the prompt ran.
@@ -40,7 +40,7 @@ def is_result(type_: int | None, image_type: str | None, sender: Sender) -> bool
 
     Args:
         type_: its event type.
-        image_type: what a picture in it is; None if it has none.
+        image_type: the type of its picture; None if it has none.
     """
     if type_ == TEXT:
         # ComfyUI's own nodes say there how far they are (server.py, send_progress_text).

@@ -35,7 +35,7 @@ def is_plain_link(value: Any) -> bool:
 
 
 def unwrapped(value: Any) -> Any:
-    """Return a value as ComfyUI unwraps it: what is under ``__value__`` (execution.py, validate_inputs)."""
+    """Return a value as ComfyUI unwraps it: the value under ``__value__`` (execution.py, validate_inputs)."""
     return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
 
 
@@ -94,7 +94,7 @@ class TrueTypes:
         return self._known[start]
 
     def _step(self, output: _Output) -> tuple[set[str], list[_Output]]:
-        """Return what is known of one output at once, and the outputs whose types it has besides."""
+        """Return the types of one output that are known at once, and the outputs whose types it has besides."""
         node_id, slot = output
         profile = self._profiles.get(node_id)
         if profile is None or slot >= len(profile.outputs):

@@ -33,7 +33,7 @@ CustomCheck = tuple[frozenset[str], Callable[[Mapping[str, Any]], list[tuple[str
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The result: `outputs` are the nodes to execute; `node_errors` those of outputs that are left out."""
+    """The result: `outputs` are the nodes to execute; `node_errors` are errors of outputs that are left out."""
 
     valid: bool
     error: dict[str, Any] | None
@@ -41,7 +41,7 @@ class Validation:
     node_errors: dict[str, Any]
 
     def body(self) -> dict[str, Any]:
-        """The body of the 400."""
+        """Return the body of ComfyUI's 400."""
         return {"error": self.error, "node_errors": self.node_errors}
 
 
@@ -64,7 +64,7 @@ def validate_prompt(
 ) -> Validation:
     """Validate a prompt.
 
-    `open_lists` are the node classes whose lists are not checked: a custom node may accept what it does not list.
+    `open_lists` are the node classes whose lists are not checked: a custom node may accept unlisted choices.
 
     Raises:
         AttributeError, TypeError: a node is not an object; ComfyUI answers that with a bare 500.
@@ -343,7 +343,7 @@ def _exception(type_: str, error: Exception) -> dict[str, Any]:
 
 
 def _types_match(received: Any, wanted: Any) -> bool:
-    """Whether an output may be linked to an input: unions overlap, ``*`` fits all (validate_node_input)."""
+    """Return True if an output may be linked to an input: unions overlap, ``*`` fits all (validate_node_input)."""
     if received == wanted or received in _ANY_TYPES or wanted in _ANY_TYPES:
         return True
     if isinstance(received, list) and wanted == "COMBO":

@@ -34,18 +34,18 @@ _FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
 class CannotAsk(Exception):
-    """Nothing can be found out: nobody answers there, or a key is needed."""
+    """Failure to examine a ComfyUI: nobody answers there, or a key is needed."""
 
 
 @dataclass(slots=True)
 class Examination:
-    """What is asked of one ComfyUI.
+    """Examination of one ComfyUI.
 
     Args:
         url: its address, without a slash at the end.
         key: sent as ``X-API-Key`` with every request, if there is one.
         timeout: seconds for each request and its whole answer.
-        most: bytes of an answer that are read; a longer one counts as a difference.
+        maximum: bytes of an answer that are read; a longer answer counts as a difference.
     """
 
     suite: Suite
@@ -56,10 +56,10 @@ class Examination:
     version: str = ""
 
     async def verdicts(self) -> AsyncIterator[Verdict]:
-        """Ask one question after the other; a line for each.
+        """Ask one question after the other, and yield the lines of the report.
 
         Raises:
-            CannotAsk: see there. The first question finds it out.
+            CannotAsk: nobody answers the first question, or a key is needed.
         """
         headers = {"Accept-Encoding": "identity"} | ({"X-API-Key": self.key} if self.key else {})
         async with aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar()) as session:

@@ -1,8 +1,8 @@
 """Node classes of /object_info, compared with recorded ones. Pure.
 
-What is compared is what a workflow that ran before needs to run again, and what a client reads to offer choices: the
-inputs and their types, outputs by their place, whether the class is an output. Choices, defaults, limits and texts are
-not: they are a matter of the installation, and of taste.
+Compared are the parts that a workflow needs to run again, and that a client reads to offer choices: inputs and their
+types, outputs by their place, and if the class is an output. Choices, defaults, limits and texts are not compared:
+they are a matter of the installation, and of taste.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SECTIONS = ("required", "optional")
 
 
 def distilled(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What is compared of a class's description. Hidden inputs are ComfyUI's own to fill in."""
+    """Return the compared parts of a class's description. Hidden inputs are ComfyUI's own to fill in."""
     inputs = description["input"]
     return {
         **{part: {name: type_of(spec) for name, spec in inputs.get(part, {}).items()} for part in _SECTIONS},
@@ -29,7 +29,7 @@ def distilled(description: Mapping[str, Any]) -> dict[str, Any]:
 def compare_class(wanted: Mapping[str, Any], common: Shape, name: str, found: Any, comparison: Comparison) -> None:
     """Compare a class with a `distilled` one.
 
-    `common` is the shape that all descriptions have; what follows it up relies on that.
+    `common` is the shape that all descriptions have. The further comparison relies on it.
     """
     place = Place().member(name)
     before = len(comparison.differences)
@@ -59,7 +59,7 @@ def _compare_inputs(
 
 
 def _compare_outputs(wanted: list[str], found: list[Any], place: Place, comparison: Comparison) -> None:
-    """Links name an output by its place: more may follow, none may go or change."""
+    """Compare outputs by their place, because links name it: more may follow, none may go or change."""
     for number, type_ in enumerate(wanted):
         if number >= len(found):
             comparison.differ(place.index(number), type_, "no such output")
@@ -68,7 +68,7 @@ def _compare_outputs(wanted: list[str], found: list[Any], place: Place, comparis
 
 
 def type_of(spec: Any) -> str:
-    """The type of an input: a name, `CHOICES`, or what stands there instead."""
+    """Return the type of an input: a name, `CHOICES`, or the JSON type of the value that stands there instead."""
     return _name(spec[0]) if isinstance(spec, list) and spec else kind(spec)
 
 
@@ -79,5 +79,5 @@ def _name(type_: Any) -> str:
 
 
 def _takes(now: str, before: str) -> bool:
-    """Whether an input takes what it took before: ``IMAGE,MASK`` and ``*`` take an IMAGE as well."""
+    """Return True if an input still takes its former type: ``IMAGE,MASK`` and ``*`` take an IMAGE as well."""
     return now == before or now == "*" or before in now.split(",")

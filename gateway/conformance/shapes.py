@@ -18,7 +18,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a client would trip on. `path` is as in JSONPath; `where` is the same for all members of a list or map."""
+    """Difference that breaks a client. `path` is as in JSONPath; `where` is one for all members of a list or map."""
 
     path: str
     expected: str
@@ -31,7 +31,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Comparison:
-    """What came of comparing. `added` are the paths of keys that were not asked for, each kind once."""
+    """Result of a comparison. `added` are the paths of keys that were not asked for, each kind once."""
 
     differences: list[Difference] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Comparison:
     _seen: set[tuple[str, str, str]] = field(default_factory=set)
 
     def differ(self, place: Place, expected: str, found: str) -> None:
-        """Take note of a difference; what differs alike in other members of a list or map is only counted."""
+        """Note a difference. If other members of a list or map differ alike, only count them."""
         key = (place.where, expected, found)
         if key in self._seen:
             self.alike += 1
@@ -48,7 +48,7 @@ class Comparison:
         self.differences.append(Difference(place.path, expected, found, place.where))
 
     def add(self, place: Place) -> None:
-        """Take note of a key that was not asked for."""
+        """Note a key that was not asked for."""
         if place.where not in self.added:
             self.added.append(place.where)
 
@@ -61,24 +61,24 @@ class Place:
     where: str = "$"
 
     def key(self, name: str) -> Place:
-        """A key of an object."""
+        """Return the place of an object's key."""
         return Place(self.path + _step(name), self.where + _step(name))
 
     def member(self, name: str) -> Place:
-        """A value of an object whose keys are ids."""
+        """Return the place of a value in an object whose keys are ids."""
         return Place(self.path + _step(name), f"{self.where}.*")
 
     def index(self, place: int) -> Place:
-        """A place in a list in which each place has its meaning."""
+        """Return a place in a list in which each place has its meaning."""
         return Place(f"{self.path}[{place}]", f"{self.where}[{place}]")
 
     def item(self, place: int) -> Place:
-        """An item of a list."""
+        """Return the place of a list's item."""
         return Place(f"{self.path}[{place}]", f"{self.where}[*]")
 
 
 def compare(shape: Shape, value: Any, place: Place | None = None, into: Comparison | None = None) -> Comparison:
-    """What of `value` is not as `shape` wants it. Found values are told by their type alone."""
+    """Compare `value` with `shape`, and return the differences. They show found values by their type alone."""
     place, comparison = place or Place(), into if into is not None else Comparison()
     wanted, found = _types(shape), kind(value)
     if wanted and found not in wanted:
@@ -125,7 +125,7 @@ def _types(shape: Shape) -> tuple[str, ...]:
 
 
 def kind(value: Any) -> str:
-    """JSON's name for the type of a value."""
+    """Return JSON's name for the type of a value."""
     if value is None:
         return "null"
     if isinstance(value, bool):

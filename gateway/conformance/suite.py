@@ -1,4 +1,4 @@
-"""The read-only part of the conformance suite: what is asked, what is expected, and what an answer is worth. Pure.
+"""The read-only part of the conformance suite: questions, expected answers, and verdicts on answers. Pure.
 
 ``expected.json`` is made from the recordings of a real ComfyUI by ``python -m tests.conformance.distil``.
 """
@@ -19,12 +19,12 @@ from gateway.conformance.shapes import Comparison, Shape, compare
 
 SHOWN = 5
 TEXT = 120
-# What aiohttp's router answers where there is no such route.
+# The answer of aiohttp's router if there is no such route.
 _NO_ROUTE = b"404: Not Found"
 
 
 class Outcome(StrEnum):
-    """What came of one check."""
+    """Outcome of one check."""
 
     OK = "ok"
     DIFFERS = "differs"
@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One line of the report. `counts` is false for what is a matter of the installation."""
+    """One line of the report. `counts` is false if the line is a matter of the installation."""
 
     outcome: Outcome
     what: str
@@ -64,7 +64,7 @@ class Exchange:
 
     @property
     def name(self) -> str:
-        """How it is called in the report."""
+        """Return the name of the exchange in the report."""
         return f"GET {self.path}"
 
 
@@ -80,7 +80,7 @@ class Suite:
 
 
 def load() -> Suite:
-    """The suite, from the package's data."""
+    """Return the suite, from the package's data."""
     value = json.loads((resources.files("gateway.conformance") / "expected.json").read_text("utf-8"))
     exchanges = (
         Exchange(
@@ -96,7 +96,7 @@ def load() -> Suite:
 
 
 def judge(suite: Suite, exchange: Exchange, answer: Answer) -> list[Verdict]:
-    """What an answer is worth: a line, and one more for each node class that is not there."""
+    """Judge an answer. Return a line, and one more for each node class that is not there."""
     if answer.status == 404 and answer.body.startswith(_NO_ROUTE):
         return [Verdict(Outcome.MISSING, exchange.name, "there is no such route")]
     statuses = [wanted.status for wanted in exchange.answers]
@@ -122,7 +122,7 @@ def judge(suite: Suite, exchange: Exchange, answer: Answer) -> list[Verdict]:
 
 
 def _compare_classes(suite: Suite, names: Sequence[str], found: Mapping[str, Any], into: Comparison) -> list[str]:
-    """Compare node classes; the names of those that are not there."""
+    """Compare node classes. Return the names of the missing ones."""
     for name in names:
         if name in found:
             compare_class(suite.node_classes[name], suite.description, name, found[name], into)
@@ -130,7 +130,7 @@ def _compare_classes(suite: Suite, names: Sequence[str], found: Mapping[str, Any
 
 
 def judge_greeting(suite: Suite, client_id: str, messages: Sequence[Any]) -> Verdict:
-    """What /ws is worth, by its first message and the answer to the client's ``feature_flags``."""
+    """Judge /ws, by its first message and the answer to the client's ``feature_flags``."""
     if not messages:
         return differs("/ws", "first message: expected status, found none")
     first = messages[0]
@@ -147,12 +147,12 @@ def judge_greeting(suite: Suite, client_id: str, messages: Sequence[Any]) -> Ver
 
 
 def is_flags(message: Any) -> bool:
-    """Whether a message is the answer to the client's ``feature_flags``."""
+    """Return True if a message is the answer to the client's ``feature_flags``."""
     return isinstance(message, dict) and message.get("type") == "feature_flags"
 
 
 def no_socket(error: BackendError) -> Verdict:
-    """The line for a /ws that can't be connected."""
+    """Return the line for a /ws that can't be connected."""
     if isinstance(error, BadAnswer) and error.status == 404:
         return Verdict(Outcome.MISSING, "/ws", "answered 404")
     return differs("/ws", f"expected a socket: {error}")
@@ -163,7 +163,7 @@ def _type(message: Any) -> str:
 
 
 def verdict(what: str, comparison: Comparison) -> Verdict:
-    """The line for a comparison."""
+    """Return the line for a comparison."""
     differences = comparison.differences
     if differences:
         shown = [str(difference)[: 2 * TEXT] for difference in differences[:SHOWN]]
@@ -175,7 +175,7 @@ def verdict(what: str, comparison: Comparison) -> Verdict:
 
 
 def differs(what: str, detail: str) -> Verdict:
-    """The line for what a client would trip on."""
+    """Return the line for a difference that breaks a client."""
     return Verdict(Outcome.DIFFERS, what, detail)
 
 
@@ -188,12 +188,12 @@ def _either(statuses: Sequence[int]) -> str:
 
 
 def fits(verdicts: Sequence[Verdict]) -> bool:
-    """Whether all that counts is ok."""
+    """Return True if every line that counts is ok."""
     return all(verdict.outcome is Outcome.OK for verdict in verdicts if verdict.counts)
 
 
 def summary(suite: Suite, version: str, verdicts: Sequence[Verdict]) -> str:
-    """The last line."""
+    """Return the last line."""
     counted = [verdict.outcome for verdict in verdicts if verdict.counts]
     ok, differ, missing = (counted.count(outcome) for outcome in Outcome)
     absent = len(verdicts) - len(counted)
@@ -204,7 +204,7 @@ def summary(suite: Suite, version: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def version_of(answer: Answer) -> str:
-    """The version that a /system_stats tells; ``of unknown version`` if it tells none."""
+    """Return the version that a /system_stats tells; ``of unknown version`` if it tells none."""
     try:
         version = json_codec.loads(answer.body)["system"]["comfyui_version"]
     except (json_codec.MalformedJson, LookupError, TypeError):
@@ -213,5 +213,5 @@ def version_of(answer: Answer) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for a terminal: what a server says may hold control characters."""
+    """Return text for a terminal, because a server's text may hold control characters."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,1 +1,1 @@
-"""Files on backends: an index of what lies where, uploads, and their transfer."""
+"""Files on backends: an index of their places, uploads, and their transfer."""

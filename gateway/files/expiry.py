@@ -27,7 +27,7 @@ class Expiry:
         self._offset: float | None = None
 
     def expired(self, used_at: Mapping[str, int], wall: float, monotonic: float) -> list[str]:
-        """Return the digests of those that are to go.
+        """Return the digests of the expired uploads.
 
         Args:
             used_at: the last use of each upload, in milliseconds since 1970.

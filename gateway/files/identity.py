@@ -1,7 +1,7 @@
 """Identity of files: is a file on a backend still the one that its job wrote? Its ETag tells.
 
 A ComfyUI serves files with aiohttp's FileResponse: the ETag is made of the time of the last change, in nanoseconds, and
-the size. A name says less: where a folder was emptied, the next file of any tenant's job is called as the first was.
+the size. A name says less: if a folder was emptied, the next file of any tenant's job gets the first file's name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gateway.fleet.backend import Backend
 
 # As aiohttp makes it (web_fileresponse.py).
 _OF_FILE = re.compile(r'"(?P<nanoseconds>[0-9a-f]{1,16})-(?P<size>[0-9a-f]{1,16})"')
-# Instead of an ETag: there is none to compare; what the job told of was not there when it was over, or not its own; the
-# file is an earlier job's (ComfyUI's cache), and not looked at yet.
+# Stored in place of an ETag. UNTOLD: the backend sends none. GONE: after the job the file was missing, or not its own.
+# CACHED: from an earlier job (ComfyUI's cache), not checked yet.
 UNTOLD, GONE, CACHED = "", "-", "*"
 # How many files of a job are asked for at a time, and how many at all. A video as single pictures has some thousands.
 AT_A_TIME = 8
@@ -34,10 +34,10 @@ PATIENCE_SECONDS = 30.0
 
 
 def are_same(one: str, other: str) -> bool:
-    """Whether two ETags are of the same file.
+    """Return True if two ETags are of the same file.
 
-    What lost the fractions of its seconds is still the same: network file systems do that some time after a file was
-    written, and so do archives.
+    A file whose time lost the fractions of its seconds is still the same. Network file systems drop them some time
+    after a file was written, and so do archives.
     """
     if one == other:
         return True
@@ -50,10 +50,11 @@ def are_same(one: str, other: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Instead of an ETag: what a job has written that goes on. Times are seconds since 1970 by the backend's clock.
+    """Stored in place of an ETag: a file of a job not over yet. Times are seconds since 1970 by the backend's clock.
 
-    It was written `since` then, and `until` then, where another's job has begun meanwhile; it is none of the files that
-    others know by that name (`besides`). `before` is what the job's tenant knew there before.
+    The job wrote the file after `since`, and before `until` if another tenant's job has begun meanwhile. `besides` are
+    the ETags of other tenants' files of that name: it is none of these. `before` is the ETag that the job's tenant knew
+    by that name before.
     """
 
     since: float | None = None
@@ -62,7 +63,7 @@ class Fresh:
     before: str = UNTOLD
 
     def is_met(self, headers: Mapping[str, str]) -> bool:
-        """Whether an answer with these headers shows it."""
+        """Return True if a response with these headers shows the file."""
         told, written = told_by(headers), written_at(headers)
         if told != UNTOLD and are_same(told, self.before):
             return True
@@ -72,17 +73,17 @@ class Fresh:
         return is_young and (self.until is None or (written is not None and written <= self.until + 1))
 
 
-# What a file is known by.
+# The ETag of a file, or what stands in its place.
 Known = str | Fresh
 
 
 def told_by(headers: Mapping[str, str]) -> str:
-    """The ETag of an answer, to be compared weakly (RFC 9110, section 8.8.3.2); UNTOLD if there is none."""
+    """Return a response's ETag, to be compared weakly (RFC 9110, section 8.8.3.2); UNTOLD if there is none."""
     return headers.get("ETag", UNTOLD).removeprefix("W/")
 
 
 def is_same(known: Known, headers: Mapping[str, str]) -> bool:
-    """Whether an answer with these headers shows the file that is known so."""
+    """Return True if a response with these headers shows the `known` file."""
     if isinstance(known, Fresh):
         return known.is_met(headers)
     return known == UNTOLD or are_same(known, told_by(headers))
@@ -90,12 +91,12 @@ def is_same(known: Known, headers: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of a job, in seconds since 1970 by its backend's clock; None for what is not known.
+    """The times of a job, in seconds since 1970 by its backend's clock; None for an unknown time.
 
     Attributes:
-        began: when that was.
-        ended: when it was over.
-        followed: when another tenant's job began there that came after it.
+        began: the job's start.
+        ended: the job's end.
+        followed: the start of another tenant's job that came after it there.
     """
 
     began: float | None = None
@@ -105,7 +106,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a file is known by, once its job is over, and whether it was written since the job began, or long before."""
+    """Identity of a file after its job. `is_new`: written since the job began. `is_old`: written long before it."""
 
     etag: str
     is_new: bool = False
@@ -113,12 +114,12 @@ class Found:
 
 
 def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD, read: Collection[str] = ()) -> Found:
-    """What an answer to a HEAD says of a file that a job told of.
+    """Judge a file that a job reported, from the response to a HEAD.
 
     Args:
-        wrote: whether the job says that it made it.
-        before: what the tenant knew the name by before that job: it may have told of that file again.
-        read: what the job's inputs are known by. ComfyUI copies a 3D model with the time at which that was written
+        wrote: True if the job says that it made the file.
+        before: the ETag that the tenant knew by that name before the job, which may have reported that file again.
+        read: the ETags of the job's inputs. ComfyUI copies a 3D model with the time of its last change
             (comfy_api/latest/_util/geometry_types.py, File3D.save_to).
     """
     if answer.status != 200:
@@ -127,7 +128,7 @@ def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD, 
     if written is None or (told != UNTOLD and are_same(told, before)):
         return Found(told)
     if wrote and times.began is not None and written < times.began - LATE_SECONDS:
-        # It was there before: the job has only named it. Unless it is a copy of what the job has read, with its time.
+        # The file was there before, so the job only named it, unless it is a copy of an input with the input's time.
         return Found(told if any(are_same(told, each) for each in read) else GONE, is_old=True)
     if now is not None and _is_late(written, now, times):
         return Found(GONE)
@@ -135,9 +136,9 @@ def examine(answer: Answer, times: Times, *, wrote: bool, before: str = UNTOLD, 
 
 
 def _is_late(written: float, now: float, times: Times) -> bool:
-    """Whether a file is another's job's, which may be running: its own was over when it was written.
+    """Return True if another tenant's job wrote the file, because the file's own job was over by then.
 
-    It is hard to say of one that was asked for at once: its disk's clock may be ahead.
+    The other job may still run. If the file is asked for at once, return False, because its disk's clock may be ahead.
     """
     if times.ended is None or now < times.ended + SOON_SECONDS:
         return False
@@ -147,7 +148,7 @@ def _is_late(written: float, now: float, times: Times) -> bool:
 
 
 def seconds_of(date: str | None) -> float | None:
-    """A date as HTTP writes it (RFC 9110, section 5.6.7), in seconds since 1970; None if it is none."""
+    """Return a date of HTTP's (RFC 9110, section 5.6.7) in seconds since 1970; None if it is no date."""
     try:
         return None if date is None else parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
@@ -155,9 +156,9 @@ def seconds_of(date: str | None) -> float | None:
 
 
 def written_at(headers: Mapping[str, str]) -> float | None:
-    """When the file of an answer was last changed, in seconds since 1970; None if it does not say.
+    """Return the time of the last change of a response's file, in seconds since 1970; None if no header says it.
 
-    The ETag of aiohttp's FileResponse has that in nanoseconds, where Last-Modified has it rounded up.
+    The ETag of aiohttp's FileResponse has the time in nanoseconds, Last-Modified has it rounded up.
     """
     rounded = seconds_of(headers.get("Last-Modified"))
     match = _OF_FILE.fullmatch(told_by(headers))
@@ -170,22 +171,22 @@ async def _ask(backend: Backend, ref: FileRef, patience: float = PATIENCE_SECOND
 
 
 async def has(backend: Backend, ref: FileRef, known: Known) -> bool:
-    """Whether a backend has the file that is known so under a name.
+    """Return True if a backend has the `known` file under a name.
 
     Raises:
-        BackendError: it does not say.
+        BackendError: the backend does not say.
     """
     if known == UNTOLD:
         return True
     answer = await _ask(backend, ref)
     if isinstance(known, Fresh) and "Last-Modified" not in answer.headers:
-        # A proxy may leave it out: then there is no time to be compared, as once the job is over.
+        # If a proxy leaves the header out, compare no times, as after the end of the job.
         known = replace(known, since=None, until=None)
     return answer.status == 200 and is_same(known, answer.headers)
 
 
 async def is_older(backend: Backend, ref: FileRef, than: float) -> bool:
-    """Whether a file was written before a time, in seconds since 1970; not if there is none, or that is not told.
+    """Return True if a file was written before a time, in seconds since 1970; False if no file or time is known.
 
     Raises:
         BackendError: the backend does not say.
@@ -204,13 +205,13 @@ async def learn(
     must: bool = True,
     patience: float = PATIENCE_SECONDS,
 ) -> Mapping[FileRef, Found]:
-    """What to know these files of a backend by, once their job is over; `judge` tells that from the answer to a HEAD.
+    """Return the identities of a backend's files after their job. `judge` makes each from the response to a HEAD.
 
-    Unless it `must`, a file of which the backend does not say anything within `patience` seconds is left out: a pipe,
-    say, or what lies on a network that hangs.
+    Without `must`, leave out each file about which the backend is silent for `patience` seconds. Such a file is a pipe,
+    for example, or lies on a network that hangs.
 
     Raises:
-        BackendError: it does not say, or can't be reached.
+        BackendError: the backend does not say, or can't be reached.
     """
     known: dict[FileRef, Found] = {}
     left = iter(list(refs)[:MAX_FILES])

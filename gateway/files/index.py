@@ -23,8 +23,8 @@ from gateway.files.placements import spelled_alike
 class Holder:
     """Place of a file: the backend, and the file's name there.
 
-    `etag` is what to know it by there (see etags.py), None while the job that writes it goes on; `before` is what it
-    was until that began.
+    `etag` identifies the file there (see identity.py); it is None while the job that writes the file runs. `before` is
+    the value of `etag` until that job began.
     """
 
     backend: str
@@ -34,7 +34,7 @@ class Holder:
 
     @property
     def is_known(self) -> bool:
-        """Whether it was looked at since its job was over."""
+        """Return True if the file was checked after the end of its job."""
         return self.etag not in (None, CACHED)
 
 
@@ -48,12 +48,12 @@ class Upload:
 
 _NONE: Mapping[FileRef, Upload] = {}
 _MISSING = object()
-# So many of one tenant are forgotten before it is looked again who has most.
+# Files of one tenant that are forgotten at a time, before the index looks again for the tenant with most.
 TRIM_BATCH = 100
 
 
 class Origin(StrEnum):
-    """How a job comes to tell of a file: it WROTE it, an EARLIER one did (ComfyUI's cache), or it is only NAMED."""
+    """Origin of a reported file: its job WROTE it, an EARLIER job did (ComfyUI's cache), or the job only NAMED it."""
 
     WROTE = "wrote"
     EARLIER = "earlier"
@@ -61,7 +61,7 @@ class Origin(StrEnum):
 
 
 class FileIndex:
-    """The files that each tenant may see. Pure bookkeeping: what to remember for ever is returned, not written."""
+    """The files that each tenant may see. Pure bookkeeping: methods return changes to persist, and write nothing."""
 
     def __init__(self) -> None:
         self._files: dict[tuple[str, FileRef], Holder | Upload] = {}
@@ -70,15 +70,15 @@ class FileIndex:
         self._first: dict[FileRef, Holder | Upload] = {}
         self._uploads: dict[str, dict[FileRef, Upload]] = {}
         self._versions: dict[str, int] = {}
-        # Who has uploads under a name, or below a folder (no filename), in the spelling of `spelled_alike`.
+        # Tenants with uploads under a name, or below a folder (no filename), in the spelling of `spelled_alike`.
         self._owners: dict[FileRef, Counter[str]] = {}
-        # What a backend calls a file so was another's before.
+        # Files of a backend whose name another tenant's file had before.
         self._anew: set[tuple[str, FileRef]] = set()
         # The highest number of the outputs with one folder and prefix, and how many of these there are.
         self._counts: dict[tuple[str, FileRef, str], tuple[int, int]] = {}
         # The number that a tenant sees in the names of files that have one number in one folder of a backend.
         self._numbers: dict[tuple[str, str, FileRef, str, int], tuple[int, int]] = {}
-        # What each tenant's jobs made, in the order in which it was last written.
+        # The files that each tenant's jobs made, in the order in which they were last written.
         self._made: dict[str, dict[FileRef, None]] = {}
         self._made_count = 0
 
@@ -94,13 +94,13 @@ class FileIndex:
         etag: str | None = None,
         visible: FileRef | None = None,
     ) -> tuple[FileRef, bool]:
-        """The tenant's name for a file that `backend` calls `ref`, and whether that is news.
+        """Return the tenant's name for a file that `backend` calls `ref`, and True if the tenant newly has the name.
 
-        `visible` is the name that it is to have if it has none and that is free; None for the one that it has there.
+        A file without a name gets `visible` if that name is free. If `visible` is None, it gets the backend's name.
 
-        A file that its job only names does not become the tenant's if it is another's. Neither does one out of
-        ComfyUI's cache whose name was given anew: what the cache meant may have been another's before. `etag` is what
-        a file that is nobody's is known by at first.
+        A file that its job only names does not become the tenant's if it is another tenant's. Neither does a file from
+        ComfyUI's cache whose name was given anew, because the cache may mean another tenant's earlier file. `etag` is
+        the first identity of a file that is nobody's.
         """
         key = (backend, ref)
         known = self._names.get((tenant, *key))
@@ -113,13 +113,13 @@ class FileIndex:
         if (others - {GONE} and origin is Origin.NAMED) or (others and origin is Origin.EARLIER and key in self._anew):
             return visible, False
         if others and (origin is Origin.EARLIER or etag == CACHED):
-            # It is the same file as theirs, whatever lies there by now; unless one of them only named it, too.
+            # The file is theirs, whatever lies there by now. If they disagree on its ETag, one of them only named it.
             etag = others.pop() if len(others) == 1 else GONE
         self._put(tenant, visible, Holder(backend, ref, etag))
         return visible, True
 
     def others(self, tenant: str, backend: str, ref: FileRef) -> Mapping[str, str | None]:
-        """What the other tenants that have a file of a backend know it by."""
+        """Return by tenant the ETags by which other tenants know a file of a backend."""
         owners = self._tenants.get((backend, ref), ())
         return {owner: self._held(owner, backend, ref).etag for owner in owners if owner != tenant}
 
@@ -138,7 +138,7 @@ class FileIndex:
         Args:
             there: the file on its backend.
             folder: the folder that the tenant sees, as a file without a name.
-            parts: those of its name as the tenant sees it, with the backend's number.
+            parts: the parts of its name as the tenant sees it, with the backend's number.
         """
         known = self._numbers.get((tenant, backend, *_numbered(there, parts)))
         return known[0] if known is not None else self.next_number(tenant, folder, parts)
@@ -175,7 +175,7 @@ class FileIndex:
             del self._numbers[own]
 
     def forget(self, tenant: str, backend: str, there: FileRef) -> FileRef | None:
-        """A tenant's file is gone from its backend; returns the name that means nothing now, None if it had none."""
+        """Forget a tenant's file that its backend lost. Return the name that means nothing now; None if it had none."""
         visible = self._names.get((tenant, backend, there))
         if visible is None:
             return None
@@ -203,24 +203,24 @@ class FileIndex:
         made[visible] = made.pop(visible)
 
     def held(self, tenant: str, backend: str, ref: FileRef) -> Holder | None:
-        """A file of a backend, as the tenant has it; None if it is not the tenant's."""
+        """Return a file of a backend, as the tenant has it; None if it is not the tenant's."""
         return self._held(tenant, backend, ref) if (tenant, backend, ref) in self._names else None
 
     def know(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
-        """From now on that is what to know a file by. False if it is not the tenant's."""
+        """Set the ETag by which the tenant knows a file. Return False if it is not the tenant's."""
         visible = self._names.get((tenant, backend, ref))
         if visible is not None:
             self._know(tenant, visible, etag)
         return visible is not None
 
     def restore(self, tenant: str, visible: FileRef, holder: Holder, is_anew: bool = False) -> None:
-        """Put back what an earlier run remembered."""
+        """Put back a file that an earlier run remembered."""
         self._put(tenant, visible, holder)
         if is_anew:
             self._anew.add((holder.backend, holder.there))
 
     def is_anew(self, backend: str, ref: FileRef) -> bool:
-        """Whether what a backend calls so was another's before."""
+        """Return True if another tenant's file had this name on the backend before."""
         return (backend, ref) in self._anew
 
     def _put(self, tenant: str, visible: FileRef, holder: Holder) -> None:
@@ -235,9 +235,9 @@ class FileIndex:
         made[visible] = None
 
     def trim(self, maximum: int, may: Callable[[str], bool]) -> list[tuple[str, FileRef]]:
-        """Forget files until jobs have made `maximum`: the oldest of the tenant with most, of those that `may` forget.
+        """Forget the oldest files of the tenant with most, until jobs have made `maximum`, if `may` permits the tenant.
 
-        Returns the (tenant, name) that mean nothing now.
+        Returns each (tenant, name) that means nothing now.
         """
         gone: list[tuple[str, FileRef]] = []
         while (excess := self._made_count - maximum) > 0:
@@ -256,7 +256,7 @@ class FileIndex:
         return gone
 
     def _forget(self, tenant: str, holder: Holder) -> FileRef | None:
-        """A file is not the tenant's any more; returns what the tenant called it."""
+        """Take a file from a tenant. Return the tenant's name for it; None if it had none."""
         backend, there = holder.backend, holder.there
         visible = self._names.pop((tenant, backend, there), None)
         if visible is not None:
@@ -273,10 +273,10 @@ class FileIndex:
         return visible
 
     def replaced(self, tenant: str, backend: str, ref: FileRef, *, proven: bool = True) -> list[tuple[str, FileRef]]:
-        """A prompt of the tenant's wrote this file: what others know by that name is gone, and it is not theirs.
+        """Forget other tenants' files of this name, because a prompt of the tenant's wrote this file.
 
-        A backend that came back empty counts its files from 1 again. Unless it is `proven`, that is so for those alone
-        who could not tell their file from it. Returns the (tenant, name) that mean nothing now.
+        A backend that came back empty counts its files from 1 again. If it is not `proven`, forget the files of
+        those tenants alone that know no ETag for theirs. Returns each (tenant, name) that means nothing now.
         """
         gone = []
         for other, etag in self.others(tenant, backend, ref).items():
@@ -291,9 +291,9 @@ class FileIndex:
         return gone
 
     def allot(self, tenant: str, wanted: FileRef, digest: str, overwrite: bool) -> FileRef:
-        """The name that an upload gets (server.py, image_upload): the one wanted, unless other bytes have it.
+        """Return an upload's name (server.py, image_upload): the one wanted, unless other bytes have it.
 
-        The same bytes again have the name that they have; others get ``name (1).png``, save with `overwrite`.
+        The same bytes keep the name that they have. Other bytes get ``name (1).png``, save with `overwrite`.
         """
         if overwrite:
             return wanted
@@ -307,7 +307,7 @@ class FileIndex:
         return ref
 
     def put_upload(self, tenant: str, ref: FileRef, upload: Upload) -> None:
-        """From now on the name means these bytes."""
+        """Give a name to these bytes from now on."""
         before = self._files.get((tenant, ref))
         if isinstance(before, Holder):
             self._forget(tenant, before)
@@ -321,7 +321,7 @@ class FileIndex:
         self._versions[tenant] = self.version(tenant) + 1
 
     def drop_upload(self, tenant: str, ref: FileRef) -> None:
-        """The name means nothing any more."""
+        """Drop an upload's name, which then means nothing."""
         upload = self._uploads.get(tenant, {}).pop(ref, None)
         if upload is None:
             return
@@ -340,13 +340,13 @@ class FileIndex:
     def is_others_upload(self, tenant: str, ref: FileRef) -> bool:
         """Return True if another tenant has an upload of this name; without a filename, one in or below this folder.
 
-        It may be on its way to a backend at this moment.
+        The upload may be on its way to a backend at this moment.
         """
         owners = self._owners.get(spelled_alike(ref))
         return owners is not None and (len(owners) > 1 or tenant not in owners)
 
     def uploads(self, tenant: str) -> Mapping[FileRef, Upload]:
-        """A tenant's uploads by name. Not to be changed, nor kept over an await."""
+        """Return a tenant's uploads by name. Don't change them, nor keep them over an await."""
         return self._uploads.get(tenant, _NONE)
 
     def has(self, tenant: str) -> bool:
@@ -354,17 +354,17 @@ class FileIndex:
         return bool(self._uploads.get(tenant)) or tenant in self._made
 
     def version(self, tenant: str) -> int:
-        """A number that grows whenever a tenant's uploads change; 0 for one that never had any."""
+        """Return a number that grows when a tenant's uploads change; 0 for a tenant that never had any."""
         return self._versions.get(tenant, 0)
 
     def find(self, tenant: str, visible: FileRef) -> Holder | Upload | None:
-        """Where a tenant's file is; None for one it never saw."""
+        """Return the place of a tenant's file; None for a file that the tenant never saw."""
         return self._files.get((tenant, visible))
 
     def is_others(self, tenant: str, backend: str, ref: FileRef) -> bool:
-        """Whether what a backend calls so is others', and not this tenant's."""
+        """Return True if a backend's file is other tenants', and not this tenant's."""
         own = self.held(tenant, backend, ref)
-        # One who told of it in vain has nothing there.
+        # If a tenant's job reported the file in vain (GONE), don't count the tenant, because it has nothing there.
         theirs = set(self.others(tenant, backend, ref).values()) - {GONE}
         return bool(theirs) and (own is None or theirs != {own.etag})
 
@@ -375,7 +375,7 @@ class FileIndex:
         )
 
     def find_any(self, visible: FileRef) -> Holder | Upload | None:
-        """Where a file of any tenant is: for an admin, who sees all. The oldest one, where several have the name."""
+        """Return the place of any tenant's file, for an admin, who sees all; if several have the name, the oldest."""
         return self._first.get(visible)
 
     def owners(self, visible: FileRef, upload: Upload) -> list[str]:
@@ -384,7 +384,7 @@ class FileIndex:
 
 
 def _numbered(there: FileRef, parts: Saved) -> tuple[FileRef, str, int]:
-    """Return what files have in common that have one number in one folder of a backend."""
+    """Return the key that files with one number in one folder of a backend share: folder, prefix and number."""
     saved_there = saved(there.filename) or parts
     return replace(there, filename=""), saved_there.prefix, saved_there.number
 
@@ -400,6 +400,6 @@ def _name_and_folders(ref: FileRef) -> Iterator[FileRef]:
 
 
 def marked(filename: str, mark: str) -> str:
-    """`filename` with ``~mark`` before its suffix: a name beside one that is taken."""
+    """Return `filename` with ``~mark`` before its suffix: a name beside one that is taken."""
     stem, dot, suffix = filename.rpartition(".")
     return f"{stem}~{mark}.{suffix}" if dot and stem else f"{filename}~{mark}"

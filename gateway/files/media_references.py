@@ -1,4 +1,4 @@
-"""Look into files for what names other files, and remember what was found by the digest of their bytes."""
+"""Look into files for references to other files, and remember the findings by the digest of their bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_READS = 8
 
 
 def sentence(filename: str, found: str) -> str:
-    """Return what a caller is told of a file that names other files."""
+    """Return the error for a file that names other files."""
     return f"The file '{filename}' names other files ({found}): it can't be used here. Use the files that it names."
 
 
@@ -33,7 +33,7 @@ class References:
         self._found: OrderedDict[str, str | None] = OrderedDict()
 
     async def of_upload(self, filename: str, digest: str) -> str | None:
-        """Return what an upload is that names other files, in words; None for one that names none.
+        """Return the kind of an upload that names other files, in words; None for one that names none.
 
         Raises:
             StoreError: the gateway's copy can't be read.

@@ -1,7 +1,7 @@
 """Placements: the name of each upload on each backend. Pure bookkeeping.
 
-A name here is never given up: a ComfyUI has no route that deletes an input file, so what was put there may be read
-there, and no other tenant may name it.
+A name here is never given up. A ComfyUI has no route that deletes an input file, so a placed file may still be read,
+and no other tenant may name it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from gateway.comfy.file_refs import FileRef
 
-# What ComfyUI puts before the suffix of an upload whose name is taken (server.py, image_upload).
+# The number that ComfyUI puts before the suffix of an upload whose name is taken (server.py, image_upload).
 _NUMBER = re.compile(r" \(\d+\)(?=\.[^.]*$|$)")
 
-# How long a file that was seen on a backend is taken to be there without another look.
+# Seconds for which a file that was seen on a backend is taken to be there without another look.
 TRUST_SECONDS = 30.0
 
 
@@ -38,17 +38,17 @@ class Placements:
         self._known: dict[tuple[str, str, FileRef], Placement] = {}
         self._digests: dict[tuple[str, FileRef], str] = {}
         self._names: set[FileRef] = set()
-        # By kind and folder, in the spelling of `spelled_alike`: what lies in it, and below it.
+        # By kind and folder, in the spelling of `spelled_alike`: the files in it, and below it.
         self._below: dict[tuple[str, str], dict[FileRef, None]] = {}
         self._trusted: dict[str, dict[FileRef, float]] = {}
         self._arriving: Counter[FileRef] = Counter()
-        # When a backend last got a file that it had lost.
+        # The time at which a backend last got a file that it had lost.
         self._again: dict[str, float] = {}
 
     def put(
         self, backend: str, wanted: FileRef, digest: str, placement: Placement, *, now: float | None = None
     ) -> None:
-        """Bytes that were to be called `wanted` are on a backend `now`, or since an earlier run (None)."""
+        """Note that bytes with the wanted name `wanted` are on a backend `now`, or since an earlier run (None)."""
         if now is not None and (backend, digest, wanted) in self._known:
             self._again[backend] = now
         self._known[backend, digest, wanted] = placement
@@ -64,7 +64,7 @@ class Placements:
 
     @contextmanager
     def arriving(self, asked: FileRef) -> Iterator[None]:
-        """A file is being sent. Until it is `put`, whatever name a backend may give it counts as somebody's."""
+        """Note a file that is being sent. Until the context ends, each name that it may get counts as somebody's."""
         key = spelled_alike(asked)
         self._arriving[key] += 1
         try:
@@ -75,11 +75,11 @@ class Placements:
                 del self._arriving[key]
 
     def trust(self, backend: str, placement: Placement, now: float) -> None:
-        """It was seen there. `now` is in seconds, by any clock that only goes on."""
+        """Note that a file was seen on a backend. `now` is in seconds, by any clock that only goes on."""
         self._trusted.setdefault(backend, {})[placement.ref] = now
 
     def is_trusted(self, backend: str, placement: Placement, now: float, seconds: float = TRUST_SECONDS) -> bool:
-        """Whether it was seen there in these last seconds, and since the backend was last connected.
+        """Return True if the file was seen there in the last `seconds`, and since the last `doubt`.
 
         A folder may be emptied while its backend runs.
         """
@@ -87,28 +87,31 @@ class Placements:
         return seen is not None and now - seen < seconds
 
     def was_put_again(self, backend: str, since: float) -> bool:
-        """Return True if the backend got a file `since` then that it had lost: what it said before may be over."""
+        """Return True if the backend got back a lost file `since` then, because what it said before may be over."""
         return self._again.get(backend, -math.inf) >= since
 
     def doubt(self, backend: str) -> None:
-        """The backend may have come back empty: each placement there is looked at before it is used again."""
+        """Trust no placement on a backend before a new look, because the backend may have come back empty."""
         self._trusted.pop(backend, None)
 
     def find(self, backend: str, wanted: FileRef, digest: str) -> Placement | None:
-        """Where these bytes are on a backend; what has been overwritten since does not count."""
+        """Return the placement of these bytes on a backend; None if there is none, or it was overwritten since."""
         placement = self._known.get((backend, digest, wanted))
         return placement if placement and self._digests.get((backend, placement.ref)) == digest else None
 
     def digest_at(self, backend: str, ref: FileRef) -> str | None:
-        """The bytes of ours that a backend has under a name; None if there are none."""
+        """Return the digest of the gateway's own bytes under a name on a backend; None if there are none."""
         return self._digests.get((backend, ref))
 
     def below(self, folder: FileRef) -> Collection[FileRef]:
-        """The uploads of anybody's that lie in a folder, or below it, on any backend. Not to be kept over an await."""
+        """Return all tenants' uploads in or below a folder, on any backend. Don't keep them over an await."""
         return self._below.get((folder.kind, spelled_alike(folder).subfolder), {}).keys()
 
     def is_name(self, ref: FileRef) -> bool:
-        """Whether any backend has an upload of somebody's under this name; without a filename, in this folder."""
+        """Return True if a backend has a tenant's upload under this name; without a filename, in or below this folder.
+
+        An upload that is on its way to a backend counts, too.
+        """
         key = spelled_alike(ref)
         return key in self._names or bool(
             self._arriving
@@ -117,9 +120,10 @@ class Placements:
 
 
 def spelled_alike(ref: FileRef) -> FileRef:
-    """What a file system may take for the same name.
+    """Return the common spelling of all names that a file system may take for this one.
 
-    Windows and macOS ignore case, macOS how an accent is composed, Windows dots and blanks at the end of each part.
+    Windows and macOS ignore case. macOS ignores how an accent is composed. Windows ignores dots and blanks at the end
+    of each part.
     """
     folder = "/".join(_part(part) for part in ref.subfolder.split("/"))
     return FileRef(ref.kind, folder, _part(ref.filename))

@@ -48,7 +48,7 @@ class FileMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A backend's file on another: its name and ETag there, and the ETag of what it was made from."""
+    """A backend's file on another: its name and ETag there, and the ETag of its original."""
 
     ref: FileRef
     etag: str
@@ -69,7 +69,7 @@ class FileTransfer:
     """Puts files on backends, each once, however many ask for it at a time.
 
     Args:
-        most: bytes of a file that is brought from one backend to another.
+        maximum: bytes of a file that is brought from one backend to another.
 
     Attributes:
         references: which files name other files.
@@ -85,17 +85,17 @@ class FileTransfer:
         self._metrics = metrics
         self._maximum = maximum
         self.references = References(blobs)
-        self._tasks = Tasks("placer")
+        self._tasks = Tasks("transfer")
         self._under_way: dict[Hashable, asyncio.Task[FileRef | Exception]] = {}
         self._spreading: dict[str, deque[tuple[FileRef, Upload]]] = {}
         self._copies: OrderedDict[tuple[str, str, FileRef], _Copy] = OrderedDict()
 
     async def close(self) -> None:
-        """Stop. What is not on a backend is put there when a prompt needs it."""
+        """Stop. A file that is not on a backend is put there when a prompt needs it."""
         await self._tasks.close()
 
     def reconnected(self, backend: Backend) -> None:
-        """The backend may have come back empty, or as another one."""
+        """Trust nothing on a reconnected backend, because it may have come back empty, or as another one."""
         self._placements.doubt(backend.name)
         for key in [key for key in self._copies if backend.name in key[:2]]:
             del self._copies[key]
@@ -110,12 +110,12 @@ class FileTransfer:
         judged: bool = False,
         seconds: float = TRUST_SECONDS,
     ) -> FileRef:
-        """Make sure that an upload is on a backend; returns what it is called there.
+        """Make sure that an upload is on a backend, and return its name there.
 
         Args:
-            shown: its name in errors, if that is not the one that it is to have there.
-            judged: whether to refuse a file that names other files, and to put none where its name is a pattern.
-            seconds: it is not looked at if it was seen there in these last seconds.
+            shown: its name in errors, if not the wanted one.
+            judged: True to refuse a file that names other files, and to put none where its name is a pattern.
+            seconds: if it was seen there in the last `seconds`, don't look.
 
         Raises:
             BackendError: the backend can't be reached, or does not take it.
@@ -133,16 +133,16 @@ class FileTransfer:
     async def copy(
         self, source: Backend, ref: FileRef, target: Backend, known: Known = UNTOLD, *, judged: bool = False
     ) -> FileRef:
-        """Bring a file of one backend to another; returns what it is called there.
+        """Bring a file of one backend to another, and return its name there.
 
         Args:
-            known: what it is known by; another file of the same name is not brought.
-            judged: whether to refuse a file that names other files.
+            known: its identity, because another file of the same name must not be brought.
+            judged: True to refuse a file that names other files.
 
         Raises:
             BackendError: the target can't be reached, or does not take it.
             FileMissing: the source does not have it, or it names other files.
-            SourceDown: it can't be reached.
+            SourceDown: the source can't be reached.
             StoreError: there is no room to hold it meanwhile.
         """
         key = (target.name, source.name, ref, known, judged)
@@ -151,13 +151,13 @@ class FileTransfer:
     async def is_lost(
         self, backend: Backend, wanted: FileRef, upload: Upload, since: float, *, judged: bool = False
     ) -> bool:
-        """Look whether a backend still has an upload that was put there; return True if not, or not all the time.
+        """Return True if a backend lost an upload that was put there, even if it got the upload again meanwhile.
 
-        Whoever deletes one file may have deleted more, so no placement of that backend is trusted any more.
-        A backend that does not say is asked again by `ensure`.
+        If one file was deleted, more may be, so no placement of that backend is trusted any more.
+        If the backend does not say, `ensure` asks it again.
 
         Args:
-            since: when the upload was last needed there. Others may have had it put there again meanwhile.
+            since: the time when the upload was last needed there. Another job may have had it put there again.
             judged: as for `ensure`.
         """
         wanted = without_pattern(wanted) if judged and is_pattern(wanted) else wanted
@@ -206,9 +206,9 @@ class FileTransfer:
         *,
         anew: bool = False,
     ) -> tuple[Backend, FileRef]:
-        """A backend that is `allowed` (None: all) and has an upload, which it may just have got, and its name there.
+        """Return an `allowed` backend (None: all) that has an upload, or just got it, and the upload's name there.
 
-        `place` returns the name that it is to have on a backend. With `anew` it is looked whether the upload is there.
+        `place` returns the upload's wanted name on a backend. With `anew`, look again if the upload is there.
 
         Raises:
             BackendError: none can be reached.
@@ -229,7 +229,7 @@ class FileTransfer:
     async def holder_of(
         self, ref: FileRef, *besides: Backend, allowed: Collection[str] | None = None
     ) -> Backend | None:
-        """A backend that is `allowed` (None: all) and has a file which the ledger never saw; not of `besides`."""
+        """Return an `allowed` backend (None: all), not of `besides`, that has a file which the ledger never saw."""
         for backend in self._fleet.alive(allowed):
             if backend in besides:
                 continue
@@ -241,10 +241,10 @@ class FileTransfer:
         return None
 
     async def has(self, backend: Backend, ref: FileRef) -> bool:
-        """Whether a backend has a file of this name, whosever it is.
+        """Return True if a backend has a file of this name, of any tenant.
 
         Raises:
-            BackendError: it does not say.
+            BackendError: the backend does not say.
         """
         return await self._look(backend, ref) is not None
 
@@ -260,7 +260,7 @@ class FileTransfer:
             del self._spreading[backend.name]
 
     async def _once(self, key: Hashable, work: Callable[[], Awaitable[FileRef]]) -> FileRef:
-        """Do a piece of work, or wait for the one that is at it. It goes on when those who wait give up."""
+        """Do a piece of work, or wait for the task that does it already. The task goes on if its callers give up."""
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = self._tasks.start(_caught(work), "file")
@@ -277,7 +277,7 @@ class FileTransfer:
             if await self._look(backend, known.ref) == known.etag:
                 self._placements.trust(backend.name, known, time.monotonic())
                 return known.ref
-            # Whoever deletes one file may have deleted more.
+            # If one file was deleted, doubt all, because more may have been deleted.
             self._placements.doubt(backend.name)
         path = self._blobs.path(upload.digest)
         if not await self._blobs.has(upload.digest):
@@ -296,7 +296,7 @@ class FileTransfer:
     async def _put(
         self, backend: Backend, asked: FileRef, wanted: FileRef, path: Path, size: int, digest: str, shown: str
     ) -> Placement:
-        """Send a file that is to be called `wanted`, and remember for ever where it lies."""
+        """Send a file with the wanted name `wanted`, and remember its placement for ever."""
         ref = await self._send(backend, asked, path, size, shown)
         placement = Placement(ref, await self._look(backend, ref) or "")
         self._placements.put(backend.name, wanted, digest, placement, now=time.monotonic())
@@ -314,9 +314,9 @@ class FileTransfer:
     async def _current_copy(
         self, source: Backend, ref: FileRef, target: Backend, wanted: Known, judged: bool
     ) -> FileRef:
-        """The copy that is there, if both files still are what they were; else a new one.
+        """Return the known copy if neither file has changed; else make a new one.
 
-        A folder of outputs that is cleaned has its names again, for another prompt's files, whoever's these are.
+        If a folder of outputs is cleaned, its names come again, for files of any tenant's prompts.
         """
         key = (target.name, source.name, ref)
         known = self._copies.pop(key, None)
@@ -354,7 +354,7 @@ class FileTransfer:
             names = await self.references.of_file(asked.filename, path)
             if judged and names is not None:
                 raise FileMissing(sentence(ref.filename, names))
-            # It is as little for others to see as what it is a copy of.
+            # Hide the copy from other tenants, as its original is hidden.
             with self._placements.arriving(asked):
                 placement = await self._put(target, asked, asked, path, writer.size, digest, ref.filename)
         return _Copy(placement.ref, placement.etag, source_etag, names)
@@ -372,13 +372,13 @@ class FileTransfer:
             raise BadAnswer("POST /upload/image did not answer as ComfyUI does", status) from error
 
     async def _look(self, backend: Backend, ref: FileRef) -> str | None:
-        """The ETag of a file on a backend; None if there is none of that name."""
+        """Return the ETag of a file on a backend; None if there is no file of that name."""
         answer = await backend.client.call("HEAD", view_path(ref))
         return answer.headers.get("ETag", "") if answer.status == 200 else None
 
 
 def copy_of(ref: FileRef, source: str) -> FileRef:
-    """What the copy of a backend's file is to be called: marked, so that no node is about to save under that name."""
+    """Return the name for the copy of a backend's file: marked, so that no node is about to save under that name."""
     plain = without_pattern(ref)
     return FileRef(plain.kind, plain.subfolder, marked(plain.filename, source))
 
@@ -386,7 +386,7 @@ def copy_of(ref: FileRef, source: str) -> FileRef:
 async def post_file(
     backend: Backend, path: str, file: Path, size: int, filename: str, fields: dict[str, str]
 ) -> tuple[int, bytes]:
-    """POST a file as a form, streamed; (status, body).
+    """POST a file as a form, streamed. Return (status, body).
 
     Raises:
         BackendError: the backend can't be reached.

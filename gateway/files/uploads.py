@@ -47,7 +47,7 @@ class Uploads:
     """Uploads and their names.
 
     Args:
-        is_named: whether an open job of a tenant's names a file: what it means then never goes.
+        is_named: returns True if an open job of a tenant's names a file. Such an upload is never deleted.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Uploads:
         self.bytes = 0
 
     async def restore(self) -> None:
-        """Read what an earlier run kept.
+        """Read the uploads of earlier runs.
 
         Raises:
             StoreError: the directory can't be used.
@@ -92,7 +92,7 @@ class Uploads:
             _log.warning("uploads_missing", uploads=len(found.missing), digests=found.missing[:10], hint=_MISSING_HINT)
 
     def start(self) -> None:
-        """Begin to let go of what nobody has used for long."""
+        """Begin to sweep uploads that nobody has used for long."""
         rest = min(SWEEP_SECONDS, self._settings.keep, self._settings.aside / 4)
         self._tasks.repeat(self._sweep_again, "sweep", rest, at_once=False)
 
@@ -144,7 +144,7 @@ class Uploads:
         return ref
 
     async def _take_back(self, tenant: str, ref: FileRef, digest: str, before: Holder | Upload | None) -> None:
-        """The journal refused a name: it means what it meant before."""
+        """Give a name its former file back, because the journal refused the new one."""
         async with self._moving:
             found = self._files.find(tenant, ref)
             if not isinstance(found, Upload) or found.digest != digest or before == found:
@@ -157,7 +157,7 @@ class Uploads:
             await self._unname(tenant, ref, digest)
 
     def use(self, digest: str) -> None:
-        """An upload is used now."""
+        """Note that an upload is used now."""
         kept, now = self._kept.get(digest), _now()
         if kept is None:
             return
@@ -181,7 +181,7 @@ class Uploads:
         self._files.put_upload(tenant, ref, upload)
 
     async def _unname(self, tenant: str, ref: FileRef, digest: str) -> None:
-        """A name means other bytes now; the old ones go if nothing else is called so."""
+        """Take a name from bytes. Delete the bytes if they have no other name."""
         kept = self._kept.get(digest)
         if kept is None:
             return
@@ -193,11 +193,11 @@ class Uploads:
         return any(self._is_named(tenant, ref) for tenant, ref in kept.names)
 
     def bytes_of(self, tenant: str) -> int:
-        """The bytes of a tenant's uploads, each once whatever it is called."""
+        """Return the size of a tenant's uploads, in bytes, each once, however many names it has."""
         return sum({upload.digest: upload.size for upload in self._files.uploads(tenant).values()}.values())
 
     async def _make_room_of(self, tenant: str, blob: Blob) -> None:
-        """Let go of what the tenant used least recently, until there is room for one more within its own limit."""
+        """Drop the tenant's least recently used uploads, until its own limit leaves room for one more."""
         maximum = self._limits.of(tenant).upload_bytes
         if maximum is None:
             return
@@ -216,7 +216,7 @@ class Uploads:
             raise no_room(maximum, used, blob.size)
 
     async def _disown(self, tenant: str, digest: str) -> None:
-        """Bytes are not the tenant's any more, by any name; they go if they are nobody else's."""
+        """Take all of a tenant's names from bytes. Delete the bytes if they are nobody else's."""
         kept = self._kept[digest]
         own = [ref for owner, ref in kept.names if owner == tenant]
         for ref in own:
@@ -241,7 +241,7 @@ class Uploads:
             )
 
     async def _evict(self, wanted: int) -> None:
-        """Let go of what was used least recently, until so many bytes are free."""
+        """Delete the least recently used uploads, until `wanted` bytes are free."""
         for digest in sorted(self._kept, key=lambda digest: self._kept[digest].used_at):
             if wanted <= 0:
                 return
@@ -267,7 +267,7 @@ class Uploads:
             _log.error("uploads_sweep_failed", error=str(error))
 
     async def sweep(self, wall: float, monotonic: float) -> None:
-        """Put aside what nobody has used for `uploads.keep`, and delete what has lain aside for `uploads.aside`.
+        """Put aside uploads unused for `uploads.keep`, and delete blobs that lay aside for `uploads.aside`.
 
         Args:
             wall: the time, in seconds since 1970.

@@ -18,7 +18,7 @@ _EMPTY_QUEUE = Queue((), ())
 
 
 def client_of(entry: BackendSettings, settings: Settings, session: aiohttp.ClientSession) -> ComfyClient:
-    """How a backend is spoken to, with what it asks for."""
+    """Return a client for a backend, with the credentials, TLS and limits of the settings."""
     access = Access(entry.auth.header if entry.auth else "", entry.tls.context() if entry.tls else None)
     limits = settings.dispatch.connect_timeout, settings.probe.timeout
     return ComfyClient(entry.url, session, *limits, access, settings.history.max_result)
@@ -26,13 +26,13 @@ def client_of(entry: BackendSettings, settings: Settings, session: aiohttp.Clien
 
 @dataclass(slots=True, eq=False)
 class Backend:
-    """A ComfyUI process and the newest of what it said.
+    """A ComfyUI process and its newest answers.
 
-    The fleet alone changes it, save `used_at`, `stopping` and `interrupted`: which prompt was told to
-    stop, and when (monotonic seconds). Orders to stop are given one at a time, under `ordering`. `poisoned` is the
-    id there of the prompt that showed that its process can't use the GPU any more; `stopping` that of a prompt
-    which was given up while it ran: until it ends, nothing else can run there. `ejected_for` is the reason of its last
-    ejection. While it `is_reading`, a large message of it is read, and what it said after that is not known yet.
+    The fleet alone changes it, save `used_at`, `run_seconds`, `stopping` and `interrupted`. `interrupted` is the prompt
+    that was told to stop, and when (monotonic seconds). Interrupts are sent one at a time, under `ordering`. `poisoned`
+    is the upstream id of the prompt that showed that the process can't use the GPU any more. `stopping` is the upstream
+    id of a prompt that was given up while it ran: until it ends, nothing else can run there. `ejected_for` is the
+    reason of the last ejection. While it `is_reading` a large message, the messages behind that are not known yet.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Backend:
     tenants: frozenset[str] = frozenset()
 
     def ran(self, seconds: float) -> None:
-        """A job ran here for so long: the newest counts for a third of `run_seconds`."""
+        """Note the seconds for which a job ran here: the newest job counts for a third of `run_seconds`."""
         self.run_seconds = seconds if self.run_seconds is None else self.run_seconds + (seconds - self.run_seconds) / 3
 
     @property
     def health(self) -> Health:
-        """What is thought of it."""
+        """Return the backend's health."""
         return self.pulse.health
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be given work: able to run it, not being drained, and done with what it was told to stop."""
+        """Return True if the backend may get jobs: it can run them, is not drained, and no prompt is `stopping`."""
         return self.able and not self.drained and self.stopping is None
 
     @property
@@ -83,11 +83,11 @@ class Backend:
 
     @property
     def version(self) -> str:
-        """Its ComfyUI version, ``?`` while unknown."""
+        """Return the backend's ComfyUI version; ``?`` while it is unknown."""
         return "?" if self.stats is None else self.stats.version
 
     def describe(self) -> dict[str, Any]:
-        """What the admin API tells of it."""
+        """Return the backend's description for the admin API."""
         return {
             "name": self.name,
             "url": self.url,

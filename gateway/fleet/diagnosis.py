@@ -16,14 +16,14 @@ MAX_BODY = 2**16
 
 
 async def reason_of(client: ComfyClient, session: aiohttp.ClientSession, error: BackendError, limit: float) -> str:
-    """Return the cause of an error of `GET /queue`, with what to do. It may ask the address a few things more.
+    """Return the cause of an error of `GET /queue`, with the remedy. It may ask the address a few things more.
 
     Credentials are not sent with these questions, because the address may be a wrong one.
 
     Args:
         client: calls to the address.
         session: connections for the questions.
-        error: what came of the call.
+        error: the error of the call.
         limit: seconds for each question.
     """
     url = urlsplit(client.base)
@@ -73,7 +73,7 @@ def _is_queue(answer: Answer | None) -> bool:
 
 
 async def _ask(base: str, session: aiohttp.ClientSession, path: str, limit: float) -> Answer | None:
-    """Return what an address answers, whoever it is; None if that is nothing, or no HTTP."""
+    """Return the answer of an address, of any server; None if there is none, or no HTTP."""
     # Nothing secret is sent, so whoever answers may.
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""The fleet: every backend is probed and listened to on its own, so that a hung one delays nobody."""
+"""The fleet: it probes and hears each backend in a task of its own, so that a hung one delays nobody."""
 
 from __future__ import annotations
 
@@ -40,44 +40,44 @@ LARGE_MESSAGE = 32 * 1024
 
 
 class FleetListener(Protocol):
-    """Receiver of what the fleet hears: the jobs package."""
+    """Receiver of the fleet's events: the jobs package."""
 
     def heard_event(self, backend: Backend, event: events.Event) -> None:
-        """A text message came."""
+        """Handle a text message."""
 
     async def heard_long_event(self, backend: Backend, event: events.Event) -> None:
-        """A long text message came. The next one is read when this returns."""
+        """Handle a long text message. The fleet reads the next message when this returns."""
 
     def heard_binary(self, backend: Backend, frame: bytes) -> None:
-        """A binary message came."""
+        """Handle a binary message."""
 
     async def heard_large_text(self, backend: Backend, text: bytes) -> bool:
-        """A large text message came; return True if it was read. The next message is read when this returns."""
+        """Handle a large text message; return True if it was read. The fleet reads the next one when this returns."""
 
     async def heard_large_binary(self, backend: Backend, frame: bytes) -> None:
-        """A large one came. The next message is read when this returns."""
+        """Handle a large binary message. The fleet reads the next message when this returns."""
 
     def heard_too_much(self, backend: Backend) -> None:
-        """A message came that is too large to be read. The socket is closed for it, and opened again."""
+        """Handle a message that is too large to be read. The fleet closes the socket, and opens it again."""
 
     def is_ours(self, backend: Backend, item: Sequence[Any]) -> bool:
         """Return True if an item of a backend's queue is of this gateway."""
 
     async def connected(self, backend: Backend) -> None:
-        """The socket is up; reconcile before the backend takes work and before its events are read."""
+        """Reconcile a backend whose socket is up, before it gets jobs and before its events are read."""
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
-        """A probe that was sent at `asked_at` (monotonic seconds) brought `queue`."""
+        """Handle the `queue` that a probe brought. The probe was sent at `asked_at` (monotonic seconds)."""
 
     def down(self, backend: Backend) -> None:
-        """The backend is gone or lost: what it had must go elsewhere."""
+        """Handle a backend that is gone or lost: its jobs must go elsewhere."""
 
     def available(self) -> None:
-        """Some backend may take more work than before."""
+        """Note that some backend may take more work than before."""
 
 
 class Fleet:
-    """All backends. `restore`, then `start` to watch them; `stop` ends that, `close` closes what is left open."""
+    """All backends. `restore`, then `start` to watch them; `stop` ends that, `close` closes their connections."""
 
     def __init__(self, settings: Settings, metrics: Metrics, client_id: str, store: Store) -> None:
         self._settings = settings
@@ -98,11 +98,11 @@ class Fleet:
         self._news = asyncio.Event()
 
     async def restore(self) -> None:
-        """Read what was held against backends in earlier runs."""
+        """Read the records of backends from earlier runs."""
         self._held = await self._store.backends()
 
     def start(self, listener: FleetListener) -> None:
-        """Connect to every backend; `listener` hears of it from now on."""
+        """Connect to every backend; `listener` gets the fleet's events from now on."""
         self._listener = listener
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
@@ -127,14 +127,14 @@ class Fleet:
             self._metrics.backend_poisoned.labels(backend.name).set(0)
             self._metrics.backend_drained.labels(backend.name).set(0)
             self._metrics.backend_ejected.labels(backend.name).set_function(partial(self._is_ejected, backend.name))
-        self._restore_standings()
+        self._restore_records()
         for backend in self.backends.values():
             self._tasks.repeat(partial(self._probe, backend), f"probe:{backend.name}", self._probe_pause)
             listening = partial(self._listen_once, backend), f"socket:{backend.name}"
             self._reconnect_after[backend.name] = RECONNECT_FIRST
             self._listening[backend.name] = self._tasks.repeat(*listening, partial(self._reconnect_pause, backend))
 
-    def _restore_standings(self) -> None:
+    def _restore_records(self) -> None:
         for record in self._held:
             backend = self.backends.get(record.backend)
             if backend is None:
@@ -159,7 +159,7 @@ class Fleet:
             await self._session.close()
 
     async def settled(self, names: Collection[str]) -> None:
-        """Wait until each of these backends is reconciled or known to be down; not longer than two probes may take."""
+        """Wait until each of these backends is reconciled or known to be down; at most twice a probe's timeout."""
 
         def is_unknown(backend: Backend) -> bool:
             return not backend.connected and backend.health not in (Health.GONE, Health.LOST)
@@ -174,34 +174,34 @@ class Fleet:
 
     @property
     def configured(self) -> Sequence[BackendSettings]:
-        """The backends of the configuration."""
+        """Return the backends of the configuration."""
         return self._settings.backends
 
     @property
     def by_preference(self) -> Sequence[Backend]:
-        """The backends: those alive before the others, the primary first of them, dedicated ones last."""
+        """Return the backends: living ones before the others, the primary first of them, dedicated ones last."""
         return sorted(self.backends.values(), key=lambda b: (not b.pulse.alive, not b.primary, bool(b.tenants)))
 
     def alive(self, allowed: Collection[str] | None = None) -> list[Backend]:
-        """Those that live and are `allowed` (None: all), the primary first."""
+        """Return the living backends that are `allowed` (None: all), the primary first."""
         return [b for b in self.by_preference if b.pulse.alive and (allowed is None or b.name in allowed)]
 
     @property
     def primary(self) -> Backend | None:
-        """The backend for users, settings and static files: the one so marked, else the first that is alive.
+        """Return the backend for users, settings and static files: the one so marked, else the first that is alive.
 
         A dedicated backend never is, because others than its tenants would depend on it.
         """
         return next((backend for backend in self.by_preference if not backend.tenants), None)
 
     def refused(self, backend: Backend) -> None:
-        """Somebody's connection to it was refused."""
+        """Note that a backend refused a connection: it is gone."""
         was = backend.health
         backend.pulse.refused()
         self._log.tell(backend, self._changed(backend, was), REFUSED)
 
     def poisoned(self, backend: Backend, upstream_id: str) -> None:
-        """A prompt there ended with an error that only a restart of its process heals."""
+        """Mark a backend as poisoned: a prompt there ended with an error that only a restart of its process heals."""
         if backend.poisoned is None:
             _log.error("backend_poisoned", backend=backend.name)
         backend.poisoned = upstream_id
@@ -210,9 +210,10 @@ class Fleet:
         self._metrics.backend_up.labels(backend.name).set(0)
 
     async def _see_if_restarted(self, backend: Backend) -> None:
-        """A process keeps its history in memory alone (execution.py, PromptQueue): a new one does not know the prompt.
+        """Clear `poisoned` if the backend's process is a new one: its history lacks the prompt.
 
-        Its socket broke, whatever the reason; nothing else that it says tells one process from the next.
+        A process keeps its history in memory alone (execution.py, PromptQueue). The socket broke, for whatever reason.
+        Nothing else that a backend says tells one process from the next.
         """
         if backend.poisoned is not None and await backend.client.history_entry(backend.poisoned) is None:
             _log.info("backend_restarted", backend=backend.name)
@@ -221,19 +222,19 @@ class Fleet:
             self._metrics.backend_poisoned.labels(backend.name).set(0)
 
     def succeeded(self, backend: Backend, kind: frozenset[str]) -> None:
-        """It ended work of a kind well."""
+        """Note that a backend ended work of a kind well."""
         if self.ejections.succeeded(backend.name, kind, time.monotonic()):
             self._remember(backend)
 
     def failed(self, backend: Backend, kind: frozenset[str]) -> None:
-        """It failed at work of a kind: too often in a row, and it gets none for a while."""
+        """Note that a backend failed at work of a kind. After too many failures in a row, eject it for a time."""
         seconds = self.ejections.failed(backend.name, kind, time.monotonic(), self._others(backend))
         if seconds is not None:
             self._note_ejection(backend, seconds, "it fails jobs that other backends can do")
         self._remember(backend)
 
     def eject(self, backend: Backend, reason: str) -> None:
-        """Give a backend no work for a while, because its machine is at fault. `reason` is the error that showed it."""
+        """Eject a backend for a time, because its machine is at fault. `reason` is the error that showed it."""
         seconds = self.ejections.eject(backend.name, time.monotonic(), self._others(backend))
         if seconds is not None:
             self._note_ejection(backend, seconds, reason)
@@ -247,7 +248,7 @@ class Fleet:
         _log.warning("backend_ejected", backend=backend.name, seconds=seconds, reason=reason)
 
     def drain(self, backend: Backend, *, drained: bool) -> None:
-        """An admin lets it have no work, or work again."""
+        """Drain a backend, or let it have work again, by an admin's order."""
         backend.drained = drained
         self._metrics.backend_drained.labels(backend.name).set(drained)
         self._remember(backend)
@@ -281,7 +282,7 @@ class Fleet:
         now = self._changed(backend, was)
         reason = await self._log.explain(backend, was, failure)
         if backend.health is not now:
-            # It was connected, or refused, while the reason was looked for, and that was told.
+            # If the health changed during the look for the reason, log nothing, because that change was logged.
             return
         self._log.tell(backend, now, reason, slow=isinstance(failure, TimedOut))
 
@@ -300,7 +301,7 @@ class Fleet:
         try:
             stats = backend.stats = await backend.client.system_stats()
         except BackendError as error:
-            # Its queue was answered, so it lives; what it has of memory is only shown.
+            # If only the stats fail, go on, because the queue was answered and the memory is only shown.
             _log.info("system_stats_not_read", backend=backend.name, error=str(error))
             return
         self._metrics.ram_free.labels(backend.name).set(stats.system.get("ram_free", 0))
@@ -358,7 +359,7 @@ class Fleet:
         self._cut(backend)
 
     def _cut(self, backend: Backend) -> None:
-        """Drop the socket of a backend that was given up: should it come back, it is reconciled like a new one."""
+        """Drop the socket of a backend, so that the gateway reconciles it like a new one if it comes back."""
         scope = self._sockets.get(backend.name)
         if scope is not None:
             scope.reschedule(asyncio.get_running_loop().time())
@@ -390,7 +391,7 @@ class Fleet:
                 elif (
                     message.type is aiohttp.WSMsgType.ERROR and socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
                 ):
-                    # The rest of it is not read, so the socket can't be gone on with.
+                    # If a message is too large, give the socket up, because the rest of the message is never read.
                     _log.warning("message_too_large", backend=backend.name, maximum=MAX_SOCKET_MESSAGE)
                     self._metrics.events_refused.labels(backend.name).inc()
                     self._listener.heard_too_much(backend)

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Health(StrEnum):
-    """What is thought of a backend."""
+    """State of a backend, as the gateway sees it."""
 
     STARTING = "starting"
     UP = "up"
@@ -31,21 +31,21 @@ class Pulse:
 
     @property
     def alive(self) -> bool:
-        """Whether its jobs may still be running there."""
+        """Return True if the backend is up or slow, so that its jobs may still be running there."""
         return self.health in (Health.UP, Health.SLOW)
 
     def heard(self, now: float) -> None:
-        """An event or an answer came, though not to a probe."""
+        """Note an event, or an answer that is not a probe's."""
         self.heard_at = now
 
     def answered(self, now: float) -> Health:
-        """A probe was answered."""
+        """Note the answer to a probe. Return the new health."""
         self.heard_at = now
         self.health = Health.UP
         return self.health
 
     def timed_out(self, now: float) -> Health:
-        """A probe was not answered in time."""
+        """Note a probe that was not answered in time. Return the new health."""
         if self.health in (Health.UP, Health.SLOW):
             self.health = Health.LOST if now - self.heard_at >= self.lost_after else Health.SLOW
         elif self.health is Health.STARTING and now - self.heard_at >= self.lost_after:
@@ -53,6 +53,6 @@ class Pulse:
         return self.health
 
     def refused(self) -> Health:
-        """A connection was refused, or reset and then refused."""
+        """Note a connection that was refused, or reset and then refused. Return the new health."""
         self.health = Health.GONE
         return self.health

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 MAX_KINDS = 1000
-# What tells one kind of work from another.
+# The key by which two kinds of work differ.
 Kind = str | frozenset[str]
 
 
@@ -31,8 +31,8 @@ class Ejections:
     Args:
         names: all backends.
         after: failures in a row until one is ejected.
-        first: seconds for which it is ejected the first time.
-        most: seconds that no ejection exceeds.
+        first: duration of the first ejection, in seconds.
+        maximum: maximum duration of an ejection, in seconds.
         share: the share of `names` that may be ejected at a time, from 0 to 1.
     """
 
@@ -45,7 +45,10 @@ class Ejections:
         self._able: OrderedDict[Kind, set[str]] = OrderedDict()
 
     def record(self, name: str) -> tuple[list[tuple[Kind, frozenset[str]]], int, float]:
-        """A backend's failures in a row with those who can do such work, its ejections in a row, and the last's end."""
+        """Return a backend's failures and ejections in a row, and the end of the last ejection.
+
+        Each failure comes with the backends that can do such work.
+        """
         record = self._records[name]
         failures = [(kind, frozenset(self._able.get(kind, ()))) for kind in record.failures]
         return failures, record.times, record.until
@@ -53,16 +56,16 @@ class Ejections:
     def restore(
         self, name: str, failures: Collection[tuple[Kind, Collection[str]]], times: int, seconds: float, now: float
     ) -> None:
-        """Put back what `record` told in an earlier run; `seconds` are left of the ejection."""
+        """Put back the `record` of an earlier run. `seconds` are left of the ejection."""
         for kind, able in failures:
             self._able.setdefault(kind, set()).update(able)
         until = now + min(seconds, self._maximum) if seconds > 0 else float("-inf")
         self._records[name] = _Record([kind for kind, _ in failures][-self._after :], times, until)
 
     def succeeded(self, name: str, kind: Kind, now: float) -> bool:
-        """A backend ended work of a kind well. What it had begun before it was ejected proves nothing.
+        """Note that a backend ended work of a kind well. During an ejection this ends no row of failures.
 
-        Returns whether that ends a row of failures.
+        The work may have begun before the ejection, so it proves nothing. Returns True if it ends a row of failures.
         """
         able = self._able.setdefault(kind, set())
         able.add(name)
@@ -77,9 +80,9 @@ class Ejections:
         return had_failed
 
     def failed(self, name: str, kind: Kind, now: float, others: Collection[str]) -> float | None:
-        """A backend failed at work of a kind. `others` are those that could take work instead of it.
+        """Note that a backend failed at work of a kind. `others` are the backends that could take work instead.
 
-        Returns the seconds for which it is ejected, None if it is not.
+        Returns the seconds for which this ejects the backend, None if it does not.
         """
         record = self._records[name]
         if now < record.until:
@@ -95,7 +98,7 @@ class Ejections:
         return seconds
 
     def eject(self, name: str, now: float, others: Collection[str]) -> float | None:
-        """Eject a backend that is known to be at fault. Arguments and result are those of `failed`."""
+        """Eject a backend that is known to be at fault. Arguments and result are as for `failed`."""
         record, out = self._records[name], self.ejected(now)
         if now < record.until or len(out) >= self._limit or not set(others) - out - {name}:
             return None
@@ -105,11 +108,11 @@ class Ejections:
         return seconds
 
     def ejected(self, now: float) -> set[str]:
-        """All that are ejected."""
+        """Return the names of all ejected backends."""
         return {name for name, record in self._records.items() if now < record.until}
 
     def out(self, names: Collection[str], now: float) -> set[str]:
-        """Those of these, the eligible ones, that get no work: all but the soonest back, if that would leave none."""
+        """Return the ejected of these eligible backends. If all are ejected, leave out the one that is back soonest."""
         out = self.ejected(now) & set(names)
         if out and len(out) == len(set(names)):
             out.remove(min(out, key=lambda name: (self._records[name].until, name)))

@@ -21,10 +21,10 @@ def record_of(backend: Backend, ejections: Ejections, now: float, wall: float) -
 
 
 def restore(record: BackendRecord, backend: Backend, ejections: Ejections, now: float, wall: float) -> None:
-    """Put it back. A clock that jumped ejects nobody for longer than any ejection lasts.
+    """Put a backend's record back. A clock that jumped ejects no backend for longer than any ejection lasts.
 
     Raises:
-        ValueError, TypeError: what is in the journal was not written by `record_of`.
+        ValueError, TypeError: the record was not written by `record_of`.
     """
     failures: Any = json_codec.loads(record.failures)
     backend.poisoned, backend.drained = record.poisoned, bool(record.drained)

@@ -17,7 +17,7 @@ def lost_names(backends: Mapping[str, str], known: KnownBackends) -> list[str]:
 
     Args:
         backends: the URLs of the configured backends by name.
-        known: what the journal knows of backends.
+        known: the backends that the journal knows.
     """
     found = [*_removed(backends, known), *_swapped(backends, known)]
     more = len(found) - MAX_NAMED
@@ -38,9 +38,9 @@ def _removed(backends: Mapping[str, str], known: KnownBackends) -> Iterator[str]
 
 
 def urls_to_note(backends: Mapping[str, str], known: KnownBackends) -> dict[str, str]:
-    """Return the URLs to remember: a swapped backend keeps its former one, so that all is well if it is taken back.
+    """Return the URLs to remember: a swapped backend keeps its former one, in case the operator takes the swap back.
 
-    Of backends that are not configured, those are kept that have files.
+    A backend that is not configured keeps its URL while it has files.
     """
     others = {name: url for name, url in known.urls.items() if name in known.files}
     swapped = _swapped_names(backends, known)
@@ -48,7 +48,7 @@ def urls_to_note(backends: Mapping[str, str], known: KnownBackends) -> dict[str,
 
 
 def _swapped_names(backends: Mapping[str, str], known: KnownBackends) -> dict[str, str]:
-    """Return the backends with files that are where another one was; that one by name."""
+    """Return each backend with files that is at another backend's former URL, with the other backend's name."""
     owners = {url: name for name, url in known.urls.items()}
     found = {name: owners.get(url, name) for name, url in backends.items() if name in known.files}
     return {name: owner for name, owner in found.items() if owner != name and known.urls.get(name) != backends[name]}

@@ -1,4 +1,4 @@
-"""What a simulated ComfyUI says of itself: node classes, models, devices, and what the web UI asks at its start."""
+"""Self-description of a simulated ComfyUI: node classes, models, devices, and answers to a starting web UI."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PLACEHOLDER = "<!doctype html><title>Simulated ComfyUI</title><p>A simulated Co
 
 
 def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
-    """The node classes, with the models that this one has."""
+    """Return the node classes, with the models that this one has."""
     text = (resources.files("gateway.simulator") / "object_info.json").read_text("utf-8")
     info: dict[str, Any] = json.loads(text)
     info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = list(options.models)
@@ -65,7 +65,7 @@ class Catalogue:
         self.odd_answer: bytes | None = None
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes, without /api."""
+        """Return the routes, without /api."""
         fixed: dict[str, Any] = {
             "/features": self._features,
             "/embeddings": [],
@@ -194,7 +194,7 @@ def _fixed(value: Any, status: int = 200) -> Any:
 
 
 def front_end(options: SimulatorOptions) -> Path | None:
-    """Where the web UI's files are: the folder asked for, else the installed front-end package's, if there is one."""
+    """Return the web UI's folder: from the options, else of the installed front-end package; None without either."""
     root = options.front_end_root
     if root is None and (spec := importlib.util.find_spec("comfyui_frontend_package")) and spec.origin:
         root = Path(spec.origin).parent / "static"

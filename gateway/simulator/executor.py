@@ -118,12 +118,12 @@ class Execution:
 
     @property
     def steps_per_second(self) -> float:
-        """How fast a sampler is."""
+        """Return the speed of a sampler, in steps per second."""
         return self._executor.options.steps_per_second
 
     @property
     def temp_mark(self) -> str:
-        """The letters in this node's temporary names (caching.py: an object lives on by node id and class)."""
+        """Return the letters in this node's temporary names (caching.py: an object lives on by node id and class)."""
         key = (self._node, self.prompt[self._node]["class_type"])
         return self._executor.marks.setdefault(key, self._executor.new_mark())
 
@@ -175,7 +175,7 @@ class Execution:
             await asyncio.sleep(0)
 
     def _is_needed(self, node_id: str, signatures: dict[str, str]) -> bool:
-        """A node is not run when all that need it are cached."""
+        """Return True if a node must run: it is an output, or a node that needs it is not cached."""
         if node_id in self._item.outputs:
             return True
         for other, node in self.prompt.items():
@@ -257,7 +257,7 @@ class Execution:
             os._exit(1)
 
     def _fail_if_told(self) -> None:
-        """The failures of a machine. AcceleratorError is torch 2.8's name for what was a RuntimeError before."""
+        """Raise the machine's failure if a fault asks for it. Before torch 2.8, AcceleratorError was RuntimeError."""
         faults = self._executor.faults
         if faults.get("oom") or faults.get("oom-until-free"):
             raise OutOfMemoryError("Allocation on device 0 would exceed allowed memory. (out of memory)")
@@ -312,7 +312,7 @@ class Execution:
     # -- what is told --------------------------------------------------------------------------------------------
 
     def _message(self, type_: str, data: dict[str, Any]) -> None:
-        """A message that the history keeps; only an interrupt is broadcast where there is no client_id."""
+        """Send a message that the history keeps. Without a client_id, broadcast an interrupt, and send nothing else."""
         data = {"prompt_id": self._item.prompt_id, **data, "timestamp": int(time.time() * 1000)}
         self._messages.append((type_, data))
         if self.sid is not None or type_ == "execution_interrupted":
@@ -354,7 +354,7 @@ class Execution:
         }
 
     def _hidden_inputs(self) -> dict[str, Any]:
-        """The partner keys that a node takes; ComfyUI repeats them where it fails (execution.py, get_input_data)."""
+        """Return the partner keys that a node takes. ComfyUI repeats them in errors (execution.py, get_input_data)."""
         description = self._executor.object_info[self.prompt[self._node]["class_type"]]
         hidden = description["input"].get("hidden", {})
         return {
@@ -388,7 +388,7 @@ def _is_link(value: Any) -> bool:
 
 
 def _order(prompt: dict[str, Any], outputs: list[str]) -> Iterator[str]:
-    """The nodes that the outputs need, each after those it is linked to."""
+    """Yield the nodes that the outputs need, each after the nodes that it is linked to."""
     done: set[str] = set()
     for output in outputs:
         stack = [output]
@@ -406,7 +406,7 @@ def _order(prompt: dict[str, Any], outputs: list[str]) -> Iterator[str]:
 
 
 def _signatures(prompt: dict[str, Any]) -> dict[str, str]:
-    """What a node's result depends on: its class, its inputs, and those of the nodes it is linked to."""
+    """Return each node's signature: its class, its inputs, and the signatures of the nodes that it is linked to."""
     found: dict[str, str] = {}
     with contextlib.suppress(KeyError, RecursionError):
         for node_id in _order(prompt, list(prompt)):

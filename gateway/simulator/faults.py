@@ -78,7 +78,7 @@ class Fault:
 
     @property
     def number(self) -> float:
-        """The argument as a number; 1 if there is none."""
+        """Return the argument as a number; 1 if there is none."""
         return float(self.argument) if self.argument else 1.0
 
     def is_of(self, path: str) -> bool:
@@ -134,9 +134,9 @@ class Faults:
             await self._switched_off.wait()
 
     def get(self, name: str) -> Fault | None:
-        """A fault, if it is on."""
+        """Return a fault; None if it is off."""
         return self._on.get(name)
 
     def take(self, name: str) -> Fault | None:
-        """A fault, if it is on; it happens this once."""
+        """Return a fault and switch it off, so that it happens once; None if it is off."""
         return self._on.pop(name, None)

@@ -40,7 +40,7 @@ class Files:
             (self.base / kind).mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: str) -> Path:
-        """A folder by its type."""
+        """Return a folder by its type."""
         return self.base / kind
 
     @property
@@ -49,11 +49,11 @@ class Files:
         return self.base / "datasets"
 
     def inputs(self) -> list[str]:
-        """What LoadImage lists."""
+        """Return the files that LoadImage lists."""
         return sorted(entry.name for entry in self.folder("input").iterdir() if entry.is_file())
 
     def listed_in(self, object_info: dict[str, Any]) -> dict[str, Any]:
-        """The node classes, with the input files that there are at this moment."""
+        """Return the node classes, with the input files that there are at this moment."""
         info = dict(object_info)
         for (node_class, name), choices in self._lists().items():
             if node_class in info:
@@ -96,10 +96,10 @@ class Files:
         return sorted(path.relative_to(self.datasets).as_posix() for path in found)
 
     def within(self, root: Path, name: str) -> Path:
-        """A path below `root`.
+        """Return a path below `root`.
 
         Raises:
-            OutsideFolder: it is not.
+            OutsideFolder: the path is not below it.
         """
         path = Path(os.path.abspath(root / name))
         if root.resolve() not in (path, *path.parents) and root not in (path, *path.parents):
@@ -107,19 +107,23 @@ class Files:
         return path
 
     def annotated(self, name: str, default: str) -> tuple[str, str]:
-        """A name and its folder: ``pic.png [output]`` names the folder too (folder_paths.py, annotated_filepath)."""
+        """Return a name and its folder: ``pic.png [output]`` has both (folder_paths.py, annotated_filepath)."""
         for kind in KINDS:
             if name.endswith(f"[{kind}]"):
                 return name[: -len(kind) - 3], kind
         return name, default
 
     def path_of(self, name: str, default: str = "input") -> Path:
-        """Where an input's value points to."""
+        """Return the path of the file that an input's value names.
+
+        Raises:
+            OutsideFolder: the path leads out of its folder.
+        """
         plain, kind = self.annotated(name, default)
         return self.within(self.folder(kind), plain)
 
     def open_image(self, name: str) -> Image.Image:
-        """An image, read whole."""
+        """Return an image, read whole."""
         with Image.open(self.path_of(name)) as image:
             image.load()
             return image.copy()
@@ -134,7 +138,7 @@ class Files:
     ) -> list[dict[str, str]]:
         """Save a batch with ComfyUI's names and counters, the prompt in the PNG's text chunks (nodes.py, SaveImage).
 
-        With a `temp_mark` they are previews.
+        With a `temp_mark` the images are previews.
         """
         kind = "temp" if temp_mark else "output"
         prefix = f"{prefix}_temp_{temp_mark}" if temp_mark else prefix
@@ -166,10 +170,10 @@ class Files:
         return folder, filename, max(taken, default=0) + 1, subfolder
 
     def upload(self, kind: str, subfolder: str, filename: str, data: bytes, overwrite: bool) -> tuple[str, Path, bool]:
-        """Where an upload goes (server.py, image_upload): (name, path, whether it must be written).
+        """Place an upload (server.py, image_upload): (name, path, True if it must be written). Make its folder.
 
         Raises:
-            OutsideFolder: it would leave its folder.
+            OutsideFolder: the upload would leave its folder.
         """
         root = self.folder(kind)
         folder = self.within(root, subfolder)

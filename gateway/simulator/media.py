@@ -39,7 +39,7 @@ class Media:
         self._faults = faults
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes, without /api."""
+        """Return the routes, without /api."""
         return [
             web.get("/view", self.view),
             web.post("/upload/image", self.upload_image),

@@ -30,11 +30,11 @@ class OutOfMemoryError(TorchError):
 
 
 class AcceleratorError(TorchError):
-    """As torch.AcceleratorError: what a CUDA call answered."""
+    """As torch.AcceleratorError: the error of a CUDA call."""
 
 
 class Run(Protocol):
-    """What a node may do while it runs."""
+    """Interface of an execution to its nodes."""
 
     files: Files
     prompt: dict[str, Any]
@@ -48,29 +48,29 @@ class Run(Protocol):
         """
 
     async def told(self) -> None:
-        """Wait until all that was told is sent."""
+        """Wait until all queued messages are sent."""
 
     def show(self, value: int, maximum: int, picture: bytes, image_type: str = "image/png") -> None:
-        """Tell how far the node is, with an encoded picture."""
+        """Send the node's progress, with an encoded picture."""
 
     async def load_model(self, name: str) -> None:
-        """Have a checkpoint in memory."""
+        """Load a checkpoint into memory."""
 
     @property
     def temp_mark(self) -> str:
-        """The letters in this node's temporary names: its own as long as consecutive prompts have its id and class."""
+        """Return the letters in the node's temporary names: its own while consecutive prompts have its id and class."""
 
     def new_temp_mark(self) -> str:
         """Return letters that no name has had."""
 
     @property
     def steps_per_second(self) -> float:
-        """How fast a sampler is."""
+        """Return the speed of a sampler, in steps per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a node gives: its outputs, and what the UI is shown."""
+    """Result of a node: its outputs, and the data for the UI."""
 
     outputs: tuple[Any, ...]
     ui: dict[str, Any] | None = None
@@ -80,7 +80,7 @@ NodeFunction = Callable[[Run, dict[str, Any]], Awaitable[Result]]
 
 
 def seed_colour(seed: int) -> Colour:
-    """The colour of an image made from `seed`: its three lowest bytes."""
+    """Return the colour of an image made from `seed`: its three lowest bytes."""
     return (seed >> 16 & 255, seed >> 8 & 255, seed & 255)
 
 
@@ -95,7 +95,7 @@ async def _fail(run: Run, inputs: dict[str, Any]) -> Result:
 
 
 async def _tell(run: Run, inputs: dict[str, Any]) -> Result:
-    """A custom node that shows what a prompt says, whether it wrote such a file or not."""
+    """Run a custom node that shows any UI output that the prompt gives, also of files that it did not write."""
     return Result((), json_codec.loads(inputs["ui"].encode()))
 
 
@@ -109,7 +109,7 @@ async def _save_over_socket(run: Run, inputs: dict[str, Any]) -> Result:
 
 
 async def _send_much(run: Run, inputs: dict[str, Any]) -> Result:
-    """A custom node that sends pictures, and a text or numbers, of any size. The pictures only begin as PNG files."""
+    """Run a custom node that sends pictures, and a text or numbers, of any size. Pictures only begin as PNG files."""
     for place in range(inputs["pictures"]):
         run.show(place, inputs["pictures"], bulk_picture(place, inputs["picture_bytes"]))
         # Past a bound of what waits a node waits for its socket: else the pictures would be in memory all at once.
@@ -123,12 +123,12 @@ async def _send_much(run: Run, inputs: dict[str, Any]) -> Result:
 
 
 def bulk_picture(place: int, size: int) -> bytes:
-    """The picture of `size` bytes that a BulkNode sends as the one at `place`."""
+    """Return the picture of `size` bytes that a BulkNode sends as the one at `place`."""
     return (b"\x89PNG\r\n\x1a\n%08d" % place).ljust(size, b"\xa5")
 
 
 async def _pick(run: Run, inputs: dict[str, Any]) -> Result:
-    """A custom node that leaves it to ComfyUI to hold a name against what the input folder lists."""
+    """Run a custom node that leaves it to ComfyUI to compare a name with the list of the input folder."""
     return Result((inputs["picture"],), {"text": [inputs["picture"]]})
 
 
@@ -256,7 +256,7 @@ FUNCTIONS: dict[str, NodeFunction] = {
 
 
 def preview_image(colour: Colour, value: int, maximum: int) -> Image.Image:
-    """A picture of how far a sampler is: its colour comes up from black."""
+    """Return a picture of a sampler's progress: its colour comes up from black."""
     share = math.sqrt(value / max(maximum, 1))
     dimmed = tuple(round(part * share) for part in colour)
     return Image.new("RGB", (64, 64), dimmed)

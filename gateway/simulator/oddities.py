@@ -1,4 +1,4 @@
-"""What no ComfyUI says, for the fault `odd`: bodies of answers, and messages on the socket."""
+"""Answers and socket messages that no ComfyUI sends, for the fault `odd`."""
 
 from __future__ import annotations
 

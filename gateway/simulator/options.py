@@ -1,4 +1,4 @@
-"""What a simulated ComfyUI can be told."""
+"""Options of a simulated ComfyUI."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class SimulatorOptions:
 
     `hold_loop` is the share of time for which a running job holds the event loop, as a node that holds Python's
     interpreter does; with `block_loop` a model load blocks it as well. `faults` are specifications as in `faults`.
-    With `record` it keeps what it was sent.
-    As a proxy before a ComfyUI would, it can ask for an `authorization` (the header's value), speak TLS (`tls`:
+    With `record` it keeps the requests that it gets.
+    Like a proxy before a ComfyUI, it can ask for an `authorization` (the header's value), speak TLS (`tls`:
     certificate and key) and ask its callers for a certificate that `client_ca` vouches for.
     """
 
@@ -43,6 +43,6 @@ class SimulatorOptions:
 
 
 def model_names(names: str) -> tuple[str, ...]:
-    """Model files from a comma-separated list; a bare name gets ComfyUI's usual suffix."""
+    """Return model files from a comma-separated list; a bare name gets ComfyUI's usual suffix."""
     stripped = [name.strip() for name in names.split(",") if name.strip()]
     return tuple(name if name.endswith(MODEL_SUFFIXES) else f"{name}.safetensors" for name in stripped)

@@ -30,7 +30,7 @@ class Prompts:
         self._number = 0
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes, without /api."""
+        """Return the routes, without /api."""
         return [
             web.get("/prompt", self.get_prompt),
             web.post("/prompt", self.post_prompt),
@@ -218,6 +218,6 @@ class Prompts:
 
 
 def reply(value: Any, status: int = 200) -> web.Response:
-    """A JSON answer with ComfyUI's headers."""
+    """Return a JSON answer with ComfyUI's headers."""
     headers = {"Content-Type": "application/json; charset=utf-8"}
     return web.Response(body=json_codec.dumps_exact(value), status=status, headers=headers)

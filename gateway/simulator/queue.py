@@ -23,7 +23,7 @@ class Item:
     sensitive: dict[str, Any] = field(compare=False, default_factory=dict)
 
     def shown(self) -> list[Any]:
-        """As /queue shows it."""
+        """Return the prompt as /queue shows it."""
         return [self.number, self.prompt_id, self.prompt, self.extra_data, self.outputs]
 
 
@@ -49,7 +49,7 @@ class PromptQueue:
 
     @property
     def pending(self) -> list[Item]:
-        """In the heap's order, as ComfyUI shows it."""
+        """Return the pending prompts in the heap's order, as ComfyUI shows them."""
         return list(self._heap)
 
     def put(self, item: Item) -> None:
@@ -59,7 +59,7 @@ class PromptQueue:
         self._updated()
 
     async def get(self) -> Item:
-        """The next prompt, which runs from now on."""
+        """Wait for the next prompt and return it. It runs from now on."""
         while not self._heap:
             self._not_empty.clear()
             await self._not_empty.wait()
@@ -69,7 +69,7 @@ class PromptQueue:
         return self.running
 
     def done(self, entry: dict[str, Any]) -> None:
-        """The running prompt ended: its entry is in the history in the same step."""
+        """End the running prompt, and put its entry into the history in the same step."""
         assert self.running is not None
         if len(self.history) > MAXIMUM_HISTORY_SIZE:
             self.history.pop(next(iter(self.history)))
@@ -93,14 +93,14 @@ class PromptQueue:
         return False
 
     def interrupt(self, prompt_id: str | None = None) -> bool:
-        """Interrupt what runs, if it is this one."""
+        """Interrupt the running prompt, if it is the named one. Return True if it was interrupted."""
         if self.running is None or (prompt_id is not None and self.running.prompt_id != prompt_id):
             return False
         self.interrupted = True
         return True
 
     def get_history(self, max_items: int | None, offset: int) -> dict[str, Any]:
-        """A page of the history (execution.py, get_history)."""
+        """Return a page of the history (execution.py, get_history)."""
         if offset < 0 and max_items is not None:
             offset = len(self.history) - max_items
         keys = list(self.history)[max(offset, 0) :]

@@ -39,8 +39,8 @@ class Simulator:
     """A simulated ComfyUI. `start`, then `close`.
 
     Attributes:
-        instance: the one that was started last. As ComfyUI's PromptServer.instance, it is what code in a prompt can
-            reach, and with it everybody's prompts.
+        instance: the simulator that was started last. Code in a prompt can reach it, and with it everybody's prompts,
+            as with ComfyUI's PromptServer.instance.
     """
 
     instance: ClassVar[Simulator | None] = None
@@ -56,7 +56,7 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Return the URL at which the simulator listens."""
         return f"{'https' if self.options.tls else 'http'}://{self.options.host}:{self.port}"
 
     async def start(self) -> None:
@@ -169,11 +169,11 @@ class Simulator:
         return any(path.startswith(start) and self.faults.get(fault) for start, fault in without.items())
 
     async def _get_requests(self, _: web.Request) -> web.Response:
-        """How often each route was asked since the start: a test proves by it what did not reach a backend."""
+        """Return the requests by route since the start, so that a test can prove that none reached a backend."""
         return reply(dict(self.requests))
 
     async def _broadcast(self, request: web.Request) -> web.Response:
-        """POST {"type", "data"}, or bytes, is told to every socket, as a custom node's ``send_sync`` without a sid."""
+        """Send a POSTed {"type", "data"}, or bytes, to all sockets, as a custom node's ``send_sync`` without a sid."""
         body = await request.read()
         if request.content_type == "application/octet-stream":
             self.sockets.send_bytes(body)
@@ -189,7 +189,7 @@ class Simulator:
         return reply({})
 
     async def _get_recorded(self, _: web.Request) -> web.Response:
-        """What it was sent: a test proves by it what was not in it."""
+        """Return the recorded requests, so that a test can prove what they did not contain."""
         return reply(list(self._recorded))
 
     async def _set_faults(self, request: web.Request) -> web.Response:
@@ -236,7 +236,7 @@ def _context(options: SimulatorOptions) -> ssl.SSLContext | None:
 
 
 async def _record(request: web.Request) -> dict[str, Any]:
-    """A request as it came. Of bodies the JSON ones: others are streams that handlers read themselves."""
+    """Return a request as it came, of bodies JSON alone, because others are streams that handlers read themselves."""
     body = await request.text() if request.content_type == "application/json" else ""
     headers = [[name, value] for name, value in request.headers.items()]
     return {"method": request.method, "path": request.path_qs, "headers": headers, "body": body}
@@ -247,7 +247,7 @@ def _bare_500() -> web.Response:
 
 
 def _foreign(request: web.Request) -> web.Response | None:
-    """ComfyUI on loopback refuses pages of other origins (server.py, create_origin_only_middleware)."""
+    """Refuse pages of other origins, as ComfyUI on loopback does (server.py, create_origin_only_middleware)."""
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         return web.Response(status=403)
     origin = request.headers.get("Origin")

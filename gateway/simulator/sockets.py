@@ -1,4 +1,4 @@
-"""The /ws side (server.py): who is connected, and who is sent what."""
+"""The /ws side (server.py): connections, and the messages to each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sockets:
         self._messages.put_nowait((json_codec.dumps({"type": type_, "data": data}).decode(), sid))
 
     def wants_metadata(self, sid: str | None) -> bool:
-        """Whether a client declared ``supports_preview_metadata``."""
+        """Return True if a client declared ``supports_preview_metadata``."""
         return sid is not None and self._flags.get(sid, {}).get("supports_preview_metadata") is True
 
     def send_preview(self, preview: Preview, sid: str | None, *, with_metadata: bool) -> None:
@@ -56,7 +56,7 @@ class Sockets:
         self._messages.put_nowait((data, None))
 
     async def publish(self) -> None:
-        """Send what is queued, for ever."""
+        """Send the queued messages, for ever."""
         while True:
             message, sid = await self._messages.get()
             targets = list(self._sockets.values()) if sid is None else [self._sockets.get(sid)]

@@ -26,7 +26,7 @@ async def _value(_: Run, inputs: dict[str, Any]) -> Result:
 
 
 async def _format(_: Run, inputs: dict[str, Any]) -> Result:
-    """Format a text with Python's own str.format, whose fields reach attributes of what is linked in."""
+    """Format a text with Python's own str.format, whose fields reach attributes of linked inputs."""
     return Result((inputs["f_string"].format(**inputs["values"]),))
 
 
@@ -38,7 +38,7 @@ async def _replace(_: Run, inputs: dict[str, Any]) -> Result:
 
 
 async def _evaluate(_: Run, inputs: dict[str, Any]) -> Result:
-    """Evaluate an expression, which calls methods of what is linked in."""
+    """Evaluate an expression, which calls methods of linked inputs."""
     expression, values = inputs["expression"], inputs["values"]
     if not expression.strip():
         raise ValueError("Expression cannot be empty.")

@@ -24,7 +24,7 @@ class UserData:
         self._root = files.base / "user" / "default"
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes, without /api."""
+        """Return the routes, without /api."""
         return [
             web.get("/users", self.users),
             web.get("/settings", self.get_settings),

@@ -27,7 +27,7 @@ class Storage:
         self._data = data
 
     def from_file(self, filename: str, _shared: bool = False, nbytes: int = 0) -> Storage:
-        """Return the first bytes of any file of the host, zeros for what it has no more."""
+        """Return the first bytes of any file of the host, zeros behind its end."""
         with Path(filename).open("rb") as file:
             return Storage(file.read(nbytes).ljust(nbytes, b"\0"))
 

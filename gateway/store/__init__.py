@@ -1,1 +1,1 @@
-"""What outlives the process: the journal, blobs, the spool, and what web UIs save, behind a protocol."""
+"""Data that outlives the process: the journal, blobs, the spool and user data. A protocol hides its form."""

@@ -43,7 +43,7 @@ class Aside:
         return digest in self._kept
 
     def open(self) -> None:
-        """Read what an earlier run left."""
+        """Read the files that an earlier run left."""
         self._kept, self.bytes = {}, 0
         try:
             self._clock = float(int((self._directory / _CLOCK).read_text()))
@@ -93,7 +93,7 @@ class Aside:
         return len(old)
 
     def make_room(self, size: int) -> int:
-        """Delete the blobs that have been here longest, until so many bytes are free. Return how many are."""
+        """Delete the blobs that have been here longest, until `size` bytes are free. Return the bytes freed."""
         freed = 0
         for digest, kept in sorted(self._kept.items(), key=lambda item: item[1].since):
             if freed >= size:

@@ -1,4 +1,4 @@
-"""Files kept by what is in them: each under the SHA-256 of its bytes, written as a stream, whole or not at all."""
+"""Files kept under the SHA-256 of their bytes: written as a stream, whole or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What a look through the store found: digests that are missing, and how many blobs came back or went aside."""
+    """Result of `BlobStore.reconcile`: the missing digests, and the numbers of blobs brought back and put aside."""
 
     missing: list[str]
     brought_back: int
@@ -54,11 +54,11 @@ class BlobStore:
 
     @property
     def aside_bytes(self) -> int:
-        """How many bytes lie aside."""
+        """Return the number of bytes that lie aside."""
         return self._aside.bytes
 
     async def open(self) -> None:
-        """Make the directory; what an earlier run left half-written goes.
+        """Make the directory, and delete the half-written files of an earlier run.
 
         Raises:
             StoreError: it can't be used.
@@ -71,25 +71,25 @@ class BlobStore:
         self._aside.open()
 
     def path(self, digest: str) -> Path:
-        """Where a blob's bytes are, if it is there."""
+        """Return the path of a blob. The file need not exist."""
         return self._directory / digest[:2] / digest
 
     async def has(self, digest: str) -> bool:
-        """Whether it is there."""
+        """Return True if the store has a blob. A blob that lies aside does not count."""
         return await _in_thread(self.path(digest).is_file)
 
     def writer(self) -> BlobWriter:
-        """A new blob, to be written as its bytes come: ``async with store.writer() as writer``."""
+        """Return a writer for a new blob, to write bytes as they come: ``async with store.writer() as writer``."""
         return BlobWriter(self, self._unfinished / uuid.uuid4().hex)
 
     async def remove(self, digest: str) -> None:
-        """Let go of one."""
+        """Delete a blob."""
         await _in_thread(lambda: self.path(digest).unlink(missing_ok=True))
 
     async def reconcile(self, digests: Collection[str]) -> Reconciled:
-        """Bring back those of these blobs that lie aside, and put all others aside.
+        """Bring back the named blobs that lie aside, and put all other blobs aside.
 
-        Others are unknown because a crash left them, or because the journal that names them was moved away.
+        Other blobs are unknown because a crash left them, or because the journal that names them was moved away.
 
         Raises:
             StoreError: the disk fails.
@@ -111,7 +111,7 @@ class BlobStore:
         return await _in_thread(reconcile)
 
     async def put_aside(self, digest: str) -> None:
-        """Let go of one for now: it comes back if it is named again in time.
+        """Put a blob aside. It comes back if it is named again in time.
 
         Raises:
             StoreError: it can't be moved.
@@ -124,7 +124,7 @@ class BlobStore:
         await _in_thread(put)
 
     async def sweep_aside(self, served: float, keep: float) -> int:
-        """Delete what has lain aside for `keep` seconds during which a gateway served. Return how many.
+        """Delete blobs that lay aside for `keep` seconds during which a gateway served. Return their number.
 
         Args:
             served: the seconds since the last sweep, by a clock that can't be set.
@@ -141,7 +141,7 @@ class BlobStore:
         return await _in_thread(sweep)
 
     async def free_aside(self, size: int) -> int:
-        """Delete what has lain aside longest, until so many bytes are free. Return how many are.
+        """Delete the blobs that have lain aside longest, until `size` bytes are free. Return the bytes freed.
 
         Raises:
             StoreError: the disk fails.
@@ -154,7 +154,7 @@ class BlobStore:
 
 
 class BlobWriter:
-    """Bytes on their way into the store. What is left without `keep` leaves nothing behind."""
+    """Bytes on their way into the store. Without `keep` nothing of them stays."""
 
     def __init__(self, store: BlobStore, path: Path) -> None:
         self._store = store
@@ -184,7 +184,7 @@ class BlobWriter:
         self._file.write(gathered)
 
     async def spool(self) -> Path:
-        """That was all, and the bytes are wanted for now alone: a file that goes with the writer.
+        """Finish, and return a file with the bytes. The file is deleted when the writer closes.
 
         Raises:
             StoreError: they could not be written.
@@ -199,11 +199,11 @@ class BlobWriter:
 
     @property
     def digest(self) -> str:
-        """The SHA-256, in hexadecimal, of what was written before `spool`."""
+        """Return the SHA-256, in hexadecimal, of the bytes written before `spool`."""
         return self._hash.hexdigest()
 
     async def seal(self) -> Blob:
-        """That was all: the bytes are on the disk, and known by their digest; not in the store before `keep`.
+        """Finish: sync the bytes to the disk and return their blob. Only `keep` puts it into the store.
 
         Raises:
             StoreError: they could not be written.
@@ -218,7 +218,7 @@ class BlobWriter:
         return await _in_thread(seal)
 
     async def keep(self, blob: Blob) -> None:
-        """Into the store, under its digest.
+        """Move the blob into the store, under its digest.
 
         Raises:
             StoreError: it could not be moved.
@@ -235,7 +235,7 @@ class BlobWriter:
             try:
                 self._file.close()
             except OSError:
-                # What the disk did not take is not wanted: had it been, `seal` or `spool` had said so.
+                # If the disk did not take the bytes, go on: nobody wants them, or `seal` or `spool` has raised it.
                 pass
             finally:
                 self._path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ _WITHOUT_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVA
 
 
 def take(directory: Path) -> IO[str]:
-    """Make the directory if need be, and take it for this process until what is returned is closed.
+    """Make the directory if need be, and take it for this process until the returned file is closed.
 
     Raises:
         StoreError: another process has it, or it can't be used.

@@ -15,11 +15,11 @@ PUT_ADDRESSES = "INSERT OR REPLACE INTO meta VALUES ('backend_urls', ?)"
 
 @dataclass(frozen=True, slots=True)
 class KnownBackends:
-    """What a journal knows of backends, by name.
+    """The backends that a journal knows, by name.
 
     Attributes:
-        files: how many files of jobs it knows there.
-        urls: where the backend was when a gateway ran last. Journals of earlier versions have none.
+        files: the number of files of jobs that the journal knows on each.
+        urls: the URL that each backend had when a gateway last ran. Journals of earlier versions have none.
     """
 
     files: Mapping[str, int] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class KnownBackends:
 
 
 def read_known(connection: sqlite3.Connection, tables: Collection[str] = ("files", "meta")) -> KnownBackends:
-    """Read what a journal with these tables knows of backends.
+    """Read the backends that a journal with these tables knows.
 
     Raises:
         sqlite3.Error: it can't be read.

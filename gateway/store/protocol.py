@@ -1,6 +1,6 @@
-"""`Store`: what must outlive the process.
+"""`Store`: the data that must outlive the process.
 
-Ledger and sessions know these protocols and nothing of what is behind them.
+Ledger and sessions know these protocols alone, not their implementation.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from gateway.store.known_backends import KnownBackends
 
 
 class StoreError(Exception):
-    """The journal can't be read or written; the text says what is wrong and what to do."""
+    """Failure to read or write the journal; the text names the fault and the remedy."""
 
 
 class StoreDamaged(StoreError):
-    """What is in the journal is not what was written."""
+    """Damage of the journal: its contents are not as they were written."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """An open job. Times are milliseconds since 1970; `submission` is the compressed prompt as it was accepted.
 
-    `upstream_id` and `mark` are those of its assignment, empty while it has none. `given_up` are the assignments that
-    it had before, as a JSON list of ``[backend, upstream_id, mark]``.
+    `upstream_id` and `mark` belong to its assignment, and are empty while it has none. `given_up` are its earlier
+    assignments, as a JSON list of ``[backend, upstream_id, mark]``.
     """
 
     tenant: str
@@ -83,8 +83,8 @@ class KeptSize:
 class HistoryRecord:
     """A job that ended. Writing it removes the open job in the same commit. `entry` is the history entry's JSON.
 
-    The store sets `kept`: only who compresses the entry knows what it comes to. A large one comes compressed, as
-    `packed`, and `entry` is empty.
+    The store sets `kept`, because it compresses the entry. A large entry comes compressed, as `packed`, and `entry` is
+    empty.
     """
 
     tenant: str
@@ -113,9 +113,9 @@ class HistoryRemoval:
 class FileRecord:
     """A file a tenant may see: `filename` is the tenant's name for it, `upstream` the name on its backend.
 
-    `etag` is what it is known by there, None while that is not known; `anew` is 1 if what the backend calls so was
-    another's before. `made_at` is when it was last told of (milliseconds since 1970). `upstream_subfolder` is its
-    folder there, None if that is `subfolder`.
+    `etag` identifies the file there (see `gateway.files.identity`), None while that is not known. `anew` is 1 if
+    another tenant's file had its name there before. `made_at` is the time of the last report of it (milliseconds since
+    1970). `upstream_subfolder` is its folder there, None if that is `subfolder`.
     """
 
     tenant: str
@@ -142,7 +142,7 @@ class FileRemoval:
 
 @dataclass(frozen=True, slots=True)
 class UploadRecord:
-    """An upload: what its tenant calls it, its bytes (`digest`, `size`), its last use (milliseconds since 1970)."""
+    """An upload: its tenant's name for it, its bytes (`digest`, `size`), its last use (milliseconds since 1970)."""
 
     tenant: str
     kind: str
@@ -178,11 +178,11 @@ class PlacementRecord:
 
 @dataclass(frozen=True, slots=True)
 class BackendRecord:
-    """What is held against a backend.
+    """The failures, ejections and orders that count against a backend.
 
-    `poisoned` is the id there of the prompt that showed that its process can't use its GPU. `failures` are those in a
-    row, the kind of work and who else could do it, as JSON; `ejections` how often in a row it was ejected, the last
-    time until `ejected_until` (milliseconds since 1970). `drained` is 1 if an admin lets it have no work.
+    `poisoned` is the upstream id of the prompt that showed that the backend's process can't use its GPU. `failures` is
+    JSON: for each failure in a row, the kind of work, and the backends that can do it. `ejections` counts ejections in
+    a row; the last one ends at `ejected_until` (milliseconds since 1970). `drained` is 1 if an admin drains it.
     """
 
     backend: str
@@ -195,17 +195,17 @@ class BackendRecord:
 
 @dataclass(frozen=True, slots=True)
 class BackendUrls:
-    """Where the backends are now, as `known.py` writes it."""
+    """The backends' current URLs, as `known_backends.written_urls` writes them."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """What the clocks say: `time` (milliseconds since 1970), and `uptime` since the machine's `boot`.
+    """A reading of the clocks: `time` (milliseconds since 1970), and `uptime` since the machine's `boot`.
 
-    Where the two went apart since the last reading of this boot the time was set, and all marks are moved with it: what
-    is in the history is no older for that.
+    If the two went apart since the last reading of this boot, the time was set. The store then moves all marks with
+    it, because history entries are no older for that.
     """
 
     time: int
@@ -240,7 +240,7 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """When a key was used last, if it is there still."""
+    """The time of a key's last use. It has no effect if the key was revoked."""
 
     name: str
     used_at: int
@@ -255,7 +255,7 @@ class KeyRemoval:
 
 @dataclass(frozen=True, slots=True)
 class SignInRecord:
-    """A browser that signed in: the digest of what its cookie holds, that of the key, and until when."""
+    """A browser that signed in: the digest of its cookie's secret, the digest of the key, and the end."""
 
     digest: str
     key_digest: str
@@ -293,23 +293,23 @@ Change = (
 
 
 class Store(Protocol):
-    """What outlives the process."""
+    """The data that outlives the process."""
 
     async def open(self) -> None:
-        """Make it ready.
+        """Open the store.
 
         Raises:
-            StoreError: it is in use by another gateway, damaged, or of a newer version.
+            StoreError: another gateway uses it, it is damaged, or of a newer version.
         """
 
     async def close(self) -> None:
-        """Write what is queued and let go."""
+        """Write the queued changes, and close the store."""
 
     def write(self, changes: Sequence[Change]) -> Future[None]:
-        """Queue changes, in order: what has happened already, and must be known after a restart.
+        """Queue changes that have happened already and must be known after a restart, in order.
 
-        While the disk takes nothing they are kept, and written in order as soon as it does: the future is done when
-        they are durable. It fails with `StoreError` if they can't be written at all.
+        While the disk takes nothing, the store keeps the changes, and writes them in order as soon as it does. The
+        future is done when they are durable. It fails with `StoreError` if they can't be written at all.
         """
 
     def try_write(self, changes: Sequence[Change]) -> Future[None]:
@@ -321,57 +321,57 @@ class Store(Protocol):
 
     @property
     def trouble(self) -> str:
-        """Why the journal can't be written now; empty while it can."""
+        """Return the reason why the journal can't be written now; empty while it can."""
 
     @property
     def owed(self) -> int:
-        """How many writes are kept until the disk takes them."""
+        """Return the number of writes that are kept until the disk takes them."""
 
     async def names_key(self) -> bytes:
-        """The key of secret names: 32 bytes, the same for ever.
+        """Return the key of secret names: 32 bytes, the same for ever.
 
         Raises:
             StoreError: it can't be read.
         """
 
     async def identity(self) -> str:
-        """The client_id that this gateway uses towards its backends; the same after a restart."""
+        """Return the client_id that this gateway uses towards its backends; the same after a restart."""
 
     async def open_jobs(self) -> list[JobRecord]:
-        """All open jobs, oldest first."""
+        """Return all open jobs, oldest first."""
 
     async def history(self) -> list[HistoryRecord]:
-        """All ended jobs, in the order in which they ended, without their entries."""
+        """Return all ended jobs, in the order in which they ended, without their entries."""
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
-        """One history entry's JSON."""
+        """Return one history entry's JSON."""
 
     async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
-        """The (tenant, prompt_id) of what ended first, at most `limit`.
+        """Return the (tenant, prompt_id) of the jobs that ended first, at most `limit`.
 
-        With `ended_before` (milliseconds since 1970), of what had ended by then, as the marks tell.
+        With `ended_before` (milliseconds since 1970), return jobs that had ended by then, by the marks.
         """
 
     async def files(self) -> list[FileRecord]:
-        """All known files."""
+        """Return all known files."""
 
     async def uploads(self) -> list[UploadRecord]:
-        """All uploads."""
+        """Return all uploads."""
 
     async def placements(self) -> list[PlacementRecord]:
-        """What was put on which backend."""
+        """Return all placements of uploads on backends."""
 
     async def backends(self) -> list[BackendRecord]:
-        """What is held against backends."""
+        """Return the record of each backend."""
 
     async def known_backends(self) -> KnownBackends:
-        """What is known of backends by name, of those that are configured no more, too."""
+        """Return the backends that the journal knows, by name, also backends that are configured no more."""
 
     async def keys(self) -> list[KeyRecord]:
-        """All keys that were made over the admin API and not revoked."""
+        """Return all keys that were made over the admin API and not revoked."""
 
     async def had_keys(self) -> bool:
-        """Whether there ever was one."""
+        """Return True if a key was ever made over the admin API."""
 
     async def sign_ins(self) -> list[SignInRecord]:
-        """All sign-ins, the ones that end first first."""
+        """Return all sign-ins, ordered by their end."""

@@ -28,7 +28,7 @@ PARSED_WHEN_READ = 64 * 1024
 
 
 class Unsound(Exception):
-    """Bytes in the journal are not what was written; the text says what is wrong."""
+    """Bytes in the journal that are not as they were written; the text names the fault."""
 
 
 def unpack(packed: object) -> bytes:
@@ -55,7 +55,7 @@ def _is_object(entry: bytes) -> bool:
 
 
 def fault(table: str, row: Mapping[str, object], judge_job: JudgeJob) -> str:
-    """Return what is wrong with a row, in a sentence; an empty text if nothing is."""
+    """Return the fault of a row, in a sentence; an empty text if it has none."""
     if table == "history":
         what = _entry_fault(row)
     elif table == "jobs":
@@ -67,7 +67,7 @@ def fault(table: str, row: Mapping[str, object], judge_job: JudgeJob) -> str:
 
 
 def are_columns(values: Sequence[object]) -> bool:
-    """Return True if the first columns of an ended job, in the table's order, hold what they should."""
+    """Return True if the first columns of an ended job, in the table's order, have the right types."""
     return all(isinstance(value, type_) for value, type_ in zip(values, _TYPES.values(), strict=False))
 
 

@@ -1,4 +1,4 @@
-"""A journal that is damaged: what is wrong with it, and what of it can still be read, row by row."""
+"""Find the damage in a journal, and recover the rows that can still be read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Row = tuple[object, ...]
 
 @dataclass(slots=True)
 class Saved:
-    """What became of a table: rows written, rows that are damaged in themselves, and whether all could be read."""
+    """Result of the recovery of a table: rows saved, rows damaged in themselves, and if all could be read."""
 
     table: str
     rows: int = 0
@@ -50,9 +50,9 @@ class Saved:
 
 
 def examine(directory: Path, judge_job: JudgeJob = judge_json) -> list[str]:
-    """Read through the whole file; one sentence for each thing that is wrong with it. A gateway may be using it.
+    """Read the whole file, and return one sentence for each fault. A gateway may be using the file.
 
-    Whatever `recover` would leave out is wrong.
+    Each row that `recover` would leave out counts as a fault.
 
     Args:
         directory: the data directory.
@@ -90,7 +90,7 @@ def _examine_table(connection: sqlite3.Connection, table: str, judge_job: JudgeJ
 
 
 def had_keys(directory: Path) -> bool:
-    """Whether a key was ever made over the admin API, as far as a journal that nobody may have opened yet can tell."""
+    """Return True if the journal tells that a key was ever made over the admin API; False if it can't be read."""
     try:
         with closing(_open(directory)) as connection:
             return connection.execute(HAD_KEYS).fetchone() is not None
@@ -99,9 +99,9 @@ def had_keys(directory: Path) -> bool:
 
 
 def recover(directory: Path, judge_job: JudgeJob = judge_json) -> tuple[list[Saved], Path]:
-    """Write what can be read to a new file, and put that in the damaged one's place.
+    """Write each row that can be read to a new file, and put the new file in the damaged one's place.
 
-    Returns what was saved, and where the damaged file is now.
+    Returns the result for each table, and the damaged file's new path.
 
     Args:
         directory: the data directory.
@@ -233,7 +233,7 @@ def _until_damage(source: sqlite3.Connection, sql: str, saved: Saved) -> Iterato
 
 
 def _put_in_place(directory: Path, fresh: Path) -> Path:
-    """The damaged file is kept beside, with its log; the log goes first, it must never meet the new file."""
+    """Keep the damaged file beside the new one. Move its log first, because it must never meet the new file."""
     path = directory / FILE_NAME
     aside = directory / f"{FILE_NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("-wal", "-shm"):

@@ -1,7 +1,7 @@
 """Large parts of messages that wait for their readers: on disk, within a bound for each tenant and one for all.
 
-A part is in memory when it comes. If it is still needed a moment later, a thread writes it to a file, once for all who
-wait for it, and its memory is given back. Its file goes with the last who holds it.
+A part is in memory when it comes. If it is still needed a moment later, a thread writes it to a file, once for all its
+readers, and its memory is given back. Its file is deleted with its last holder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Bulk:
 
     Attributes:
         size: its bytes.
-        held: those of them that count as memory of who holds it: none if it has a place on disk.
+        held: bytes that count as memory of its holder: none if it has a place on disk.
     """
 
     __slots__ = ("__weakref__", "_memory", "_path", "_spool", "held", "is_lost", "size")
@@ -56,7 +56,7 @@ class Bulk:
 
     @property
     def memory(self) -> memoryview | None:
-        """Its bytes while they are in memory."""
+        """Return the part's bytes while they are in memory."""
         return self._memory
 
     def written(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class Bulk:
         self.is_lost, self._memory = True, None
 
     async def pieces(self) -> AsyncIterator[bytes | memoryview]:
-        """Its bytes, from the beginning, wherever they are by then.
+        """Yield the part's bytes, from the beginning, out of memory or the file.
 
         Raises:
             Lost: it is gone.
@@ -111,7 +111,7 @@ class Spool:
         self.bytes = 0
 
     def open(self) -> None:
-        """Empty the directory: what an earlier run left there has no readers."""
+        """Empty the directory, because files of an earlier run have no readers."""
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(mode=0o700, parents=True)
 
@@ -125,7 +125,7 @@ class Spool:
         return self._tenants[tenant]
 
     def take(self, tenant: str, data: bytes | memoryview) -> Bulk:
-        """Take a part that is in memory. Past a bound it stays there, and counts as memory of who holds it."""
+        """Take a part that is in memory. Past a bound it stays there, and counts as memory of its holder."""
         view = memoryview(data)
         if not self._has_place(tenant, len(view)):
             return Bulk(self, len(view), len(view), view, None)
@@ -159,7 +159,7 @@ class Spool:
         return disk.f_bavail * disk.f_frsize >= KEPT_FREE + size
 
     def new_path(self) -> Path:
-        """Return the name of a file for who writes it itself; `adopt` it, or remove it."""
+        """Return a path for a file that the caller writes; then `adopt` it, or remove it."""
         return self._directory / str(next(self._numbers))
 
     def adopt(self, tenant: str, path: Path, size: int) -> Bulk:

@@ -3,8 +3,8 @@
 Group commit: while one commit waits for the disk, the changes of all other requests gather, and the next commit takes
 them all, so that the number of fsyncs does not grow with the number of prompts.
 
-While the disk takes nothing (full, read-only) what can be refused is refused at once, and what has happened already is
-owed: the writer keeps it, and tries again every `RETRY_SECONDS`, in order, until it is written.
+While the disk takes nothing (full, read-only), changes that can be refused fail at once. Changes that have happened
+already are owed: the writer keeps them, and tries again every `RETRY_SECONDS`, in order, until they are written.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ class SqliteStore:
 
     @property
     def trouble(self) -> str:
-        """Why it can't be written now; empty while it can."""
+        """Return the reason why the journal can't be written now; empty while it can."""
         return self._trouble
 
     @property
     def owed(self) -> int:
-        """How many writes are kept until the disk takes them."""
+        """Return the number of writes that are kept until the disk takes them."""
         return self._owed
 
     def size(self) -> int:
@@ -151,7 +151,7 @@ class SqliteStore:
         return connection
 
     async def close(self) -> None:
-        """Write what is queued, close the file, give the directory back."""
+        """Write the queued changes, close the file, give the directory back."""
         if self._thread is not None:
             if self._gathered:
                 self._queue.put(self._gathered)
@@ -220,7 +220,7 @@ class SqliteStore:
                 batch.done.set_exception(error)
 
     def _write_loop(self) -> None:
-        """The writer: what it is given is committed, or refused, or owed and tried again. None ends it."""
+        """Run the writer: commit, refuse, or keep and retry each batch from the queue. None in the queue ends it."""
         assert self._loop is not None
         owed: list[_Batch] = []
         is_in_trouble = is_last = False
@@ -246,7 +246,7 @@ class SqliteStore:
             return batches, True
 
     def _commit(self, batches: list[_Batch]) -> tuple[list[_Batch], bool]:
-        """Write them in one commit. Returns those that are owed, and whether the disk takes nothing."""
+        """Write batches in one commit. Return the batches that are owed, and True if the disk takes nothing."""
         assert self._loop is not None
         began = time.perf_counter()
         try:
@@ -288,7 +288,7 @@ class SqliteStore:
         return owed, True
 
     def _commit_one_by_one(self, batches: list[_Batch]) -> tuple[list[_Batch], bool]:
-        """One of them can't be written at all (a text that is none, a number too large); the others can."""
+        """Commit each batch alone, because one can't be written at all (a text that is none, a number too large)."""
         for place, batch in enumerate(batches):
             owed, is_in_trouble = self._commit([batch])
             if is_in_trouble:
@@ -341,7 +341,7 @@ class SqliteStore:
         return await self._read(read, "the journal can't be read")
 
     async def names_key(self) -> bytes:
-        """The stored key of secret names, 32 bytes, made at the first start."""
+        """Return the stored key of secret names, 32 bytes, made at the first start."""
 
         def read() -> bytes:
             assert self._connection is not None
@@ -353,11 +353,11 @@ class SqliteStore:
         return await self._read(read, "the journal can't be read")
 
     async def open_jobs(self) -> list[JobRecord]:
-        """All open jobs, oldest first."""
+        """Return all open jobs, oldest first."""
         return [JobRecord(*row) for row in await self._rows(OPEN_JOBS)]  # type: ignore[arg-type]
 
     async def history(self) -> list[HistoryRecord]:
-        """All ended jobs without their entries, in the order in which they ended. Damaged rows are left out."""
+        """Return all ended jobs without their entries, in the order in which they ended. Leave damaged rows out."""
         found = await self._rows(HISTORY)
         rows = [row for row in found if are_columns(row)]
         if len(rows) < len(found):
@@ -365,7 +365,7 @@ class SqliteStore:
         return [HistoryRecord(*row[:-1], kept=KeptSize(cast(int, row[-1]))) for row in rows]  # type: ignore[arg-type, misc]
 
     async def history_entry(self, tenant: str, prompt_id: str) -> bytes | None:
-        """One history entry, decompressed."""
+        """Return one history entry, decompressed."""
 
         def read() -> bytes | None:
             if self._connection is None:
@@ -380,7 +380,7 @@ class SqliteStore:
         return await self._read(read, what)
 
     async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
-        """What ended first; with `ended_before`, of what had ended by then."""
+        """Return the jobs that ended first; with `ended_before`, of the jobs that had ended by then."""
         if ended_before is None:
             rows = await self._rows(_OLDEST, (limit,))
         else:
@@ -388,25 +388,25 @@ class SqliteStore:
         return [(str(tenant), str(prompt_id)) for tenant, prompt_id in rows]
 
     async def files(self) -> list[FileRecord]:
-        """All known files, the oldest first."""
+        """Return all known files, the oldest first."""
         rows = await self._rows("SELECT * FROM files ORDER BY made_at")
         return [FileRecord(*row) for row in rows]  # type: ignore[arg-type]
 
     async def uploads(self) -> list[UploadRecord]:
-        """All uploads."""
+        """Return all uploads."""
         return [UploadRecord(*row) for row in await self._rows("SELECT * FROM uploads")]  # type: ignore[arg-type]
 
     async def placements(self) -> list[PlacementRecord]:
-        """What was put on which backend."""
+        """Return all placements of uploads on backends."""
         rows = await self._rows("SELECT * FROM placements")
         return [PlacementRecord(*row) for row in rows]  # type: ignore[arg-type]
 
     async def backends(self) -> list[BackendRecord]:
-        """What is held against backends."""
+        """Return the record of each backend."""
         return [BackendRecord(*row) for row in await self._rows("SELECT * FROM backends")]  # type: ignore[arg-type]
 
     async def known_backends(self) -> KnownBackends:
-        """What is known of backends by name."""
+        """Return the backends that the journal knows, by name."""
 
         def read() -> KnownBackends:
             assert self._connection is not None
@@ -415,15 +415,15 @@ class SqliteStore:
         return await self._read(read, "the journal can't be read")
 
     async def keys(self) -> list[KeyRecord]:
-        """All keys that were made over the admin API and not revoked."""
+        """Return all keys that were made over the admin API and not revoked."""
         return [KeyRecord(*row) for row in await self._rows("SELECT * FROM keys")]  # type: ignore[arg-type]
 
     async def had_keys(self) -> bool:
-        """Whether there ever was one."""
+        """Return True if a key was ever made over the admin API."""
         return bool(await self._rows(HAD_KEYS))
 
     async def sign_ins(self) -> list[SignInRecord]:
-        """All sign-ins, the ones that end first first."""
+        """Return all sign-ins, ordered by their end."""
         rows = await self._rows("SELECT * FROM sign_ins ORDER BY expires")
         return [SignInRecord(*row) for row in rows]  # type: ignore[arg-type]
 

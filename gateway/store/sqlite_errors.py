@@ -1,4 +1,4 @@
-"""Sentences for SQLite's errors: each says what is wrong with the journal, and what to do."""
+"""Sentences for SQLite's errors: each names the fault of the journal, and the remedy."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ RECOVER = (
 
 
 def _code(failure: BaseException) -> int:
-    """The primary result code of an SQLite error; 0 for anything else (https://sqlite.org/rescode.html)."""
+    """Return the primary result code of an SQLite error; 0 for anything else (https://sqlite.org/rescode.html)."""
     return int(getattr(failure, "sqlite_errorcode", 0) or 0) & 0xFF
 
 
 def may_pass(failure: BaseException) -> bool:
-    """Whether the same write may succeed later: it is the disk (full, read-only, failing), not the change."""
+    """Return True if the same write may succeed later: the disk, the memory or a lock is at fault, not the change."""
     return _code(failure) in {_FULL, *_READ_ONLY, *_UNWILLING}
 
 
 def is_damage(failure: BaseException) -> bool:
-    """Whether the file itself is not what it should be."""
+    """Return True if the file itself is damaged, or is no database."""
     return _code(failure) in _DAMAGED
 
 
 def is_interrupted(failure: BaseException) -> bool:
-    """Whether a look was ended by its own bound."""
+    """Return True if a read was interrupted: it reached its own time limit."""
     return _code(failure) == sqlite3.SQLITE_INTERRUPT
 
 
 def sentence(what: str, failure: BaseException) -> str:
-    """`what` went wrong, why, and what to do."""
+    """Return a sentence: `what` went wrong, the reason, and the remedy."""
     code = _code(failure)
     if code == _FULL:
         return f"{what}: the disk is full; free some space, nothing needs to be restarted"

@@ -160,7 +160,7 @@ def _read_clock(connection: sqlite3.Connection, reading: ClockReading) -> None:
 
 
 def migrations() -> list[tuple[int, str]]:
-    """The numbered scripts in ``store/sql``, as (version, SQL), in order."""
+    """Return the numbered scripts in ``store/sql``, as (version, SQL), in order."""
     folder = resources.files("gateway.store") / "sql"
     scripts = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
     return [(int(name.split("_")[0]), (folder / name).read_text("utf-8")) for name in scripts]

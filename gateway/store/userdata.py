@@ -31,7 +31,7 @@ MAX_SETTINGS = 1024 * 1024
 _MAX_PART = 255
 _MAX_PATH = 1024
 _MAX_DEPTH = 32
-# Who goes through thousands of files keeps a thread busy for long, and there are few: six on two cores (asyncio's own).
+# A walk through thousands of files keeps a thread busy for long, and there are few: six on two cores (asyncio's own).
 MAX_WALKS = 2
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,7 +46,7 @@ class UnfitName(ValueError):
 
 
 class FolderFull(Exception):
-    """A tenant has as much as it may have; the text says of what."""
+    """Refusal because a tenant's folder is full; the text names the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +86,15 @@ class UserData:
 
     @property
     def maximum(self) -> int:
-        """Bytes that a file can have at most."""
+        """Return the maximum size of a file, in bytes."""
         return self._quota
 
     def writer(self) -> BlobWriter:
-        """For a file whose bytes come: ``async with data.writer() as writer``, then `UserFolder.put`."""
+        """Return a writer for a new file: ``async with data.writer() as writer``, then `UserFolder.put`."""
         return self._spool.writer()
 
     def of(self, tenant: str) -> UserFolder:
-        """A tenant's folder."""
+        """Return a tenant's folder."""
         folder = self._folders.get(tenant)
         if folder is None:
             path = self._directory / _folder_name(tenant)
@@ -103,14 +103,14 @@ class UserData:
 
 
 def _folder_name(tenant: str) -> str:
-    """A name that no other tenant's folder has, on any file system, and that an operator recognizes."""
+    """Return a name that no other tenant's folder has, on any file system, and that an operator recognizes."""
     shown = re.sub(r"[^a-z0-9]+", "-", tenant.casefold())[:32].strip("-")
     digest = hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return f"{shown}-{digest}" if shown else digest
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The parts of a path below a tenant's folder; none for the folder itself.
+    """Return the parts of a path below a tenant's folder; none for the folder itself.
 
     Raises:
         OutsideFolder: it leads out of there.
@@ -133,8 +133,8 @@ def parts_of(name: str) -> tuple[str, ...]:
 class UserFolder:
     """One tenant's files. Every path is a text as a client gives it.
 
-    One at a time changes them or goes through all of them, and of all tenants no more than `MAX_WALKS` do the latter:
-    the threads are those that read and write all files of the gateway's.
+    One call at a time changes the files or walks through all of them. Of all tenants, at most `MAX_WALKS` calls walk
+    at a time, because the same threads read and write all files of the gateway's.
 
     All methods raise OutsideFolder or UnfitName for a path that is none, and StoreError if the disk fails.
     """
@@ -147,16 +147,16 @@ class UserFolder:
         self._turn = asyncio.Lock()
 
     async def exists(self) -> bool:
-        """Whether the tenant has saved anything yet."""
+        """Return True if the tenant has saved anything yet."""
         return await _in_thread(self._root.is_dir)
 
     async def file(self, name: str) -> Path | None:
-        """Where a file is; None if there is none."""
+        """Return the path of a file; None if there is no such file."""
         path = self._path(name)
         return path if await _in_thread(path.is_file) else None
 
     async def files(self, name: str, *, recurse: bool) -> list[FileInfo] | None:
-        """The files in a folder, hidden ones left out, with paths relative to it; None if there is no such folder."""
+        """Return the files in a folder but hidden ones, with paths relative to it; None if there is no such folder."""
         folder = self._path(name)
 
         def look() -> list[FileInfo] | None:
@@ -169,7 +169,7 @@ class UserFolder:
         return await self.walk(look)
 
     async def tree(self, name: str) -> list[dict[str, Any]] | None:
-        """All files and folders below one, as GET /v2/userdata tells them; None if there is no such place.
+        """Return all files and folders below a folder, in the form of GET /v2/userdata; None if there is no such path.
 
         Raises:
             NotADirectoryError: it is a file.
@@ -186,7 +186,7 @@ class UserFolder:
         return await self.walk(look)
 
     async def put(self, name: str, arrived: Path, *, overwrite: bool) -> FileInfo:
-        """A file that has arrived gets its name.
+        """Give a file that has arrived its name.
 
         Raises:
             FileExistsError: there is one, and it is not to be overwritten.
@@ -239,7 +239,7 @@ class UserFolder:
         return await self.walk(move)
 
     async def settings(self) -> dict[str, Any]:
-        """The web UI's settings; none where they can't be read, as app_settings.py has it."""
+        """Return the web UI's settings; none if they can't be read, as in app_settings.py."""
         return await _in_thread(self._settings)
 
     def _settings(self) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class UserFolder:
         return value if isinstance(value, dict) else {}
 
     async def change_settings(self, new: dict[str, Any], writer: BlobWriter) -> None:
-        """Set some of them.
+        """Set some of the settings.
 
         Raises:
             FolderFull: they are too many.
@@ -272,7 +272,7 @@ class UserFolder:
                 await _in_thread(put)
 
     async def walk(self, work: Callable[[], _T]) -> _T:
-        """Run what goes through many of the files, in a thread, when it is its turn."""
+        """Run `work`, which goes through many of the files, in a thread, when its turn comes."""
         async with self._turn, self._walks:
             return await _in_thread(work)
 
@@ -304,7 +304,7 @@ class UserFolder:
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
-    """As Python's glob leaves out what begins with a dot."""
+    """Return True if a part of the path begins with a dot, as Python's glob hides it."""
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 

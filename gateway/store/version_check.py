@@ -1,4 +1,4 @@
-"""Look whether a gateway of this version could start on a journal, without changing it, and not for long."""
+"""Check if a gateway of this version could start on a journal. The check is short and changes nothing."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _TABLES = ("meta", "files", "uploads", "placements", "backends", "keys", "sign_i
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at a journal found: what a gateway starts in spite of, and the backends that it knows."""
+    """Result of a look at a journal: warnings that do not prevent a start, and the backends that it knows."""
 
     warnings: list[str] = field(default_factory=list)
     known: KnownBackends = field(default_factory=KnownBackends)
 
 
 def look(directory: Path, judge_job: JudgeJob = judge_json, seconds: float = LOOK_SECONDS) -> Look:
-    """Read what a start reads of the journal in a data directory, if there is one, and then the rest of it.
+    """Read the rows of a journal that a start reads, if there is a journal, and then check the rest of it.
 
     Args:
         directory: the data directory.
         judge_job: judges open jobs.
-        seconds: how long the look may take. What it does not come to by then is not looked at, and a warning says so.
+        seconds: the maximum duration. The look leaves out what is left by then, and a warning says so.
 
     Raises:
         StoreError: a gateway could not start on it.
@@ -93,7 +93,7 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
 
 
 def _read_as_a_start(connection: sqlite3.Connection, there: set[str], judge_job: JudgeJob, deadline: float) -> None:
-    """Read what a start reads.
+    """Read the rows that a start reads.
 
     Raises:
         StoreDamaged: a start would refuse an open job.
