@@ -111,6 +111,15 @@ def spelled(description: Any, input_name: str, value: str) -> str:
     return value
 
 
+def has_choice(description: Any, input_name: str, value: str) -> bool:
+    """Return True if a list of a node class has a choice, whatever its separators."""
+    for name, _, choices in choice_lists(description):
+        if name == input_name:
+            exact, by_spelling = _spellings(choices)
+            return value in exact or spelling(value) in by_spelling
+    return False
+
+
 # A list may have 200,000 choices, and a prompt thousands of values that look for theirs in it.
 _MAX_SPELLINGS = 16
 _Spellings = tuple[frozenset[str], Mapping[str, str]]

@@ -7,22 +7,23 @@ with many custom nodes describes itself in 100 MB.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.catalogue import merging, tenant_view
 from gateway.catalogue.capabilities import Capabilities, spelled
-from gateway.catalogue.descriptions import Description, describe, keep, read_kept, tell
+from gateway.catalogue.descriptions import Description, describe, keep, patched, read_kept, tell
+from gateway.catalogue.listings import Listings
 from gateway.catalogue.object_info import Body, Make, MergedCatalogue, make_view, merge_catalogue, merge_sound_parts
 from gateway.catalogue.worker import Worker
 from gateway.comfy import json_codec
-from gateway.comfy.client import Answer, BackendError, BadAnswer
+from gateway.comfy.client import BackendError
 from gateway.comfy.file_refs import FileRef
-from gateway.comfy.json_stream import Unreadable, parse
 from gateway.files.index import FileIndex
 from gateway.files.placements import Placements
 from gateway.fleet.backend import Backend
@@ -30,36 +31,25 @@ from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
 from gateway.settings import CatalogueSettings
 from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
 from gateway.tenants.policy import Policy, View
 from gateway.tenants.secret_names import is_secret_path
 
 _log = logs.get("catalogue")
 
-MAX_LISTS = 512
-# Of a backend's list of models: ten thousand, with six fields each.
-MAX_LIST_VALUES = 60_000
 MAX_BODIES = 16
 # Of all encoded catalogues together; the one that was asked for last is kept whatever its size.
 MAX_BODIES_BYTES = 128 * 2**20
 MAX_VIEWS = 64
 # Requests that wait for the first merged catalogue after a start.
 MAX_EARLY = 256
-MAX_KEPT_ANSWER = 256 * 1024
 INTRODUCTION_LIMIT = 2.0
 
 
 _NOTHING_KNOWN = Capabilities()
 
-
-class NobodyKnows(Exception):
-    """No backend can be asked, and nothing is known from before."""
-
-
-@dataclass(slots=True)
-class _Listing:
-    read_at: float
-    value: list[Any]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -71,14 +61,15 @@ class Catalogue:
     files: FileIndex
     placements: Placements
     directory: Path
+    metrics: Metrics
     merged_catalogue: MergedCatalogue | None = None
     # It grows whenever the merged catalogue does, or the backends that are `current` change.
     version: int = 0
     # The backends that have described themselves since they were last connected.
     current: frozenset[str] = frozenset()
     _said: dict[str, Description] = field(default_factory=dict)
-    _lists: dict[tuple[str, frozenset[str] | None], _Listing] = field(default_factory=dict)
-    _answers: OrderedDict[tuple[str, frozenset[str] | None], tuple[float, Answer]] = field(default_factory=OrderedDict)
+    # When each backend's classes were last read as a whole (monotonic), and how many seconds the answer took.
+    _read_at: dict[str, tuple[float, float]] = field(default_factory=dict)
     _bodies: OrderedDict[tuple[View | None, str], tuple[MergedCatalogue, int, Body]] = field(
         default_factory=OrderedDict
     )
@@ -94,6 +85,12 @@ class Catalogue:
     _outdated: list[Any] = field(default_factory=list)
     # How often each backend was connected.
     _connections: Counter[str] = field(default_factory=Counter)
+    # How often single classes of each backend were new.
+    _patches: Counter[str] = field(default_factory=Counter)
+    listings: Listings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.listings = Listings(self.fleet, self.settings.refresh)
 
     async def restore(self) -> None:
         """Read the backends' descriptions of an earlier run, to use them until the backends send new ones."""
@@ -112,12 +109,19 @@ class Catalogue:
 
     def changed(self, backend: Backend) -> None:
         """Read a backend soon, because it is new, or its lists may have changed."""
-        for listing in self._lists.values():
-            listing.read_at = float("-inf")
+        self.listings.forget()
+        self._start_reading(backend)
+
+    async def read(self, backend: Backend) -> None:
+        """Read all classes of a backend."""
+        await asyncio.wait({self._start_reading(backend)})
+
+    def _start_reading(self, backend: Backend) -> asyncio.Task[None]:
         if backend.name not in self._reading:
             task = self._tasks.start(self._read(backend), backend.name)
             self._reading[backend.name] = task
             task.add_done_callback(lambda _: self._reading.pop(backend.name, None))
+        return self._reading[backend.name]
 
     async def introduce(self, backend: Backend) -> None:
         """Read a backend that was connected before it gets work, if that is quickly done.
@@ -149,19 +153,21 @@ class Catalogue:
                 self.changed(backend)
 
     async def _read(self, backend: Backend) -> None:
-        """Read a backend; again if it was connected meanwhile, because the answer may be the process's before."""
-        connection = None
-        while connection != self._connections[backend.name]:
-            connection = self._connections[backend.name]
+        """Read a backend; again if it was connected or patched meanwhile, because the answer may be from before."""
+        before = None
+        while before != (before := (self._connections[backend.name], self._patches[backend.name])):
             is_read = await self._read_once(backend)
         if is_read:
             self._mark(self.current | {backend.name})
 
     async def _read_once(self, backend: Backend) -> bool:
         """Return True if the backend has described itself."""
-        known = self._said.get(backend.name)
+        known, began = self._said.get(backend.name), time.monotonic()
         try:
-            pieces = await backend.client.object_info(self.settings.timeout)
+            try:
+                pieces = await backend.client.object_info(self.settings.timeout)
+            finally:
+                self._note_read(backend.name, time.monotonic() - began)
             said, body = await self._worker.run(describe, pieces, known, list(self._said.values()), self._worker.rest)
         except (BackendError, json_codec.MalformedJson) as error:
             _log.warning("object_info_not_read", backend=backend.name, error=str(error))
@@ -182,6 +188,41 @@ class Catalogue:
             if backend.name in self._said:
                 await asyncio.to_thread(keep, self.directory, backend.name, body)
         return True
+
+    def _note_read(self, backend: str, seconds: float) -> None:
+        self._read_at[backend] = (time.monotonic(), seconds)
+        self.metrics.catalogue_reads.labels(backend, "object_info").inc()
+        self.metrics.catalogue_read_seconds.labels(backend, "object_info").inc(seconds)
+
+    def read_of(self, backend: str) -> tuple[float, float]:
+        """Return when a backend's classes were last read as a whole (monotonic), and how long its answer took."""
+        return self._read_at.get(backend, (-math.inf, 0.0))
+
+    def connection_of(self, backend: str) -> int:
+        """Return the number of a backend's connection: another process may be behind the next one."""
+        return self._connections[backend]
+
+    async def compute(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """Return the result of long work, which is done in the worker; `work` is given the function to rest."""
+        return await self._worker.run(work, self._worker.rest)
+
+    async def patch(self, backend: Backend, answers: Sequence[bytes]) -> None:
+        """Take single classes into the copy of a backend, from its answers to GET /object_info/{class}."""
+        known, said = None, None
+        # If the copy has changed meanwhile, change the new one.
+        while known is None or self._said.get(backend.name) is not known:
+            known = self._said.get(backend.name)
+            if known is None or not answers:
+                return
+            others = [each for name, each in self._said.items() if name != backend.name]
+            said = await self._worker.run(patched, known, answers, others, self._worker.rest)
+        if said is None or said is known:
+            return
+        self._patches[backend.name] += 1
+        self._outdated += (known.classes[name] for name in said.classes if name in known.classes)
+        self._said[backend.name] = said
+        async with self._merging:
+            await self._merge()
 
     async def _merge(self) -> None:
         """Make the newest merged catalogue of all known descriptions."""
@@ -337,85 +378,3 @@ class Catalogue:
     def spelled(self, backend: str, node_class: str, input_name: str, value: str) -> str:
         """Return a choice as this backend spells it: a model in a subfolder with its own platform's separator."""
         return spelled(self.info(backend).get(node_class), input_name, value)
-
-    async def listing(self, path: str, policy: Policy) -> list[Any]:
-        """Return the union of a route that lists names (/models/…, /embeddings), or the last one that could be made.
-
-        A policy limits it to the backends that it allows, and leaves out the models that it refuses.
-
-        Raises:
-            BadAnswer: no backend has such a list; its status is theirs.
-            NobodyKnows: no backend can be asked, and none was before.
-        """
-        listed = await self._listing(path, policy.allowed)
-        is_folder = path.rstrip("/").rpartition("/")[2] == "models"
-        if is_folder or not policy.models:
-            return listed
-        return [item for item in listed if not policy.denies_model(str(_identity(item)))]
-
-    async def _listing(self, path: str, allowed: frozenset[str] | None) -> list[Any]:
-        known = self._lists.get((path, allowed))
-        if known is not None and time.monotonic() - known.read_at < self.settings.refresh:
-            return known.value
-        answers = await asyncio.gather(*(_ask(b, path) for b in self.fleet.alive(allowed)))
-        lists = [listed for answer in answers if answer is not None and (listed := _list_of(answer)) is not None]
-        if not lists:
-            if known is not None:
-                return known.value
-            statuses = [answer.status for answer in answers if answer is not None]
-            if not statuses:
-                raise NobodyKnows
-            raise BadAnswer(f"no backend has {path}", statuses[0] if statuses[0] != 200 else 502)
-        if len(self._lists) >= MAX_LISTS:
-            self._lists.clear()
-        listing = self._lists[path, allowed] = _Listing(time.monotonic(), merging.union(lists, _identity))
-        return listing.value
-
-    async def from_any(self, path: str, allowed: frozenset[str] | None = None) -> Answer:
-        """Return the first backend's answer that is no error (a model's metadata, its preview), else the last one.
-
-        `allowed` are the names of the backends to ask; None for all.
-
-        Raises:
-            NobodyKnows: no backend can be asked, and none was before.
-        """
-        known = self._answers.get((path, allowed))
-        if known is not None and time.monotonic() - known[0] < self.settings.refresh:
-            return known[1]
-        found: Answer | None = None
-        for backend in self.fleet.alive(allowed):
-            answer = await _ask(backend, path)
-            if answer is not None and answer.status < 500:
-                found = answer
-                if answer.status < 400:
-                    break
-        if found is None:
-            if known is None:
-                raise NobodyKnows
-            return known[1]
-        if found.status == 200 and len(found.body) <= MAX_KEPT_ANSWER:
-            self._answers[path, allowed] = (time.monotonic(), found)
-            while len(self._answers) > MAX_LISTS:
-                self._answers.popitem(last=False)
-        return found
-
-
-async def _ask(backend: Backend, path: str) -> Answer | None:
-    try:
-        return await backend.client.call("GET", path)
-    except BackendError as error:
-        _log.info("listing_not_read", backend=backend.name, path=path, error=str(error))
-        return None
-
-
-def _list_of(answer: Answer) -> list[Any] | None:
-    try:
-        value = parse(answer.body, MAX_LIST_VALUES) if answer.status == 200 else None
-    except Unreadable:
-        return None
-    return value if isinstance(value, list) else None
-
-
-def _identity(item: Any) -> Any:
-    """Return the key of a list's item: its name, if the item tells more (sizes, times, its own folders)."""
-    return item.get("name", item) if isinstance(item, dict) else item

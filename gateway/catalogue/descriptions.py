@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.catalogue.worker import no_rest
 from gateway.comfy import json_codec
-from gateway.comfy.object_info import ObjectInfo, ReadClass, read_document
+from gateway.comfy.object_info import ObjectInfo, ReadClass, Recall, read_document
 from gateway.telemetry import logs
 
 _log = logs.get("catalogue")
@@ -59,6 +59,35 @@ def describe(
     same = next((each for each in sources if each.digest == digest), None)
     if same is not None:
         return same, body
+    return Description(digest, read_document(body, _recall_from(sources), rest)), body
+
+
+def patched(
+    known: Description, answers: Iterable[bytes], others: Iterable[Description], rest: Callable[[], None] = no_rest
+) -> Description:
+    """Return a description with the classes of some answers to GET /object_info/{class}.
+
+    If nothing is new, return `known` itself. An answer that can't be read, and a class that can't be read any more,
+    change nothing.
+    """
+    sources = [known, *others]
+    read = dict(known.info.read)
+    for answer in answers:
+        try:
+            info = read_document(answer, _recall_from(sources), rest)
+        except json_codec.MalformedJson:
+            continue
+        read.update((name, each) for name, each in info.read.items() if each.description is not None)
+    earlier = known.info.read
+    if all(name in earlier and earlier[name].digest == each.digest for name, each in read.items()):
+        return known
+    classes = {name: each.description for name, each in read.items() if each.description is not None}
+    digest = hashlib.sha256(b"".join(each.digest for each in read.values())).digest()
+    return Description(digest, ObjectInfo(classes, known.info.dropped, known.info.repaired, read))
+
+
+def _recall_from(sources: Sequence[Description]) -> Recall:
+    """Return the function that finds a class, by the digest of its text, in what backends have said."""
 
     def recall(name: str, text: bytes) -> ReadClass | None:
         for source in sources:
@@ -67,7 +96,7 @@ def describe(
                 return each
         return None
 
-    return Description(digest, read_document(body, recall, rest)), body
+    return recall
 
 
 def keep(directory: Path, backend: str, body: bytes) -> None:

@@ -15,6 +15,8 @@ import aiohttp
 import click
 from yarl import URL
 
+from gateway.catalogue.capabilities import compare
+from gateway.catalogue.differences import MAX_NAME, MAX_NAMED, differences
 from gateway.catalogue.packs import line_to_paste, packs_of, untrusted
 from gateway.cli.terminal import EXIT_UNUSABLE, EXIT_USAGE, load_or_exit, print_table
 from gateway.comfy import json_codec
@@ -93,10 +95,12 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
         click.echo(f"comfyui-gateway: {machine.refusal}", err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
+    _print_differences(rows)
     if machine.is_running:
         click.echo(f"A gateway is running on {settings.data_dir.resolve()}; its address was not tried.")
     if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
-        _print_trust(settings, rows)
+        shared = {backend.name for backend in settings.backends if not backend.tenants}
+        _print_trust(settings, [row for row in rows if row.name in shared])
     sys.exit(EXIT_UNUSABLE if machine.refusal or any(row.reachable != "yes" for row in rows) else 0)
 
 
@@ -144,11 +148,14 @@ def _key(given: str | None) -> str | None:
 async def _rows(settings: Settings) -> list[Row]:
     # Tenants that share a backend may only use classes that are reviewed, or trusted.
     has_strangers = Keyring(settings.auth, settings.tenants.anonymous).has_strangers
+    are_several = len(settings.backends) > 1
     async with aiohttp.ClientSession() as session:
         return list(
             await asyncio.gather(
                 *(
-                    _row(session, settings, backend, asks_classes=has_strangers and not backend.tenants)
+                    _row(
+                        session, settings, backend, asks_classes=are_several or (has_strangers and not backend.tenants)
+                    )
                     for backend in settings.backends
                 )
             )
@@ -226,6 +233,27 @@ def _print_trust(settings: Settings, rows: Sequence[Row]) -> None:
     click.echo(
         f"To trust all of them (docs/security.md says what that means):\n  {line_to_paste(found, policies.trust)}"
     )
+
+
+def _print_differences(rows: Sequence[Row]) -> None:
+    """Print for each backend the node classes, models and versions that it lacks and another has."""
+    infos = {row.name: row.classes for row in rows if row.classes is not None}
+    versions = {row.name: row.version for row in rows if row.name in infos}
+    found = {name: each for name, each in differences(compare(infos), versions).items() if each.any}
+    if found:
+        click.echo("\nThe backends differ. A prompt goes only where all that it needs is:")
+    for name, each in found.items():
+        if each.other_versions:
+            others = ", ".join(map(suite.plain, each.other_versions))
+            click.echo(f"  {name}: ComfyUI {suite.plain(each.version)}, others {others}")
+        for count, names, what in (
+            (len(each.classes), sorted(each.classes), "node classes"),
+            (len(each.choices), sorted(each.choices), "models or other choices"),
+        ):
+            if count:
+                more = f" and {count - MAX_NAMED} more" if count > MAX_NAMED else ""
+                shown = ", ".join(suite.plain(each_name[:MAX_NAME]) for each_name in names[:MAX_NAMED])
+                click.echo(f"  {name}: lacks {count} {what} that others have: {shown}{more}")
 
 
 def _print(rows: list[Row]) -> None:

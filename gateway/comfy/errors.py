@@ -6,6 +6,7 @@ Wording from server.py (post_prompt) and comfy_execution/jobs.py (validate_job_i
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.comfy import json_codec
@@ -72,6 +73,42 @@ def nodes_with_bad_values(node_errors: Any) -> frozenset[str]:
             if type_ in _OF_A_VALUE or (isinstance(type_, str) and type_.startswith(_EXCEPTION)):
                 found.add(node_id)
     return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Missing node class; or, with an input, a missing choice of one of its lists."""
+
+    node_class: str
+    input_name: str | None = None
+    value: str = ""
+
+
+def lacks_of(body: Any) -> list[Lack]:
+    """Return the classes and choices that a refusal calls missing; none if it has any other error.
+
+    Args:
+        body: the refusal's body, or its JSON.
+    """
+    try:
+        value = json_codec.loads(body) if isinstance(body, bytes) else body
+        error, by_node = value["error"], value.get("node_errors") or {}
+        if error["type"] == "missing_node_type":
+            return (
+                [Lack(error["extra_info"]["class_type"])] if isinstance(error["extra_info"]["class_type"], str) else []
+            )
+        found = []
+        for node in by_node.values():
+            for each in node["errors"]:
+                about = each["extra_info"]
+                lack = Lack(node["class_type"], about.get("input_name"), about.get("received_value"))
+                texts = (lack.node_class, lack.input_name, lack.value)
+                if each["type"] != "value_not_in_list" or not all(isinstance(text, str) for text in texts):
+                    return []
+                found.append(lack)
+    except (json_codec.MalformedJson, LookupError, TypeError, AttributeError):
+        return []
+    return found
 
 
 def told_as_text(body: bytes) -> str | None:

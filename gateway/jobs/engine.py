@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.bus import Bus
 from gateway.catalogue.catalogue import Catalogue
+from gateway.catalogue.refresher import Refresher
 from gateway.comfy.events import Event
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.responses import MARK, Queue
@@ -37,6 +38,7 @@ from gateway.jobs.parsing.json_reader import JsonReader
 from gateway.jobs.scheduling.backend_prompts import extra_of
 from gateway.jobs.scheduling.dispatcher import Dispatcher
 from gateway.jobs.scheduling.lost_inputs import LostInputs
+from gateway.jobs.scheduling.outdated_copies import OutdatedCopies
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state import partner_keys
 from gateway.jobs.state.history import History
@@ -88,8 +90,9 @@ class Engine:
         self.files = FileIndex()
         self.placements = Placements()
         self.catalogue = Catalogue(
-            fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue"
+            fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue", metrics
         )
+        self.refresher = Refresher(fleet, self.catalogue, metrics, self._is_idle)
         self.transfer = FileTransfer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(
             store,
@@ -164,6 +167,7 @@ class Engine:
             client_events,
             limits,
             keyring.is_alone,
+            OutdatedCopies(fleet, self.catalogue, self.refresher, self.admission),
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
         self.failures = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
@@ -218,7 +222,15 @@ class Engine:
             self.event_relay,
             self.completion,
         )
-        for part in (*parts, self.history_deletion, self.retention, self.catalogue, self.uploads, self.transfer):
+        for part in (
+            *parts,
+            self.history_deletion,
+            self.retention,
+            self.refresher,
+            self.catalogue,
+            self.uploads,
+            self.transfer,
+        ):
             await part.close()
 
     async def restore(self) -> None:
@@ -263,6 +275,10 @@ class Engine:
         if known is None and self.catalogue.merged_catalogue is not None:
             known = self.catalogue.merged_catalogue.classes.get(node_class)
         return known
+
+    def _is_idle(self, backend: Backend) -> bool:
+        """Return True if a backend has nothing to run, neither of the gateway's jobs nor of others."""
+        return not (backend.foreign_running or backend.foreign_pending or any(self.ledger.load(backend.name)))
 
     def _is_apart(self, tenant: str) -> bool:
         """Return True if a tenant shares the fleet with strangers, or with strangers' files.

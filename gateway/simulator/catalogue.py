@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ FOLDERS = (
     "detection"
 ).split()
 _MODEL_SUFFIXES = ".bin .ckpt .pkl .pt .pt2 .pth .safetensors .sft".split()
+_LOADERS = {"checkpoints": ("CheckpointLoaderSimple", "ckpt_name"), "loras": ("LoraLoader", "lora_name")}
 _NO_MODELS = ("configs", "custom_nodes")
 _PLACEHOLDER = "<!doctype html><title>Simulated ComfyUI</title><p>A simulated ComfyUI. No front end is installed.</p>"
 
@@ -37,9 +39,16 @@ def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
     """Return the node classes, with the models that this one has."""
     text = (resources.files("gateway.simulator") / "object_info.json").read_text("utf-8")
     info: dict[str, Any] = json.loads(text)
-    info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = list(options.models)
-    info["LoraLoader"]["input"]["required"]["lora_name"][0] = list(options.loras)
+    for folder, names in {"checkpoints": options.models, "loras": options.loras}.items():
+        _list_models(info, folder, names)
     return {name: description for name, description in info.items() if name not in options.without}
+
+
+def _list_models(info: dict[str, Any], folder: str, names: Sequence[str]) -> None:
+    """List the models of a folder in the node class that loads them."""
+    node_class, input_name = _LOADERS[folder]
+    if node_class in info:
+        info[node_class]["input"]["required"][input_name][0] = list(names)
 
 
 class Catalogue:
@@ -61,6 +70,7 @@ class Catalogue:
         self._loaded = loaded
         self._faults = faults
         self._born = time.time()
+        self._models: dict[str, Sequence[str]] = {"checkpoints": options.models, "loras": options.loras}
         # A test's answer to GET /object_info, whatever it is; None for the simulator's own.
         self.odd_answer: bytes | None = None
 
@@ -133,8 +143,12 @@ class Catalogue:
         return reply([{"name": name, **about} for name in names])
 
     def _model_names(self, folder: str) -> list[str] | None:
-        own = {"checkpoints": self._options.models, "loras": self._options.loras}
-        return list(own.get(folder, ())) if folder in FOLDERS else None
+        return list(self._models.get(folder, ())) if folder in FOLDERS else None
+
+    def set_models(self, folder: str, names: Sequence[str]) -> None:
+        """Have these models in a folder from now on, as if somebody had copied files there."""
+        self._models[folder] = names
+        _list_models(self._object_info, folder, names)
 
     async def subscribe_logs(self, request: web.Request) -> web.Response:
         """PATCH /internal/logs/subscribe: there is nothing to be told of."""

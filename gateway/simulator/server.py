@@ -116,6 +116,7 @@ class Simulator:
         app.router.add_route("*", f"{_OWN}/faults", self._set_faults)
         app.router.add_post(f"{_OWN}/broadcast", self._broadcast)
         app.router.add_post(f"{_OWN}/object_info", self._set_object_info)
+        app.router.add_post(f"{_OWN}/models/{{folder}}", self._set_models)
         add_front_end(app, front_end(self.options))
         return app
 
@@ -186,6 +187,11 @@ class Simulator:
     async def _set_object_info(self, request: web.Request) -> web.Response:
         """POST the bytes that GET /object_info answers from now on; no bytes for the simulator's own answer."""
         self.catalogue.odd_answer = await request.read() or None
+        return reply({})
+
+    async def _set_models(self, request: web.Request) -> web.Response:
+        """POST the list of the models that a folder has from now on: checkpoints, or loras."""
+        self.catalogue.set_models(request.match_info["folder"], json_codec.loads(await request.read()))
         return reply({})
 
     async def _get_recorded(self, _: web.Request) -> web.Response:

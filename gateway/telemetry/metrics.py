@@ -38,6 +38,7 @@ class Metrics:
 
         _tell_process(registry, prefix)
         self._add_journal(gauge, histogram)
+        self._add_catalogue(counter)
         self.backend_up = gauge("backend_up", "1 while the backend can run jobs", "backend")
         self.backend_drained = gauge("backend_drained", "1 while an admin lets it have no work", "backend")
         self.backend_poisoned = gauge("backend_poisoned", "1 while it can't use its GPU until a restart", "backend")
@@ -88,6 +89,11 @@ class Metrics:
         self.sockets_spooled = gauge("sockets_spooled_bytes", "Bytes on disk that wait for the readers of WebSockets")
         self.tasks = gauge("tasks", "Tasks of the event loop")
         self.task_failures = counter("task_failures_total", "Unexpected errors in background tasks, by task", "task")
+
+    def _add_catalogue(self, counter: Callable[..., Counter]) -> None:
+        labels = "backend", "kind"
+        self.catalogue_reads = counter("catalogue_reads_total", "Reads of node classes and models", *labels)
+        self.catalogue_read_seconds = counter("catalogue_read_seconds_total", "Time of the answers to them", *labels)
 
     def _add_journal(self, gauge: Callable[..., Gauge], histogram: Callable[..., Histogram]) -> None:
         self.journal_bytes = gauge("journal_bytes", "Bytes of the journal and of its log on the disk")

@@ -61,6 +61,7 @@ TABLE: tuple[Row, ...] = (
     Row("POST", "/gateway/keys/{name}/rotate", Access.ADMINS),
     Row("GET", "/gateway/backends", Access.ADMINS),
     Row("GET", "/gateway/packs", Access.ADMINS),
+    Row("GET", "/gateway/differences", Access.ADMINS),
     Row("POST", "/gateway/backends/{name}/{action}", Access.ADMINS),
     Row("*", "/gateway/**", Access.ADMINS),
     # ComfyUI's, answered with the caller's own jobs and files.

@@ -100,6 +100,7 @@ OWN: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", "/gateway/keys/{name}", keys.delete_key),
     ("GET", "/gateway/backends", operations.get_backends),
     ("GET", "/gateway/packs", operations.get_packs),
+    ("GET", "/gateway/differences", operations.get_differences),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
 )
 _ANY_PATH = "/{path:.*}"

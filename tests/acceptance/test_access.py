@@ -48,6 +48,7 @@ async def test_open_paths_and_roles(lab: Lab) -> None:
         "/queue": (401, 200, 200, 403),
         "/gateway/backends": (401, 403, 200, 403),
         "/gateway/packs": (401, 403, 200, 403),
+        "/gateway/differences": (401, 403, 200, 403),
         "/internal/logs": (401, 403, 200, 403),
         "/api/internal/logs": (401, 403, 200, 403),
         "//internal/logs": (401, 403, None, 403),

@@ -161,6 +161,11 @@ class Simulator(Server):
             found: dict[str, int] = await answer.json()
             return found
 
+    async def set_models(self, http: aiohttp.ClientSession, folder: str, *names: str) -> None:
+        """Have these models in a folder from now on."""
+        async with http.post(f"{self.url}/simulator/models/{folder}", json=names) as answer:
+            assert answer.status == 200
+
     async def recorded(self, http: aiohttp.ClientSession) -> list[dict[str, Any]]:
         """What it was sent; started with ``--record``."""
         async with http.get(f"{self.url}/simulator/recorded") as answer:

@@ -212,6 +212,13 @@ class Admission:
             return frozenset()
         return capabilities.needs_of(submission.graph(), known)
 
+    def differing_classes(self, submission: Submission) -> list[str]:
+        """Return the node classes of a prompt that some backend lacks, or whose lists differ."""
+        known, merged_catalogue = self._catalogue.capabilities, self._catalogue.merged_catalogue
+        classes = merged_catalogue.classes if merged_catalogue is not None else {}
+        differing = known.classes.keys() | {name for name, _ in known.choices}
+        return [name for _, name in submission.nodes if name in differing or name not in classes]
+
     def find_able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Refuse a prompt that can't or must not run. Return the backends that can run it; None if any can.
 

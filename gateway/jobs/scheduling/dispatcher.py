@@ -13,6 +13,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_REPLY, Answer, BadAnswer, Refused, Unanswered, Unreachable
@@ -30,6 +31,7 @@ from gateway.jobs.files.inputs import InputMissing, Inputs
 from gateway.jobs.scheduling.backend_prompts import Offer, drop_orphans, look_for, upstream_body
 from gateway.jobs.scheduling.candidates import Candidates
 from gateway.jobs.scheduling.lost_inputs import LostInputs
+from gateway.jobs.scheduling.outdated_copies import OutdatedCopies
 from gateway.jobs.scheduling.retries import backoff
 from gateway.jobs.scheduling.work_stealing import WorkStealing
 from gateway.jobs.state.job import Assignment, Job, State
@@ -56,6 +58,13 @@ EARLY_SECONDS = 0.02
 MAX_LOOK = 20_000
 
 
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One attempt to send a job, to one backend after the other. The first of its `refusals` is the client's answer."""
+
+    refusals: list[Reply] = field(default_factory=list)
+
+
 class Dispatcher:
     """Dispatcher of prompts to backends. It makes each decision between two awaits, so that no count is stale.
 
@@ -63,6 +72,7 @@ class Dispatcher:
         patience: maximum wait for a backend's answer to a prompt, in seconds. Then the backend is asked if it has it.
         fail: ends a job that no backend can run, with a reason and an error type.
         is_alone: returns True if no tenant but this one may come.
+        outdated_copies: looks again at prompts that are to be refused for what a backend lacks.
     """
 
     def __init__(
@@ -79,11 +89,13 @@ class Dispatcher:
         client_events: ClientEvents,
         limits: Limits,
         is_alone: Callable[[str], bool],
+        outdated_copies: OutdatedCopies,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
         self._admission = admission
+        self._outdated_copies = outdated_copies
         self._lost_inputs = LostInputs(inputs)
         self._candidates = Candidates(ledger, fleet, inputs, limits, is_alone)
         self._settings = settings
@@ -95,7 +107,7 @@ class Dispatcher:
         self._tasks = Tasks("dispatcher")
         self._failures = Failures()
         self._replies = IdempotentReplies(ledger)
-        self._turns: dict[Job, object] = {}
+        self._turns: dict[Job, _Turn] = {}
         self.work_stealing = WorkStealing(ledger, fleet, admission, metrics, self._resend)
 
     async def close(self) -> None:
@@ -122,6 +134,14 @@ class Dispatcher:
             Rejection: the prompt can't run, or its id is in use for another prompt.
             StoreError: the journal can't be written; nothing was accepted.
         """
+        try:
+            return await self._submit(tenant, submission, answer_early)
+        except Rejection as rejection:
+            if not await self._outdated_copies.have_changed(tenant, submission, rejection):
+                raise
+        return await self._submit(tenant, submission, answer_early)
+
+    async def _submit(self, tenant: str, submission: Submission, answer_early: Callable[[Reply], None]) -> Reply:
         earlier = self._replies.earlier(tenant, submission)
         if earlier is not None:
             return await earlier
@@ -226,7 +246,7 @@ class Dispatcher:
             if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
                 # If the backend that holds the job's files is back, any backend may run it: files can be copied now.
                 job.pinned = None
-            places = (job.tenant, self._admission.refresh_able(job), job.pinned, job.avoid)
+            places = (job.tenant, self._admission.refresh_able(job), job.pinned, job.avoid | job.lacking)
             if job.unfit is not None:
                 self._fail(job, job.unfit, "PromptRefused")
                 continue
@@ -302,9 +322,8 @@ class Dispatcher:
     def _choose(self, job: Job, *tried: str) -> Backend | None:
         if job.backend is None and not self._candidates.may_run_more(job.tenant):
             return None
-        return self._candidates.find(
-            job.tenant, job.submission, self._admission.refresh_able(job), job.pinned, tried, job.avoid
-        )
+        able, tried = self._admission.refresh_able(job), (*tried, *job.lacking)
+        return self._candidates.find(job.tenant, job.submission, able, job.pinned, tried, job.avoid)
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -318,7 +337,8 @@ class Dispatcher:
         If the job is given up and sent again, it gets a new turn. An offer of an older turn then has no effect.
         """
         tried: set[str] = set()
-        turn = self._turns[job] = object()
+        turn = self._turns[job] = _Turn()
+        job.lacking = frozenset()
         try:
             while job.state is State.SENDING and (assignment := job.assignment) is not None:
                 backend = self._fleet.backends[assignment.backend]
@@ -346,7 +366,7 @@ class Dispatcher:
                 del self._turns[job]
         return None
 
-    async def _offer(self, job: Job, backend: Backend, assignment: Assignment, turn: object) -> Offer | Reply:
+    async def _offer(self, job: Job, backend: Backend, assignment: Assignment, turn: _Turn) -> Offer | Reply:
         outcome = "taken"
         try:
             changed = await self._inputs.prepare(job, backend)
@@ -391,7 +411,7 @@ class Dispatcher:
                 return await self._taken(job, backend, assignment, answer)
             outcome = f"{answer.status // 100}xx" if answer.status >= 400 else "5xx"
             if 400 <= answer.status < 500:
-                return await self._refused_there(job, backend, assignment, answer)
+                return await self._refused_there(job, backend, assignment, answer, turn)
             _log.warning("prompt_offer_failed", backend=backend.name, **job.log_ids, status=answer.status)
             return await self._ask(job, backend, assignment, answer)
         finally:
@@ -399,11 +419,19 @@ class Dispatcher:
                 self._ledger.offered(assignment, is_there=False)
             self._metrics.dispatches.labels(backend.name, outcome).inc()
 
-    async def _refused_there(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
+    async def _refused_there(
+        self, job: Job, backend: Backend, assignment: Assignment, answer: Answer, turn: _Turn
+    ) -> Offer | Reply:
         again = await self._lost_inputs.after_refusal(job, backend, answer.body)
         if again is Offer.AGAIN or (again is not None and self._choose(job, backend.name) is not None):
             return again
-        return refusal_for(job, assignment, answer, self._inputs.outputs, self._admission)
+        turn.refusals.append(refusal_for(job, assignment, answer, self._inputs.outputs, self._admission))
+        if len(turn.refusals) < self._settings.attempts:
+            # If the backend lacks a class or a choice, another backend may have it: the gateway's copy may be old.
+            others = await self._outdated_copies.find_others(job, backend, answer.body)
+            if others or (others is None and self._choose(job) is not None):
+                return Offer.NOT_SENT
+        return turn.refusals[0]
 
     async def _taken(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
         own_id, (known_as, node_errors) = assignment.upstream_id, read_taken(answer.body)

@@ -139,7 +139,7 @@ class Job:
     Choice of a backend: `able` are the backends that can run the job (None: all) by version `judged_by` of the
     catalogue. `unfit` is the reason why none may run it. The job goes to a `pinned` backend alone, because that one
     holds its files and was down; if `pinned` is empty, the job is ending. It goes to a backend in `avoid` only if no
-    other may have it.
+    other may have it, and to none in `lacking`, because these lack a node class or a choice of it.
 
     Failures: `retried_for` are the causes for which it was retried. `blamed` is a backend and an error, if the job
     failed there as if by the machine's fault. `offers_again` counts offers after files were gone from the backend.
@@ -171,6 +171,7 @@ class Job:
     judgement: FleetJudgement | None = None
     unfit: str | None = None
     avoid: frozenset[str] = frozenset()
+    lacking: frozenset[str] = frozenset()
     retried_for: frozenset[str] = frozenset()
     blamed: tuple[str, str] | None = None
     not_before: float = 0.0

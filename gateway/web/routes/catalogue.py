@@ -7,7 +7,7 @@ import re
 from aiohttp import web
 
 from gateway.catalogue import merging
-from gateway.catalogue.catalogue import NobodyKnows
+from gateway.catalogue.listings import NobodyKnows
 from gateway.comfy import json_codec
 from gateway.comfy.client import BadAnswer
 from gateway.tenants.roles import unquoted
@@ -28,8 +28,14 @@ def _none_yet(request: web.Request) -> web.Response:
     return problem(503, "no_backend", "The fleet is not known yet", details, {"Retry-After": "2"})
 
 
+async def _refresh(request: web.Request) -> None:
+    """Look for new models on the caller's backends, if it is time for that."""
+    await context_of(request).engine.refresher.refresh(policy(request).allowed)
+
+
 async def get_object_info(request: web.Request) -> web.StreamResponse:
     """Answer with all node classes of the fleet."""
+    await _refresh(request)
     merged_catalogue = await context_of(request).catalogue.seen_by(policy(request))
     if merged_catalogue is None:
         return _none_yet(request)
@@ -44,6 +50,7 @@ async def get_object_info(request: web.Request) -> web.StreamResponse:
 
 async def get_node_class(request: web.Request) -> web.Response:
     """Answer with one node class; with ``{}`` if the fleet does not have it."""
+    await _refresh(request)
     merged_catalogue = await context_of(request).catalogue.seen_by(policy(request))
     if merged_catalogue is None:
         return _none_yet(request)
@@ -70,8 +77,9 @@ async def get_listing(request: web.Request) -> web.Response:
     path = _names(request)
     if path is None:
         return empty(404)
+    await _refresh(request)
     try:
-        return json(await context_of(request).catalogue.listing(path, policy(request)))
+        return json(await context_of(request).catalogue.listings.listing(path, policy(request)))
     except NobodyKnows:
         return _none_yet(request)
     except BadAnswer as error:
@@ -86,7 +94,7 @@ async def get_from_any(request: web.Request) -> web.Response:
     if _names_denied_model(request):
         return empty(404)
     try:
-        answer = await context_of(request).catalogue.from_any(path + query, policy(request).allowed)
+        answer = await context_of(request).catalogue.listings.from_any(path + query, policy(request).allowed)
     except NobodyKnows:
         return _none_yet(request)
     headers = downstream_headers(answer.headers)

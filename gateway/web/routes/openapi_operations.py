@@ -58,6 +58,17 @@ SCHEMAS: dict[str, Schema] = {
     "Key": _object(_KEY, old_until=_TIME, shadowed=_FLAG),
     "NewKey": _object({**_KEY, "key": {"type": "string", "description": "The key itself, this once"}}, old_until=_TIME),
     "Backend": _object({"name": _TEXT, "drained": _FLAG}),
+    "Differences": _object(
+        {
+            "name": _TEXT,
+            "version": _TEXT,
+            "other_versions": _list(_TEXT),
+            "missing_classes": {"type": "array", "items": _TEXT, "maxItems": 50},
+            "missing_classes_count": _COUNT,
+            "missing_choices": {"type": "array", "items": _object({"choice": _TEXT, "input": _TEXT}), "maxItems": 50},
+            "missing_choices_count": _COUNT,
+        }
+    ),
     "Pack": _object(
         {
             "pack": _TEXT,
@@ -211,6 +222,10 @@ OPERATIONS: dict[tuple[str, str], Described] = {
                 )
             )
         },
+    ),
+    ("GET", "/gateway/differences"): Described(
+        "The node classes, choices of lists and versions that each backend lacks and another has",
+        {"200": _ok(_object({"backends": _list(_ref("Differences"))}))},
     ),
     ("POST", "/gateway/backends/{name}/{action}"): Described(
         "Stop or resume giving work to a backend",

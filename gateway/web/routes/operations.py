@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.catalogue.differences import differences
 from gateway.catalogue.packs import line_to_paste, untrusted
 from gateway.comfy.node_review import review
 from gateway.fleet.backend import Backend
@@ -79,6 +80,15 @@ async def get_packs(request: web.Request) -> web.Response:
         "reviewed_comfyui": review().version,
     }
     return json(body)
+
+
+async def get_differences(request: web.Request) -> web.Response:
+    """Answer with the node classes, models and versions that each backend lacks and another has (admins)."""
+    gateway = context_of(request)
+    known = gateway.catalogue.capabilities
+    versions = {backend.name: backend.version for backend in gateway.fleet.backends.values()}
+    found = await gateway.catalogue.compute(lambda rest: differences(known, versions, rest))
+    return json({"backends": [{"name": name, **each.describe()} for name, each in found.items()]})
 
 
 async def set_drain(request: web.Request) -> web.Response:

@@ -1,0 +1,148 @@
+"""Models that are copied to backends while the gateway runs: seen at the next look, at a small price."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import Any
+
+from gateway.catalogue.read_budget import ALL_CLASSES_SHARE, FOLDERS_SHARE, PROMPTS_SHARE
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, Simulator, until
+from tests.support.workflows import slow, text_to_image
+
+WRONG = text_to_image(model="nowhere.safetensors")
+READS = ("GET /models/{folder}", "GET /object_info", "GET /object_info/{node_class}")
+
+
+def listed(info: dict[str, Any]) -> list[str]:
+    """The LoRAs that a client is offered."""
+    names: list[str] = info["LoraLoader"]["input"]["required"]["lora_name"][0]
+    return names
+
+
+def with_lora(name: str, seed: int = 1) -> dict[str, Any]:
+    """A prompt that needs a LoRA."""
+    prompt = text_to_image(seed, 1, model="m.safetensors")
+    inputs = {"lora_name": name, "strength_model": 1.0, "strength_clip": 1.0, "model": ["1", 0], "clip": ["1", 1]}
+    prompt["9"] = {"class_type": "LoraLoader", "inputs": inputs}
+    prompt["6"]["inputs"]["model"] = ["9", 0]
+    return prompt
+
+
+async def counts(lab: Lab, simulator: Simulator) -> dict[str, int]:
+    """How often each kind of read came."""
+    requests = await simulator.requests(lab.http)
+    return {route: requests.get(route, 0) for route in READS}
+
+
+async def test_new_models_are_found(lab: Lab) -> None:
+    """One on all backends, one on a single backend: by one GET, or by the first prompt that names it.
+
+    What nobody has is refused byte for byte as a backend says it, and costs a look a second.
+    """
+    simulators = await lab.simulators(3, "--models", "m", "--loras", "old")
+    gateway = await lab.gateway(*simulators)
+    comfy, last = Comfy(lab.http, gateway.url), simulators[2]
+
+    async def posts() -> list[int]:
+        return [(await each.requests(lab.http)).get("POST /prompt", 0) for each in simulators]
+
+    async def succeeds(*names: str) -> None:
+        ids = [await comfy.prompt(with_lora(name, seed)) for seed, name in enumerate(names)]
+        for prompt_id in ids:
+            assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+
+    before, began = [await counts(lab, each) for each in simulators], time.monotonic()
+    for each in simulators:
+        await each.set_models(lab.http, "loras", "all.safetensors", "old.safetensors")
+    await last.set_models(lab.http, "loras", "all.safetensors", "old.safetensors", "one.safetensors")
+    assert listed(await comfy.get("/object_info")) == ["all.safetensors", "old.safetensors", "one.safetensors"]
+    assert await comfy.get("/models/loras") == ["all.safetensors", "old.safetensors", "one.safetensors"]
+    # All classes were read a moment ago, so that only the one class is read again.
+    made = [await counts(lab, each) for each in simulators]
+    assert [each["GET /object_info"] for each in made] == [each["GET /object_info"] for each in before]
+    assert [each["GET /object_info/{node_class}"] for each in made] == [1, 1, 1]
+    await succeeds("one.safetensors", "one.safetensors")
+    assert await posts() == [0, 0, 2]
+    first, _, third = (await comfy.get("/gateway/differences"))["backends"]
+    assert first["missing_choices"] == [{"choice": "one.safetensors", "input": "LoraLoader.lora_name"}]
+    assert (third["missing_choices_count"], third["other_versions"]) == (0, [])
+
+    # Nobody looks before the prompt comes: one backend refuses it, and then it is known where it can run.
+    await last.set_models(lab.http, "loras", "all.safetensors", "late.safetensors")
+    await succeeds(*["late.safetensors"] * 4)
+    assert sum((await posts())[:2]) <= 1
+    assert (await posts())[2] == 6
+
+    async def refused(url: str, prompt: dict[str, Any]) -> bytes:
+        async with lab.http.post(f"{url}/prompt", json={"prompt": prompt}) as answer:
+            assert answer.status == 400
+            return await answer.read()
+
+    for prompt in (WRONG, {"1": {"class_type": "Nope", "inputs": {}}}):
+        assert await refused(gateway.url, prompt) == await refused(simulators[0].url, prompt)
+    for _ in range(20):
+        await refused(gateway.url, WRONG)
+    reads = [(await counts(lab, each))["GET /object_info/{node_class}"] for each in simulators]
+    assert max(reads) <= 3 + (time.monotonic() - began)
+
+
+async def test_a_backend_that_has_the_model_and_no_room_is_waited_for(lab: Lab) -> None:
+    """If the others refuse the prompt, or have no room, either."""
+    simulators = await lab.simulators(2, "--models", "m", "--loras", "old")
+    gateway = await lab.gateway(*simulators, dispatch__max_queue=1)
+    comfy = Comfy(lab.http, gateway.url)
+    held = await comfy.prompt(slow(1, steps=1000, step_seconds=0.1))
+    await comfy.running(held)
+    posts = [(await each.requests(lab.http)).get("POST /prompt", 0) for each in simulators]
+    full = simulators[posts.index(1)]
+    await full.set_models(lab.http, "loras", "new.safetensors", "old.safetensors")
+    ids = [await comfy.prompt(with_lora("new.safetensors"))]
+    second = await comfy.prompt(slow(2, steps=1000, step_seconds=0.1))
+    await comfy.running(second)
+    ids.append(await comfy.prompt(with_lora("new.safetensors", 2)))
+    pending = [item[1] for item in (await comfy.get("/queue"))["queue_pending"]]
+    assert [each for each in pending if each not in (held, second)] == ids
+    for prompt_id in (held, second):
+        await comfy.post("/interrupt", {"prompt_id": prompt_id})
+    for prompt_id in ids:
+        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    assert (await full.requests(lab.http))["POST /prompt"] == 3
+
+
+async def test_many_clients_cause_few_reads(lab: Lab) -> None:
+    """Fifty at a time, again and again, and each backend's answers take long: the reads that 1 % of its time allows."""
+    simulators = await lab.simulators(2, "--models", "m", "--loras", "old")
+    gateway = await lab.gateway(*simulators)
+    comfy = Comfy(lab.http, gateway.url)
+    for each in simulators:
+        await each.fault(lab.http, "slow:0.05")
+    before, began = [await counts(lab, each) for each in simulators], time.monotonic()
+    for _ in range(3):
+        await asyncio.gather(*(comfy.get("/object_info") for _ in range(50)), comfy.get("/object_info/KSampler"))
+        await asyncio.gather(*(comfy.post("/prompt", {"prompt": WRONG}) for _ in range(5)))
+    elapsed = time.monotonic() - began
+    for each, earlier in zip(simulators, before, strict=True):
+        made = {route: n - earlier[route] for route, n in (await counts(lab, each)).items()}
+        # 25 folders, four at a time: a look takes seven times 0.05 s.
+        assert 25 <= made["GET /models/{folder}"] <= 25 * (1 + elapsed * FOLDERS_SHARE / 0.35)
+        assert made["GET /object_info"] <= 1 + elapsed * ALL_CLASSES_SHARE / 0.05
+        assert made["GET /object_info/{node_class}"] <= 1 + elapsed * PROMPTS_SHARE / 0.05
+    async with lab.http.get(f"{gateway.url}/metrics") as answer:
+        assert 'comfyui_gateway_catalogue_reads_total{backend="b1",kind="folder"}' in await answer.text()
+
+
+async def test_a_backend_that_does_not_answer_hides_nothing(lab: Lab) -> None:
+    """Its last good copy is told with what the others say now."""
+    simulators = await lab.simulators(2, "--models", "m", "--loras", "old")
+    gateway = await lab.gateway(*simulators, probe__timeout=0.3)
+    comfy = Comfy(lab.http, gateway.url)
+    simulators[0].signal(signal.SIGSTOP)
+    await simulators[1].set_models(lab.http, "loras", "new.safetensors")
+
+    async def seen() -> bool:
+        return listed(await comfy.get("/object_info")) == ["old.safetensors", "new.safetensors"]
+
+    await until(seen)
