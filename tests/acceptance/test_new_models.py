@@ -140,7 +140,7 @@ async def test_a_backend_that_does_not_answer_hides_nothing(lab: Lab) -> None:
     gateway = await lab.gateway(*simulators, probe__timeout=0.3)
     comfy = Comfy(lab.http, gateway.url)
     simulators[0].signal(signal.SIGSTOP)
-    await simulators[1].set_models(lab.http, "loras", "new.safetensors")
+    await simulators[1].set_models(lab.http, "loras", "new.safetensors", "old.safetensors")
 
     async def seen() -> bool:
         return listed(await comfy.get("/object_info")) == ["old.safetensors", "new.safetensors"]
