@@ -253,7 +253,7 @@ def _print_differences(rows: Sequence[Row]) -> None:
             if count:
                 more = f" and {count - MAX_NAMED} more" if count > MAX_NAMED else ""
                 shown = ", ".join(suite.plain(each_name[:MAX_NAME]) for each_name in names[:MAX_NAMED])
-                click.echo(f"  {name}: lacks {count} {what} that others have: {shown}{more}")
+                click.echo(f"  {name}: lacks {what} that others have ({count}): {shown}{more}")
 
 
 def _print(rows: list[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -33,10 +34,14 @@ async def test_check(lab: Lab) -> None:
     code, out, _ = await command("check", "--config", str(good), cwd=lab.directory)
     assert code == 0
     assert all(text in out for text in ("gpu0", "yes", "0.33.0", "24.0 GiB", "0 running, 0 pending"))
-    good.write_text(f"backends: [{{url: '{simulator.url}'}}, {{url: 'http://127.0.0.1:1'}}]")
+    other = await lab.simulator("--loras", "style", "--without", "ImageBlur")
+    backends = [{"url": url} for url in (simulator.url, other.url, "http://127.0.0.1:1")]
+    good.write_text(json.dumps({"backends": backends}))
     code, out, _ = await command("check", "--config", str(good), cwd=lab.directory)
     assert code == 1
     assert "no: connection refused" in out
+    assert "b1: lacks models or other choices that others have (1): style.safetensors" in out
+    assert "b2: lacks node classes that others have (1): ImageBlur" in out
     good.write_text("backends: [{url: 'http://a'}, {url: 5}]\nprob: {}")
     code, _, error = await command("check", "--config", str(good), cwd=lab.directory)
     assert code == 2
