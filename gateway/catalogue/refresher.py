@@ -30,7 +30,7 @@ from gateway.catalogue.read_budget import (
     Budget,
     free_at,
 )
-from gateway.comfy.client import Answer, BackendError
+from gateway.comfy.client import Answer, BackendError, BadAnswer
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
@@ -50,6 +50,8 @@ FRESH_SECONDS = 2.0
 MAX_AT_ONCE = 4
 # Classes that one refresh reads again. If more lists came from a folder, the next read of all classes has them.
 MAX_CLASSES = 100
+# Bytes of one answer: a class, or the files of a folder.
+MAX_BYTES = 8 * 2**20
 # Classes of one prompt that are read again.
 MAX_PROMPT_CLASSES = 8
 
@@ -163,7 +165,9 @@ class Refresher:
         try:
             if reads.folders is None or reads.folders.connection != connection:
                 (answer,) = await self._ask_all(backend, ["/models"], "folders")
-                reads.folders = Folders(connection, folders_to_read(list_of(answer) or ()))
+                reads.folders = Folders(
+                    connection, folders_to_read((list_of(answer) if answer is not None else None) or ())
+                )
             changes = await self._changed_folders(backend, reads.folders)
             spent = time.monotonic() - began
             classes = []
@@ -175,6 +179,8 @@ class Refresher:
             spent += time.monotonic() - began
         except BackendError as error:
             reads.folders_budget.fail(time.monotonic())
+            # A change that was seen already must be found again.
+            reads.folders = None
             _log.info("folders_not_read", backend=backend.name, error=str(error))
             return
         reads.folders_budget.spend(time.monotonic(), spent)
@@ -192,6 +198,8 @@ class Refresher:
         changes: list[tuple[Sequence[Any] | None, Sequence[Any]]] = []
         answers = await self._ask_all(backend, [f"/models/{quote(name, safe='')}" for name in folders.names], "folder")
         for name, answer in zip(folders.names, answers, strict=True):
+            if answer is None:
+                continue
             digest, known = hashlib.sha256(answer.body).digest(), folders.listed.get(name)
             if known is not None and known[0] == digest:
                 continue
@@ -229,16 +237,18 @@ class Refresher:
         # Older ones are not fresh any more.
         reads.class_read_at = {name: at for name, at in reads.class_read_at.items() if now - at < FRESH_SECONDS}
         reads.class_read_at.update(dict.fromkeys(classes, now))
-        return [answer.body for answer in answers if answer.status == 200]
+        return [answer.body for answer in answers if answer is not None and answer.status == 200]
 
-    async def _ask_all(self, backend: Backend, paths: Sequence[str], kind: str) -> list[Answer]:
-        """Ask a backend for each path, a few at a time. After the first failure ask no more.
+    async def _ask_all(self, backend: Backend, paths: Sequence[str], kind: str) -> list[Answer | None]:
+        """Ask a backend for each path, a few at a time. An answer that can't be read is None.
+
+        If one is not answered, ask no more.
 
         Raises:
             BackendError: one was not answered.
         """
         began = time.monotonic()
-        left, answers = deque(enumerate(paths)), dict[int, Answer]()
+        left, answers = deque(enumerate(paths)), dict[int, Answer | None]()
         failures: list[BackendError] = []
 
         async def ask() -> None:
@@ -246,7 +256,9 @@ class Refresher:
                 place, path = left.popleft()
                 try:
                     self._metrics.catalogue_reads.labels(backend.name, kind).inc()
-                    answers[place] = await backend.client.call("GET", path)
+                    answers[place] = await backend.client.call("GET", path, maximum=MAX_BYTES)
+                except BadAnswer:
+                    answers[place] = None
                 except BackendError as error:
                     failures.append(error)
                     left.clear()

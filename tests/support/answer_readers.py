@@ -8,7 +8,7 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from gateway.catalogue.catalogue import _list_of
+from gateway.catalogue.listings import list_of
 from gateway.comfy import events, responses
 from gateway.comfy.client import Answer
 from gateway.comfy.json_stream import JsonStream, Unreadable
@@ -101,7 +101,7 @@ def stored(body: bytes) -> None:
 
 def listed(body: bytes) -> None:
     """A list of models."""
-    assert isinstance(_list_of(Answer(200, CIMultiDict(), body)), list | None)
+    assert isinstance(list_of(Answer(200, CIMultiDict(), body)), list | None)
 
 
 def event(body: bytes) -> None:

@@ -49,7 +49,8 @@ class OutdatedCopies:
         lacks = self._lacks(job, body)
         if not lacks:
             return False
-        self._refresher.mark_stale(backend)
+        if any(self._lists(backend.name, lack) for lack in lacks):
+            self._refresher.mark_stale(backend)
         job.lacking |= {backend.name}
         if not self._others(job):
             return False

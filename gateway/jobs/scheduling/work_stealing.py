@@ -118,8 +118,8 @@ class WorkStealing:
             # Count a job that is being taken back for the jobs behind it, because it may yet stay.
             if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
                 able = self._admission.refresh_able(job)
-                if job.avoid:
-                    able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid
+                if job.avoid or job.lacking:
+                    able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid - job.lacking
                 found.append(Stuck(position, backend.name, job.upstream_id, ahead + usual, able))
             ahead += usual
         return found
