@@ -18,7 +18,7 @@ from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.admission.admission import Admission
-from gateway.jobs.admission.isolation_judge import IsolationJudge
+from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import Results
 from gateway.jobs.files.inputs import Inputs
@@ -131,7 +131,7 @@ class Engine:
             metrics,
             LargeEntries(self.reader, spool, self.outputs),
             self._missing,
-            lambda job, backend, entry: self.failures.runs_again(job, backend, entry),
+            lambda job, backend, entry: self.failed_runs.runs_again(job, backend, entry),
             lambda: self.dispatcher.wake(),
             judge.is_kept_apart,
         )
@@ -166,7 +166,7 @@ class Engine:
             keyring.is_alone,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failures = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
+        self.failed_runs = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
         self.watchdog = Watchdog(
             self.ledger, fleet, self.completion, self.retries, settings.dispatch, policies, metrics
         )

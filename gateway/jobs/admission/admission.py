@@ -14,7 +14,7 @@ from gateway.comfy.errors import error_body
 from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
-from gateway.jobs.admission.isolation_judge import IsolationJudge
+from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.jobs.admission.redaction import (
     file_check,
     invalid_file,
@@ -165,7 +165,7 @@ class Admission:
         return allowed if names is None or not is_any_known else (names | self._catalogue.unknown()) & allowed
 
     def remember(self, job: Job, able: frozenset[str] | None) -> None:
-        """Keep the backends that `refuse` has just found for a job, to save that work later."""
+        """Keep the backends that `find_able` has just found for a job, to save that work later."""
         if able is None or able:
             job.able, job.judged_by = able, self._catalogue.version
 
@@ -190,7 +190,7 @@ class Admission:
         if job.judged_by == self._catalogue.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
-        is_judged_anew = job.judgement is not None and job.judgement.merged_catalogue is not self._catalogue.mark
+        is_judged_anew = job.judgement is not None and job.judgement.catalogue_mark is not self._catalogue.mark
         if is_judged_anew:
             return 20 + 25 * nodes + size // 300
         return 5 + (nodes + size // 300 if self._catalogue.capabilities.choices else 0)

@@ -22,10 +22,11 @@ from gateway.jobs.events.results import LARGE, Results, dropped, may_be_told, tr
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.scheduling.backend_prompts import drop_orphans
-from gateway.jobs.state.job import ENDED, Assignment, Job, State
+from gateway.jobs.state.job import ENDED, Assignment, Job
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.progress import Progress
+from gateway.jobs.state.transitions import State
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks, in_turns
 
@@ -44,7 +45,7 @@ class Caught:
 
 
 class EventRelay:
-    """Relay that turns a backend's messages into moves of the ledger and frames on the bus.
+    """Relay that turns a backend's messages into moves of the ledger and frames for `ClientEvents`.
 
     Args:
         is_kept_apart: returns True for a job whose errors must reveal no path of the host.

@@ -17,8 +17,9 @@ from gateway.fleet.health import Health
 from gateway.jobs.admission.admission import Admission
 from gateway.jobs.scheduling.backend_prompts import Where, locate_prompt
 from gateway.jobs.scheduling.policies import Stuck, steal_work
-from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -18,28 +18,8 @@ from gateway.comfy.results import Sender
 from gateway.jobs.isolation.judgement import FleetJudgement
 from gateway.jobs.state.progress import Progress
 from gateway.jobs.state.submission import Submission
+from gateway.jobs.state.transitions import SHOWN_RUNNING, State
 
-
-class State(StrEnum):
-    """State of a job. `transitions.py` has the permitted changes."""
-
-    ACCEPTED = "accepted"
-    WAITING = "waiting"
-    SENDING = "sending"
-    PENDING = "pending"
-    RUNNING = "running"
-    COLLECTING = "collecting"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-# States in which a backend has the job, or may have it.
-PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTING})
-# States in which the job counts as pending on its backend.
-QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
-# States in which a client may see the job in queue_running.
-SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
 # Keys under which an admin sees a job's tenant, and the backend that has it or ran it.
 WHOSE = "gateway_tenant"
 BACKEND = "gateway_backend"

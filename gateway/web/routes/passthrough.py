@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
-from gateway.jobs.state.job import State
+from gateway.jobs.state.transitions import State
 from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
 from gateway.web.guard.context import caller, context_of, policy
 from gateway.web.http.responses import empty, no_backend_allowed, problem

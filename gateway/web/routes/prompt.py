@@ -19,7 +19,7 @@ from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.guard.authentication import key_of
 from gateway.web.guard.context import caller, context_of
-from gateway.web.guard.rate_limits import told
+from gateway.web.guard.rate_limits import quota_headers
 from gateway.web.http.content_safety import NOSNIFF
 from gateway.web.http.request_body import read_json
 from gateway.web.http.request_ids import request_id_of
@@ -62,7 +62,7 @@ async def post_prompt(request: web.Request) -> web.Response:
     engine, identity, limits = context_of(request).engine, caller(request), context_of(request).limits
 
     def rates() -> dict[str, str]:
-        return told(limits.quotas(identity.tenant, time.monotonic()))
+        return quota_headers(limits.quotas(identity.tenant, time.monotonic()))
 
     def answered(reply: Reply) -> dict[str, str]:
         return {**rates(), **_place(request, reply)}
