@@ -34,7 +34,8 @@ class ServerSettings(Model):
     body_timeout: Seconds = 30.0
     body_rate: Bytes = 500
     send_timeout: Seconds = 60.0
-    keepalive_timeout: Seconds = 75.0
+    # As long as ComfyUI (aiohttp.web_protocol.RequestHandler).
+    keepalive_timeout: Seconds = 3630.0
     max_connections: Count = 4096
     max_connections_per_address: Count = 1024
     drain_timeout: Seconds = 20.0

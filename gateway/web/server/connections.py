@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import Any, cast
 
 from aiohttp import web
@@ -128,6 +127,16 @@ class Connection(asyncio.Protocol):
             self.handshake.cancel()
 
 
+class _Group:
+    """Connections under one bound: those of an address, or all. Nobody looks for idle ones before `full_until`."""
+
+    __slots__ = ("full_until", "members")
+
+    def __init__(self) -> None:
+        self.members: dict[Connection, None] = {}
+        self.full_until = 0.0
+
+
 class Connections:
     """All connections of clients. `start` begins the sweep for overdue ones, `close` ends it.
 
@@ -153,12 +162,12 @@ class Connections:
         self._proxies = proxies
         self._metrics = metrics
         self._maximum = maximum
-        self._all: dict[Connection, None] = {}
+        self._everyone = _Group()
+        self._all = self._everyone.members
         self._inner: dict[web.RequestHandler, Connection] = {}
         self._intakes = intakes
         self._http_log = http_log
-        self._by_address: Counter[str] = Counter()
-        self._full_until = 0.0
+        self._by_address: dict[str, _Group] = {}
         self._draining = False
         # Set while draining, once no connection is left, or once `hurry` was called.
         self._drained = asyncio.Event()
@@ -266,15 +275,18 @@ class Connections:
     def admit(self, server: web.Server, address: str) -> Connection | str:
         """Return a connection for an accepted socket, or the limit that refuses it: ``address`` or ``full``."""
         key, maximum = network_of(address), self._settings.max_connections_per_address
-        if self._by_address[key] >= maximum and not self._proxies.knows(address):
+        group = self._by_address.get(key)
+        is_full = group is not None and len(group.members) >= maximum and not self._proxies.knows(address)
+        if group is not None and is_full and not self._make_room(group):
             self._metrics.connections_refused.labels("address").inc()
             return "address"
-        if len(self._all) >= self._maximum and not self._make_room():
+        if len(self._all) >= self._maximum and not self._make_room(self._everyone):
             self._metrics.connections_refused.labels("full").inc()
             return "full"
         connection = Connection(self, Protocol(server, self._http_log), key, self._http_log)
         self._all[connection] = None
-        self._by_address[key] += 1
+        # Closed connections may have taken their group along.
+        self._by_address.setdefault(key, _Group()).members[connection] = None
         self._metrics.connections.set(len(self._all))
         return connection
 
@@ -291,22 +303,29 @@ class Connections:
         if connection not in self._all:
             return
         del self._all[connection]
-        self._by_address[connection.address] -= 1
-        if self._by_address[connection.address] <= 0:
+        group = self._by_address[connection.address]
+        del group.members[connection]
+        if not group.members:
             del self._by_address[connection.address]
         self._metrics.connections.set(len(self._all))
         self._look_whether_drained()
 
-    def _make_room(self) -> bool:
-        """Close the connections that have been idle longest. Return False if none is idle."""
-        now = time.monotonic()
-        if now < self._full_until:
+    def _make_room(self, group: _Group) -> bool:
+        """Close the connections of a group that have been idle longest. Return False if none is idle.
+
+        Of all connections those without a request yet count as idle as well. Of one address they don't, because
+        their first request may be under way, and `header_timeout` closes them soon.
+        """
+        now, is_everyone = time.monotonic(), group is self._everyone
+        if now < group.full_until:
             return False
-        waiting = sorted((c for c in self._all if c.pace.is_waiting), key=lambda c: c.pace.since)
+        idle = (c for c in group.members if c.pace.is_waiting and (is_everyone or c.pace.phase is Phase.IDLE))
+        waiting = sorted(idle, key=lambda c: c.pace.since)
         if not waiting:
-            self._full_until = now + FULL_SECONDS
-            _log.warning("connections_exhausted", connections=len(self._all))
-        for connection in waiting[: 1 + len(self._all) // 64]:
+            group.full_until = now + FULL_SECONDS
+            if is_everyone:
+                _log.warning("connections_exhausted", connections=len(self._all))
+        for connection in waiting[: 1 + len(group.members) // 64]:
             self._cut(connection, "room")
         return bool(waiting)
 
