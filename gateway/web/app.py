@@ -8,9 +8,11 @@ from aiohttp.typedefs import Handler
 
 from gateway.tenants.roles import AnsweredHere
 from gateway.web.guard.context import CONTEXT, Context, caller, context_of
+from gateway.web.guard.cross_origin import is_preflight
 from gateway.web.guard.gate import Gate
 from gateway.web.guard.refused_prompts import refusals_logged
 from gateway.web.http.client_address import PROXIES, TrustedProxies
+from gateway.web.http.refused_origins import REFUSED_ORIGINS, RefusedOrigins, note_refused_preflight
 from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
@@ -111,6 +113,7 @@ def make_app(gateway: Context) -> web.Application:
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[CONTEXT] = gateway
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
+    app[REFUSED_ORIGINS] = RefusedOrigins()
     intakes: dict[web.RequestHandler, ParserFeed] = {}
     app[INTAKES] = intakes
     gate = Gate(gateway, intakes, RequestLog(gateway.settings))
@@ -134,6 +137,8 @@ def make_app(gateway: Context) -> web.Application:
 
 
 async def _refuse_method(request: web.Request) -> web.Response:
+    if is_preflight(request):
+        note_refused_preflight(request)
     details = f"{request.method} is not answered, on any path; use one of the methods that Allow names"
     return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join((*_METHODS, "HEAD"))})
 

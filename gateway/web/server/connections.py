@@ -22,6 +22,7 @@ from gateway.telemetry.tasks import Tasks, pause
 from gateway.tenants.networks import network_of
 from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.error_bodies import Protocol, of_exception, with_body
+from gateway.web.http.refused_origins import note_refused_preflight
 from gateway.web.http.request_ids import head_line, new_request_id, noted, request_id_of
 from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
@@ -257,6 +258,8 @@ class Connections:
                         response = with_body(request, await answer(request))
                     except web.HTTPException as error:
                         response = of_exception(request, error)
+                        if error.status == 403 and isinstance(request, web.Request):
+                            note_refused_preflight(request)
                 if self._http_log.is_on and not noted(request).is_logged:
                     self._http_log.write(request, response.status, time.monotonic() - connection.pace.since)
                 if self._draining:
