@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from gateway.settings.base import Bytes, Count, Model, Network, Seconds
+from gateway.settings.base_path import checked_base_path
 from gateway.settings.tls import ServerTlsSettings
 from gateway.settings.units import SIZES
 
@@ -26,6 +27,7 @@ class ServerSettings(Model):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8288
     tls: ServerTlsSettings = ServerTlsSettings()
+    base_path: str = ""
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
     max_bodies_bytes: Bytes = 256 * 1024**2
@@ -52,6 +54,11 @@ class ServerSettings(Model):
         if not (_LISTENING.match(name) or _is_address(name)):
             raise ValueError(f"must be an address or a host name, without scheme, port or path; {_HOST_EXAMPLE}")
         return name
+
+    @field_validator("base_path")
+    @classmethod
+    def _check_base_path(cls, text: str) -> str:
+        return checked_base_path(text)
 
     @field_validator("allowed_hosts")
     @classmethod
