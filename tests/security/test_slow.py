@@ -192,22 +192,16 @@ async def test_too_many_connections_of_one_address(lab: Lab) -> None:
 
 async def test_idle_connections_of_one_address_give_way(lab: Lab) -> None:
     """They may be kept for an hour, so a client that leaves them behind must not lock itself out."""
-    gateway = await lab.gateway(await lab.simulator(), server__max_connections_per_address=10)
+    limits = {"server__max_connections_per_address": 10, "server__header_timeout": 0.5}
+    gateway = await lab.gateway(await lab.simulator(), **limits)
     whole = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
-    pairs = []
-    for _ in range(30):
-        pairs.append(await asyncio.open_connection("127.0.0.1", gateway.port))
-        pairs[-1][1].write(whole)
-        assert b" 200 " in await asyncio.wait_for(pairs[-1][0].readuntil(b"\r\n\r\n"), SLACK)
-        # The answer is read, so this connection is idle.
-        await pairs[-1][0].readuntil(b"}")
-    ended = [asyncio.wait_for(rest(reader), SLACK) for reader, _ in pairs[:20]]
-    await asyncio.gather(*ended)
-    newest = pairs[-1]
-    newest[1].write(whole)
-    assert b" 200 " in await asyncio.wait_for(newest[0].readuntil(b"\r\n\r\n"), SLACK)
-    for _, writer in pairs:
-        writer.close()
+    async with connected(gateway.port, 10, whole):
+
+        async def answered() -> bool:
+            return (await talk(gateway.port, whole)).statuses == [200]
+
+        await until(answered, SLACK, "there is room")
+    assert await metric(lab, gateway, 'connections_cut_total{reason="room"}') >= 1
 
 
 async def test_no_more_open_files(lab: Lab) -> None:

@@ -52,15 +52,19 @@ class RefusedOrigins:
 
     def origin(self, origin: str, host: str, hint: str, request_id: str) -> None:
         """Note that a page of an origin was refused. `origin` is empty if the request names none."""
-        origin, host = origin[:MAX_SHOWN], host[:MAX_SHOWN]
+        origin = origin[:MAX_SHOWN]
         if self._origins.is_due(origin, time.monotonic()):
-            _log.warning("origin_refused", origin=origin or None, host=host, hint=hint, request_id=request_id)
+            _log.warning("origin_refused", origin=origin or None, **_about(host, hint, request_id))
 
     def host(self, host: str, hint: str, request_id: str) -> None:
         """Note that a host name was refused."""
-        host = host[:MAX_SHOWN]
-        if self._hosts.is_due(host, time.monotonic()):
-            _log.warning("host_refused", host=host, hint=hint, request_id=request_id)
+        if self._hosts.is_due(host[:MAX_SHOWN], time.monotonic()):
+            _log.warning("host_refused", **_about(host, hint, request_id))
+
+
+def _about(host: str, hint: str, request_id: str) -> dict[str, str]:
+    # The host is the gateway's, as the request names it. A client's address has another name (client_address).
+    return {"host": host[:MAX_SHOWN], "hint": hint, "request_id": request_id}
 
 
 REFUSED_ORIGINS = web.AppKey("refused_origins", RefusedOrigins)

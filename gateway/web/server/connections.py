@@ -316,13 +316,14 @@ class Connections:
     def _make_room(self, group: _Group) -> bool:
         """Close the connections of a group that have been idle longest. Return False if none is idle.
 
-        Of all connections those without a request yet count as idle as well. Of one address they don't, because
-        their first request may be under way, and `header_timeout` closes them soon.
+        Of one address close those alone that have been idle for `header_timeout`. A client with more connections in use
+        than the address may have is told so.
         """
         now, is_everyone = time.monotonic(), group is self._everyone
         if now < group.full_until:
             return False
-        idle = (c for c in group.members if c.pace.is_waiting and (is_everyone or c.pace.phase is Phase.IDLE))
+        least = self._settings.header_timeout
+        idle = (c for c in group.members if (c.pace.is_waiting if is_everyone else c.pace.is_spare(now, least)))
         waiting = sorted(idle, key=lambda c: c.pace.since)
         if not waiting:
             group.full_until = now + FULL_SECONDS
