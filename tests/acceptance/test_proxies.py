@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import trustme
 
+from tests.security.recorder import Recorder, passes_on
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab
 from tests.support.nginx import nginx
@@ -154,6 +155,16 @@ async def test_prefixes_of_requests_and_of_links(lab: Lab) -> None:
     others = "comfyui_gateway_key=cgs_" + "x" * 32
     assert (await ask(lab, f"{gateway.url}/comfy/queue", Cookie=f"{cookie}; {others}"))[0] == 200
     assert (await ask(lab, f"{gateway.url}/comfy/queue", Cookie=f"{others}; {cookie}"))[0] == 303
+    # A session from before there was a prefix ends with the one under it.
+    async with lab.http.post(
+        f"{gateway.url}{page}", data={"key": ANNA}, headers={"X-Forwarded-Prefix": "/"}, allow_redirects=False
+    ) as answer:
+        assert "Path=/;" in f"{answer.headers['Set-Cookie']};"
+        root = answer.headers["Set-Cookie"].partition(";")[0]
+    both = {"Cookie": f"{cookie}; {root}"}
+    async with lab.http.post(f"{gateway.url}/comfy/gateway/signout", headers=both, allow_redirects=False) as answer:
+        assert answer.status == 303
+    assert (await ask(lab, f"{gateway.url}/comfy/queue", Cookie=root))[0] == 303
     # Roles hold under a prefix as they do without.
     for path, status in (("/comfy/gateway/backends", 403), ("/comfy/internal/logs", 403), ("/comfy/queue", 200)):
         assert (await ask(lab, gateway.url + path, **user))[0] == status, path
@@ -163,6 +174,23 @@ async def test_prefixes_of_requests_and_of_links(lab: Lab) -> None:
     stranger = await with_keys(lab, server__trusted_proxies="10.0.0.0/8")
     assert await ask(lab, f"{stranger.url}/x", X_Forwarded_Prefix="/studio") == (303, f"{page}?next=/x", None)
     assert (await ask(lab, f"{stranger.url}/comfy", X_API_Key=ANNA))[0] == 404
+
+
+async def test_a_redirect_of_a_backend_stays_under_the_prefix(lab: Lab) -> None:
+    backend = Recorder()
+    await backend.start()
+    head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+    backend.answers["/custom/old?a=1"] = head + b"/custom/new\r\n\r\n"
+    backend.answers["/custom/out"] = head + b"https://docs.example/x\r\n\r\n"
+    gateway = await lab.gateway(backend.url, options=(), up=0, probe__interval=30, server__base_path="/comfy")
+    await passes_on(lab, gateway.url)
+    assert (await ask(lab, f"{gateway.url}/comfy/custom/old?a=1"))[:2] == (302, "/comfy/custom/new")
+    assert (await ask(lab, f"{gateway.url}/comfy/custom/out"))[:2] == (302, "https://docs.example/x")
+    # A backend never sees the prefix.
+    assert {"/custom/old?a=1", "/custom/out"} <= {seen.path for seen in backend.seen}
+    assert not [seen.path for seen in backend.seen if "comfy" in seen.path]
+    assert await gateway.stop() == 0
+    await backend.close()
 
 
 async def test_a_refused_origin_is_logged_once_with_its_setting(lab: Lab) -> None:

@@ -17,7 +17,7 @@ from aiohttp import web
 from gateway.store.protocol import StoreError
 from gateway.telemetry.audit import Action
 from gateway.tenants import browser_sessions
-from gateway.tenants.credentials import COOKIE
+from gateway.tenants.credentials import COOKIE, key_in_cookies
 from gateway.tenants.keys import Grant
 from gateway.web.guard.audit import note
 from gateway.web.guard.authentication import CHALLENGE, Refused, cookie_key
@@ -152,9 +152,10 @@ async def post_sign_out(request: web.Request) -> web.Response:
     prefix, is_secure = link_prefix(request), client_scheme(request) == "https"
     response = web.Response(status=303, headers={"Location": prefix + SIGN_IN, "Cache-Control": "no-store"})
     response.del_cookie(COOKIE, path=prefix or "/", httponly=True, samesite="Lax", secure=is_secure)
-    secret = cookie_key(request) or ""
-    grant = context_of(request).browser_sessions.grant(secret)
-    if grant is not None:
+    for secret in _sessions(request):
+        grant = context_of(request).browser_sessions.grant(secret)
+        if grant is None:
+            continue
         request[IDENTITY] = grant.identity
         outcome = "ok"
         try:
@@ -164,3 +165,13 @@ async def post_sign_out(request: web.Request) -> web.Response:
         context_of(request).hub.close_ended()
         note(request, Action.SIGN_OUT, "browser", outcome)
     return response
+
+
+def _sessions(request: web.Request) -> list[str]:
+    """Return the secrets of the browser's sessions: one under the prefix, and one at the root, from before a prefix.
+
+    If the session at the root went on, the browser would be signed in again.
+    """
+    cookies = request.headers.get("Cookie", "")
+    found = (key_in_cookies(cookies, is_first=True), key_in_cookies(cookies))
+    return list(dict.fromkeys(secret for secret in found if secret))
