@@ -19,6 +19,7 @@ from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.web.guard.context import context_of
 from gateway.web.guard.cross_origin import READS
 from gateway.web.http import content_safety
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.client_address import parse_address
 from gateway.web.http.content_safety import defuse, guard_page
 from gateway.web.http.request_body import stream_body
@@ -172,7 +173,8 @@ async def relay(
         base = next((url for url in known if str(asked).startswith(url + "/")), str(asked.origin()))
         location = shown_location(upstream.headers["Location"], asked, URL(base))
         if location is not None:
-            headers["Location"] = location
+            # A path is one of the backend, so it needs the prefix that clients see.
+            headers["Location"] = link_prefix(request) + location if location.startswith("/") else location
     if not _LENGTH.fullmatch(",".join(headers.getall("Content-Length", ()))):
         headers.popall("Content-Length", None)
     response = web.StreamResponse(status=upstream.status, headers=headers)
