@@ -63,7 +63,8 @@ class Submission:
     seconds from acceptance, `workflow_id` is encoded. A prompt `by_admin` may name and run everything. `judgement` is
     the result of `inspect` in `read`; the journal does not keep it. `more_bytes` is the size of `client_id` and
     `secrets`, if they are large. `is_plain` is True if orjson can write the whole body. `request_id` is the id of the
-    request, for log lines; it is empty if an earlier version of the gateway accepted the prompt.
+    request, for log lines; it is empty if an earlier version of the gateway accepted the prompt. `bound` are the
+    backends that keep state which the prompt names, each with one of the ids; it can run on a backend with all of it.
     """
 
     prompt: bytes
@@ -89,6 +90,7 @@ class Submission:
     more_bytes: int = field(default=0, compare=False)
     is_plain: bool = field(default=False, compare=False)
     request_id: str = field(default="", compare=False)
+    bound: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def graph(self) -> Any:
         """Return the graph, parsed anew."""
@@ -302,6 +304,7 @@ def encode_for_journal(submission: Submission) -> bytes:
                     "by_admin": submission.by_admin,
                     "file_inputs": _declared(submission),
                     "request_id": submission.request_id,
+                    "bound": submission.bound,
                 }
             ),
             b"}",
@@ -350,4 +353,5 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         more_bytes=_bytes_of(head["client_id"], {}, is_new=False),
         is_plain=is_plain,
         request_id=str(head.get("request_id", "")),
+        bound=tuple((backend, id_) for backend, id_ in head.get("bound", ())),
     )
