@@ -154,7 +154,10 @@ async def test_what_names_nothing_of_the_tenants_reaches_no_process_by_chance(la
         status, answer = await anna.post(path, {"choice": "x"})
         assert (status, answer["error"]["type"]) == (409, "write_owner_unclear"), (path, answer)
         assert "prompt_id" in answer["error"]["details"]
+    _, third = await waiting_pick(anna, picker())
     assert (await ben.post("/picker", {"prompt_id": first, "choice": "x"}))[0] == 404
-    for prompt_id in (first, second):
+    for path in ("/picker/1", "/picker?node_id=1"):
+        assert (await ben.post(path, {"choice": "x"}))[1]["error"]["type"] == "write_owner_unclear"
+    for prompt_id in (first, second, third):
         assert (await anna.post("/picker", {"prompt_id": prompt_id, "choice": prompt_id}))[0] == 200
         assert (await anna.entry(prompt_id))["outputs"]["1"]["text"] == [prompt_id]

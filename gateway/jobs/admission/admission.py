@@ -118,7 +118,9 @@ class Admission:
             return partner_keys.LOST
         if self.lacks_backends(job.tenant):
             return f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied"
-        return kept_state.reason_to_end(self._bindings, job)
+        allowed = self.allowed(job.tenant)
+        usable = self._inputs.fleet.backends.keys() if allowed is None else allowed
+        return kept_state.reason_to_end(self._bindings, job, usable) if job.submission.bound else None
 
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that can and may run a prompt; None for all backends.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gateway.comfy.errors import error_body
 from gateway.jobs.state.bindings import Bindings
 from gateway.jobs.state.job import Job
@@ -37,10 +39,16 @@ def check(bindings: Bindings, tenant: str, submission: Submission) -> None:
         raise Rejection(400, error_body("state_apart", "No backend has all the state that the prompt names", details))
 
 
-def reason_to_end(bindings: Bindings, job: Job) -> tuple[str, str] | None:
-    """Return why an accepted job can't run any more, and the error's type; None if it can."""
+def reason_to_end(bindings: Bindings, job: Job, usable: Collection[str]) -> tuple[str, str] | None:
+    """Return why an accepted job can't run any more, and the error's type; None if it can.
+
+    Args:
+        bindings: the record of backends that went away.
+        job: the job.
+        usable: the backends that its tenant may use.
+    """
     for backend, id_ in job.submission.bound:
-        if bindings.is_lost(backend, job.accepted_at):
+        if backend not in usable or bindings.is_lost(backend, job.accepted_at):
             reason = f"it names {id_!r}, and the process on {backend} that had it is gone; {_HINT}"
             return reason, "StateLost"
     return None

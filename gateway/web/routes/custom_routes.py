@@ -26,12 +26,18 @@ from gateway.web.routes.proxying import forward
 
 # Bytes of prompts in which the ids of one request are looked for, the newest prompts first.
 MAX_SEARCHED = 8 * 2**20
+# Types of bodies that name ids, while files seldom do.
+_NAMING = ("application/json", "application/x-www-form-urlencoded", "text/plain")
 # Methods that make a state anew, so that one that was lost is no hindrance.
 _MAKES = ("PUT", "POST")
 _ADVICE = (
     "name the prompt that it is for, as prompt_id in the query or in the body; or, if the path is about state that a "
     "custom node keeps in its process, have the operator list its prefix in routes.sticky"
 )
+
+
+_SEVERAL = f"your prompts are on different backends, and any of them may be meant: {_ADVICE}"
+_NOBODYS = f"none of your prompts that runs is named, and some prompt might take this for its own: {_ADVICE}"
 
 
 async def pass_to_owner(request: web.Request) -> web.StreamResponse | None:
@@ -50,8 +56,12 @@ async def pass_to_owner(request: web.Request) -> web.StreamResponse | None:
     named = _named(request, family, body)
     found = _owner(request, family if keeps_state else None, named)
     if found is None:
-        backend = _first(request)
-        found = Owner(backend.name) if backend is not None else None
+        first = next(iter(context_of(request).fleet.alive(policy(request).allowed)), None)
+        found = Owner(first.name) if first is not None else None
+        is_unread = body is None and request.can_read_body and request.content_type in _NAMING
+        is_blind = is_unread or (family is not None and family.keeps is Keeps.WAITING)
+        if first is not None and _may_reach_another(request, first, named, is_blind=is_blind):
+            return _unclear(_NOBODYS)
     if isinstance(found, web.Response):
         return found
     if found is None:
@@ -108,8 +118,17 @@ def _may_use(request: web.Request, backend: str) -> bool:
     return backend in context_of(request).fleet.backends and (allowed is None or backend in allowed)
 
 
-def _first(request: web.Request) -> Backend | None:
-    return next(iter(context_of(request).fleet.alive(policy(request).allowed)), None)
+def _may_reach_another(request: web.Request, backend: Backend, named: NamedIds, *, is_blind: bool) -> bool:
+    """Return True if a running job of another tenant may take a write for its own.
+
+    Args:
+        is_blind: True if the write may name something that the gateway can't see.
+    """
+    ledger, tenant = context_of(request).engine.ledger, caller(request).tenant
+    others = [job for job in ledger.jobs_on(backend.name) if job.tenant != tenant and job.state is State.RUNNING]
+    if is_blind:
+        return bool(others)
+    return any(job.live.node in named.ids or any(id_ in job.live.ids for id_ in named.ids) for job in others)
 
 
 def _owner(request: web.Request, state: Family | None, named: NamedIds) -> Owner | web.Response | None:
@@ -120,7 +139,7 @@ def _owner(request: web.Request, state: Family | None, named: NamedIds) -> Owner
     """
     gateway, tenant = context_of(request), caller(request).tenant
     usable = {backend.name for backend in gateway.fleet.backends.values() if _may_use(request, backend.name)}
-    bindings, jobs = gateway.engine.bindings, gateway.engine.ledger.jobs(tenant)
+    bindings, jobs = gateway.engine.bindings, _jobs(request, named)
     bound = {}
     for id_ in named.ids:
         binding = bindings.of(tenant, id_)
@@ -139,8 +158,11 @@ def _owner(request: web.Request, state: Family | None, named: NamedIds) -> Owner
         return _begin(request, state, named, usable)
     if found is None:
         found = unnamed_owner(map(_open, jobs), usable)
-    if isinstance(found, Unclear):
-        return _unclear(found)
+    if found is Unclear.WAITING:
+        details = "the prompt waits in the gateway, and no backend has it; send this again once the prompt runs"
+        return problem(409, "prompt_waits", "The prompt has not begun", details, {"Retry-After": "1"})
+    if found is Unclear.SEVERAL:
+        return _unclear(_SEVERAL)
     if found is not None:
         _keep_there(jobs, found)
     return found
@@ -153,7 +175,7 @@ def _begin(request: web.Request, state: Family, named: NamedIds, usable: set[str
     usable = usable - bindings.others(tenant, _state_ids(named, state))
     alive = {each.name: each for each in gateway.fleet.alive(usable)}
     if not usable:
-        return _unclear(Unclear.SEVERAL)
+        return _unclear("no backend can take a state of this id; choose another id")
     place = bindings.session(tenant, named.client_id, state.name, now)
     if place is None or place not in alive or not alive[place].eligible:
         place = min(alive, key=lambda name: _cost(request, alive[name]), default=None)
@@ -175,6 +197,19 @@ def _ended(request: web.Request, named: NamedIds, usable: set[str]) -> Owner | N
         if record is not None and record.backend in usable:
             return Owner(record.backend, id_)
     return None
+
+
+def _jobs(request: web.Request, named: NamedIds) -> list[Job]:
+    """Return the caller's open jobs that a write may be for: those that it names, and those on backends."""
+    engine, tenant = context_of(request).engine, caller(request).tenant
+    placed = [
+        job
+        for name in context_of(request).fleet.backends
+        for job in engine.ledger.jobs_on(name)
+        if job.tenant == tenant
+    ]
+    found = [engine.ledger.find(tenant, id_) for id_ in named.ids]
+    return list(dict.fromkeys(job for job in (*found, *placed) if job is not None))
 
 
 def _open(job: Job) -> OpenJob:
@@ -233,11 +268,7 @@ def _reader(request: web.Request, backend: str, state: Family | None, named: Nam
     return read
 
 
-def _unclear(reason: Unclear) -> web.Response:
-    if reason is Unclear.WAITING:
-        details = "the prompt waits in the gateway, and no backend has it; send this again once the prompt runs"
-        return problem(409, "prompt_waits", "The prompt has not begun", details, {"Retry-After": "1"})
-    details = f"several of your prompts are on different backends, and any of them may be meant: {_ADVICE}"
+def _unclear(details: str) -> web.Response:
     return problem(409, "write_owner_unclear", "The gateway can't tell which backend this is for", details)
 
 

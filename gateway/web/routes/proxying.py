@@ -156,13 +156,13 @@ async def relay(
     is_callers: bool = True,
     is_style: bool = False,
     patches: Sequence[Patch] = (),
-    body: bytes | None = None,
+    chunks: AsyncIterator[bytes] | None = None,
 ) -> web.StreamResponse:
     """Stream a backend's answer to the client; with `rename` (old, new) change the file's name in its headers.
 
     `patches` replace bytes of the file, of which the answer may be one part. If it `is_callers`, some caller made the
-    file, and browsers must not run it; if it `is_style` as well, it may be a style sheet all the same. A `body` that
-    was read already is sent in place of the answer's.
+    file, and browsers must not run it; if it `is_style` as well, it may be a style sheet all the same. `chunks` are
+    sent in place of the answer's own.
     """
     headers = downstream_headers(upstream.headers)
     if is_callers:
@@ -185,7 +185,7 @@ async def relay(
     await response.prepare(request)
     if request.method != "HEAD":
         offset, sent = _offset_of(upstream), 0
-        async for chunk in upstream.content.iter_any() if body is None else _whole(body):
+        async for chunk in upstream.content.iter_any() if chunks is None else chunks:
             told = chunk
             for patch in patches:
                 told = patch.applied(told, offset)
@@ -197,6 +197,19 @@ async def relay(
             raise Unanswered(f"the answer has {sent} bytes, and said {told_length}")
     await response.write_eof()
     return response
+
+
+async def _replacing(chunks: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
+    """Yield a stream with another id of equal length in an id's place, also if that lies in two chunks."""
+    held = b""
+    async for chunk in chunks:
+        data = (held + chunk).replace(old, new)
+        keep = len(old) - 1
+        held = data[-keep:]
+        if len(data) > keep:
+            yield data[:-keep]
+    if held:
+        yield held
 
 
 async def _whole(body: bytes) -> AsyncIterator[bytes]:
@@ -280,8 +293,8 @@ async def forward(
     if renames is not None:
         path, query = path.replace(*renames), query.replace(*renames)
         data = _replaced(body, *renames) if body is not None else data
-        # The answer must be readable, because it may name the backend's id.
-        headers.popall("Accept-Encoding", None)
+        # Ask for an answer that is not packed, because it may name the backend's id.
+        headers["Accept-Encoding"] = "identity"
     if request.method in READS:
         # Don't pass the body and its headers on, because nothing reads the body of a GET (RFC 9110, section 9.3.1).
         for name in _OF_A_BODY:
@@ -291,14 +304,15 @@ async def forward(
         # If a ComfyUI has several users (--multi-user), only callers that may see all of them may choose one.
         headers.popall("Comfy-User", None)
     async with backend.client.open(request.method, path + query, headers=headers, data=data) as upstream:
-        answer = await _short_answer(upstream) if renames is not None or read is not None else None
+        answer = await _short_answer(upstream) if read is not None else None
         if read is not None and upstream.status < 300:
             read(answer or b"")
-        if renames is not None and answer is not None:
-            answer = _replaced(answer, *reversed(renames))
+        chunks = upstream.content.iter_any() if answer is None else _whole(answer)
+        if renames is not None:
+            chunks = _replacing(chunks, *(id_.encode() for id_ in reversed(renames)))
         is_callers = content_safety.is_callers(request.path) or "filename" in request.rel_url.query
         is_style = content_safety.is_style(request.path)
-        return await relay(request, upstream, is_callers=is_callers, is_style=is_style, body=answer)
+        return await relay(request, upstream, is_callers=is_callers, is_style=is_style, chunks=chunks)
 
 
 def _replaced(data: bytes, old: str, new: str) -> bytes:

@@ -7,8 +7,11 @@ import uuid
 import pytest
 
 from gateway.comfy import json_codec
+from gateway.jobs.admission.kept_state import among, check
 from gateway.jobs.state.bindings import MAX_IDS, MAX_SESSIONS, SESSION_SECONDS, Bindings
 from gateway.jobs.state.named_ids import fields_of, in_prompt, in_request, in_value, is_state_id, read_answer
+from gateway.jobs.state.prompt_bounds import Rejection
+from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
 from gateway.jobs.state.write_owner import OpenJob, Owner, Unclear, named_owner, unnamed_owner
 
 FIRST, SECOND, THIRD = (str(uuid.UUID(int=n)) for n in (1, 2, 3))
@@ -115,6 +118,28 @@ def test_a_backend_that_went_away_has_lost_its_state() -> None:
     assert not bindings.is_lost("b", 1.0)
     bindings.bind("anna", [FIRST], "a", 3.0, pins=True)
     assert not bindings.is_lost("a", 3.0)
+
+
+async def test_prompts_that_name_kept_state_are_bound() -> None:
+    bindings = Bindings()
+    bindings.bind("anna", [FIRST], "a", 1.0, pins=True)
+    bindings.bind("anna", [SECOND], "b", 1.0, pins=False)
+    bindings.bind("anna", [THIRD], "c", 1.0, pins=True)
+    both = read(json_codec.dumps({"prompt": {"1": {"class_type": "Any", "inputs": {"id": FIRST, "other": SECOND}}}}))
+    bound = await bindings.with_bound("anna", both)
+    assert bound.bound == (("a", FIRST),)
+    assert (await bindings.with_bound("ben", both)).bound == ()
+    check(bindings, "anna", bound)
+    assert among(None, bound) == among(frozenset({"a", "b"}), bound) == {"a"}
+    assert decode_from_journal(encode_for_journal(bound), None).bound == bound.bound
+    apart = read(json_codec.dumps({"prompt": {"1": {"class_type": "Any", "inputs": {"id": FIRST, "other": THIRD}}}}))
+    with pytest.raises(Rejection) as refused:
+        check(bindings, "anna", await bindings.with_bound("anna", apart))
+    assert refused.value.body["error"]["type"] == "state_apart"
+    bindings.lose("a", 2.0)
+    with pytest.raises(Rejection) as refused:
+        check(bindings, "anna", bound)
+    assert refused.value.body["error"]["type"] == "state_lost"
 
 
 def test_sessions_end() -> None:
