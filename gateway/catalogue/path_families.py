@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.catalogue.catalogue import Catalogue
@@ -32,18 +32,13 @@ class PathFamilies:
 
     def __init__(self, catalogue: Catalogue, sticky: Iterable[str]) -> None:
         self._catalogue = catalogue
-        self._own = {plain(prefix).parts: Keeps.STATE for prefix in sticky}
+        self._sticky = tuple(sticky)
         self._seen: object = self
         self._table: dict[tuple[str, ...], Keeps] = {}
 
     def of(self, path: str) -> Family | None:
         """Return the family of a path; None if it is of none."""
-        table, parts = self._current(), plain(path).parts
-        for length in range(len(parts), 0, -1):
-            keeps = table.get(parts[:length])
-            if keeps is not None:
-                return Family(parts[:length], keeps)
-        return None
+        return family_of(path, self._current())
 
     def keep_state(self) -> bool:
         """Return True if some family keeps state."""
@@ -53,10 +48,29 @@ class PathFamilies:
         if self._catalogue.mark is not self._seen:
             merged_catalogue = self._catalogue.merged_catalogue
             self._seen = self._catalogue.mark
-            classes = merged_catalogue.classes if merged_catalogue is not None else None
-            known = {plain(prefix).parts: keeps for prefix, keeps in known_prefixes(classes)}
-            self._table = {**known, **self._own}
+            self._table = table_of(merged_catalogue.classes if merged_catalogue is not None else None, self._sticky)
         return self._table
+
+
+def table_of(classes: Container[str] | None, sticky: Iterable[str]) -> dict[tuple[str, ...], Keeps]:
+    """Return the kind of state behind each known prefix.
+
+    Args:
+        classes: the names of the fleet's node classes; None while they are not known.
+        sticky: the prefixes of the configuration.
+    """
+    known = {plain(prefix).parts: keeps for prefix, keeps in known_prefixes(classes)}
+    return {**known, **{plain(prefix).parts: Keeps.STATE for prefix in sticky}}
+
+
+def family_of(path: str, table: Mapping[tuple[str, ...], Keeps]) -> Family | None:
+    """Return the family with the longest prefix of a path; None if there is none."""
+    parts = plain(path).parts
+    for length in range(len(parts), 0, -1):
+        keeps = table.get(parts[:length])
+        if keeps is not None:
+            return Family(parts[:length], keeps)
+    return None
 
 
 def parts_below(path: str, family: Family | None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,6 +21,7 @@ MAX_ID = 128
 # A longer body is passed on unread.
 MAX_READ = 64 * 1024
 _MAX_DEPTH, _MAX_VALUES, _MAX_FIELDS = 20, 10_000, 100
+_MAX_HEARD = 1_000
 _CLIENT_KEYS = frozenset({"clientid", "client_id", "sid"})
 _ID_KEYS = frozenset({"id", "uid", "uuid", "unique", "node", "key"})
 # A state's id: so that nothing common ("image", "v2", "12") is taken for one, it has a digit or many characters.
@@ -44,9 +46,12 @@ def is_state_id(text: str) -> bool:
 
 
 def in_value(value: Any) -> Iterator[str]:
-    """Yield the ids in parsed JSON: values of keys that name an id, and prompt_ids anywhere. At most `MAX_IDS`."""
+    """Yield the ids in parsed JSON: values of keys that name an id, and prompt_ids anywhere. At most `MAX_IDS`.
+
+    No more than `_MAX_HEARD` values are looked at, because events come often.
+    """
     found = 0
-    for key, each in _scalars(value):
+    for key, each in islice(_scalars(value), _MAX_HEARD):
         text = _id_text(each)
         if text is not None and (_names_id(key) or is_prompt_id(text)):
             yield text

@@ -199,7 +199,7 @@ async def relay(
     return response
 
 
-async def _replacing(chunks: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
+async def replacing(chunks: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
     """Yield a stream with another id of equal length in an id's place, also if that lies in two chunks."""
     held = b""
     async for chunk in chunks:
@@ -309,7 +309,7 @@ async def forward(
             read(answer or b"")
         chunks = upstream.content.iter_any() if answer is None else _whole(answer)
         if renames is not None:
-            chunks = _replacing(chunks, *(id_.encode() for id_ in reversed(renames)))
+            chunks = replacing(chunks, *(id_.encode() for id_ in reversed(renames)))
         is_callers = content_safety.is_callers(request.path) or "filename" in request.rel_url.query
         is_style = content_safety.is_style(request.path)
         return await relay(request, upstream, is_callers=is_callers, is_style=is_style, chunks=chunks)
