@@ -76,6 +76,13 @@ KNOWN: tuple[PackRoutes, ...] = (
     PackRoutes("ComfyUI-VideoHelperSuite", ("VHS_VideoCombine", "VHS_LoadVideo"), ("/vhs",), Keeps.NOTHING),
     PackRoutes("ComfyUI-KJNodes", ("ImageBatchMulti", "ColorMatch"), ("/kjnodes", "/kjweb_async"), Keeps.NOTHING),
 )
+# Classes that wait for a request which names the node's id alone, so that two of them must not run at once.
+INTERACTIVE = frozenset(
+    {
+        *("Preview Chooser", "Preview Chooser Fabric", "easy imageChooser"),
+        *("Image Filter", "Text Image Filter", "Mask Image Filter"),
+    }
+)
 # ComfyUI's own routes that are passed on, and ComfyUI-Manager's: they act on files and settings of the primary.
 OWN_PREFIXES = (
     *("/internal", "/users", "/settings", "/userdata", "/assets", "/tags", "/manager", "/customnode", "/snapshot"),

@@ -37,6 +37,7 @@ CLASSES: dict[str, dict[str, Any]] = {
         _described("ETN_LoadImageCache", {"id": ["STRING", {"default": ""}]}, ["IMAGE"], is_output=False),
         _described("ETN_SaveImageCache", {"images": ["IMAGE"]}, [], is_output=True),
         _described("PickerNode", {"label": ["STRING", {"default": ""}]}, ["STRING"], is_output=True),
+        _described("Image Filter", {"label": ["STRING", {"default": ""}]}, ["STRING"], is_output=True),
     )
 }
 
@@ -110,4 +111,9 @@ async def _pick(run: Run, inputs: dict[str, Any]) -> Result:
     return Result((choice,), {"text": [choice]})
 
 
-FUNCTIONS: dict[str, NodeFunction] = {"ETN_LoadImageCache": _load, "ETN_SaveImageCache": _keep, "PickerNode": _pick}
+FUNCTIONS: dict[str, NodeFunction] = {
+    "ETN_LoadImageCache": _load,
+    "ETN_SaveImageCache": _keep,
+    "PickerNode": _pick,
+    "Image Filter": _pick,
+}

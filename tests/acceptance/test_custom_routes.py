@@ -111,6 +111,15 @@ async def pick_job(comfy: Comfy, number: int) -> None:
     assert (await ended(comfy, listener, prompt_id))["outputs"][node_id]["text"] == [choice]
 
 
+async def picked(comfy: Comfy, prompt_id: str) -> bool:
+    """Choose for node 1, and tell if this prompt got the choice."""
+    status, _ = await comfy.post("/picker/1", {"choice": prompt_id})
+    if status == 200:
+        assert (await comfy.entry(prompt_id))["outputs"]["1"]["text"] == [prompt_id]
+    assert status in (200, 404)
+    return status == 200
+
+
 async def test_each_job_gets_its_own_state_and_choice(lab: Lab) -> None:
     _, _, anna, ben = await start(lab)
     jobs = [job(comfy, n) for comfy in (anna, ben) for n in range(5) for job in (store_job, pick_job)]
@@ -142,13 +151,18 @@ async def test_lost_state_is_a_clear_failure(lab: Lab) -> None:
 
 
 async def test_what_names_nothing_of_the_tenants_reaches_no_process_by_chance(lab: Lab) -> None:
-    _, _, anna, ben = await start(lab)
+    simulators, _, anna, ben = await start(lab)
     id_ = str(uuid.uuid4())
     assert await put(anna, id_, png(9)) == 200
     assert (await fetch(ben, id_))[0] == (await fetch(ben, str(uuid.uuid4())))[0] == 404
     assert await put(ben, id_, png(5)) == 200
     assert (await fetch(anna, id_))[1] == png(9)
     assert (await fetch(ben, id_))[1] == png(5)
+    known = [await anna.prompt({"1": {"class_type": "Image Filter", "inputs": {"label": str(n)}}}) for n in range(2)]
+    queues = [(await Comfy(lab.http, simulator.url).get("/prompt"))["exec_info"] for simulator in simulators]
+    assert sorted(queue["queue_remaining"] for queue in queues) == [0, 0, 2]
+    for prompt_id in known:
+        await until(lambda prompt_id=prompt_id: picked(anna, prompt_id))
     (_, first), (_, second) = [await waiting_pick(anna, picker()) for _ in range(2)]
     for path in ("/picker", "/picker/1"):
         status, answer = await anna.post(path, {"choice": "x"})

@@ -13,6 +13,7 @@ from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.jobs_api import encoded_workflow_id
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
+from gateway.comfy.pack_routes import INTERACTIVE
 from gateway.jobs.state import partner_keys
 from gateway.jobs.state.prompt_bounds import (
     Bounds,
@@ -106,6 +107,11 @@ class Submission:
     def kind(self) -> frozenset[str]:
         """Return the kind of work: the node classes and the models."""
         return frozenset(class_type for _, class_type in self.nodes) | self.models
+
+    @property
+    def is_interactive(self) -> bool:
+        """Return True if a node waits for a request that names the node's id alone."""
+        return any(class_type in INTERACTIVE for _, class_type in self.nodes)
 
     @property
     def lacks_secrets(self) -> bool:
