@@ -18,6 +18,7 @@ from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import reply
+from gateway.simulator.stateful_nodes import CLASSES
 
 VERSION = "0.33.0"
 GIB = 1024**3
@@ -39,6 +40,8 @@ def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
     info: dict[str, Any] = json.loads(text)
     info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = list(options.models)
     info["LoraLoader"]["input"]["required"]["lora_name"][0] = list(options.loras)
+    if options.custom_nodes:
+        info.update(CLASSES)
     return {name: description for name, description in info.items() if name not in options.without}
 
 

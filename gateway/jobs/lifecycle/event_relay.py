@@ -49,6 +49,7 @@ class EventRelay:
 
     Args:
         is_kept_apart: returns True for a job whose errors must reveal no path of the host.
+        note_ids: called with each event that may name an id of a custom node's.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class EventRelay:
         metrics: Metrics,
         results: Results,
         is_kept_apart: Callable[[Job], bool],
+        note_ids: Callable[[Job, Event], None],
     ) -> None:
+        self._note_ids = note_ids
         self._ledger = ledger
         self._completion = completion
         self._outputs = outputs
@@ -148,6 +151,8 @@ class EventRelay:
         job.live.heard_at = time.monotonic()
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
+        if event.type == "executed" or event.type not in events.KNOWN:
+            self._note_ids(job, event)
         if job.live.added is None or job.live.added:
             told = self._outputs.without_added(job, event.data)
             if told is None:

@@ -117,7 +117,8 @@ class WorkStealing:
         pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.queue_key)
         for position, job in enumerate(pending):
             # Count a job that is being taken back for the jobs behind it, because it may yet stay.
-            if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
+            stays = job.recalled or job.moved or job.pinned or job.submission.lacks_secrets
+            if not (stays or job.submission.is_interactive):
                 able = self._admission.refresh_able(job)
                 if job.avoid:
                     able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid

@@ -74,6 +74,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         if submission.secrets and (key := key_of(request)) is not None:
             # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
             submission = submission.without_secret(key)
+        submission = await engine.bindings.with_bound(identity.tenant, submission)
         await engine.admission.ready_for(submission)
         if submission.prompt_id is not None:
             name_jobs(request, [submission.prompt_id])
