@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.browser $(VENV)/.clock
+test: $(VENV)/.dev $(VENV)/.browser $(VENV)/.clock $(VENV)/.nginx
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.dev
@@ -74,6 +74,11 @@ $(VENV)/.fuzz: $(VENV)/.dev
 # The browser of tests/browser: the distribution's own, with the libraries that it needs.
 $(VENV)/.browser: $(VENV)/bin/python
 	@test -x /usr/bin/chromium || sh packaging/install-debian.sh chromium
+	@touch $@
+
+# The proxy of tests/acceptance/test_proxies.py.
+$(VENV)/.nginx: $(VENV)/bin/python
+	@test -x /usr/sbin/nginx || sh packaging/install-debian.sh nginx
 	@touch $@
 
 # A wall clock that jumps, for tests/chaos.

@@ -19,7 +19,8 @@ BANNED = {
     r"telling": "client events",
     r"(?<!third )editions?": "merged catalogue",
     r"takeover|tak(?:e|es|ing) over(?= jobs| work| the job| a job)": "work stealing, steal",
-    r"chooser": "selection",
+    # Packs have routes and classes of such names.
+    r"(?<!image_)(?<!Preview )chooser": "selection",
     r"carriers?": "credentials",
     r"abilit(?:y|ies)": "capabilities",
     r"collector": "completion",

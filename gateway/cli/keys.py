@@ -27,7 +27,7 @@ from gateway.tenants.lifetimes import NoTime, time_of
 TIMEOUT = 30.0
 # In the environment, not a flag: flags show in the list of processes.
 _ADMIN_KEY = "COMFYUI_KEY"
-_ADDRESS = re.compile(r"https?://[^/\s?#@]+/?")
+_ADDRESS = re.compile(r"https?://[^/\s?#@]+(?:/[A-Za-z0-9._~-]+)*/?")
 _HOST_AND_PORT = re.compile(r"[^/\s?#@:]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}")
 # Printed with a key for the configuration, because its user may expect to revoke it later.
 _FILE_KEY = """A key in the file holds until it is taken out and the gateway is restarted. One that is made in a
@@ -76,7 +76,9 @@ def _url_option(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..
 def _address(url: str) -> str:
     url = f"http://{url}" if _HOST_AND_PORT.fullmatch(url) else url
     if not _ADDRESS.fullmatch(url):
-        raise click.UsageError("--url must be http://HOST:PORT, https://HOST:PORT or HOST:PORT")
+        raise click.UsageError(
+            "--url must be http://HOST:PORT, https://HOST:PORT, with a path such as /comfy behind a proxy, or HOST:PORT"
+        )
     return url
 
 

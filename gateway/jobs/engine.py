@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from gateway.bus import Bus
 from gateway.catalogue.catalogue import Catalogue
+from gateway.catalogue.path_families import PathFamilies
 from gateway.catalogue.refresher import Refresher
 from gateway.comfy.events import Event
 from gateway.comfy.file_refs import FileRef
@@ -19,7 +21,7 @@ from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.admission.admission import Admission
-from gateway.jobs.admission.isolation_judge import IsolationJudge
+from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import Results
 from gateway.jobs.files.inputs import Inputs
@@ -40,7 +42,8 @@ from gateway.jobs.scheduling.dispatcher import Dispatcher
 from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.outdated_copies import OutdatedCopies
 from gateway.jobs.scheduling.retries import Retries
-from gateway.jobs.state import partner_keys
+from gateway.jobs.state import named_ids, partner_keys
+from gateway.jobs.state.bindings import Bindings
 from gateway.jobs.state.history import History
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
@@ -134,7 +137,7 @@ class Engine:
             metrics,
             LargeEntries(self.reader, spool, self.outputs),
             self._missing,
-            lambda job, backend, entry: self.failures.runs_again(job, backend, entry),
+            lambda job, backend, entry: self.failed_runs.runs_again(job, backend, entry),
             lambda: self.dispatcher.wake(),
             judge.is_kept_apart,
         )
@@ -153,7 +156,11 @@ class Engine:
             self.places,
             judge.is_reviewed,
         )
-        self.admission = Admission(self.catalogue, inputs, policies, judge, limits, settings.dispatch.max_outputs)
+        self.bindings = Bindings()
+        self.families = PathFamilies(self.catalogue, settings.routes.sticky)
+        self.admission = Admission(
+            self.catalogue, inputs, policies, judge, limits, self.bindings, settings.dispatch.max_outputs
+        )
         self.dispatcher = Dispatcher(
             self.ledger,
             fleet,
@@ -170,14 +177,21 @@ class Engine:
             OutdatedCopies(fleet, self.catalogue, self.refresher, self.admission),
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failures = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
+        self.failed_runs = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
         self.watchdog = Watchdog(
             self.ledger, fleet, self.completion, self.retries, settings.dispatch, policies, metrics
         )
         self.spool = spool
         results = Results(spool, self._describe)
         self.event_relay = EventRelay(
-            self.ledger, self.completion, self.outputs, client_events, metrics, results, judge.is_kept_apart
+            self.ledger,
+            self.completion,
+            self.outputs,
+            client_events,
+            metrics,
+            results,
+            judge.is_kept_apart,
+            self._note_ids,
         )
         self.large_events = LargeEvents(self.event_relay, self.reader, spool, self.outputs)
         self.reconciliation = Reconciliation(
@@ -299,6 +313,14 @@ class Engine:
             if found:
                 self.completion.fail(job, found[0].sentence, "PolicyDenied")
 
+    def _note_ids(self, job: Job, event: Event) -> None:
+        """Note the ids in an event of a custom node, and those of results that its process keeps."""
+        if event.type != "executed":
+            job.live.hear_ids(named_ids.in_value(event.data))
+        elif job.backend is not None and self.families.keep_state():
+            ids = [each for each in named_ids.in_value(event.data.get("output")) if named_ids.is_state_id(each)]
+            self.bindings.bind(job.tenant, ids, job.backend, time.monotonic(), pins=True)
+
     def _missing(self, job: Job) -> None:
         self.reconciliation.lose(job, "has no history entry for it")
         self.dispatcher.wake()
@@ -350,6 +372,7 @@ class Engine:
 
     def down(self, backend: Backend) -> None:
         """Requeue the jobs of a backend that is gone or lost."""
+        self.bindings.lose(backend.name, time.monotonic())
         self.reconciliation.down(backend)
 
     def available(self) -> None:

@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 from gateway.comfy import events, json_codec, previews
 from gateway.comfy.events import Frame, Kind
 from gateway.jobs.state.shown_running import Listener
-from gateway.sessions.buffers import Buffers
+from gateway.sessions.buffer_bounds import Buffers
 from gateway.sessions.frame_writer import FrameWriter
 from gateway.sessions.intake import Intake
 from gateway.sessions.outbox import Outbox, pause_after

@@ -14,7 +14,7 @@ from aiohttp import WSCloseCode, web
 from gateway.bus import Bus, session_topic
 from gateway.comfy import events
 from gateway.jobs.state.ledger import Ledger
-from gateway.sessions.buffers import Buffers
+from gateway.sessions.buffer_bounds import Buffers
 from gateway.sessions.client_socket import ClientSocket
 from gateway.sessions.intake import Budget, install, tenant_bucket
 from gateway.sessions.statuses import Statuses

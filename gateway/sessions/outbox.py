@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from gateway.comfy.events import Frame, Kind
-from gateway.sessions.buffers import LARGE, Shared
+from gateway.sessions.buffer_bounds import LARGE, Shared
 
 _DROPPED_FIRST = (frozenset({Kind.PREVIEW}), frozenset({Kind.PROGRESS, Kind.STATUS, Kind.OTHER}))
 # Pause between the end of one prompt and the waiting frames of the next.

@@ -44,6 +44,7 @@ _EXAMPLES = {
     "server.tls.key": "/etc/comfyui-gateway/key.pem",
     "server.tls.redirect_port": "80",
     "server.tls.hsts": "365d",
+    "server.base_path": "/comfy",
     "server.allowed_hosts": "[comfy.example.com]",
     "server.trusted_proxies": "[10.0.0.0/8]",
     "server.trusted_proxies[]": "10.0.0.0/8",

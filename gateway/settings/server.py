@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from gateway.settings.base import Bytes, Count, Model, Network, Seconds
+from gateway.settings.base_path import checked_base_path
 from gateway.settings.tls import ServerTlsSettings
 from gateway.settings.units import SIZES
 
@@ -26,6 +27,7 @@ class ServerSettings(Model):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8288
     tls: ServerTlsSettings = ServerTlsSettings()
+    base_path: str = ""
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
     max_bodies_bytes: Bytes = 256 * 1024**2
@@ -34,7 +36,8 @@ class ServerSettings(Model):
     body_timeout: Seconds = 30.0
     body_rate: Bytes = 500
     send_timeout: Seconds = 60.0
-    keepalive_timeout: Seconds = 75.0
+    # As long as ComfyUI (aiohttp.web_protocol.RequestHandler).
+    keepalive_timeout: Seconds = 3630.0
     max_connections: Count = 4096
     max_connections_per_address: Count = 1024
     drain_timeout: Seconds = 20.0
@@ -51,6 +54,11 @@ class ServerSettings(Model):
         if not (_LISTENING.match(name) or _is_address(name)):
             raise ValueError(f"must be an address or a host name, without scheme, port or path; {_HOST_EXAMPLE}")
         return name
+
+    @field_validator("base_path")
+    @classmethod
+    def _check_base_path(cls, text: str) -> str:
+        return checked_base_path(text)
 
     @field_validator("allowed_hosts")
     @classmethod

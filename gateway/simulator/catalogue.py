@@ -19,6 +19,7 @@ from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.prompts import reply
+from gateway.simulator.stateful_nodes import CLASSES
 
 VERSION = "0.33.0"
 GIB = 1024**3
@@ -41,6 +42,8 @@ def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
     info: dict[str, Any] = json.loads(text)
     for folder, names in {"checkpoints": options.models, "loras": options.loras}.items():
         _list_models(info, folder, names)
+    if options.custom_nodes:
+        info.update(CLASSES)
     return {name: description for name, description in info.items() if name not in options.without}
 
 

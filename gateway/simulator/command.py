@@ -34,6 +34,7 @@ from gateway.simulator.options import SimulatorOptions, model_names
 @click.option("--base-dir", type=click.Path(path_type=Path), default=None, help="Keep files here, over a restart.")
 @click.option("--front-end-root", type=click.Path(path_type=Path, exists=True), default=None)
 @click.option("--record", is_flag=True, help="Keep what it is sent, for GET /simulator/recorded.")
+@click.option("--custom-nodes", is_flag=True, help="Have custom nodes that keep state in the process.")
 @click.option("--authorization", default="", metavar="VALUE", help="Refuse requests without this Authorization.")
 @click.option("--tls", nargs=2, type=click.Path(path_type=Path, exists=True), default=None, metavar="CERT KEY")
 @click.option("--client-ca", type=click.Path(path_type=Path, exists=True), default=None, help="Ask for certificates.")
@@ -56,6 +57,7 @@ def simulate(
     base_dir: Path | None,
     front_end_root: Path | None,
     record: bool,
+    custom_nodes: bool,
     authorization: str,
     tls: tuple[Path, Path] | None,
     client_ca: Path | None,
@@ -85,6 +87,7 @@ def simulate(
         front_end_root=front_end_root,
         faults=failures,
         record=record,
+        custom_nodes=custom_nodes,
         authorization=authorization,
         tls=tls,
         client_ca=client_ca,

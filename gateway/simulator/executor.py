@@ -11,7 +11,7 @@ import random
 import select
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gateway.comfy import json_codec
@@ -32,10 +32,12 @@ from gateway.simulator.nodes import (
 from gateway.simulator.options import SimulatorOptions
 from gateway.simulator.queue import Item, PromptQueue
 from gateway.simulator.sockets import Sockets
+from gateway.simulator.stateful_nodes import FUNCTIONS as STATEFUL_FUNCTIONS
+from gateway.simulator.stateful_nodes import State
 from gateway.simulator.stock_nodes import STOCK_FUNCTIONS
 
 HOLD_PERIOD = 0.1
-_FUNCTIONS = {**FUNCTIONS, **STOCK_FUNCTIONS}
+_FUNCTIONS = {**FUNCTIONS, **STOCK_FUNCTIONS, **STATEFUL_FUNCTIONS}
 
 
 class Executor:
@@ -60,6 +62,7 @@ class Executor:
         self.loaded: str | None = None
         self.jobs_started = 0
         self.marks: dict[tuple[str, str], str] = {}
+        self.state = State()
         self._random = random.Random(options.seed)
 
     def new_mark(self) -> str:
@@ -120,6 +123,31 @@ class Execution:
     def steps_per_second(self) -> float:
         """Return the speed of a sampler, in steps per second."""
         return self._executor.options.steps_per_second
+
+    @property
+    def state(self) -> State:
+        """Return the state that custom nodes keep in the process."""
+        return self._executor.state
+
+    @property
+    def node_id(self) -> str:
+        """Return the id of the node that runs."""
+        return self._node
+
+    @property
+    def prompt_id(self) -> str:
+        """Return the prompt's id."""
+        return self._item.prompt_id
+
+    def tell(self, type_: str, data: dict[str, Any]) -> None:
+        """Send a message of a custom node's own to everybody (server.py, send_sync without a sid)."""
+        self._sockets.send(type_, data, None)
+
+    async def until(self, look: Callable[[], bool]) -> None:
+        """Wait until a look finds something."""
+        while not look():
+            self._check_interrupt()
+            await asyncio.sleep(0.005)
 
     @property
     def temp_mark(self) -> str:

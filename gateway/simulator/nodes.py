@@ -6,13 +6,16 @@ import io
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageOps
 
 from gateway.comfy import json_codec
 from gateway.simulator.files import Files
 from gateway.simulator.values import Images
+
+if TYPE_CHECKING:
+    from gateway.simulator.stateful_nodes import State
 
 Colour = tuple[int, int, int]
 
@@ -55,6 +58,28 @@ class Run(Protocol):
 
     async def load_model(self, name: str) -> None:
         """Load a checkpoint into memory."""
+
+    @property
+    def state(self) -> State:
+        """Return the state that custom nodes keep in the process."""
+
+    @property
+    def node_id(self) -> str:
+        """Return the id of the node that runs."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Return the prompt's id."""
+
+    def tell(self, type_: str, data: dict[str, Any]) -> None:
+        """Send a message of a custom node's own to everybody."""
+
+    async def until(self, look: Callable[[], bool]) -> None:
+        """Wait until a look finds something.
+
+        Raises:
+            NodeInterrupted: the prompt was interrupted.
+        """
 
     @property
     def temp_mark(self) -> str:

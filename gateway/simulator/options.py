@@ -14,7 +14,7 @@ class SimulatorOptions:
 
     `hold_loop` is the share of time for which a running job holds the event loop, as a node that holds Python's
     interpreter does; with `block_loop` a model load blocks it as well. `faults` are specifications as in `faults`.
-    With `record` it keeps the requests that it gets.
+    With `record` it keeps the requests that it gets. With `custom_nodes` it has nodes that keep state in the process.
     Like a proxy before a ComfyUI, it can ask for an `authorization` (the header's value), speak TLS (`tls`:
     certificate and key) and ask its callers for a certificate that `client_ca` vouches for.
     """
@@ -37,6 +37,7 @@ class SimulatorOptions:
     front_end_root: Path | None = None
     faults: tuple[str, ...] = field(default_factory=tuple)
     record: bool = False
+    custom_nodes: bool = False
     authorization: str = field(default="", repr=False)
     tls: tuple[Path, Path] | None = None
     client_ca: Path | None = None

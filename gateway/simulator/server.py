@@ -105,8 +105,9 @@ class Simulator:
             self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded, self.faults
         )
         parts = (Prompts(self.executor), Media(self.files, self.faults), UserData(self.files), self.catalogue)
-        for part in parts:
-            for route in part.routes():
+        custom = self.executor.state.routes() if self.options.custom_nodes else []
+        for routes in (*(part.routes() for part in parts), custom):
+            for route in routes:
                 for path in (route.path, f"/api{route.path}"):
                     app.add_routes([web.RouteDef(route.method, path, route.handler, dict(route.kwargs))])
         app.router.add_get("/ws", self._serve_socket)

@@ -60,13 +60,15 @@ def key_in_query(query: MultiMapping[str]) -> str | None:
     return (_only(sent, QUERY_PARAMETER) or None) if sent else None
 
 
-def key_in_cookies(header: str) -> str | None:
+def key_in_cookies(header: str, *, is_first: bool = False) -> str | None:
     """Return the value of the gateway's own cookie in a Cookie header, the last one if there are several.
 
-    No other cookie is parsed, because a stranger's long header of many would take milliseconds.
+    With `is_first` return the first one: browsers put cookies for longer paths first (RFC 6265, section 5.4), so under
+    a path prefix the first is the gateway's own, and the last may be that of another gateway at the host's
+    root. No other cookie is parsed, because a stranger's long header of many would take milliseconds.
     """
     own = (match for match in _OWN_COOKIE.finditer(header) if header[match.start() - 1 : match.start()] in _BETWEEN)
-    found = next(iter(deque(own, maxlen=1)), None)
+    found = next(own, None) if is_first else next(iter(deque(own, maxlen=1)), None)
     return found[1].strip().strip('"') or None if found is not None else None
 
 

@@ -8,9 +8,12 @@ from aiohttp.typedefs import Handler
 
 from gateway.tenants.roles import AnsweredHere
 from gateway.web.guard.context import CONTEXT, Context, caller, context_of
+from gateway.web.guard.cross_origin import is_preflight
 from gateway.web.guard.gate import Gate
 from gateway.web.guard.refused_prompts import refusals_logged
+from gateway.web.http.base_path import BASE_PATH, add_slash
 from gateway.web.http.client_address import PROXIES, TrustedProxies
+from gateway.web.http.refused_origins import REFUSED_ORIGINS, RefusedOrigins, note_refused_preflight
 from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
@@ -111,7 +114,9 @@ def make_app(gateway: Context) -> web.Application:
     """Return the application that serves a gateway."""
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[CONTEXT] = gateway
+    app[BASE_PATH] = gateway.settings.server.base_path
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
+    app[REFUSED_ORIGINS] = RefusedOrigins()
     intakes: dict[web.RequestHandler, ParserFeed] = {}
     app[INTAKES] = intakes
     gate = Gate(gateway, intakes, RequestLog(gateway.settings))
@@ -123,6 +128,9 @@ def make_app(gateway: Context) -> web.Application:
             _add(app, method, full_path, refusals_logged(guarded) if handler is prompt.post_prompt else guarded)
     app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
     app[passthrough.OWN_METHODS] = passthrough.OwnMethods((method, path) for method, path, _ in OWN)
+    if app[BASE_PATH]:
+        # No gate: the answer tells nothing, and a browser has no cookie for this path yet.
+        _add(app, "GET", app[BASE_PATH], add_slash)
     for method in _METHODS:
         _add(app, method, _ANY_PATH, gate.guard(passthrough.pass_on, method, "/{path}", passes_on=True))
     if gateway.settings.server.tls.hsts is not None:
@@ -135,6 +143,8 @@ def make_app(gateway: Context) -> web.Application:
 
 
 async def _refuse_method(request: web.Request) -> web.Response:
+    if is_preflight(request):
+        note_refused_preflight(request)
     details = f"{request.method} is not answered, on any path; use one of the methods that Allow names"
     return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join((*_METHODS, "HEAD"))})
 

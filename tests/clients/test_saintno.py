@@ -32,10 +32,12 @@ async def test_runs_with_previews(target: Target, driver: Driver) -> None:
     assert colours(results) == [[seed_colour(seed)]] * 3
     assert [result["failed"] for result in results] == [[]] * 3
     assert [(result["pending"], result["finished"]) for result in results] == [(1, 1)] * 3
+    # It listens only once it has read the answer, and misses what comes before; if it gets no CPU then, that is much.
+    assert any(result["progress"] for result in results)
     for result in results:
-        # What comes right after the answer it misses now and then, as it listens only once it has read that.
         assert result["started"] <= 1
-        assert result["progress"] == [1, 2, 3, 4, 5, 6]
+        assert result["progress"] == [1, 2, 3, 4, 5, 6][6 - len(result["progress"]) :]
+    for result in (result for result in results if result["previews"]):
         assert is_near(mean_colour(result["previews"][-1]), seed_colour(seed))
 
 

@@ -36,7 +36,7 @@ from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.partner_keys import NAMES
 from gateway.jobs.state.prompt_bounds import Rejection
 from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
-from gateway.sessions.buffers import Shared, Total
+from gateway.sessions.buffer_bounds import Shared, Total
 from gateway.sessions.outbox import Outbox
 from gateway.sessions.sequencer import Sequencer
 from gateway.settings import AuthSettings, KeySettings, TenantSettings

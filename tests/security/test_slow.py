@@ -190,6 +190,20 @@ async def test_too_many_connections_of_one_address(lab: Lab) -> None:
         assert (await talk(proxied.port, b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n")).statuses == [200]
 
 
+async def test_idle_connections_of_one_address_give_way(lab: Lab) -> None:
+    """They may be kept for an hour, so a client that leaves them behind must not lock itself out."""
+    limits = {"server__max_connections_per_address": 10, "server__header_timeout": 0.5}
+    gateway = await lab.gateway(await lab.simulator(), **limits)
+    whole = b"GET /queue HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with connected(gateway.port, 10, whole):
+
+        async def answered() -> bool:
+            return (await talk(gateway.port, whole)).statuses == [200]
+
+        await until(answered, SLACK, "there is room")
+    assert await metric(lab, gateway, 'connections_cut_total{reason="room"}') >= 1
+
+
 async def test_no_more_open_files(lab: Lab) -> None:
     """Nothing breaks: who was there is served on, and the next is when there is room again."""
     gateway = await lab.gateway(await lab.simulator())

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.comfy.events import KEPT, Frame, Kind
-from gateway.sessions.buffers import Shared, Total
+from gateway.sessions.buffer_bounds import Shared, Total
 from gateway.sessions.outbox import MAX_PAUSED, PAUSE_SECONDS, Outbox, pause_after
 
 

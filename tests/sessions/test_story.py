@@ -15,8 +15,9 @@ from gateway.bus import LocalBus, session_topic
 from gateway.comfy import events
 from gateway.comfy.events import TERMINAL_SLOT, Frame, Kind
 from gateway.jobs.events.client_events import ClientEvents
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.shown_running import Listener
+from gateway.jobs.state.transitions import State
 from gateway.sessions.sequencer import Sequencer
 from tests.support.ledgers import admit, new_ledger
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from gateway.preflight import warnings
 from gateway.settings import ADMIN_KEYS, Settings, SettingsError, admin_keys_of, backends_of, keys_of, load
+from gateway.settings.base_path import RESERVED
+from gateway.tenants.roles import TABLE
 
 EXAMPLE = Path(__file__).parents[2] / "config"
 EXAMPLE_KEYS = {"OPERATOR_KEY": "a-key-of-some-length", "APP_KEY_SHA256": 32 * "0f"}
@@ -77,6 +79,10 @@ def test_the_example_shows_the_defaults() -> None:
         ("auth: {lockout: {after: -1}}", "auth.lockout.after:"),
         ("tenants: {anonymous: {tenant: 'a/b'}}", "tenants.anonymous.tenant: must be"),
         ("cors: {origins: ['*']}", "cors.origins:"),
+        ("server: {base_path: comfy}", "server.base_path: must be a path such as /comfy"),
+        ("server: {base_path: 'https://a/comfy'}", "server.base_path: must be a path such as /comfy"),
+        ("server: {base_path: /a/../b}", "server.base_path: must be a path such as /comfy"),
+        ("server: {base_path: /api/x}", "server.base_path: must not begin with /api, because that is a route"),
         ("[1, 2]", "must be a mapping"),
         ("a: [", "is not YAML"),
         ("server: {port: 99999}", "server.port:"),
@@ -100,6 +106,18 @@ def test_the_example_shows_the_defaults() -> None:
 )
 def test_errors_name_the_place(text: str, said: str, tmp_path: Path) -> None:
     assert any(said in problem for problem in problems(text, tmp_path)), problems(text, tmp_path)
+
+
+def test_no_base_path_takes_requests_for_a_route_away(tmp_path: Path) -> None:
+    assert (
+        load(None, environment={}, flags={"server": {"base_path": "/comfy/a.b-c_d~/"}}).server.base_path.count("/") == 2
+    )
+    firsts = {row.path.split("/")[1] for row in TABLE} - {"", "**"}
+    assert firsts == RESERVED
+    for first in ("WS", *sorted(firsts)):
+        said = problems(f"server: {{base_path: /{first}/x}}", tmp_path)
+        assert len(said) == 1
+        assert said[0].startswith(f"server.base_path: must not begin with /{first.lower()}, because that is a route")
 
 
 def test_a_secret_is_not_repeated_in_an_error(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.bus import LocalBus
 from gateway.jobs.state.history import History
-from gateway.jobs.state.job import ENDED, PLACED, Job, State
+from gateway.jobs.state.job import ENDED, Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.submission import read
-from gateway.jobs.state.transitions import TRANSITIONS, IllegalMove, Move
+from gateway.jobs.state.transitions import PLACED, TRANSITIONS, IllegalMove, Move, State
 from gateway.store.protocol import Change
 from tests.support.workflows import slow
 

@@ -14,7 +14,8 @@ from gateway.comfy.errors import error_body
 from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
-from gateway.jobs.admission.isolation_judge import IsolationJudge
+from gateway.jobs.admission import kept_state
+from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.jobs.admission.redaction import (
     file_check,
     invalid_file,
@@ -31,6 +32,7 @@ from gateway.jobs.files.inputs import Inputs
 from gateway.jobs.isolation.judgement import FleetJudgement
 from gateway.jobs.isolation.secret_folders import Steering
 from gateway.jobs.state import partner_keys
+from gateway.jobs.state.bindings import Bindings
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.prompt_bounds import Rejection, too_many_outputs
 from gateway.jobs.state.submission import Submission
@@ -66,8 +68,10 @@ class Admission:
         policies: Policies,
         judge: IsolationJudge,
         limits: Limits,
+        bindings: Bindings,
         max_outputs: int = 500,
     ) -> None:
+        self._bindings = bindings
         self._catalogue = catalogue
         self._inputs = inputs
         self._policies = policies
@@ -114,7 +118,9 @@ class Admission:
             return partner_keys.LOST
         if self.lacks_backends(job.tenant):
             return f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied"
-        return None
+        allowed = self.allowed(job.tenant)
+        usable = self._inputs.fleet.backends.keys() if allowed is None else allowed
+        return kept_state.reason_to_end(self._bindings, job, usable) if job.submission.bound else None
 
     def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
         """Return the tenant's backends that can and may run a prompt; None for all backends.
@@ -144,8 +150,8 @@ class Admission:
         return self._sets.setdefault(may, may)
 
     def _able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that can run a prompt and take its files; None for all backends."""
-        able = self._able_by_catalogue(tenant, submission)
+        """Return the tenant's backends that can run a prompt, take its files, and have the state that it names."""
+        able = kept_state.among(self._able_by_catalogue(tenant, submission), submission)
         if not submission.files or not (small := self._inputs.too_small(tenant, submission.files)):
             return able
         left = frozenset(self._inputs.fleet.backends if able is None else able) - small
@@ -165,7 +171,7 @@ class Admission:
         return allowed if names is None or not is_any_known else (names | self._catalogue.unknown()) & allowed
 
     def remember(self, job: Job, able: frozenset[str] | None) -> None:
-        """Keep the backends that `refuse` has just found for a job, to save that work later."""
+        """Keep the backends that `find_able` has just found for a job, to save that work later."""
         if able is None or able:
             job.able, job.judged_by = able, self._catalogue.version
 
@@ -190,7 +196,7 @@ class Admission:
         if job.judged_by == self._catalogue.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
-        is_judged_anew = job.judgement is not None and job.judgement.merged_catalogue is not self._catalogue.mark
+        is_judged_anew = job.judgement is not None and job.judgement.catalogue_mark is not self._catalogue.mark
         if is_judged_anew:
             return 20 + 25 * nodes + size // 300
         return 5 + (nodes + size // 300 if self._catalogue.capabilities.choices else 0)
@@ -234,6 +240,7 @@ class Admission:
         found = self.denied(tenant, submission)
         if found:
             raise Rejection(400, policy_error(found))
+        kept_state.check(self._bindings, tenant, submission)
         judged = self._judge.of(tenant, submission)
         is_free = bool(self._judge.dedicated(tenant))
         if judged is not None and not judged.backends and not is_free:

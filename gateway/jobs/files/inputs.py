@@ -29,7 +29,7 @@ _UNCHECKED = frozenset({("Painter", "mask"), ("RecordAudio", "audio"), ("Load3D"
 # Maximum number of a refused job's files that are looked at. If a folder was emptied, its first file shows that.
 MAX_LOOKS = 8
 # Path of a text in a graph: the node's id, the input's name, then the path inside the input.
-Place = tuple[str | int, ...]
+GraphPath = tuple[str | int, ...]
 
 
 class InputMissing(Exception):
@@ -125,7 +125,7 @@ class Inputs:
             self.files.is_others(tenant, backend, ref) for backend in self.fleet.backends
         )
 
-    async def prepare(self, job: Job, backend: Backend) -> Mapping[Place, str]:
+    async def prepare(self, job: Job, backend: Backend) -> Mapping[GraphPath, str]:
         """Put a job's files on a backend, as far as they are not there.
 
         Return the texts in the graph that must change for this backend, by their paths.
@@ -135,7 +135,7 @@ class Inputs:
             SourceDown, InputMissing: see there.
         """
         submission = job.submission
-        changed: dict[Place, str] = {}
+        changed: dict[GraphPath, str] = {}
         try:
             judged = self._is_judged(job, backend)
             if judged:

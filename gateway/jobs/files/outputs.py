@@ -26,8 +26,9 @@ from gateway.jobs.isolation.reveal_names import STEP, reveal_bytes, reveal_json,
 from gateway.jobs.isolation.secret_folders import UNCHANGED, Steering
 from gateway.jobs.isolation.upload_folders import UploadPlaces, path_of, secret_of
 from gateway.jobs.isolation.visible_names import is_steered, secret_folder, visible_name
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.store.protocol import FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import in_turns

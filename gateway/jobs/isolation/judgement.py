@@ -105,14 +105,14 @@ class FleetJudgement:
     """Judgement of one prompt for the present fleet.
 
     Attributes:
-        merged_catalogue: the mark of the merged catalogue that was used; None if there was none.
+        catalogue_mark: the mark of the merged catalogue that was used; None if there was none.
         backends: the shared backends that may run the prompt.
         refusals: the refusals of one backend that may not run it; empty if each such backend lacks a class.
         is_known: False if no shared backend has described its classes yet.
         steering: the changes by which its savers write into secret folders on these backends.
     """
 
-    merged_catalogue: object
+    catalogue_mark: object
     backends: frozenset[str]
     refusals: tuple[Refusal, ...] = ()
     is_known: bool = True

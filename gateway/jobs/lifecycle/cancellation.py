@@ -16,9 +16,10 @@ from gateway.fleet.fleet import Fleet
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
 from gateway.jobs.scheduling.backend_prompts import drop_orphans, interrupt
-from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks

@@ -27,9 +27,10 @@ from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.lifecycle.large_entries import LargeEntries, LargeEntry
 from gateway.jobs.scheduling.backend_prompts import locate_prompt
-from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
@@ -94,7 +95,7 @@ class Completion:
 
     Args:
         missing: called with a job whose backend has no entry for it.
-        goes_again: called with each job that ran, and its entry. Returns True if the job runs again.
+        runs_again: called with each job that ran, and its entry. Returns True if the job runs again.
         freed: called when a backend has room again.
         is_kept_apart: returns True for a job whose errors must reveal no path of the host.
     """
@@ -109,7 +110,7 @@ class Completion:
         metrics: Metrics,
         large: LargeEntries,
         missing: Callable[[Job], None],
-        goes_again: Callable[[Job, Backend, dict[str, Any]], Awaitable[bool]],
+        runs_again: Callable[[Job, Backend, dict[str, Any]], Awaitable[bool]],
         freed: Callable[[], None],
         is_kept_apart: Callable[[Job], bool],
     ) -> None:
@@ -121,7 +122,7 @@ class Completion:
         self._metrics = metrics
         self._large = large
         self._missing = missing
-        self._goes_again = goes_again
+        self._goes_again = runs_again
         self._freed = freed
         self._is_kept_apart = is_kept_apart
         self._tasks = Tasks("completion")

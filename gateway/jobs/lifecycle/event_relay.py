@@ -22,10 +22,11 @@ from gateway.jobs.events.results import LARGE, Results, dropped, may_be_told, tr
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.scheduling.backend_prompts import drop_orphans
-from gateway.jobs.state.job import ENDED, Assignment, Job, State
+from gateway.jobs.state.job import ENDED, Assignment, Job
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.progress import Progress
+from gateway.jobs.state.transitions import State
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks, in_turns
 
@@ -44,10 +45,11 @@ class Caught:
 
 
 class EventRelay:
-    """Relay that turns a backend's messages into moves of the ledger and frames on the bus.
+    """Relay that turns a backend's messages into moves of the ledger and frames for `ClientEvents`.
 
     Args:
         is_kept_apart: returns True for a job whose errors must reveal no path of the host.
+        note_ids: called with each event that may name an id of a custom node's.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class EventRelay:
         metrics: Metrics,
         results: Results,
         is_kept_apart: Callable[[Job], bool],
+        note_ids: Callable[[Job, Event], None],
     ) -> None:
+        self._note_ids = note_ids
         self._ledger = ledger
         self._completion = completion
         self._outputs = outputs
@@ -147,6 +151,8 @@ class EventRelay:
         job.live.heard_at = time.monotonic()
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
+        if event.type == "executed" or event.type not in events.KNOWN:
+            self._note_ids(job, event)
         if job.live.added is None or job.live.added:
             told = self._outputs.without_added(job, event.data)
             if told is None:

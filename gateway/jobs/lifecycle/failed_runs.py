@@ -14,8 +14,9 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.retries import Retries
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 

@@ -16,8 +16,9 @@ from gateway.jobs.scheduling.backend_prompts import Located, Where, drop_orphans
 from gateway.jobs.scheduling.dispatcher import Dispatcher
 from gateway.jobs.scheduling.retries import Retries
 from gateway.jobs.state import partner_keys
-from gateway.jobs.state.job import PLACED, Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import PLACED, State
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks

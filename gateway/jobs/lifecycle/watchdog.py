@@ -11,8 +11,9 @@ from gateway.fleet.health import Health
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.scheduling.backend_prompts import drop_orphans
 from gateway.jobs.scheduling.retries import Retries
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.settings import DispatchSettings
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics

@@ -13,10 +13,11 @@ from gateway.comfy import json_codec
 from gateway.comfy.client import BackendError, Refused, UnreadableEntry
 from gateway.comfy.responses import MARK, HistoryEntry, Queue
 from gateway.fleet.backend import Backend
-from gateway.jobs.files.inputs import Place
+from gateway.jobs.files.inputs import GraphPath
 from gateway.jobs.isolation.secret_folders import Steering, spliced
-from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.telemetry import logs
 
 _log = logs.get("backend_prompts")
@@ -63,7 +64,7 @@ class Located:
 
 
 def upstream_body(
-    job: Job, assignment: Assignment, client_id: str, changed: Mapping[Place, str], steering: Steering
+    job: Job, assignment: Assignment, client_id: str, changed: Mapping[GraphPath, str], steering: Steering
 ) -> bytes:
     """Return the body of POST /prompt to a backend: graph, gateway's client_id, upstream id, queue key.
 
@@ -89,7 +90,7 @@ def upstream_body(
     )
 
 
-def _prompt_for(job: Job, changed: Mapping[Place, str], steering: Steering) -> bytes:
+def _prompt_for(job: Job, changed: Mapping[GraphPath, str], steering: Steering) -> bytes:
     raw = job.submission.prompt
     if not changed and not steering.changed:
         return raw

@@ -59,6 +59,7 @@ class Candidates:
         session_id = submission.session_id
         last = self._last_backend.get((tenant, session_id)) if session_id else None
         holders = self._inputs.holders(tenant, submission.files) if submission.files else frozenset()
+        beside = self._beside(tenant) if submission.is_interactive else None
         possible = [
             candidate
             for candidate in self._candidates(last, submission.models, holders)
@@ -66,12 +67,25 @@ class Candidates:
             and self._leaves_room(tenant, candidate)
             and (able is None or candidate.name in able)
             and (pinned is None or candidate.name in pinned)
+            and (beside is None or candidate.name in beside)
         ]
         names = {candidate.name for candidate in possible}
         names -= self._fleet.ejections.out(names, time.monotonic())
         names = names - avoid or names
         choice = shortest_queue(candidate for candidate in possible if candidate.name in names)
         return self._fleet.backends[choice.name] if choice else None
+
+    def _beside(self, tenant: str) -> set[str] | None:
+        """Return the backends of a tenant's interactive jobs, so that one of them runs at a time; None if none is open.
+
+        A request for a waiting node names the node alone, and two prompts of one workflow have the same nodes.
+        """
+        found = {
+            name
+            for name in self._fleet.backends
+            if any(job.tenant == tenant and job.submission.is_interactive for job in self._ledger.jobs_on(name))
+        }
+        return found or None
 
     def _leaves_room(self, tenant: str, candidate: Candidate) -> bool:
         if leaves_room(candidate.free, self._fleet.backends[candidate.name].max_queue):

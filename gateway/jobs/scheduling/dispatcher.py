@@ -34,11 +34,12 @@ from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.outdated_copies import OutdatedCopies
 from gateway.jobs.scheduling.retries import backoff
 from gateway.jobs.scheduling.work_stealing import WorkStealing
-from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.prompt_bounds import Rejection
 from gateway.jobs.state.submission import Submission
+from gateway.jobs.state.transitions import State
 from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs

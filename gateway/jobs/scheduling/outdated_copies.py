@@ -75,7 +75,8 @@ class OutdatedCopies:
     def _others(self, job: Job) -> frozenset[str]:
         """Return the backends that may get a job, without those that lack what it needs."""
         able = self._admission.refresh_able(job)
-        return frozenset(self._fleet.backends if able is None else able) - job.lacking
+        names = frozenset(self._fleet.backends if able is None else able) - job.lacking
+        return names if job.pinned is None else names & job.pinned
 
     def _lists(self, backend: str, lack: Lack) -> bool:
         """Return True if a backend's copy has a class or choice."""

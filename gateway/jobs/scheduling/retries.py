@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Collection
 
 from gateway.fleet.fleet import Fleet
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
+from gateway.jobs.state.transitions import State
 from gateway.settings import DispatchSettings
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks

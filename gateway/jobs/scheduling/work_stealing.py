@@ -17,8 +17,9 @@ from gateway.fleet.health import Health
 from gateway.jobs.admission.admission import Admission
 from gateway.jobs.scheduling.backend_prompts import Where, locate_prompt
 from gateway.jobs.scheduling.policies import Stuck, steal_work
-from gateway.jobs.state.job import Assignment, Job, State
+from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.transitions import State
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks
@@ -116,7 +117,8 @@ class WorkStealing:
         pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.queue_key)
         for position, job in enumerate(pending):
             # Count a job that is being taken back for the jobs behind it, because it may yet stay.
-            if not (job.recalled or job.moved or job.pinned or job.submission.lacks_secrets):
+            stays = job.recalled or job.moved or job.pinned or job.submission.lacks_secrets
+            if not (stays or job.submission.is_interactive):
                 able = self._admission.refresh_able(job)
                 if job.avoid or job.lacking:
                     able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid - job.lacking

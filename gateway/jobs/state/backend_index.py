@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gateway.jobs.state.job import QUEUED_THERE, SHOWN_RUNNING, Job, State
+from gateway.jobs.state.job import Job
+from gateway.jobs.state.transitions import QUEUED_THERE, SHOWN_RUNNING, State
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -18,28 +18,8 @@ from gateway.comfy.results import Sender
 from gateway.jobs.isolation.judgement import FleetJudgement
 from gateway.jobs.state.progress import Progress
 from gateway.jobs.state.submission import Submission
+from gateway.jobs.state.transitions import SHOWN_RUNNING, State
 
-
-class State(StrEnum):
-    """State of a job. `transitions.py` has the permitted changes."""
-
-    ACCEPTED = "accepted"
-    WAITING = "waiting"
-    SENDING = "sending"
-    PENDING = "pending"
-    RUNNING = "running"
-    COLLECTING = "collecting"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-# States in which a backend has the job, or may have it.
-PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTING})
-# States in which the job counts as pending on its backend.
-QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
-# States in which a client may see the job in queue_running.
-SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
 # Keys under which an admin sees a job's tenant, and the backend that has it or ran it.
 WHOSE = "gateway_tenant"
 BACKEND = "gateway_backend"
@@ -48,6 +28,8 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 # A larger item of /queue is encoded each time, because a kept one would double the job's memory.
 MAX_KEPT_ITEM = 64 * 1024
+# Ids that a job's custom nodes told.
+MAX_HEARD_IDS = 64
 # Bytes that are sent in one piece.
 PIECE = 256 * 1024
 
@@ -100,7 +82,7 @@ class Live:
     `turn` is the job's position among the jobs whose clients know that they began: 0 for a job of an earlier run of
     the gateway, None for a job that has not begun. A job `is_overtaken` once other jobs on its backend may end before
     it. `told` is the progress that its client knows. `node` is the executing node, `sender` the kind of the node that
-    sent the last picture.
+    sent the last picture. `ids` are those that its custom nodes told, the newest.
     """
 
     executing: Frame | None = None
@@ -121,6 +103,15 @@ class Live:
     heard_at: float = 0.0
     stall_said: bool = False
     oversized: int = 0
+    ids: dict[str, None] = field(default_factory=dict)
+
+    def hear_ids(self, ids: Iterable[str]) -> None:
+        """Keep ids that a custom node told, `MAX_HEARD_IDS` at most."""
+        for each in ids:
+            self.ids.pop(each, None)
+            self.ids[each] = None
+        while len(self.ids) > MAX_HEARD_IDS:
+            del self.ids[next(iter(self.ids))]
 
 
 @dataclass(slots=True, eq=False)

@@ -18,22 +18,12 @@ from gateway.jobs.state.backend_index import BackendIndex
 from gateway.jobs.state.fair_queue import SPACING, FairShare, Queued
 from gateway.jobs.state.history import History
 from gateway.jobs.state.input_index import InputIndex
-from gateway.jobs.state.job import (
-    ENDED,
-    QUEUED_THERE,
-    SHOWN_RUNNING,
-    Assignment,
-    Delivery,
-    Job,
-    Live,
-    State,
-    queue_json,
-)
+from gateway.jobs.state.job import ENDED, Assignment, Delivery, Job, Live, queue_json
 from gateway.jobs.state.orphans import Orphans
 from gateway.jobs.state.records import history_record, job_record, job_update
 from gateway.jobs.state.shown_running import Listeners, all_running, one_running
 from gateway.jobs.state.submission import Submission
-from gateway.jobs.state.transitions import Move, after
+from gateway.jobs.state.transitions import QUEUED_THERE, SHOWN_RUNNING, Move, State, after
 from gateway.jobs.state.waiting_list import WaitingList
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, JobRemoval, Store
 
@@ -355,7 +345,7 @@ class Ledger:
         """
         if self._jobs.get(job.key) is not job:
             return False
-        after(job, _OUTCOME_MOVES[outcome])
+        after(job.state, _OUTCOME_MOVES[outcome])
         before = job.assignment, job.state, job.attempts
         record = history_record(job, outcome, entry, summary, packed)
         await self._store.write([record])
@@ -405,7 +395,7 @@ class Ledger:
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
     def _move(self, job: Job, move: Move, assignment: Assignment | None) -> None:
-        state, former = after(job, move), job.assignment
+        state, former = after(job.state, move), job.assignment
         self._leave(job)
         if former is not None and (former is not assignment or state in ENDED):
             self._give_up(job, former, has_ended=job.has_entry or (job.state is State.COLLECTING and state in ENDED))

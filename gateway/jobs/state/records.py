@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from gateway.comfy import json_codec
-from gateway.jobs.state.job import PLACED, Assignment, Delivery, Job, State
+from gateway.jobs.state.job import Assignment, Delivery, Job
 from gateway.jobs.state.submission import decode_from_journal, encode_for_journal
+from gateway.jobs.state.transitions import PLACED, State
 from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate, StoreDamaged
 from gateway.store.sqlite_errors import RECOVER
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from gateway.jobs.state.job import SHOWN_RUNNING, Job
+from gateway.jobs.state.job import Job
+from gateway.jobs.state.transitions import SHOWN_RUNNING
 
 
 class Listener:

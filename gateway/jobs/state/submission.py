@@ -13,6 +13,7 @@ from gateway.comfy.errors import error_body, invalid_prompt_id, is_prompt_id, no
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.jobs_api import encoded_workflow_id
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
+from gateway.comfy.pack_routes import INTERACTIVE
 from gateway.jobs.state import partner_keys
 from gateway.jobs.state.prompt_bounds import (
     Bounds,
@@ -63,7 +64,8 @@ class Submission:
     seconds from acceptance, `workflow_id` is encoded. A prompt `by_admin` may name and run everything. `judgement` is
     the result of `inspect` in `read`; the journal does not keep it. `more_bytes` is the size of `client_id` and
     `secrets`, if they are large. `is_plain` is True if orjson can write the whole body. `request_id` is the id of the
-    request, for log lines; it is empty if an earlier version of the gateway accepted the prompt.
+    request, for log lines; it is empty if an earlier version of the gateway accepted the prompt. `bound` are the
+    backends that keep state which the prompt names, each with one of the ids; it can run on a backend with all of it.
     """
 
     prompt: bytes
@@ -89,6 +91,7 @@ class Submission:
     more_bytes: int = field(default=0, compare=False)
     is_plain: bool = field(default=False, compare=False)
     request_id: str = field(default="", compare=False)
+    bound: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def graph(self) -> Any:
         """Return the graph, parsed anew."""
@@ -104,6 +107,11 @@ class Submission:
     def kind(self) -> frozenset[str]:
         """Return the kind of work: the node classes and the models."""
         return frozenset(class_type for _, class_type in self.nodes) | self.models
+
+    @property
+    def is_interactive(self) -> bool:
+        """Return True if a node waits for a request that names the node's id alone."""
+        return any(class_type in INTERACTIVE for _, class_type in self.nodes)
 
     @property
     def lacks_secrets(self) -> bool:
@@ -302,6 +310,7 @@ def encode_for_journal(submission: Submission) -> bytes:
                     "by_admin": submission.by_admin,
                     "file_inputs": _declared(submission),
                     "request_id": submission.request_id,
+                    "bound": submission.bound,
                 }
             ),
             b"}",
@@ -350,4 +359,5 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         more_bytes=_bytes_of(head["client_id"], {}, is_new=False),
         is_plain=is_plain,
         request_id=str(head.get("request_id", "")),
+        bound=tuple((backend, id_) for backend, id_ in head.get("bound", ())),
     )

@@ -1,11 +1,31 @@
-"""The table of a job's states, and of the moves between them."""
+"""States of a job, and the table of the moves between them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
 
-from gateway.jobs.state.job import Job, State
+
+class State(StrEnum):
+    """State of a job."""
+
+    ACCEPTED = "accepted"
+    WAITING = "waiting"
+    SENDING = "sending"
+    PENDING = "pending"
+    RUNNING = "running"
+    COLLECTING = "collecting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+# States in which a backend has the job, or may have it.
+PLACED = frozenset({State.SENDING, State.PENDING, State.RUNNING, State.COLLECTING})
+# States in which the job counts as pending on its backend.
+QUEUED_THERE = frozenset({State.SENDING, State.PENDING})
+# States in which a client may see the job in queue_running.
+SHOWN_RUNNING = frozenset({State.RUNNING, State.COLLECTING})
 
 
 class Move(StrEnum):
@@ -58,13 +78,13 @@ class IllegalMove(Exception):
     """Transition that is not in `TRANSITIONS`: an error in the gateway's code."""
 
 
-def after(job: Job, move: Move) -> State:
+def after(state: State, move: Move) -> State:
     """Return the state that a move leads to.
 
     Raises:
         IllegalMove: the transition is not in `TRANSITIONS`.
     """
-    state = TRANSITIONS.get((job.state, move))
-    if state is None:
-        raise IllegalMove(f"job {job.prompt_id}: {move} while {job.state}")
-    return state
+    found = TRANSITIONS.get((state, move))
+    if found is None:
+        raise IllegalMove(f"{move} while {state}")
+    return found

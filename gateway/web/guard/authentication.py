@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -18,6 +18,7 @@ from gateway.tenants.keys import Grant, Keyring, digest_of
 from gateway.tenants.lockout import Lockout
 from gateway.tenants.networks import network_of
 from gateway.web.guard.sign_in_redirect import SIGN_IN, is_navigation, to_sign_in
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.client_address import client_address
 from gateway.web.http.responses import problem
 
@@ -50,7 +51,7 @@ class Refused:
 _HOW = "send it as X-API-Key, as Authorization: Bearer, or as ?token="
 _MISSING = Refused(401, "unauthorized", "A valid API key is needed", _HOW)
 _UNKNOWN = Refused(401, "unauthorized", "A valid API key is needed", f"this one is not known here; {_HOW}")
-_SIGNED_OUT = Refused(401, "unauthorized", "This sign-in is over", f"sign in again at {SIGN_IN}")
+_SIGNED_OUT = Refused(401, "unauthorized", "This sign-in is over", "sign in again")
 
 
 class Authentication:
@@ -95,7 +96,7 @@ class Authentication:
             # Nobody guesses 190 bits, so an unknown session has ended, and is not a guess.
             grant = self._browser_sessions.grant(secret)
             if grant is None or not grant.holds(now):
-                return _SIGNED_OUT
+                return replace(_SIGNED_OUT, details=f"sign in again at {link_prefix(request)}{SIGN_IN}")
             self._use(grant, request, now)
             return grant
         known = self._digests.get(secret)
@@ -162,5 +163,10 @@ def key_of(request: web.Request) -> str | None:
     if key is None and request.rel_url.raw_query_string:
         key = key_in_query(request.rel_url.query)
     if key is None and "Cookie" in request.headers:
-        key = key_in_cookies(request.headers["Cookie"])
+        key = cookie_key(request)
     return key or None
+
+
+def cookie_key(request: web.Request) -> str | None:
+    """Return the key in the gateway's own cookie; None if there is none."""
+    return key_in_cookies(request.headers.get("Cookie", ""), is_first=bool(link_prefix(request)))

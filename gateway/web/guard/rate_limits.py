@@ -52,7 +52,7 @@ def _shown(number: float) -> str:
     return str(int(number)) if number == int(number) else str(number)
 
 
-def told(quotas: Iterable[Quota]) -> dict[str, str]:
+def quota_headers(quotas: Iterable[Quota]) -> dict[str, str]:
     """Return the header fields with the remainder of each rate; none if there are no rates."""
     quotas = list(quotas)
     if not quotas:

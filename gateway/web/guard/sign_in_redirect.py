@@ -6,6 +6,8 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from gateway.web.http.base_path import link_prefix
+
 SIGN_IN = "/gateway/signin"
 
 
@@ -15,6 +17,10 @@ def is_navigation(request: web.Request) -> bool:
 
 
 def to_sign_in(request: web.Request) -> web.Response:
-    """Return the redirect to the sign-in page. It names the path to return to, but no query: that may hold a key."""
-    location = SIGN_IN if request.path == "/" else f"{SIGN_IN}?next={quote(request.path)}"
+    """Return the redirect to the sign-in page.
+
+    The redirect names the path to return to, without the prefix, but no query, because that may hold a key.
+    """
+    page = link_prefix(request) + SIGN_IN
+    location = page if request.path == "/" else f"{page}?next={quote(request.path)}"
     return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})

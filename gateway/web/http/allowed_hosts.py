@@ -27,7 +27,7 @@ class Hosts:
     def __init__(self, names: tuple[str, ...], *, local: bool) -> None:
         self._names = frozenset(name for name in names if not name.startswith("*."))
         self._endings = tuple(name[1:] for name in names if name.startswith("*."))
-        self._local = local
+        self.local = local
         self.any = not names and not local
         self._known: set[str] = set()
 
@@ -43,7 +43,7 @@ class Hosts:
     def _is_ours(self, host: str) -> bool:
         name = host_of(host).strip("[]").rstrip(".").lower()
         parsed = parse_address(name)
-        if self._local and (parsed is not None or "." not in name or name.endswith(".localhost")):
+        if self.local and (parsed is not None or "." not in name or name.endswith(".localhost")):
             return True
         return (name if parsed is None else str(parsed)) in self._names or name.endswith(self._endings or "\0")
 

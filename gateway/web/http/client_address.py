@@ -97,7 +97,7 @@ def address_of(request: web.BaseRequest, proxies: TrustedProxies) -> str | None:
 
 def client_scheme(request: web.Request) -> str:
     """Return ``https`` if the caller's own connection is under TLS, here or at a trusted proxy; else ``http``."""
-    said = _said(request, "X-Forwarded-Proto").lower()
+    said = forwarded(request, "X-Forwarded-Proto").lower()
     if said in ("http", "https"):
         return said
     return "https" if request.transport is not None and request.transport.get_extra_info("sslcontext") else "http"
@@ -106,10 +106,10 @@ def client_scheme(request: web.Request) -> str:
 def client_host(request: web.Request) -> str:
     """Return the host that the caller asked for, with its port if one is given; empty if it named none."""
     asked = request.headers.get("Host", "")
-    return _said(request, "X-Forwarded-Host") or asked if request.app[PROXIES].any else asked
+    return forwarded(request, "X-Forwarded-Host") or asked if request.app[PROXIES].any else asked
 
 
-def _said(request: web.Request, header: str) -> str:
+def forwarded(request: web.Request, header: str) -> str:
     """Return the last value of a header if the peer is a trusted proxy, because proxies append; else an empty text."""
     proxies = request.app[PROXIES]
     if not proxies.any or header not in request.headers or not proxies.knows(request.remote):

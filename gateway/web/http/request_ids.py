@@ -17,6 +17,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from multidict import istr
 
+from gateway.web.http.base_path import without_base_path
+
 HEADER = istr("X-Request-Id")
 # Characters of a caller's id. It stands in headers, log lines and the journal.
 MAX_LENGTH = 128
@@ -100,8 +102,8 @@ def plain_request(
     return NotedRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
-def requests_of(app: web.Application) -> Callable[..., RoutedRequest]:
-    """Return what makes the requests of an application, as aiohttp makes them."""
+def requests_of(app: web.Application, base_path: str = "") -> Callable[..., RoutedRequest]:
+    """Return what makes the requests of an application, as aiohttp makes them, but without the prefix `base_path`."""
 
     def make(
         message: RawRequestMessage,
@@ -110,6 +112,8 @@ def requests_of(app: web.Application) -> Callable[..., RoutedRequest]:
         writer: AbstractStreamWriter,
         task: asyncio.Task[None],
     ) -> RoutedRequest:
+        if base_path:
+            message = without_base_path(message, base_path)
         request = app._make_request(message, payload, protocol, writer, task, RoutedRequest)
         return cast(RoutedRequest, request)
 

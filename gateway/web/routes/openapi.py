@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.tenants.roles import Access, Roles
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.responses import json
 from gateway.web.routes.openapi_operations import OPERATIONS, PROBLEM, SCHEMAS, Described
 
@@ -89,6 +90,7 @@ def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
     return operation
 
 
-async def get_openapi(_: web.Request) -> web.Response:
-    """Answer with the description of the gateway's routes."""
-    return json(document())
+async def get_openapi(request: web.Request) -> web.Response:
+    """Answer with the description of the gateway's routes. Under a prefix it names the prefix as the server."""
+    prefix = link_prefix(request)
+    return json({**document(), "servers": [{"url": prefix}]} if prefix else document())

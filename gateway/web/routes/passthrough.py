@@ -9,10 +9,10 @@ from aiohttp import web
 
 from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
-from gateway.jobs.state.job import State
 from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
-from gateway.web.guard.context import caller, context_of, policy
+from gateway.web.guard.context import context_of, policy
 from gateway.web.http.responses import empty, no_backend_allowed, problem
+from gateway.web.routes import custom_routes
 from gateway.web.routes.proxying import forward
 from gateway.web.routes.view import get_named
 
@@ -48,10 +48,7 @@ _ODD = re.compile(r"(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f\x7f]")
 
 
 async def pass_on(request: web.Request) -> web.StreamResponse:
-    """Pass a read on to the primary, else to the next healthy backend; a write to where the caller's job runs.
-
-    If no job of the caller runs, a write goes to the primary; for a tenant with some backends only, to the first alive.
-    """
+    """Pass a read on to the primary, else to the next healthy backend; a write to its owner (`custom_routes.py`)."""
     path = unquoted(request.path)
     if methods := request.app[OWN_METHODS].of(path):
         details = f"{request.path} is not for {request.method}; use one of the methods that Allow names"
@@ -68,33 +65,35 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
         named = await get_named(request)
         if named is not None:
             return named
-    return await hand_on(request)
+    return await hand_on(request, custom=True)
 
 
-async def hand_on(request: web.Request) -> web.StreamResponse:
-    """Pass any request on to a backend."""
+async def hand_on(request: web.Request, *, custom: bool = False) -> web.StreamResponse:
+    """Pass any request on to a backend: to the primary; if it is for a `custom` node's route, to its owner."""
     if _ODD.search(unquoted(request.path)):
         return problem(400, "invalid_path", "The path must not contain '..', nor control characters")
     if policy(request).lacks_backends:
         return no_backend_allowed()
-    for backend in _readers(request) if request.method in _SAFE else [_writer(request)]:
-        if backend is None:
-            break
+    if custom:
+        try:
+            answer = await custom_routes.pass_to_owner(request)
+        except Unreachable:
+            return _none_reached()
+        if answer is not None:
+            return answer
+    backends = _alive(request)
+    for backend in backends if request.method in _SAFE else backends[:1]:
         try:
             return await forward(request, backend, request.rel_url.raw_path)
         except Unreachable:
             continue
+    return _none_reached()
+
+
+def _none_reached() -> web.Response:
     return problem(503, "no_backend", "No backend can be reached", "try again later", {"Retry-After": "5"})
 
 
-def _readers(request: web.Request) -> list[Backend]:
+def _alive(request: web.Request) -> list[Backend]:
+    """Return the living backends that the caller may use, the primary first."""
     return context_of(request).fleet.alive(policy(request).allowed)
-
-
-def _writer(request: web.Request) -> Backend | None:
-    fleet, tenant, allowed = context_of(request).fleet, caller(request).tenant, policy(request).allowed
-    for job in context_of(request).engine.ledger.jobs(tenant):
-        if job.state is State.RUNNING and job.backend is not None and (allowed is None or job.backend in allowed):
-            return fleet.backends[job.backend]
-    primary = fleet.primary if allowed is None else None
-    return primary or next(iter(fleet.alive(allowed)), None)

@@ -19,7 +19,7 @@ from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import UNCOUNTED_BODY
 from gateway.web.guard.authentication import key_of
 from gateway.web.guard.context import caller, context_of
-from gateway.web.guard.rate_limits import told
+from gateway.web.guard.rate_limits import quota_headers
 from gateway.web.http.content_safety import NOSNIFF
 from gateway.web.http.request_body import read_json
 from gateway.web.http.request_ids import request_id_of
@@ -62,7 +62,7 @@ async def post_prompt(request: web.Request) -> web.Response:
     engine, identity, limits = context_of(request).engine, caller(request), context_of(request).limits
 
     def rates() -> dict[str, str]:
-        return told(limits.quotas(identity.tenant, time.monotonic()))
+        return quota_headers(limits.quotas(identity.tenant, time.monotonic()))
 
     def answered(reply: Reply) -> dict[str, str]:
         return {**rates(), **_place(request, reply)}
@@ -74,6 +74,7 @@ async def post_prompt(request: web.Request) -> web.Response:
         if submission.secrets and (key := key_of(request)) is not None:
             # If a client sends the gateway's key as a partner key as well, no backend gets it, because it is none.
             submission = submission.without_secret(key)
+        submission = await engine.bindings.with_bound(identity.tenant, submission)
         await engine.admission.ready_for(submission)
         if submission.prompt_id is not None:
             name_jobs(request, [submission.prompt_id])

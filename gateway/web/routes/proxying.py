@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -19,6 +20,7 @@ from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.web.guard.context import context_of
 from gateway.web.guard.cross_origin import READS
 from gateway.web.http import content_safety
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.client_address import parse_address
 from gateway.web.http.content_safety import defuse, guard_page
 from gateway.web.http.request_body import stream_body
@@ -79,6 +81,8 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
 _CORS = "access-control-"
 _OF_A_BODY = ("Content-Length", "Content-Type", "Content-Encoding")
 CHUNK = 2**18
+# Bytes of an answer that is read before it is passed on, because it may name ids.
+MAX_SHORT = 2**16
 _LENGTH = re.compile(r"\d{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-")
 
@@ -153,11 +157,13 @@ async def relay(
     is_callers: bool = True,
     is_style: bool = False,
     patches: Sequence[Patch] = (),
+    chunks: AsyncIterator[bytes] | None = None,
 ) -> web.StreamResponse:
     """Stream a backend's answer to the client; with `rename` (old, new) change the file's name in its headers.
 
     `patches` replace bytes of the file, of which the answer may be one part. If it `is_callers`, some caller made the
-    file, and browsers must not run it; if it `is_style` as well, it may be a style sheet all the same.
+    file, and browsers must not run it; if it `is_style` as well, it may be a style sheet all the same. `chunks` are
+    sent in place of the answer's own.
     """
     headers = downstream_headers(upstream.headers)
     if is_callers:
@@ -172,7 +178,8 @@ async def relay(
         base = next((url for url in known if str(asked).startswith(url + "/")), str(asked.origin()))
         location = shown_location(upstream.headers["Location"], asked, URL(base))
         if location is not None:
-            headers["Location"] = location
+            # A path is one of the backend, so it needs the prefix that clients see.
+            headers["Location"] = link_prefix(request) + location if location.startswith("/") else location
     if not _LENGTH.fullmatch(",".join(headers.getall("Content-Length", ()))):
         headers.popall("Content-Length", None)
     response = web.StreamResponse(status=upstream.status, headers=headers)
@@ -180,7 +187,7 @@ async def relay(
     await response.prepare(request)
     if request.method != "HEAD":
         offset, sent = _offset_of(upstream), 0
-        async for chunk in upstream.content.iter_any():
+        async for chunk in upstream.content.iter_any() if chunks is None else chunks:
             told = chunk
             for patch in patches:
                 told = patch.applied(told, offset)
@@ -192,6 +199,24 @@ async def relay(
             raise Unanswered(f"the answer has {sent} bytes, and said {told_length}")
     await response.write_eof()
     return response
+
+
+async def replacing(chunks: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
+    """Yield a stream with another id of equal length in an id's place, also if that lies in two chunks."""
+    held = b""
+    async for chunk in chunks:
+        data = (held + chunk).replace(old, new)
+        keep = len(old) - 1
+        held = data[-keep:]
+        if len(data) > keep:
+            yield data[:-keep]
+    if held:
+        yield held
+
+
+async def _whole(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
 
 
 def _offset_of(upstream: aiohttp.ClientResponse) -> int:
@@ -245,14 +270,33 @@ def quoted(filename: str) -> str:
     return _CONTROL.sub("_", filename).replace("\\", "\\\\").replace('"', '\\"')
 
 
-async def forward(request: web.Request, backend: Backend, path: str) -> web.StreamResponse:
+async def forward(
+    request: web.Request,
+    backend: Backend,
+    path: str,
+    *,
+    body: bytes | None = None,
+    renames: tuple[str, str] | None = None,
+    read: Callable[[bytes], None] | None = None,
+) -> web.StreamResponse:
     """Pass a request on to a backend.
+
+    Args:
+        body: the request's body, if it is read already.
+        renames: an id of the client's, and the one of equal length that the backend has in its place.
+        read: called after a success, with the body of a short answer; with nothing if the answer is long.
 
     Raises:
         BackendError: the backend did not answer.
     """
-    data = None if request.method in READS else stream_body(request)
+    data: Any = body if body is not None else None if request.method in READS else stream_body(request)
+    query = upstream_query(request)
     headers = upstream_headers(request.headers)
+    if renames is not None:
+        path, query = path.replace(*renames), query.replace(*renames)
+        data = _replaced(body, *renames) if body is not None else data
+        # Ask for an answer that is not packed, because it may name the backend's id.
+        headers["Accept-Encoding"] = "identity"
     if request.method in READS:
         # Don't pass the body and its headers on, because nothing reads the body of a GET (RFC 9110, section 9.3.1).
         for name in _OF_A_BODY:
@@ -261,8 +305,25 @@ async def forward(request: web.Request, backend: Backend, path: str) -> web.Stre
     if identity is None or (identity.isolated and not identity.is_admin):
         # If a ComfyUI has several users (--multi-user), only callers that may see all of them may choose one.
         headers.popall("Comfy-User", None)
-    async with backend.client.open(
-        request.method, path + upstream_query(request), headers=headers, data=data
-    ) as upstream:
+    async with backend.client.open(request.method, path + query, headers=headers, data=data) as upstream:
+        answer = await _short_answer(upstream) if read is not None else None
+        if read is not None and upstream.status < 300:
+            read(answer or b"")
+        chunks = upstream.content.iter_any() if answer is None else _whole(answer)
+        if renames is not None:
+            chunks = replacing(chunks, *(id_.encode() for id_ in reversed(renames)))
         is_callers = content_safety.is_callers(request.path) or "filename" in request.rel_url.query
-        return await relay(request, upstream, is_callers=is_callers, is_style=content_safety.is_style(request.path))
+        is_style = content_safety.is_style(request.path)
+        return await relay(request, upstream, is_callers=is_callers, is_style=is_style, chunks=chunks)
+
+
+def _replaced(data: bytes, old: str, new: str) -> bytes:
+    return data.replace(old.encode(), new.encode())
+
+
+async def _short_answer(upstream: aiohttp.ClientResponse) -> bytes | None:
+    """Read an answer that is short and not compressed; None if it is not, and nothing of it is read."""
+    length = upstream.headers.get("Content-Length", "")
+    if not _LENGTH.fullmatch(length) or int(length) > MAX_SHORT or "Content-Encoding" in upstream.headers:
+        return None
+    return await upstream.read()

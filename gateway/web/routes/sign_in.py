@@ -20,9 +20,10 @@ from gateway.tenants import browser_sessions
 from gateway.tenants.credentials import COOKIE, key_in_cookies
 from gateway.tenants.keys import Grant
 from gateway.web.guard.audit import note
-from gateway.web.guard.authentication import CHALLENGE, Refused
+from gateway.web.guard.authentication import CHALLENGE, Refused, cookie_key
 from gateway.web.guard.context import context_of
 from gateway.web.guard.sign_in_redirect import SIGN_IN
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.client_address import client_scheme
 from gateway.web.http.request_keys import IDENTITY
 
@@ -48,8 +49,13 @@ def _own_path(path: str) -> str:
     return quote(path) if re.match(r"^/(?![/\\])[^\x00-\x1f]*$", path) else "/"
 
 
+def _own_url(request: web.Request, path: str) -> str:
+    """Return the same as a URL for the client, under the prefix that it sees."""
+    return link_prefix(request) + _own_path(path)
+
+
 # Shown below the form if the user is signed in already.
-_SIGN_OUT = """<form method="post" action="/gateway/signout">
+_SIGN_OUT = """<form method="post" action="{prefix}/gateway/signout">
 <p>You are signed in as {name}.</p>
 <button type="submit">Sign out</button>
 </form>
@@ -57,6 +63,7 @@ _SIGN_OUT = """<form method="post" action="/gateway/signout">
 
 
 def _page(
+    request: web.Request,
     next_path: str,
     message: str = "",
     status: int = 200,
@@ -69,6 +76,7 @@ def _page(
         _PAGE.replace("{next}", escape(_own_path(next_path)))
         .replace("{message}", shown)
         .replace("{sign_out}", sign_out)
+        .replace("{prefix}", link_prefix(request))
     )
     return web.Response(text=text, status=status, content_type="text/html", headers={**_HEADERS, **(more or {})})
 
@@ -77,32 +85,32 @@ async def get_sign_in(request: web.Request) -> web.Response:
     """Answer with the page; if the caller is signed in, with a button to sign out."""
     next_path = request.rel_url.query.get("next", "/")
     if context_of(request).keyring.is_open:
-        return web.Response(status=303, headers={"Location": _own_path(next_path)})
-    grant = context_of(request).browser_sessions.grant(key_in_cookies(request.headers.get("Cookie", "")) or "")
-    return _page(next_path, name=grant.identity.name if grant is not None else None)
+        return web.Response(status=303, headers={"Location": _own_url(request, next_path)})
+    grant = context_of(request).browser_sessions.grant(cookie_key(request) or "")
+    return _page(request, next_path, name=grant.identity.name if grant is not None else None)
 
 
 async def post_sign_in(request: web.Request) -> web.Response:
     """Sign in with the entered key, by a cookie that no script can read and no foreign page can send."""
     form = await _form(request)
     if form is None:
-        return _page("/", "That is too long to be a key.", 413)
+        return _page(request, "/", "That is too long to be a key.", 413)
     secret, next_path = form.get("key", "").strip(), form.get("next", "/")
     if context_of(request).keyring.is_open:
-        return web.Response(status=303, headers={"Location": _own_path(next_path)})
+        return web.Response(status=303, headers={"Location": _own_url(request, next_path)})
     # Refuse a cookie's secret, because typing it in would extend the session again and again.
     is_key = secret and not secret.startswith(browser_sessions.PREFIX)
     found = context_of(request).authentication.judge(secret, request) if is_key else None
     if not isinstance(found, Grant):
-        return _refusal(next_path, found)
+        return _refusal(request, next_path, found)
     request[IDENTITY] = found.identity
-    response = web.Response(status=303, headers={"Location": _own_path(next_path), "Cache-Control": "no-store"})
+    response = web.Response(status=303, headers={"Location": _own_url(request, next_path), "Cache-Control": "no-store"})
     now = time.time()
     response.set_cookie(
         COOKIE,
         await context_of(request).browser_sessions.make(found, now),
         max_age=round(min(found.until - now, context_of(request).settings.auth.sign_in)),
-        path="/",
+        path=link_prefix(request) or "/",
         httponly=True,
         samesite="Lax",
         secure=client_scheme(request) == "https",
@@ -129,23 +137,25 @@ async def _form(request: web.Request) -> dict[str, str] | None:
         return {}
 
 
-def _refusal(next_path: str, refused: Refused | None) -> web.Response:
+def _refusal(request: web.Request, next_path: str, refused: Refused | None) -> web.Response:
     if refused is not None and refused.status == 429:
         wait = math.ceil(refused.wait)
         message = f"Too many wrong keys came from your address. Try again in {wait} seconds."
-        return _page(next_path, message, 429, {"Retry-After": str(wait)})
+        return _page(request, next_path, message, 429, {"Retry-After": str(wait)})
     if refused is not None and refused.type == "key_expired":
-        return _page(next_path, f"{refused.message}.", 401, CHALLENGE)
-    return _page(next_path, "This key is not known here.", 401, CHALLENGE)
+        return _page(request, next_path, f"{refused.message}.", 401, CHALLENGE)
+    return _page(request, next_path, "This key is not known here.", 401, CHALLENGE)
 
 
 async def post_sign_out(request: web.Request) -> web.Response:
     """End the browser session, so that every copy of its cookie is invalid, and delete the browser's cookie."""
-    response = web.Response(status=303, headers={"Location": SIGN_IN, "Cache-Control": "no-store"})
-    response.del_cookie(COOKIE, path="/", httponly=True, samesite="Lax", secure=client_scheme(request) == "https")
-    secret = key_in_cookies(request.headers.get("Cookie", "")) or ""
-    grant = context_of(request).browser_sessions.grant(secret)
-    if grant is not None:
+    prefix, is_secure = link_prefix(request), client_scheme(request) == "https"
+    response = web.Response(status=303, headers={"Location": prefix + SIGN_IN, "Cache-Control": "no-store"})
+    response.del_cookie(COOKIE, path=prefix or "/", httponly=True, samesite="Lax", secure=is_secure)
+    for secret in _sessions(request):
+        grant = context_of(request).browser_sessions.grant(secret)
+        if grant is None:
+            continue
         request[IDENTITY] = grant.identity
         outcome = "ok"
         try:
@@ -155,3 +165,13 @@ async def post_sign_out(request: web.Request) -> web.Response:
         context_of(request).hub.close_ended()
         note(request, Action.SIGN_OUT, "browser", outcome)
     return response
+
+
+def _sessions(request: web.Request) -> list[str]:
+    """Return the secrets of the browser's sessions: one under the prefix, and one at the root, from before a prefix.
+
+    If the session at the root went on, the browser would be signed in again.
+    """
+    cookies = request.headers.get("Cookie", "")
+    found = (key_in_cookies(cookies, is_first=True), key_in_cookies(cookies))
+    return list(dict.fromkeys(secret for secret in found if secret))

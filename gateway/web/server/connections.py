@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import Any, cast
 
 from aiohttp import web
@@ -23,6 +22,7 @@ from gateway.telemetry.tasks import Tasks, pause
 from gateway.tenants.networks import network_of
 from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.error_bodies import Protocol, of_exception, with_body
+from gateway.web.http.refused_origins import note_refused_preflight
 from gateway.web.http.request_ids import head_line, new_request_id, noted, request_id_of
 from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
@@ -128,6 +128,16 @@ class Connection(asyncio.Protocol):
             self.handshake.cancel()
 
 
+class _Group:
+    """Connections under one bound: those of an address, or all. Nobody looks for idle ones before `full_until`."""
+
+    __slots__ = ("full_until", "members")
+
+    def __init__(self) -> None:
+        self.members: dict[Connection, None] = {}
+        self.full_until = 0.0
+
+
 class Connections:
     """All connections of clients. `start` begins the sweep for overdue ones, `close` ends it.
 
@@ -153,12 +163,12 @@ class Connections:
         self._proxies = proxies
         self._metrics = metrics
         self._maximum = maximum
-        self._all: dict[Connection, None] = {}
+        self._everyone = _Group()
+        self._all = self._everyone.members
         self._inner: dict[web.RequestHandler, Connection] = {}
         self._intakes = intakes
         self._http_log = http_log
-        self._by_address: Counter[str] = Counter()
-        self._full_until = 0.0
+        self._by_address: dict[str, _Group] = {}
         self._draining = False
         # Set while draining, once no connection is left, or once `hurry` was called.
         self._drained = asyncio.Event()
@@ -248,6 +258,8 @@ class Connections:
                         response = with_body(request, await answer(request))
                     except web.HTTPException as error:
                         response = of_exception(request, error)
+                        if error.status == 403 and isinstance(request, web.Request):
+                            note_refused_preflight(request)
                 if self._http_log.is_on and not noted(request).is_logged:
                     self._http_log.write(request, response.status, time.monotonic() - connection.pace.since)
                 if self._draining:
@@ -266,15 +278,18 @@ class Connections:
     def admit(self, server: web.Server, address: str) -> Connection | str:
         """Return a connection for an accepted socket, or the limit that refuses it: ``address`` or ``full``."""
         key, maximum = network_of(address), self._settings.max_connections_per_address
-        if self._by_address[key] >= maximum and not self._proxies.knows(address):
+        group = self._by_address.get(key)
+        is_full = group is not None and len(group.members) >= maximum and not self._proxies.knows(address)
+        if group is not None and is_full and not self._make_room(group):
             self._metrics.connections_refused.labels("address").inc()
             return "address"
-        if len(self._all) >= self._maximum and not self._make_room():
+        if len(self._all) >= self._maximum and not self._make_room(self._everyone):
             self._metrics.connections_refused.labels("full").inc()
             return "full"
         connection = Connection(self, Protocol(server, self._http_log), key, self._http_log)
         self._all[connection] = None
-        self._by_address[key] += 1
+        # Closed connections may have taken their group along.
+        self._by_address.setdefault(key, _Group()).members[connection] = None
         self._metrics.connections.set(len(self._all))
         return connection
 
@@ -291,22 +306,30 @@ class Connections:
         if connection not in self._all:
             return
         del self._all[connection]
-        self._by_address[connection.address] -= 1
-        if self._by_address[connection.address] <= 0:
+        group = self._by_address[connection.address]
+        del group.members[connection]
+        if not group.members:
             del self._by_address[connection.address]
         self._metrics.connections.set(len(self._all))
         self._look_whether_drained()
 
-    def _make_room(self) -> bool:
-        """Close the connections that have been idle longest. Return False if none is idle."""
-        now = time.monotonic()
-        if now < self._full_until:
+    def _make_room(self, group: _Group) -> bool:
+        """Close the connections of a group that have been idle longest. Return False if none is idle.
+
+        Of one address close those alone that have been idle for `header_timeout`. A client with more connections in use
+        than the address may have is told so.
+        """
+        now, is_everyone = time.monotonic(), group is self._everyone
+        if now < group.full_until:
             return False
-        waiting = sorted((c for c in self._all if c.pace.is_waiting), key=lambda c: c.pace.since)
+        least = self._settings.header_timeout
+        idle = (c for c in group.members if (c.pace.is_waiting if is_everyone else c.pace.is_spare(now, least)))
+        waiting = sorted(idle, key=lambda c: c.pace.since)
         if not waiting:
-            self._full_until = now + FULL_SECONDS
-            _log.warning("connections_exhausted", connections=len(self._all))
-        for connection in waiting[: 1 + len(self._all) // 64]:
+            group.full_until = now + FULL_SECONDS
+            if is_everyone:
+                _log.warning("connections_exhausted", connections=len(self._all))
+        for connection in waiting[: 1 + len(group.members) // 64]:
             self._cut(connection, "room")
         return bool(waiting)
 

@@ -79,7 +79,7 @@ class Server:
         await self._runner.setup()
         stack.push_async_callback(self._runner.cleanup)
         assert self._runner.server is not None
-        self._runner.server.request_factory = requests_of(self._runner.app)
+        self._runner.server.request_factory = requests_of(self._runner.app, self._settings.server.base_path)
         self._connections.start()
         stack.push_async_callback(self._connections.close)
         if certificates is None:

@@ -61,6 +61,10 @@ class ConnectionTimeouts:
         """Return True if the connection answers no request, and its peer reads all that was written."""
         return self.phase is not Phase.BUSY and self.stalled_since is None
 
+    def is_spare(self, now: float, seconds: float) -> bool:
+        """Return True if the last request was answered, and read, more than so many seconds ago."""
+        return self.phase is Phase.IDLE and self.stalled_since is None and now - self.since > seconds
+
     def made(self, now: float) -> None:
         """Note that the connection is open: the time for its first request begins."""
         self.since = now

@@ -10,9 +10,10 @@ import pytest
 from gateway.comfy.responses import MARK, Queue, read_taken
 from gateway.jobs.isolation.secret_folders import UNCHANGED
 from gateway.jobs.scheduling.backend_prompts import Where, extra_of, find_in, upstream_body
-from gateway.jobs.state.job import Assignment, Delivery, Job, State
+from gateway.jobs.state.job import Assignment, Delivery, Job
 from gateway.jobs.state.records import job_of, job_record
 from gateway.jobs.state.submission import read
+from gateway.jobs.state.transitions import State
 from tests.support.workflows import slow
 
 OWN, THEIRS = "11111111-2222-4333-8444-555555555555", "99999999-2222-4333-8444-555555555555"

@@ -15,9 +15,10 @@ from gateway.bus import LocalBus
 from gateway.jobs.scheduling.policies import Candidate, leaves_room, shortest_queue
 from gateway.jobs.state.fair_queue import FairShare, Queued, Rounds, position_in
 from gateway.jobs.state.history import History
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.submission import read
+from gateway.jobs.state.transitions import State
 from gateway.store.protocol import Change
 
 _LOOP = asyncio.new_event_loop()

@@ -12,9 +12,9 @@ from hypothesis import settings
 
 from gateway.bus import LocalBus
 from gateway.jobs.state.history import History
-from gateway.jobs.state.job import ENDED, Assignment, Delivery, Job, State
+from gateway.jobs.state.job import ENDED, Assignment, Delivery, Job
 from gateway.jobs.state.ledger import Ledger
-from gateway.jobs.state.transitions import TRANSITIONS, IllegalMove, Move
+from gateway.jobs.state.transitions import TRANSITIONS, IllegalMove, Move, State
 from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
 from tests.support.ledgers import _LOOP, RUNS, LedgerMachine, Paper, admit, new_ledger
 from tests.support.workflows import slow

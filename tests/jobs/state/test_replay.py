@@ -12,9 +12,10 @@ from hypothesis.stateful import precondition, rule
 
 from gateway.bus import LocalBus
 from gateway.jobs.state.history import History
-from gateway.jobs.state.job import Job, State
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.records import job_of
+from gateway.jobs.state.transitions import State
 from gateway.store.protocol import Change, HistoryRemoval, JobRecord, JobRemoval
 from gateway.store.statements import apply, migrate
 from tests.support.ledgers import _LOOP, RUNS, LedgerMachine, Paper, admit

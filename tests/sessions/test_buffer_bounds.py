@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sessions.buffers import LARGE, SLACK, Buffers, Shared, TenantBuffers, Total
+from gateway.sessions.buffer_bounds import LARGE, SLACK, Buffers, Shared, TenantBuffers, Total
 
 PER_TENANT, IN_ALL = 400_000, 900_000
 

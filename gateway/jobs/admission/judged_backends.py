@@ -1,4 +1,4 @@
-"""Judge prompts against the fleet as it is: which shared backends may run a prompt of an isolated tenant."""
+"""Find the shared backends that may run a prompt of an isolated tenant, as the fleet is now."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class IsolationJudge:
         mark = self._catalogue.mark
         for known in (last, submission.judgement):
             # Keep a judgement until the catalogue changes. If the tenant is alone by now, it refuses more than it must.
-            if isinstance(known, FleetJudgement) and known.merged_catalogue is mark:
+            if isinstance(known, FleetJudgement) and known.catalogue_mark is mark:
                 return known
         if submission.by_admin or not self.is_judged(tenant):
             return None

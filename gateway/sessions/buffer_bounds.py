@@ -1,4 +1,4 @@
-"""Buffers of frames for slow readers, of all sockets together. Pure.
+"""Bounds of the bytes that wait for slow readers, of all sockets together. Pure.
 
 Each socket has its own bound (`outbox.py`), each tenant one for all of its sockets, and all tenants one together. Past
 a bound, the socket that holds most makes room: it drops frames that newer ones replace. If that frees too little, the
@@ -16,7 +16,7 @@ LARGE = 16 * 1024
 SLACK = 2048
 
 
-class Holder(Protocol):
+class BufferedSocket(Protocol):
     """Socket, as `Buffers` sees it."""
 
     @property
@@ -72,7 +72,7 @@ class TenantBuffers:
     """Count of the bytes that wait for one tenant's sockets. `holders` has each socket's own bytes, as last counted."""
 
     def __init__(self, total: Total) -> None:
-        self.holders: dict[Holder, int] = {}
+        self.holders: dict[BufferedSocket, int] = {}
         self.shared = Shared(total)
         self.own = 0
 
@@ -105,13 +105,13 @@ class Buffers:
     def __contains__(self, tenant: str) -> bool:
         return tenant in self._tenants
 
-    def join(self, tenant: str, holder: Holder) -> TenantBuffers:
+    def join(self, tenant: str, holder: BufferedSocket) -> TenantBuffers:
         """Add an open socket. Return the buffers of its tenant."""
         buffers = self._tenants.setdefault(tenant, TenantBuffers(self._total))
         buffers.holders[holder] = 0
         return buffers
 
-    def leave(self, tenant: str, holder: Holder) -> None:
+    def leave(self, tenant: str, holder: BufferedSocket) -> None:
         """Remove a socket that is closed and holds no frames."""
         buffers = self._tenants[tenant]
         own = buffers.holders.pop(holder)
@@ -120,7 +120,7 @@ class Buffers:
         if not buffers.holders:
             del self._tenants[tenant]
 
-    def count(self, buffers: TenantBuffers, holder: Holder, own: int) -> None:
+    def count(self, buffers: TenantBuffers, holder: BufferedSocket, own: int) -> None:
         """Count the bytes of a socket's own, without large messages. Make room if a bound is passed."""
         change = own - buffers.holders[holder]
         if change > SLACK or change < -SLACK:

@@ -10,7 +10,7 @@ import pytest
 from gateway.catalogue.class_profiles import make_profiles
 from gateway.comfy import json_codec
 from gateway.comfy.node_review import review
-from gateway.jobs.admission.isolation_judge import IsolationJudge
+from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.settings import BackendSettings, TenantSettings
 from gateway.tenants.policy import Policies
 from gateway.tenants.secret_names import KEY_SIZE, SecretNames
