@@ -90,7 +90,7 @@ def _missing_class(node_id: str, node: Any, object_info: Mapping[str, Any]) -> d
     meta = node.get("_meta")
     # What is no object there makes ComfyUI fail with a bare 500; the answer is the same without it.
     title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
-    if class_type is None:
+    if "class_type" not in node:
         shown = title or f"ID #{node_id}"
         message = f"Node '{shown}' has no class_type. The workflow may be corrupted or a custom node is missing."
     else:

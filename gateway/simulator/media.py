@@ -111,8 +111,18 @@ class Media:
 
 
 def _file_of(form: Any) -> tuple[str, bytes] | None:
-    field = form.get("image")
-    return (field.filename, field.file.read()) if isinstance(field, web.FileField) else None
+    """Return the name and the bytes of a form's file; None if it has none.
+
+    Raises:
+        UnboundLocalError: the form names no folder of ComfyUI's (server.py, get_dir_by_type).
+        AttributeError: the part ``image`` is no file, because it has no filename.
+    """
+    field, kind = form.get("image"), form.get("type", "input")
+    if kind not in KINDS:
+        raise UnboundLocalError("cannot access local variable 'type_dir' where it is not associated with a value")
+    if not field:
+        return None
+    return field.filename, field.file.read()
 
 
 def _disposition(path: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -10,10 +12,12 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from gateway.comfy import json_codec
+from gateway.simulator.bodies import read_json
 from gateway.simulator.files import Files, OutsideFolder
 from gateway.simulator.prompts import reply
 
 SETTINGS = "comfy.settings.json"
+_SYSTEM_USER = "__"
 
 
 class UserData:
@@ -22,11 +26,13 @@ class UserData:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._root = files.base / "user" / "default"
+        self._users = {"default": "default"}
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, without /api."""
         return [
             web.get("/users", self.users),
+            web.post("/users", self.add_user),
             web.get("/settings", self.get_settings),
             web.post("/settings", self.post_settings),
             web.get("/settings/{id}", self.get_setting),
@@ -43,6 +49,19 @@ class UserData:
         """GET /users."""
         return reply({"storage": "server", "migrated": self._root.exists() and any(self._root.iterdir())})
 
+    async def add_user(self, request: web.Request) -> web.Response:
+        """POST /users. ComfyUI adds users also where there is only the default user; nothing shows them then."""
+        name = (await read_json(request))["username"]
+        if name in self._users.values():
+            return reply({"error": "Duplicate username."}, 400)
+        if not name.strip():
+            return reply({"error": "username not provided"}, 400)
+        if name.strip().startswith(_SYSTEM_USER):
+            return reply({"error": "System User prefix not allowed"}, 400)
+        user_id = f"{re.sub('[^a-zA-Z0-9-_]+', '-', name.strip())}_{uuid.uuid4()}"
+        self._users[user_id] = name.strip()
+        return reply(user_id)
+
     def _settings(self) -> dict[str, Any]:
         path = self._root / SETTINGS
         value = json_codec.loads(path.read_bytes()) if path.is_file() else {}
@@ -58,7 +77,7 @@ class UserData:
 
     async def post_settings(self, request: web.Request) -> web.Response:
         """POST /settings."""
-        return self._save_settings({**self._settings(), **json_codec.loads(await request.read())})
+        return self._save_settings({**self._settings(), **await read_json(request)})
 
     async def get_setting(self, request: web.Request) -> web.Response:
         """GET /settings/{id}."""
@@ -66,7 +85,7 @@ class UserData:
 
     async def post_setting(self, request: web.Request) -> web.Response:
         """POST /settings/{id}."""
-        value = json_codec.loads(await request.read())
+        value = await read_json(request)
         return self._save_settings({**self._settings(), request.match_info["id"]: value})
 
     async def list_files(self, request: web.Request) -> web.Response:
