@@ -246,7 +246,8 @@ class _Validator:
         if len(value) != 2:
             extra = {"input_name": name, "input_config": [type_, options], "received_value": clipped(value)}
             return _error("bad_linked_input", _BAD_LINK, name, extra)
-        received = self._object_info[self._prompt[value[0]]["class_type"]]["output"][value[1]]
+        # A tuple, as ComfyUI's RETURN_TYPES, because errors repeat its name.
+        received = tuple(self._object_info[self._prompt[value[0]]["class_type"]]["output"])[value[1]]
         if _types_match(received, type_):
             return None
         extra = {

@@ -151,7 +151,16 @@ class Simulator:
         except ConnectionResetError:
             # The peer went away while its socket was being set up.
             return web.Response(status=499)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
             # Where ComfyUI's handlers trip over a body of another shape, aiohttp answers this.
             return _bare_500()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from gateway.simulator.prompts import reply
 
 SETTINGS = "comfy.settings.json"
 _SYSTEM_USER = "__"
+_UNFIT = 'Invalid filename. Please avoid special characters like :\\/*?"<>|'
 
 
 class UserData:
@@ -139,7 +142,8 @@ class UserData:
         path = self._path(request)
         if isinstance(path, web.Response):
             return path
-        return web.FileResponse(path) if path.is_file() else web.Response(status=404)
+        # aiohttp answers 403 for a folder.
+        return web.FileResponse(path) if os.path.exists(path) else web.Response(status=404)
 
     async def post_file(self, request: web.Request) -> web.Response:
         """POST /userdata/{file}."""
@@ -147,10 +151,15 @@ class UserData:
         if isinstance(path, web.Response):
             return path
         query = request.rel_url.query
-        if query.get("overwrite") == "false" and path.exists():
+        if query.get("overwrite") == "false" and os.path.exists(path):
             return web.Response(status=409, text="File already exists")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(await request.read())
+        if not os.path.exists(path.parent):
+            path.parent.mkdir(parents=True)
+        body = await request.read()
+        try:
+            path.write_bytes(body)
+        except OSError:
+            return web.Response(status=400, reason=_UNFIT)
         full = query.get("full_info", "").lower() == "true"
         return reply(_info(path, self._root) if full else path.relative_to(self._root).as_posix())
 
@@ -159,9 +168,9 @@ class UserData:
         path = self._path(request)
         if isinstance(path, web.Response):
             return path
-        if not path.is_file():
+        if not os.path.exists(path):
             return web.Response(status=404)
-        path.unlink()
+        os.remove(path)
         return web.Response(status=204)
 
     async def move_file(self, request: web.Request) -> web.Response:
@@ -169,13 +178,14 @@ class UserData:
         source, dest = self._path(request), self._path(request, "dest")
         if isinstance(source, web.Response) or isinstance(dest, web.Response):
             return web.Response(status=403)
-        if not source.is_file():
+        if not os.path.exists(source):
             return web.Response(status=404)
         query = request.rel_url.query
-        if query.get("overwrite") == "false" and dest.exists():
+        if query.get("overwrite") == "false" and os.path.exists(dest):
             return web.Response(status=409, text="File already exists")
         dest.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(dest)
+        # Into a folder of that name, if there is one.
+        shutil.move(source, dest)
         full = query.get("full_info", "").lower() == "true"
         return reply(_info(dest, self._root) if full else dest.relative_to(self._root).as_posix())
 
