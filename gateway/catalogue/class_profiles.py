@@ -30,7 +30,7 @@ class Profiles:
     made: Mapping[int, tuple[object, ClassProfile]] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, name: str) -> Sequence[ClassProfile]:
-        """Return the profiles of a class on the backends that have it: one if they are the same, none if none has it."""
+        """Return the profiles of a class on the backends that have it: one if all are the same."""
         common = self.common.get(name)
         return (common,) if common is not None else tuple(self.varied.get(name, {}).values())
 

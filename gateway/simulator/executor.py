@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import random
@@ -419,5 +420,5 @@ def _signatures(prompt: dict[str, Any]) -> dict[str, str]:
         for node_id in _order(prompt, list(prompt)):
             node = prompt[node_id]
             inputs = {k: ["link", found[v[0]], v[1]] if _is_link(v) else v for k, v in node["inputs"].items()}
-            found[node_id] = json_codec.dumps_sorted([node["class_type"], inputs]).hex()
+            found[node_id] = hashlib.blake2b(json_codec.dumps_sorted([node["class_type"], inputs])).hexdigest()
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gateway.comfy.true_types import is_link
 from gateway.simulator.nodes import Result
 
-# A graph with fewer nodes is not followed, because Python's limit for recursion is 1000 calls.
-_MANY_NODES = 500
+# Python's limit for recursion is 1000 calls; some are ComfyUI's before it comes to this.
+_MAX_DEPTH = 970
 
 
 class WorkerEnded(Exception):
@@ -25,19 +25,35 @@ def look_through(prompt: Mapping[str, Any], outputs: Iterable[str], cached: Mapp
     try:
         for node_id, node in prompt.items():
             node["inputs"].items()
-            if len(prompt) > _MANY_NODES:
-                _ancestry(prompt, node_id, set())
+            if len(prompt) > _MAX_DEPTH:
+                _ancestry(prompt, node_id)
         _follow(prompt, outputs, cached)
     except (LookupError, RecursionError, TypeError) as error:
         raise WorkerEnded(repr(error)) from error
 
 
-def _ancestry(prompt: Mapping[str, Any], node_id: str, known: set[str]) -> None:
-    """Visit what a node is linked to, by recursion, as ComfyUI does (caching.py, get_ordered_ancestry_internal)."""
-    for value in prompt[node_id]["inputs"].values():
-        if is_link(value) and value[0] in prompt and value[0] not in known:
-            known.add(value[0])
-            _ancestry(prompt, value[0], known)
+def _ancestry(prompt: Mapping[str, Any], node_id: str) -> None:
+    """Visit what a node is linked to, in the order of ComfyUI's recursion (caching.py, get_ordered_ancestry_internal).
+
+    Raises:
+        RecursionError: the recursion would be too deep for Python.
+    """
+    known = set[str]()
+    left = [_sources(prompt, node_id)]
+    while left:
+        source = next((each for each in left[-1] if each not in known), None)
+        if source is None:
+            left.pop()
+            continue
+        known.add(source)
+        left.append(_sources(prompt, source))
+        if len(left) > _MAX_DEPTH:
+            raise RecursionError("maximum recursion depth exceeded")
+
+
+def _sources(prompt: Mapping[str, Any], node_id: str) -> Iterator[str]:
+    values = prompt[node_id]["inputs"].values()
+    return (value[0] for value in values if is_link(value) and value[0] in prompt)
 
 
 def _follow(prompt: Mapping[str, Any], outputs: Iterable[str], cached: Mapping[str, Result]) -> None:

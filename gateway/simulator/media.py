@@ -61,7 +61,7 @@ class Media:
             return web.Response(status=403)
         # Not the normal path, because ComfyUI looks for the file through each folder that the query names.
         path = Path(os.path.join(root, subfolder, os.path.basename(name)))
-        if not os.path.isfile(path):
+        if not _is_file(path):
             return web.Response(status=404)
         if "preview" in query:
             return _preview(path, query["preview"], query.get("channel", ""))
@@ -132,6 +132,11 @@ def _file_of(form: Any) -> tuple[str, bytes] | None:
     if not field:
         return None
     return field.filename, field.file.read()
+
+
+def _is_file(path: Path) -> bool:
+    """Return True if a path is a file; False also for a name that no file can have."""
+    return os.path.isfile(path)
 
 
 def _disposition(path: Path) -> str:

@@ -75,7 +75,7 @@ class Prompts:
             custom=self._custom_checks(),
         )
         # As ComfyUI, take extra_data without a look at its type, also of a prompt that is refused.
-        extra = body["extra_data"] if "extra_data" in body else {}
+        extra = _member(body, "extra_data", {})
         if "client_id" in body:
             extra["client_id"] = body["client_id"]
         if "comfy_usage_source" not in extra and (source := request.headers.get("Comfy-Usage-Source")):
@@ -94,7 +94,7 @@ class Prompts:
         if "number" in body:
             return float(body["number"])
         number, self._number = self._number, self._number + 1
-        return -number if "front" in body and body["front"] else number
+        return -number if _member(body, "front") else number
 
     def _custom_checks(self) -> dict[str, CustomCheck]:
         """LoadImage and its kin look for the file themselves (nodes.py, VALIDATE_INPUTS)."""
@@ -136,9 +136,9 @@ class Prompts:
     async def post_queue(self, request: web.Request) -> web.Response:
         """POST /queue."""
         body = await read_json(request)
-        if "clear" in body and body["clear"]:
+        if _member(body, "clear"):
             self._queue.clear()
-        for prompt_id in body["delete"] if "delete" in body else ():
+        for prompt_id in _member(body, "delete", ()):
             self._queue.delete(prompt_id)
         return web.Response()
 
@@ -174,9 +174,9 @@ class Prompts:
     async def post_history(self, request: web.Request) -> web.Response:
         """POST /history."""
         body = await read_json(request)
-        if "clear" in body and body["clear"]:
+        if _member(body, "clear"):
             self._queue.history.clear()
-        for prompt_id in body["delete"] if "delete" in body else ():
+        for prompt_id in _member(body, "delete", ()):
             self._queue.history.pop(prompt_id, None)
         return web.Response()
 
@@ -224,6 +224,17 @@ class Prompts:
 
     def _cancel(self, prompt_id: str) -> bool:
         return self._queue.interrupt(prompt_id) or self._queue.delete(prompt_id)
+
+
+def _member(body: Any, name: str, default: Any = None) -> Any:
+    """Return a member of a body as ComfyUI looks it up, also in a list or a text, which have no such members.
+
+    Raises:
+        TypeError: the body is a list or a text that holds the name, or is neither.
+    """
+    if name in body:
+        return body[name]
+    return default
 
 
 def _apply_replacements(prompt: dict[str, Any], object_info: dict[str, Any]) -> None:

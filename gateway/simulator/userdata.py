@@ -143,7 +143,7 @@ class UserData:
         if isinstance(path, web.Response):
             return path
         # aiohttp answers 403 for a folder.
-        return web.FileResponse(path) if os.path.exists(path) else web.Response(status=404)
+        return web.FileResponse(path) if _exists(path) else web.Response(status=404)
 
     async def post_file(self, request: web.Request) -> web.Response:
         """POST /userdata/{file}."""
@@ -151,9 +151,9 @@ class UserData:
         if isinstance(path, web.Response):
             return path
         query = request.rel_url.query
-        if query.get("overwrite") == "false" and os.path.exists(path):
+        if query.get("overwrite") == "false" and _exists(path):
             return web.Response(status=409, text="File already exists")
-        if not os.path.exists(path.parent):
+        if not _exists(path.parent):
             path.parent.mkdir(parents=True)
         body = await request.read()
         try:
@@ -168,9 +168,9 @@ class UserData:
         path = self._path(request)
         if isinstance(path, web.Response):
             return path
-        if not os.path.exists(path):
+        if not _exists(path):
             return web.Response(status=404)
-        os.remove(path)
+        path.unlink()
         return web.Response(status=204)
 
     async def move_file(self, request: web.Request) -> web.Response:
@@ -178,16 +178,21 @@ class UserData:
         source, dest = self._path(request), self._path(request, "dest")
         if isinstance(source, web.Response) or isinstance(dest, web.Response):
             return web.Response(status=403)
-        if not os.path.exists(source):
+        if not _exists(source):
             return web.Response(status=404)
         query = request.rel_url.query
-        if query.get("overwrite") == "false" and os.path.exists(dest):
+        if query.get("overwrite") == "false" and _exists(dest):
             return web.Response(status=409, text="File already exists")
         dest.parent.mkdir(parents=True, exist_ok=True)
         # Into a folder of that name, if there is one.
         shutil.move(source, dest)
         full = query.get("full_info", "").lower() == "true"
         return reply(_info(dest, self._root) if full else dest.relative_to(self._root).as_posix())
+
+
+def _exists(path: Path) -> bool:
+    """Return True if there is such a path; False also for a name that no file can have."""
+    return os.path.exists(path)
 
 
 def _info(path: Path, root: Path) -> dict[str, Any]:
