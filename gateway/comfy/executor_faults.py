@@ -38,6 +38,10 @@ def executor_fault(prompt: Mapping[str, Any], profiles: Lookup) -> tuple[str, st
     left_to_comfyui: tuple[str, str] | None = None
     is_all_checked = True
     for node_id, node in prompt.items():
+        class_type = node.get("class_type", "")
+        if "inputs" not in node and profiles is not no_profiles and not profiles(class_type):
+            # ComfyUI refuses a class that it does not have, in words that say more.
+            continue
         inputs = node.get("inputs")
         if not isinstance(inputs, dict):
             return node_id, "it has no object of inputs"
@@ -48,7 +52,7 @@ def executor_fault(prompt: Mapping[str, Any], profiles: Lookup) -> tuple[str, st
             link = unwrapped(value)
             if not is_link(link):
                 continue
-            is_checked = link is value and _is_checked(profiles(node.get("class_type", "")), name, inputs)
+            is_checked = link is value and _is_checked(profiles(class_type), name, inputs)
             is_all_checked = is_all_checked and is_checked
             broken = _broken(prompt, link, profiles)
             if broken is not None:
@@ -89,7 +93,8 @@ def _has_output(profiles: Sequence[ClassProfile], slot: Any) -> bool:
 
 def _too_long(prompt: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the fault of a graph with too many nodes in a row; nodes in a cycle, and behind one, count as a row."""
-    sources = {node_id: _sources(prompt, node) for node_id, node in prompt.items()}
+    # A link of a node to itself makes no row longer.
+    sources = {node_id: _sources(prompt, node) - {node_id} for node_id, node in prompt.items()}
     users: dict[str, list[str]] = {}
     for node_id, found in sources.items():
         for source in found:
@@ -112,5 +117,5 @@ def _too_long(prompt: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _sources(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> set[str]:
     """Return the nodes that a node is linked to."""
-    links = (unwrapped(value) for value in node["inputs"].values())
+    links = (unwrapped(value) for value in node.get("inputs", {}).values())
     return {link[0] for link in links if is_link(link) and link[0] in prompt}

@@ -79,6 +79,7 @@ def test_a_graph_that_ends_the_executor(graph: dict[str, Any], node_id: str, rea
         prompt(bogus=["1"], other=[1, 0], third=["1", "0"]),
         prompt(images={"__value__": ["1", 0]}),
         prompt(bogus={"a": ["99", 0]}),
+        prompt({"9": {"class_type": "Unknown"}}),
         prompt(chain(MAX_CHAIN - 1)),
         # Many nodes, but not in a row.
         prompt({f"i{n}": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}} for n in range(2 * MAX_CHAIN)}),
@@ -96,6 +97,7 @@ def test_a_custom_node_may_have_more_outputs_than_it_declares() -> None:
 
 def test_before_a_backend_has_described_its_classes_no_link_may_lead_nowhere() -> None:
     assert executor_fault(prompt(images=["99", 0]), no_profiles) is not None
+    assert executor_fault(prompt({"9": {"class_type": "EmptyImage"}}), no_profiles) is not None
     assert executor_fault(prompt(bogus=["1", 7]), no_profiles) is None
 
 
@@ -103,3 +105,5 @@ def test_a_ring_counts_as_a_row() -> None:
     ring = chain(MAX_CHAIN + 1, first=f"c{MAX_CHAIN}")
     assert executor_fault(prompt(ring), profiles) is not None
     assert executor_fault(prompt(chain(50, first="c49")), profiles) is None
+    selves = {f"s{n}": {"class_type": "ImageInvert", "inputs": {"image": [f"s{n}", 0]}} for n in range(2 * MAX_CHAIN)}
+    assert executor_fault(prompt(selves), profiles) is None
