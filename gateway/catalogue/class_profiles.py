@@ -5,7 +5,7 @@ Two backends may have a class of the same name and not of the same making, so a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.catalogue.worker import no_rest
@@ -28,6 +28,11 @@ class Profiles:
     common: Mapping[str, ClassProfile] = field(default_factory=dict)
     varied: Mapping[str, Mapping[str, ClassProfile]] = field(default_factory=dict)
     made: Mapping[int, tuple[object, ClassProfile]] = field(default_factory=dict, repr=False, compare=False)
+
+    def of(self, name: str) -> Sequence[ClassProfile]:
+        """Return the profiles of a class on the backends that have it: one if all are the same."""
+        common = self.common.get(name)
+        return (common,) if common is not None else tuple(self.varied.get(name, {}).values())
 
     def groups(self, classes: Iterable[str], backends: frozenset[str]) -> list[tuple[frozenset[str], Lookup]]:
         """Return the backends in groups on which these classes are the same, each with its profiles.

@@ -90,7 +90,7 @@ def _missing_class(node_id: str, node: Any, object_info: Mapping[str, Any]) -> d
     meta = node.get("_meta")
     # What is no object there makes ComfyUI fail with a bare 500; the answer is the same without it.
     title = meta.get("title", class_type) if isinstance(meta, dict) else class_type
-    if class_type is None:
+    if "class_type" not in node:
         shown = title or f"ID #{node_id}"
         message = f"Node '{shown}' has no class_type. The workflow may be corrupted or a custom node is missing."
     else:
@@ -246,7 +246,8 @@ class _Validator:
         if len(value) != 2:
             extra = {"input_name": name, "input_config": [type_, options], "received_value": clipped(value)}
             return _error("bad_linked_input", _BAD_LINK, name, extra)
-        received = self._object_info[self._prompt[value[0]]["class_type"]]["output"][value[1]]
+        # A tuple, as ComfyUI's RETURN_TYPES, because errors repeat its name.
+        received = tuple(self._object_info[self._prompt[value[0]]["class_type"]]["output"])[value[1]]
         if _types_match(received, type_):
             return None
         extra = {

@@ -20,7 +20,7 @@ class DispatchSettings(Model):
     max_graph_values: Count = 40_000
     max_body_values: Count = 150_000
     max_outputs: Count = 500
-    max_depth: Annotated[int, Field(ge=16, le=500)] = 200
+    max_depth: Annotated[int, Field(ge=16, le=400)] = 200
     connect_timeout: Seconds = 3.0
     send_timeout: Seconds = 20.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import random
 import select
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from gateway.comfy.previews import Preview
 from gateway.simulator.calls import calls, gather, merged, shown
 from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files, temp_mark
+from gateway.simulator.look_through import WorkerEnded, look_through
 from gateway.simulator.nodes import (
     FUNCTIONS,
     AcceleratorError,
@@ -77,6 +80,10 @@ class Executor:
             hold = asyncio.ensure_future(self._hold_loop()) if self.options.hold_loop else None
             try:
                 entry = await execution.run()
+            except WorkerEnded as error:
+                # As with ComfyUI: requests are answered, and no prompt runs any more.
+                print(f"prompt_worker ended: {error}", file=sys.stderr, flush=True)
+                return
             finally:
                 if hold is not None:
                     hold.cancel()
@@ -105,8 +112,8 @@ class Execution:
         self._executor = executor
         self._sockets = executor.sockets
         self._item = item
-        client_id = item.extra_data.get("client_id")
-        self.sid: str | None = client_id if isinstance(client_id, str) else None
+        # Of any type, as in ComfyUI: a list or an object ends the process (`Sockets.publish`).
+        self.sid: Any = item.extra_data.get("client_id")
         self.files = executor.files
         self.prompt = item.prompt
         self.extra_data = item.extra_data
@@ -170,6 +177,7 @@ class Execution:
         signatures = _signatures(self.prompt)
         cache = self._executor.cache
         cached = [node_id for node_id in self.prompt if signatures.get(node_id) in cache]
+        look_through(self.prompt, self._item.outputs, {node_id: cache[signatures[node_id]] for node_id in cached})
         self._message("execution_cached", {"nodes": cached})
         try:
             for node_id in _order(self.prompt, self._item.outputs):
@@ -440,5 +448,5 @@ def _signatures(prompt: dict[str, Any]) -> dict[str, str]:
         for node_id in _order(prompt, list(prompt)):
             node = prompt[node_id]
             inputs = {k: ["link", found[v[0]], v[1]] if _is_link(v) else v for k, v in node["inputs"].items()}
-            found[node_id] = json_codec.dumps_sorted([node["class_type"], inputs]).hex()
+            found[node_id] = hashlib.blake2b(json_codec.dumps_sorted([node["class_type"], inputs])).hexdigest()
     return found

@@ -36,6 +36,7 @@ class Files:
     base: Path
 
     def __post_init__(self) -> None:
+        self.base = self.base.absolute()
         for kind in (*KINDS, "user/default", "datasets"):
             (self.base / kind).mkdir(parents=True, exist_ok=True)
 

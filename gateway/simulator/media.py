@@ -54,12 +54,14 @@ class Media:
         name, kind = self._files.annotated(query["filename"], query.get("type", "output"))
         if not name or name[0] == "/" or ".." in name or kind not in KINDS:
             return web.Response(status=400)
+        root, subfolder = self._files.folder(kind), query.get("subfolder", "")
         try:
-            folder = self._files.within(self._files.folder(kind), query.get("subfolder", ""))
+            self._files.within(root, subfolder)
         except OutsideFolder:
             return web.Response(status=403)
-        path = folder / os.path.basename(name)
-        if not path.is_file():
+        # Not the normal path, because ComfyUI looks for the file through each folder that the query names.
+        path = Path(os.path.join(root, subfolder, os.path.basename(name)))
+        if not _is_file(path):
             return web.Response(status=404)
         if "preview" in query:
             return _preview(path, query["preview"], query.get("channel", ""))
@@ -81,12 +83,8 @@ class Media:
         data = _file_of(form)
         if data is None:
             return web.Response(status=400)
-        original = json_codec.loads(str(form["original_ref"]))
-        name, kind = self._files.annotated(original["filename"], original.get("type", "output"))
-        if not name or name[0] == "/" or ".." in name or kind not in KINDS:
-            return web.Response(status=400)
-        path = self._files.within(self._files.folder(kind), os.path.join(original.get("subfolder", ""), name))
-        if not path.is_file():
+        path = self._original(json_codec.loads(str(form["original_ref"])))
+        if path is None or not path.is_file():
             # ComfyUI answers as if it had written something.
             return self._store(form, *data, is_kept=False)
         with Image.open(path) as picture, Image.open(io.BytesIO(data[1])) as mask:
@@ -96,8 +94,19 @@ class Media:
         composed.save(buffer, "PNG", compress_level=4)
         return self._store(form, data[0], buffer.getvalue())
 
+    def _original(self, original: Any) -> Path | None:
+        """Return the path of the picture that a mask is for; None for a path that ComfyUI refuses."""
+        name, kind = self._files.annotated(original["filename"], original.get("type", "output"))
+        if not name or name[0] == "/" or ".." in name or kind not in KINDS:
+            return None
+        try:
+            return self._files.within(self._files.folder(kind), os.path.join(original.get("subfolder", ""), name))
+        except OutsideFolder:
+            return None
+
     def _store(self, form: Any, filename: str, content: bytes, *, is_kept: bool = True) -> web.Response:
-        kind, subfolder = str(form.get("type", "input")), str(form.get("subfolder", ""))
+        kind, subfolder = form.get("type", "input"), form.get("subfolder", "")
+        os.path.normpath(subfolder)
         overwrite = form.get("overwrite") in ("true", "1")
         if not filename:
             return web.Response(status=400)
@@ -111,8 +120,23 @@ class Media:
 
 
 def _file_of(form: Any) -> tuple[str, bytes] | None:
-    field = form.get("image")
-    return (field.filename, field.file.read()) if isinstance(field, web.FileField) else None
+    """Return the name and the bytes of a form's file; None if it has none.
+
+    Raises:
+        ValueError: the form names no folder of ComfyUI's (server.py, get_dir_by_type).
+        AttributeError: the part ``image`` is no file, because it has no filename.
+    """
+    field, kind = form.get("image"), form.get("type", "input")
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no folder")
+    if not field:
+        return None
+    return field.filename, field.file.read()
+
+
+def _is_file(path: Path) -> bool:
+    """Return True if a path is a file; False also for a name that no file can have."""
+    return os.path.isfile(path)
 
 
 def _disposition(path: Path) -> str:

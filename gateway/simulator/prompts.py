@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Any
@@ -13,6 +14,7 @@ from gateway.comfy.errors import invalid_prompt_id, is_prompt_id, no_prompt
 from gateway.comfy.jobs_api import job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
 from gateway.comfy.true_types import is_link
 from gateway.comfy.validation import CustomCheck, validate_prompt
+from gateway.simulator.bodies import read_json
 from gateway.simulator.calls import expanded
 from gateway.simulator.executor import Executor
 from gateway.simulator.files import OutsideFolder
@@ -53,7 +55,7 @@ class Prompts:
 
     async def post_prompt(self, request: web.Request) -> web.Response:
         """POST /prompt. What a ComfyUI answers with a bare 500 raises here, and becomes one."""
-        body = json_codec.loads(await request.read())
+        body = await read_json(request)
         await self._executor.faults.until_off("hold-prompt")
         number = self._take_number(body)
         if "prompt" not in body:
@@ -64,17 +66,22 @@ class Prompts:
         if prompt_id is None or self._executor.faults.get("no-prompt-id"):
             prompt_id = str(uuid.uuid4())
         prompt: dict[str, Any] = body["prompt"]
+        _apply_replacements(prompt, self._executor.object_info)
+        _check_titles(prompt, self._executor.object_info)
         checked = validate_prompt(
             prompt,
             expanded(self._executor.files.listed_in(self._executor.object_info)),
             partial_execution_targets=body.get("partial_execution_targets"),
             custom=self._custom_checks(),
         )
-        if not checked.valid:
-            return reply(checked.body(), 400)
-        extra = dict(body.get("extra_data") or {})
+        # As ComfyUI, take extra_data without a look at its type, also of a prompt that is refused.
+        extra = _member(body, "extra_data", {})
         if "client_id" in body:
             extra["client_id"] = body["client_id"]
+        if "comfy_usage_source" not in extra and (source := request.headers.get("Comfy-Usage-Source")):
+            extra["comfy_usage_source"] = source
+        if not checked.valid:
+            return reply(checked.body(), 400)
         sensitive = {key: extra.pop(key) for key in SECRET_KEYS if key in extra}
         extra["create_time"] = int(time.time() * 1000)
         self._queue.put(Item(number, prompt_id, prompt, extra, checked.outputs, sensitive))
@@ -87,7 +94,7 @@ class Prompts:
         if "number" in body:
             return float(body["number"])
         number, self._number = self._number, self._number + 1
-        return -number if body.get("front") else number
+        return -number if _member(body, "front") else number
 
     def _custom_checks(self) -> dict[str, CustomCheck]:
         """LoadImage and its kin look for the file themselves (nodes.py, VALIDATE_INPUTS)."""
@@ -128,24 +135,26 @@ class Prompts:
 
     async def post_queue(self, request: web.Request) -> web.Response:
         """POST /queue."""
-        body = json_codec.loads(await request.read())
-        if body.get("clear"):
+        body = await read_json(request)
+        if _member(body, "clear"):
             self._queue.clear()
-        for prompt_id in body.get("delete", ()):
+        for prompt_id in _member(body, "delete", ()):
             self._queue.delete(prompt_id)
         return web.Response()
 
     async def post_interrupt(self, request: web.Request) -> web.Response:
         """POST /interrupt."""
-        raw = await request.read()
-        body = json_codec.loads(raw) if raw else {}
+        try:
+            body = await read_json(request)
+        except json.JSONDecodeError:
+            body = {}
         prompt_id = None if self._executor.faults.get("interrupt-any") else body.get("prompt_id")
         self._queue.interrupt(prompt_id or None)
         return web.Response()
 
     async def post_free(self, request: web.Request) -> web.Response:
         """POST /free."""
-        body = json_codec.loads(await request.read())
+        body = await read_json(request)
         if body.get("unload_models") or body.get("free_memory"):
             self._executor.free()
         return web.Response()
@@ -164,10 +173,10 @@ class Prompts:
 
     async def post_history(self, request: web.Request) -> web.Response:
         """POST /history."""
-        body = json_codec.loads(await request.read())
-        if body.get("clear"):
+        body = await read_json(request)
+        if _member(body, "clear"):
             self._queue.history.clear()
-        for prompt_id in body.get("delete", ()):
+        for prompt_id in _member(body, "delete", ()):
             self._queue.history.pop(prompt_id, None)
         return web.Response()
 
@@ -202,8 +211,8 @@ class Prompts:
     async def cancel_jobs(self, request: web.Request) -> web.Response:
         """POST /api/jobs/cancel."""
         try:
-            body = json_codec.loads(await request.read())
-        except json_codec.MalformedJson:
+            body = await read_json(request)
+        except json.JSONDecodeError:
             return reply({"error": "Request body must be valid JSON"}, 400)
         ids = body.get("job_ids") if isinstance(body, dict) else None
         if not isinstance(ids, list):
@@ -215,6 +224,38 @@ class Prompts:
 
     def _cancel(self, prompt_id: str) -> bool:
         return self._queue.interrupt(prompt_id) or self._queue.delete(prompt_id)
+
+
+def _member(body: Any, name: str, default: Any = None) -> Any:
+    """Return a member of a body as ComfyUI looks it up, also in a list or a text, which have no such members.
+
+    Raises:
+        TypeError: the body is a list or a text that holds the name, or is neither.
+    """
+    if name in body:
+        return body[name]
+    return default
+
+
+def _apply_replacements(prompt: dict[str, Any], object_info: dict[str, Any]) -> None:
+    """Look through all nodes as app/node_replace_manager.py does; nothing is replaced.
+
+    Raises:
+        AttributeError, TypeError: a node, its class or its inputs have another type. ComfyUI answers a bare 500.
+    """
+    for node in prompt.values():
+        if "class_type" not in node or "inputs" not in node:
+            continue
+        object_info.get(node["class_type"])
+        node["inputs"].items()
+
+
+def _check_titles(prompt: dict[str, Any], object_info: dict[str, Any]) -> None:
+    """Raise AttributeError if the first node of an unknown class has a ``_meta`` that is no object, as ComfyUI does."""
+    for node in prompt.values():
+        if "class_type" not in node or node["class_type"] not in object_info:
+            node.get("_meta", {}).get("title")
+            return
 
 
 def reply(value: Any, status: int = 200) -> web.Response:

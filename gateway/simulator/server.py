@@ -94,6 +94,11 @@ class Simulator:
         self._site = web.TCPSite(self._runner, self.options.host, self.port, ssl_context=self._tls)
         await self._site.start()
 
+    @property
+    def publishing(self) -> asyncio.Task[None]:
+        """Return the task that sends messages to sockets; it ends only by a fault, as ComfyUI's publish_loop."""
+        return self._tasks[0]
+
     def _queue_updated(self) -> None:
         self.sockets.send("status", {"status": {"exec_info": {"queue_remaining": self.queue.remaining}}}, None)
 
@@ -148,7 +153,16 @@ class Simulator:
         except ConnectionResetError:
             # The peer went away while its socket was being set up.
             return web.Response(status=499)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
             # Where ComfyUI's handlers trip over a body of another shape, aiohttp answers this.
             return _bare_500()
 
@@ -283,8 +297,14 @@ def run(options: SimulatorOptions) -> int:
             print(f"can't listen on {options.host}:{options.port}: {error.strerror}", file=sys.stderr)
             return 1
         print(f"Simulated ComfyUI {catalogue.VERSION} listening on {simulator.url}", flush=True)
-        await stop.wait()
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, simulator.publishing}, return_when=asyncio.FIRST_COMPLETED)
+        is_stopped = stopping.done()
+        stopping.cancel()
+        if not is_stopped:
+            # As ComfyUI, end if messages can't be sent any more: a client_id that is no key of a dict does it.
+            print(f"publish_loop ended: {simulator.publishing.exception()!r}", file=sys.stderr, flush=True)
         await simulator.close()
-        return 0
+        return 0 if is_stopped else 1
 
     return asyncio.run(main())

@@ -56,7 +56,11 @@ class Sockets:
         self._messages.put_nowait((data, None))
 
     async def publish(self) -> None:
-        """Send the queued messages, for ever."""
+        """Send the queued messages, for ever.
+
+        Raises:
+            TypeError: a message is for a client_id that is a list or an object.
+        """
         while True:
             message, sid = await self._messages.get()
             targets = list(self._sockets.values()) if sid is None else [self._sockets.get(sid)]

@@ -19,6 +19,8 @@ from gateway.simulator.nodes import NodeFunction, Result, Run
 from gateway.simulator.values import File3D, Images, Video, load_audio
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_WEBP_METHODS = {"default": 4, "fastest": 0, "slowest": 6}
+_EXIF_MAKE, _EXIF_MODEL = 0x010F, 0x0110
 
 
 async def _value(_: Run, inputs: dict[str, Any]) -> Result:
@@ -213,6 +215,48 @@ async def _save_text(run: Run, inputs: dict[str, Any]) -> Result:
     return Result((text,), {"text": [text], "files": [saved]})
 
 
+async def _load_mask(run: Run, inputs: dict[str, Any]) -> Result:
+    image = run.files.open_image(inputs["image"]).convert("RGBA")
+    return Result((image.getchannel(inputs["channel"][0].upper()),))
+
+
+def _next_file(run: Run, prefix: str, suffix: str, size: tuple[int, int] = (1, 1)) -> tuple[Path, dict[str, str]]:
+    """Return the path of a saver's next file, and what the saver tells of it."""
+    folder, filename, counter, subfolder = run.files.place("output", prefix, size)
+    name = f"{filename}_{counter:05}_.{suffix}"
+    return folder / name, {"filename": name, "subfolder": subfolder, "type": "output"}
+
+
+async def _save_webp(run: Run, inputs: dict[str, Any]) -> Result:
+    """Save a batch as one animation, with the prompt in its EXIF data (comfy_api/latest/_ui.py, save_animated_webp)."""
+    images: Images = inputs["images"]
+    path, saved = _next_file(run, inputs["filename_prefix"], "webp", images[0].size)
+    exif = images[0].getexif()
+    exif[_EXIF_MODEL] = f"prompt:{json.dumps(run.prompt)}"
+    for place, (key, value) in enumerate((run.extra_data.get("extra_pnginfo") or {}).items()):
+        exif[_EXIF_MAKE - place] = f"{key}:{json.dumps(value)}"
+    images[0].save(
+        path,
+        save_all=True,
+        duration=int(1000.0 / inputs["fps"]),
+        append_images=list(images[1:]),
+        exif=exif,
+        lossless=inputs["lossless"],
+        quality=inputs["quality"],
+        method=_WEBP_METHODS[inputs["method"]],
+    )
+    return Result((images,), {"images": [saved], "animated": (len(images) > 1,)})
+
+
+async def _save_video(run: Run, inputs: dict[str, Any]) -> Result:
+    """Save a video under its name. The file holds the first frame alone, as a PNG picture: there is no encoder here."""
+    video: Video = inputs["video"]
+    suffix = "mp4" if inputs["format"] == "auto" else str(inputs["format"])
+    path, saved = _next_file(run, inputs["filename_prefix"], suffix, video.get_components()[0].size)
+    video.save_to(str(path))
+    return Result((video,), {"images": [saved], "animated": (True,)})
+
+
 STOCK_FUNCTIONS: dict[str, NodeFunction] = {
     "PrimitiveString": _value,
     "PrimitiveStringMultiline": _value,
@@ -237,4 +281,7 @@ STOCK_FUNCTIONS: dict[str, NodeFunction] = {
     "LoadTrainingDataset": _load_dataset,
     "PreviewAny": _preview_any,
     "SaveText": _save_text,
+    "LoadImageMask": _load_mask,
+    "SaveAnimatedWEBP": _save_webp,
+    "SaveVideo": _save_video,
 }

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -10,10 +14,13 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from gateway.comfy import json_codec
+from gateway.simulator.bodies import read_json
 from gateway.simulator.files import Files, OutsideFolder
 from gateway.simulator.prompts import reply
 
 SETTINGS = "comfy.settings.json"
+_SYSTEM_USER = "__"
+_UNFIT = 'Invalid filename. Please avoid special characters like :\\/*?"<>|'
 
 
 class UserData:
@@ -22,11 +29,13 @@ class UserData:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._root = files.base / "user" / "default"
+        self._users = {"default": "default"}
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, without /api."""
         return [
             web.get("/users", self.users),
+            web.post("/users", self.add_user),
             web.get("/settings", self.get_settings),
             web.post("/settings", self.post_settings),
             web.get("/settings/{id}", self.get_setting),
@@ -43,6 +52,19 @@ class UserData:
         """GET /users."""
         return reply({"storage": "server", "migrated": self._root.exists() and any(self._root.iterdir())})
 
+    async def add_user(self, request: web.Request) -> web.Response:
+        """POST /users. ComfyUI adds users also where there is only the default user; nothing shows them then."""
+        name = (await read_json(request))["username"]
+        if name in self._users.values():
+            return reply({"error": "Duplicate username."}, 400)
+        if not name.strip():
+            return reply({"error": "username not provided"}, 400)
+        if name.strip().startswith(_SYSTEM_USER):
+            return reply({"error": "System User prefix not allowed"}, 400)
+        user_id = f"{re.sub('[^a-zA-Z0-9-_]+', '-', name.strip())}_{uuid.uuid4()}"
+        self._users[user_id] = name.strip()
+        return reply(user_id)
+
     def _settings(self) -> dict[str, Any]:
         path = self._root / SETTINGS
         value = json_codec.loads(path.read_bytes()) if path.is_file() else {}
@@ -58,7 +80,7 @@ class UserData:
 
     async def post_settings(self, request: web.Request) -> web.Response:
         """POST /settings."""
-        return self._save_settings({**self._settings(), **json_codec.loads(await request.read())})
+        return self._save_settings({**self._settings(), **await read_json(request)})
 
     async def get_setting(self, request: web.Request) -> web.Response:
         """GET /settings/{id}."""
@@ -66,7 +88,7 @@ class UserData:
 
     async def post_setting(self, request: web.Request) -> web.Response:
         """POST /settings/{id}."""
-        value = json_codec.loads(await request.read())
+        value = await read_json(request)
         return self._save_settings({**self._settings(), request.match_info["id"]: value})
 
     async def list_files(self, request: web.Request) -> web.Response:
@@ -120,7 +142,8 @@ class UserData:
         path = self._path(request)
         if isinstance(path, web.Response):
             return path
-        return web.FileResponse(path) if path.is_file() else web.Response(status=404)
+        # aiohttp answers 403 for a folder.
+        return web.FileResponse(path) if _exists(path) else web.Response(status=404)
 
     async def post_file(self, request: web.Request) -> web.Response:
         """POST /userdata/{file}."""
@@ -128,10 +151,15 @@ class UserData:
         if isinstance(path, web.Response):
             return path
         query = request.rel_url.query
-        if query.get("overwrite") == "false" and path.exists():
+        if query.get("overwrite") == "false" and _exists(path):
             return web.Response(status=409, text="File already exists")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(await request.read())
+        if not _exists(path.parent):
+            path.parent.mkdir(parents=True)
+        body = await request.read()
+        try:
+            path.write_bytes(body)
+        except OSError:
+            return web.Response(status=400, reason=_UNFIT)
         full = query.get("full_info", "").lower() == "true"
         return reply(_info(path, self._root) if full else path.relative_to(self._root).as_posix())
 
@@ -140,7 +168,7 @@ class UserData:
         path = self._path(request)
         if isinstance(path, web.Response):
             return path
-        if not path.is_file():
+        if not _exists(path):
             return web.Response(status=404)
         path.unlink()
         return web.Response(status=204)
@@ -150,15 +178,21 @@ class UserData:
         source, dest = self._path(request), self._path(request, "dest")
         if isinstance(source, web.Response) or isinstance(dest, web.Response):
             return web.Response(status=403)
-        if not source.is_file():
+        if not _exists(source):
             return web.Response(status=404)
         query = request.rel_url.query
-        if query.get("overwrite") == "false" and dest.exists():
+        if query.get("overwrite") == "false" and _exists(dest):
             return web.Response(status=409, text="File already exists")
         dest.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(dest)
+        # Into a folder of that name, if there is one.
+        shutil.move(source, dest)
         full = query.get("full_info", "").lower() == "true"
         return reply(_info(dest, self._root) if full else dest.relative_to(self._root).as_posix())
+
+
+def _exists(path: Path) -> bool:
+    """Return True if there is such a path; False also for a name that no file can have."""
+    return os.path.exists(path)
 
 
 def _info(path: Path, root: Path) -> dict[str, Any]:

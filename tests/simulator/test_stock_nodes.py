@@ -255,3 +255,27 @@ async def test_a_prefix_with_a_slash_behind_it_counts_from_one_again(lab: Lab) -
         "ab_00001_.png",
         "ab_00002_.png",
     ]
+
+
+async def test_savers_of_animations_and_videos(lab: Lab) -> None:
+    comfy = await _start(lab)
+    frame = _node("EmptyImage", width=8, height=8, batch_size=1)
+    webp = {"fps": 6.0, "lossless": True, "quality": 80, "method": "default", "filename_prefix": "w"}
+    prompt = {
+        "1": {**frame, "inputs": {**frame["inputs"], "color": 0xFF0000}},
+        "2": {**frame, "inputs": {**frame["inputs"], "color": 0x0000FF, "batch_size": 2}},
+        "3": _node("SaveAnimatedWEBP", images=["2", 0], **webp),
+        "4": _node("CreateVideo", images=["1", 0], fps=24.0),
+        "5": _node("SaveVideo", video=["4", 0], filename_prefix="video/v", format="auto", codec="auto"),
+        "6": _node("PreviewAny", source="a text"),
+    }
+    entry = await comfy.entry(await comfy.prompt(prompt))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert entry["outputs"] == {
+        "3": {"images": [{"filename": "w_00001_.webp", "subfolder": "", "type": "output"}], "animated": [True]},
+        "5": {"images": [{"filename": "v_00001_.mp4", "subfolder": "video", "type": "output"}], "animated": [True]},
+        "6": {"text": ["a text"]},
+    }
+    with Image.open(io.BytesIO(await comfy.view(entry["outputs"]["3"]["images"][0]))) as picture:
+        assert picture.format == "WEBP"
+        assert picture.getexif()[0x0110].startswith("prompt:{")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.catalogue import capabilities, tenant_view
@@ -15,6 +15,7 @@ from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.jobs.admission import kept_state
+from gateway.jobs.admission.inspection import Inspect, inspector
 from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.jobs.admission.redaction import (
     file_check,
@@ -280,9 +281,9 @@ class Admission:
         """Return True if a tenant shares backends with strangers, so that it may open nothing but its own."""
         return self._judge.is_judged(tenant)
 
-    def inspector(self, tenant: str, *, by_admin: bool) -> Callable[[Mapping[str, Any], bool], object] | None:
-        """Return the function with which `read` judges a graph; None if the caller's prompts are not judged."""
-        return self._judge.inspector(tenant, by_admin=by_admin)
+    def inspector(self, tenant: str, *, by_admin: bool) -> Inspect:
+        """Return the function with which `read` inspects a graph."""
+        return inspector(self._catalogue.merged_catalogue, self._judge.inspector(tenant, by_admin=by_admin))
 
     async def ready(self, tenant: str) -> None:
         """Wait until a tenant's prompts can be judged, because after a start the catalogue is not there yet."""
