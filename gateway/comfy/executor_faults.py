@@ -35,6 +35,8 @@ def executor_fault(prompt: Mapping[str, Any], profiles: Lookup) -> tuple[str, st
         prompt: the graph, whose nodes are objects.
         profiles: returns the profiles of a class on the backends that have the class.
     """
+    if _is_sound(prompt, profiles):
+        return _too_long(prompt) if len(prompt) > MAX_CHAIN else None
     left_to_comfyui: tuple[str, str] | None = None
     is_all_checked = True
     for node_id, node in prompt.items():
@@ -63,6 +65,37 @@ def executor_fault(prompt: Mapping[str, Any], profiles: Lookup) -> tuple[str, st
     if left_to_comfyui is not None and not is_all_checked:
         return left_to_comfyui
     return _too_long(prompt) if len(prompt) > MAX_CHAIN else None
+
+
+def _is_sound(prompt: Mapping[str, Any], profiles: Lookup) -> bool:
+    """Return True if all nodes have inputs and all links lead to outputs: quickly, because each prompt is looked at.
+
+    False means no fault yet: a value that may be a link in another form needs a closer look.
+    """
+    slots: dict[str, int] = {}
+    for node in prompt.values():
+        inputs = node.get("inputs")
+        if type(inputs) is not dict:
+            return False
+        for value in inputs.values():
+            if type(value) is list:
+                if len(value) != 2 or type(value[0]) is not str:
+                    continue
+                source = prompt.get(value[0])
+                if source is None or type(value[1]) is not int:
+                    return False
+                class_type = source.get("class_type", "")
+                if type(class_type) is not str:
+                    return False
+                count = slots.get(class_type)
+                if count is None:
+                    count = min((len(profile.outputs) for profile in profiles(class_type)), default=0)
+                    slots[class_type] = count
+                if not 0 <= value[1] < count:
+                    return False
+            elif type(value) is dict:
+                return False
+    return True
 
 
 def _broken(prompt: Mapping[str, Any], link: Sequence[Any], profiles: Lookup) -> str | None:
