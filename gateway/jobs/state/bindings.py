@@ -16,6 +16,9 @@ from gateway.telemetry.tasks import in_turns
 
 MAX_IDS = 1_000
 MAX_SESSIONS = 100
+# Of all tenants together. Past that the tenant that was heard of least recently loses its oldest.
+MAX_ALL_IDS = 100_000
+MAX_ALL_SESSIONS = 10_000
 # A session is kept on its backend for so long after its last request, in seconds.
 SESSION_SECONDS = 1_800.0
 
@@ -30,32 +33,51 @@ class Binding:
 
 
 class Bindings:
-    """Bindings of all tenants. A tenant has at most `MAX_IDS` ids and `MAX_SESSIONS` sessions, the newest."""
+    """Bindings of all tenants. A tenant has at most `MAX_IDS` ids and `MAX_SESSIONS` sessions, the newest.
 
-    def __init__(self) -> None:
-        self._ids: dict[str, OrderedDict[str, Binding]] = {}
+    Args:
+        max_ids: ids of all tenants together.
+        max_sessions: sessions of all tenants together.
+    """
+
+    def __init__(self, max_ids: int = MAX_ALL_IDS, max_sessions: int = MAX_ALL_SESSIONS) -> None:
+        self._max_ids = max_ids
+        self._max_sessions = max_sessions
+        # The tenant that was heard of least recently comes first. No tenant is here without an entry.
+        self._ids: OrderedDict[str, OrderedDict[str, Binding]] = OrderedDict()
+        self._sessions: OrderedDict[str, OrderedDict[tuple[str, str], tuple[str, float]]] = OrderedDict()
         self._owners: dict[str, set[str]] = {}
-        self._sessions: dict[str, OrderedDict[tuple[str, str], tuple[str, float]]] = {}
         self._gone: dict[str, float] = {}
+        self._count = 0
+        self._session_count = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._ids.values()))
+        return self._count
 
     def bind(self, tenant: str, ids: Iterable[str], backend: str, now: float, *, pins: bool) -> None:
         """Note that a backend keeps these ids of a tenant."""
         own = self._ids.setdefault(tenant, OrderedDict())
+        self._ids.move_to_end(tenant)
         for each in ids:
             before = own.get(each)
+            self._count += before is None
             was_pinned = before is not None and before.backend == backend and before.pins
             own[each] = Binding(backend, now, pins or was_pinned)
             own.move_to_end(each)
             self._owners.setdefault(each, set()).add(tenant)
         while len(own) > MAX_IDS:
-            self._disown(tenant, own.popitem(last=False)[0])
+            self._drop_oldest(tenant)
         if not own:
             del self._ids[tenant]
+        while self._count > self._max_ids:
+            self._drop_oldest(next(iter(self._ids)))
 
-    def _disown(self, tenant: str, id_: str) -> None:
+    def _drop_oldest(self, tenant: str) -> None:
+        own = self._ids[tenant]
+        id_, _ = own.popitem(last=False)
+        self._count -= 1
+        if not own:
+            del self._ids[tenant]
         owners = self._owners[id_]
         owners.discard(tenant)
         if not owners:
@@ -77,9 +99,12 @@ class Bindings:
     def lose(self, backend: str, now: float) -> None:
         """Note that a backend went away."""
         self._gone[backend] = now
-        for sessions in self._sessions.values():
+        for tenant, sessions in list(self._sessions.items()):
             for key in [key for key, (name, _) in sessions.items() if name == backend]:
                 del sessions[key]
+                self._session_count -= 1
+            if not sessions:
+                del self._sessions[tenant]
 
     def session(self, tenant: str, client_id: str, family: str, now: float) -> str | None:
         """Return the backend of a session for a family of paths; None if it has none, or has been silent for long."""
@@ -90,10 +115,16 @@ class Bindings:
     def keep_session(self, tenant: str, client_id: str, family: str, backend: str, now: float) -> None:
         """Keep a session on a backend for a family of paths."""
         sessions = self._sessions.setdefault(tenant, OrderedDict())
+        self._sessions.move_to_end(tenant)
+        self._session_count += (client_id, family) not in sessions
         sessions[client_id, family] = (backend, now)
         sessions.move_to_end((client_id, family))
-        while len(sessions) > MAX_SESSIONS:
-            sessions.popitem(last=False)
+        while len(sessions) > MAX_SESSIONS or self._session_count > self._max_sessions:
+            first = tenant if len(sessions) > MAX_SESSIONS else next(iter(self._sessions))
+            self._sessions[first].popitem(last=False)
+            self._session_count -= 1
+            if not self._sessions[first]:
+                del self._sessions[first]
 
     def sessions_on(self, backend: str) -> int:
         """Return how many sessions a backend has."""

@@ -155,3 +155,21 @@ def test_sessions_end() -> None:
     assert bindings.session("anna", "client", "/etn", 2.0) is None
     bindings.lose("b", 3.0)
     assert bindings.sessions_on("b") == 0
+
+
+def test_bindings_of_all_tenants_are_bounded() -> None:
+    """The tenant that was heard of least recently makes room, and nothing of it is left."""
+    bindings = Bindings(max_ids=6, max_sessions=2)
+    for n, tenant in enumerate(("anna", "ben", "anna", "cleo")):
+        bindings.bind(tenant, [f"{tenant}-{n}-{each}" for each in range(2)], "a", float(n), pins=True)
+    assert len(bindings) == 6
+    assert bindings.of("ben", "ben-1-0") is None
+    assert bindings.others("anna", ["ben-1-1"]) == set()
+    assert bindings.of("anna", "anna-0-0") is not None
+    for n, tenant in enumerate(("anna", "ben", "cleo")):
+        bindings.keep_session(tenant, "c", "f", "a", float(n))
+    assert [bindings.session(tenant, "c", "f", 3.0) for tenant in ("anna", "ben", "cleo")] == [None, "a", "a"]
+    bindings.lose("a", 4.0)
+    bindings.keep_session("dora", "c", "f", "b", 5.0)
+    assert bindings.sessions_on("a") == 0
+    assert bindings.session("dora", "c", "f", 5.0) == "b"
