@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import hashlib
 import io
 import os
 import random
@@ -13,14 +11,14 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from gateway.comfy import json_codec
 from gateway.comfy.previews import Preview
 from gateway.simulator.calls import calls, gather, merged, shown
 from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files, temp_mark
+from gateway.simulator.graph_order import is_link, ordered, signatures_of
 from gateway.simulator.look_through import WorkerEnded, look_through
 from gateway.simulator.nodes import (
     FUNCTIONS,
@@ -174,13 +172,13 @@ class Execution:
         self._executor.marks = {key: mark for key, mark in marks.items() if key in has_node}
         self._message("execution_start", {})
         await self._start_faults()
-        signatures = _signatures(self.prompt)
+        signatures = signatures_of(self.prompt)
         cache = self._executor.cache
         cached = [node_id for node_id in self.prompt if signatures.get(node_id) in cache]
         look_through(self.prompt, self._item.outputs, {node_id: cache[signatures[node_id]] for node_id in cached})
         self._message("execution_cached", {"nodes": cached})
         try:
-            for node_id in _order(self.prompt, self._item.outputs):
+            for node_id in ordered(self.prompt, self._item.outputs):
                 signature = signatures[node_id]
                 if signature in cache:
                     self._reuse(node_id, cache[signature])
@@ -215,7 +213,7 @@ class Execution:
         if node_id in self._item.outputs:
             return True
         for other, node in self.prompt.items():
-            links = [v[0] for v in node.get("inputs", {}).values() if _is_link(v)]
+            links = [v[0] for v in node.get("inputs", {}).values() if is_link(v)]
             if node_id in links and signatures.get(other) not in self._executor.cache:
                 return True
         return False
@@ -417,36 +415,3 @@ class Execution:
 def _block(seconds: float) -> None:
     """Hold the event loop. time.sleep would do, but for a clock that jumps: it fails under libfaketime."""
     select.select([], [], [], seconds)
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
-
-
-def _order(prompt: dict[str, Any], outputs: list[str]) -> Iterator[str]:
-    """Yield the nodes that the outputs need, each after the nodes that it is linked to."""
-    done: set[str] = set()
-    for output in outputs:
-        stack = [output]
-        while stack:
-            node_id = stack[-1]
-            links = [v[0] for v in prompt[node_id]["inputs"].values() if _is_link(v)]
-            missing = [link for link in links if link not in done]
-            if missing:
-                stack.extend(reversed(missing))
-                continue
-            stack.pop()
-            if node_id not in done:
-                done.add(node_id)
-                yield node_id
-
-
-def _signatures(prompt: dict[str, Any]) -> dict[str, str]:
-    """Return each node's signature: its class, its inputs, and the signatures of the nodes that it is linked to."""
-    found: dict[str, str] = {}
-    with contextlib.suppress(KeyError, RecursionError):
-        for node_id in _order(prompt, list(prompt)):
-            node = prompt[node_id]
-            inputs = {k: ["link", found[v[0]], v[1]] if _is_link(v) else v for k, v in node["inputs"].items()}
-            found[node_id] = hashlib.blake2b(json_codec.dumps_sorted([node["class_type"], inputs])).hexdigest()
-    return found
