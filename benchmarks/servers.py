@@ -78,16 +78,29 @@ async def gateway(
     config: Path | None = None,
     checkout: Path | None = None,
     watch: Path | None = None,
+    lateness_alone: bool = False,
+    authority: Path | None = None,
+    module: str = "gateway",
+    routing_rate: float | None = None,
     **settings: str,
 ) -> AsyncIterator[Running]:
     """A gateway on a fresh journal, requests not logged and backends hardly probed; without `config` open to all.
 
-    With `watch`, a path, it is a watched one (`benchmarks.watched`) that is asked for its figures there.
+    With `watch`, a path, it is a watched one (`benchmarks.watched`) that is asked for its figures there. With
+    `lateness_alone` its callbacks are not timed, and it is as fast as an ordinary one. It trusts the certificates of
+    `authority`, a file.
     """
     environment = {f"COMFYUI_GATEWAY_{k}": v for k, v in {**_SETTINGS, **settings}.items()}
     if watch is not None:
         environment["WATCH_SOCKET"] = str(watch)
-    module = "gateway" if watch is None else "benchmarks.watched"
+    if authority is not None:
+        environment["SSL_CERT_FILE"] = str(authority)
+    if lateness_alone:
+        environment["WATCH_LATENESS_ALONE"] = "1"
+    if routing_rate is not None:
+        environment["ROUTING_RATE"] = str(routing_rate)
+    if watch is not None:
+        module = "benchmarks.watched"
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as data:
         access = ["--no-auth"] if config is None else ["--config", str(config)]
         arguments = ["-m", module, "serve", *access, "--port", "0", "--data-dir", data]
@@ -98,11 +111,11 @@ async def gateway(
 
 
 @contextlib.asynccontextmanager
-async def nginx(backend: str) -> AsyncIterator[Running]:
-    """nginx with one worker, proxying to `backend`."""
+async def nginx(*backends: str) -> AsyncIterator[Running]:
+    """nginx with one worker, proxying to backends in turns."""
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     port = _free_port()
-    upstream = backend.removeprefix("http://")
+    upstream = " ".join(f"server {backend.removeprefix('http://')};" for backend in backends)
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as root:
         config = Path(root) / "nginx.conf"
         config.write_text(
@@ -111,7 +124,7 @@ events {{ worker_connections 4096; }}
 http {{
   access_log off; client_body_temp_path {root}; proxy_temp_path {root}; fastcgi_temp_path {root};
   uwsgi_temp_path {root}; scgi_temp_path {root}; proxy_read_timeout 300s;
-  upstream comfyui {{ server {upstream}; keepalive 64; }}
+  upstream comfyui {{ {upstream} keepalive 64; }}
   server {{
     listen 127.0.0.1:{port};
     location / {{ proxy_pass http://comfyui; proxy_http_version 1.1; proxy_set_header Connection ""; }}

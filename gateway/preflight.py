@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.fleet.renames import lost_names
 from gateway.jobs.state.records import fault_of_job
-from gateway.settings import Settings, is_loopback
+from gateway.settings import STREAMS, Settings, is_loopback
 from gateway.settings.addresses import LOOPBACK, canonical_host, host_and_port
 from gateway.settings.floors import slips
 from gateway.store import directory
@@ -50,9 +53,20 @@ def judge_machine(settings: Settings) -> Machine:
         try_to_bind(settings.server.host, settings.server.port)
         if settings.server.tls.redirect_port is not None:
             try_to_bind(settings.server.host, settings.server.tls.redirect_port)
+        if (unwritable := _unwritable_log(settings.log.file)) is not None:
+            return Machine(unwritable, warnings=found)
     except (StoreError, CannotListen) as error:
         return Machine(str(error), warnings=found)
     return Machine(warnings=found)
+
+
+def _unwritable_log(file: str) -> str | None:
+    """Return the reason for which the log file can't be written; None if it can."""
+    if file in STREAMS:
+        return None
+    path = Path(file).absolute()
+    place, needed = (path, os.W_OK) if path.exists() else (path.parent, os.W_OK | os.X_OK)
+    return None if os.access(place, needed) else f"log.file: {place} can't be written"
 
 
 def warnings(settings: Settings) -> list[str]:
@@ -61,6 +75,9 @@ def warnings(settings: Settings) -> list[str]:
         *settings.former_names,
         *_open_doors(settings),
         *_same_comfyuis(settings),
+        *_missing_programs(settings),
+        *_exposed_backends(settings),
+        *_volatile_storage(settings),
         *expired_keys(settings, time.time()),
         *slips(settings),
         *directory.space_warnings(settings.data_dir),
@@ -78,6 +95,11 @@ def hints(settings: Settings) -> list[str]:
     """
     unknown = "no key of the configuration stands for this tenant; one of the store may"
     return [f"{place}: {unknown}" for place in unknown_tenants(settings)]
+
+
+def _volatile_storage(settings: Settings) -> Iterator[str]:
+    if settings.storage.scheme == "memory":
+        yield "storage.url: memory: keeps files in the gateway's memory, so they are lost when it stops"
 
 
 def _open_doors(settings: Settings) -> Iterator[str]:
@@ -101,6 +123,32 @@ def _open_doors(settings: Settings) -> Iterator[str]:
             f"server.tls: keys and images cross the network unencrypted to {host}; give a certificate, or list the "
             "proxy that has one in server.trusted_proxies"
         )
+
+
+def _exposed_backends(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each backend whose network is open to webhooks. No name is looked up."""
+    networks = [ip_network(network) for network in settings.webhooks.allow_networks]
+    for place, backend in enumerate(settings.backends):
+        host = canonical_host(host_and_port(backend.url)[0])
+        try:
+            addresses = [ip_address(each) for each in (("127.0.0.1", "::1") if host == LOOPBACK else (host,))]
+        except ValueError:
+            continue
+        if any(address in network for address in addresses for network in networks):
+            yield (
+                f"webhooks.allow_networks: it holds the address of backends[{place}] ({backend.name}); the gateway "
+                "delivers to no backend, but to other servers of that network; list the receivers alone"
+            )
+
+
+def _missing_programs(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each backend whose restart command can't be run here. It does not repeat the command."""
+    for place, backend in enumerate(settings.backends):
+        if backend.restart is not None and backend.restart.command and shutil.which(backend.restart.command[0]) is None:
+            yield (
+                f"backends[{place}].restart.command: its program is not there, or may not be run; give its path, or "
+                "put it on the PATH of the gateway"
+            )
 
 
 def _same_comfyuis(settings: Settings) -> Iterator[str]:

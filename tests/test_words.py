@@ -20,7 +20,7 @@ BANNED = {
     r"(?<!third )editions?": "merged catalogue",
     r"takeover|tak(?:e|es|ing) over(?= jobs| work| the job| a job)": "work stealing, steal",
     # Packs have routes and classes of such names.
-    r"(?<!image_)(?<!Preview )chooser": "selection",
+    r"(?<!image_)(?<!Preview )(?<!Simple )(?<!libs/)chooser": "selection",
     r"carriers?": "credentials",
     r"abilit(?:y|ies)": "capabilities",
     r"collector": "completion",

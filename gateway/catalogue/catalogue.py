@@ -70,6 +70,9 @@ class Catalogue:
     _said: dict[str, Description] = field(default_factory=dict)
     # When each backend's classes were last read as a whole (monotonic), and how many seconds the answer took.
     _read_at: dict[str, tuple[float, float]] = field(default_factory=dict)
+    # When each backend last confirmed its classes, by the same clock; and when the catalogue was made.
+    _confirmed_at: dict[str, float] = field(default_factory=dict)
+    _made_at: float = field(default_factory=time.monotonic)
     _bodies: OrderedDict[tuple[View | None, str], tuple[MergedCatalogue, int, Body]] = field(
         default_factory=OrderedDict
     )
@@ -158,6 +161,7 @@ class Catalogue:
         while before != (before := (self._connections[backend.name], self._patches[backend.name])):
             is_read = await self._read_once(backend)
         if is_read:
+            self._confirmed_at[backend.name] = time.monotonic()
             self._mark(self.current | {backend.name})
 
     async def _read_once(self, backend: Backend) -> bool:
@@ -197,6 +201,10 @@ class Catalogue:
     def read_of(self, backend: str) -> tuple[float, float]:
         """Return when a backend's classes were last read as a whole (monotonic), and how long its answer took."""
         return self._read_at.get(backend, (-math.inf, 0.0))
+
+    def confirmed_at(self, backend: str) -> float:
+        """Return when a backend last described itself (monotonic), or when the catalogue was made if it has not."""
+        return self._confirmed_at.get(backend, self._made_at)
 
     def connection_of(self, backend: str) -> int:
         """Return the number of a backend's connection: another process may be behind the next one."""

@@ -18,6 +18,8 @@ from yarl import URL
 from gateway.catalogue.capabilities import compare
 from gateway.catalogue.differences import MAX_NAME, MAX_NAMED, differences
 from gateway.catalogue.packs import line_to_paste, packs_of, untrusted
+from gateway.cli.check_models import cache_advice, read_learned
+from gateway.cli.check_storage import check_storage, storage_problem
 from gateway.cli.terminal import EXIT_UNUSABLE, EXIT_USAGE, load_or_exit, print_table
 from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_OBJECT_INFO, BackendError, BadAnswer, ComfyClient
@@ -49,6 +51,8 @@ class Row:
     devices: str = "-"
     vram: str = "-"
     queue: str = "-"
+    # Its command line; empty if it does not tell.
+    argv: tuple[object, ...] = ()
     # Its node classes; None if the backend did not send them, or if the check does not need them.
     classes: Mapping[str, Any] | None = None
 
@@ -58,6 +62,7 @@ class Row:
 @click.option("--backend", "backends", multiple=True, metavar="URL", help="A ComfyUI to look at as well.")
 @click.option("--conformance", "address", metavar="URL", default=None, help="A ComfyUI or gateway to compare, instead.")
 @click.option("--api-key", metavar="KEY", default=None, help="With --conformance: the key that it needs.")
+@click.option("--storage", "has_storage", is_flag=True, help="Try the object storage instead of the backends.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -66,15 +71,25 @@ class Row:
     help="With --conformance: seconds for one request.",
 )
 def check(
-    config: Path | None, backends: tuple[str, ...], address: str | None, api_key: str | None, timeout: float
+    config: Path | None,
+    backends: tuple[str, ...],
+    address: str | None,
+    api_key: str | None,
+    has_storage: bool,
+    timeout: float,
 ) -> None:
     """Report problems of the configuration and of this machine, and the state of each backend.
 
     Or, with --conformance, compare the answers at an address with those of the ComfyUI that this gateway was made for.
+    Or, with --storage, put, get, sign and delete an object in the object storage of the configuration.
 
-    Exit code: 0 all is well, 1 a backend can't be reached or answers otherwise, or this machine can't serve, 2 the
-    configuration is wrong, or the address can't be asked.
+    Exit code: 0 all is well, 1 a backend or the storage can't be reached or answers otherwise, or this machine can't
+    serve, 2 the configuration is wrong, or the address can't be asked.
     """
+    if has_storage:
+        if address is not None or api_key is not None or backends:
+            raise click.UsageError("--storage goes with --config alone")
+        sys.exit(check_storage(load_or_exit(config).storage))
     if address is None:
         if api_key is not None:
             raise click.UsageError("--api-key goes with --conformance")
@@ -93,15 +108,24 @@ def _check_configuration(config: Path | None, backends: tuple[str, ...]) -> NoRe
         click.echo(f"warning: {warning}", err=True)
     if machine.refusal:
         click.echo(f"comfyui-gateway: {machine.refusal}", err=True)
+    # The same holds for object storage. Whether it works, --storage tells.
+    problem = "" if backends else storage_problem(settings.storage)
+    if problem:
+        click.echo(f"comfyui-gateway: {problem}", err=True)
     rows = asyncio.run(_rows(settings))
     _print(rows)
     _print_differences(rows)
+    if not backends:
+        told = {row.name: row.argv for row in rows if row.argv}
+        for advice in cache_advice(read_learned(settings.data_dir), told):
+            click.echo(f"warning: {advice}", err=True)
     if machine.is_running:
         click.echo(f"A gateway is running on {settings.data_dir.resolve()}; its address was not tried.")
     if Keyring(settings.auth, settings.tenants.anonymous).has_strangers:
         shared = {backend.name for backend in settings.backends if not backend.tenants}
         _print_trust(settings, [row for row in rows if row.name in shared])
-    sys.exit(EXIT_UNUSABLE if machine.refusal or any(row.reachable != "yes" for row in rows) else 0)
+    is_unusable = machine.refusal or problem or any(row.reachable != "yes" for row in rows)
+    sys.exit(EXIT_UNUSABLE if is_unusable else 0)
 
 
 async def _check_conformance(url: str, key: str | None, timeout: float) -> int:
@@ -187,6 +211,7 @@ async def _row(
         ", ".join(str(device.get("name")) for device in stats.devices),
         f"{free:.1f} of {total:.1f} GiB free",
         f"{len(queue.running)} running, {len(queue.pending)} pending",
+        tuple(argv) if isinstance(argv := stats.system.get("argv"), list) else (),
         classes,
     )
 

@@ -17,6 +17,7 @@ import aiohttp
 import click
 
 from gateway.app import Gateway
+from gateway.cli.terminal import LOG_FORMATS
 from gateway.jobs.state.ledger import Ledger
 from gateway.settings import load
 from gateway.simulator.options import SimulatorOptions
@@ -54,15 +55,18 @@ class Bar:
 @click.option("--once", is_flag=True, help="End when the prompts are done.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8288, show_default=True)
 @click.option("--images", type=click.Path(path_type=Path), default=Path("demo-images"), show_default=True)
-def demo(backends: int, once: bool, port: int, images: Path) -> None:
+@click.option("--log-format", type=LOG_FORMATS, default=None, help="Show log lines of this form instead of bars.")
+def demo(backends: int, once: bool, port: int, images: Path, log_format: str | None) -> None:
     """Show the gateway at work: with a simulated fleet behind it, and two clients that use it."""
-    logs.configure("error")
+    logs.configure("error" if log_format is None else "info", log_format or "json")
     images = images.resolve()
     images.mkdir(parents=True, exist_ok=True)
-    sys.exit(asyncio.run(_demo(backends, once, port, images)))
+    code = asyncio.run(_demo(backends, once, port, images, has_bars=log_format is None))
+    logs.finish()
+    sys.exit(code)
 
 
-async def _demo(count: int, once: bool, port: int, images: Path) -> int:
+async def _demo(count: int, once: bool, port: int, images: Path, *, has_bars: bool) -> int:
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
@@ -77,7 +81,7 @@ async def _demo(count: int, once: bool, port: int, images: Path) -> int:
         finally_close = [gateway.close, *(simulator.close for simulator in simulators)]
         try:
             click.echo(f"{count} simulated ComfyUI behind one endpoint: {gateway.url}\n")
-            await _show(gateway, images, stop)
+            await _show(gateway, images, stop, has_bars=has_bars)
             if not once and not stop.is_set():
                 click.echo(_TRY.format(url=gateway.url))
                 await stop.wait()
@@ -108,7 +112,7 @@ def _settings(simulators: list[Simulator], port: int, data_dir: str) -> Any:
     return load(None, environment={}, flags=flags)
 
 
-async def _show(gateway: Gateway, images: Path, stop: asyncio.Event) -> None:
+async def _show(gateway: Gateway, images: Path, stop: asyncio.Event, *, has_bars: bool) -> None:
     bars = [Bar(client, f"picture {n + 1}") for client in CLIENTS for n in range(PROMPTS_EACH)]
     async with aiohttp.ClientSession(gateway.url) as http:
         await _backends_up(http)
@@ -116,7 +120,7 @@ async def _show(gateway: Gateway, images: Path, stop: asyncio.Event) -> None:
         clients = [
             asyncio.create_task(_client(http, gateway.parts.engine.ledger, name, own[name], images)) for name in CLIENTS
         ]
-        screen = asyncio.create_task(_draw(gateway, bars))
+        screen = asyncio.create_task(_draw(gateway, bars if has_bars else []))
         interrupted: asyncio.Task[bool] = asyncio.create_task(_wait(stop))
         work = asyncio.create_task(_all(clients))
         await asyncio.wait([work, interrupted], return_when=asyncio.FIRST_COMPLETED)
@@ -125,7 +129,8 @@ async def _show(gateway: Gateway, images: Path, stop: asyncio.Event) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     done = sum(bar.image is not None for bar in bars)
-    _paint(gateway, bars, first=not sys.stdout.isatty())
+    if has_bars:
+        _paint(gateway, bars, first=not sys.stdout.isatty())
     click.echo(f"\n{done} of {len(bars)} images saved in {images}")
 
 
@@ -207,7 +212,7 @@ async def _heard(http: aiohttp.ClientSession, by_id: dict[str, Bar], event: dict
 
 
 async def _draw(gateway: Gateway, bars: list[Bar]) -> None:
-    if not sys.stdout.isatty():
+    if not bars or not sys.stdout.isatty():
         return
     first = True
     while True:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import json
-import os
 import re
-import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import click
 
-from gateway.cli.terminal import exit_with, print_table
+from gateway.cli.running_gateway import Target, ask, url_option
+from gateway.cli.terminal import print_table
 from gateway.settings.base import checked_name
+from gateway.telemetry.times import iso
 from gateway.tenants.keys import Role, digest_of, mint
 from gateway.tenants.lifetimes import NoTime, time_of
 
-TIMEOUT = 30.0
-# In the environment, not a flag: flags show in the list of processes.
-_ADMIN_KEY = "COMFYUI_KEY"
-_ADDRESS = re.compile(r"https?://[^/\s?#@]+(?:/[A-Za-z0-9._~-]+)*/?")
-_HOST_AND_PORT = re.compile(r"[^/\s?#@:]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}")
 # Printed with a key for the configuration, because its user may expect to revoke it later.
 _FILE_KEY = """A key in the file holds until it is taken out and the gateway is restarted. One that is made in a
 running gateway's store, with --url, can be rotated and revoked while it runs."""
@@ -37,49 +25,6 @@ running gateway's store, with --url, can be rotated and revoked while it runs.""
 @click.group()
 def keys() -> None:
     """Make a key; list, rotate and revoke the keys of a running gateway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A running gateway: its address, and the authority of its certificate."""
-
-    url: str
-    ca: Path | None
-    insecure: bool
-
-    @property
-    def tls(self) -> ssl.SSLContext | bool:
-        """Return aiohttp's argument for checking the certificate."""
-        return not self.insecure if self.ca is None else ssl.create_default_context(cafile=self.ca)
-
-
-def _url_option(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    help_ = f"A running gateway, HOST:PORT for http; {_ADMIN_KEY} holds an admin's key for it."
-    url = click.option("--url", metavar="URL", required=required, help=help_)
-    ca = click.option(
-        "--ca",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Who vouches for its certificate (PEM).",
-    )
-    insecure = click.option("--insecure", is_flag=True, help="Take any certificate: the key goes to whoever answers.")
-
-    def with_target(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def called(*, url: str | None, ca: Path | None, insecure: bool, **rest: Any) -> Any:
-            return command(target=None if url is None else Target(_address(url), ca, insecure), **rest)
-
-        return called
-
-    return lambda command: url(ca(insecure(with_target(command))))
-
-
-def _address(url: str) -> str:
-    url = f"http://{url}" if _HOST_AND_PORT.fullmatch(url) else url
-    if not _ADDRESS.fullmatch(url):
-        raise click.UsageError(
-            "--url must be http://HOST:PORT, https://HOST:PORT, with a path such as /comfy behind a proxy, or HOST:PORT"
-        )
-    return url
 
 
 def _name(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -99,7 +44,7 @@ def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | 
         raise click.BadParameter(str(error)) from error
     if expires <= now:
         raise click.BadParameter("is in the past")
-    return datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return iso(expires)
 
 
 @keys.command()
@@ -107,7 +52,7 @@ def _expires(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 @click.option("--role", type=click.Choice([str(role) for role in Role]), default="user", show_default=True)
 @click.option("--tenant", default="", callback=_name, help="Whose jobs and files.  [default: the key's name]")
 @click.option("--expires", default=None, callback=_expires, metavar="WHEN", help="30d, 12h, or 2026-12-24.")
-@_url_option(required=False)
+@url_option(required=False)
 def create(name: str, role: str, tenant: str, expires: str | None, target: Target | None) -> None:
     """Make a key and print it, this once; with the line for auth.keys, or, with --url, in a running gateway's store.
 
@@ -130,7 +75,7 @@ def _yaml(value: str) -> str:
 
 
 @keys.command("list")
-@_url_option(required=True)
+@url_option(required=True)
 def list_keys(target: Target) -> None:
     """List a running gateway's keys: never a key itself.
 
@@ -157,7 +102,7 @@ def list_keys(target: Target) -> None:
     metavar="SECONDS",
     help="How long the old one still holds.  [default: auth.rotation_overlap]",
 )
-@_url_option(required=True)
+@url_option(required=True)
 def rotate(name: str, overlap: float | None, target: Target) -> None:
     """Give a key of a running gateway's store a new secret, and print the secret.
 
@@ -169,7 +114,7 @@ def rotate(name: str, overlap: float | None, target: Target) -> None:
 
 @keys.command()
 @click.argument("name", callback=_name)
-@_url_option(required=True)
+@url_option(required=True)
 def revoke(name: str, target: Target) -> None:
     """Revoke a key of a running gateway's store, and close its sockets.
 
@@ -180,32 +125,4 @@ def revoke(name: str, target: Target) -> None:
 
 
 def _ask(method: str, target: Target, path: str, body: Any = None) -> Any:
-    """Call the admin API. If it refuses, end the command with its sentence."""
-    key = os.environ.get(_ADMIN_KEY, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise click.UsageError(f"{_ADMIN_KEY} holds characters that can't be sent in a header")
-    status, answer = asyncio.run(_send(method, target, f"/gateway/keys{path}", key, body))
-    if status >= 300:
-        error = answer.get("error") or {}
-        if status == 401 and not key:
-            exit_with(f"{error.get('message', 'a key is needed')}: set {_ADMIN_KEY} to an admin's key")
-        exit_with(": ".join(filter(None, (error.get("message", f"answer {status}"), error.get("details")))))
-    return answer
-
-
-async def _send(method: str, target: Target, path: str, key: str, body: Any) -> tuple[int, Any]:
-    url = f"{target.url.rstrip('/')}{path}"
-    headers = {"X-API-Key": key} if key else {}
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers) as http,
-            http.request(method, url, json=body, allow_redirects=False, ssl=target.tls) as answer,
-        ):
-            return answer.status, await answer.json()
-    except (aiohttp.ClientConnectorCertificateError, ssl.SSLError) as error:
-        exit_with(f"{url}: its certificate is not vouched for ({error}); give its authority with --ca FILE")
-    except (aiohttp.ClientConnectionError, TimeoutError) as error:
-        exit_with(f"{url} can't be asked: {error or 'no answer in time'}")
-    except (aiohttp.ClientError, ValueError):
-        exit_with(f"{url} is not answered by a comfyui-gateway")
+    return ask(method, target, f"/gateway/keys{path}", body)

@@ -1,4 +1,4 @@
-"""The commands: serve, keys, simulate, demo, check, journal."""
+"""The commands: serve, keys, webhooks, simulate, demo, check, journal, sweep."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 import click
 
 from gateway.app import Gateway, OpenToStrangers
+from gateway.artifacts.object_store import StorageError
 from gateway.cli.check import check
 from gateway.cli.demo import demo
 from gateway.cli.journal import journal
 from gateway.cli.keys import keys
 from gateway.cli.standard_streams import open_missing, say
-from gateway.cli.terminal import EXIT_UNUSABLE, EXIT_USAGE, OPEN, complain, load_or_exit
+from gateway.cli.sweep import sweep
+from gateway.cli.terminal import EXIT_UNUSABLE, EXIT_USAGE, LOG_FORMATS, OPEN, complain, exit_with, load_or_exit
+from gateway.cli.webhooks import webhooks
 from gateway.preflight import warnings
 from gateway.settings import ADMIN_KEYS, Settings, admin_keys_of, backends_of, keys_of
 from gateway.simulator.command import simulate
@@ -45,6 +48,7 @@ def main() -> None:
 @click.option("--admin-key", "admin_keys", multiple=True, metavar="KEY", help="An admin's key, beside all others.")
 @click.option("--no-auth", is_flag=True, help="No keys: everybody who reaches it may call.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="The journal's place.  [default: data]")
+@click.option("--log-format", type=LOG_FORMATS, default=None, help="Form of log lines.  [default: json]")
 def serve(
     config: Path | None,
     backends: tuple[str, ...],
@@ -54,23 +58,33 @@ def serve(
     admin_keys: tuple[str, ...],
     no_auth: bool,
     data_dir: Path | None,
+    log_format: str | None,
 ) -> None:
     """Serve: one ComfyUI endpoint in front of all backends."""
     flags = _flags(backends, host, port, api_keys, no_auth, data_dir)
     if admin_keys:
         flags[ADMIN_KEYS] = admin_keys_of(admin_keys)
+    if log_format is not None:
+        flags["log"] = {"format": log_format}
     settings = load_or_exit(config, flags)
-    logs.configure(settings.log.level, settings.log.format)
+    try:
+        logs.configure(settings.log.level, settings.log.format, settings.log.file)
+    except OSError as error:
+        exit_with(f"log.file: {settings.log.file} can't be opened: {error.strerror or error}")
     for message in warnings(settings):
         _log.warning("configuration_dangerous", message=message)
-    sys.exit(_run(settings))
+    code = _run(settings)
+    logs.finish()
+    sys.exit(code)
 
 
 main.add_command(keys)
+main.add_command(webhooks)
 main.add_command(simulate)
 main.add_command(demo)
 main.add_command(check)
 main.add_command(journal)
+main.add_command(sweep)
 
 
 def _flags(
@@ -125,7 +139,7 @@ async def _serve(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
     try:
         await gateway.start()
-    except StoreError as error:
+    except (StoreError, StorageError) as error:
         complain(str(error))
         return EXIT_UNUSABLE
     except OpenToStrangers:
@@ -142,8 +156,11 @@ async def _serve(settings: Settings) -> int:
     names = ", ".join(f"{backend.name} {backend.url}" for backend in settings.backends)
     count = len(settings.backends)
     noun = "backend" if count == 1 else "backends"
-    if unwritten := say(f"comfyui-gateway ready on {gateway.url} with {count} {noun}: {names}"):
-        _log.warning("ready_line_unwritten", error=unwritten, hint="standard output takes nothing; the gateway serves")
+    # If the log is on standard output, leave that to lines of the log alone, because collectors read it.
+    stream = sys.stderr if settings.log.file == "stdout" else sys.stdout
+    if unwritten := say(f"comfyui-gateway ready on {gateway.url} with {count} {noun}: {names}", stream):
+        hint = f"{'standard error' if stream is sys.stderr else 'standard output'} takes nothing; the gateway serves"
+        _log.warning("ready_line_unwritten", error=unwritten, hint=hint)
     await stop.wait()
     _log.info("gateway_stopping", drain_timeout=settings.server.drain_timeout)
     await gateway.close()

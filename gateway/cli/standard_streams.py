@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import TextIO
 
 STANDARD = (0, 1, 2)
 
@@ -27,19 +28,19 @@ def open_missing() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
-def say(line: str) -> str:
-    """Print a line to standard output. Return the reason if that fails, else an empty text.
+def say(line: str, stream: TextIO) -> str:
+    """Print a line to a standard stream. Return the reason if that fails, else an empty text.
 
     If it fails, redirect the stream to /dev/null, because the interpreter would fail at its end on the unwritten rest.
     """
     try:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        stream.write(f"{line}\n")
+        stream.flush()
     except (OSError, ValueError) as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
         with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
+            stream.flush()
         return str(getattr(error, "strerror", None) or error)
     return ""

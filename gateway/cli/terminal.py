@@ -12,7 +12,9 @@ import click
 
 from gateway.settings import ENVIRONMENT_PREFIX, Settings, SettingsError, load
 from gateway.store import salvage
+from gateway.webhooks.prompt_checks import endpoint_problems
 
+LOG_FORMATS = click.Choice(["json", "console"])
 EXIT_UNUSABLE = 1
 EXIT_USAGE = 2
 OPEN = """refusing to listen on {host} without a key: everybody who can reach it could run workflows and see
@@ -27,6 +29,8 @@ def load_or_exit(config: Path | None, flags: dict[str, Any] | None = None) -> Se
         settings = load(path, flags=flags)
     except SettingsError as error:
         exit_with("\n".join(error.problems), EXIT_USAGE)
+    if problems := endpoint_problems(settings.webhooks):
+        exit_with("\n".join(problems), EXIT_USAGE)
     if settings.open_to_strangers and not salvage.had_keys(settings.data_dir):
         exit_with(OPEN.format(host=settings.server.host), EXIT_USAGE)
     if not settings.backends:

@@ -72,6 +72,10 @@ _MACHINE = tuple(
         ("safetensors_rust.SafetensorError", r"Error while deserializing header"),
         ("RuntimeError", r"PytorchStreamReader failed"),
         ("EOFError", r"Ran out of input"),
+        # A package that is not installed, or installed for another torch.
+        ("ModuleNotFoundError", r"No module named "),
+        ("ImportError", r"cannot import name |[^ ]+\.so[.0-9]*: cannot open shared object file"),
+        ("RuntimeError", r"operator [\w:]+ does not exist"),
     )
 )
 

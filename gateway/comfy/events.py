@@ -116,6 +116,8 @@ class Frame:
         bulk: the part of the message behind the payload, if that part is large.
         repeats: True if an earlier run sent the same, so that a client that gets one prompt's frames at a time must not
             get it.
+        heard_at: time at which the backend's message came, in seconds of the monotonic clock; 0 for a frame that the
+            gateway made, or that waits on purpose: for its prompt's turn, or for the frame that goes before it.
         if_told: True if only clients that were told of the prompt's start may get it. To all others the prompt was
             pending when it was deleted.
     """
@@ -130,6 +132,7 @@ class Frame:
     bulk: Bulk | None = None
     repeats: bool = False
     if_told: bool = False
+    heard_at: float = 0.0
 
     @property
     def payload(self) -> bytes:

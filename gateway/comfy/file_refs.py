@@ -20,6 +20,8 @@ STEP = 64
 MAX_PATH = 1024
 # No file system has longer ones.
 MAX_NAME = 4096
+# Parts at the end of a path that leads out of its folder, of which a file's own path may be made.
+_MAX_PARTS = 16
 KINDS = ("input", "output", "temp")
 MODELS_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz", ".stl", ".ply", ".splat", ".spz", ".ksplat")
 # "pic.png [output]" names the folder too; one character before the bracket goes with it (folder_paths.py,
@@ -62,6 +64,21 @@ def file_ref(kind: str, subfolder: str, path: str) -> FileRef | None:
     if not filename or filename in (".", "..") or whole.startswith(("/", "../")) or not can_be_asked_for(whole):
         return None
     return FileRef(kind, folder, filename)
+
+
+def leads_to(value: str) -> list[FileRef]:
+    """Return the files that a path may mean which leads out of its folder.
+
+    Such are ``../input/pic.png`` and ``/any/input/pic.png``. Nobody tells where a backend's folders lie, so each end of
+    the path counts, in each folder.
+    """
+    match = ANNOTATED.match(value) if len(value) <= MAX_NAME else None
+    path = match["path"] if match else value
+    if len(path) > MAX_NAME or not can_be_asked_for(path):
+        return []
+    parts = posixpath.normpath(path.replace("\\", "/")).split("/")
+    ends = [parts[place:] for place in range(max(len(parts) - _MAX_PARTS, 0), len(parts))]
+    return [FileRef(kind, "/".join(end[:-1]), end[-1]) for end in ends if end[-1] for kind in KINDS]
 
 
 def is_pattern(ref: FileRef) -> bool:

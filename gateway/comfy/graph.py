@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from gateway.comfy.diffusion_model import diffusion_model
 from gateway.comfy.file_refs import ANNOTATED, FileRef, file_ref, folder_of
 
 # "v1.5" is a text: no kind of file is all digits.
@@ -62,13 +63,16 @@ class Survey:
     """Contents of a prompt: each (node_id, class_type), the models it loads, the files it may name.
 
     `separated` are inputs, as (node_id, name, value), whose value is a model in a subfolder. A backend on another
-    platform may list such a model with the other separator.
+    platform may list such a model with the other separator. `model` is the file of the diffusion model, `model_node`
+    the node that loads it; both are empty if there is none.
     """
 
     nodes: tuple[tuple[str, str], ...]
     models: frozenset[str]
     files: tuple[FileInput, ...]
     separated: tuple[tuple[str, str, str], ...] = ()
+    model: str = ""
+    model_node: str = ""
 
 
 def rename_files(prompt: Mapping[str, Any], files: Iterable[FileInput], renamed: Callable[[FileRef], FileRef]) -> bool:
@@ -102,9 +106,8 @@ def survey(
     an input that is no text, return at most one file more than `maximum`.
     """
     nodes: list[tuple[str, str]] = []
-    models: set[str] = set()
+    loaded: list[tuple[str, str, str]] = []
     files: list[FileInput] = []
-    separated: list[tuple[str, str, str]] = []
     by_class = _by_class(frozenset(file_inputs))
     for node_id, node in prompt.items():
         class_type = node.get("class_type") if isinstance(node, dict) else None
@@ -125,11 +128,8 @@ def survey(
                 if "." not in end and "]" not in end:
                     continue
                 if end.lower().endswith(MODEL_SUFFIXES):
-                    if len(value) > MAX_NAME:
-                        continue
-                    models.add(value)
-                    if "/" in value or "\\" in value:
-                        separated.append((node_id, name, value))
+                    if len(value) <= MAX_NAME:
+                        loaded.append((node_id, name, value))
                 elif _may_name_file(value):
                     files.append(_file_input(node_id, name, value, declared=False))
             elif kind is dict or name in names:
@@ -139,7 +139,10 @@ def survey(
                     files += found if maximum is None else islice(found, max(maximum + 1 - len(files), 0))
                 elif value and value != "none":
                     files.append(_file_input(node_id, name, value, declared=True))
-    return Survey(tuple(nodes), frozenset(models), tuple(files), tuple(separated))
+    models = frozenset([value for _, _, value in loaded])
+    separated = tuple([each for each in loaded if "/" in each[2] or "\\" in each[2]])
+    model_node, model = diffusion_model(prompt, nodes, loaded)
+    return Survey(tuple(nodes), models, tuple(files), separated, model, model_node)
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,7 @@
 """Routes of well-known packs that act on the process behind them, as data. A row holds if one of its classes is there.
 
-Paths are without the /api that ComfyUI puts before each route as well. What is listed is known of the packs' public
-routes; a pack of another version may have others, which are treated as unknown paths.
+Paths are without the /api that ComfyUI puts before each route as well. Each row names the pack's files in which its
+routes are. A pack of another version may have others, which are treated as unknown paths.
 """
 
 from __future__ import annotations
@@ -33,56 +33,73 @@ class PackRoutes:
     keeps: Keeps
 
 
+_TOOLING = ("ETN_LoadImageCache", "ETN_SaveImageCache", "ETN_LoadImageBase64")
+_IMPACT = ("ImpactWildcardProcessor", "PreviewBridge", "SAMLoader")
+_EASY_USE = ("easy imageChooser", "easy promptAwait", "easy fullLoader")
+_ALEKPET = ("PainterNode", "IDENode")
+_CHOOSERS = ("Preview Chooser", "Preview Chooser Fabric", "Simple Chooser")
+_FILTERS = ("Image Filter", "Text Image Filter", "Mask Image Filter")
+
 KNOWN: tuple[PackRoutes, ...] = (
-    # krita-ai-diffusion puts pictures into memory, runs prompts that name their ids, and fetches results by ids.
-    PackRoutes(
-        "comfyui-tooling-nodes",
-        ("ETN_LoadImageCache", "ETN_SaveImageCache", "ETN_LoadImageBase64"),
-        ("/etn/image",),
-        Keeps.STATE,
-    ),
-    # A workflow is published to one process, and others subscribe to it there.
-    PackRoutes("comfyui-tooling-nodes", ("ETN_LoadImageCache", "ETN_LoadImageBase64"), ("/etn",), Keeps.NOTHING),
-    PackRoutes(
-        "cg-image-picker", ("Preview Chooser", "Preview Chooser Fabric"), ("/image_chooser_message",), Keeps.WAITING
-    ),
-    PackRoutes(
-        "cg-image-filter",
-        ("Image Filter", "Text Image Filter", "Mask Image Filter"),
-        ("/cg-image-filter-message",),
-        Keeps.WAITING,
-    ),
-    # The SAM detector is prepared, asked and released; the bridge's picture is kept under an id.
-    PackRoutes(
-        "ComfyUI-Impact-Pack",
-        ("ImpactWildcardProcessor", "PreviewBridge", "SAMLoader"),
-        ("/sam", "/impact/set", "/impact/get", "/impact/validate"),
-        Keeps.STATE,
-    ),
-    PackRoutes(
-        "ComfyUI-Impact-Pack", ("ImpactWildcardProcessor", "PreviewBridge", "SAMLoader"), ("/impact",), Keeps.NOTHING
-    ),
+    # api.py, nodes.py: pictures in memory under ids, which prompts name and from which results are fetched.
+    PackRoutes("comfyui-tooling-nodes", _TOOLING, ("/etn/image",), Keeps.STATE),
+    # api.py: writes model files. Workflows are published to the subscribers of one process.
+    PackRoutes("comfyui-tooling-nodes", _TOOLING, ("/etn",), Keeps.NOTHING),
+    # image_chooser_server.py: a form with the node's `id`, or -1 for "start" and "cancel", and a `message`.
+    PackRoutes("cg-image-picker", _CHOOSERS, ("/image_chooser_message",), Keeps.WAITING),
+    # image_filter_messaging.py: a form, whose `response` is JSON with the workflow's `graph_id`. Another graph_id than
+    # that of the waiting node is answered with 200 and ignored. A process holds one waiting node.
+    PackRoutes("cg-image-filter", _FILTERS, ("/cg-image-filter-message",), Keeps.WAITING),
+    # impact_server.py: one SAM predictor is prepared, asked and released; nothing names it.
+    PackRoutes("ComfyUI-Impact-Pack", _IMPACT, ("/sam",), Keeps.STATE),
+    # impact_server.py: the only POST fills in wildcards. PreviewBridge and the SEGS picker keep pictures in a process,
+    # by `$node-number` and by the node's id; GETs set and show them, and any backend gets those.
+    PackRoutes("ComfyUI-Impact-Pack", _IMPACT, ("/impact",), Keeps.NOTHING),
+    # libs/chooser.py: JSON with `node_id`. libs/messages.py: a form with the node's `id`.
     PackRoutes(
         "ComfyUI-Easy-Use",
-        ("easy imageChooser", "easy fullLoader"),
-        ("/easyuse/image_chooser_message",),
+        _EASY_USE,
+        ("/easyuse/image_chooser_message", "/easyuse/message_callback"),
         Keeps.WAITING,
     ),
-    PackRoutes("ComfyUI-Easy-Use", ("easy imageChooser", "easy fullLoader"), ("/easyuse",), Keeps.NOTHING),
+    # routes.py, stability.py: files, keys, and the caches of one process.
+    PackRoutes("ComfyUI-Easy-Use", _EASY_USE, ("/easyuse",), Keeps.NOTHING),
+    # painter_node.py, ide_node.py: JSON with the node's `unique_id`, for which the node waits some seconds.
+    PackRoutes(
+        "ComfyUI_Custom_Nodes_AlekPet",
+        _ALEKPET,
+        ("/alekpet/check_canvas_changed", "/alekpet/ide_node_check_js_complete"),
+        Keeps.WAITING,
+    ),
+    # painter_node.py, ide_node.py, google_translate_node.py: settings and code in files.
+    PackRoutes("ComfyUI_Custom_Nodes_AlekPet", _ALEKPET, ("/alekpet",), Keeps.NOTHING),
+    # inspire_server.py: settings of one process's cache, whose keys users choose.
+    PackRoutes(
+        "ComfyUI-Inspire-Pack",
+        ("CacheBackendData //Inspire", "ShowCachedInfo //Inspire"),
+        ("/inspire",),
+        Keeps.NOTHING,
+    ),
+    # routes_config.py, routes_model_info.py: settings and facts of models, in files.
     PackRoutes("rgthree-comfy", ("Power Lora Loader (rgthree)", "Seed (rgthree)"), ("/rgthree",), Keeps.NOTHING),
+    # autocomplete.py, better_combos.py, model_info.py, workflows.py: files.
     PackRoutes("ComfyUI-Custom-Scripts", ("ShowText|pysssss", "MathExpression|pysssss"), ("/pysssss",), Keeps.NOTHING),
-    PackRoutes("comfyui-mixlab-nodes", ("AppInfo", "ScreenShare"), ("/mixlab",), Keeps.NOTHING),
+    # __init__.py: files, and a language model elsewhere. POST /mixlab/prompt queues a prompt of which no gateway knows.
+    PackRoutes("comfyui-mixlab-nodes", ("AppInfo", "ScreenShare"), ("/mixlab", "/chat/completions"), Keeps.NOTHING),
+    # monitor.py: switches of one process's monitor.
     PackRoutes("ComfyUI-Crystools", ("Show any [Crystools]",), ("/crystools",), Keeps.NOTHING),
-    PackRoutes("ComfyUI-VideoHelperSuite", ("VHS_VideoCombine", "VHS_LoadVideo"), ("/vhs",), Keeps.NOTHING),
-    PackRoutes("ComfyUI-KJNodes", ("ImageBatchMulti", "ColorMatch"), ("/kjnodes", "/kjweb_async"), Keeps.NOTHING),
+    # server.py: GETs of files.
+    PackRoutes(
+        "ComfyUI-VideoHelperSuite",
+        ("VHS_VideoCombine", "VHS_LoadVideo"),
+        ("/vhs", "/viewvideo", "/getpath"),
+        Keeps.NOTHING,
+    ),
+    # __init__.py: static files.
+    PackRoutes("ComfyUI-KJNodes", ("ImageBatchMulti", "ColorMatch"), ("/kjweb_async",), Keeps.NOTHING),
 )
-# Classes that wait for a request which names the node's id alone, so that two of them must not run at once.
-INTERACTIVE = frozenset(
-    {
-        *("Preview Chooser", "Preview Chooser Fabric", "easy imageChooser"),
-        *("Image Filter", "Text Image Filter", "Mask Image Filter"),
-    }
-)
+# Classes that wait for a request which names the node's id or the workflow's alone, so that two must not run at once.
+INTERACTIVE = frozenset({*_CHOOSERS, *_FILTERS, *_ALEKPET, "easy imageChooser", "easy promptAwait"})
 # ComfyUI's own routes that are passed on, and ComfyUI-Manager's: they act on files and settings of the primary.
 OWN_PREFIXES = (
     *("/internal", "/users", "/settings", "/userdata", "/assets", "/tags", "/manager", "/customnode", "/snapshot"),

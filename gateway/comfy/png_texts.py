@@ -6,13 +6,16 @@ ComfyUI writes the prompt into a tEXt chunk before the picture's data (nodes.py,
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # A chunk's length and type before its data, and its checksum behind.
 _HEAD, _CHECKSUM = 8, 4
 _TEXT, _DATA, _END = b"tEXt", b"IDAT", b"IEND"
+# Chunks that are read in one step.
+CHUNKS_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,22 @@ class Patch:
     offset: int
     data: bytes
 
-    def applied(self, chunk: bytes, start: int) -> bytes:
-        """Return a piece of the file, which begins at `start`, with these bytes in it."""
-        first, last = max(self.offset, start), min(self.offset + len(self.data), start + len(chunk))
-        if first >= last:
-            return chunk
-        return chunk[: first - start] + self.data[first - self.offset : last - self.offset] + chunk[last - start :]
+
+def patched_part(patches: Sequence[Patch], part: bytes, start: int) -> bytes:
+    """Return a part of the file, which begins at `start`, with the patches in it. They are in the file's order."""
+    end, number = start + len(part), bisect_right(patches, start, key=_end_of)
+    if number == len(patches) or patches[number].offset >= end:
+        return part
+    told = bytearray(part)
+    while number < len(patches) and (patch := patches[number]).offset < end:
+        first, last = max(patch.offset, start), min(_end_of(patch), end)
+        told[first - start : last - start] = patch.data[first - patch.offset : last - patch.offset]
+        number += 1
+    return bytes(told)
+
+
+def _end_of(patch: Patch) -> int:
+    return patch.offset + len(patch.data)
 
 
 def holds_texts(head: bytes) -> bool:
@@ -40,8 +53,10 @@ def holds_texts(head: bytes) -> bool:
     return not head.startswith(SIGNATURE)
 
 
-def text_patches(head: bytes, rewrite: Callable[[bytes], bytes]) -> list[Patch]:
-    """Return the patches for a PNG file that change its JSON texts.
+def text_patches(head: bytes, rewrite: Callable[[bytes], bytes]) -> Generator[None, None, list[Patch]]:
+    """Return the patches for a PNG file that change its JSON texts, in the file's order.
+
+    Find them in short steps, because a client may have ComfyUI write thousands of texts (extra_pnginfo).
 
     Args:
         head: the file from its start on, as far as it is read. Chunks that do not end in it are left as they are.
@@ -51,8 +66,10 @@ def text_patches(head: bytes, rewrite: Callable[[bytes], bytes]) -> list[Patch]:
     patches: list[Patch] = []
     if not head.startswith(SIGNATURE):
         return patches
-    offset = len(SIGNATURE)
+    offset, count = len(SIGNATURE), 0
     while offset + _HEAD <= len(head):
+        if (count := count + 1) % CHUNKS_AT_ONCE == 0:
+            yield
         size, kind = int.from_bytes(head[offset : offset + 4], "big"), head[offset + 4 : offset + _HEAD]
         start, end = offset + _HEAD, offset + _HEAD + size
         if kind in (_DATA, _END) or end + _CHECKSUM > len(head):

@@ -7,7 +7,7 @@ the declared types.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,11 @@ class SystemStats:
         """Return the devices, each with numbers for its memory."""
         devices: Sequence[Mapping[str, Any]] = self.raw["devices"]
         return devices
+
+    @property
+    def gpus(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield each device that has VRAM, with its place. A ComfyUI without a GPU tells its host's memory here."""
+        return ((place, device) for place, device in enumerate(self.devices) if device.get("type") != "cpu")
 
     @property
     def version(self) -> str:

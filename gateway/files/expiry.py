@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-HOLD_SECONDS = 3600.0
-# Clocks that are kept right go apart too, by little.
-SET_BY_SECONDS = 60.0
+from gateway.telemetry.times import HOLD_SECONDS, was_set
 
 
 class Expiry:
@@ -36,7 +34,7 @@ class Expiry:
         """
         offset, before = wall - monotonic, self._offset
         self._offset = offset
-        if before is not None and abs(offset - before) > SET_BY_SECONDS:
+        if before is not None and was_set(before, offset):
             self._too_old_since.clear()
         oldest = (wall - self._keep) * 1000
         known = self._too_old_since

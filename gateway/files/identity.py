@@ -82,6 +82,12 @@ def told_by(headers: Mapping[str, str]) -> str:
     return headers.get("ETag", UNTOLD).removeprefix("W/")
 
 
+def size_in(etag: str | None) -> int | None:
+    """Return the size of a file by its ETag, in bytes; None if the ETag does not tell it."""
+    match = _OF_FILE.fullmatch(etag or "")
+    return None if match is None else int(match["size"], 16)
+
+
 def is_same(known: Known, headers: Mapping[str, str]) -> bool:
     """Return True if a response with these headers shows the `known` file."""
     if isinstance(known, Fresh):

@@ -6,45 +6,25 @@ Two backends both write ComfyUI_00001_.png. The first one that a tenant sees kee
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from itertools import count, islice
-from os.path import splitext
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from itertools import islice
 
 from gateway.comfy.file_refs import FileRef
-from gateway.comfy.saved_names import Saved, saved
+from gateway.files.deleted import MAX_DELETED, DeletedFiles
+from gateway.files.forgotten import ForgottenFiles
+from gateway.files.free_names import free_name, numbered_name
 from gateway.files.identity import CACHED, GONE, UNTOLD
-from gateway.files.placements import spelled_alike
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Place of a file: the backend, and the file's name there.
-
-    `etag` identifies the file there (see identity.py); it is None while the job that writes the file runs. `before` is
-    the value of `etag` until that job began.
-    """
-
-    backend: str
-    there: FileRef
-    etag: str | None = UNTOLD
-    before: str = UNTOLD
-
-    @property
-    def is_known(self) -> bool:
-        """Return True if the file was checked after the end of its job."""
-        return self.etag not in (None, CACHED)
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A file that a client brought: its bytes are in the gateway's own store, under their SHA-256."""
-
-    digest: str
-    size: int
-
+from gateway.files.left_names import LeftNames
+from gateway.files.numbers import Numbers
+from gateway.files.upload_owners import UploadOwners
+from gateway.files.values import Holder as Holder
+from gateway.files.values import Origin as Origin
+from gateway.files.values import Place, stored_of_place
+from gateway.files.values import Stored as Stored
+from gateway.files.values import Upload as Upload
+from gateway.store.artifact_records import ArtifactDeletion
+from gateway.store.protocol import DeletedRecord, DeletedRemoval
 
 _NONE: Mapping[FileRef, Upload] = {}
 _MISSING = object()
@@ -52,35 +32,40 @@ _MISSING = object()
 TRIM_BATCH = 100
 
 
-class Origin(StrEnum):
-    """Origin of a reported file: its job WROTE it, an EARLIER job did (ComfyUI's cache), or the job only NAMED it."""
-
-    WROTE = "wrote"
-    EARLIER = "earlier"
-    NAMED = "named"
-
-
 class FileIndex:
-    """The files that each tenant may see. Pure bookkeeping: methods return changes to persist, and write nothing."""
+    """The files that each tenant may see. Pure bookkeeping: methods return changes to persist, and write nothing.
 
-    def __init__(self) -> None:
-        self._files: dict[tuple[str, FileRef], Holder | Upload] = {}
+    Args:
+        max_deleted: maximum number of deleted files to remember.
+
+    Attributes:
+        deleted: the files that their owners deleted.
+        numbers: the numbers in the names of files that jobs made.
+        forgotten: the files that `trim` forgot. Its changes are to be written with those of `trim`.
+        on_dropped: called with each copy whose deletion `take_dropped` orders.
+        left: each (tenant, backend, name there) of a file that object storage alone has now.
+    """
+
+    def __init__(self, max_deleted: int = MAX_DELETED) -> None:
+        self.deleted = DeletedFiles(max_deleted)
+        self.forgotten = ForgottenFiles()
+        self._files: dict[tuple[str, FileRef], Place] = {}
         self._names: dict[tuple[str, str, FileRef], FileRef] = {}
         self._tenants: dict[tuple[str, FileRef], tuple[str, ...]] = {}
-        self._first: dict[FileRef, Holder | Upload] = {}
+        self._first: dict[FileRef, Place] = {}
         self._uploads: dict[str, dict[FileRef, Upload]] = {}
         self._versions: dict[str, int] = {}
-        # Tenants with uploads under a name, or below a folder (no filename), in the spelling of `spelled_alike`.
-        self._owners: dict[FileRef, Counter[str]] = {}
+        self._owners = UploadOwners()
         # Files of a backend whose name another tenant's file had before.
         self._anew: set[tuple[str, FileRef]] = set()
-        # The highest number of the outputs with one folder and prefix, and how many of these there are.
-        self._counts: dict[tuple[str, FileRef, str], tuple[int, int]] = {}
-        # The number that a tenant sees in the names of files that have one number in one folder of a backend.
-        self._numbers: dict[tuple[str, str, FileRef, str, int], tuple[int, int]] = {}
+        self.numbers = Numbers(lambda tenant, name: (tenant, name) in self._files)
         # The files that each tenant's jobs made, in the order in which they were last written.
         self._made: dict[str, dict[FileRef, None]] = {}
         self._made_count = 0
+        self.left = LeftNames()
+        # Copies in object storage that no name leads to any more, until `take_dropped`.
+        self._dropped: dict[str, Stored] = {}
+        self.on_dropped: Callable[[Stored], None] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -93,98 +78,183 @@ class FileIndex:
         origin: Origin = Origin.WROTE,
         etag: str | None = None,
         visible: FileRef | None = None,
+        *,
+        is_withheld: bool = False,
+        before: str = UNTOLD,
     ) -> tuple[FileRef, bool]:
         """Return the tenant's name for a file that `backend` calls `ref`, and True if the tenant newly has the name.
 
         A file without a name gets `visible` if that name is free. If `visible` is None, it gets the backend's name.
 
         A file that its job only names does not become the tenant's if it is another tenant's. Neither does a file from
-        ComfyUI's cache whose name was given anew, because the cache may mean another tenant's earlier file. `etag` is
-        the first identity of a file that is nobody's.
+        ComfyUI's cache whose name was given anew, because the cache may mean another tenant's earlier file. Nor does a
+        file that `is_withheld`, because its owner deleted it. `etag` is the first identity of a file that is nobody's.
+        `before` is the ETag by which the tenant knew the file of this name before the job.
+
+        If object storage has the file that the job wrote over, call `forget` first: then that file keeps its name.
         """
         key = (backend, ref)
         known = self._names.get((tenant, *key))
+        if known is not None and origin is Origin.WROTE and self._held(tenant, *key).stored is not None:
+            self.detach(tenant, *key)
+            known = None
         if known is not None:
             if origin is Origin.WROTE:
                 self._know(tenant, known, None)
             return known, False
         others = set(self.others(tenant, backend, ref).values())
-        visible = self._free_name(tenant, backend, visible or ref)
-        if (others - {GONE} and origin is Origin.NAMED) or (others and origin is Origin.EARLIER and key in self._anew):
+        visible = self.free_name(tenant, backend, visible or ref)
+        is_doubtful = bool(others) and origin is Origin.EARLIER and key in self._anew
+        if is_withheld or is_doubtful or (others - {GONE} and origin is Origin.NAMED):
             return visible, False
         if others and (origin is Origin.EARLIER or etag == CACHED):
             # The file is theirs, whatever lies there by now. If they disagree on its ETag, one of them only named it.
             etag = others.pop() if len(others) == 1 else GONE
-        self._put(tenant, visible, Holder(backend, ref, etag))
+        self._put(tenant, visible, Holder(backend, ref, etag, before))
         return visible, True
+
+    def free_name(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
+        """Return a name that the tenant does not have: `ref`, or one like it."""
+        return free_name(ref, backend, lambda name: (tenant, name) in self._files)
 
     def others(self, tenant: str, backend: str, ref: FileRef) -> Mapping[str, str | None]:
         """Return by tenant the ETags by which other tenants know a file of a backend."""
         owners = self._tenants.get((backend, ref), ())
         return {owner: self._held(owner, backend, ref).etag for owner in owners if owner != tenant}
 
-    def _free_name(self, tenant: str, backend: str, ref: FileRef) -> FileRef:
-        name, attempt = ref, 0
-        while (tenant, name) in self._files:
-            attempt += 1
-            name = replace(ref, filename=marked(ref.filename, backend if attempt == 1 else f"{backend}-{attempt}"))
-        return name
-
-    def number_for(self, tenant: str, backend: str, there: FileRef, folder: FileRef, parts: Saved) -> int:
-        """Return the number that a tenant is to see in a file's name: one more than the highest so far.
-
-        Files that have one number in one folder of a backend, like a film and its first picture, have one number here.
-
-        Args:
-            there: the file on its backend.
-            folder: the folder that the tenant sees, as a file without a name.
-            parts: the parts of its name as the tenant sees it, with the backend's number.
-        """
-        known = self._numbers.get((tenant, backend, *_numbered(there, parts)))
-        return known[0] if known is not None else self.next_number(tenant, folder, parts)
-
-    def next_number(self, tenant: str, folder: FileRef, parts: Saved) -> int:
-        """Return one more than the highest number of a tenant's files with a folder and prefix.
-
-        The first file keeps its number, because ComfyUI counts on over the pictures of a batch even if each has a
-        prefix of its own (``%batch_num%``). An upload may have the name that this makes.
-        """
-        known = self._counts.get((tenant, folder, parts.prefix))
-        number = known[0] + 1 if known is not None else parts.number
-        while (tenant, replace(folder, filename=replace(parts, number=number).filename)) in self._files:
-            number += 1
-        return number
-
-    def _count(self, tenant: str, visible: FileRef, holder: Holder, step: int) -> None:
-        """Take a file into the counts, or out of them. A count goes with the last file that it counts."""
-        parts = saved(visible.filename) if visible.kind == "output" else None
-        if parts is None:
-            return
-        key = (tenant, FileRef(visible.kind, visible.subfolder, ""), parts.prefix)
-        highest, count = self._counts.get(key, (0, 0))
-        self._counts[key] = (max(highest, parts.number) if step > 0 else highest, count + step)
-        if count + step <= 0:
-            del self._counts[key]
-        there = saved(holder.there.filename) if holder.there.subfolder != visible.subfolder else None
-        if there is None:
-            return
-        own = (tenant, holder.backend, *_numbered(holder.there, there))
-        number, count = self._numbers.get(own, (parts.number, 0))
-        self._numbers[own] = (parts.number if step > 0 else number, count + step)
-        if count + step <= 0:
-            del self._numbers[own]
-
     def forget(self, tenant: str, backend: str, there: FileRef) -> FileRef | None:
-        """Forget a tenant's file that its backend lost. Return the name that means nothing now; None if it had none."""
+        """Forget a tenant's file that its backend lost. Return its name; None if it had none.
+
+        If object storage has the file, the name leads there from now on. Else it means nothing.
+        """
         visible = self._names.get((tenant, backend, there))
-        if visible is None:
-            return None
-        holder = self._files.pop((tenant, visible))
-        assert isinstance(holder, Holder)
-        self._forget(tenant, holder)
-        if self._first.get(visible) is holder:
-            del self._first[visible]
+        if visible is not None and self.detach(tenant, backend, there) is None:
+            self._remove(tenant, visible)
         return visible
+
+    def delete(self, tenant: str, holder: Holder) -> list[DeletedRecord | DeletedRemoval]:
+        """Forget a tenant's file, and remember that its owner deleted it. Return what to write of the latter."""
+        at = (holder.backend, holder.there)
+        if (visible := self._names.get((tenant, *at))) is not None:
+            self._remove(tenant, visible)
+        if at not in self._tenants:
+            # From now on `deleted` tells whose file had this name.
+            self._anew.discard(at)
+        return self.deleted.add(tenant, *at, holder.etag)
+
+    def _remove(self, tenant: str, visible: FileRef) -> None:
+        """Forget a file that a job made, wherever it is."""
+        place = self._files.pop((tenant, visible))
+        assert not isinstance(place, Upload)
+        if self._first.get(visible) is place:
+            del self._first[visible]
+        if isinstance(place, Holder):
+            self._forget(tenant, place)
+        self.numbers.count_name(tenant, visible, -1)
+        if self._made[tenant].pop(visible, _MISSING) is None:
+            self._made_count -= 1
+            if not self._made[tenant]:
+                del self._made[tenant]
+        if (stored := stored_of_place(place)) is not None:
+            self._dropped[stored.key] = stored
+
+    # -- object storage ------------------------------------------------------------------------------------------
+
+    def set_stored(self, tenant: str, visible: FileRef, file: Holder | Upload, stored: Stored) -> bool:
+        """Note that object storage has a tenant's file. Return False if the name means another file by now."""
+        held = self._files.get((tenant, visible))
+        if held is None or isinstance(held, Stored) or held.stored is not None or held != file:
+            return False
+        if isinstance(held, Holder) and (not held.is_known or (held.etag == UNTOLD and held is not file)):
+            return False
+        self._place(tenant, visible, replace(held, stored=stored))
+        return True
+
+    def renew_stored(self, tenant: str, visible: FileRef, stored: Stored) -> None:
+        """Note what is new of a tenant's copy: it is in the store now, or has a copy without metadata beside it."""
+        place = self._files.get((tenant, visible))
+        if isinstance(place, (Holder, Upload)) and place.stored is not None and place.stored.key == stored.key:
+            self._place(tenant, visible, replace(place, stored=stored))
+        elif isinstance(place, Stored) and place.key == stored.key:
+            self._place(tenant, visible, stored)
+
+    def detach(self, tenant: str, backend: str, there: FileRef) -> FileRef | None:
+        """Let a name lead to object storage alone, because its backend has another file by now, or none.
+
+        Return the name, whose record of the backend's file is to go. Return None if object storage lacks the file.
+        """
+        visible = self._names.get((tenant, backend, there))
+        if visible is None or (stored := self._held(tenant, backend, there).stored) is None:
+            return None
+        self._forget(tenant, self._held(tenant, backend, there))
+        self._place(tenant, visible, stored)
+        self.left.add((tenant, backend, there))
+        return visible
+
+    def restore_stored(self, tenant: str, visible: FileRef, stored: Stored) -> bool:
+        """Put back a copy of an earlier run: of the file that has this name, or alone.
+
+        Return False if an upload of other bytes has the name.
+        """
+        place = self._files.get((tenant, visible))
+        if isinstance(place, Upload) and place.digest != stored.upload:
+            return False
+        if place is None:
+            self._enter(tenant, visible, stored)
+        else:
+            self._place(tenant, visible, stored if isinstance(place, Stored) else replace(place, stored=stored))
+        return True
+
+    def drop_stored(self, tenant: str, visible: FileRef) -> FileRef | None:
+        """Take a file's copy from its name. Return the name if it means nothing now, else None."""
+        place = self._files.get((tenant, visible))
+        if isinstance(place, Stored):
+            self._remove(tenant, visible)
+            return visible
+        if place is not None and place.stored is not None:
+            self._place(tenant, visible, replace(place, stored=None))
+            self._dropped[place.stored.key] = place.stored
+        return None
+
+    def take_dropped(self) -> list[ArtifactDeletion]:
+        """Return orders to delete copies that no name leads to any more, to be written with what caused them."""
+        if not self._dropped:
+            return []
+        dropped, self._dropped = self._dropped, {}
+        for each in dropped.values():
+            self.on_dropped(each)
+        return [ArtifactDeletion(key) for key in dropped]
+
+    def take_back(self, tenant: str, visible: FileRef, place: Place) -> None:
+        """Give a name its former place back. If its copy's deletion is ordered already, the file has no copy now."""
+        stored = stored_of_place(place)
+        is_gone = stored is not None and self._dropped.pop(stored.key, None) is None
+        if isinstance(place, Holder):
+            self._put(tenant, visible, replace(place, stored=None) if is_gone else place)
+        elif isinstance(place, Upload):
+            self.put_upload(tenant, visible, replace(place, stored=None) if is_gone else place)
+        elif not is_gone:
+            self._enter(tenant, visible, place)
+
+    def _place(self, tenant: str, visible: FileRef, place: Place) -> None:
+        """Change the place of a name that a tenant has."""
+        before = self._files[tenant, visible]
+        self._files[tenant, visible] = place
+        if isinstance(place, Upload):
+            self._uploads[tenant][visible] = place
+        if self._first.get(visible) is before:
+            self._first[visible] = place
+
+    def _enter(self, tenant: str, visible: FileRef, place: Holder | Stored) -> None:
+        """Give a tenant a name that it does not have."""
+        self._files[tenant, visible] = place
+        self._first.setdefault(visible, place)
+        self.numbers.count_name(tenant, visible, 1)
+        made = self._made.setdefault(tenant, {})
+        self._made_count += visible not in made
+        made[visible] = None
+
+    # -- identities ----------------------------------------------------------------------------------------------
 
     def _held(self, tenant: str, backend: str, ref: FileRef) -> Holder:
         held = self._files[tenant, self._names[tenant, backend, ref]]
@@ -196,15 +266,22 @@ class FileIndex:
         assert isinstance(held, Holder)
         before = held.etag if held.is_known and held.etag != GONE else held.before
         now = replace(held, etag=etag, before=UNTOLD if etag is not None else before or UNTOLD)
-        self._files[tenant, visible] = now
-        if self._first.get(visible) is held:
-            self._first[visible] = now
+        self._place(tenant, visible, now)
         made = self._made[tenant]
         made[visible] = made.pop(visible)
 
     def held(self, tenant: str, backend: str, ref: FileRef) -> Holder | None:
         """Return a file of a backend, as the tenant has it; None if it is not the tenant's."""
         return self._held(tenant, backend, ref) if (tenant, backend, ref) in self._names else None
+
+    def holders(self, backend: str, ref: FileRef) -> list[tuple[str, FileRef, Holder]]:
+        """Return each tenant that has a file of a backend, with the tenant's name for it and the file."""
+        owners = self._tenants.get((backend, ref), ())
+        return [(tenant, self._names[tenant, backend, ref], self._held(tenant, backend, ref)) for tenant in owners]
+
+    def names(self) -> list[tuple[str, FileRef]]:
+        """Return each (tenant, name)."""
+        return list(self._files)
 
     def know(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
         """Set the ETag by which the tenant knows a file. Return False if it is not the tenant's."""
@@ -219,20 +296,20 @@ class FileIndex:
         if is_anew:
             self._anew.add((holder.backend, holder.there))
 
+    def note_anew(self, backend: str, ref: FileRef) -> None:
+        """Note that another tenant's file, which was deleted, had this name on the backend before."""
+        self._anew.add((backend, ref))
+
     def is_anew(self, backend: str, ref: FileRef) -> bool:
         """Return True if another tenant's file had this name on the backend before."""
         return (backend, ref) in self._anew
 
     def _put(self, tenant: str, visible: FileRef, holder: Holder) -> None:
-        self._files[tenant, visible] = holder
-        self._first.setdefault(visible, holder)
+        self._enter(tenant, visible, holder)
         self._names[tenant, holder.backend, holder.there] = visible
-        self._count(tenant, visible, holder, 1)
+        self.numbers.count_file(tenant, visible, holder.backend, holder.there, 1)
         at = (holder.backend, holder.there)
         self._tenants[at] = (*self._tenants.get(at, ()), tenant)
-        made = self._made.setdefault(tenant, {})
-        self._made_count += visible not in made
-        made[visible] = None
 
     def trim(self, maximum: int, may: Callable[[str], bool]) -> list[tuple[str, FileRef]]:
         """Forget the oldest files of the tenant with most, until jobs have made `maximum`, if `may` permits the tenant.
@@ -245,49 +322,40 @@ class FileIndex:
             if tenant is None:
                 break
             for visible in list(islice(self._made[tenant], min(excess, TRIM_BATCH))):
-                held = self._files.pop((tenant, visible))
-                assert isinstance(held, Holder)
-                self._forget(tenant, held)
-                if (held.backend, held.there) not in self._tenants:
+                held = self._files[tenant, visible]
+                self._remove(tenant, visible)
+                if isinstance(held, Holder):
+                    self.forgotten.add(held.backend, held.there, held.etag)
+                if isinstance(held, Holder) and (held.backend, held.there) not in self._tenants:
                     self._anew.discard((held.backend, held.there))
-                if self._first.get(visible) is held:
-                    del self._first[visible]
                 gone.append((tenant, visible))
         return gone
 
-    def _forget(self, tenant: str, holder: Holder) -> FileRef | None:
-        """Take a file from a tenant. Return the tenant's name for it; None if it had none."""
+    def _forget(self, tenant: str, holder: Holder) -> None:
+        """Take a file of a backend from a tenant. The name stays, and the caller gives it another place, or none."""
         backend, there = holder.backend, holder.there
         visible = self._names.pop((tenant, backend, there), None)
         if visible is not None:
-            self._count(tenant, visible, holder, -1)
-        if visible is not None and self._made[tenant].pop(visible, _MISSING) is None:
-            self._made_count -= 1
-            if not self._made[tenant]:
-                del self._made[tenant]
+            self.numbers.count_file(tenant, visible, backend, there, -1)
         left = tuple(other for other in self._tenants.get((backend, there), ()) if other != tenant)
         if left:
             self._tenants[backend, there] = left
         else:
             self._tenants.pop((backend, there), None)
-        return visible
 
     def replaced(self, tenant: str, backend: str, ref: FileRef, *, proven: bool = True) -> list[tuple[str, FileRef]]:
         """Forget other tenants' files of this name, because a prompt of the tenant's wrote this file.
 
         A backend that came back empty counts its files from 1 again. If it is not `proven`, forget the files of
-        those tenants alone that know no ETag for theirs. Returns each (tenant, name) that means nothing now.
+        those tenants alone that know no ETag for theirs. Returns each (tenant, name) that leads to no backend now.
         """
         gone = []
         for other, etag in self.others(tenant, backend, ref).items():
             if not proven and etag != UNTOLD:
                 continue
-            if (visible := self._forget(other, self._held(other, backend, ref))) is None:
-                continue
-            if (holder := self._files.pop((other, visible), None)) is not None and self._first.get(visible) is holder:
-                del self._first[visible]
-            gone.append((other, visible))
-            self._anew.add((backend, ref))
+            if (visible := self.forget(other, backend, ref)) is not None:
+                gone.append((other, visible))
+                self._anew.add((backend, ref))
         return gone
 
     def allot(self, tenant: str, wanted: FileRef, digest: str, overwrite: bool) -> FileRef:
@@ -295,55 +363,56 @@ class FileIndex:
 
         The same bytes keep the name that they have. Other bytes get ``name (1).png``, save with `overwrite`.
         """
-        if overwrite:
-            return wanted
-        stem, suffix = splitext(wanted.filename)
-        ref = wanted
-        for attempt in count(1):
+
+        def is_free(ref: FileRef) -> bool:
             known = self._files.get((tenant, ref))
-            if known is None or (isinstance(known, Upload) and known.digest == digest):
-                break
-            ref = FileRef(wanted.kind, wanted.subfolder, f"{stem} ({attempt}){suffix}")
-        return ref
+            has_same = (isinstance(known, Upload) and known.digest == digest) or (
+                isinstance(known, Stored) and known.upload == digest
+            )
+            return known is None or has_same
+
+        return wanted if overwrite else numbered_name(wanted, is_free)
 
     def put_upload(self, tenant: str, ref: FileRef, upload: Upload) -> None:
         """Give a name to these bytes from now on."""
         before = self._files.get((tenant, ref))
-        if isinstance(before, Holder):
-            self._forget(tenant, before)
+        was_first = self._first.get(ref) in (None, before)
+        if isinstance(before, (Holder, Stored)):
+            self._remove(tenant, ref)
+        elif before is not None and before.stored is not None:
+            if before.digest == upload.digest:
+                upload = replace(upload, stored=before.stored)
+            else:
+                self._dropped[before.stored.key] = before.stored
         if ref not in self._uploads.get(tenant, _NONE):
-            for name in _name_and_folders(ref):
-                self._owners.setdefault(name, Counter())[tenant] += 1
+            self._owners.enter(tenant, ref)
         self._files[tenant, ref] = upload
-        if self._first.get(ref) in (None, before):
+        if was_first:
             self._first[ref] = upload
         self._uploads.setdefault(tenant, {})[ref] = upload
         self._versions[tenant] = self.version(tenant) + 1
 
-    def drop_upload(self, tenant: str, ref: FileRef) -> None:
-        """Drop an upload's name, which then means nothing."""
+    def drop_upload(self, tenant: str, ref: FileRef, *, keeps_copy: bool = False) -> None:
+        """Drop an upload's name, which then means nothing. With `keeps_copy` it leads to object storage, if it can."""
         upload = self._uploads.get(tenant, {}).pop(ref, None)
         if upload is None:
             return
-        for name in _name_and_folders(ref):
-            owners = self._owners[name]
-            owners[tenant] -= 1
-            if not owners[tenant]:
-                del owners[tenant]
-            if not owners:
-                del self._owners[name]
+        self._owners.leave(tenant, ref)
         self._versions[tenant] = self.version(tenant) + 1
         del self._files[tenant, ref]
         if self._first.get(ref) is upload:
             del self._first[ref]
+        if upload.stored is not None and keeps_copy:
+            self._enter(tenant, ref, upload.stored)
+        elif upload.stored is not None:
+            self._dropped[upload.stored.key] = upload.stored
 
     def is_others_upload(self, tenant: str, ref: FileRef) -> bool:
         """Return True if another tenant has an upload of this name; without a filename, one in or below this folder.
 
         The upload may be on its way to a backend at this moment.
         """
-        owners = self._owners.get(spelled_alike(ref))
-        return owners is not None and (len(owners) > 1 or tenant not in owners)
+        return self._owners.is_others(tenant, ref)
 
     def uploads(self, tenant: str) -> Mapping[FileRef, Upload]:
         """Return a tenant's uploads by name. Don't change them, nor keep them over an await."""
@@ -353,11 +422,15 @@ class FileIndex:
         """Return True if a tenant has a file: an upload, or one that a job of it made."""
         return bool(self._uploads.get(tenant)) or tenant in self._made
 
+    def makers(self) -> Collection[str]:
+        """Return the tenants whose jobs made files. Don't keep them over an await."""
+        return self._made.keys()
+
     def version(self, tenant: str) -> int:
         """Return a number that grows when a tenant's uploads change; 0 for a tenant that never had any."""
         return self._versions.get(tenant, 0)
 
-    def find(self, tenant: str, visible: FileRef) -> Holder | Upload | None:
+    def find(self, tenant: str, visible: FileRef) -> Place | None:
         """Return the place of a tenant's file; None for a file that the tenant never saw."""
         return self._files.get((tenant, visible))
 
@@ -374,32 +447,10 @@ class FileIndex:
             own and tenant not in tenants for known in (self._made, self._uploads) for tenant, own in known.items()
         )
 
-    def find_any(self, visible: FileRef) -> Holder | Upload | None:
+    def find_any(self, visible: FileRef) -> Place | None:
         """Return the place of any tenant's file, for an admin, who sees all; if several have the name, the oldest."""
         return self._first.get(visible)
 
     def owners(self, visible: FileRef, upload: Upload) -> list[str]:
         """Return the tenants that gave an upload this name: several, if they brought the same bytes."""
         return [tenant for tenant, own in self._uploads.items() if own.get(visible) == upload]
-
-
-def _numbered(there: FileRef, parts: Saved) -> tuple[FileRef, str, int]:
-    """Return the key that files with one number in one folder of a backend share: folder, prefix and number."""
-    saved_there = saved(there.filename) or parts
-    return replace(there, filename=""), saved_there.prefix, saved_there.number
-
-
-def _name_and_folders(ref: FileRef) -> Iterator[FileRef]:
-    """Yield a file's name and the folders that it lies in, as a file system may take them for others."""
-    alike = spelled_alike(ref)
-    yield alike
-    folder = alike.subfolder
-    while folder:
-        yield FileRef(alike.kind, folder, "")
-        folder = folder.rpartition("/")[0]
-
-
-def marked(filename: str, mark: str) -> str:
-    """Return `filename` with ``~mark`` before its suffix: a name beside one that is taken."""
-    stem, dot, suffix = filename.rpartition(".")
-    return f"{stem}~{mark}.{suffix}" if dot and stem else f"{filename}~{mark}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.comfy import json_codec
 from gateway.comfy.client import MAX_ANSWER, BadAnswer, pieces
 from gateway.comfy.file_refs import FileRef, view_path
-from gateway.files.transfer import post_file
+from gateway.files.posting import post_file
 from gateway.fleet.backend import Backend
 from gateway.store.blobs import BlobWriter
 

@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-
-from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces, whole
+from gateway.comfy.client import BackendError, BadAnswer, Unreachable, pieces
 from gateway.comfy.file_refs import FileRef, folder_of, is_pattern, view_path, without_pattern
 from gateway.comfy.json_stream import Unreadable
 from gateway.comfy.responses import read_stored
+from gateway.files.copy_names import copy_of, stored_copy_of
+from gateway.files.free_names import marked
 from gateway.files.identity import UNTOLD, Known, is_same
-from gateway.files.index import Upload, marked
+from gateway.files.index import Stored, Upload
 from gateway.files.media_references import References, sentence
 from gateway.files.placements import TRUST_SECONDS, Placement, Placements
+from gateway.files.posting import FileMissing as FileMissing
+from gateway.files.posting import post_file
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
-from gateway.store.blobs import BlobStore
+from gateway.store.blobs import BlobStore, BlobWriter
 from gateway.store.protocol import PlacementRecord, Store, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
@@ -37,13 +39,8 @@ MAX_SPREADING = 1_000
 # Many clients upload a file anew before each prompt: a look for each would slow the jobs that run.
 SPREAD_TRUST_SECONDS = 2.0
 MAX_COPIES = 10_000
-# A file may take a minute, and a second more for each megabyte.
-PATIENCE_SECONDS = 60.0
-BYTES_A_SECOND = 1_000_000
-
-
-class FileMissing(Exception):
-    """A file is not where it was said to be."""
+# Returns the bytes of a stored file.
+ReadStored = Callable[[Stored], AsyncIterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,10 @@ class SourceDown(Exception):
     def __init__(self, backend: str) -> None:
         super().__init__(backend)
         self.backend = backend
+
+
+class StoreDown(Unreachable):
+    """Object storage can't be reached, or can't give a file now."""
 
 
 class FileTransfer:
@@ -148,6 +149,33 @@ class FileTransfer:
         key = (target.name, source.name, ref, known, judged)
         return await self._once(key, lambda: self._current_copy(source, ref, target, known, judged))
 
+    async def copy_stored(
+        self,
+        stored: Stored,
+        wanted: FileRef,
+        target: Backend,
+        read: ReadStored,
+        *,
+        shown: str = "",
+        judged: bool = False,
+    ) -> FileRef:
+        """Bring a file from object storage to a backend, and return its name there.
+
+        Args:
+            wanted: the name that it is to have there, without a mark.
+            shown: its name in errors.
+            read: returns the bytes of a stored file. It raises FileMissing, or StoreDown.
+            judged: as for `copy`.
+
+        Raises:
+            BackendError: the target can't be reached, or does not take it.
+            StoreDown: object storage can't give it now.
+            FileMissing: object storage has it no more, or it names other files, or is too large.
+            StoreError: there is no room to hold it meanwhile.
+        """
+        key = (target.name, stored.key, judged)
+        return await self._once(key, lambda: self._current_stored(stored, wanted, target, read, shown, judged))
+
     async def is_lost(
         self, backend: Backend, wanted: FileRef, upload: Upload, since: float, *, judged: bool = False
     ) -> bool:
@@ -178,6 +206,10 @@ class FileTransfer:
             return False
         again = self._placements.was_put_again(backend.name, since)
         return again or await self._is_gone(backend, known.ref, known.etag)
+
+    async def is_lost_stored(self, stored: Stored, backend: Backend, since: float) -> bool:
+        """Return the same of the copy that a backend got of a stored file."""
+        return await self.is_lost_copy("", _key_of(stored), backend, since)
 
     async def _is_gone(self, backend: Backend, ref: FileRef, etag: str) -> bool:
         try:
@@ -274,7 +306,8 @@ class FileTransfer:
         self, backend: Backend, wanted: FileRef, upload: Upload, known: Placement | None, shown: str
     ) -> FileRef:
         if known is not None:
-            if await self._look(backend, known.ref) == known.etag:
+            is_leaving = self._placements.is_leaving(backend.name, known.ref, time.monotonic())
+            if await self._look(backend, known.ref) == known.etag and not is_leaving:
                 self._placements.trust(backend.name, known, time.monotonic())
                 return known.ref
             # If one file was deleted, doubt all, because more may have been deleted.
@@ -287,6 +320,7 @@ class FileTransfer:
             # A node that is saving at this moment may be about to take the very name: an output must not replace it.
             # Nor must an input take a name that others' bytes had there: prompts that are pending may read it.
             asked = FileRef(wanted.kind, wanted.subfolder, marked(wanted.filename, upload.digest[:8]))
+        asked = self._placements.staying(backend.name, asked, time.monotonic())
         # Its name must be known for somebody's before a prompt of anybody's can read it.
         with self._placements.arriving(asked):
             placement = await self._put(backend, asked, wanted, path, upload.size, upload.digest, shown)
@@ -326,15 +360,48 @@ class FileTransfer:
             except BackendError as error:
                 raise SourceDown(source.name) from error
             is_current = now == known.source_etag and is_same(wanted, {"ETag": known.source_etag})
-            if is_current and await self._look(target, known.ref) == known.etag:
+            if is_current and await self._has_still(target, known):
                 self._copies[key] = known
                 if judged and known.names is not None:
                     raise FileMissing(sentence(ref.filename, known.names))
                 return known.ref
-        copy = self._copies[key] = await self._copy(source, ref, target, wanted, judged)
+        copy = await self._copy(source, ref, target, wanted, judged)
+        self._keep(key, copy)
+        return copy.ref
+
+    async def _current_stored(
+        self, stored: Stored, wanted: FileRef, target: Backend, read: ReadStored, shown: str, judged: bool
+    ) -> FileRef:
+        key = (target.name, "", _key_of(stored))
+        known = self._copies.pop(key, None)
+        if known is not None and not await self._has_still(target, known):
+            known = None
+        if known is None:
+            if stored.size > self._maximum:
+                raise FileMissing(f"'{shown}' has {stored.size} bytes, of at most {self._maximum}")
+            async with self._blobs.writer() as writer:
+                async for chunk in read(stored):
+                    await writer.write(chunk)
+                known = await self._place(writer, shown, stored_copy_of(wanted, stored), target, "", judged)
+        elif judged and known.names is not None:
+            self._copies[key] = known
+            raise FileMissing(sentence(shown, known.names))
+        self._keep(key, known)
+        return known.ref
+
+    async def _has_still(self, backend: Backend, copy: _Copy) -> bool:
+        """Return True if a backend has a copy still, and no sweep may delete it. Then note its use."""
+        if self._placements.is_leaving(backend.name, copy.ref, time.monotonic()):
+            return False
+        if await self._look(backend, copy.ref) != copy.etag:
+            return False
+        self._placements.trust(backend.name, Placement(copy.ref, copy.etag), time.monotonic())
+        return True
+
+    def _keep(self, key: tuple[str, str, FileRef], copy: _Copy) -> None:
+        self._copies[key] = copy
         while len(self._copies) > MAX_COPIES:
             self._copies.popitem(last=False)
-        return copy.ref
 
     async def _copy(self, source: Backend, ref: FileRef, target: Backend, wanted: Known, judged: bool) -> _Copy:
         async with self._blobs.writer() as writer:
@@ -349,14 +416,20 @@ class FileTransfer:
                 raise FileMissing(f"'{ref.filename}' of backend '{source.name}' is {error}") from error
             except BackendError as error:
                 raise SourceDown(source.name) from error
-            asked = copy_of(ref, source.name)
-            path, digest = await writer.spool(), writer.digest
-            names = await self.references.of_file(asked.filename, path)
-            if judged and names is not None:
-                raise FileMissing(sentence(ref.filename, names))
-            # Hide the copy from other tenants, as its original is hidden.
-            with self._placements.arriving(asked):
-                placement = await self._put(target, asked, asked, path, writer.size, digest, ref.filename)
+            return await self._place(writer, ref.filename, copy_of(ref, source.name), target, source_etag, judged)
+
+    async def _place(
+        self, writer: BlobWriter, shown: str, asked: FileRef, target: Backend, source_etag: str, judged: bool
+    ) -> _Copy:
+        """Put a file that was read whole on a backend."""
+        path, digest = await writer.spool(), writer.digest
+        names = await self.references.of_file(asked.filename, path)
+        if judged and names is not None:
+            raise FileMissing(sentence(shown, names))
+        # Hide the copy from other tenants, as its original is hidden.
+        asked = self._placements.staying(target.name, asked, time.monotonic())
+        with self._placements.arriving(asked):
+            placement = await self._put(target, asked, asked, path, writer.size, digest, shown)
         return _Copy(placement.ref, placement.etag, source_etag, names)
 
     async def _send(self, backend: Backend, asked: FileRef, path: Path, size: int, shown: str) -> FileRef:
@@ -377,39 +450,9 @@ class FileTransfer:
         return answer.headers.get("ETag", "") if answer.status == 200 else None
 
 
-def copy_of(ref: FileRef, source: str) -> FileRef:
-    """Return the name for the copy of a backend's file: marked, so that no node is about to save under that name."""
-    plain = without_pattern(ref)
-    return FileRef(plain.kind, plain.subfolder, marked(plain.filename, source))
-
-
-async def post_file(
-    backend: Backend, path: str, file: Path, size: int, filename: str, fields: dict[str, str]
-) -> tuple[int, bytes]:
-    """POST a file as a form, streamed. Return (status, body).
-
-    Raises:
-        BackendError: the backend can't be reached.
-        FileMissing: the file is not there.
-    """
-    form = aiohttp.FormData(quote_fields=False)
-    for name, value in fields.items():
-        form.add_field(name, value)
-    try:
-        source = await asyncio.to_thread(file.open, "rb")
-    except OSError as error:
-        raise FileMissing(f"'{filename}' can't be read: {error.strerror}") from error
-    try:
-        form.add_field("image", source, filename=filename, content_type="application/octet-stream")
-        async with (
-            asyncio.timeout(PATIENCE_SECONDS + size / BYTES_A_SECOND),
-            backend.client.open("POST", path, data=form) as answer,
-        ):
-            return answer.status, await whole(answer)
-    except TimeoutError as error:
-        raise BackendError(f"backend '{backend.name}' did not take '{filename}' in time") from error
-    finally:
-        await asyncio.to_thread(source.close)
+def _key_of(stored: Stored) -> FileRef:
+    """Return a reference that stands for a stored file among files on backends."""
+    return FileRef("", "", stored.key)
 
 
 async def _caught(work: Callable[[], Awaitable[FileRef]]) -> FileRef | Exception:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from gateway.comfy.file_refs import FileRef
 from gateway.files.expiry import Expiry
-from gateway.files.index import FileIndex, Holder, Upload
+from gateway.files.index import FileIndex, Stored, Upload
+from gateway.files.values import Place
 from gateway.settings import UploadSettings
 from gateway.store.blobs import Blob, BlobStore, BlobWriter
 from gateway.store.protocol import Store, StoreError, UploadRecord, UploadRemoval
@@ -27,6 +28,10 @@ _ASIDE_HINT = (
 _MISSING_HINT = "the journal names these uploads, and their bytes are not in data_dir/uploads; upload them again"
 # A use is journalled if the one journalled last is so much older.
 USE_RESOLUTION_MS = 600_000
+
+
+class UploadInUse(Exception):
+    """An upload can't be deleted, because an open job names it."""
 
 
 class QuotaExceeded(Exception):
@@ -65,6 +70,8 @@ class Uploads:
         self._limits = limits
         self._is_named = is_named
         self._kept: dict[str, _Kept] = {}
+        # Uploads that a job named which ended right before the end of the earlier run.
+        self._ended: list[tuple[str, FileRef]] = []
         # Held while bytes come into the store or leave it: the same bytes may do both at a time.
         self._moving = asyncio.Lock()
         self._expiry = Expiry(settings.keep)
@@ -82,8 +89,11 @@ class Uploads:
         await self.blobs.open()
         for record in await self._store.uploads():
             ref = FileRef(record.kind, record.subfolder, record.filename)
-            self._name(record.tenant, ref, Upload(record.digest, record.size), record.used_at)
-        found = await self.blobs.reconcile(self._kept)
+            upload = Upload(record.digest, record.size, record.brought_at)
+            self._name(record.tenant, ref, upload, record.used_at)
+            if record.ended:
+                self._ended.append((record.tenant, ref))
+        found = await self.blobs.reconcile(self._kept, self._files.deleted.has_upload)
         if found.brought_back:
             _log.info("uploads_brought_back", uploads=found.brought_back)
         if found.put_aside:
@@ -124,6 +134,9 @@ class Uploads:
                     is_there = True
                 if is_there:
                     self.use(known.digest)
+                    if self._settings.after_job == "forget":
+                        # A prompt that names the upload is to come, so the end of an earlier job must not delete it.
+                        self._bring_again(tenant, ref, known)
                     return ref
             await self._make_room_of(tenant, blob)
             await self._make_room(blob)
@@ -131,29 +144,64 @@ class Uploads:
             # Asked again: while there was an await, another upload may have taken the name.
             ref = self._files.allot(tenant, wanted, compare or blob.digest, overwrite)
             before, now = self._files.find(tenant, ref), _now()
-            self._name(tenant, ref, Upload(blob.digest, blob.size), now)
-        record = UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, blob.digest, blob.size, now)
+            self._name(tenant, ref, Upload(blob.digest, blob.size, now), now)
+        record = UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, blob.digest, blob.size, now, now)
         try:
             await self._store.try_write([record])
         except StoreError:
             await self._take_back(tenant, ref, blob.digest, before)
             raise
+        if dropped := self._files.take_dropped():
+            self._store.write(dropped)
         if isinstance(before, Upload) and before.digest != blob.digest:
             async with self._moving:
                 await self._unname(tenant, ref, before.digest)
         return ref
 
-    async def _take_back(self, tenant: str, ref: FileRef, digest: str, before: Holder | Upload | None) -> None:
+    async def name_again(self, tenant: str, known: FileRef, wanted: FileRef) -> FileRef | None:
+        """Give an upload of a tenant one more name. Return that name; None if there is no such upload any more.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        async with self._moving:
+            upload = self._files.find(tenant, known)
+            if not isinstance(upload, Upload) or not await self.blobs.has(upload.digest):
+                return None
+            ref = self._files.allot(tenant, wanted, upload.digest, overwrite=False)
+            before, now = self._files.find(tenant, ref), _now()
+            if isinstance(before, Upload):
+                self.use(upload.digest)
+                if self._settings.after_job == "forget":
+                    self._bring_again(tenant, ref, before)
+                return ref
+            self._name(tenant, ref, Upload(upload.digest, upload.size, now), now)
+        record = UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, upload.digest, upload.size, now, now)
+        try:
+            await self._store.try_write([record])
+        except StoreError:
+            await self._take_back(tenant, ref, upload.digest, before)
+            raise
+        if dropped := self._files.take_dropped():
+            self._store.write(dropped)
+        return ref
+
+    def _bring_again(self, tenant: str, ref: FileRef, known: Upload) -> None:
+        """Note that an upload came again. An order to delete it, from the end of an earlier job, is over."""
+        now = _now()
+        self._files.put_upload(tenant, ref, Upload(known.digest, known.size, now))
+        named = (tenant, ref.kind, ref.subfolder, ref.filename)
+        self._store.write([UploadRecord(*named, known.digest, known.size, now, now)])
+
+    async def _take_back(self, tenant: str, ref: FileRef, digest: str, before: Place | None) -> None:
         """Give a name its former file back, because the journal refused the new one."""
         async with self._moving:
             found = self._files.find(tenant, ref)
             if not isinstance(found, Upload) or found.digest != digest or before == found:
                 return
             self._files.drop_upload(tenant, ref)
-            if isinstance(before, Upload):
-                self._files.put_upload(tenant, ref, before)
-            elif before is not None:
-                self._files.restore(tenant, ref, before)
+            if before is not None:
+                self._files.take_back(tenant, ref, before)
             await self._unname(tenant, ref, digest)
 
     def use(self, digest: str) -> None:
@@ -166,10 +214,72 @@ class Uploads:
             kept.journalled_at = now
             self._store.write(
                 [
-                    UploadRecord(tenant, ref.kind, ref.subfolder, ref.filename, digest, kept.size, now)
+                    UploadRecord(
+                        *(tenant, ref.kind, ref.subfolder, ref.filename),
+                        digest,
+                        kept.size,
+                        now,
+                        self._brought_at(tenant, ref),
+                    )
                     for tenant, ref in kept.names
                 ]
             )
+
+    def _brought_at(self, tenant: str, ref: FileRef) -> int:
+        found = self._files.find(tenant, ref)
+        return found.brought_at if isinstance(found, Upload) else 0
+
+    def has(self, digest: str) -> bool:
+        """Return True if bytes have a name, so that a prompt may need them."""
+        return digest in self._kept
+
+    def used_at(self, upload: Upload) -> int:
+        """Return the time of an upload's last use, in milliseconds since 1970; 0 if it is gone."""
+        kept = self._kept.get(upload.digest)
+        return kept.used_at if kept is not None else 0
+
+    def take_ended(self) -> list[tuple[str, FileRef]]:
+        """Return the (tenant, name) of uploads that the earlier run was to delete, this once."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    async def delete(self, tenant: str, ref: FileRef) -> Upload | None:
+        """Delete a tenant's upload: its name, and its bytes if they have no other name. Return None if there is none.
+
+        Raises:
+            UploadInUse: an open job of the tenant names it.
+            StoreError: it is deleted, but a restart might bring it back.
+        """
+        async with self._moving:
+            found = self._files.find(tenant, ref)
+            if not isinstance(found, Upload):
+                return None
+            if self._is_named(tenant, ref):
+                raise UploadInUse
+            self._files.drop_upload(tenant, ref)
+            # One commit, so that after a crash the start deletes bytes that have no name any more.
+            removal = UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename)
+            forgotten = self._files.deleted.add_upload(found.digest)
+            self._store.write([removal, *forgotten, *self._files.take_dropped()])
+            await self._unname(tenant, ref, found.digest)
+        _log.info("upload_deleted", tenant=tenant, digest=found.digest)
+        await self._store.try_write([])
+        return found
+
+    async def delete_stored(self, tenant: str, ref: FileRef) -> None:
+        """Delete a tenant's upload that object storage alone has, if there is one.
+
+        Raises:
+            UploadInUse: an open job of the tenant names it.
+            StoreError: it is deleted, but a restart might bring it back.
+        """
+        found = self._files.find(tenant, ref)
+        if isinstance(found, Stored) and found.upload:
+            if self._is_named(tenant, ref):
+                raise UploadInUse
+            self._files.drop_stored(tenant, ref)
+            self._store.write([*self._files.deleted.add_upload(found.upload), *self._files.take_dropped()])
+            await self._store.try_write([])
 
     def _name(self, tenant: str, ref: FileRef, upload: Upload, used_at: int) -> None:
         kept = self._kept.get(upload.digest)
@@ -223,7 +333,7 @@ class Uploads:
             kept.names.discard((tenant, ref))
             found = self._files.find(tenant, ref)
             if isinstance(found, Upload) and found.digest == digest:
-                self._files.drop_upload(tenant, ref)
+                self._files.drop_upload(tenant, ref, keeps_copy=True)
         self._store.write([UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for ref in own])
         if not kept.names:
             await self._let_go(digest)
@@ -256,7 +366,7 @@ class Uploads:
         for tenant, ref in kept.names:
             found = self._files.find(tenant, ref)
             if isinstance(found, Upload) and found.digest == digest:
-                self._files.drop_upload(tenant, ref)
+                self._files.drop_upload(tenant, ref, keeps_copy=True)
         self._store.write([UploadRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in kept.names])
         await (self.blobs.put_aside(digest) if aside else self.blobs.remove(digest))
 

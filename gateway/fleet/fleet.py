@@ -13,9 +13,10 @@ import aiohttp
 
 from gateway.comfy import events
 from gateway.comfy.client import MAX_SOCKET_MESSAGE, BackendError, Refused, TimedOut, Unreachable
-from gateway.comfy.responses import Queue, read_features
+from gateway.comfy.responses import Queue, SystemStats, read_features
 from gateway.fleet.backend import Backend, client_of
 from gateway.fleet.backend_log import BackendLog
+from gateway.fleet.counting import counting_session
 from gateway.fleet.diagnosis import REFUSED
 from gateway.fleet.health import Health, Pulse
 from gateway.fleet.outlier_ejection import Ejections
@@ -69,11 +70,27 @@ class FleetListener(Protocol):
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Handle the `queue` that a probe brought. The probe was sent at `asked_at` (monotonic seconds)."""
 
+    def measured(self, backend: Backend, stats: SystemStats) -> None:
+        """Handle the `stats` that a probe brought."""
+
     def down(self, backend: Backend) -> None:
         """Handle a backend that is gone or lost: its jobs must go elsewhere."""
 
     def available(self) -> None:
         """Note that some backend may take more work than before."""
+
+
+class FleetNews(Protocol):
+    """Receiver of news of the fleet, for people and their programs."""
+
+    def backend_down(self, name: str) -> None:
+        """Note that a backend is gone or lost."""
+
+    def backend_up(self, name: str) -> None:
+        """Note that a backend's socket was opened."""
+
+    def backend_poisoned(self, name: str) -> None:
+        """Note that a backend can't use its GPU until its process is a new one."""
 
 
 class Fleet:
@@ -96,6 +113,8 @@ class Fleet:
         self.ejections = Ejections(names, eject.after, eject.first, eject.max_time, eject.max_ejected)
         self._session: aiohttp.ClientSession | None = None
         self._news = asyncio.Event()
+        # Receiver of news; None if there is none.
+        self.news: FleetNews | None = None
 
     async def restore(self) -> None:
         """Read the records of backends from earlier runs."""
@@ -104,11 +123,7 @@ class Fleet:
     def start(self, listener: FleetListener) -> None:
         """Connect to every backend; `listener` gets the fleet's events from now on."""
         self._listener = listener
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=2**16,
-        )
+        self._session = counting_session(self._metrics.traffic)
         self._log = BackendLog(self._session, self._settings.probe.timeout)
         now = time.monotonic()
         for entry in self._settings.backends:
@@ -121,6 +136,8 @@ class Fleet:
                 client,
                 Pulse(self._settings.probe.lost_after, now),
                 tenants=frozenset(entry.tenants),
+                weight=entry.weight,
+                used_at=len(self.backends) - len(self._settings.backends),  # The first in the file goes first.
             )
             self.backends[backend.name] = backend
             self._metrics.backend_up.labels(backend.name).set(0)
@@ -204,6 +221,8 @@ class Fleet:
         """Mark a backend as poisoned: a prompt there ended with an error that only a restart of its process heals."""
         if backend.poisoned is None:
             _log.error("backend_poisoned", backend=backend.name)
+            if self.news is not None:
+                self.news.backend_poisoned(backend.name)
         backend.poisoned = upstream_id
         self._remember(backend)
         self._metrics.backend_poisoned.labels(backend.name).set(1)
@@ -292,7 +311,6 @@ class Fleet:
             backend.stopping = None
         backend.foreign_running = sum(not self._listener.is_ours(backend, item) for item in queue.running)
         backend.foreign_pending = sum(not self._listener.is_ours(backend, item) for item in queue.pending)
-        self._metrics.backend_pending.labels(backend.name).set(len(queue.pending))
         self._metrics.backend_running.labels(backend.name).set(len(queue.running))
         if backend.connected and not backend.is_reading:
             self._listener.probed(backend, queue, asked_at)
@@ -304,9 +322,10 @@ class Fleet:
             # If only the stats fail, go on, because the queue was answered and the memory is only shown.
             _log.info("system_stats_not_read", backend=backend.name, error=str(error))
             return
+        self._listener.measured(backend, stats)
         self._metrics.ram_free.labels(backend.name).set(stats.system.get("ram_free", 0))
         self._metrics.ram_total.labels(backend.name).set(stats.system.get("ram_total", 0))
-        for place, device in enumerate(stats.devices):
+        for place, device in stats.gpus:
             self._metrics.vram_free.labels(backend.name, str(place)).set(device.get("vram_free", 0))
             self._metrics.vram_total.labels(backend.name, str(place)).set(device.get("vram_total", 0))
 
@@ -318,8 +337,11 @@ class Fleet:
             return now
         if now in (Health.GONE, Health.LOST):
             backend.connected = False
+            self._metrics.backend_running.labels(backend.name).set(0)
             self._cut(backend)
             self._listener.down(backend)
+            if self.news is not None and was not in (Health.GONE, Health.LOST):
+                self.news.backend_down(backend.name)
         elif now is Health.UP:
             # If a probe finds the backend up again, reconnect at once, because its jobs wait for the socket.
             self._listening[backend.name].wake()
@@ -377,6 +399,7 @@ class Fleet:
             spent = 0.0
             async for message in socket:
                 began = time.monotonic()
+                backend.message_at = began
                 backend.pulse.heard(began)
                 if message.type is aiohttp.WSMsgType.TEXT:
                     if len(message.data) < events.LONG:
@@ -408,6 +431,8 @@ class Fleet:
         self._tasks.start(self._log.connected(backend), f"kind:{backend.name}")
         self._log.tell(backend, self._changed(backend, was))
         self._metrics.backend_up.labels(backend.name).set(backend.able)
+        if self.news is not None:
+            self.news.backend_up(backend.name)
         self._listener.available()
 
     async def _heard_long_text(self, backend: Backend, text: bytes) -> None:

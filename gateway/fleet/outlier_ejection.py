@@ -43,6 +43,7 @@ class Ejections:
         self._maximum = maximum
         self._limit = min(int(len(names) * share + 1e-9), len(names) - 1)
         self._able: OrderedDict[Kind, set[str]] = OrderedDict()
+        self._last_until = float("-inf")
 
     def record(self, name: str) -> tuple[list[tuple[Kind, frozenset[str]]], int, float]:
         """Return a backend's failures and ejections in a row, and the end of the last ejection.
@@ -61,6 +62,7 @@ class Ejections:
             self._able.setdefault(kind, set()).update(able)
         until = now + min(seconds, self._maximum) if seconds > 0 else float("-inf")
         self._records[name] = _Record([kind for kind, _ in failures][-self._after :], times, until)
+        self._last_until = max(self._last_until, until)
 
     def succeeded(self, name: str, kind: Kind, now: float) -> bool:
         """Note that a backend ended work of a kind well. During an ejection this ends no row of failures.
@@ -105,7 +107,12 @@ class Ejections:
         seconds = min(self._first * 2.0 ** min(record.times, 60), self._maximum)
         record.times += 1
         record.until = now + seconds
+        self._last_until = max(self._last_until, record.until)
         return seconds
+
+    def may_be_any(self, now: float) -> bool:
+        """Return False if no backend is ejected, without a look at each."""
+        return now < self._last_until
 
     def ejected(self, now: float) -> set[str]:
         """Return the names of all ejected backends."""

@@ -4,52 +4,71 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from functools import partial
 from typing import Any
 
+from gateway.artifacts.object_store import ObjectStore
 from gateway.bus import Bus
 from gateway.catalogue.catalogue import Catalogue
 from gateway.catalogue.path_families import PathFamilies
 from gateway.catalogue.refresher import Refresher
 from gateway.comfy.events import Event
-from gateway.comfy.file_refs import FileRef
-from gateway.comfy.responses import MARK, Queue
-from gateway.files.index import FileIndex, Holder
-from gateway.files.placements import Placement, Placements
+from gateway.comfy.responses import Queue, SystemStats
+from gateway.files.hidden_texts import Rewrite
+from gateway.files.index import FileIndex
+from gateway.files.placements import Placements
 from gateway.files.transfer import FileTransfer
 from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.health import Health
 from gateway.jobs.admission.admission import Admission
+from gateway.jobs.admission.device_needs import DeviceNeeds
 from gateway.jobs.admission.judged_backends import IsolationJudge
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.events.results import Results
+from gateway.jobs.files.backend_sweep import BackendSweep
+from gateway.jobs.files.ended_uploads import EndedUploads
 from gateway.jobs.files.inputs import Inputs
 from gateway.jobs.files.outputs import Outputs
+from gateway.jobs.files.restored_files import restore_files
+from gateway.jobs.files.stored_outputs import delete_with_history
+from gateway.jobs.foreign_prompts import foreign_items
 from gateway.jobs.isolation.upload_folders import UploadPlaces
+from gateway.jobs.kept_learning import KeptLearning
+from gateway.jobs.kept_models import KeptModels
 from gateway.jobs.lifecycle.cancellation import Cancellation
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.lifecycle.event_relay import EventRelay
 from gateway.jobs.lifecycle.failed_runs import FailedRuns
+from gateway.jobs.lifecycle.fleet_status import FleetStatus
 from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
 from gateway.jobs.lifecycle.large_entries import LargeEntries
 from gateway.jobs.lifecycle.large_events import LargeEvents
+from gateway.jobs.lifecycle.owner_deletion import OwnerDeletion
 from gateway.jobs.lifecycle.reconciliation import Reconciliation
 from gateway.jobs.lifecycle.watchdog import Watchdog
+from gateway.jobs.listed_models import ListedModels
+from gateway.jobs.live_metrics import show_live
 from gateway.jobs.parsing.json_reader import JsonReader
 from gateway.jobs.scheduling.backend_prompts import extra_of
 from gateway.jobs.scheduling.dispatcher import Dispatcher
+from gateway.jobs.scheduling.etas import Etas
+from gateway.jobs.scheduling.learning import Learning
 from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.outdated_copies import OutdatedCopies
 from gateway.jobs.scheduling.retries import Retries
-from gateway.jobs.state import named_ids, partner_keys
+from gateway.jobs.scheduling.routing_parts import make_routing
+from gateway.jobs.state import named_ids
 from gateway.jobs.state.bindings import Bindings
 from gateway.jobs.state.history import History
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.poisonous import PoisonousGraphs
 from gateway.jobs.state.prompt_bounds import Bounds
 from gateway.jobs.state.records import is_counted, restored
 from gateway.jobs.state.retention import Retention
+from gateway.jobs.storage import make_storage
 from gateway.settings import Settings
 from gateway.store.blobs import BlobStore
 from gateway.store.protocol import Store
@@ -68,6 +87,13 @@ class Engine:
         keyring: source of each tenant's file visibility, and of whether it is alone on the fleet.
         names: maker of secret names for tenants' files on backends that they share with strangers.
         spool: store of large messages that wait for their readers.
+        object_store: the store to which files are copied; None if `storage` is off.
+        rate: seconds of routing for each real second; 1 but in simulations that run fast.
+
+    Attributes:
+        artifacts: the copies of files in object storage; None if `storage` is off.
+        stored_files: what serves these copies; None if `storage` is off.
+        entry_links: links to them beside the outputs of jobs; None if readers get none (`storage.links`).
     """
 
     def __init__(
@@ -84,18 +110,20 @@ class Engine:
         keyring: Keyring,
         names: SecretNames,
         spool: Spool,
+        object_store: ObjectStore | None = None,
+        rate: float = 1.0,
     ) -> None:
         self._store = store
         self._fleet = fleet
         self._keyring = keyring
         self._client_id = client_id
         visibility = keyring.visibility
-        self.files = FileIndex()
+        self.files = FileIndex(settings.store.retention.max_files)
         self.placements = Placements()
         self.catalogue = Catalogue(
             fleet, settings.catalogue, self.files, self.placements, settings.data_dir / "catalogue", metrics
         )
-        self.refresher = Refresher(fleet, self.catalogue, metrics, self._is_idle)
+        self.refresher = Refresher(fleet, self.catalogue, metrics, self.is_idle)
         self.transfer = FileTransfer(fleet, blobs, self.placements, store, metrics, settings.uploads.max_size)
         self.history = History(
             store,
@@ -105,6 +133,7 @@ class Engine:
             settings.store.retention.max_bytes,
         )
         self.ledger = Ledger(store, bus, self.history, client_id)
+        self.poisonous = PoisonousGraphs(store, settings.poison.remember_seconds, self._has_open)
         judge = IsolationJudge(self.catalogue, policies, self._is_apart, names)
         self.places = UploadPlaces(names, judge.is_hidden)
         self.outputs = Outputs(
@@ -116,7 +145,15 @@ class Engine:
             self.places,
             judge.steering,
             settings.store.retention.max_files,
+            are_stored=object_store is not None,
         )
+        self.artifacts, self.stored_files, self.entry_links, stored = make_storage(
+            *(settings, object_store, fleet, self.files, store, names, self._rewriting, blobs.path, metrics),
+            self.ledger.named.has,
+            lambda: self.reader,
+        )
+        self.ledger.steps.at_end = (stored,) if stored is not None else ()
+        self._hides_names = settings.outputs.hide_names
         dispatch = settings.dispatch
         bounds = Bounds(
             dispatch.max_nodes,
@@ -128,6 +165,9 @@ class Engine:
         )
         self.reader = JsonReader(bounds, dispatch.max_prompt_bytes, metrics)
         client_events = ClientEvents(bus, self.ledger.begin)
+        listed_models = ListedModels(self._describe, is_shown=metrics.job_times.by_model)
+        self.learning = Learning(metrics, rate, settings.routing.out_of_memory_seconds)
+        self.kept_learning = KeptLearning(store, self.learning)
         self.completion = Completion(
             self.ledger,
             fleet,
@@ -140,9 +180,16 @@ class Engine:
             lambda job, backend, entry: self.failed_runs.runs_again(job, backend, entry),
             lambda: self.dispatcher.wake(),
             judge.is_kept_apart,
+            listed_models.name_of,
+            self.learning,
+            stored,
         )
         self.uploads = Uploads(settings.uploads, self.files, blobs, store, limits, self.ledger.named.has)
-        inputs = Inputs(
+        self.ended_uploads = EndedUploads(self.files, self.uploads)
+        self._forgets_uploads = settings.uploads.after_job == "forget"
+        if self._forgets_uploads:
+            self.ledger.steps.at_end = (*self.ledger.steps.at_end, self.ended_uploads)
+        self.inputs = inputs = Inputs(
             fleet,
             self.files,
             self.outputs,
@@ -155,11 +202,20 @@ class Engine:
             self._is_apart,
             self.places,
             judge.is_reviewed,
+            None if self.stored_files is None else self.stored_files.read,
         )
+        parts = self.files, self.placements, self.uploads, self.ledger, self.artifacts
+        self.backend_sweep = BackendSweep(*parts, settings.storage, store, started_at=time.monotonic())
         self.bindings = Bindings()
         self.families = PathFamilies(self.catalogue, settings.routes.sticky)
         self.admission = Admission(
-            self.catalogue, inputs, policies, judge, limits, self.bindings, settings.dispatch.max_outputs
+            *(self.catalogue, inputs, policies, judge, limits, self.bindings),
+            DeviceNeeds(fleet, policies, self.learning.out_of_memory),
+            settings.dispatch.max_outputs,
+        )
+        self._routing = make_routing(
+            *(settings.routing, self.ledger, fleet, inputs, self.admission, self.learning, limits, policies),
+            *(keyring.is_alone, self._is_apart, metrics),
         )
         self.dispatcher = Dispatcher(
             self.ledger,
@@ -172,26 +228,36 @@ class Engine:
             settings.probe.lost_after,
             self.completion.fail,
             client_events,
-            limits,
-            keyring.is_alone,
+            self._routing,
             OutdatedCopies(fleet, self.catalogue, self.refresher, self.admission),
+            self.poisonous,
         )
         self.retries = Retries(fleet, settings.dispatch, metrics, self.dispatcher.wake)
-        self.failed_runs = FailedRuns(self.ledger, fleet, settings.dispatch, self.retries, LostInputs(inputs))
+        self.failed_runs = FailedRuns(
+            self.ledger,
+            fleet,
+            settings.dispatch,
+            self.retries,
+            LostInputs(inputs),
+            self.poisonous,
+            self.admission.device_needs,
+            self.admission.refresh_able,
+        )
         self.watchdog = Watchdog(
             self.ledger, fleet, self.completion, self.retries, settings.dispatch, policies, metrics
         )
         self.spool = spool
-        results = Results(spool, self._describe)
         self.event_relay = EventRelay(
             self.ledger,
             self.completion,
             self.outputs,
             client_events,
             metrics,
-            results,
+            Results(spool, self._describe),
             judge.is_kept_apart,
             self._note_ids,
+            listed_models.name_of,
+            self.learning,
         )
         self.large_events = LargeEvents(self.event_relay, self.reader, spool, self.outputs)
         self.reconciliation = Reconciliation(
@@ -210,9 +276,27 @@ class Engine:
         self.cancellation = Cancellation(
             self.ledger, fleet, self.completion, self.history_deletion, self.dispatcher.wake
         )
+        self.owner_deletion = OwnerDeletion(
+            self.ledger,
+            fleet,
+            self.files,
+            self.placements,
+            self.uploads,
+            store,
+            self.reader,
+            self.admission,
+            self.cancellation,
+            self.places,
+        )
         self.retention = Retention(settings.store.retention, self.history, store)
-        metrics.jobs_waiting.set_function(lambda: len(self.ledger.waiting))
-        metrics.jobs_open.set_function(lambda: len(self.ledger))
+        self.fleet_status = FleetStatus(self.ledger, fleet, settings.log)
+        self._models = KeptModels(store, metrics.job_times)
+        show_live(metrics, self.ledger, fleet, self.catalogue)
+        self._show_state(metrics, blobs)
+
+    def _show_state(self, metrics: Metrics, blobs: BlobStore) -> None:
+        """Let metrics read the state of graphs and uploads."""
+        metrics.graphs_refused.set_function(lambda: len(self.poisonous))
         metrics.uploads_bytes.set_function(lambda: self.uploads.bytes)
         metrics.uploads_aside_bytes.set_function(lambda: blobs.aside_bytes)
 
@@ -222,7 +306,14 @@ class Engine:
         self.watchdog.start()
         self.catalogue.start()
         self.uploads.start()
+        if self._forgets_uploads:
+            self.ended_uploads.restore()
         self.retention.start()
+        if self.artifacts is not None:
+            self.artifacts.start()
+        self.fleet_status.start()
+        self._models.start()
+        self.kept_learning.start()
 
     async def close(self) -> None:
         """Stop all work in the gateway. Jobs on backends run on, and the next start finds them."""
@@ -238,10 +329,15 @@ class Engine:
         )
         for part in (
             *parts,
+            *((self.artifacts,) if self.artifacts is not None else ()),
             self.history_deletion,
+            self.fleet_status,
             self.retention,
+            self._models,
+            self.kept_learning,
             self.refresher,
             self.catalogue,
+            self.ended_uploads,
             self.uploads,
             self.transfer,
         ):
@@ -249,17 +345,17 @@ class Engine:
 
     async def restore(self) -> None:
         """Read the journal: files, history, open jobs. The jobs are reconciled later, when their backends connect."""
-        for file in await self._store.files():
-            visible = FileRef(file.kind, file.subfolder, file.filename)
-            folder = file.subfolder if file.upstream_subfolder is None else file.upstream_subfolder
-            there = FileRef(file.kind, folder, file.upstream)
-            self.files.restore(file.tenant, visible, Holder(file.backend, there, file.etag), bool(file.anew))
-        for placed in await self._store.placements():
-            ref = FileRef(placed.kind, placed.subfolder, placed.filename)
-            wanted = FileRef(placed.kind, placed.subfolder, placed.wanted)
-            self.placements.put(placed.backend, wanted, placed.digest, Placement(ref, placed.etag))
+        parts = self.placements, self.artifacts, self.outputs
+        rows, copies, orders = await restore_files(self._store, self.files, *parts)
+        await self._models.restore()
+        await self.kept_learning.restore()
         await self.uploads.restore()
+        if orders := [*orders, *copies.attach_uploads(self.files), *self.files.take_dropped()]:
+            self._store.write(orders)
+        if self.artifacts is not None:
+            self.artifacts.restore(rows)
         await self.catalogue.restore()
+        await self.poisonous.restore(time.time())
         for record in await self._store.history():
             self.history.restore(record)
             if record.upstream_id:
@@ -273,6 +369,9 @@ class Engine:
             job = restored(job_record, frozenset() if is_doubtful else names)
             self.ledger.restore(job)
             self.retries.resume(job)
+            self.poisonous.restore_job(job)
+        if self.artifacts is not None:
+            delete_with_history(self.artifacts, self.history, self._has_open)
 
     def _restore_count(self) -> None:
         """Continue the count after the gateway's numbers in the history. Clients' numbers are floats there.
@@ -290,9 +389,23 @@ class Engine:
             known = self.catalogue.merged_catalogue.classes.get(node_class)
         return known
 
-    def _is_idle(self, backend: Backend) -> bool:
+    @property
+    def etas(self) -> Etas:
+        """Return the expected times of open jobs."""
+        return self._routing.etas
+
+    def is_idle(self, backend: Backend) -> bool:
         """Return True if a backend has nothing to run, neither of the gateway's jobs nor of others."""
         return not (backend.foreign_running or backend.foreign_pending or any(self.ledger.load(backend.name)))
+
+    def _rewriting(self, tenant: str) -> Rewrite | None:
+        """Return the function that puts a tenant's own names into the texts of its PNG files; None to leave them."""
+        is_hidden = self._hides_names and tenant not in self._keyring.admin_tenants
+        return partial(self.outputs.reveal_text, tenant) if is_hidden and self.admission.is_judged(tenant) else None
+
+    def _has_open(self, tenant: str, prompt_id: str) -> bool:
+        """Return True if a tenant has an open job of this id."""
+        return self.ledger.find(tenant, prompt_id) is not None
 
     def _is_apart(self, tenant: str) -> bool:
         """Return True if a tenant shares the fleet with strangers, or with strangers' files.
@@ -367,32 +480,38 @@ class Engine:
 
     def probed(self, backend: Backend, queue: Queue, asked_at: float) -> None:
         """Check jobs against the queue from a backend's probe, and send waiting jobs."""
+        self.ledger.busy.foreign(backend.name, time.monotonic(), runs=backend.foreign_running > 0)
+        self._routing.board.changed(backend.name)
         self.reconciliation.probed(backend, queue, asked_at)
         self.dispatcher.wake()
 
+    def measured(self, backend: Backend, stats: SystemStats) -> None:
+        """Take note of a backend's launch options and devices."""
+        self.learning.measured(backend.name, stats.system)
+        if self.admission.device_needs.measured(backend):
+            self.dispatcher.wake()
+
     def down(self, backend: Backend) -> None:
         """Requeue the jobs of a backend that is gone or lost."""
-        self.bindings.lose(backend.name, time.monotonic())
+        now = time.monotonic()
+        self.ledger.busy.foreign(backend.name, now, runs=False)
+        if backend.health is Health.GONE:
+            self.learning.relaunched(backend.name)
+        else:
+            self.learning.emptied(backend.name)
+        self.bindings.lose(backend.name, now)
+        self._routing.board.changed(backend.name)
+        self.admission.device_needs.look()
         self.reconciliation.down(backend)
 
     def available(self) -> None:
-        """Send waiting jobs, because a backend may take work."""
+        """Send waiting jobs, and copy files that wait, because a backend may be back."""
+        self._routing.board.all_changed()
+        self.admission.device_needs.look()
         self.dispatcher.wake()
+        if self.artifacts is not None:
+            self.artifacts.look()
 
     def foreign_items(self) -> tuple[list[object], list[object]]:
         """Return the running and the pending prompts of others on backends, at the last probe, for admins."""
-        backends = [b for b in self._fleet.backends.values() if b.foreign_running or b.foreign_pending]
-        if not backends:
-            return [], []
-        running = chain.from_iterable([(b, item) for item in b.queue.running] for b in backends if b.pulse.alive)
-        pending = chain.from_iterable([(b, item) for item in b.queue.pending] for b in backends if b.pulse.alive)
-        return (
-            [_shown(item) for backend, item in running if not self.is_ours(backend, item)],
-            [_shown(item) for backend, item in pending if not self.is_ours(backend, item)],
-        )
-
-
-def _shown(item: Sequence[Any]) -> Any:
-    """Return a foreign item of a queue as an admin may see it: no partner keys, and no mark of another gateway."""
-    extra = {key: value for key, value in extra_of(item).items() if key != MARK}
-    return partner_keys.without([*item[:3], extra, *item[4:]] if extra_of(item) else list(item))
+        return foreign_items(self._fleet.backends.values(), self.is_ours)

@@ -129,7 +129,7 @@ class ClientSocket:
             # The payload of a large frame is its head before the picture. Both forms share the picture.
             if frame.legacy is None and (legacy := previews.to_legacy(frame.payload)) is not None:
                 # Keep the legacy form on the frame, because all sockets of the session share it.
-                frame.legacy = replace(frame, said=legacy)
+                frame.legacy = replace(frame, said=legacy, heard_at=0.0)
             self._held = frame.legacy
         if held is not None and frame.slot != "progress":
             self._put(held)
@@ -301,13 +301,18 @@ class ClientSocket:
         self._writing_since = None
 
     async def _write_one(self, frame: Frame) -> None:
-        self._writing, self._writing_since = frame, time.monotonic()
+        began = time.monotonic()
+        self._writing, self._writing_since = frame, began
         if frame.bulk is None and not self._writer.is_amid:
             await self._response.send_frame(frame.payload, WSMsgType.BINARY if frame.binary else WSMsgType.TEXT)
         else:
             await self._writer.write(frame)
         self._writing = self._writing_since = None
-        self._metrics.events.labels(str(frame.kind)).inc()
+        metrics = self._metrics
+        metrics.events[frame.kind].inc()
+        metrics.traffic.to_clients += frame.size
+        if frame.heard_at:
+            metrics.event_delay.observe(began - frame.heard_at)
 
     def _moved(self) -> None:
         self._writing_since = time.monotonic()

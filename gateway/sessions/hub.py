@@ -13,9 +13,12 @@ from aiohttp import WSCloseCode, web
 
 from gateway.bus import Bus, session_topic
 from gateway.comfy import events
+from gateway.jobs.routing.eta import Shown
+from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.sessions.buffer_bounds import Buffers
 from gateway.sessions.client_socket import ClientSocket
+from gateway.sessions.eta_events import EtaEvents
 from gateway.sessions.intake import Budget, install, tenant_bucket
 from gateway.sessions.statuses import Statuses
 from gateway.settings import SessionSettings
@@ -34,6 +37,7 @@ class Hub:
 
     Args:
         features: returns the feature flags for a tenant's clients.
+        shown: returns what the tenant of an open job is shown of it.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Hub:
         metrics: Metrics,
         settings: SessionSettings,
         features: Callable[[str], dict[str, Any]],
+        shown: Callable[[Job], Shown],
     ) -> None:
         self._ledger = ledger
         self._bus = bus
@@ -51,6 +56,7 @@ class Hub:
         self._features = features
         self._sockets: dict[ClientSocket, Grant | None] = {}
         self._statuses = Statuses(ledger, bus)
+        self._etas = EtaEvents(ledger, shown)
         self._buffers = Buffers(settings.tenant_buffer, settings.total_buffer)
         self._received: dict[str, TokenBucket] = {}
         metrics.sockets_buffered.set_function(lambda: self._buffers.bytes)
@@ -58,7 +64,8 @@ class Hub:
         self._closing = False
 
     def start(self) -> None:
-        """Start the periodic check for slow readers and ended grants."""
+        """Start the periodic check for slow readers and ended grants, and the events of ETAs."""
+        self._etas.start()
         self._tasks.repeat(self._sweep, "sweep", SWEEP_SECONDS, at_once=False)
 
     async def close(self) -> None:
@@ -66,6 +73,7 @@ class Hub:
         self._closing = True
         for socket in list(self._sockets):
             socket.close(WSCloseCode.GOING_AWAY, "the gateway is shutting down")
+        await self._etas.close()
         await self._tasks.close()
 
     def __len__(self) -> int:
@@ -101,7 +109,8 @@ class Hub:
             return response
         transport.set_write_buffer_limits(high=TRANSPORT_BYTES)
         session_id = request.rel_url.query.get("clientId") or uuid.uuid4().hex
-        interleave = request.rel_url.query.get("events") == "interleave"
+        wanted = request.rel_url.query.get("events", "").split(",")
+        interleave = "interleave" in wanted
         socket = ClientSocket(
             response,
             stream,
@@ -124,6 +133,9 @@ class Hub:
             leaving.callback(self._bus.subscribe(session_topic(tenant, session_id), socket.send))
             self._statuses.join(tenant, socket)
             leaving.callback(self._statuses.leave, tenant, socket)
+            if "eta" in wanted:
+                self._etas.join(tenant, session_id, socket)
+                leaving.callback(self._etas.leave, tenant, session_id, socket)
             self._sockets[socket] = grant
             leaving.callback(self._sockets.pop, socket)
             leaving.enter_context(self._metrics.sockets.track_inprogress())

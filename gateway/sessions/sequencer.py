@@ -56,6 +56,7 @@ class Sequencer:
             self._remember(prompt_id)
             return []
         if prompt_id != self._current:
+            frame.heard_at = 0.0
             self.waiting.setdefault(prompt_id, Backlog()).add(frame)
             return []
         if frame.kind is not Kind.END:

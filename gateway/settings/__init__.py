@@ -10,7 +10,7 @@ from gateway.settings.jobs import (
     StoreSettings,
     UploadSettings,
 )
-from gateway.settings.models import LogSettings, Settings, is_loopback
+from gateway.settings.models import STREAMS, LogSettings, Settings, is_loopback
 from gateway.settings.reading import (
     ADMIN_KEYS,
     ENVIRONMENT_PREFIX,
@@ -21,13 +21,18 @@ from gateway.settings.reading import (
     load,
 )
 from gateway.settings.routes import RouteSettings, UserDataSettings
+from gateway.settings.routing import AffinitySettings, PolicyName, RoutingSettings
+from gateway.settings.runs import RunSettings, WorkflowSettings
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
 from gateway.settings.tenants import AnonymousSettings, LimitSettings, PolicySettings, TenantSettings
 from gateway.settings.tls import BackendTlsSettings, ServerTlsSettings
+from gateway.settings.webhooks import WebhookEndpointSettings, WebhookSettings
 
 __all__ = [
     "ADMIN_KEYS",
     "ENVIRONMENT_PREFIX",
+    "STREAMS",
+    "AffinitySettings",
     "AnonymousSettings",
     "AuthSettings",
     "BackendAuthSettings",
@@ -42,10 +47,13 @@ __all__ = [
     "LimitSettings",
     "LockoutSettings",
     "LogSettings",
+    "PolicyName",
     "PolicySettings",
     "ProbeSettings",
     "RetentionSettings",
     "RouteSettings",
+    "RoutingSettings",
+    "RunSettings",
     "ServerSettings",
     "ServerTlsSettings",
     "SessionSettings",
@@ -55,6 +63,9 @@ __all__ = [
     "TenantSettings",
     "UploadSettings",
     "UserDataSettings",
+    "WebhookEndpointSettings",
+    "WebhookSettings",
+    "WorkflowSettings",
     "admin_keys_of",
     "backends_of",
     "is_loopback",

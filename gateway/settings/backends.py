@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway.settings.addresses import host_and_port
 from gateway.settings.base import Count, Label, Model, Name, Seconds
+from gateway.settings.healing import RestartSettings
 from gateway.settings.tls import BackendTlsSettings
 
 _OTHER_SCHEMES = frozenset({"ftp", "ws", "wss", "tcp", "unix", "HTTP", "HTTPS"})
@@ -51,10 +52,12 @@ class BackendSettings(Model):
     name: str = ""
     primary: bool = False
     max_queue: Count | None = None
+    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     auth: BackendAuthSettings | None = None
     tls: BackendTlsSettings | None = None
     labels: tuple[Label, ...] = ()
     tenants: tuple[Name, ...] = ()
+    restart: RestartSettings | None = None
 
     @field_validator("url")
     @classmethod

@@ -19,7 +19,11 @@ Period = Annotated[float, Field(gt=0, le=YEAR), *TIMES]
 Age = Annotated[float, Field(gt=0), *TIMES]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1), *SIZES]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
+_LABEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}"
+Label = Annotated[str, Field(pattern=f"^{_LABEL_PATTERN}$")]
+_LABEL = re.compile(_LABEL_PATTERN)
+# Requests have the same (gateway/jobs/routing/requirements.py); a test compares both.
+_CONDITION = re.compile(rf"vram *(>=|<=|>|<|=) *[0-9]{{1,6}}(\.[0-9]{{1,3}})?|{_LABEL_PATTERN}")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 
@@ -37,6 +41,25 @@ def checked_name(name: str) -> str:
             "the first a letter or digit"
         )
     return name
+
+
+def checked_condition(condition: str) -> str:
+    """Return a condition on a backend if it is well formed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _CONDITION.fullmatch(condition):
+        raise ValueError(
+            "must be a label, or vram with >=, >, <=, < or = and a number of GB, such as vram>=24; "
+            f"found {condition[:60]!r}"
+        )
+    return condition
+
+
+def is_label(condition: str) -> bool:
+    """Return True if a well-formed condition is a label."""
+    return _LABEL.fullmatch(condition) is not None
 
 
 def checked_network(network: str) -> str:

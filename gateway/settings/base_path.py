@@ -9,11 +9,11 @@ MAX_PREFIX = 128
 _SEGMENTS = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 # First segments of routes of the gateway and of ComfyUI. A prefix of that name would take requests for them away.
 RESERVED = frozenset(
-    """api assets browser comfyui_manager cursor customnode docs embeddings experiment extensions externalmodel
-    favicon.ico features fonts free gateway global_subgraphs healthz history i18n index.html internal interrupt lib
-    manager materialdesignicons.min.css metrics models node_replacements object_info prompt queue readyz scripts
-    settings snapshot system_stats templates upload user.css userdata users v2 vhs view view_metadata
-    workflow_templates workspace ws""".split()
+    """api assets browser comfyui_manager cursor customnode docs easyuse embeddings experiment extensions
+    externalmodel favicon.ico features fonts free gateway getpath global_subgraphs healthz history i18n impact
+    index.html inspire internal interrupt lib lm manager materialdesignicons.min.css metrics models
+    node_replacements object_info prompt queue readyz rgthree scripts settings snapshot system_stats templates
+    upload user.css userdata users v2 vhs view view_metadata workflow_templates workspace ws""".split()
 )
 
 

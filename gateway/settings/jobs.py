@@ -66,12 +66,16 @@ class OutputSettings(Model):
 
 
 class UploadSettings(Model):
-    """Bounds of uploads, which the gateway keeps in the data directory and puts on backends."""
+    """Bounds of uploads, which the gateway keeps in the data directory and puts on backends.
+
+    `after_job` is what becomes of the uploads that a job named when it has ended.
+    """
 
     max_size: Bytes = 4 * 1024**3
     quota: Bytes = 20 * 1024**3
     keep: Age = 30 * 86_400.0
     aside: Age = 7 * 86_400.0
+    after_job: Literal["keep", "forget"] = "keep"
 
 
 class CatalogueSettings(Model):

@@ -19,7 +19,7 @@ from gateway.settings.units import Measured, Unit, with_unit
 
 MAX_SHOWN = 60
 Location = Sequence[str | int]
-_SECRETS = frozenset({"key", "sha256", "password", "bearer", "user"})
+_SECRETS = frozenset({"key", "sha256", "password", "bearer", "user", "headers", "command"})
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 # Examples that can't be made from a default: by path, with [] for a place in a list.
 _EXAMPLES = {
@@ -33,6 +33,9 @@ _EXAMPLES = {
     "backends[].labels[]": "big",
     "backends[].tenants": "[anna]",
     "backends[].max_queue": "8",
+    "backends[].restart": "{command: [systemctl, restart, comfyui@0]}",
+    "backends[].restart.command": "[systemctl, restart, comfyui@0]",
+    "backends[].restart.headers": '{Authorization: "Bearer ${TOKEN}"}',
     "auth": "{metrics: key}",
     "auth.keys": '[{name: app, key: "${APP_KEY}"}]',
     "auth.keys[]": '{name: app, key: "${APP_KEY}"}',
@@ -55,19 +58,23 @@ _EXAMPLES = {
     "tenants.anonymous.networks[]": "10.0.0.0/8",
     "tenants.named": "{anna: {labels: [big]}}",
     "tenants.default.labels": "[big]",
+    "tenants.default.require": '["vram>=24"]',
+    "tenants.default.require[]": '"vram>=24"',
     "tenants.default.deadline": "1h",
     "tenants.default.nodes.deny": '["Shell*"]',
     "tenants.default.nodes.trust": '["ComfyUI-Impact-Pack"]',
     "tenants.default.models.deny": '["internal-*"]',
     "tenants.default.limits": "{prompts_per_minute: 60}",
     "tenants.default": "{limits: {prompts_per_minute: 60}}",
+    "log.file": "/var/log/comfyui-gateway/gateway.log",
+    "log.fleet_status": "1m",
     "dispatch.job_timeout": "30m",
     "dispatch.deadline": "1h",
     "store.retention": "{max_age: 30d}",
 }
 # Settings of other programs, and the advice for each.
-_LOG_FILE = "logs go to standard error: redirect it, as in 2>>gateway.log, or let the service manager keep it"
-_NO_SETTINGS = dict.fromkeys(("log.file", "log.filename", "log.path", "log.output", "log_file", "logfile"), _LOG_FILE)
+_LOG_FILE = "the setting is log.file: stderr, stdout or the path of a file"
+_NO_SETTINGS = dict.fromkeys(("log.to", "log.filename", "log.path", "log.output", "log_file", "logfile"), _LOG_FILE)
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("model_type", "dict_type", "mapping_type", "model_attributes_type")
 

@@ -13,7 +13,8 @@ from pydantic import PrivateAttr, field_validator, model_validator
 from gateway.settings.addresses import host_and_port, is_own_address
 from gateway.settings.auth import AuthSettings
 from gateway.settings.backends import BackendSettings, EjectionSettings, ProbeSettings
-from gateway.settings.base import Model
+from gateway.settings.base import Model, Seconds, is_label
+from gateway.settings.healing import PoisonSettings, VramGuardSettings
 from gateway.settings.jobs import (
     CatalogueSettings,
     DispatchSettings,
@@ -23,17 +24,43 @@ from gateway.settings.jobs import (
     UploadSettings,
 )
 from gateway.settings.routes import RouteSettings, UserDataSettings
+from gateway.settings.routing import RoutingSettings
+from gateway.settings.runs import RunSettings, WorkflowSettings
 from gateway.settings.server import CorsSettings, ServerSettings, SessionSettings
+from gateway.settings.storage import StorageSettings
 from gateway.settings.tenants import TenantSettings
+from gateway.settings.v2 import V2Settings
+from gateway.settings.webhooks import WebhookSettings
+
+# Values of log.file that are no paths.
+STREAMS = ("stderr", "stdout")
 
 
 class LogSettings(Model):
-    """Level, form and kinds of log lines."""
+    """Level, form, place and kinds of log lines."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
+    file: str = "stderr"
     requests: bool = True
     audit: bool = True
+    fleet_status: Seconds | None = 60.0
+
+    @field_validator("file")
+    @classmethod
+    def _check_file(cls, file: str) -> str:
+        """Refuse a path that can be no file's, because the log would be missing when it is needed."""
+        if file in STREAMS:
+            return file
+        if not file.strip():
+            raise ValueError("is empty; give stderr, stdout or the path of a file")
+        if Path(file).is_dir():
+            raise ValueError(
+                f"{file} is a folder; give the path of a file in it, such as {file.rstrip('/')}/gateway.log"
+            )
+        if not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {Path(file).absolute().parent}; make it, for the gateway's user")
+        return file
 
 
 class Settings(Model):
@@ -46,7 +73,10 @@ class Settings(Model):
     tenants: TenantSettings = TenantSettings()
     probe: ProbeSettings = ProbeSettings()
     dispatch: DispatchSettings = DispatchSettings()
+    routing: RoutingSettings = RoutingSettings()
     ejection: EjectionSettings = EjectionSettings()
+    vram_guard: VramGuardSettings = VramGuardSettings()
+    poison: PoisonSettings = PoisonSettings()
     history: HistorySettings = HistorySettings()
     sessions: SessionSettings = SessionSettings()
     store: StoreSettings = StoreSettings()
@@ -55,6 +85,11 @@ class Settings(Model):
     userdata: UserDataSettings = UserDataSettings()
     routes: RouteSettings = RouteSettings()
     catalogue: CatalogueSettings = CatalogueSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    v2: V2Settings = V2Settings()
+    run: RunSettings = RunSettings()
+    workflows: WorkflowSettings = WorkflowSettings()
+    storage: StorageSettings = StorageSettings()
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
 
@@ -116,9 +151,10 @@ class Settings(Model):
         there = {label for backend in self.backends for label in backend.labels}
         policies = {"default": self.tenants.default, **{f"named.{n}": p for n, p in self.tenants.named.items()}}
         wrong = [
-            f"tenants.{place}.labels: no backend has the label '{label}'"
+            f"tenants.{place}.{setting}: no backend has the label '{label}'"
             for place, policy in policies.items()
-            for label in policy.labels
+            for setting, given in (("labels", policy.labels), ("require", tuple(filter(is_label, policy.require))))
+            for label in given
             if label not in there
         ]
         if wrong and self.backends:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from gateway.settings.base import Bytes, Count, Label, Model, Name, Network, Period
+from gateway.settings.base import Bytes, Count, Label, Model, Name, Network, Period, checked_condition
+from gateway.settings.routing import PolicyName
 
 
 class AnonymousSettings(Model):
@@ -17,6 +18,8 @@ class AnonymousSettings(Model):
     tenant: Name = "anonymous"
 
 
+# A condition on a backend: a label, or an amount of VRAM in GB.
+Condition = Annotated[str, AfterValidator(checked_condition)]
 # A glob pattern: ``*``, ``?``, ``[abc]``.
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -55,10 +58,18 @@ class LimitSettings(Model):
 
 
 class PolicySettings(Model):
-    """Policy of a tenant: the backends, node classes and models that it may use, and its limits."""
+    """Policy of a tenant: the backends, node classes and models that it may use, its share and its limits.
+
+    `routing` is its routing policy; None for that of `routing.policy`. `require` are the conditions that it puts to the
+    backends of its jobs.
+    """
 
     labels: tuple[Label, ...] = ()
+    require: tuple[Condition, ...] = ()
     deadline: Period | None = None
+    routing: PolicyName | None = None
+    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    max_priority: Annotated[int, Field(ge=0, le=9)] = 0
     nodes: NodeSettings = NodeSettings()
     models: DenySettings = DenySettings()
     limits: LimitSettings = LimitSettings()

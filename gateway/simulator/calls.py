@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.comfy.true_types import is_link
-from gateway.simulator.nodes import Result
+from gateway.simulator.values import Result
 
 Description = Mapping[str, Any]
 _AUTOGROW = "COMFY_AUTOGROW_V3"

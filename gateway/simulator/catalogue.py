@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.comfy import json_codec
+from gateway.simulator.executor import Executor
 from gateway.simulator.faults import Faults
 from gateway.simulator.files import Files
 from gateway.simulator.options import SimulatorOptions
@@ -23,7 +24,6 @@ from gateway.simulator.stateful_nodes import CLASSES
 
 VERSION = "0.33.0"
 GIB = 1024**3
-MODEL_VRAM = 6 * GIB
 FOLDERS = (
     "checkpoints configs loras vae text_encoders diffusion_models clip_vision style_models embeddings diffusers "
     "vae_approx controlnet gligen upscale_models latent_upscale_models custom_nodes datasets hypernetworks photomaker "
@@ -31,7 +31,12 @@ FOLDERS = (
     "detection"
 ).split()
 _MODEL_SUFFIXES = ".bin .ckpt .pkl .pt .pt2 .pth .safetensors .sft".split()
-_LOADERS = {"checkpoints": ("CheckpointLoaderSimple", "ckpt_name"), "loras": ("LoraLoader", "lora_name")}
+_LOADERS = {
+    "checkpoints": ("CheckpointLoaderSimple", "ckpt_name"),
+    "diffusion_models": ("UNETLoader", "unet_name"),
+    "text_encoders": ("CLIPLoader", "clip_name"),
+    "loras": ("LoraLoader", "lora_name"),
+}
 _NO_MODELS = ("configs", "custom_nodes")
 _PLACEHOLDER = "<!doctype html><title>Simulated ComfyUI</title><p>A simulated ComfyUI. No front end is installed.</p>"
 
@@ -40,11 +45,21 @@ def load_object_info(options: SimulatorOptions) -> dict[str, Any]:
     """Return the node classes, with the models that this one has."""
     text = (resources.files("gateway.simulator") / "object_info.json").read_text("utf-8")
     info: dict[str, Any] = json.loads(text)
-    for folder, names in {"checkpoints": options.models, "loras": options.loras}.items():
+    for folder, names in _models_of(options).items():
         _list_models(info, folder, names)
     if options.custom_nodes:
         info.update(CLASSES)
     return {name: description for name, description in info.items() if name not in options.without}
+
+
+def _models_of(options: SimulatorOptions) -> dict[str, Sequence[str]]:
+    """Return the models of each folder that has any."""
+    return {
+        "checkpoints": options.models,
+        "diffusion_models": options.unets,
+        "text_encoders": options.clips,
+        "loras": options.loras,
+    }
 
 
 def _list_models(info: dict[str, Any], folder: str, names: Sequence[str]) -> None:
@@ -63,17 +78,17 @@ class Catalogue:
         files: Files,
         object_info: dict[str, Any],
         features: dict[str, Any],
-        loaded: Any,
+        executor: Executor,
         faults: Faults,
     ) -> None:
         self._features = features
         self._options = options
         self._files = files
         self._object_info = object_info
-        self._loaded = loaded
+        self._executor = executor
         self._faults = faults
         self._born = time.time()
-        self._models: dict[str, Sequence[str]] = {"checkpoints": options.models, "loras": options.loras}
+        self._models = _models_of(options)
         # A test's answer to GET /object_info, whatever it is; None for the simulator's own.
         self.odd_answer: bytes | None = None
 
@@ -173,11 +188,13 @@ class Catalogue:
     async def get_system_stats(self, _: web.Request) -> web.Response:
         """GET /system_stats."""
         total = int(self._options.vram_gb * GIB)
-        free = max(total - GIB // 2 - (MODEL_VRAM if self._loaded() else 0), 0)
+        leak = self._faults.get("leak-vram")
+        used = self._executor.memory.used_vram() + int(leak.number * GIB if leak else 0)
+        free = max(total - used, 0)
         device = {
-            "name": "cuda:0 NVIDIA Simulated : native",
-            "type": "cuda",
-            "index": 0,
+            "name": "cpu" if self._options.cpu else "cuda:0 NVIDIA Simulated : native",
+            "type": "cpu" if self._options.cpu else "cuda",
+            "index": None if self._options.cpu else 0,
             "vram_total": total,
             "vram_free": free,
             "torch_vram_total": total - free,
@@ -185,8 +202,8 @@ class Catalogue:
         }
         system = {
             "os": sys.platform,
-            "ram_total": 64 * GIB,
-            "ram_free": 48 * GIB,
+            "ram_total": int(self._options.ram_gb * GIB),
+            "ram_free": int(self._executor.free_ram()),
             "comfyui_version": VERSION,
             "required_frontend_version": None,
             "installed_templates_version": None,
@@ -196,7 +213,7 @@ class Catalogue:
             "pytorch_version": "2.13.0+simulated",
             "embedded_python": False,
             "deploy_environment": "local-git",
-            "argv": ["main.py"],
+            "argv": ["main.py", *(["--cpu"] if self._options.cpu else ()), *self._options.cache_arguments],
         }
         if self._faults.get("no-version"):
             del system["comfyui_version"]

@@ -12,6 +12,8 @@
 | `drop-answer` | POST /prompt queues the prompt and drops the connection without an answer |
 | `hold-prompt` | POST /prompt is read, and queued and answered only when this is switched off |
 | `hold-answer` | POST /prompt queues the prompt, and is answered only when this is switched off |
+| `hold-view` | GET /view is answered only when this is switched off |
+| `endless-view` | GET /view sends the file and then zeros for ever, without a Content-Length |
 | `no-prompt-id` | an older ComfyUI: mints ids itself |
 | `no-metadata` | an older ComfyUI: sends previews of type 1 alone |
 | `no-jobs` | an older ComfyUI: has no /api/jobs |
@@ -20,11 +22,14 @@
 | `interrupt-any` | an older ComfyUI: POST /interrupt stops whatever runs, whichever prompt it names |
 | `oom` | jobs fail as they do when the GPU's memory is full |
 | `oom-until-free` | the same, until POST /free is asked |
+| `leak-vram:G` | G GiB of VRAM are used whatever runs, and POST /free does not give them back |
 | `poisoned` | jobs fail with a CUDA error that only a restart heals |
 | `lose-uploads` | uploads are answered as if they were kept, and are not |
 | `odd` | each answer in JSON is one that no ComfyUI gives, and before each message on a socket comes an odd one |
 | `full-disk` | jobs fail, because there is no space left on its disk |
 | `broken` | jobs fail with an error of the installation, whatever they are |
+| `low-ram` | GET /system_stats tells that the machine's memory is nearly full |
+| `no-worker` | prompts are queued and none is started, as if the thread that runs them hung between two |
 | `deaf` | what runs goes no further, says nothing and heeds no interrupt, while requests are answered |
 | `silent` | what runs goes no further and says nothing, while requests are answered; an interrupt ends it |
 """
@@ -46,6 +51,8 @@ KNOWN = frozenset(
         "drop-answer",
         "hold-prompt",
         "hold-answer",
+        "hold-view",
+        "endless-view",
         "no-prompt-id",
         "no-metadata",
         "no-jobs",
@@ -56,11 +63,14 @@ KNOWN = frozenset(
         "odd",
         "oom",
         "oom-until-free",
+        "leak-vram",
         "poisoned",
         "broken",
         "full-disk",
         "silent",
         "deaf",
+        "no-worker",
+        "low-ram",
     }
 )
 

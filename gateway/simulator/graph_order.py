@@ -1,18 +1,11 @@
-"""Order of a graph's nodes, and the signatures by which the simulated cache knows them. Pure."""
+"""Order of a graph's nodes. Pure."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from gateway.comfy import json_codec
-
-
-def is_link(value: Any) -> bool:
-    """Return True if an input is a link to another node."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+from gateway.comfy.true_types import is_link
 
 
 def ordered(prompt: dict[str, Any], outputs: list[str]) -> Iterator[str]:
@@ -33,12 +26,14 @@ def ordered(prompt: dict[str, Any], outputs: list[str]) -> Iterator[str]:
                 yield node_id
 
 
-def signatures_of(prompt: dict[str, Any]) -> dict[str, str]:
-    """Return each node's signature: its class, its inputs, and the signatures of the nodes that it is linked to."""
-    found: dict[str, str] = {}
-    with contextlib.suppress(KeyError, RecursionError):
-        for node_id in ordered(prompt, list(prompt)):
-            node = prompt[node_id]
-            inputs = {k: ["link", found[v[0]], v[1]] if is_link(v) else v for k, v in node["inputs"].items()}
-            found[node_id] = hashlib.blake2b(json_codec.dumps_sorted([node["class_type"], inputs])).hexdigest()
+def pending(prompt: dict[str, Any], outputs: list[str], is_cached: Callable[[str], bool]) -> set[str]:
+    """Return the outputs, and all nodes that they need and that are not cached (graph.py, add_node)."""
+    found: set[str] = set()
+    left = list(outputs)
+    while left:
+        node_id = left.pop()
+        if node_id not in found:
+            found.add(node_id)
+            links = [v[0] for v in prompt[node_id]["inputs"].values() if is_link(v)]
+            left += [link for link in links if not is_cached(link)]
     return found

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gateway.comfy.true_types import is_link
-from gateway.simulator.nodes import Result
+from gateway.simulator.values import Result
 
 # Python's limit for recursion is 1000 calls; some are ComfyUI's before it comes to this.
 _MAX_DEPTH = 970

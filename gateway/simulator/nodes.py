@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageOps
 
 from gateway.comfy import json_codec
 from gateway.simulator.files import Files
-from gateway.simulator.values import Images
+from gateway.simulator.models import ModelTimes, work_in
+from gateway.simulator.values import Images, ModelPart, Result
 
 if TYPE_CHECKING:
     from gateway.simulator.stateful_nodes import State
@@ -44,7 +44,7 @@ class Run(Protocol):
     extra_data: dict[str, Any]
 
     async def steps(self, count: int, seconds_each: float, colour: Colour) -> None:
-        """Take steps, with progress and a preview each.
+        """Take steps, with progress and a preview each. They take `seconds_each` at speed 1.
 
         Raises:
             NodeInterrupted: the prompt was interrupted.
@@ -57,7 +57,13 @@ class Run(Protocol):
         """Send the node's progress, with an encoded picture."""
 
     async def load_model(self, name: str) -> None:
-        """Load a checkpoint into memory."""
+        """Load a model from disk."""
+
+    async def use_model(self, part: Any) -> ModelTimes:
+        """Have a model in VRAM, and return its times. `part` is a part of it, or a value of an unknown type."""
+
+    async def spend(self, seconds: float) -> None:
+        """Take so many seconds at speed 1."""
 
     @property
     def state(self) -> State:
@@ -87,18 +93,6 @@ class Run(Protocol):
 
     def new_temp_mark(self) -> str:
         """Return letters that no name has had."""
-
-    @property
-    def steps_per_second(self) -> float:
-        """Return the speed of a sampler, in steps per second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Result of a node: its outputs, and the data for the UI."""
-
-    outputs: tuple[Any, ...]
-    ui: dict[str, Any] | None = None
 
 
 NodeFunction = Callable[[Run, dict[str, Any]], Awaitable[Result]]
@@ -200,7 +194,15 @@ async def _preview(run: Run, inputs: dict[str, Any]) -> Result:
 async def _load_checkpoint(run: Run, inputs: dict[str, Any]) -> Result:
     name = inputs["ckpt_name"]
     await run.load_model(name)
-    return Result((("model", name), ("clip", name), ("vae", name)))
+    return Result(tuple(ModelPart(kind, name) for kind in ("model", "clip", "vae")))
+
+
+def _loader(input_name: str, kind: str) -> NodeFunction:
+    async def load(run: Run, inputs: dict[str, Any]) -> Result:
+        await run.load_model(inputs[input_name])
+        return Result((ModelPart(kind, inputs[input_name]),))
+
+    return load
 
 
 async def _load_lora(run: Run, inputs: dict[str, Any]) -> Result:
@@ -208,6 +210,7 @@ async def _load_lora(run: Run, inputs: dict[str, Any]) -> Result:
 
 
 async def _encode_text(run: Run, inputs: dict[str, Any]) -> Result:
+    await run.use_model(inputs["clip"])
     return Result((("conditioning", inputs["text"]),))
 
 
@@ -218,17 +221,29 @@ async def _empty_latent(run: Run, inputs: dict[str, Any]) -> Result:
 
 async def _sample(run: Run, inputs: dict[str, Any]) -> Result:
     seed = inputs.get("seed", inputs.get("noise_seed", 0))
-    await run.steps(inputs["steps"], 1 / run.steps_per_second, seed_colour(seed))
-    return Result(({**inputs["latent_image"], "seed": seed},))
+    steps, latent = inputs["steps"], inputs["latent_image"]
+    times = await run.use_model(inputs["model"])
+    seconds = work_in(str(inputs[name]) for name in ("positive", "negative"))
+    if seconds is None:
+        seconds = times.sampling(steps, inputs["sampler_name"], _pixels(latent))
+    await run.steps(steps, seconds / steps, seed_colour(seed))
+    return Result(({**latent, "seed": seed},))
+
+
+def _pixels(latent: dict[str, Any]) -> float:
+    return float(latent["width"] * latent["height"] * latent["batch_size"])
 
 
 async def _decode(run: Run, inputs: dict[str, Any]) -> Result:
     latent = inputs["samples"]
+    times = await run.use_model(inputs["vae"])
+    await run.spend(times.decoding(_pixels(latent)))
     image = Image.new("RGB", (latent["width"], latent["height"]), seed_colour(latent["seed"]))
     return Result((Images([image] * latent["batch_size"]),))
 
 
 async def _encode_image(run: Run, inputs: dict[str, Any]) -> Result:
+    await run.use_model(inputs["vae"])
     image = inputs["pixels"][0]
     red, green, blue = image.convert("RGB").resize((1, 1)).getpixel((0, 0))
     seed = red << 16 | green << 8 | blue
@@ -270,9 +285,9 @@ FUNCTIONS: dict[str, NodeFunction] = {
     "KSamplerAdvanced": _sample,
     "VAEDecode": _decode,
     "VAEEncode": _encode_image,
-    "VAELoader": _named,
-    "UNETLoader": _named,
-    "CLIPLoader": _named,
+    "VAELoader": _loader("vae_name", "vae"),
+    "UNETLoader": _loader("unet_name", "model"),
+    "CLIPLoader": _loader("clip_name", "clip"),
     "ControlNetLoader": _named,
     "UpscaleModelLoader": _named,
     "PrimitiveInt": _value,

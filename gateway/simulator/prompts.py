@@ -155,8 +155,8 @@ class Prompts:
     async def post_free(self, request: web.Request) -> web.Response:
         """POST /free."""
         body = await read_json(request)
-        if body.get("unload_models") or body.get("free_memory"):
-            self._executor.free()
+        unload_models, free_memory = bool(body.get("unload_models")), bool(body.get("free_memory"))
+        self._executor.free(unload_models=unload_models, free_memory=free_memory)
         return web.Response()
 
     async def get_history(self, request: web.Request) -> web.Response:

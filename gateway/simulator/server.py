@@ -107,7 +107,7 @@ class Simulator:
             client_max_size=round(self.options.max_upload_mb * 1024 * 1024), middlewares=[self._middleware]
         )
         self.catalogue = Catalogue(
-            self.options, self.files, object_info, self.sockets.features, lambda: self.executor.loaded, self.faults
+            self.options, self.files, object_info, self.sockets.features, self.executor, self.faults
         )
         parts = (Prompts(self.executor), Media(self.files, self.faults), UserData(self.files), self.catalogue)
         custom = self.executor.state.routes() if self.options.custom_nodes else []
@@ -123,6 +123,7 @@ class Simulator:
         app.router.add_post(f"{_OWN}/broadcast", self._broadcast)
         app.router.add_post(f"{_OWN}/object_info", self._set_object_info)
         app.router.add_post(f"{_OWN}/models/{{folder}}", self._set_models)
+        app.router.add_post(f"{_OWN}/speed", self._set_speed)
         add_front_end(app, front_end(self.options))
         return app
 
@@ -207,6 +208,14 @@ class Simulator:
     async def _set_models(self, request: web.Request) -> web.Response:
         """POST the list of the models that a folder has from now on: checkpoints, or loras."""
         self.catalogue.set_models(request.match_info["folder"], json_codec.loads(await request.read()))
+        return reply({})
+
+    async def _set_speed(self, request: web.Request) -> web.Response:
+        """POST a number: how fast work is from now on, as with --speed."""
+        speed = json_codec.loads(await request.read())
+        if not isinstance(speed, (int, float)) or not 0 < speed < float("inf"):
+            return reply({"error": "a speed is a number above 0"}, 400)
+        self.options.speed = float(speed)
         return reply({})
 
     async def _get_recorded(self, _: web.Request) -> web.Response:

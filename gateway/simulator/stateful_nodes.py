@@ -1,15 +1,21 @@
-"""Custom nodes that keep state in their process: a store of pictures, and a node that waits for a choice."""
+"""Custom nodes that keep state in their process: a store of pictures, and nodes that wait for a choice.
+
+The store's requests have the form of comfyui-tooling-nodes (api.py, nodes.py), those of "Image Filter" the form of
+cg-image-filter (image_filter_messaging.py, image_filter_nodes.py).
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import uuid
 from typing import Any
 
 from aiohttp import web
 from PIL import Image
 
-from gateway.simulator.nodes import NodeFunction, Result, Run
-from gateway.simulator.values import Images
+from gateway.simulator.nodes import NodeFunction, Run
+from gateway.simulator.values import Images, Result
 
 
 def _described(name: str, inputs: dict[str, Any], output: list[str], *, is_output: bool) -> dict[str, Any]:
@@ -35,20 +41,27 @@ CLASSES: dict[str, dict[str, Any]] = {
     description["name"]: description
     for description in (
         _described("ETN_LoadImageCache", {"id": ["STRING", {"default": ""}]}, ["IMAGE"], is_output=False),
-        _described("ETN_SaveImageCache", {"images": ["IMAGE"]}, [], is_output=True),
+        _described(
+            "ETN_SaveImageCache",
+            {"images": ["IMAGE"], "format": ["COMBO", {"default": "PNG", "options": ["PNG", "JPEG"]}]},
+            [],
+            is_output=True,
+        ),
         _described("PickerNode", {"label": ["STRING", {"default": ""}]}, ["STRING"], is_output=True),
-        _described("Image Filter", {"label": ["STRING", {"default": ""}]}, ["STRING"], is_output=True),
+        _described("Image Filter", {"graph_id": ["STRING", {"default": ""}]}, ["STRING"], is_output=True),
     )
 }
 
 
 class State:
-    """State of one process: pictures by id, and choices by the id of a node or a prompt."""
+    """State of one process: pictures by id, choices by the id of a node or a prompt, and one filter that waits."""
 
     def __init__(self) -> None:
         self.pictures: dict[str, bytes] = {}
         self.waiting: set[str] = set()
         self.choices: dict[str, str] = {}
+        self.filtering: str | None = None
+        self.filtered: list[Any] | None = None
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, without /api."""
@@ -57,12 +70,16 @@ class State:
             web.get("/etn/image/{id}", self.get_picture),
             web.post("/picker", self.post_choice),
             web.post("/picker/{id}", self.post_choice),
+            web.post("/cg-image-filter-message", self.post_selection),
         ]
 
     async def put_picture(self, request: web.Request) -> web.Response:
-        """PUT /etn/image/{id}."""
-        self.pictures[request.match_info["id"]] = await request.read()
-        return web.json_response({"status": "success"})
+        """PUT /etn/image/{id}: 200 if the process has the id, whatever the picture."""
+        picture = await request.read()
+        if request.match_info["id"] in self.pictures:
+            return web.json_response({"status": "cached"})
+        self.pictures[request.match_info["id"]] = picture
+        return web.json_response({"status": "success"}, status=201)
 
     async def get_picture(self, request: web.Request) -> web.Response:
         """GET /etn/image/{id}."""
@@ -80,6 +97,13 @@ class State:
         self.choices[id_] = str(body["choice"])
         return web.json_response({"picked": id_})
 
+    async def post_selection(self, request: web.Request) -> web.Response:
+        """POST /cg-image-filter-message: the answer is the same if nothing in this process waits for it."""
+        message = json.loads(str((await request.post())["response"]))
+        if self.filtering is not None and message["graph_id"] == self.filtering:
+            self.filtered = message["selection"]
+        return web.json_response({})
+
 
 async def _load(run: Run, inputs: dict[str, Any]) -> Result:
     data = run.state.pictures.get(inputs["id"])
@@ -90,12 +114,13 @@ async def _load(run: Run, inputs: dict[str, Any]) -> Result:
 
 async def _keep(run: Run, inputs: dict[str, Any]) -> Result:
     kept = []
-    for place, image in enumerate(inputs["images"]):
+    for image in inputs["images"]:
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        id_ = f"{run.prompt_id[:8]}-{run.node_id}-{place}"
+        image.save(buffer, inputs["format"])
+        id_ = uuid.uuid4().hex
         run.state.pictures[id_] = buffer.getvalue()
-        kept.append({"source": "http", "id": id_, "content-type": "image/png"})
+        content_type = f"image/{inputs['format'].lower()}"
+        kept.append({"source": "http", "id": id_, "content-type": content_type, "type": "output"})
     return Result((), {"images": kept})
 
 
@@ -111,9 +136,19 @@ async def _pick(run: Run, inputs: dict[str, Any]) -> Result:
     return Result((choice,), {"text": [choice]})
 
 
+async def _filter(run: Run, inputs: dict[str, Any]) -> Result:
+    run.state.filtering, run.state.filtered = inputs["graph_id"], None
+    run.tell("cg-image-filter-images", {"graph_id": inputs["graph_id"], "urls": []})
+    try:
+        await run.until(lambda: run.state.filtered is not None)
+    finally:
+        run.state.filtering = None
+    return Result((str(run.state.filtered),), {"text": [str(run.state.filtered)]})
+
+
 FUNCTIONS: dict[str, NodeFunction] = {
     "ETN_LoadImageCache": _load,
     "ETN_SaveImageCache": _keep,
     "PickerNode": _pick,
-    "Image Filter": _pick,
+    "Image Filter": _filter,
 }

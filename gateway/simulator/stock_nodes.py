@@ -15,8 +15,8 @@ from PIL import Image
 
 from gateway.simulator.expressions import evaluate
 from gateway.simulator.files import OutsideFolder
-from gateway.simulator.nodes import NodeFunction, Result, Run
-from gateway.simulator.values import File3D, Images, Video, load_audio
+from gateway.simulator.nodes import NodeFunction, Run
+from gateway.simulator.values import File3D, Images, Result, Video, load_audio
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _WEBP_METHODS = {"default": 4, "fastest": 0, "slowest": 6}

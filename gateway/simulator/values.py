@@ -10,6 +10,7 @@ import io
 import os
 import wave
 from collections import UserList
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ from PIL import Image
 # A playlist may name a playlist.
 MAX_PLAYLISTS = 5
 MAX_SHOWN_SAMPLES = 8
+# A pixel of an image is three floats of 32 bits, of a mask one.
+_CHANNEL_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Result of a node: its outputs, and the data for the UI."""
+
+    outputs: tuple[Any, ...]
+    ui: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPart:
+    """MODEL, CLIP or VAE: a part of the weights in a model file. `kind` tells which."""
+
+    kind: str
+    name: str
 
 
 class Storage:
@@ -135,3 +154,21 @@ class File3D:
 
     def __repr__(self) -> str:
         return f"File3D(source='{self.source}', format='{self.source.suffix.removeprefix('.')}')"
+
+
+def pictures_of(value: Any) -> dict[int, float]:
+    """Return the bytes that pictures take as tensors in RAM, by the picture's identity. Objects are not looked into."""
+    if isinstance(value, Image.Image):
+        channels = 1 if value.mode == "L" else 3
+        return {id(value): float(value.width * value.height * channels * _CHANNEL_BYTES)}
+    found: dict[int, float] = {}
+    for item in value if isinstance(value, (list, tuple, Images)) else ():
+        found.update(pictures_of(item))
+    return found
+
+
+def models_of(value: Any) -> set[ModelPart]:
+    """Return the parts of models in a value."""
+    if isinstance(value, ModelPart):
+        return {value}
+    return {part for item in value for part in models_of(item)} if isinstance(value, (list, tuple)) else set()

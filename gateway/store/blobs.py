@@ -86,10 +86,11 @@ class BlobStore:
         """Delete a blob."""
         await _in_thread(lambda: self.path(digest).unlink(missing_ok=True))
 
-    async def reconcile(self, digests: Collection[str]) -> Reconciled:
-        """Bring back the named blobs that lie aside, and put all other blobs aside.
+    async def reconcile(self, digests: Collection[str], is_deleted: Callable[[str], bool]) -> Reconciled:
+        """Bring back the named blobs that lie aside, delete others that were deleted, and put all the rest aside.
 
         Other blobs are unknown because a crash left them, or because the journal that names them was moved away.
+        `is_deleted` returns True for the digest of a blob whose owner deleted it.
 
         Raises:
             StoreError: the disk fails.
@@ -103,9 +104,13 @@ class BlobStore:
                         brought_back += 1
                     else:
                         missing.append(digest)
-            others = [path for path in self._directory.glob("??/*") if path.name not in digests]
-            for path in others:
-                self._aside.put(path)
+            others = []
+            for path in [path for path in self._directory.glob("??/*") if path.name not in digests]:
+                if is_deleted(path.name):
+                    path.unlink()
+                else:
+                    others.append(path)
+                    self._aside.put(path)
             return Reconciled(missing, brought_back, len(others))
 
         return await _in_thread(reconcile)

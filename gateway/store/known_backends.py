@@ -1,4 +1,4 @@
-"""The backends that a journal knows: how many files it knows on each, and the URL that each had last."""
+"""The backends that a journal knows: how many files it knows on each alone, and the URL that each had last."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from gateway.comfy import json_codec
 
 COUNT_FILES = "SELECT backend, count(*) FROM files GROUP BY backend"
+# If object storage has a file, its name leads there, whatever becomes of its backend. The states are those of
+# `artifacts.model.State` in which the bytes are safe. Look the names up in `files`, because that has an index of them.
+COUNT_STORED_FILES = """SELECT files.backend, count(*) FROM artifacts CROSS JOIN files
+    USING (tenant, kind, subfolder, filename) WHERE state IN ('stored', 'spooled') GROUP BY files.backend"""
 READ_ADDRESSES = "SELECT value FROM meta WHERE key='backend_urls'"
 PUT_ADDRESSES = "INSERT OR REPLACE INTO meta VALUES ('backend_urls', ?)"
 
@@ -18,7 +22,7 @@ class KnownBackends:
     """The backends that a journal knows, by name.
 
     Attributes:
-        files: the number of files of jobs that the journal knows on each.
+        files: the number of files of jobs that the journal knows on each, and that object storage does not have.
         urls: the URL that each backend had when a gateway last ran. Journals of earlier versions have none.
     """
 
@@ -26,13 +30,17 @@ class KnownBackends:
     urls: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_known(connection: sqlite3.Connection, tables: Collection[str] = ("files", "meta")) -> KnownBackends:
+def read_known(
+    connection: sqlite3.Connection, tables: Collection[str] = ("files", "meta", "artifacts")
+) -> KnownBackends:
     """Read the backends that a journal with these tables knows.
 
     Raises:
         sqlite3.Error: it can't be read.
     """
     files = dict(connection.execute(COUNT_FILES)) if "files" in tables else {}
+    stored = dict(connection.execute(COUNT_STORED_FILES)) if files and "artifacts" in tables else {}
+    files = {name: count - stored.get(name, 0) for name, count in files.items() if count > stored.get(name, 0)}
     row = connection.execute(READ_ADDRESSES).fetchone() if "meta" in tables else None
     return KnownBackends(files, _addresses(row[0]) if row else {})
 

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.store.artifact_reads import ArtifactReads
+from gateway.store.artifact_records import ArtifactChange
+from gateway.store.backend_records import BackendRecord as BackendRecord
+from gateway.store.backend_records import PoisonousRecord, PoisonousRemoval, RestartRecord
+from gateway.store.forgotten_records import ForgottenChange, ForgottenRecord
 from gateway.store.known_backends import KnownBackends
+from gateway.store.learned_records import LearnedRecord
+from gateway.store.v2_records import V2Change, V2Reads
+from gateway.store.webhook_records import DeliveryRecord, EndpointRecord, EventRecord, WebhookChange
+from gateway.store.workflow_records import WorkflowChange, WorkflowReads
 
 
 class StoreError(Exception):
@@ -26,7 +35,8 @@ class JobRecord:
     """An open job. Times are milliseconds since 1970; `submission` is the compressed prompt as it was accepted.
 
     `upstream_id` and `mark` belong to its assignment, and are empty while it has none. `given_up` are its earlier
-    assignments, as a JSON list of ``[backend, upstream_id, mark]``.
+    assignments, as a JSON list of ``[backend, upstream_id, mark]``. `webhook` is the prompt's own, as JSON; empty if it
+    has none.
     """
 
     tenant: str
@@ -45,6 +55,7 @@ class JobRecord:
     submission: bytes
     mark: str = ""
     given_up: bytes = b"[]"
+    webhook: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +152,39 @@ class FileRemoval:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedRecord:
+    """A backend's file that its owner `tenant` deleted, by its name and ETag there; or an upload of any tenant.
+
+    An upload has no `backend`, the kind ``upload``, and its digest as `filename`. `deleted_at` is milliseconds since
+    1970.
+    """
+
+    backend: str
+    kind: str
+    subfolder: str
+    filename: str
+    tenant: str = ""
+    etag: str = ""
+    deleted_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedRemoval:
+    """A deleted file that is remembered no more: another file has its name, or too many are remembered."""
+
+    backend: str
+    kind: str
+    subfolder: str
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
 class UploadRecord:
-    """An upload: its tenant's name for it, its bytes (`digest`, `size`), its last use (milliseconds since 1970)."""
+    """An upload: its tenant's name for it, its bytes (`digest`, `size`), its last use (milliseconds since 1970).
+
+    `brought_at` is the time of the upload, 0 if an earlier version took it. `ended` is 1 if it is to be deleted,
+    because a job that named it has ended.
+    """
 
     tenant: str
     kind: str
@@ -151,11 +193,23 @@ class UploadRecord:
     digest: str
     size: int
     used_at: int
+    brought_at: int = 0
+    ended: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadEnd:
+    """The order to delete an upload, because a job that named it has ended. It has no effect if the upload is gone."""
+
+    tenant: str
+    kind: str
+    subfolder: str
+    filename: str
 
 
 @dataclass(frozen=True, slots=True)
 class UploadRemoval:
-    """An upload whose time is over."""
+    """An upload whose time is over, or that its owner deleted."""
 
     tenant: str
     kind: str
@@ -177,25 +231,15 @@ class PlacementRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class BackendRecord:
-    """The failures, ejections and orders that count against a backend.
+class BackendUrls:
+    """The backends' current URLs, as `known_backends.written_urls` writes them."""
 
-    `poisoned` is the upstream id of the prompt that showed that the backend's process can't use its GPU. `failures` is
-    JSON: for each failure in a row, the kind of work, and the backends that can do it. `ejections` counts ejections in
-    a row; the last one ends at `ejected_until` (milliseconds since 1970). `drained` is 1 if an admin drains it.
-    """
-
-    backend: str
-    poisoned: str | None
-    failures: bytes
-    ejections: int
-    ejected_until: int
-    drained: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
-class BackendUrls:
-    """The backends' current URLs, as `known_backends.written_urls` writes them."""
+class ModelNames:
+    """The models that metrics name, as JSON: a list of ``[name, seconds since 1970 of its last use]``."""
 
     text: str
 
@@ -277,11 +321,18 @@ Change = (
     | HistoryRemoval
     | FileRecord
     | FileRemoval
+    | DeletedRecord
+    | DeletedRemoval
     | UploadRecord
+    | UploadEnd
     | UploadRemoval
     | PlacementRecord
     | BackendRecord
+    | PoisonousRecord
+    | PoisonousRemoval
+    | RestartRecord
     | BackendUrls
+    | ModelNames
     | ClockReading
     | TimeMark
     | KeyRecord
@@ -289,10 +340,16 @@ Change = (
     | KeyRemoval
     | SignInRecord
     | SignInRemoval
+    | WebhookChange
+    | V2Change
+    | WorkflowChange
+    | ArtifactChange
+    | ForgottenChange
+    | LearnedRecord
 )
 
 
-class Store(Protocol):
+class Store(ArtifactReads, V2Reads, WorkflowReads, Protocol):
     """The data that outlives the process."""
 
     async def open(self) -> None:
@@ -355,6 +412,12 @@ class Store(Protocol):
     async def files(self) -> list[FileRecord]:
         """Return all known files."""
 
+    async def deleted(self) -> list[DeletedRecord]:
+        """Return all files that owners deleted, the first deleted first."""
+
+    async def forgotten(self) -> list[ForgottenRecord]:
+        """Return all forgotten files of backends, the first forgotten first."""
+
     async def uploads(self) -> list[UploadRecord]:
         """Return all uploads."""
 
@@ -364,8 +427,20 @@ class Store(Protocol):
     async def backends(self) -> list[BackendRecord]:
         """Return the record of each backend."""
 
+    async def poisonous(self) -> list[PoisonousRecord]:
+        """Return the poisonous graphs, the oldest first."""
+
+    async def restarts(self) -> list[RestartRecord]:
+        """Return the restarts of each backend that was ever restarted."""
+
     async def known_backends(self) -> KnownBackends:
         """Return the backends that the journal knows, by name, also backends that are configured no more."""
+
+    async def model_names(self) -> str:
+        """Return the models that metrics name, as `ModelNames` has them; an empty text if there are none."""
+
+    async def learned(self) -> bytes:
+        """Return what routing learned, as `LearnedRecord` has it; empty if there is nothing."""
 
     async def keys(self) -> list[KeyRecord]:
         """Return all keys that were made over the admin API and not revoked."""
@@ -375,3 +450,15 @@ class Store(Protocol):
 
     async def sign_ins(self) -> list[SignInRecord]:
         """Return all sign-ins, ordered by their end."""
+
+    async def webhook_endpoints(self) -> list[EndpointRecord]:
+        """Return all endpoints of webhooks, the oldest first."""
+
+    async def webhook_events(self) -> list[EventRecord]:
+        """Return all events of webhooks without their payload, the oldest first."""
+
+    async def webhook_deliveries(self) -> list[DeliveryRecord]:
+        """Return all deliveries of webhooks."""
+
+    async def webhook_payload(self, event_id: str) -> bytes | None:
+        """Return the payload of an event; None if the event is gone."""

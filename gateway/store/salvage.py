@@ -20,8 +20,34 @@ from gateway.store.statements import migrate, refuse_newer
 from gateway.store.version_check import open_unchanged
 
 # Those with a rowid are read on both sides of what is damaged, and in between row by row; the others from both ends.
-_WITH_ROWID = ("jobs", "history", "marks")
-_WITHOUT = ("meta", "files", "uploads", "placements", "backends", "keys", "sign_ins")
+_WITH_ROWID = (
+    "jobs",
+    "history",
+    "marks",
+    "webhook_endpoints",
+    "workflows",
+    "webhook_events",
+    "webhook_deliveries",
+    "v2_keys",
+    "v2_notes",
+    "v2_canceled",
+    "v2_assets",
+    "forgotten",
+    "artifacts",
+    "learned",
+)
+_WITHOUT = (
+    "meta",
+    "files",
+    "deleted",
+    "uploads",
+    "placements",
+    "backends",
+    "keys",
+    "sign_ins",
+    "poisonous",
+    "restarts",
+)
 TABLES = _WITH_ROWID + _WITHOUT
 # Sentences about damaged rows of a table; more are counted.
 _MAX_FAULTS = 20

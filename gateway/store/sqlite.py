@@ -24,12 +24,17 @@ from pathlib import Path
 from typing import IO, TypeVar, cast
 
 from gateway.store import sqlite_errors
+from gateway.store.artifact_queries import ArtifactQueries
+from gateway.store.backend_records import PoisonousRecord, RestartRecord
 from gateway.store.directory import take
+from gateway.store.forgotten_records import FORGOTTEN, ForgottenRecord
 from gateway.store.journal_health import JournalHealth
 from gateway.store.known_backends import KnownBackends, read_known
+from gateway.store.learned_records import LEARNED
 from gateway.store.protocol import (
     BackendRecord,
     Change,
+    DeletedRecord,
     FileRecord,
     HistoryRecord,
     JobRecord,
@@ -43,6 +48,10 @@ from gateway.store.protocol import (
 )
 from gateway.store.row_checks import Unsound, are_columns, unpack
 from gateway.store.statements import apply, migrate
+from gateway.store.v2_statements import V2Rows
+from gateway.store.webhook_records import DeliveryRecord, EndpointRecord, EventRecord
+from gateway.store.webhook_statements import DELIVERIES, ENDPOINTS, EVENTS, PAYLOAD
+from gateway.store.workflow_statements import WorkflowRows
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Failures
 
@@ -59,8 +68,7 @@ RETRY_SECONDS = 0.5
 MAX_LOG_BYTES = 8 * 1024**2
 
 OPEN_JOBS = "SELECT * FROM jobs ORDER BY create_time, rowid"
-# Without the entries: they are the last column, so that SQLite need not read the pages which they fill. It knows the
-# length of a blob without reading it.
+# Without the entries: they are the last column, so that SQLite need not read their pages, not even for their length.
 HISTORY = """SELECT tenant, prompt_id, backend, upstream_id, number, outcome, digest, node_errors, summary,
 length(entry) + length(summary) + ifnull(length(node_errors), 0)
 FROM history ORDER BY position"""
@@ -69,6 +77,7 @@ _OLDEST = "SELECT tenant, prompt_id FROM history ORDER BY position LIMIT ?"
 _ENDED_BEFORE = """SELECT tenant, prompt_id FROM history
 WHERE position <= (SELECT max(position) FROM marks WHERE time <= ?) ORDER BY position LIMIT ?"""
 HAD_KEYS = "SELECT 1 FROM meta WHERE key='had_keys'"
+MODEL_NAMES = "SELECT value FROM meta WHERE key='model_names'"
 # Writes one page, whatever is in it: whether the disk takes anything again.
 _PROBE = "UPDATE meta SET value=value WHERE key='client_id'"
 
@@ -80,7 +89,7 @@ class _Batch:
     can_be_refused: bool
 
 
-class SqliteStore:
+class SqliteStore(ArtifactQueries, V2Rows, WorkflowRows):
     """`Store` in a directory of its own.
 
     Args:
@@ -96,6 +105,8 @@ class SqliteStore:
         self._synchronous = synchronous
         self._observe = observe_commit
         self._gathered: list[_Batch] = []
+        # When the oldest batch was gathered, of the gathered ones and of those that the writer has (monotonic).
+        self._gathered_at, self._handed_at = 0.0, 0.0
         self._committing = False
         self._queue: queue.SimpleQueue[list[_Batch] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -118,6 +129,11 @@ class SqliteStore:
     def owed(self) -> int:
         """Return the number of writes that are kept until the disk takes them."""
         return self._owed
+
+    def lag(self, now: float) -> float:
+        """Return the age of the oldest write that waits, in seconds; 0 if none does. `now` is the monotonic clock."""
+        oldest = self._handed_at or (self._gathered_at if self._gathered else now)
+        return now - oldest
 
     def size(self) -> int:
         """Return the bytes of the journal's files on the disk."""
@@ -193,6 +209,8 @@ class SqliteStore:
         if len(self._gathered) + self._owed >= MAX_GATHERED:
             done.set_exception(StoreError(self._trouble or "the journal can't keep up: the disk is too slow"))
             return done
+        if not self._gathered:
+            self._gathered_at = time.monotonic()
         self._gathered.append(_Batch(changes, done, can_be_refused))
         if not self._committing:
             # At the end of this turn of the loop, so that all requests of the turn share a commit.
@@ -206,10 +224,13 @@ class SqliteStore:
             self._committing = False
             return
         batches, self._gathered = self._gathered, []
+        self._handed_at = self._handed_at or self._gathered_at
         self._queue.put(batches)
 
     def _settle(self, settled: list[_Batch], error: StoreError | None, owed: int, trouble_: str) -> None:
         self._owed, self._trouble = owed, trouble_
+        if not owed:
+            self._handed_at = 0.0
         self._trouble_log.note(trouble_, is_written=error is None)
         for batch in settled:
             if batch.done.done():
@@ -307,6 +328,10 @@ class SqliteStore:
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, guarded)
 
+    async def _records(self, kind: Callable[..., _T], sql: str) -> list[_T]:
+        """Return the rows of a query as records of a kind."""
+        return [kind(*row) for row in await self._rows(sql)]
+
     async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         def read() -> list[tuple[object, ...]]:
             if self._connection is None:
@@ -381,29 +406,40 @@ class SqliteStore:
 
     async def oldest_history(self, limit: int, ended_before: int | None = None) -> list[tuple[str, str]]:
         """Return the jobs that ended first; with `ended_before`, of the jobs that had ended by then."""
-        if ended_before is None:
-            rows = await self._rows(_OLDEST, (limit,))
-        else:
-            rows = await self._rows(_ENDED_BEFORE, (ended_before, limit))
-        return [(str(tenant), str(prompt_id)) for tenant, prompt_id in rows]
+        sql, values = (_OLDEST, (limit,)) if ended_before is None else (_ENDED_BEFORE, (ended_before, limit))
+        return [(str(tenant), str(prompt_id)) for tenant, prompt_id in await self._rows(sql, values)]
 
     async def files(self) -> list[FileRecord]:
         """Return all known files, the oldest first."""
-        rows = await self._rows("SELECT * FROM files ORDER BY made_at")
-        return [FileRecord(*row) for row in rows]  # type: ignore[arg-type]
+        return await self._records(FileRecord, "SELECT * FROM files ORDER BY made_at")
+
+    async def deleted(self) -> list[DeletedRecord]:
+        """Return all files that owners deleted, the first deleted first."""
+        return await self._records(DeletedRecord, "SELECT * FROM deleted ORDER BY deleted_at")
+
+    async def forgotten(self) -> list[ForgottenRecord]:
+        """Return all forgotten files of backends, the first forgotten first."""
+        return await self._records(ForgottenRecord, FORGOTTEN)
 
     async def uploads(self) -> list[UploadRecord]:
         """Return all uploads."""
-        return [UploadRecord(*row) for row in await self._rows("SELECT * FROM uploads")]  # type: ignore[arg-type]
+        return await self._records(UploadRecord, "SELECT * FROM uploads")
 
     async def placements(self) -> list[PlacementRecord]:
         """Return all placements of uploads on backends."""
-        rows = await self._rows("SELECT * FROM placements")
-        return [PlacementRecord(*row) for row in rows]  # type: ignore[arg-type]
+        return await self._records(PlacementRecord, "SELECT * FROM placements")
 
     async def backends(self) -> list[BackendRecord]:
         """Return the record of each backend."""
-        return [BackendRecord(*row) for row in await self._rows("SELECT * FROM backends")]  # type: ignore[arg-type]
+        return await self._records(BackendRecord, "SELECT * FROM backends")
+
+    async def poisonous(self) -> list[PoisonousRecord]:
+        """Return the poisonous graphs, the oldest first."""
+        return await self._records(PoisonousRecord, "SELECT * FROM poisonous ORDER BY since, id")
+
+    async def restarts(self) -> list[RestartRecord]:
+        """Return the restarts of each backend that was ever restarted."""
+        return await self._records(RestartRecord, "SELECT * FROM restarts")
 
     async def known_backends(self) -> KnownBackends:
         """Return the backends that the journal knows, by name."""
@@ -414,9 +450,19 @@ class SqliteStore:
 
         return await self._read(read, "the journal can't be read")
 
+    async def model_names(self) -> str:
+        """Return the models that metrics name."""
+        rows = await self._rows(MODEL_NAMES)
+        return str(rows[0][0]) if rows else ""
+
+    async def learned(self) -> bytes:
+        """Return what routing learned."""
+        rows = await self._rows(LEARNED)
+        return rows[0][0] if rows and isinstance(rows[0][0], bytes) else b""
+
     async def keys(self) -> list[KeyRecord]:
         """Return all keys that were made over the admin API and not revoked."""
-        return [KeyRecord(*row) for row in await self._rows("SELECT * FROM keys")]  # type: ignore[arg-type]
+        return await self._records(KeyRecord, "SELECT * FROM keys")
 
     async def had_keys(self) -> bool:
         """Return True if a key was ever made over the admin API."""
@@ -424,8 +470,24 @@ class SqliteStore:
 
     async def sign_ins(self) -> list[SignInRecord]:
         """Return all sign-ins, ordered by their end."""
-        rows = await self._rows("SELECT * FROM sign_ins ORDER BY expires")
-        return [SignInRecord(*row) for row in rows]  # type: ignore[arg-type]
+        return await self._records(SignInRecord, "SELECT * FROM sign_ins ORDER BY expires")
+
+    async def webhook_endpoints(self) -> list[EndpointRecord]:
+        """Return all endpoints of webhooks, the oldest first."""
+        return await self._records(EndpointRecord, ENDPOINTS)
+
+    async def webhook_events(self) -> list[EventRecord]:
+        """Return all events of webhooks without their payload, the oldest first."""
+        return await self._records(lambda *row: EventRecord(*row[:-1], b"", row[-1]), EVENTS)  # type: ignore[call-arg]
+
+    async def webhook_deliveries(self) -> list[DeliveryRecord]:
+        """Return all deliveries of webhooks."""
+        return await self._records(DeliveryRecord, DELIVERIES)
+
+    async def webhook_payload(self, event_id: str) -> bytes | None:
+        """Return the payload of an event; None if the event is gone."""
+        rows = await self._rows(PAYLOAD, (event_id,))
+        return cast(bytes, rows[0][0]) if rows else None
 
 
 def _retrieve(done: asyncio.Future[None]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gateway.store import sqlite_errors
 from gateway.store.known_backends import KnownBackends, read_known
+from gateway.store.learned_records import LEARNED
 from gateway.store.protocol import StoreDamaged, StoreError
 from gateway.store.row_checks import JudgeJob, judge_json
 from gateway.store.sqlite import FILE_NAME, HISTORY, OPEN_JOBS
@@ -19,7 +20,22 @@ from gateway.store.statements import refuse_newer
 LOOK_SECONDS = 3.0
 _STEPS = 20_000
 # What a start reads whole, beside open jobs and the list of the history.
-_TABLES = ("meta", "files", "uploads", "placements", "backends", "keys", "sign_ins")
+_TABLES = (
+    "meta",
+    "files",
+    "uploads",
+    "placements",
+    "backends",
+    "keys",
+    "sign_ins",
+    "poisonous",
+    "restarts",
+    "forgotten",
+    "artifacts",
+    "learned",
+    "webhook_endpoints",
+    "webhook_deliveries",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,19 @@ def look_at_backends(directory: Path) -> KnownBackends:
             return read_known(connection, _tables(connection))
     except (sqlite3.Error, OSError):
         return KnownBackends()
+
+
+def look_at_learned(directory: Path) -> bytes:
+    """Return what routing learned, also while a gateway uses the journal; empty if it can't be read."""
+    path = directory / FILE_NAME
+    if not path.is_file():
+        return b""
+    try:
+        with closing(open_unchanged(path)) as connection:
+            row = connection.execute(LEARNED).fetchone()
+    except (sqlite3.Error, OSError):
+        return b""
+    return row[0] if row and isinstance(row[0], bytes) else b""
 
 
 def open_unchanged(path: Path) -> sqlite3.Connection:

@@ -1,72 +1,115 @@
-"""Structured logs: one JSON object a line on standard error, written without holding up the event loop."""
+"""Structured logs: one JSON object a line, or lines for people, on standard error, standard output or in a file."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import sys
+import os
 import time
 from collections.abc import MutableMapping
-from typing import Any, TextIO, cast
+from pathlib import Path
+from typing import Any
 
 import orjson
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.telemetry.console import ConsoleRenderer, shows_colors
+from gateway.telemetry.log_output import STDERR, STDOUT, LogOutput, open_file
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_DESCRIPTORS = {STDOUT: 1, STDERR: 2}
+# Fields that the line of a job's phase begins with, as in ComfyUI's production guide.
+_FIRST_OF_JOB = ("prompt_id", "status", "duration_ms", "model", "error")
+_FINISH_SECONDS = 1.0
+
+# The output that `configure` chose last; None before.
+output: LogOutput | None = None
 
 
-def configure(level: str = "info", style: str = "json", stream: TextIO | None = None) -> None:
+def configure(level: str = "info", style: str = "json", to: str = STDERR) -> None:
     """Set up logging for the process.
 
     Args:
         level: the least severe level that is written: debug, info, warning or error.
         style: ``json`` (a line an event) or ``console`` (for people).
-        stream: the stream to write to; standard error if not given.
+        to: ``stderr``, ``stdout`` or the path of a file.
+
+    Raises:
+        OSError: the file can't be opened.
     """
-    lines = cast(TextIO, _Lossy(stream or sys.stderr))
-    shared: list[Any] = [structlog.processors.add_log_level]
+    global output
+    path = None if to in _DESCRIPTORS else Path(to)
+    output = LogOutput(_DESCRIPTORS[to] if path is None else open_file(path), path)
+    renderer: list[Any]
     if style == "json":
-        processors = [
-            *shared,
-            _TimeStamper(),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=_encode),
-        ]
+        renderer = [_render_json]
     else:
-        processors = [
-            *shared,
-            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
-            # Not structlog's default if rich is installed, because that one shows local variables, and so keys.
-            structlog.dev.ConsoleRenderer(colors=lines.isatty(), exception_formatter=structlog.dev.plain_traceback),
-        ]
+        renderer = [ConsoleRenderer(has_colors=shows_colors(output.isatty(), os.environ)), _encode_text]
     structlog.configure(
-        processors=processors,
+        # Not structlog's own tracebacks if rich is installed, because those show local variables, and so keys.
+        processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=lines),
+        logger_factory=_Lines(output),
         cache_logger_on_first_use=True,
     )
-    # Libraries (aiohttp, asyncio) use the standard logging: write their warnings and errors to the same stream.
-    logging.basicConfig(stream=lines, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_without_request)
+    # Libraries (aiohttp, asyncio) use the standard logging: write their warnings and errors as lines of this log.
+    handler = _LibraryMessages()
+    handler.addFilter(_without_request)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
-class _TimeStamper:
-    """A processor that adds `ts`, in UTC. The text of a second serves all lines of that second."""
+def finish() -> None:
+    """Write lines that wait for a slow reader, for a second at most, because the process ends."""
+    if output is not None:
+        output.finish(_FINISH_SECONDS)
 
-    def __init__(self) -> None:
-        self._second = 0
-        self._text = ""
 
-    def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Add the time to a line."""
-        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-        if second != self._second:
-            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        event["ts"] = f"{self._text}.{nanoseconds // 1000:06d}Z"
-        return event
+class _Lines:
+    """A logger that writes rendered lines, and the factory that returns it."""
+
+    def __init__(self, to: LogOutput) -> None:
+        self.msg = self.debug = self.info = self.warning = self.error = self.exception = self.critical = to.write
+
+    def __call__(self, *_: Any) -> _Lines:
+        return self
+
+
+def _render_json(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> bytes:
+    """Return a line of JSON: its time, a job's first fields, what it is, the rest."""
+    arranged: dict[str, Any] = {"ts": round(time.time(), 6)}
+    event = line.pop("event")
+    if event == "job":
+        for name in _FIRST_OF_JOB:
+            arranged[name] = line.pop(name)
+    arranged["event"], arranged["level"] = event, line.pop("level")
+    arranged["part"] = line.pop("part", None)
+    arranged.update(line)
+    try:
+        return orjson.dumps(arranged, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # If a text of a client or node holds half a surrogate pair, use json, because orjson does not take it.
+        # In the same form, because searches for `"event":"job"` must find the line.
+        return json.dumps(arranged, default=str, separators=(",", ":")).encode() + b"\n"
+
+
+def _encode_text(_logger: Any, _method: str, text: str) -> bytes:
+    return text.encode(errors="backslashreplace") + b"\n"
+
+
+class _LibraryMessages(logging.Handler):
+    """A handler that writes what libraries log as lines of this log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):
+            # If a library's arguments do not fit its text, log the text alone.
+            message = str(record.msg)
+        (_log.warning if record.levelno < logging.ERROR else _log.error)(
+            "library_message", library=record.name, message=message, exc_info=record.exc_info
+        )
 
 
 def _without_request(record: logging.LogRecord) -> bool:
@@ -76,31 +119,6 @@ def _without_request(record: logging.LogRecord) -> bool:
         record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}", ()
         record.exc_info = record.exc_text = None
     return True
-
-
-class _Lossy(io.TextIOBase):
-    """A stream that ignores OSError: if the disk is full, the line is lost, and the work that logged it goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write a text; if that fails, drop it. Return the length that counts as written."""
-        try:
-            return self._stream.write(text)
-        except OSError:
-            return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream, and ignore a failure."""
-        try:
-            self._stream.flush()
-        except OSError:
-            pass
-
-    def isatty(self) -> bool:
-        """Return True if the stream is a terminal."""
-        return self._stream.isatty()
 
 
 def get(name: str) -> Any:
@@ -113,9 +131,4 @@ def get_always(name: str) -> Any:
     return structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG), part=name)
 
 
-def _encode(value: Any, **_: Any) -> str:
-    try:
-        return orjson.dumps(value, default=str).decode()
-    except TypeError:
-        # If a text of a client or node holds half a surrogate pair, use json, because orjson does not take it.
-        return json.dumps(value, default=str)
+_log = get("libraries")

@@ -29,6 +29,8 @@ running: set[Loop] = set()
 
 # Counts a failure, given the name of its task. Set before the parts of a gateway are made, because each takes it then.
 count_failure: ContextVar[Callable[[str], None] | None] = ContextVar("count_failure", default=None)
+# Counts a loop that goes on after a failure, in the same way.
+count_restart: ContextVar[Callable[[str], None] | None] = ContextVar("count_restart", default=None)
 
 
 class Loop:
@@ -54,6 +56,7 @@ class Loop:
         self.rounds = 0
         self._rest = rest
         self._failed = failed
+        self._restarted = count_restart.get()
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -78,6 +81,8 @@ class Loop:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 self._failed(self.name, error)
+                if self._restarted is not None:
+                    self._restarted(self.name)
                 seconds, backoff = backoff, min(backoff * 2, MAX_BACKOFF)
             else:
                 self.rounds, backoff = self.rounds + 1, FIRST_BACKOFF
@@ -150,6 +155,12 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failures.report(self._owner, error, task.get_name())
 
+    async def finish(self, seconds: float) -> None:
+        """Let the tasks end by themselves for so long, then `close`."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=seconds)
+        await self.close()
+
     async def close(self) -> None:
         """Cancel the tasks that still run and wait until each has ended."""
         self._closing = True
@@ -158,6 +169,25 @@ class Tasks:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+
+class Soon:
+    """A call in a later turn of the event loop: one, however often it is asked for until then."""
+
+    def __init__(self, tasks: Tasks, call: Callable[[], None], name: str) -> None:
+        self._tasks, self._call, self._name = tasks, call, name
+        self._is_asked = False
+
+    def ask(self) -> None:
+        """Have it called, unless it is to be called already."""
+        if not self._is_asked:
+            self._is_asked = True
+            self._tasks.start(self._run(), self._name)
+
+    async def _run(self) -> None:
+        await asyncio.sleep(0)
+        self._is_asked = False
+        self._call()
 
 
 async def pause(seconds: float, event: asyncio.Event) -> None:

@@ -22,6 +22,8 @@ UNCOUNTED_BODY = 64 * 1024
 # Retry-After if only the tenant itself can make room, or if the time is unknown.
 UNKNOWN_SECONDS = 10
 LONGEST_SECONDS = 3_600
+# Test events of webhooks that a tenant may send in a minute. Each makes a write and a request to somebody's server.
+WEBHOOK_TESTS = 10
 
 _WHAT = {
     "requests_per_second": "Too many requests",
@@ -34,14 +36,16 @@ _WHAT = {
     "sockets": "Too many WebSockets of yours are open",
     "bad_names_per_minute": "Too many prompts name files that are not yours",
     "bad_names_per_prompt": "The prompt names too many files that are not yours",
+    "webhook_tests_per_minute": "Too many test events",
 }
 
 
 class LimitReached(Exception):
     """A tenant's limit is reached; the text gives details and tells what to do.
 
-    `limit` is its name in the configuration, `value` its setting, `used` the amount in use. `retry_after` is the whole
-    seconds until a retry may succeed, None if none will. A rate is `quota` in a `window` of seconds.
+    `limit` is its name, in the configuration if it can be set there, `value` its setting, `used` the amount in use.
+    `retry_after` is the whole seconds until a retry may succeed, None if none will. A rate is `quota` in a `window` of
+    seconds.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Limits:
         self._policies = policies
         self._requests: dict[str, TokenBucket] = {}
         self._prompts: dict[str, TokenBucket] = {}
+        self._tests: dict[str, TokenBucket] = {}
         self._sockets: dict[str, int] = {}
         self._guesses = Guesses()
         self._sweep_at = 0.0
@@ -102,7 +107,8 @@ class Limits:
         self.bounds_running = any(p.limits.jobs_running is not None for p in policies.all)
 
     def __len__(self) -> int:
-        return len(self._requests) + len(self._prompts) + len(self._sockets) + len(self._guesses)
+        buckets = len(self._requests) + len(self._prompts) + len(self._tests)
+        return buckets + len(self._sockets) + len(self._guesses)
 
     def of(self, tenant: str) -> LimitSettings:
         """Return a tenant's limits."""
@@ -143,6 +149,19 @@ class Limits:
         if not bucket.take(now):
             raise _too_fast("prompts_per_minute", maximum, bucket, now)
 
+    def webhook_test(self, tenant: str, now: float) -> None:
+        """Count a test event of a webhook.
+
+        Raises:
+            LimitReached: the tenant sent too many in the last minute.
+        """
+        bucket = self._tests.get(tenant)
+        if bucket is None:
+            self._sweep(now)
+            bucket = self._tests[tenant] = TokenBucket.full(WEBHOOK_TESTS / 60.0, WEBHOOK_TESTS, now)
+        if not bucket.take(now):
+            raise _too_fast("webhook_tests_per_minute", WEBHOOK_TESTS, bucket, now)
+
     def bad_names(self, tenant: str, names: Collection[str], now: float) -> None:
         """Count the file names of a prompt that are not known to be its tenant's own, before any is looked for.
 
@@ -181,7 +200,7 @@ class Limits:
         if now < self._sweep_at:
             return
         self._sweep_at = now + SWEEP_SECONDS
-        for buckets in (self._requests, self._prompts):
+        for buckets in (self._requests, self._prompts, self._tests):
             for tenant in [tenant for tenant, bucket in buckets.items() if bucket.full_in(now) <= 0.0]:
                 del buckets[tenant]
 
@@ -247,7 +266,7 @@ class Limits:
         """
         maximum = self._policies.of(tenant).limits.jobs_waiting
         if maximum is not None and waiting >= maximum:
-            details = "send it again when one of them has started, or cancel one with POST /queue"
+            details = "send it again when one of them has started, or cancel one of them"
             raise LimitReached("jobs_waiting", maximum, waiting, details, _soon(starts_in))
 
     def more_bytes_open(self, tenant: str, opened: int, size: int, ends_in: float | None) -> None:

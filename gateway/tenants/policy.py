@@ -66,6 +66,13 @@ class Policy:
     dedicated: frozenset[str] = frozenset()
     # The backends that are dedicated to other tenants: not even files of this tenant are read from them.
     closed: frozenset[str] = frozenset()
+    # The name of the tenant's routing policy; None for the gateway's.
+    routing: str | None = None
+    # The tenant's part of the GPU seconds, relative to other tenants' weights, and the highest priority of its prompts.
+    weight: float = 1.0
+    max_priority: int = 0
+    # The conditions that a backend must meet to run the tenant's jobs (gateway/jobs/routing/requirements.py).
+    require: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> frozenset[str] | None:
@@ -171,6 +178,10 @@ def _policy(settings: PolicySettings, backends: Collection[BackendSettings], ten
         Patterns(settings.nodes.trust),
         own,
         frozenset(backend.name for backend in backends if backend.tenants and tenant not in backend.tenants),
+        settings.routing,
+        settings.weight,
+        settings.max_priority,
+        settings.require,
     )
 
 

@@ -47,6 +47,7 @@ class Row:
 
 # The folders of ComfyUI-Manager's routes, which are also below /v2.
 MANAGER = ("manager", "customnode", "snapshot", "externalmodel", "comfyui_manager")
+_DOWNLOADS = ("download-model-get", "cancel-download-get", "pause-download", "resume-download")
 
 TABLE: tuple[Row, ...] = (
     # The gateway's own.
@@ -54,6 +55,8 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/readyz", Access.ANYBODY),
     Row("GET", "/metrics", Access.MONITORING),
     Row("GET", "/gateway/openapi.json", Access.USERS),
+    # The link's signature lets its readers in.
+    Row("GET", "/gateway/stored/{tenant}/{job}/{name}", Access.ANYBODY),
     Row("GET POST", "/gateway/signin", Access.ANYBODY),
     Row("POST", "/gateway/signout", Access.ANYBODY),
     Row("GET POST", "/gateway/keys", Access.ADMINS),
@@ -62,7 +65,30 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/gateway/backends", Access.ADMINS),
     Row("GET", "/gateway/packs", Access.ADMINS),
     Row("GET", "/gateway/differences", Access.ADMINS),
+    Row("GET", "/gateway/routing", Access.ADMINS),
+    Row("DELETE", "/gateway/routing/times", Access.ADMINS),
+    Row("DELETE", "/gateway/routing/out_of_memory", Access.ADMINS),
+    Row("GET", "/gateway/poisonous", Access.ADMINS),
+    Row("DELETE", "/gateway/poisonous/{id}", Access.ADMINS),
     Row("POST", "/gateway/backends/{name}/{action}", Access.ADMINS),
+    Row("POST", "/gateway/api/v1/backends/{name}/sweep", Access.ADMINS),
+    Row("GET", "/gateway/api/v1/me/jobs", Access.USERS),
+    Row("GET DELETE", "/gateway/api/v1/me/jobs/{prompt_id}", Access.USERS),
+    Row("GET DELETE", "/gateway/api/v1/me/uploads", Access.USERS),
+    Row("GET POST", "/gateway/api/v1/me/webhooks", Access.USERS),
+    Row("GET", "/gateway/api/v1/me/webhooks/deliveries", Access.USERS),
+    Row("POST", "/gateway/api/v1/me/webhooks/events/{event_id}/replay", Access.USERS),
+    Row("GET PATCH DELETE", "/gateway/api/v1/me/webhooks/{id}", Access.USERS),
+    Row("POST", "/gateway/api/v1/me/webhooks/{id}/rotate", Access.USERS),
+    Row("POST", "/gateway/api/v1/me/webhooks/{id}/test", Access.USERS),
+    Row("GET", "/gateway/api/v1/me/webhooks/{id}/deliveries", Access.USERS),
+    Row("POST", "/gateway/api/v1/me/webhooks/{id}/replay", Access.USERS),
+    Row("POST", "/gateway/run", Access.USERS),
+    Row("GET", "/gateway/run/{prompt_id}", Access.USERS),
+    Row("GET", "/gateway/workflows", Access.USERS),
+    Row("GET PUT DELETE", "/gateway/workflows/{name}", Access.USERS),
+    Row("POST", "/gateway/workflows/{name}/run", Access.USERS),
+    Row("POST", "/gateway/workflows/{name}/jobs", Access.USERS),
     Row("*", "/gateway/**", Access.ADMINS),
     # ComfyUI's, answered with the caller's own jobs and files.
     Row("GET POST", "/prompt", Access.USERS),
@@ -78,6 +104,21 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/view", Access.USERS),
     Row("POST", "/upload/image", Access.USERS),
     Row("POST", "/upload/mask", Access.USERS),
+    # The Comfy API v2, with the caller's own jobs and assets.
+    Row("GET POST", "/api/v2/jobs", Access.USERS),
+    Row("GET", "/api/v2/jobs/{job_id}", Access.USERS),
+    Row("GET", "/api/v2/jobs/{job_id}/workflow", Access.USERS),
+    Row("GET", "/api/v2/jobs/{job_id}/events", Access.USERS),
+    Row("POST", "/api/v2/jobs/{job_id}/cancel", Access.USERS),
+    Row("POST", "/api/v2/assets", Access.USERS),
+    Row("POST", "/api/v2/assets/from-hash", Access.USERS),
+    Row("GET", "/api/v2/assets/by-hash/{hash}", Access.USERS),
+    Row("GET DELETE", "/api/v2/assets/{asset_id}", Access.USERS),
+    Row("GET", "/api/v2/assets/{asset_id}/content", Access.USERS),
+    Row("GET", "/api/v2/health", Access.USERS),
+    Row("GET", "/api/v2/openapi.json", Access.USERS),
+    # All that the Comfy API v2 does not have is refused, whatever the method.
+    Row("*", "/api/v2{rest}", Access.USERS),
     # Settings and files that the web UI saves.
     Row("GET", "/users", Access.USERS),
     Row("GET POST", "/settings", Access.USERS),
@@ -114,6 +155,21 @@ TABLE: tuple[Row, ...] = (
     Row("*", "/browser/**", Access.TEAM),
     Row("*", "/workspace/**", Access.TEAM),
     Row("*", "/vhs/getpath/**", Access.TEAM),
+    Row("*", "/getpath/**", Access.TEAM),
+    # Custom nodes that show what everybody's prompts left in a process, by the ids of nodes.
+    *(Row("*", f"/impact/{name}/**", Access.TEAM) for name in ("segs", "get", "view")),
+    Row("*", "/inspire/cache/list/**", Access.TEAM),
+    # Routes of custom nodes that act when they are read: they restart the process, empty its cache, delete files.
+    Row("*", "/easyuse/reboot/**", Access.ADMINS),
+    Row("*", "/inspire/cache/**", Access.ADMINS),
+    *(
+        Row("GET", f"/rgthree/api/{kind}/info/{act}/**", Access.ADMINS)
+        for kind in ("loras", "checkpoints")
+        for act in ("clear", "refresh")
+    ),
+    # They download models to the backend's disk (ComfyUI-Lora-Manager), or show the operator's keys (Easy-Use).
+    *(Row("*", f"/lm/{act}/**", Access.ADMINS) for act in _DOWNLOADS),
+    Row("*", "/easyuse/stability/**", Access.ADMINS),
     # The web UI's own files. For other GETs there is `routes.unknown_reads`.
     Row("GET", "/", Access.USERS),
     *(

@@ -81,6 +81,14 @@ class SecretNames:
         parts = (tenant.encode("utf-8", "surrogatepass"), digest, role.encode("utf-8", "surrogatepass"))
         return f"g{self._name(_NODE_DIGITS, b'node', *parts)}"
 
+    def storage_folder(self, tenant: str) -> str:
+        """Return the folder of a tenant's copies in object storage. It tells nothing of the tenant's name."""
+        return self._name(_FOLDER_DIGITS, b"storage", tenant.encode("utf-8", "surrogatepass"))
+
+    def link_key(self) -> bytes:
+        """Return the key by which the gateway signs its own links to stored files."""
+        return self._hash(2 * KEY_SIZE, b"link").digest()
+
     def _name(self, digits: int, *parts: bytes) -> str:
         """Return a keyed hash of some parts. Each has its length before it, so no other parts read the same."""
         return self._hash(digits, *parts).hexdigest()

@@ -18,21 +18,32 @@ from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
 from gateway.web.routes import (
+    backend_sweep,
     catalogue,
+    etas,
     history,
     jobs,
     keys,
     openapi,
     operations,
+    owner,
     passthrough,
+    poisonous,
     prompt,
     queue,
+    routing,
     sign_in,
+    stored_files,
     uploads,
     userdata,
     view,
+    webhooks,
 )
+from gateway.web.run import table as run_table
 from gateway.web.server.parser_feed import INTAKES, ParserFeed
+from gateway.web.v2 import table
+from gateway.web.v2.job_routes import post_job
+from gateway.web.v2.service import V2, V2_KEY
 
 
 async def socket(request: web.Request) -> web.StreamResponse:
@@ -104,16 +115,32 @@ OWN: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/gateway/backends", operations.get_backends),
     ("GET", "/gateway/packs", operations.get_packs),
     ("GET", "/gateway/differences", operations.get_differences),
+    ("GET", "/gateway/routing", routing.get_routing),
+    ("DELETE", "/gateway/routing/times", routing.delete_times),
+    ("DELETE", "/gateway/routing/out_of_memory", routing.delete_shortages),
+    ("GET", "/gateway/poisonous", poisonous.get_poisonous),
+    ("DELETE", "/gateway/poisonous/{id}", poisonous.delete_poisonous),
     ("POST", "/gateway/backends/{name}/{action:drain|resume}", operations.set_drain),
+    ("POST", "/gateway/api/v1/backends/{name}/sweep", backend_sweep.post_sweep),
+    ("GET", "/gateway/api/v1/me/jobs", etas.get_own_jobs),
+    ("GET", "/gateway/api/v1/me/jobs/{prompt_id}", etas.get_own_job),
+    ("DELETE", "/gateway/api/v1/me/jobs/{prompt_id}", owner.delete_job),
+    ("GET", "/gateway/api/v1/me/uploads", owner.get_uploads),
+    ("DELETE", "/gateway/api/v1/me/uploads", owner.delete_upload),
+    ("GET", "/gateway/stored/{tenant}/{job}/{name}", stored_files.get_stored),
+    *webhooks.ROUTES,
+    *run_table.ROUTES,
 )
 _ANY_PATH = "/{path:.*}"
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def make_app(gateway: Context) -> web.Application:
-    """Return the application that serves a gateway."""
+def make_app(gateway: Context, v2: V2) -> web.Application:
+    """Return the application that serves a gateway, with the parts of the Comfy API v2."""
     app = web.Application(client_max_size=gateway.settings.server.max_body)
     app[CONTEXT] = gateway
+    app[V2_KEY] = v2
+    v2.send_file = view.send_known
     app[BASE_PATH] = gateway.settings.server.base_path
     app[PROXIES] = TrustedProxies(gateway.settings.server.trusted_proxies)
     app[REFUSED_ORIGINS] = RefusedOrigins()
@@ -121,12 +148,18 @@ def make_app(gateway: Context) -> web.Application:
     app[INTAKES] = intakes
     gate = Gate(gateway, intakes, RequestLog(gateway.settings))
     for method, path, handler in OWN:
-        _add(app, method, path, gate.guard(handler, method, path))
+        guarded = gate.guard(handler, method, path)
+        _add(app, method, path, refusals_logged(guarded) if handler in run_table.ACCEPTING else guarded)
     for method, path, handler in JOBS + COMFYUI:
         for full_path in (path, "/api" + path):
             guarded = gate.guard(handler, method, full_path)
             _add(app, method, full_path, refusals_logged(guarded) if handler is prompt.post_prompt else guarded)
-    app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI)
+    for method, path, handler in table.ROUTES:
+        guarded = gate.guard(handler, method, path)
+        _add(app, method, path, refusals_logged(guarded) if handler is post_job else guarded)
+    for method in _METHODS:
+        _add(app, method, table.REST, gate.guard(table.refuse_unknown, method, table.REST))
+    app[passthrough.ANSWERED_HERE] = AnsweredHere(path for _, path, _ in OWN + JOBS + COMFYUI + table.ROUTES)
     app[passthrough.OWN_METHODS] = passthrough.OwnMethods((method, path) for method, path, _ in OWN)
     if app[BASE_PATH]:
         # No gate: the answer tells nothing, and a browser has no cookie for this path yet.

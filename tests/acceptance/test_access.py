@@ -10,7 +10,9 @@ import aiohttp
 import pytest
 
 from tests.support.comfy_client import Comfy
+from tests.support.folders import files_below
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.raw_servers import start_raw_server
 from tests.support.two_users import ANNA, BEN, BOSS, with_keys
 from tests.support.workflows import slow
 
@@ -49,6 +51,7 @@ async def test_open_paths_and_roles(lab: Lab) -> None:
         "/gateway/backends": (401, 403, 200, 403),
         "/gateway/packs": (401, 403, 200, 403),
         "/gateway/differences": (401, 403, 200, 403),
+        "/gateway/poisonous": (401, 403, 200, 403),
         "/internal/logs": (401, 403, 200, 403),
         "/api/internal/logs": (401, 403, 200, 403),
         "//internal/logs": (401, 403, None, 403),
@@ -61,6 +64,10 @@ async def test_open_paths_and_roles(lab: Lab) -> None:
             url = aiohttp.client.URL(gateway.url + path, encoded=True)
             async with lab.http.get(url, headers=headers) as answer:
                 assert status is None or answer.status == status, (path, key, answer.status)
+                if (path, key) == ("/metrics", ANNA):
+                    assert (await answer.json())["error"]["message"] == (
+                        "This route needs a key for metrics, or an admin's"
+                    )
 
 
 async def test_tenants_see_their_own(lab: Lab) -> None:
@@ -148,9 +155,9 @@ async def test_keys_go_nowhere(lab: Lab) -> None:
     for secret in (ANNA, BEN, BOSS, "partner-secret"):
         assert secret not in gateway.log.read_text()
         assert secret not in metrics
-        for file in (f for f in (lab.directory / "data").rglob("*") if f.is_file()):
+        for file in files_below(lab.directory / "data"):
             assert secret.encode() not in file.read_bytes(), file
-    server = await asyncio.start_server(record, "127.0.0.1", 0)
+    server = await start_raw_server(record, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     other = GatewayProcess(lab.directory / "other", [f"http://127.0.0.1:{port}"], ("--api-key", ANNA), {})
     lab.servers.append(other)

@@ -356,6 +356,22 @@ async def test_a_job_that_says_nothing_is_said(lab: Lab) -> None:
     assert [each["prompt_id"] for each in said] == [prompt_id]
 
 
+async def test_a_backend_with_a_stalled_job_gets_work_last(lab: Lab) -> None:
+    simulators = await lab.simulators(2)
+    gateway = await lab.gateway(*simulators, dispatch__stall_after=0.5)
+    comfy = Comfy(lab.http, gateway.url)
+    await simulators[0].fault(lab.http, "silent")
+    await comfy.post("/gateway/backends/b2/drain")
+    stuck = await comfy.prompt(slow(0))
+    await until(lambda: metric(lab, gateway, 'comfyui_gateway_jobs_stalled{backend="b1"}'), what="stalled")
+    await comfy.post("/gateway/backends/b2/resume")
+    for prompt_id in [await comfy.prompt(slow(n)) for n in range(1, 5)]:
+        await comfy.entry(prompt_id)
+    assert await posts(lab, *simulators) == [1, 4]
+    await simulators[0].no_faults(lab.http)
+    assert (await comfy.entry(stuck))["status"]["status_str"] == "success"
+
+
 async def test_a_silent_job_fails(lab: Lab) -> None:
     """It is interrupted there, and told as an error once; one that tells of its progress may take its time."""
     simulators = await lab.simulators(2)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import uuid
 from typing import Any
 
+from aiohttp import FormData
 from PIL import Image
 
 from tests.support.comfy_client import Comfy, Listener
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.security_world import ask
 from tests.support.two_users import ANNA, BEN
+from tests.support.workflows import slow
 
 CONFIG = f"""
 auth:
@@ -19,7 +23,7 @@ auth:
     - {{name: anna, key: "{ANNA}"}}
     - {{name: ben, key: "{BEN}"}}
 tenants: {{default: {{nodes: {{trust: [gwtest]}}}}}}
-routes: {{users: [/api/etn, POST /picker]}}
+routes: {{users: [/api/etn, POST /picker, POST /cg-image-filter-message]}}
 dispatch: {{backoff: 10ms}}
 """
 
@@ -62,7 +66,7 @@ def stored(id_: str) -> dict[str, Any]:
     """A prompt that loads a picture from its backend's memory, and keeps the result there."""
     return {
         "1": {"class_type": "ETN_LoadImageCache", "inputs": {"id": id_}},
-        "2": {"class_type": "ETN_SaveImageCache", "inputs": {"images": ["1", 0]}},
+        "2": {"class_type": "ETN_SaveImageCache", "inputs": {"images": ["1", 0], "format": "PNG"}},
     }
 
 
@@ -74,7 +78,7 @@ def picker(node_id: str = "1", label: str = "any") -> dict[str, Any]:
 async def store_job(comfy: Comfy, colour: int) -> None:
     """Put a picture, run a prompt that names it, fetch the result by the id that the history tells."""
     id_ = str(uuid.uuid4())
-    assert await put(comfy, id_, png(colour)) == 200
+    assert await put(comfy, id_, png(colour)) == 201
     listener = await comfy.listen(id_)
     prompt_id = await comfy.prompt(stored(id_), id_)
     entry = await ended(comfy, listener, prompt_id)
@@ -111,13 +115,12 @@ async def pick_job(comfy: Comfy, number: int) -> None:
     assert (await ended(comfy, listener, prompt_id))["outputs"][node_id]["text"] == [choice]
 
 
-async def picked(comfy: Comfy, prompt_id: str) -> bool:
-    """Choose for node 1, and tell if this prompt got the choice."""
-    status, _ = await comfy.post("/picker/1", {"choice": prompt_id})
-    if status == 200:
-        assert (await comfy.entry(prompt_id))["outputs"]["1"]["text"] == [prompt_id]
-    assert status in (200, 404)
-    return status == 200
+async def select(comfy: Comfy, graph_id: str, selection: list[int]) -> None:
+    """Answer the filter of a workflow, as its web page does."""
+    form = FormData(default_to_multipart=True)
+    form.add_field("response", json.dumps({"graph_id": graph_id, "selection": selection}))
+    async with comfy.http.post(f"{comfy.url}/cg-image-filter-message", data=form, headers=comfy.headers) as answer:
+        assert (answer.status, await answer.json()) == (200, {})
 
 
 async def test_each_job_gets_its_own_state_and_choice(lab: Lab) -> None:
@@ -129,7 +132,7 @@ async def test_each_job_gets_its_own_state_and_choice(lab: Lab) -> None:
 async def test_lost_state_is_a_clear_failure(lab: Lab) -> None:
     simulators, gateway, anna, _ = await start(lab)
     id_ = str(uuid.uuid4())
-    assert await put(anna, id_, png(9)) == 200
+    assert await put(anna, id_, png(9)) == 201
     _, prompt_id = await waiting_pick(anna, picker(label=id_))
     own = Comfy(lab.http, "")
     for simulator in simulators:
@@ -146,23 +149,38 @@ async def test_lost_state_is_a_clear_failure(lab: Lab) -> None:
     status, body = await fetch(anna, id_)
     assert (status, b"state_lost" in body) == (410, True)
     await asyncio.gather(store_job(anna, 1), pick_job(anna, 1))
-    assert await put(anna, id_, png(9)) == 200
+    assert await put(anna, id_, png(9)) == 201
     assert (await anna.entry(await anna.prompt(stored(id_))))["status"]["status_str"] == "success"
 
 
 async def test_what_names_nothing_of_the_tenants_reaches_no_process_by_chance(lab: Lab) -> None:
     simulators, _, anna, ben = await start(lab)
     id_ = str(uuid.uuid4())
-    assert await put(anna, id_, png(9)) == 200
+    assert await put(anna, id_, png(9)) == 201
     assert (await fetch(ben, id_))[0] == (await fetch(ben, str(uuid.uuid4())))[0] == 404
-    assert await put(ben, id_, png(5)) == 200
+    assert await put(ben, id_, png(5)) == 201
     assert (await fetch(anna, id_))[1] == png(9)
     assert (await fetch(ben, id_))[1] == png(5)
-    known = [await anna.prompt({"1": {"class_type": "Image Filter", "inputs": {"label": str(n)}}}) for n in range(2)]
+    # An id of his own beside it opens nothing of hers, and an id that can't be kept apart is nobody's.
+    hers, his = (str(uuid.uuid4()) for _ in range(2))
+    assert await put(anna, hers, png(9)) == await put(ben, his, png(5)) == 201
+    for simulator in simulators:
+        # Put hers on each backend, because one of them has his.
+        assert {await put(Comfy(lab.http, simulator.url), each, png(9)) for each in (hers, "abc")} <= {200, 201}
+    assert (await fetch(ben, f"{hers}?id={his}"))[0] == 404
+    for weak in ("abc", "x" * 129, "abc~1234"):
+        assert (await put(anna, weak, png(9)), (await fetch(ben, weak))[0]) == (409, 404)
+    own = await ben.prompt(slow(steps=1))
+    await ben.entry(own)
+    listener, graph_id = await anna.listen("filters"), str(uuid.uuid4())
+    filters = {"1": {"class_type": "Image Filter", "inputs": {"graph_id": graph_id}}}
+    known = [await anna.prompt(filters, "filters") for _ in range(2)]
     queues = [(await Comfy(lab.http, simulator.url).get("/prompt"))["exec_info"] for simulator in simulators]
     assert sorted(queue["queue_remaining"] for queue in queues) == [0, 0, 2]
-    for prompt_id in known:
-        await until(lambda prompt_id=prompt_id: picked(anna, prompt_id))
+    for number, prompt_id in enumerate(known):
+        await listener.next("cg-image-filter-images", graph_id=graph_id)
+        await select(anna, graph_id, [number])
+        assert (await anna.entry(prompt_id))["outputs"]["1"]["text"] == [f"[{number}]"]
     (_, first), (_, second) = [await waiting_pick(anna, picker()) for _ in range(2)]
     for path in ("/picker", "/picker/1"):
         status, answer = await anna.post(path, {"choice": "x"})
@@ -172,6 +190,20 @@ async def test_what_names_nothing_of_the_tenants_reaches_no_process_by_chance(la
     assert (await ben.post("/picker", {"prompt_id": first, "choice": "x"}))[0] == 404
     for path in ("/picker/1", "/picker?node_id=1"):
         assert (await ben.post(path, {"choice": "x"}))[1]["error"]["type"] == "write_owner_unclear"
+    # He names a prompt of his own beside, hides the id in what is not looked at, or calls JSON something else.
+    named = json.dumps({"choice": "x", "prompt_id": "1"}).encode()
+    decoys = json.dumps({"a_id": [f"d{n}" for n in range(64)], "choice": "x", "prompt_id": "1"}).encode()
+    many = "&".join(f"a_id={n}" for n in range(2, 70))
+    for path, kind, body in (
+        (f"/picker/1?own_id={own}", "application/json", b'{"choice": "x"}'),
+        (f"/picker?{many}&prompt_id=1", "application/json", b'{"choice": "x"}'),
+        ("/picker", "application/json", decoys),
+        ("/picker", "application/octet-stream", named + b" " * 70_000),
+        ("/picker", "multipart/form-data; boundary=x", named),
+        ("/picker", "application/x-www-form-urlencoded", named),
+    ):
+        answer = await ask(ben, "POST", path, body, Content_Type=kind)
+        assert (answer.status, b"write_owner_unclear" in answer.body) == (409, True), (path, kind, answer)
     for prompt_id in (first, second, third):
         assert (await anna.post("/picker", {"prompt_id": prompt_id, "choice": prompt_id}))[0] == 200
         assert (await anna.entry(prompt_id))["outputs"]["1"]["text"] == [prompt_id]

@@ -223,6 +223,14 @@ async def test_a_prompt_goes_elsewhere_if_a_backend_keeps_no_file(lab: Lab, tmp_
     assert (await boss.post("/gateway/backends/b1/resume"))[0] == 200
     prompt_id = await anna.prompt(load("pic.png"))
     assert await asked(lab, broken) - before == 4
+    # Each probe lets the idle backend steal work: not the job that it refused.
+    probes = await asked(lab, broken, "GET /queue")
+
+    async def probed() -> bool:
+        return await asked(lab, broken, "GET /queue") >= probes + 3
+
+    await until(probed)
+    assert await asked(lab, broken) - before == 4
     assert (await stranger.post("/interrupt", {"prompt_id": theirs}))[0] == 200
     entry = await anna.entry(prompt_id)
     assert colour(await anna.view(anna.images(entry)[0])) == MINE

@@ -10,6 +10,7 @@ import aiohttp
 
 from tests.support import disk
 from tests.support.comfy_client import Comfy
+from tests.support.folders import files_below
 from tests.support.lab import GatewayProcess, Lab, until
 from tests.support.workflows import slow
 
@@ -191,7 +192,7 @@ async def test_an_upload_is_refused_whole_and_taken_later(lab: Lab) -> None:
         form = aiohttp.FormData()
         form.add_field("image", b"x" * size, filename=f"{size}.png")
         await refused(comfy, "/upload/image", data=form)
-        assert [path for path in uploads.rglob("*") if path.is_file()] == []
+        assert files_below(uploads) == []
     disk.free(gateway.pid)
 
     async def well() -> bool:

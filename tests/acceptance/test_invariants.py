@@ -233,7 +233,7 @@ def _sort_key(job: dict[str, Any], sort_by: str) -> int:
 
 @pytest.mark.parametrize("backends", [0, 1, 3], ids=["alone", "gateway-1", "gateway-3"])
 async def test_the_same_for_a_client(lab: Lab, backends: int) -> None:
-    simulators = await lab.simulators(backends or 1, "--cache")
+    simulators = await lab.simulators(backends or 1, "--cache-ram")
     url = (await lab.gateway(*simulators, dispatch__max_queue=5)).url if backends else simulators[0].url
     comfy = Comfy(lab.http, url)
     posted = script()

@@ -43,7 +43,10 @@ async def test_what_a_list_tells(lab: Lab) -> None:
     assert (second["id"], second["workflow_id"], type(second["priority"])) == (running, "w", int)
     assert {"gateway_tenant"}.isdisjoint(first)
     for job in whole["jobs"][:2]:
-        assert await anna.get(f"/api/jobs/{job['id']}") == job
+        shown = await anna.get(f"/api/jobs/{job['id']}")
+        assert {shown.pop(f"gateway_{name}", 0) for name in ("load", "eta")} == {2, None}
+        assert shown.pop("gateway_place") == (job["id"] == waiting)
+        assert shown == job
     assert (await anna.get("/api/jobs", workflow_id="w"))["jobs"] == [second]
     assert [job["workflow_id"][0] for job in whole["jobs"][2:]] == ["2", "1", "0"]
     async with lab.http.head(f"{gateway.url}/api/jobs", headers=anna.headers) as answer:

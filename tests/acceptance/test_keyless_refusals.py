@@ -20,6 +20,8 @@ ABOUT_KEYS = {
     "cli/check.py",
     "cli/keys.py",
     "cli/main.py",
+    "cli/running_gateway.py",
+    "cli/sweep.py",
     "conformance/asking.py",
     "tenants/keys.py",
     "tenants/stored_keys.py",

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.comfy_client import Comfy
 from tests.support.commands import command
+from tests.support.folders import files_below
 from tests.support.keys_api import CLOSED, ask, audit, make, status_of, wrong
 from tests.support.lab import Lab, until
 from tests.support.uploads import ANNA, BOSS, with_keys
@@ -54,7 +55,7 @@ async def test_a_key_lives_in_the_store(lab: Lab) -> None:
     assert prompt_id in await comfy.get("/history")
     listed = (await ask(lab, gateway, "GET", ""))[1]
     assert {shown["name"]: shown for shown in listed["keys"]}["carol"]["last_used"] is not None
-    for file in (path for path in (lab.directory / "data").rglob("*") if path.is_file()):
+    for file in files_below(lab.directory / "data"):
         assert carol.encode() not in file.read_bytes(), file
 
 

@@ -282,7 +282,7 @@ async def test_a_tenants_deadline(lab: Lab) -> None:
     long = slow(steps=1000, step_seconds=0.1)
     mine, waiting, later = (
         await anna.prompt(long),
-        await anna.prompt(slow()),
+        await anna.prompt(slow(1, steps=1000, step_seconds=0.1)),
         await anna.prompt(slow(), extra_data={"deadline_seconds": 60}),
     )
     for prompt_id in (mine, waiting):

@@ -53,7 +53,7 @@ async def test_a_wrapped_name_is_rewritten_where_it_means_other_bytes(lab: Lab) 
 
 async def test_a_name_that_a_backend_gives_again_is_not_the_first_ones(lab: Lab) -> None:
     """A backend that comes back empty counts its files from 1 again: the same name, another tenant's picture."""
-    simulator = await lab.simulator("--cache")
+    simulator = await lab.simulator("--cache-ram")
     gateway = await with_keys(lab, simulator)
     anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=key) for key in (ANNA, BEN))
     (image,) = anna.images(await anna.entry(await anna.prompt(slow(0x010203))))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import ssl
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import trustme
 
 from tests.security.recorder import Recorder, passes_on
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab
 from tests.support.nginx import nginx
+from tests.support.proxied import HTML, as_a_browser, certificate
 from tests.support.two_users import ANNA, BOSS, with_keys
 from tests.support.workflows import slow
 
-HTML = {"Accept": "text/html"}
 SERVERS = {
     "host": "location / { proxy_pass http://gateway; proxy_set_header Host $host; USUAL }",
     "http_host": "location / { proxy_pass http://gateway; proxy_set_header Host $http_host; proxy_buffering off; "
@@ -32,34 +29,6 @@ SERVERS = {
 }
 # The prefix that a browser sees, by server. With server.base_path the gateway answers under it everywhere.
 PREFIXES = {name: "/studio/gpu" if name == "named" else "/comfy" for name in SERVERS}
-
-
-def certificate(folder: Path) -> tuple[tuple[Path, Path], ssl.SSLContext]:
-    """Certificate and key for loopback, and the context of a client that trusts them."""
-    authority, context = trustme.CA(), ssl.create_default_context()
-    issued = authority.issue_cert("127.0.0.1")
-    files = folder / "certificate.pem", folder / "key.pem"
-    files[0].write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    files[1].write_bytes(issued.private_key_pem.bytes())
-    authority.configure_trust(context)
-    return files, context
-
-
-async def as_a_browser(http: aiohttp.ClientSession, origin: str, prefix: str) -> dict[str, str]:
-    """Sign in as a browser does, from link to link; return the headers of the page's requests from then on."""
-    async with http.get(f"{origin}{prefix}/", headers=HTML, allow_redirects=False) as answer:
-        assert (answer.status, answer.headers["Location"]) == (303, f"{prefix}/gateway/signin")
-        page = answer.headers["Location"]
-    async with http.get(origin + page) as answer:
-        action = re.findall(r'<form method="post" action="([^"]*)"', await answer.text())
-        assert action == [f"{prefix}/gateway/signin"]
-    form, own = {"key": ANNA, "next": "/"}, {"Origin": origin}
-    async with http.post(origin + action[0], data=form, headers=own, allow_redirects=False) as answer:
-        assert (answer.status, answer.headers["Location"]) == (303, f"{prefix}/"), await answer.text()
-        cookie, *marks = answer.headers["Set-Cookie"].split("; ")
-    assert f"Path={prefix or '/'}" in marks
-    assert ("Secure" in marks) == origin.startswith("https")
-    return {"Cookie": cookie, "Origin": origin}
 
 
 async def run(http: aiohttp.ClientSession, origin: str, prefix: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import Lab
-from tests.support.workflows import slow
+from tests.support.workflows import text_to_image
 
 PROJECT = Path(__file__).parents[2]
 BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -62,21 +62,21 @@ async def line_with(process: asyncio.subprocess.Process, text: str, limit: float
 
 @pytest.mark.timeout(240)
 async def test_the_blocks_run(lab: Lab) -> None:
-    assert [block.split()[0] for block in BLOCKS] == ["make", "python3", "curl", "."]
-    demo, serve, send, more_keys = BLOCKS
+    assert [block.split()[0] for block in BLOCKS] == ["make", "python3", "curl", "curl", "."]
+    demo, serve, send, pictures, more_keys = BLOCKS
     environment = shell_environment(lab.directory)
     async with pasted(demo, PROJECT, environment) as process:
         await line_with(process, "behind one endpoint: http://127.0.0.1:8288")
     for port in (8188, 8189):
         await lab.simulator(port=port)
     workflow = lab.directory / "workflow_api.json"
-    workflow.write_text(json.dumps(slow(steps=1)))
+    workflow.write_text(json.dumps(text_to_image(steps=1)))
     serve = serve.replace("pip install .", f"pip install {PROJECT}")
     async with pasted(serve, lab.directory, environment) as process:
         keys = await line_with(process, "export KEY=")
         await line_with(process, "comfyui-gateway ready on")
         assert (lab.directory / "comfyui-gateway" / "bin" / "comfyui-gateway").exists()
-        for block, wanted in ((send, '"prompt_id"'), (more_keys, "cgw_")):
+        for block, wanted in ((send, '"prompt_id"'), (pictures, '"negative"'), (more_keys, "cgw_")):
             other = await asyncio.create_subprocess_exec(
                 "bash", "-ec", keys + block, cwd=lab.directory, env=environment, stdout=-1, stderr=-2
             )
@@ -84,3 +84,5 @@ async def test_the_blocks_run(lab: Lab) -> None:
             assert other.returncode == 0, said
             assert wanted in said.decode(), said
             assert "error" not in said.decode().lower().replace("node_errors", ""), said
+        for name in ("picture.png", "cat.png"):
+            assert (lab.directory / name).read_bytes().startswith(b"\x89PNG"), name

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from tests.support.lab import until
 
+# Lines of requests that are longer than what a pipe takes, 64 KiB.
+FILL = 400
 SERVE = f"exec {sys.executable} -X utf8 -m gateway serve --backend http://127.0.0.1:1 --no-auth"
 
 
@@ -63,8 +68,37 @@ async def test_it_serves_and_stops_without_its_standard_streams(tmp_path: Path) 
             )
             for n, (before, redirected, is_told) in enumerate(cases)
         ),
+        logs_to_standard_output(tmp_path),
         ends_with_2(f"{SERVE} --port 99999 --data-dir {tmp_path}/none 2>&- >&-"),
     )
+
+
+async def logs_to_standard_output(folder: Path) -> None:
+    """Run a gateway whose log is on a pipe that nobody reads for a while; its line for people is on standard error."""
+    serve = f"COMFYUI_GATEWAY_LOG__FILE=stdout {SERVE} --port 0 --data-dir {folder}/stdout"
+    piped = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec("sh", "-c", serve, stdout=piped, stderr=piped, limit=1024)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            ready = (await process.stderr.readline()).decode()
+            url = re.search(r"ready on (\S+)", ready)
+            assert url, ready
+            async with aiohttp.ClientSession() as http:
+                for _ in range(FILL):
+                    async with http.get(f"{url[1]}/healthz", headers={"X-Request-Id": "x" * 128}) as answer:
+                        assert answer.status == 200
+            process.send_signal(signal.SIGTERM)
+            told = [json.loads(line) for line in (await process.stdout.read()).splitlines()]
+            assert await process.wait() == 0
+            assert await process.stderr.read() == b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert sum(line.get("route") == "/healthz" for line in told) == FILL
+    assert told[-1]["event"] == "gateway_stopped"
 
 
 async def ends_with_2(script: str) -> None:

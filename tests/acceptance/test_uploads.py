@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.comfy_client import Comfy
+from tests.support.folders import files_below
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import colour, png
 from tests.support.uploads import ANNA, BEN, brought, busy, folder, load, result, upload, with_keys
@@ -120,7 +121,7 @@ async def test_names_that_lead_out_are_refused(lab: Lab, name: str, fields: dict
     gateway = await lab.gateway(await lab.simulator())
     comfy = Comfy(lab.http, gateway.url)
     assert (await upload(comfy, b"data", name, **fields))[0] == 400
-    blobs = [p for p in (lab.directory / "data" / "uploads").rglob("*") if p.is_file()]
+    blobs = files_below(lab.directory / "data" / "uploads")
     assert blobs == []
 
 
@@ -360,7 +361,7 @@ async def test_limits_of_uploads(lab: Lab) -> None:
         assert found.status == 200
     assert (await upload(comfy, os.urandom(3000), "d.png"))[0] == 200
     assert await listed() == ["a.png", "d.png"]
-    blobs = [p for p in (lab.directory / "data" / "uploads").rglob("*") if p.is_file()]
+    blobs = files_below(lab.directory / "data" / "uploads")
     assert sorted(p.stat().st_size for p in blobs) == [2000, 3000]
 
 
@@ -401,6 +402,6 @@ async def test_an_upload_that_an_open_job_needs_stays(lab: Lab) -> None:
     blobs = lab.directory / "data" / "uploads"
 
     async def empty() -> bool:
-        return not [p for p in blobs.rglob("*") if p.is_file()]
+        return not files_below(blobs)
 
     await until(empty)

@@ -209,9 +209,20 @@ WRONG = [
         "--expires 30d), because in a file it would begin anew with each start",
     ),
     (
-        "log: {file: /var/log/gateway.log}",
-        "log.file: there is no such setting; logs go to standard error: redirect it, as in 2>>gateway.log, or let the "
-        "service manager keep it",
+        "log: {filename: /var/log/gateway.log}",
+        "log.filename: there is no such setting; the setting is log.file: stderr, stdout or the path of a file",
+    ),
+    (
+        "log: {file: /nowhere/at/all/gateway.log}",
+        "log.file: there is no folder /nowhere/at/all; make it, for the gateway's user",
+    ),
+    (
+        "log: {file: /}",
+        "log.file: / is a folder; give the path of a file in it, such as /gateway.log",
+    ),
+    (
+        "log: {file: ''}",
+        "log.file: is empty; give stderr, stdout or the path of a file",
     ),
     (
         "log: {level: WARN}",

@@ -6,28 +6,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from tests.browser.ui import SHOTS
 from tests.browser.walks import LIMIT, Both, Walk, walk_as_new_user
+from tests.support.chromium import launched
 from tests.support.lab import Lab
-
-ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-# Nothing that is seen here depends on what is reachable outside.
-NO_INTERNET = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 @pytest.fixture
 async def chromium() -> AsyncIterator[Browser]:
     """A browser."""
     expect.set_options(timeout=LIMIT)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=[*ARGUMENTS, NO_INTERNET])
+    async with launched() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest.fixture

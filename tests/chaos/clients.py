@@ -15,10 +15,13 @@ import aiohttp
 from gateway.comfy import previews
 from tests.chaos.plan import ClientPlan, Task
 from tests.chaos.story import IllegalStory, Listening
+from tests.chaos.v2_client import Keys, V2Client
 from tests.support.workflows import slow
 
 AGAIN_AFTER = 0.1
 GIVE_UP_AFTER = 60.0
+# The header of POST /gateway/run that tells the id of an accepted job, whatever became of the job.
+RUN_ID = "X-Gateway-Prompt-Id"
 NO_ANSWER = (aiohttp.ClientError, OSError)
 
 
@@ -34,6 +37,11 @@ class Accepted:
     is_gone: bool = False
 
 
+def is_run(task: Task) -> bool:
+    """Whether a job goes to POST /gateway/run: with its own id, so that it can be sent again."""
+    return task.prompt_id is not None and task.seed % 2 == 0
+
+
 def graph_of(task: Task) -> dict[str, Any]:
     """A job's workflow."""
     graph = slow(task.seed, task.steps, task.step_seconds)
@@ -46,7 +54,7 @@ def graph_of(task: Task) -> dict[str, Any]:
 class Client:
     """One client. `work` and `listen` run side by side until `leave`."""
 
-    def __init__(self, plan: ClientPlan, url: str) -> None:
+    def __init__(self, plan: ClientPlan, url: str, **headers: str) -> None:
         self.plan = plan
         self.accepted: list[Accepted] = []
         self.unanswered: Counter[int] = Counter()
@@ -56,7 +64,9 @@ class Client:
         self.problems: list[str] = []
         self.is_connected = False
         self._url = url
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15))
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15), headers=headers)
+        self.v2 = V2Client(plan.name, url, self._http, lambda seed: self.unanswered.update([seed]))
+        self._following: list[asyncio.Task[None]] = []
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._leaving = False
 
@@ -70,11 +80,24 @@ class Client:
                 group.create_task(self._do(task))
 
     async def _do(self, task: Task) -> None:
-        accepted = await self._send(task)
+        accepted = await (self._send_v2(task) if task.is_v2 else self._send(task))
         self.accepted.append(accepted)
+        if task.is_v2:
+            self._following.append(asyncio.create_task(self.v2.follow(accepted.prompt_id)))
         if task.cancel is not None:
             await asyncio.sleep(task.cancel_after)
             await self._cancel(accepted, task.cancel)
+
+    async def _send_v2(self, task: Task) -> Accepted:
+        """Send it through the Comfy API v2 until it is taken: with one key, unless nobody knows what became of that."""
+        sent_at, keys = time.time(), Keys(task)
+        job_id: str = await _again(lambda: self.v2.submit(task, graph_of(task), keys))
+        return Accepted(task, job_id, sent_at, None)
+
+    async def heard_all(self) -> None:
+        """Wait until the events of all jobs have ended. What is missing is told with the rest."""
+        if self._following:
+            await asyncio.wait(self._following, timeout=20)
 
     async def _send(self, task: Task) -> Accepted:
         """Send it until it is taken; it has the same id each time, if it has one of its own."""
@@ -86,8 +109,11 @@ class Client:
 
         async def send() -> Accepted | None:
             sent_at, connection = time.time(), self.listening.connections if self.is_connected else None
+            path, headers = ("/gateway/run", {"Prefer": "wait=0"}) if is_run(task) else ("/prompt", {})
             try:
-                async with self._http.post(f"{self._url}/prompt", json=body) as answer:
+                async with self._http.post(f"{self._url}{path}", json=body, headers=headers) as answer:
+                    if RUN_ID in answer.headers:
+                        return Accepted(task, answer.headers[RUN_ID], sent_at, connection)
                     if answer.status == 200:
                         return Accepted(task, str((await answer.json())["prompt_id"]), sent_at, connection)
                     if answer.status < 500:
@@ -111,6 +137,11 @@ class Client:
 
     async def _cancel(self, accepted: Accepted, how: str) -> None:
         accepted.cancel_asked = True
+        if how == "v2":
+            # A job that is canceling may come back after a crash.
+            if await _again(lambda: self.v2.cancel(accepted.prompt_id)) == "canceled":
+                await self._look_if_gone(accepted)
+            return
         path, body = {
             "delete": ("/queue", {"delete": [accepted.prompt_id]}),
             "interrupt": ("/interrupt", {"prompt_id": accepted.prompt_id}),
@@ -125,6 +156,9 @@ class Client:
                 return False
 
         await _again(order)
+        await self._look_if_gone(accepted)
+
+    async def _look_if_gone(self, accepted: Accepted) -> None:
         try:
             accepted.is_gone = await self._is_gone(accepted.prompt_id)
         except NO_ANSWER:
@@ -196,6 +230,8 @@ class Client:
     async def leave(self) -> None:
         """Disconnect."""
         self._leaving = True
+        for following in self._following:
+            following.cancel()
         await self._http.close()
 
 

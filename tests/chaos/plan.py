@@ -71,7 +71,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Task:
-    """After `wait` seconds a client sends this job. `cancel` is how it goes back on it, `cancel_after` when."""
+    """After `wait` seconds a client sends this job, `is_v2` through the Comfy API v2.
+
+    `cancel` is how it goes back on it, `cancel_after` when.
+    """
 
     wait: float
     seed: int
@@ -82,6 +85,7 @@ class Task:
     is_heard: bool
     cancel: str | None
     cancel_after: float
+    is_v2: bool
 
 
 @dataclass(frozen=True)
@@ -163,21 +167,24 @@ def _client(rng: random.Random, number: int, seeds: Iterator[int]) -> ClientPlan
     # Some come in bursts, some evenly; all have come by the end of the span.
     gaps = [rng.choice((0.0, 0.0, 1.0, 3.0)) * rng.random() + 0.01 for _ in range(count)]
     scale = 0.85 * SPAN / sum(gaps)
-    tasks = tuple(_task(rng, gap * scale, next(seeds)) for gap in gaps)
+    tasks = tuple(task(rng, gap * scale, next(seeds)) for gap in gaps)
     reconnects = tuple(sorted(rng.uniform(1, SPAN) for _ in range(2))) if rng.random() < 0.3 else ()
     return ClientPlan(f"client-{number}", rng.random() < 0.4, rng.random() < 0.3, tasks, reconnects)
 
 
-def _task(rng: random.Random, wait: float, seed: int) -> Task:
-    cancel = rng.choice(("delete", "interrupt", "cancel")) if rng.random() < 0.15 else None
+def task(rng: random.Random, wait: float, seed: int) -> Task:
+    """Return a job that is sent after so many seconds."""
+    is_v2 = rng.random() < 0.3
+    cancel = rng.choice(("delete", "interrupt", "cancel", "v2")) if rng.random() < 0.15 else None
     return Task(
         wait,
         seed,
         steps=rng.randint(2, 6),
         step_seconds=rng.uniform(0.02, 0.05),
-        prompt_id=str(uuid.UUID(int=rng.getrandbits(128), version=4)) if rng.random() < 0.5 else None,
+        prompt_id=str(uuid.UUID(int=rng.getrandbits(128), version=4)) if rng.random() < 0.5 and not is_v2 else None,
         fails=rng.random() < 0.05,
-        is_heard=rng.random() < 0.9,
+        is_heard=rng.random() < 0.9 and not is_v2,
         cancel=cancel,
         cancel_after=rng.choice((0.0, 0.1, 0.5, 1.5)) * rng.random(),
+        is_v2=is_v2,
     )

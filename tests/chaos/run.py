@@ -10,11 +10,14 @@ from pathlib import Path
 
 from tests.chaos import verdict
 from tests.chaos.clients import Client
+from tests.chaos.hook import subscribe, untold
 from tests.chaos.plan import Plan, plan
+from tests.chaos.v2_verdict import run_problems, v2_problems
 from tests.chaos.witness import Witness
 from tests.chaos.world import World
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab, until
+from tests.support.webhook_receiver import WebhookReceiver, receiver
 
 MAX_SHOWN = 12
 
@@ -52,16 +55,10 @@ async def run(seed: int, directory: Path) -> Figures:
     clients = [Client(each, world.url) for each in planned.clients]
     witness = Witness(clients, world.url)
     try:
-        figures = await _run(planned, lab, world, clients, witness, began)
+        async with receiver() as hook:
+            figures = await _run(planned, lab, world, clients, witness, hook, began)
     except BaseException as error:
-        for place, server in enumerate(lab.servers):
-            (directory / f"process-{place}.log").write_text(f"{server.arguments}\n{server.log.read_text()}")
-        lab.expect_trouble = True
-        if isinstance(error, Exception):
-            (directory / "plan.txt").write_text(planned.text())
-            said = "\n  ".join(_sentences(error))
-            raise AssertionError(f"make chaos SEED={seed}: {said}\nplan and logs: {directory}") from error
-        raise
+        raise failed(f"make chaos SEED={seed}", planned.text(), error, lab) from error
     finally:
         witness.leave()
         for client in clients:
@@ -71,6 +68,18 @@ async def run(seed: int, directory: Path) -> Figures:
     return figures
 
 
+def failed(command: str, text: str, error: BaseException, lab: Lab) -> BaseException:
+    """Keep the logs and the plan of a run that failed. Return what to raise; it says how to see it again."""
+    for place, server in enumerate(lab.servers):
+        (lab.directory / f"process-{place}.log").write_text(f"{server.arguments}\n{server.log.read_text()}")
+    lab.expect_trouble = True
+    if not isinstance(error, Exception):
+        return error
+    (lab.directory / "plan.txt").write_text(text)
+    said = "\n  ".join(_sentences(error))
+    return AssertionError(f"{command}: {said}\nplan and logs: {lab.directory}")
+
+
 def _sentences(error: BaseException) -> list[str]:
     """What went wrong; of several at a time, each."""
     if isinstance(error, BaseExceptionGroup):
@@ -78,9 +87,18 @@ def _sentences(error: BaseException) -> list[str]:
     return [f"{type(error).__name__}: {error}"]
 
 
-async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], witness: Witness, began: float) -> Figures:
+async def _run(
+    planned: Plan,
+    lab: Lab,
+    world: World,
+    clients: list[Client],
+    witness: Witness,
+    hook: WebhookReceiver,
+    began: float,
+) -> Figures:
     await world.start()
     comfy = Comfy(lab.http, world.url)
+    await subscribe(comfy, hook)
     before = await verdict.level(comfy, world.gateways[-1].pid)
     listening = [asyncio.create_task(client.listen()) for client in clients]
     witnessing = asyncio.create_task(witness.look_on())
@@ -95,10 +113,14 @@ async def _run(planned: Plan, lab: Lab, world: World, clients: list[Client], wit
     await world.all_up()
     await _settle(comfy, clients)
     await world.backends_idle()
+    await asyncio.gather(*(client.heard_all() for client in clients))
     witness.leave()
     await witnessing
     history, found = await verdict.look(comfy, world, clients)
     found.problems += [*witness.problems, *witness.contradictions(history)]
+    found.problems += await untold(hook, clients, history)
+    found.problems += await v2_problems(lab, world, clients, history)
+    found.problems += await run_problems(lab, world, clients, history)
     for client in clients:
         await client.leave()
     await asyncio.gather(*listening)

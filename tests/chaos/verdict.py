@@ -6,7 +6,6 @@ import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def _terminal_of(entry: dict[str, Any]) -> list[str]:
     return [name for name, _ in entry["status"]["messages"] if name in TERMINAL]
 
 
-def _seed_of(graph: dict[str, Any]) -> int:
+def seed_of(graph: dict[str, Any]) -> int:
     return int(graph["1"]["inputs"]["seed"])
 
 
@@ -81,7 +80,7 @@ def _entry_problems(accepted: Accepted, entry: dict[str, Any] | None) -> list[st
         return [] if accepted.cancel_asked else [f"{name}: no history entry"]
     if accepted.is_gone:
         return [f"{name}: it was cancelled and gone, and has an entry: {_terminal_of(entry)}"]
-    if entry["prompt"][1] != name or _seed_of(entry["prompt"][2]) != task.seed:
+    if entry["prompt"][1] != name or seed_of(entry["prompt"][2]) != task.seed:
         return [f"{name}: the entry is another prompt's"]
     ends = _terminal_of(entry)
     wanted = {"execution_error" if task.fails else "execution_success"}
@@ -117,7 +116,7 @@ def _strangers(clients: list[Client], history: History) -> list[str]:
     return [
         f"{prompt_id}: in the history, and nobody sent it"
         for prompt_id, entry in history.items()
-        if prompt_id not in known and _seed_of(entry["prompt"][2]) not in unanswered
+        if prompt_id not in known and seed_of(entry["prompt"][2]) not in unanswered
     ]
 
 
@@ -137,7 +136,7 @@ async def _picture_problems(comfy: Comfy, history: History) -> list[str]:
                 data = await answer.read()
             if answer.status != 200:
                 problems.append(f"{prompt_id}: /view of {image} answers {answer.status}")
-            elif colour(data) != seed_colour(_seed_of(entry["prompt"][2])):
+            elif colour(data) != seed_colour(seed_of(entry["prompt"][2])):
                 problems.append(f"{prompt_id}: {image} is another job's")
     return problems
 
@@ -172,13 +171,13 @@ def _executions(world: World) -> dict[int, list[tuple[int, float]]]:
     found: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for number in range(BACKENDS):
         for path in world.outputs(number).rglob("*.png"):
-            graph = _graph_in(path)
+            graph = graph_in(path)
             if graph is not None:
-                found[_seed_of(graph)].append((number, path.stat().st_mtime))
+                found[seed_of(graph)].append((number, path.stat().st_mtime))
     return found
 
 
-def _graph_in(path: Path) -> dict[str, Any] | None:
+def graph_in(path: Path) -> dict[str, Any] | None:
     """The prompt that an image carries; None if the image is not whole."""
     try:
         with Image.open(path) as image:
@@ -220,7 +219,7 @@ def _excuses(world: World) -> list[tuple[int, float, float]]:
         for line in gateway.log_lines():
             if line.get("event") == "backend_changed" and line.get("state") == "lost":
                 number = int(line["backend"].removeprefix("b")) - 1
-                for at in world.clock.true_times(datetime.fromisoformat(line["ts"]).timestamp()):
+                for at in world.clock.true_times(line["ts"]):
                     found.append((number, at - AFTERMATH, at + AFTERMATH))
     return found
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import aiohttp
 
-from tests.chaos.clients import NO_ANSWER, Client
+from tests.chaos.clients import NO_ANSWER, Accepted, Client
+from tests.chaos.v2_client import LIVING, TERMINAL
 
 LOOK_EVERY = 0.25
+# Jobs that are looked at in the Comfy API v2 each time.
+JOBS_AT_ONCE = 10
 MAX_PROBLEMS = 5
 
 
@@ -22,6 +25,8 @@ class Witness:
         self._url = url
         self._ended: dict[str, tuple[str, Any]] = {}
         self._leaving = False
+        self._statuses: dict[str, str] = {}
+        self._place = 0
 
     async def look_on(self) -> None:
         """Look, also while the gateway is down."""
@@ -54,6 +59,24 @@ class Witness:
         self._note(self.contradictions(history))
         for prompt_id, entry in history.items():
             self._ended.setdefault(prompt_id, _told(entry))
+        await self._look_at_jobs(http, accepted)
+
+    async def _look_at_jobs(self, http: aiohttp.ClientSession, accepted: list[Accepted]) -> None:
+        """Look at some jobs in the Comfy API v2, others each time: none is missing, and what has ended stays so."""
+        self._place += JOBS_AT_ONCE
+        chosen = [
+            accepted[place % len(accepted)] for place in range(self._place, self._place + JOBS_AT_ONCE) if accepted
+        ]
+        for each in {each.prompt_id: each for each in chosen}.values():
+            async with http.get(f"{self._url}/api/v2/jobs/{each.prompt_id}") as answer:
+                told = await answer.json()
+            if answer.status == 503 and "Retry-After" in answer.headers:
+                continue
+            status = told.get("status", answer.status)
+            before = self._statuses.get(each.prompt_id)
+            if status not in (*LIVING, *TERMINAL) or (before in TERMINAL and status != before):
+                self._note([f"{each.prompt_id}: the Comfy API v2 told {before}, and tells {status} now"])
+            self._statuses[each.prompt_id] = status
 
     def _note(self, problems: list[str]) -> None:
         self.problems += problems[: MAX_PROBLEMS - len(self.problems)]

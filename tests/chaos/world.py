@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.plan import BACKENDS, LOST_AFTER, Fault
 from tests.chaos.proxy import Proxy, reserved
 from tests.support import disk
 from tests.support.clock import Clock
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.webhook_receiver import LOCAL
 
 SETTINGS = {
     "probe__interval": 0.3,
@@ -24,11 +28,25 @@ SETTINGS = {
     # What is shown is that no job is lost, not that one is given up in time.
     "dispatch__attempts": 100,
     "log__requests": False,
+    **LOCAL,
 }
 # Bytes that a file may have on a full disk: enough for SQLite to open a journal, and too few to write more to it.
 ROOM = 65536
 # Seconds after a fault's end in which what follows from it may still happen.
 AFTERMATH = 1.5
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How many backends there are, and with which options and settings the gateway is started.
+
+    Without clocks that can be set, and a log that is written on a full disk, all of it starts much faster.
+    """
+
+    backends: int = BACKENDS
+    options: tuple[str, ...] = ("--no-auth",)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    has_clocks: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,16 +62,19 @@ class Happened:
 class World:
     """`start`, then `suffer`, then `heal`. Its processes are ended by the lab."""
 
-    def __init__(self, lab: Lab, directory: Path, seed: int) -> None:
+    def __init__(self, lab: Lab, directory: Path, seed: int, setup: Setup | None = None) -> None:
+        self.setup = setup or Setup()
+        # Called with the number of a backend that is gone, before its files are.
+        self.before_destruction: Callable[[int], None] = _nothing
         self.happened: list[Happened] = []
         self.gateways: list[GatewayProcess] = []
         self.simulators: list[Simulator] = []
         self._lab = lab
         self._directory = directory
         self._holder, self._port = reserved()
-        self._proxies = [Proxy(random.Random(f"{seed}/{number}")) for number in range(BACKENDS)]
+        self._proxies = [Proxy(random.Random(f"{seed}/{number}")) for number in range(self.setup.backends)]
         self.clock = Clock(directory / "gateway.clock")
-        self._clocks = [Clock(directory / f"b{number}.clock") for number in range(BACKENDS)]
+        self._clocks = [Clock(directory / f"b{number}.clock") for number in range(self.setup.backends)]
         self._is_full = False
         self._changing = asyncio.Lock()
 
@@ -68,19 +89,21 @@ class World:
 
     async def start(self) -> None:
         """Start everything, and wait until all backends take work."""
-        self.simulators = list(await asyncio.gather(*(self._simulator(number) for number in range(BACKENDS))))
-        for number in range(BACKENDS):
+        numbers = range(self.setup.backends)
+        self.simulators = list(await asyncio.gather(*(self._simulator(number) for number in numbers)))
+        for number in numbers:
             await self._open_way(number)
         await self._gateway()
         await self.all_up()
 
     async def all_up(self) -> None:
         """Wait until all backends take work."""
-        await self._lab.backends_up(self.gateways[-1], BACKENDS, 60)
+        await self._lab.backends_up(self.gateways[-1], self.setup.backends, 60)
 
     async def _simulator(self, number: int) -> Simulator:
         base = str(self._directory / f"b{number}")
-        simulator = await self._lab.simulator("--base-dir", base, environment=self._clocks[number].environment)
+        environment = self._clocks[number].environment if self.setup.has_clocks else {}
+        simulator = await self._lab.simulator("--base-dir", base, environment=environment)
         Clock.tidy(simulator.pid)
         return simulator
 
@@ -89,12 +112,13 @@ class World:
         await self._proxies[number].heal()
 
     async def _gateway(self) -> None:
-        options = ("--no-auth", "--port", str(self._port))
+        options = (*self.setup.options, "--port", str(self._port))
         urls = [proxy.url for proxy in self._proxies]
-        gateway = GatewayProcess(self._directory / "data", urls, options, SETTINGS)
-        gateway.environment |= self.clock.environment
-        # On a full disk no log could be written either, and what is in it is needed.
-        gateway.pipes_log = True
+        gateway = GatewayProcess(self._directory / "data", urls, options, {**SETTINGS, **self.setup.settings})
+        if self.setup.has_clocks:
+            gateway.environment |= self.clock.environment
+            # On a full disk no log could be written either, and what is in it is needed.
+            gateway.pipes_log = True
         if self._is_full:
             gateway.wrapper = ["prlimit", f"--fsize={ROOM}:unlimited"]
         self._lab.servers.append(gateway)
@@ -114,9 +138,10 @@ class World:
         """Kill the gateway, and start it again on the same data."""
         for kill in kills:
             await asyncio.sleep(kill.wait)
-            await self._die(kill.seconds)
+            await self.die(kill.seconds)
 
-    async def _die(self, seconds: float) -> None:
+    async def die(self, seconds: float) -> None:
+        """Kill the gateway, and start it again after so many seconds."""
         async with self._changing:
             await self.gateways[-1].kill()
             await asyncio.sleep(seconds)
@@ -136,7 +161,7 @@ class World:
                 case ["killed-on-full-disk"]:
                     await self._fill()
                     await asyncio.sleep(fault.seconds / 2)
-                    await self._die(0.0)
+                    await self.die(0.0)
                     await asyncio.sleep(fault.seconds / 2)
                     await self._free()
 
@@ -158,6 +183,10 @@ class World:
                 await proxy.refuse()
                 await asyncio.sleep(fault.seconds)
                 self.simulators[number] = await self._simulator(number)
+            case "destroy":
+                await self._destroy(number)
+                await asyncio.sleep(fault.seconds)
+                self.simulators[number] = await self._simulator(number)
             case "freeze" | "pause":
                 simulator.signal(signal.SIGSTOP)
                 await asyncio.sleep(fault.seconds)
@@ -175,6 +204,19 @@ class World:
                     # What it swallowed it never answers; a process that hangs is ended, and its connections with it.
                     proxy.drop()
         await self._open_way(number)
+
+    async def _destroy(self, number: int) -> None:
+        """End a backend, and delete all that it has."""
+        await self.simulators[number].kill()
+        await self._proxies[number].refuse()
+        self.before_destruction(number)
+        shutil.rmtree(self._directory / f"b{number}")
+
+    async def destroy_all(self) -> None:
+        """End all backends, and delete all that they have."""
+        for number in range(self.setup.backends):
+            await self._destroy(number)
+        await self._lab.backends_up(self.gateways[-1], 0, 60)
 
     async def _disturb(self, proxy: Proxy, kind: str) -> None:
         match kind:
@@ -215,3 +257,7 @@ async def _astray(clock: Clock, by: str, seconds: float) -> None:
     clock.step(by)
     await asyncio.sleep(seconds)
     clock.step("+0s")
+
+
+def _nothing(_: int) -> None:
+    pass

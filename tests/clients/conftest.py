@@ -52,17 +52,25 @@ def _run(*command: str | Path, cwd: Path) -> None:
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
-@pytest.fixture(scope="session")
-def python_with_clients() -> Path:
-    """A Python in which the Python clients are installed."""
-    requirements = HERE / "requirements.txt"
-
+def _python_with(kind: str, requirements: Path) -> Path:
     def install(directory: Path) -> None:
         _run(sys.executable, "-m", "venv", directory / "venv", cwd=directory)
         python = directory / "venv" / "bin" / "python"
         _run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements, cwd=directory)
 
-    return _installed("python", [requirements], install) / "venv" / "bin" / "python"
+    return _installed(kind, [requirements], install) / "venv" / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def python_with_clients() -> Path:
+    """A Python in which the Python clients are installed."""
+    return _python_with("python", HERE / "requirements.txt")
+
+
+@pytest.fixture(scope="session")
+def python_with_fastapi() -> Path:
+    """A Python in which FastAPI and the libraries that verify webhooks are installed."""
+    return _python_with("webhooks", HERE / "webhook-requirements.txt")
 
 
 @pytest.fixture(scope="session")

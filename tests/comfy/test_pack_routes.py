@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gateway.comfy.pack_routes import KNOWN, OWN_PREFIXES, Keeps, known_prefixes, packs
+from gateway.comfy.pack_routes import INTERACTIVE, KNOWN, OWN_PREFIXES, Keeps, known_prefixes, packs
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "compatibility.md"
 SHOWN = {Keeps.STATE: "state", Keeps.WAITING: "a waiting node", Keeps.NOTHING: "the primary's"}
@@ -26,3 +26,9 @@ def test_a_pack_counts_if_the_fleet_has_it() -> None:
     own = dict.fromkeys(OWN_PREFIXES, Keeps.NOTHING)
     assert dict(known_prefixes(None)) == dict(known_prefixes({"SaveImage"})) == own
     assert dict(known_prefixes({"ETN_LoadImageCache"})) == {**own, "/etn/image": Keeps.STATE, "/etn": Keeps.NOTHING}
+
+
+def test_interactive_classes_are_those_of_packs_with_waiting_nodes() -> None:
+    waiting = {name for row in KNOWN if row.keeps is Keeps.WAITING for name in row.classes}
+    assert waiting - INTERACTIVE == {"easy fullLoader"}
+    assert waiting >= INTERACTIVE

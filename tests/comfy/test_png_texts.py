@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gateway.comfy.png_texts import Patch, holds_texts, text_patches
+from gateway.comfy.file_refs import finished
+from gateway.comfy.png_texts import CHUNKS_AT_ONCE, Patch, holds_texts, patched_part, text_patches
 
 
 def png(**texts: str) -> bytes:
@@ -26,15 +27,12 @@ def rewritten(text: bytes) -> bytes:
 
 
 def patched(data: bytes, patches: list[Patch], start: int = 0, end: int | None = None) -> bytes:
-    piece = data[start:end]
-    for patch in patches:
-        piece = patch.applied(piece, start)
-    return piece
+    return patched_part(patches, data[start:end], start)
 
 
 def test_a_text_is_written_over_at_the_same_length() -> None:
     data = png(prompt=json.dumps({"1": "o/secret/f/pic"}), workflow=json.dumps({"nodes": []}))
-    patches = text_patches(data, rewritten)
+    patches = finished(text_patches(data, rewritten))
     told = patched(data, patches)
     assert len(told) == len(data)
     with Image.open(io.BytesIO(told)) as image:
@@ -47,19 +45,36 @@ def test_a_text_is_written_over_at_the_same_length() -> None:
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_each_piece_of_a_file_is_written_over_alike(size: int) -> None:
     data = png(prompt=json.dumps({"1": "o/secret/f/pic"}))
-    patches = text_patches(data, rewritten)
+    patches = finished(text_patches(data, rewritten))
     pieces = [patched(data, patches, start, start + size) for start in range(0, len(data), size)]
     assert b"".join(pieces) == patched(data, patches)
 
 
+def test_thousands_of_texts_are_written_over_in_short_steps() -> None:
+    """In any piece of the file, also one that begins or ends within a text."""
+    data = png(**{f"t{number}": json.dumps({"1": f"o/secret/f/{number}"}) for number in range(1200)})
+    assert len(list(text_patches(data, rewritten))) == 1200 // CHUNKS_AT_ONCE
+    patches = finished(text_patches(data, rewritten))
+    assert len(patches) == 1200
+    told = patched(data, patches)
+    with Image.open(io.BytesIO(told)) as image:
+        image.load()
+        assert [json.loads(image.info[f"t{number}"]) for number in range(1200)] == [
+            {"1": str(number)} for number in range(1200)
+        ]
+    for size in (11, 4096):
+        pieces = [patched(data, patches, start, start + size) for start in range(0, len(data), size)]
+        assert b"".join(pieces) == told
+
+
 def test_what_would_get_longer_is_left() -> None:
     data = png(prompt="{}")
-    assert text_patches(data, lambda text: text + b" ") == []
+    assert finished(text_patches(data, lambda text: text + b" ")) == []
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", png(prompt="{}")[:40], b"\x89PNG\r\n\x1a\n\xff\xff\xff\xfftEXt"])
 def test_what_is_no_whole_picture_is_left(data: bytes) -> None:
-    assert text_patches(data, rewritten) == []
+    assert finished(text_patches(data, rewritten)) == []
 
 
 def test_it_is_known_whether_all_texts_are_read() -> None:

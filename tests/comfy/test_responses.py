@@ -50,6 +50,12 @@ def test_an_odd_amount_is_left_out(amount: Any) -> None:
     assert system_stats([("b", stats.raw)])["devices"] == [{"name": "b: 1", "index": 0}]
 
 
+def test_a_cpu_has_no_vram() -> None:
+    devices = [{"type": "cpu", "vram_total": 5}, {"type": "cuda", "vram_total": 7}, {"vram_total": 9}]
+    stats = read_system_stats({"system": {}, "devices": devices})
+    assert list(stats.gpus) == [(1, devices[1]), (2, devices[2])]
+
+
 @pytest.mark.parametrize("devices", [{"a": 1}, "abc", None, [1, None, []]])
 def test_what_are_no_devices_are_left_out(devices: Any) -> None:
     assert read_system_stats({"system": {}, "devices": devices}).devices == []

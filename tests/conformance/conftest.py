@@ -24,7 +24,7 @@ async def target(request: pytest.FixtureRequest, lab: Lab) -> Target:
             gateway = await lab.gateway(url)
             return Target(gateway.url, "gateway")
         return Target(url.rstrip("/"), "comfyui")
-    simulator = await lab.simulator("--cache", "--models", "", "--seed", "1")
+    simulator = await lab.simulator("--cache-ram", "--models", "", "--seed", "1")
     if request.param == "simulator":
         return Target(simulator.url, "simulator")
     gateway = await lab.gateway(simulator)

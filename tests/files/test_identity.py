@@ -24,6 +24,7 @@ from gateway.files.identity import (
     is_same,
     learn,
     seconds_of,
+    size_in,
     told_by,
     written_at,
 )
@@ -55,6 +56,13 @@ FILE, FILE_IN_SECONDS = f'"{AT_NOON * 10**9 + 1:x}-5"', f'"{AT_NOON * 10**9:x}-5
 )
 def test_etags_are_compared_weakly(known: str, told: str | None, same: bool) -> None:
     assert is_same(known, CIMultiDict({} if told is None else {"ETag": told})) is same
+
+
+@pytest.mark.parametrize(
+    ("etag", "size"), [(FILE, 5), ('"18a-1f"', 31), (UNTOLD, None), (GONE, None), (None, None), ('"of-a-proxy"', None)]
+)
+def test_an_etag_of_a_file_tells_its_size(etag: str | None, size: int | None) -> None:
+    assert size_in(etag) == size
 
 
 @pytest.mark.parametrize(

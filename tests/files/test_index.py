@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from gateway.comfy.file_refs import FileRef, rename
 from gateway.comfy.saved_names import saved
+from gateway.files.free_names import marked
 from gateway.files.identity import CACHED, GONE, UNTOLD
-from gateway.files.index import FileIndex, Holder, Origin, Upload, marked
+from gateway.files.index import FileIndex, Holder, Origin, Upload
 
 REF = FileRef("output", "", "ComfyUI_00001_.png")
 
@@ -255,18 +256,18 @@ def test_files_of_one_number_have_one_number_also_when_they_are_written_anew() -
     for suffix, ref in there.items():
         parts = saved(ref.filename)
         assert parts is not None
-        number = files.number_for("t", "b1", ref, folder, parts)
+        number = files.numbers.number_for("t", "b1", ref, folder, parts)
         assert files.claim("t", "b1", ref, visible=visible(suffix, number)) == (visible(suffix, 1), True)
     film, picture = there.values()
     parts = saved(film.filename)
     assert parts is not None
-    assert files.next_number("t", folder, parts) == 2
+    assert files.numbers.next_number("t", folder, parts) == 2
     assert files.forget("t", "b1", film) == visible(".mp4", 1)
     files.claim("t", "b1", film, visible=visible(".mp4", 2))
-    assert files.number_for("t", "b1", picture, folder, parts) == 2
+    assert files.numbers.number_for("t", "b1", picture, folder, parts) == 2
     assert files.forget("t", "b1", picture) == visible(".png", 1)
-    assert files.number_for("t", "b1", picture, folder, parts) == 2
-    assert files.next_number("t", folder, parts) == 3
+    assert files.numbers.number_for("t", "b1", picture, folder, parts) == 2
+    assert files.numbers.next_number("t", folder, parts) == 3
 
 
 def test_a_count_goes_with_the_last_file_that_it_counts() -> None:
@@ -274,9 +275,9 @@ def test_a_count_goes_with_the_last_file_that_it_counts() -> None:
     parts, folder = saved("pic_00007_.png"), FileRef("output", "", "")
     assert parts is not None
     files.claim("t", "b1", named("pic_00007_.png"))
-    assert files.next_number("t", folder, parts) == 8
+    assert files.numbers.next_number("t", folder, parts) == 8
     assert files.trim(0, lambda _: True) == [("t", named("pic_00007_.png"))]
-    assert files.next_number("t", folder, replace(parts, number=3)) == 3
+    assert files.numbers.next_number("t", folder, replace(parts, number=3)) == 3
 
 
 def test_pictures_of_a_batch_with_a_prefix_each_keep_their_numbers() -> None:
@@ -285,6 +286,6 @@ def test_pictures_of_a_batch_with_a_prefix_each_keep_their_numbers() -> None:
     for place, name in enumerate(("x0_00001_.png", "x1_00002_.png", "x2_00003_.png")):
         there, parts = FileRef("output", "o/s/f", name), saved(name)
         assert parts is not None
-        number = files.number_for("t", "b1", there, FileRef("output", "", ""), parts)
+        number = files.numbers.number_for("t", "b1", there, FileRef("output", "", ""), parts)
         assert number == place + 1
         assert files.claim("t", "b1", there, visible=named(name)) == (named(name), True)

@@ -81,3 +81,18 @@ def previews() -> list[bytes]:
     """Binary frames."""
     preview = Preview({"node_id": "1", "prompt_id": "11111111-2222-4333-8444-555555555555"}, "image/png", b"\x89PNG")
     return [encode_with_metadata(preview), encode_legacy(preview), b"\x00\x00\x00\x03text"]
+
+
+def v2_bodies() -> list[Any]:
+    """Bodies of POST /api/v2/jobs."""
+    asset = {"__type": "core/ASSET", "info": {"id": "a", "hash": "blake3:00", "file_path": "a.png"}}
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": asset}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    return [
+        {"workflow": graph, "metadata": {"client": "acme"}, "priority": 5},
+        {"workflow": graph, "metadata": "batch", "extra_data": {"api_key_comfy_org": "a-partners-key"}},
+        {"workflow": {"nodes": [], "links": []}},
+        {"workflow": graph, "webhook_url": None, "inputs": {}},
+    ]

@@ -22,7 +22,7 @@ from gateway.comfy import error_causes, events, history, json_codec, previews
 from gateway.comfy.client import Answer
 from gateway.comfy.errors import told_as_text
 from gateway.comfy.events import Frame, Kind
-from gateway.comfy.file_refs import FileRef, file_ref, rename
+from gateway.comfy.file_refs import FileRef, file_ref, finished, rename
 from gateway.comfy.jobs_api import JobsQuery, job_of_history, job_of_queue_item, list_jobs, parse_jobs_query
 from gateway.comfy.object_info import read_document, read_object_info
 from gateway.comfy.responses import MARK, Queue, read_taken
@@ -47,9 +47,13 @@ from gateway.tenants.credentials import COOKIE, AmbiguousKey, presented_key
 from gateway.tenants.keys import Keyring, digest_of
 from gateway.tenants.policy import Policies
 from gateway.tenants.roles import Access, Roles, plain
+from gateway.web.http.v2_errors import V2Error
 from gateway.web.routes.uploads import _original
 from gateway.web.routes.view import requested_file
-from tests.fuzz import seeds
+from gateway.web.v2 import references
+from gateway.web.v2 import submission as submission_v2
+from gateway.web.v2.outputs import job_of, outputs_of
+from tests.fuzz import asset_references, seeds
 from tests.fuzz.grown import TEXTS, Grown
 from tests.support import answer_readers
 
@@ -247,7 +251,7 @@ def entry(data: bytes) -> None:
     )
     ours = {**value, "outputs": renamed, "prompt": [1, "id", {}, {"create_time": 1}, []]}
     _last_message(ours)
-    _failure_of(ours)
+    _failure_of(ours, outcome)
     for whole in (False, True):
         json_codec.dumps_exact(job_of_history("id", ours, include_outputs=whole))
     json_codec.dumps_exact(list_jobs([job_of_history("id", ours, include_outputs=False)], JobsQuery()))
@@ -342,9 +346,42 @@ def _is_inside(ref: FileRef) -> bool:
     return ".." not in parts and not ref.subfolder.startswith("/") and "\0" not in ref.subfolder + ref.filename
 
 
+# -- the Comfy API v2 --------------------------------------------------------------------------------------------------
+
+
+def v2_body(data: bytes) -> None:
+    """POST /api/v2/jobs: its body, the references to assets in its graph, and the prompt made of it."""
+    try:
+        new = submission_v2.read(_json_of(data, seeds.v2_bodies()), 150_000)
+    except V2Error as error:
+        json_codec.loads(error.response().body or b"")
+        return
+    try:
+        workflow = json_codec.loads(new.workflow)
+    except json_codec.MalformedJson:
+        return
+    finished(references.references_in(workflow))
+    missing = finished(references.resolving(workflow, lambda each: f"{each.id}.png" if each.id == "a" else None))
+    assert all(isinstance(each, str) for each in missing)
+    outputs = outputs_of(UPSTREAM, workflow)
+    assert {job_of(each.id) for each in outputs} <= {UPSTREAM}
+    try:
+        submission = read(new.prompt_body(UPSTREAM, new.workflow), _CATALOGUE.capabilities.file_inputs)
+    except Rejection as rejection:
+        body = submission_v2.error_of_refusal(rejection.status, rejection.body).response().body
+        assert "code" in json_codec.loads(body or b"")["error"]
+        return
+    assert submission.prompt_id == UPSTREAM
+    kept = encode_for_journal(submission)
+    assert new.partner_key is None or submission.secrets == {"api_key_comfy_org": new.partner_key}
+    assert decode_from_journal(kept, submission.digest).prompt_id == UPSTREAM
+
+
 TARGETS = {
     target.name: target
     for target in (
+        Target("v2_body", v2_body, _raw(seeds.v2_bodies())),
+        Target("asset_reference", asset_references.asset_reference, asset_references.seeds()),
         Target("graph", graph, _raw(seeds.bodies())),
         Target("event", event, _raw(seeds.messages())),
         Target("object_info", object_info, _raw(seeds.object_infos())),

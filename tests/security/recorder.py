@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass, field
 
 from tests.support.lab import Lab, until
+from tests.support.raw_servers import RawServer, start_raw_server
 
 _CALM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 42\r\n\r\n"
@@ -38,11 +39,11 @@ class Recorder:
     seen: list[Seen] = field(default_factory=list)
     raw: bytearray = field(default_factory=bytearray)
     url: str = ""
-    _server: asyncio.Server | None = None
+    _server: RawServer | None = None
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await start_raw_server(self._serve, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:

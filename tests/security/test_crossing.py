@@ -10,20 +10,26 @@ import asyncio
 import json
 import re
 import struct
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from urllib.parse import quote, urlencode
+from uuid import UUID
 
 import pytest
 
 from gateway.bus import session_topic
 from gateway.comfy.previews import Preview, encode_legacy, encode_with_metadata
 from gateway.web.app import COMFYUI, JOBS
+from gateway.web.v2.outputs import job_of, outputs_of
+from gateway.web.v2.table import ROUTES as V2_ROUTES
 from tests.support.comfy_client import Comfy, Listener
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import colour, png
-from tests.support.security_world import Seen, ask, broadcast, caller, start
+from tests.support.security_world import KEYS, Seen, ask, broadcast, caller, start
 from tests.support.uploads import load, upload
+from tests.support.v2 import V2Caller, hash_of, reference
 from tests.support.workflows import failing, slow
 
 SHARED_ID = "11111111-2222-4333-8444-555555555555"
@@ -47,6 +53,8 @@ class World:
     running: str = ""
     pending: str = ""
     image: dict[str, str] | None = None
+    asset: str = ""
+    output: str = ""
 
 
 def marked(seed: int, **more: Any) -> dict[str, Any]:
@@ -70,7 +78,11 @@ async def world_of(lab: Lab, count: int) -> World:
     extra = {"extra_pnginfo": {"workflow": {"id": MARK}}}
     world.ended = await anna.prompt(marked(0x010203), "same", prompt_id=SHARED_ID, extra_data=extra)
     await ben.prompt(slow(0x070809, prefix="bens"), "same", prompt_id=SHARED_ID)
-    (world.image,) = anna.images(await anna.entry(SHARED_ID))
+    entry = await anna.entry(SHARED_ID)
+    (world.image,) = anna.images(entry)
+    (output,) = outputs_of(SHARED_ID, entry["outputs"])
+    world.output = output.id
+    world.asset = (await V2Caller(lab, gateway, KEYS["anna"]).upload(png((1, 2, 3)), f"{MARK}-v2.png")).body["id"]
     await ben.entry(SHARED_ID)
     world.failed = await anna.prompt(failing(MARK), "same")
     await anna.entry(world.failed)
@@ -97,6 +109,8 @@ def names_of(world: World) -> dict[str, tuple[str, ...]]:
     return {
         "prompt_id": (world.ended, world.failed, world.running, world.pending),
         "job_id": (world.ended, world.failed, world.running, world.pending),
+        "asset_id": (world.asset, world.output),
+        "hash": (hash_of(png((1, 2, 3))),),
         "file": (f"workflows/{MARK}.json", f"{MARK}.json"),
         "dest": ("x.json",),
         "id": (MARK,),
@@ -123,7 +137,7 @@ def reads(world: World) -> list[str]:
         f"?max_items=100&offset=0&workflow_id={MARK}&status=pending,in_progress,completed,failed&tenant=anna",
         "?dir=.&recurse=true&full_info=true&path=&tenant=anna&isolation=shared&user=anna",
     ]
-    for method, template, _ in COMFYUI + JOBS:
+    for method, template, _ in COMFYUI + JOBS + V2_ROUTES:
         if method != "GET" or template == "/ws":
             continue
         filled = [template]
@@ -137,7 +151,9 @@ def reads(world: World) -> list[str]:
                 for each in filled
                 for value in known[name]
             ]
-        paths += [api + path + query for path in filled for query in queries for api in ("", "/api")]
+        # The Comfy API v2 is below /api alone.
+        prefixes = ("",) if template.startswith("/api/v2") else ("", "/api")
+        paths += [api + path + query for path in filled for query in queries for api in prefixes]
     more = (
         "/vhs/viewvideo",
         "/pysssss/view",
@@ -162,16 +178,22 @@ async def test_nothing_crosses_in_any_read(lab: Lab, count: int) -> None:
         some = paths[start_at : start_at + 20]
         answers = await asyncio.gather(*(ask(world.ben, "GET", path) for path in some))
         for path, seen in zip(some, answers, strict=True):
-            shown = told_apart(seen, *(each for each in (MARK, *names_of(world)["job_id"]) if each in path))
+            shown = told_apart(seen, *(each for each in (MARK, *own_words(world)) if each in path))
             assert not [mark for mark in foreign if mark in shown.body], (path, seen)
             assert _colour(seen) != (1, 2, 3), path
             assert seen.status < 500, (path, seen)
     # The same are found by whose they are: so Ben's were the right questions.
-    told = b"".join([(await ask(world.anna, "GET", path)).body for path in paths[::7]])
+    ends = [path for path in paths if "/events" not in path]
+    told = b"".join([(await ask(world.anna, "GET", path)).body for path in ends[::7]])
     for mark in foreign:
         assert mark in told
     assert world.image is not None
     assert colour(await world.anna.view(world.image)) == (1, 2, 3)
+
+
+def own_words(world: World) -> tuple[str, ...]:
+    """What Ben asks for, and so may be told again."""
+    return (*names_of(world)["job_id"], *names_of(world)["asset_id"])
 
 
 def _colour(seen: Seen) -> Any:
@@ -206,8 +228,25 @@ async def test_what_is_anothers_answers_as_what_is_nobodys(lab: Lab, count: int)
             ("POST", "/interrupt", {"prompt_id": "ID"}),
             ("POST", "/interrupt?tenant=anna", {"prompt_id": "ID"}),
             ("POST", "/history", {"delete": ["ID"]}),
+            ("GET", "/api/v2/jobs/ID", None),
+            ("HEAD", "/api/v2/jobs/ID", None),
+            ("GET", "/api/v2/jobs/ID?tenant=anna", None),
+            ("GET", "/api/v2/jobs/ID/workflow", None),
+            ("GET", "/api/v2/jobs/ID/events", None),
+            ("POST", "/api/v2/jobs/ID/cancel", None),
+            ("POST", "/api/v2/jobs/ID/cancel?tenant=anna", None),
         ):
             await same(method, path, body, each, NOBODYS)
+    for asset, nobodys in ((world.asset, NOBODYS), (world.output, of_job(world.output, NOBODYS))):
+        paths = ("ID", "ID/content", "ID/x", "ID?tenant=anna")
+        for method, path in product(("GET", "HEAD", "POST", "DELETE"), paths):
+            await same(method, f"/api/v2/assets/{path}", None, asset, nobodys)
+        await same("POST", "/api/v2/jobs", {"workflow": load(reference("ID"))}, asset, nobodys)
+    annas, nobodys = hash_of(png((1, 2, 3))), hash_of(png((2, 3, 4)))
+    for method in ("HEAD", "GET"):
+        await same(method, "/api/v2/assets/by-hash/ID", None, annas, nobodys)
+    await same("POST", "/api/v2/assets/from-hash", {"hash": "ID", "file_path": "x.png"}, annas, nobodys)
+    await same("POST", "/api/v2/jobs", {"workflow": load(reference(None, hash="ID"))}, annas, nobodys)
     for name in (f"{MARK}.png", f"{MARK}_00001_.png"):
         nobodys = name.replace("a", "x")
         for kind in ("input", "output", "temp"):
@@ -232,6 +271,16 @@ async def test_what_is_anothers_answers_as_what_is_nobodys(lab: Lab, count: int)
     assert {world.running, world.pending} <= {item[1] for item in queue["queue_running"] + queue["queue_pending"]}
     assert set(await world.anna.get("/history")) == {world.ended, world.failed}
     assert await world.anna.get("/userdata", dir="workflows") == [f"{MARK}.json"]
+    for each in (world.asset, world.output):
+        assert colour((await ask(world.anna, "GET", f"/api/v2/assets/{each}/content")).body) == (1, 2, 3)
+
+
+def of_job(output_id: str, job_id: str) -> str:
+    """The id of an output of another job, made as that of this one."""
+    digest = b64decode(output_id.removeprefix("out_") + "==", altchars=b"-_")[16:]
+    made = "out_" + b64encode(UUID(job_id).bytes + digest, altchars=b"-_").decode().rstrip("=")
+    assert job_of(made) == job_id
+    return made
 
 
 async def test_all_that_is_cleared_is_ones_own(lab: Lab) -> None:
@@ -266,7 +315,7 @@ def texts(listener: Listener) -> bytes:
 @pytest.mark.parametrize("count", [1, 3])
 async def test_nothing_crosses_in_any_event(lab: Lab, count: int) -> None:
     """Each has a socket with the other's clientId, of every kind; Ben's hear of Ben's alone, also in previews."""
-    simulators = await lab.simulators(count, "--cache")
+    simulators = await lab.simulators(count, "--cache-ram")
     gateway = await start(lab, *simulators)
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     flags = {"supports_preview_metadata": True}

@@ -99,7 +99,7 @@ async def test_what_another_is_writing_is_not_shown_under_an_old_name(lab: Lab, 
 
 async def test_a_result_out_of_the_cache_leads_to_nobody_elses_file(lab: Lab, tmp_path: Path) -> None:
     """Anna's prompt comes again after the folder was emptied, and after Ben's, which has all of hers as well."""
-    simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache")
+    simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache-ram")
     gateway = await start(lab, simulator)
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     image = await made(anna, slow(ANNAS))
@@ -120,7 +120,7 @@ async def test_a_result_out_of_the_cache_leads_to_nobody_elses_file(lab: Lab, tm
 
 async def test_a_result_out_of_the_cache_is_shown_while_it_is_what_it_was(lab: Lab, tmp_path: Path) -> None:
     """Two tenants with the same prompt have the same file, until somebody writes another one under its name."""
-    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache-ram"))
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     images = [await made(comfy, slow(ANNAS)) for comfy in (anna, ben)]
     for comfy, image in zip((anna, ben), images, strict=True):

@@ -234,6 +234,10 @@ REFUSED: dict[str, Bomb] = {
 }
 
 
+# What is refused is beside the graph, in fields that the Comfy API v2 does not have.
+BESIDE_THE_GRAPH = ("501 targets", "a client_id of a megabyte", "a number that is none")
+
+
 async def send(lab: Lab, url: str, body: bytes, headers: Headers, path: str = "/prompt") -> tuple[int, Any]:
     """Send a body; (status, JSON)."""
     async with lab.http.post(url + path, data=BytesIO(body), headers={**JSON, **headers}) as answer:
@@ -255,6 +259,13 @@ async def test_refused(served: tuple[Lab, GatewayProcess, Simulator], name: str)
     assert answer[0] == status, answer
     assert answer[1]["error"]["type"] == type_
     assert len(json.dumps(answer[1])) < 4_000
+    if not headers and name not in BESIDE_THE_GRAPH:
+        # Below /api/v2 the same graph is refused as well.
+        as_v2 = body().replace(b'"prompt"', b'"workflow"', 1)
+        refused, told = await send(lab, gateway.url, as_v2, headers, "/api/v2/jobs")
+        assert refused in (400, 413, 422), told
+        assert set(told["error"]) == {"code", "message", "details"}
+        assert len(json.dumps(told)) < 4_000
     assert peak(gateway.pid) - before < MAX_GROWTH
     assert (await Comfy(lab.http, gateway.url).get("/queue"))["queue_pending"] == []
 

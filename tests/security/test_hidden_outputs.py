@@ -70,7 +70,7 @@ async def test_names_count_as_one_comfyui_would(lab: Lab) -> None:
 
 
 async def test_a_repeat_is_cached_under_its_old_name(lab: Lab) -> None:
-    gateway = await start(lab, await lab.simulator("--cache"))
+    gateway = await start(lab, await lab.simulator("--cache-ram"))
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     # The other tenant's first: ComfyUI keeps what its last prompt had.
     assert await names(ben, saving(1, a="pic")) == ["pic_00001_.png"]
@@ -144,7 +144,7 @@ def linked(seed: int, text: Any) -> dict[str, Any]:
 )
 async def test_a_linked_prefix_is_put_below_a_secret_folder(lab: Lab, tmp_path: Path, text: str, seen: str) -> None:
     """By nodes that nobody sees: not in events, nor in the history."""
-    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache-ram"))
     anna = caller(lab, gateway, "anna")
     listener, prompt = await anna.listen("c"), linked(1, text)
     for _ in range(2):

@@ -35,7 +35,7 @@ SPELLINGS: dict[str, Any] = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 async def test_what_a_node_names_stays_its_owners(lab: Lab, tmp_path: Path, spelling: str) -> None:
     """While the job runs, after it, out of the cache, and after a restart."""
-    simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache")
+    simulator = await lab.simulator("--base-dir", str(tmp_path), "--cache-ram")
     gateway = await start(lab, simulator)
     anna, ben, other = (caller(lab, gateway, name) for name in ("anna", "ben", "other"))
     image = await made(anna, slow(ANNAS))
@@ -70,7 +70,7 @@ async def test_what_a_node_names_stays_its_owners(lab: Lab, tmp_path: Path, spel
 @pytest.mark.parametrize("spelling", ["a file", "a 3D model"])
 async def test_what_a_node_names_is_not_ones_own_because_it_is_nobodys(lab: Lab, tmp_path: Path, spelling: str) -> None:
     """What failed jobs left behind, or was there before the gateway."""
-    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache-ram"))
     ben, other = caller(lab, gateway, "ben"), caller(lab, gateway, "other")
     name, ui = ("older.png", SPELLINGS["a file"]("older.png")) if spelling == "a file" else ("older.glb", None)
     ui = ui or {"result": ["mesh/older.glb", "", None]}
@@ -91,7 +91,7 @@ async def test_what_a_node_names_is_not_ones_own_because_it_is_nobodys(lab: Lab,
 
 async def test_what_was_told_among_too_many_is_no_more_ones_own_out_of_the_cache(lab: Lab, tmp_path: Path) -> None:
     """Of so many files nothing is learnt: of the last one only that it was told of."""
-    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache"))
+    gateway = await start(lab, await lab.simulator("--base-dir", str(tmp_path), "--cache-ram"))
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
     image = await made(anna, slow(ANNAS))
     many = {"images": [{"filename": "x"}] * MAX_FILES}

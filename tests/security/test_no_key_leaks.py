@@ -202,6 +202,7 @@ async def work(run: Run, credentials: dict[str, Any], partners: dict[str, str], 
             told = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {"type": ""}
             if told["type"] == "executing" and told["data"]["node"] is None:
                 break
+    await work_in_v2(run, credentials, partners)
     form = aiohttp.FormData()
     form.add_field("image", png((1, 2, 3)), filename="up.png")
     await run.ask("POST", "/upload/image", data=form, **credentials)
@@ -213,6 +214,27 @@ async def work(run: Run, credentials: dict[str, Any], partners: dict[str, str], 
     image = f"filename=up.png&type=input&{query[1:]}"
     await run.ask("GET", "/view", headers=headers, query=f"?{image}")
     await run.ask("GET", "/view", headers=headers, query=f"?{image.replace('up.png', 'no.png')}")
+
+
+async def work_in_v2(run: Run, credentials: dict[str, Any], partners: dict[str, str]) -> None:
+    """The Comfy API v2: a job with a partner key, its events, and an asset."""
+    extra = {"api_key_comfy_org": partners["api_key_comfy_org"]}
+    status, text, _ = await run.ask(
+        "POST", "/api/v2/jobs", json={"workflow": slow(steps=1), "extra_data": extra}, **credentials
+    )
+    assert status == 201, text
+    job = json.loads(text)["id"]
+    _, told, _ = await run.ask("GET", f"/api/v2/jobs/{job}/events", **credentials)
+    assert "succeeded" in told
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("file_path", "v2.png")
+    form.add_field("file", png((4, 5, 6)), filename="v2.png", content_type="image/png")
+    status, text, _ = await run.ask("POST", "/api/v2/assets", data=form, **credentials)
+    assert status in (200, 201), text
+    asset = json.loads(text)["id"]
+    for path in (f"jobs/{job}", f"jobs/{job}/workflow", "jobs", f"assets/{asset}", f"assets/{asset}/content", "x"):
+        await run.ask("GET", f"/api/v2/{path}", **credentials)
+    await run.ask("POST", "/api/v2/jobs", data=b"{", **credentials)
 
 
 async def browse(run: Run) -> None:

@@ -12,6 +12,8 @@ from gateway.app import Gateway
 from gateway.settings import ServerSettings, Settings
 from gateway.tenants.roles import TABLE, Access, Roles
 from gateway.web.app import COMFYUI, JOBS, OWN, make_app
+from gateway.web.v2.table import REST
+from gateway.web.v2.table import ROUTES as V2_ROUTES
 from tests.support.lab import Lab
 from tests.support.security_world import ask, caller, start
 
@@ -29,7 +31,7 @@ TEAM = {
     "other": {Access.ANYBODY, Access.USERS},
     "boss": set(Access),
 }
-FILLED = {"kind": "output", "action": "drain", "path": "checkpoints/0/x"}
+FILLED = {"kind": "output", "action": "drain", "path": "checkpoints/0/x", "rest": "/nothing"}
 PASSED_ON = (
     "/ /index.html /extensions/x.js /pysssss/x /nothing /api/assets /api/api/assets/1/content /api/tags /users/x "
     "/vhs/getpath /internal/logs /api/internal/folder_paths /internal/logs/subscribe /manager/reboot "
@@ -52,12 +54,17 @@ def path_of(template: str) -> str:
     return re.sub(r"\{(\w+)(:[^}]*)?\}", lambda found: FILLED.get(found[1], "x"), template)
 
 
+def shown(template: str) -> str:
+    """A route's template without the patterns of its variables."""
+    return re.sub(r"\{(\w+):.*?\}(?=/|$)", r"{\1}", template)
+
+
 async def routes_of_the_application(directory: Path) -> list[tuple[str, str]]:
     """Every (method, template) that a gateway's application has, save those that pass on what they get."""
     gateway = Gateway(Settings(server=ServerSettings(port=0), data_dir=directory))
     await gateway.start()
     try:
-        app = make_app(gateway.parts)
+        app = make_app(gateway.parts, gateway.v2)
     finally:
         await gateway.close()
     found = []
@@ -81,6 +88,8 @@ async def test_every_route_has_a_row_of_its_own(tmp_path: Path) -> None:
     known |= {
         (m, re.sub(r"\{(\w+):[^}]*\}", r"{\1}", f"{api}{p}")) for m, p, _ in JOBS + COMFYUI for api in ("", "/api")
     }
+    known |= {(method, shown(path)) for method, path, _ in V2_ROUTES if method != "HEAD"}
+    known |= {(method, shown(REST)) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")}
     assert {route for route in routes if route[0] != "HEAD"} == known
     with pytest.raises(LookupError, match="has no row"):
         roles.of_route("GET", "/gateway/new")
@@ -89,6 +98,7 @@ async def test_every_route_has_a_row_of_its_own(tmp_path: Path) -> None:
 def test_the_table_says_nothing_of_routes_that_are_not_there() -> None:
     """A row for a route that is gone would open the next one of that name."""
     there = {re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path) for _, path, _ in OWN + JOBS + COMFYUI}
+    there |= {shown(path) for _, path, _ in V2_ROUTES} | {shown(REST)}
     ui = {
         "/",
         "/index.html",

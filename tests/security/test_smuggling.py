@@ -234,16 +234,21 @@ async def test_what_a_backend_says_of_itself_goes_no_further(pair: Pair) -> None
         f"Keep-Alive: timeout=5\r\nServer: secret\r\nX-Powered-By: secret\r\nVia: 1.1 secret\r\nAlt-Svc: h2=secret\r\n"
         f"Set-Cookie: a=secret\r\nWWW-Authenticate: Basic realm=secret\r\nAccess-Control-Allow-Origin: *\r\n"
         f"Content-Location: http://{host}/\r\nRefresh: 0; url=http://{host}/\r\n"
-        f"Strict-Transport-Security: max-age=1\r\nClear-Site-Data: *\r\nX-Kept: yes\r\n\r\nok"
+        f"Strict-Transport-Security: max-age=1\r\nClear-Site-Data: *\r\n"
+        f"X-Accel-Redirect: /secret\r\nX-Accel-Expires: 3600\r\nX-Sendfile: /secret\r\n"
+        f"X_Accel_Redirect: /secret\r\nX-Reproxy-File: /secret\r\nCDN-Cache-Control: max-age=1\r\n"
+        f"Service-Worker-Allowed: /secret\r\nX-Accel-Buffering: no\r\nX-Kept: yes\r\n\r\nok"
     )
     pair.backend.answers["/page"] = head.encode()
     heard = await talk(pair.gateway.port, get(b"Host: x", target=b"/page"))
     text = heard.raw.decode().lower()
     assert "secret" not in text
     assert host not in text
-    for gone in ("set-cookie", "www-auth", "access-control", "keep-alive", "refresh", "strict-transport", "clear-site"):
+    for gone in ("set-cookie", "www-auth", "access-control", "keep-alive", "refresh", "strict-transport", "clear-site",
+                 "x-accel-redirect", "x-accel-expires", "x-sendfile", "cdn-cache"):  # fmt: skip
         assert gone not in text, gone
     assert "x-kept: yes" in text
+    assert "x-accel-buffering: no" in text
     assert "server: comfyui-gateway\r\n" in text
     locations = {
         "/r1": (f"http://{host}/there?a=1", "/there?a=1"),

@@ -20,6 +20,7 @@ from gateway.settings import SettingsError, load
 from tests.security.recorder import talk
 from tests.support.commands import command
 from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.raw_servers import start_raw_server
 
 GET = b"GET /queue HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -166,7 +167,7 @@ async def test_plain_http_is_sent_on(lab: Lab, files: Files) -> None:
 
 
 async def _free_port() -> int:
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    server = await start_raw_server(lambda *_: None, "127.0.0.1", 0)
     port = int(server.sockets[0].getsockname()[1])
     server.close()
     await server.wait_closed()

@@ -22,6 +22,7 @@ from gateway.web.routes.view import requested_file
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab, Simulator
 from tests.support.pictures import png
+from tests.support.raw_servers import start_raw_server
 from tests.support.security_world import KEYS, Seen, ask, caller, files_below, raw, start
 from tests.support.uploads import load, upload
 from tests.support.workflows import slow
@@ -293,7 +294,7 @@ async def test_requests_whose_target_is_no_path(lab: Lab) -> None:
         strangers.append(await reader.read(100))
         writer.close()
 
-    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    server = await start_raw_server(listen, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     for target in (
         f"http://127.0.0.1:{port}/internal/logs",

@@ -21,6 +21,7 @@ from gateway.settings import SettingsError, load
 from tests.security.recorder import Recorder
 from tests.support.comfy_client import Comfy
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.raw_servers import start_raw_server
 from tests.support.workflows import slow
 
 PASSWORD, TOKEN, USER, BOSS = "secret-of-a-backend", "token-of-a-backend", "key-of-a-user-1234", "key-of-the-boss-12"
@@ -263,7 +264,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end(http: aiohttp.Client
         finally:
             writer.close()
 
-    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    server = await start_raw_server(endless, "127.0.0.1", 0)
     client = ComfyClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", http)
     for path in ("/told", "/untold"):
         with pytest.raises(BadAnswer, match="more than 1000000 bytes"):
@@ -279,7 +280,7 @@ async def test_what_is_no_tls_is_said_without_an_address(http: aiohttp.ClientSes
         writer.write(b"plain\r\n\r\n")
         writer.close()
 
-    server = await asyncio.start_server(plain, "127.0.0.1", 0)
+    server = await start_raw_server(plain, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     for scheme in ("http", "https"):
         with pytest.raises(comfy_client.BackendError) as caught:

@@ -107,8 +107,9 @@ def raw_of(listener: Listener) -> bytes:
 
 async def all_seen(proxied: Proxied, *prompt_ids: str) -> bytes:
     """What Anna and an admin can read."""
-    paths = ["/history", "/queue", "/api/jobs?limit=100", "/prompt", "/gateway/backends"]
-    paths += [path + prompt_id for prompt_id in prompt_ids for path in ("/history/", "/api/jobs/")]
+    paths = ["/history", "/queue", "/api/jobs?limit=100", "/prompt", "/gateway/backends", "/api/v2/jobs?limit=100"]
+    paths += [path + prompt_id for prompt_id in prompt_ids for path in ("/history/", "/api/jobs/", "/api/v2/jobs/")]
+    paths += [f"/api/v2/jobs/{prompt_id}/workflow" for prompt_id in prompt_ids]
     callers = [proxied.anna, caller(proxied.lab, proxied.gateway, "boss")]
     return b"\n".join([(await ask(each, "GET", path)).body for each in callers for path in paths])
 

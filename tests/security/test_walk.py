@@ -115,10 +115,11 @@ async def _walk(
     *inputs: tuple[frozenset[str], frozenset[str]],
     trust: tuple[str, ...] = (),
     is_checked: bool = True,
+    stores: bool = False,
 ) -> list[Hit]:
     base: Path = lab.directory / "comfyui"
     url = (await lab.simulator("--base-dir", str(base))).url
-    prepared = await prepare(lab, url, base, trust=trust, is_checked=is_checked)
+    prepared = await prepare(lab, url, base, trust=trust, is_checked=is_checked, stores=stores)
 
     def is_chosen(case: Case) -> bool:
         name, way = f"{case.class_type}.{case.input_name}", case.variant.label
@@ -135,7 +136,9 @@ async def _walk(
 
 
 async def test_nothing_of_another_tenant_comes_back(lab: Lab) -> None:
-    hits = await _walk(lab, (INPUTS, WAYS), (CODE, frozenset()), (SAVERS, SAVERS_WAYS), (PREFIX, PREFIX_WAYS))
+    """Not even if the files of both are in object storage."""
+    inputs = (INPUTS, WAYS), (CODE, frozenset()), (SAVERS, SAVERS_WAYS), (PREFIX, PREFIX_WAYS)
+    hits = await _walk(lab, *inputs, stores=True)
     assert [hit.told() for hit in hits] == []
 
 

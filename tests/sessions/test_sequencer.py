@@ -33,6 +33,15 @@ def test_one_prompt_at_a_time() -> None:
     assert play(s, "C:start") == "C:start"
 
 
+def test_only_frames_that_need_not_wait_count_as_delays() -> None:
+    s, at_once, late = Sequencer(), f("A:start"), f("B:start")
+    at_once.heard_at = late.heard_at = 5.0
+    s.feed(at_once)
+    s.feed(late)
+    assert [frame.heard_at for frame in s.feed(f("A:end"))] == [0.0, 0.0]
+    assert (at_once.heard_at, late.heard_at) == (5.0, 0.0)
+
+
 def test_an_id_that_is_sent_again_is_told_anew() -> None:
     s = Sequencer()
     play(s, "A:start", "A:end")

@@ -188,14 +188,14 @@ async def test_undeclared_literals_are_dropped_and_links_passed_on(lab: Lab) -> 
 
 
 async def test_temporary_names_belong_to_node_id_and_class(lab: Lab) -> None:
-    comfy = await _start(lab)
+    comfy = Comfy(lab.http, (await lab.simulator("--cache-classic")).url)
 
-    async def name(node_id: str) -> str:
-        nodes = {"1": _node("EmptyImage", width=8, height=8, batch_size=1, color=0)}
+    async def name(node_id: str, color: int) -> str:
+        nodes = {"1": _node("EmptyImage", width=8, height=8, batch_size=1, color=color)}
         prompt = {**nodes, node_id: _node("PreviewImage", images=["1", 0])}
         return str(comfy.images(await comfy.entry(await comfy.prompt(prompt)))[0]["filename"])
 
-    first, second, other, third = [await name(node_id) for node_id in ("9", "9", "8", "9")]
+    first, second, other, third = [await name(id_, color) for color, id_ in enumerate(("9", "9", "8", "9"))]
     assert (first[:-10], first[-10:], second[-10:]) == (second[:-10], "00001_.png", "00002_.png")
     assert len({first[:-10], other[:-10], third[:-10]}) == 3
 

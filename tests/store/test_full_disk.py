@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,9 +59,15 @@ async def test_new_jobs_are_refused_and_what_happened_is_owed(store: SqliteStore
 
         await until(all_owed, what="kept for later")
         assert not any(each.done() for each in [*owed, end])
+        lag = store.lag(time.monotonic())
+        assert lag > 0
+        store.write([JobUpdate("t", "first", "running", "b1", "first", 7, 9, None)])
+        assert store.lag(time.monotonic()) > lag, "the oldest write counts"
         assert [record.state for record in await store.open_jobs()] == ["sending"]
         assert await store.history() == []
     await asyncio.gather(*owed, end)
+    await well(store)
+    assert store.lag(time.monotonic()) == 0
     assert await store.open_jobs() == []
     assert [record.prompt_id for record in await store.history()] == ["first"]
     await well(store)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.forgotten_records import ForgottenRecord
 from gateway.store.protocol import (
     BackendRecord,
+    DeletedRecord,
     FileRecord,
     KeyRecord,
     PlacementRecord,
@@ -36,6 +38,7 @@ def journal_of(version: int, directory: Path) -> None:
     connection.execute("INSERT INTO meta VALUES ('client_id', 'mine')")
     for n in range(3):
         more = ", 'm', x'5b5d'" if version >= 7 else ""
+        more += ", x''" if version >= 12 else ""
         job = ("t", f"open{n}", "mine", n, 1.5, "pending", "b1", f"open{n}", 5, None, 1, b"d", b"{}", b"prompt")
         connection.execute(f"INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?{more})", job)
     for n in range(2):
@@ -45,7 +48,8 @@ def journal_of(version: int, directory: Path) -> None:
     more += ", 'o/s/f'" if version >= 8 else ""
     connection.execute(f"INSERT INTO files VALUES ('t', 'output', '', 'x.png', 'b1', 'x.png'{more})")
     if version >= 2:
-        connection.execute("INSERT INTO uploads VALUES ('t', 'input', '', 'u.png', 'aa', 3, 7)")
+        more = ", 6, 1" if version >= 9 else ""
+        connection.execute(f"INSERT INTO uploads VALUES ('t', 'input', '', 'u.png', 'aa', 3, 7{more})")
         connection.execute("INSERT INTO placements VALUES ('b1', 'input', '', 'u.png', 'u.png', 'aa', 'etag')")
     if version >= 3:
         connection.execute("INSERT INTO marks VALUES (7, 2)")
@@ -55,6 +59,12 @@ def journal_of(version: int, directory: Path) -> None:
         connection.execute("INSERT INTO keys VALUES ('k', 'aa', 'user', '', 1, NULL, 'bb', 9, NULL)")
         connection.execute("INSERT INTO meta VALUES ('had_keys', '1')")
         connection.execute("INSERT INTO sign_ins VALUES ('cc', 'aa', 5)")
+    if version >= 9:
+        connection.execute("INSERT INTO deleted VALUES ('b1', 'output', '', 'd.png', 't', 'etag', 8)")
+    if version >= 14:
+        connection.execute("INSERT INTO forgotten VALUES ('b1', 'output', '', 'f.png', 'etag', 9)")
+    if version >= 15:
+        connection.execute("INSERT INTO learned VALUES (1, x'5b5d')")
     connection.close()
 
 
@@ -77,10 +87,15 @@ async def test_a_journal_of_each_version_keeps_its_data(tmp_path: Path, version:
         file = FileRecord("t", "output", "", "x.png", "b1", "x.png", *known_by, folder)
         assert await store.files() == [file]
         known = version >= 2
-        assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7)] * known
+        brought = (6, 1) if version >= 9 else (0, 0)
+        assert await store.uploads() == [UploadRecord("t", "input", "", "u.png", "aa", 3, 7, *brought)] * known
         placed = PlacementRecord("b1", "input", "", "u.png", "u.png", "aa", "etag")
         assert await store.placements() == [placed] * known
         assert await store.backends() == [BackendRecord("b1", "bad", b"[]", 2, 9, 1)] * (version >= 4)
+        gone = DeletedRecord("b1", "output", "", "d.png", "t", "etag", 8)
+        assert await store.deleted() == [gone] * (version >= 9)
+        assert await store.forgotten() == [ForgottenRecord("b1", "output", "", "f.png", "etag", 9)] * (version >= 14)
+        assert await store.learned() == b"[]" * (version >= 15)
         known = version >= 5
         assert await store.keys() == [KeyRecord("k", "aa", "user", "", 1, None, "bb", 9)] * known
         assert await store.had_keys() == known

@@ -7,17 +7,43 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store import sqlite, statements
+from gateway.store import (
+    artifact_statements,
+    forgotten_records,
+    sqlite,
+    statements,
+    v2_statements,
+    webhook_statements,
+)
 from gateway.store.sqlite import FILE_NAME, SqliteStore
 
 SERVING = {
     name: sql
-    for module in (sqlite, statements)
+    for module in (
+        sqlite,
+        statements,
+        v2_statements,
+        webhook_statements,
+        artifact_statements,
+        forgotten_records,
+    )
     for name, sql in vars(module).items()
     if name.isupper() and isinstance(sql, str) and sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
 }
 # Read once, at the start, and whole.
-AT_START = {"OPEN_JOBS", "HISTORY"}
+AT_START = {
+    "OPEN_JOBS",
+    "HISTORY",
+    "ENDPOINTS",
+    "EVENTS",
+    "DELIVERIES",
+    "V2_KEYS",
+    "V2_NOTES",
+    "V2_CANCELED",
+    "V2_ASSETS",
+    "ARTIFACTS",
+    "FORGOTTEN",
+}
 # Now and then, of a table with a few thousand rows of two numbers.
 OF_MARKS = {"_DROP_MARKS"}
 # The first rows of a table that is in this order.

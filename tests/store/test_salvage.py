@@ -13,6 +13,7 @@ import pytest
 from gateway.store import salvage
 from gateway.store.protocol import FileRecord, HistoryRecord, StoreDamaged, StoreError, UploadRecord
 from gateway.store.sqlite import FILE_NAME, SqliteStore
+from gateway.store.statements import migrate
 from gateway.store.version_check import look
 from tests.support.store_records import job
 
@@ -207,3 +208,10 @@ async def test_a_look_is_short_and_says_so(path: Path) -> None:
     spoil(path, len(content(path)) // PAGE - 5)
     (elsewhere,) = look(path.parent).warnings
     assert "is damaged where a start does not read" in elsewhere
+
+
+def test_no_table_is_left_out() -> None:
+    with closing(sqlite3.connect(":memory:")) as journal:
+        migrate(journal)
+        found = {str(row[0]) for row in journal.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    assert found - {"sqlite_sequence"} == set(salvage.TABLES)

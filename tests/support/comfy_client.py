@@ -13,7 +13,7 @@ import aiohttp
 from tests.support.lab import until
 
 # A secret folder, or a file that is called after one (gateway/tenants/secret_names.py).
-_SECRET = re.compile(rb"(?<![0-9A-Za-z])[uo](?:[/\\\\-]|%2[Ff]|%5[Cc])+[0-9a-f]{32}(?![0-9a-f])")
+SECRET_FOLDER = re.compile(rb"(?<![0-9A-Za-z])[uo](?:[/\\\\-]|%2[Ff]|%5[Cc])+[0-9a-f]{32}(?![0-9a-f])")
 
 
 class Comfy:
@@ -31,7 +31,7 @@ class Comfy:
 
     def watch(self, what: str, raw: bytes) -> None:
         """Assert that received bytes name no secret folder."""
-        found = _SECRET.search(raw) if self.is_watched else None
+        found = SECRET_FOLDER.search(raw) if self.is_watched else None
         assert found is None, (what, found)
 
     async def get(self, path: str, **params: str) -> Any:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gateway.bus import LocalBus, session_topic
 from gateway.comfy.events import Frame, Kind
+from gateway.jobs.routing.eta import Shown
 from gateway.jobs.state.history import History
 from gateway.jobs.state.ledger import Ledger
 from gateway.sessions.hub import Hub
@@ -31,7 +32,11 @@ class ServedHub:
         nowhere: Any = None
         self.ledger = Ledger(nowhere, self.bus, History(nowhere, 10, 1000), "gateway")
         self.metrics = Metrics()
-        self.hub = Hub(self.ledger, self.bus, self.metrics, SessionSettings(**settings), lambda _: {"a": True})
+        self.hub = Hub(
+            *(self.ledger, self.bus, self.metrics, SessionSettings(**settings)),
+            lambda _: {"a": True},
+            lambda _: Shown(0, 0, None, None, 0.0),
+        )
         self.port = 0
         self.http = aiohttp.ClientSession()
 

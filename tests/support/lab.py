@@ -140,19 +140,21 @@ class Server:
 
 
 class Simulator(Server):
-    """A simulated ComfyUI."""
+    """A simulated ComfyUI. Without a cache option it runs each node of each prompt, so that equal prompts take time."""
 
     def __init__(self, *options: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
-        super().__init__(["gateway.simulator", "--port", str(port), *options], environment)
+        has_cache = any(option.startswith(("--cache-", "--high-ram")) for option in options)
+        cache = () if has_cache else ("--cache-none",)
+        super().__init__(["gateway.simulator", "--port", str(port), *options, *cache], environment)
 
     async def fault(self, http: aiohttp.ClientSession, specification: str) -> None:
         """Switch a fault on."""
         async with http.post(f"{self.url}/simulator/faults", json={"fault": specification}) as answer:
             assert answer.status == 200, await answer.text()
 
-    async def no_faults(self, http: aiohttp.ClientSession) -> None:
-        """Switch all faults off."""
-        async with http.delete(f"{self.url}/simulator/faults") as answer:
+    async def no_faults(self, http: aiohttp.ClientSession, name: str = "") -> None:
+        """Switch one fault off, or all."""
+        async with http.delete(f"{self.url}/simulator/faults", params={"fault": name} if name else {}) as answer:
             assert answer.status == 200
 
     async def requests(self, http: aiohttp.ClientSession) -> dict[str, int]:

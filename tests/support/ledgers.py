@@ -73,14 +73,15 @@ class LedgerMachine(RuleBasedStateMachine):
         fitting = [job for job in self.all if job.state in states]
         return fitting[index % len(fitting)] if fitting else None
 
-    @rule(tenant=st.sampled_from("ab"), front=st.booleans())
-    def accept(self, tenant: str, front: bool) -> None:
+    @rule(tenant=st.sampled_from("ab"), front=st.booleans(), priority=st.sampled_from([0, 0, 2]))
+    def accept(self, tenant: str, front: bool, priority: int) -> None:
         """A prompt comes."""
-        self.all.append(self.admitted(tenant, front))
+        self.all.append(self.admitted(tenant, front, priority))
 
-    def admitted(self, tenant: str, front: bool) -> Job:
+    def admitted(self, tenant: str, front: bool, priority: int) -> Job:
         """Accept one."""
-        return admit(self.ledger, tenant, front=front, prompt=slow() | loading(f"{len(self.all) % 3}.png"))
+        prompt = slow() | loading(f"{len(self.all) % 3}.png")
+        return admit(self.ledger, tenant, front=front, prompt=prompt, extra_data={"gateway_priority": priority})
 
     @precondition(lambda self: self.all)
     @rule(index=st.integers(0, 99), move=st.sampled_from(list(Move)), backend=st.sampled_from(["b1", "b2"]))
@@ -132,9 +133,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(self.ledger.waiting) == sum(job.state is State.WAITING for job in open_jobs)
         waiting = self.ledger.waiting.jobs()
         assert len(waiting) == len(set(waiting)) == len(self.ledger.waiting)
+        assert [job.priority for job in waiting] == sorted((job.priority for job in waiting), reverse=True)
         for tenant in "ab":
-            numbers = [job.number for job in waiting if job.tenant == tenant]
+            numbers = [(-job.priority, job.number) for job in waiting if job.tenant == tenant]
             assert numbers == sorted(numbers)
+        assert all(bool(job.charged) == (job.state in PLACED) for job in open_jobs)
         for tenant in "ab":
             assert self.ledger.remaining(tenant) == sum(job.tenant == tenant for job in open_jobs)
             shown = json.loads(self.ledger.queue_json(tenant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from tests.support.comfy_client import Comfy
 from tests.support.lab import GatewayProcess, Lab
 from tests.support.security_world import caller
 from tests.support.workflows import slow
+
+ROUNDS = 20
 
 
 async def only(lab: Lab, gateway: GatewayProcess, name: str) -> None:
@@ -38,6 +41,15 @@ async def saved_and_goes_on(comfy: Comfy, seed: int) -> str:
 
 
 def clean(base: Path, kind: str = "output") -> None:
-    """What an operator's nightly job does."""
-    for path in (base / kind).iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete a folder's content, as an operator's nightly job does.
+
+    If the gateway or the backend writes there meanwhile, a folder is not empty when its turn comes: go round again.
+    """
+    for turn in range(ROUNDS):
+        try:
+            for path in (base / kind).iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or turn == ROUNDS - 1:
+                raise

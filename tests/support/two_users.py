@@ -9,8 +9,8 @@ from tests.support.lab import GatewayProcess, Lab
 ANNA, BEN, BOSS = "key-of-anna-123456", "key-of-ben-1234567", "key-of-the-boss-12"
 
 
-async def with_keys(lab: Lab, backends: int = 1, **settings: object) -> GatewayProcess:
-    """A gateway with two users' keys and an admin's."""
+async def with_keys(lab: Lab, backends: int = 1, simulator: tuple[str, ...] = (), **settings: object) -> GatewayProcess:
+    """A gateway with two users' keys and an admin's. `simulator` are options of the simulators."""
     config = lab.directory / "gateway.yaml"
     config.write_text(
         f"""
@@ -23,7 +23,7 @@ auth:
 tenants: {{default: {{nodes: {{trust: [gwtest]}}}}}}
 """
     )
-    simulators = await lab.simulators(backends)
+    simulators = await lab.simulators(backends, *simulator)
     options = ("--config", str(config))
     gateway = GatewayProcess(
         lab.directory / "data", [s.url for s in simulators], options, {"probe__interval": 0.25, **settings}

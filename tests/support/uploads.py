@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 
 from tests.support.comfy_client import Comfy
+from tests.support.folders import contents_below
 from tests.support.lab import GatewayProcess, Lab, Simulator
 from tests.support.pictures import colour
 from tests.support.workflows import slow
@@ -52,7 +53,7 @@ async def folder(lab: Lab, simulator: Simulator, kind: str = "input") -> set[str
 def brought(base: Path, content: bytes, kind: str = "input") -> list[str]:
     """The paths, below a folder of a simulator with this base directory, of all files that have these bytes."""
     top = base / kind
-    return [str(path.relative_to(top)) for path in top.rglob("*") if path.is_file() and path.read_bytes() == content]
+    return [str(path.relative_to(top)) for path, data in contents_below(top).items() if data == content]
 
 
 async def busy(lab: Lab, simulator: Simulator, count: int = 6) -> None:

@@ -121,7 +121,8 @@ def test_every_action_is_documented() -> None:
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(Action)
     assert all(str(reason) in text for reason in Reason)
-    written = "\n".join(path.read_text() for path in (ROOT / "gateway" / "web").rglob("*.py"))
+    paths = [path for part in ("web", "fleet") for path in (ROOT / "gateway" / part).rglob("*.py")]
+    written = "\n".join(path.read_text() for path in paths)
     written += (ROOT / "gateway" / "telemetry" / "audit.py").read_text()
     for action in Action:
         assert f"Action.{action.name}" in written, action

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,8 +46,50 @@ def test_a_log_on_a_full_disk_ends_nothing() -> None:
         assert done.stdout == "alive\n"
 
 
-def test_lines_for_people_have_a_date() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOCALS.format(style="console")], capture_output=True, text=True, check=True
-    )
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", done.stderr), done.stderr
+SURROGATE = """
+from gateway.telemetry import logs
+logs.configure("info", "json")
+logs.get("p").info("something_happened", text=chr(0xD800))
+"""
+
+
+def test_half_a_surrogate_pair_changes_no_form() -> None:
+    """A search finds a line by the text of its fields, so nobody may hide one by a name."""
+    done = subprocess.run([sys.executable, "-c", SURROGATE], capture_output=True, text=True, check=True)
+    assert '"event":"something_happened"' in done.stderr
+    assert json.loads(done.stderr)["text"] == "\ud800"
+
+
+FIELDS = """
+import logging, time
+from gateway.telemetry import logs
+logs.configure("info", "json")
+print(time.time())
+logs.get("jobs").info("job", request_id="r", backend="b", error=None, model=None, duration_ms=1, status="done",
+    prompt_id="p")
+logs.get("fleet").warning("backend_changed", backend="b", error="x")
+logging.getLogger("aiohttp.server").error("odd %s", "thing")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("asyncio").exception("failed")
+logging.getLogger("odd").warning("%d", "no number")
+"""
+
+
+def test_each_line_begins_with_its_time_and_a_jobs_line_with_the_guides_fields() -> None:
+    done = subprocess.run([sys.executable, "-c", FIELDS], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    common = ["event", "level", "part"]
+    assert [list(line) for line in lines[:2]] == [
+        ["ts", "prompt_id", "status", "duration_ms", "model", "error", *common, "request_id", "backend"],
+        ["ts", *common, "backend", "error"],
+    ]
+    assert all(isinstance(line["ts"], float) and 0 <= line["ts"] - float(done.stdout) < 60 for line in lines)
+    libraries = [(line["library"], line["level"], line["message"]) for line in lines[2:]]
+    assert libraries == [
+        ("aiohttp.server", "error", "odd thing"),
+        ("asyncio", "error", "failed"),
+        ("odd", "warning", "%d"),
+    ]
+    assert "ZeroDivisionError" in lines[3]["exception"]

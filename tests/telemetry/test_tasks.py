@@ -6,6 +6,7 @@ import ast
 import asyncio
 import functools
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import trustme
 import gateway
 from gateway.app import Gateway
 from gateway.settings import BackendSettings, ServerSettings, ServerTlsSettings, Settings
+from gateway.settings.healing import RestartSettings, VramGuardSettings
+from gateway.settings.storage import StorageRetention, StorageSettings
 from gateway.store.protocol import TimeMark
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry import tasks
@@ -24,7 +27,12 @@ from tests.support.lab import Lab, until
 
 SOURCE = Path(gateway.__file__).parent
 # They end with what they serve: the demo's process, a client's socket. A reader ends with its document.
-ENDING = {("cli/demo.py", "_draw"), ("cli/demo.py", "_backends_up"), ("sessions/client_socket.py", "_write")}
+ENDING = {
+    ("artifacts/strip.py", "_scan"),
+    ("cli/demo.py", "_draw"),
+    ("cli/demo.py", "_backends_up"),
+    ("sessions/client_socket.py", "_write"),
+}
 
 
 class Odd(Exception):
@@ -67,7 +75,7 @@ def test_nothing_else_runs_for_ever() -> None:
                 endless.add((name, function.name))
     endless = {(name, function) for name, function in endless if name != "comfy/json_stream.py"}
     assert endless - ENDING == {("telemetry/tasks.py", "run")}
-    assert call_sites("Thread") == ["store/sqlite.py"]
+    assert call_sites("Thread") == ["store/sqlite.py", "webhooks/lookups.py"]
 
 
 @pytest_asyncio.fixture
@@ -79,8 +87,11 @@ async def started(lab: Lab, tmp_path: Path) -> AsyncIterator[Gateway]:
     leaf.cert_chain_pems[0].write_to_path(certificate)
     leaf.private_key_pem.write_to_path(key)
     server = ServerSettings(port=0, tls=ServerTlsSettings(certificate=certificate, key=key))
-    backends = (BackendSettings(url=simulator.url, name="b1"),)
-    made = Gateway(Settings(server=server, data_dir=tmp_path / "data", backends=backends))
+    backends = (BackendSettings(url=simulator.url, name="b1", restart=RestartSettings(url=simulator.url)),)
+    guard = VramGuardSettings(enabled=True)
+    storage = StorageSettings(url="memory:", retention=StorageRetention(max_age=86_400.0))
+    folder = tmp_path / "data"
+    made = Gateway(Settings(server=server, data_dir=folder, backends=backends, vram_guard=guard, storage=storage))
     await made.start()
     yield made
     await made.close()
@@ -94,6 +105,12 @@ async def test_each_loop_goes_on(started: Gateway) -> None:
     await until(lambda: holds(lambda: backend.eligible), what="the backend takes work again")
 
 
+async def test_a_gateway_with_tls_tells_the_end_of_its_certificate(started: Gateway) -> None:
+    end = started.parts.metrics.registry.get_sample_value("comfyui_gateway_certificate_expiry_timestamp_seconds")
+    assert end is not None
+    assert end > time.time()
+
+
 async def fails_and_goes_on(loop: Loop, started: Gateway) -> None:
     """Have the next round of a loop fail, and see that another one follows."""
     registry, proper = started.parts.metrics.registry, loop.work
@@ -105,6 +122,7 @@ async def fails_and_goes_on(loop: Loop, started: Gateway) -> None:
     loop.work = raise_odd
     await next_round(loop, started)
     await until(lambda: holds(lambda: failures() == 1), what=f"{loop.name} fails")
+    assert registry.get_sample_value("comfyui_gateway_task_restarts_total", {"task": loop.name}) == 1
     loop.work, before = proper, loop.rounds
     loop.wake()
     if loop.name.startswith("fleet:socket"):

@@ -23,10 +23,18 @@ MONITOR = Identity("m", "m", Role.METRICS, isolated=True)
                 "/free /FREE //free /./internal/logs /internal /%2569nternal/logs /api/internal /api/api/internal/logs "
                 "/manager/reboot /v2/manager/queue /api/v2/manager/queue /customnode/getlist /snapshot/save "
                 "/externalmodel/getlist /comfyui_manager/x /users/x /gateway/backends /gateway/nothing /gateway "
-                "/internal\\logs /internal%2Flogs"
+                "/internal\\logs /internal%2Flogs /easyuse/reboot /api/easyuse/reboot /inspire/cache/remove "
+                "/rgthree/api/loras/info/clear /rgthree/api/checkpoints/info/refresh /easyuse/stability/api_keys "
+                "/api/lm/download-model-get /lm/resume-download"
             ),
-            Access.TEAM: "/api/assets /api/assets/x/content /api/api/assets /API/assets //api//assets /api/tags",
-            Access.USERS: "/ /internals /assets/index.js /tags /vhs/view /extensions/x.js /pysssss/x //healthz /users",
+            Access.TEAM: (
+                "/api/assets /api/assets/x/content /api/api/assets /API/assets //api//assets /api/tags /getpath "
+                "/vhs/getpath /impact/segs/picker/view /impact/get/pb_id_image /inspire/cache/list"
+            ),
+            Access.USERS: (
+                "/ /internals /assets/index.js /tags /vhs/view /extensions/x.js /pysssss/x //healthz /users "
+                "/impact/wildcards/list /easyuse/version /rgthree/api/loras/info"
+            ),
         }.items()
         for path in paths.split()
     ],

@@ -15,8 +15,11 @@ from gateway.comfy.graph import FileInput, output_nodes
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.validation import CustomCheck, Validation, validate_prompt
 from gateway.jobs.admission import kept_state
+from gateway.jobs.admission.device_needs import DeviceNeeds
 from gateway.jobs.admission.inspection import Inspect, inspector
 from gateway.jobs.admission.judged_backends import IsolationJudge
+from gateway.jobs.admission.own_checks import inputs_with_own_checks
+from gateway.jobs.admission.priorities import check_priority
 from gateway.jobs.admission.redaction import (
     file_check,
     invalid_file,
@@ -40,18 +43,6 @@ from gateway.jobs.state.submission import Submission
 from gateway.tenants.limits import Limits
 from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT, Denied, Policies
 
-# Core nodes that check these inputs themselves, so that ComfyUI does not compare them with their lists and ranges
-# (execution.py, validate_inputs). None stands for all of a node's inputs. Inputs that name files are handled as files.
-_OWN_CHECKS: Mapping[str, frozenset[str] | None] = {
-    "Load3D": None,
-    "Load3DAdvanced": None,
-    "CustomCombo": None,
-    "ComfySoftSwitchNode": frozenset({"switch", "on_false", "on_true"}),
-    "SelectModelDevice": frozenset({"device"}),
-    "SelectCLIPDevice": frozenset({"device"}),
-    "SelectVAEDevice": frozenset({"device"}),
-    "ModelAttentionBackend": frozenset({"attention"}),
-}
 MAX_SETS = 1_000
 
 
@@ -59,6 +50,7 @@ class Admission:
     """Checks of prompts: may one run, and on which backends.
 
     Args:
+        device_needs: judge of the backends' devices.
         max_outputs: maximum number of a prompt's output nodes. ComfyUI names each failed one at each node behind it.
     """
 
@@ -70,8 +62,10 @@ class Admission:
         judge: IsolationJudge,
         limits: Limits,
         bindings: Bindings,
+        device_needs: DeviceNeeds,
         max_outputs: int = 500,
     ) -> None:
+        self.device_needs = device_needs
         self._bindings = bindings
         self._catalogue = catalogue
         self._inputs = inputs
@@ -90,6 +84,21 @@ class Admission:
         if known is not self._files_of:
             self._files_of, self._file_inputs = known, known.file_inputs | reviewed_file_inputs()
         return self._file_inputs
+
+    @property
+    def version(self) -> int:
+        """Return the version of the catalogue and of the backends' devices by which jobs are judged."""
+        return self._catalogue.version + self.device_needs.version
+
+    def checks_fully(self, tenant: str, submission: Submission) -> bool:
+        """Return True if the gateway can check a prompt as a backend would.
+
+        A custom node class may have checks of its own (execution.py, validate_inputs), and so may an unknown one.
+        """
+        if self._catalogue.merged_catalogue is None:
+            return False
+        classes = self._classes(tenant, submission)
+        return not any((found := classes.get(name)) is None or _is_custom(found) for _, name in submission.nodes)
 
     def outputs_of(self, submission: Submission) -> list[str]:
         """Return the output nodes that a prompt will execute; none while there is no catalogue."""
@@ -121,18 +130,17 @@ class Admission:
             return f"{NO_BACKEND}: {NO_BACKEND_HINT}", "PolicyDenied"
         allowed = self.allowed(job.tenant)
         usable = self._inputs.fleet.backends.keys() if allowed is None else allowed
+        if (end := self.device_needs.reason_to_end(job, usable)) is not None:
+            return end
         return kept_state.reason_to_end(self._bindings, job, usable) if job.submission.bound else None
-
-    def able(self, tenant: str, submission: Submission) -> frozenset[str] | None:
-        """Return the tenant's backends that can and may run a prompt; None for all backends.
-
-        A prompt of an isolated tenant goes to a shared backend only while that backend's own catalogue is known.
-        """
-        return self._able_and_free(tenant, submission, self._judge.of(tenant, submission))
 
     def _able_and_free(
         self, tenant: str, submission: Submission, judged: FleetJudgement | None
     ) -> frozenset[str] | None:
+        """Return the tenant's backends that can and may run a prompt, whatever their devices; None for all backends.
+
+        A prompt of an isolated tenant goes to a shared backend only while that backend's own catalogue is known.
+        """
         able = self._able(tenant, submission)
         if judged is None:
             return able
@@ -174,15 +182,16 @@ class Admission:
     def remember(self, job: Job, able: frozenset[str] | None) -> None:
         """Keep the backends that `find_able` has just found for a job, to save that work later."""
         if able is None or able:
-            job.able, job.judged_by = able, self._catalogue.version
+            job.able, job.judged_by = able, self.version
 
     def refresh_able(self, job: Job) -> frozenset[str] | None:
         """Return the backends that can run a waiting job, and note the reason if none may. Keep both per catalogue."""
-        if job.judged_by != self._catalogue.version:
+        version = self.version
+        if job.judged_by != version:
             job.judgement = judged = self._judge.of(job.tenant, job.submission, job.judgement)
-            job.able = self._able_and_free(job.tenant, job.submission, judged)
-            job.judged_by = self._catalogue.version
-            job.unfit = self._unfit(job.tenant, judged) if job.able is not None and not job.able else None
+            able = self._able_and_free(job.tenant, job.submission, judged)
+            job.unfit = self._unfit(job.tenant, judged) if able is not None and not able else None
+            job.able, job.judged_by = self.device_needs.among(job.tenant, job.submission, able), version
         return job.able
 
     def steering(self, job: Job, backend: str) -> Steering | None:
@@ -194,7 +203,7 @@ class Admission:
 
     def look_cost(self, job: Job) -> int:
         """Return about how many microseconds `refresh_able` takes: 0 unless the catalogue has changed since."""
-        if job.judged_by == self._catalogue.version:
+        if job.judged_by == self.version:
             return 0
         nodes, size = len(job.submission.nodes), len(job.submission.prompt)
         is_judged_anew = job.judgement is not None and job.judgement.catalogue_mark is not self._catalogue.mark
@@ -236,6 +245,7 @@ class Admission:
             LimitReached: the prompt names too many files that are not its tenant's own.
             Overloaded: the prompt can't be judged yet.
         """
+        check_priority(submission, self._policies.of(tenant).max_priority)
         if len(submission.nodes) > self._max_outputs:
             self._refuse_many_outputs(submission)
         found = self.denied(tenant, submission)
@@ -253,10 +263,14 @@ class Admission:
             foreign = self._inputs.foreign(tenant, submission.files)
             if foreign:
                 self._reject(tenant, submission, foreign)
+        if submission.files and (gone := self._inputs.deleted(tenant, submission.files)):
+            self._reject(tenant, submission, gone)
         able = self._able(tenant, submission)
         if able is not None and not able:
             self._refuse_impossible(tenant, submission)
-        return self._able_and_free(tenant, submission, judged)
+        able = self._able_and_free(tenant, submission, judged)
+        is_redacted = not submission.by_admin and (self.is_restricted(tenant) or self.is_judged(tenant))
+        return self.device_needs.check(tenant, submission, able, is_redacted=is_redacted)
 
     def _refuse_many_outputs(self, submission: Submission) -> None:
         """Refuse a prompt with too many outputs. A node of an unknown class counts as an output.
@@ -452,16 +466,10 @@ class Admission:
         checks: dict[str, CustomCheck] = {}
         for name in set(named.values()):
             exempt = {input_name for owner, input_name in self.file_inputs if owner == name}
-            if name in _OWN_CHECKS:
-                own = _OWN_CHECKS[name]
-                exempt |= _names(classes.get(name)) if own is None else own
+            exempt |= inputs_with_own_checks(name, classes.get(name))
             if exempt or name in wrong:
                 checks[name] = (frozenset(exempt), file_check(frozenset(wrong.get(name, ()))))
         return checks
-
-
-def _names(description: Any) -> set[str]:
-    return {name for part in (description or {}).get("input", {}).values() for name in part}
 
 
 def _is_custom(description: Any) -> bool:

@@ -10,7 +10,7 @@ from gateway.comfy.errors import clipped, error_body
 from gateway.comfy.graph import LINKED, texts
 from gateway.comfy.redaction import redact_value
 from gateway.jobs.isolation.judgement import SETTING, Refusal
-from gateway.tenants.policy import Denied
+from gateway.tenants.policy import CALLER, Denied
 
 # A prompt may name as many as it has inputs.
 _MANY_DENIED = 100
@@ -28,6 +28,19 @@ def policy_error(found: Sequence[Denied]) -> dict[str, Any]:
 def isolation_error(found: Sequence[Refusal]) -> dict[str, Any]:
     """Return the 400 of a prompt that shared backends may not run: each reason at its node, in ComfyUI's form."""
     return _error_of([(each, _isolation_error(each)) for each in found[:_MANY_DENIED]])
+
+
+def requirement_error(required: str, backends: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the 400 of a prompt whose requirement no backend meets.
+
+    Args:
+        required: the prompt's own requirement; empty if only the operator requires something. The operator's conditions
+            are told to nobody.
+        backends: the facts about the backends by their names; None if the caller must not know them.
+    """
+    details = f"it requires {required}" if required else "the operator requires more for this caller than they have"
+    extra: dict[str, Any] = {"require": required} if backends is None else {"require": required, "backends": backends}
+    return error_body("requirement_unmet", f"No backend that {CALLER} may use meets the requirement", details, extra)
 
 
 def _error_of(found: Sequence[tuple[Denied | Refusal, dict[str, Any]]]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class ClientEvents:
         if held is not None and frame.if_told and job.live.turn is None:
             held.backlog = Backlog(MAX_WHOLE)
         elif held is not None:
+            frame.heard_at = 0.0
             if held.has_room(frame):
                 held.backlog.add(frame)
             elif frame.bulk is not None:

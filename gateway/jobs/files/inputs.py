@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.catalogue.catalogue import Catalogue
 from gateway.comfy.client import BackendError, BadAnswer, Refused, Unreachable
-from gateway.comfy.file_refs import FileRef, is_pattern
+from gateway.comfy.file_refs import FileRef, is_pattern, leads_to
 from gateway.comfy.graph import FileInput, survey
-from gateway.files.index import FileIndex, Holder, Upload
+from gateway.files.identity import UNTOLD, Fresh, Known, has
+from gateway.files.index import FileIndex, Holder, Stored, Upload
 from gateway.files.placements import Placements, spelled_alike
-from gateway.files.transfer import FileMissing, FileTransfer, SourceDown
+from gateway.files.transfer import FileMissing, FileTransfer, ReadStored, SourceDown, StoreDown
 from gateway.files.uploads import Uploads
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
@@ -20,14 +23,23 @@ from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.isolation.upload_folders import UploadPlaces
 from gateway.jobs.state.job import Job
 from gateway.store.protocol import StoreError
+from gateway.telemetry import logs
 from gateway.tenants.keys import FileVisibility
 from gateway.tenants.policy import CALLER, Policies
+
+_log = logs.get("files")
 
 # ComfyUI opens what these name without having looked whether it is there (nodes_painter.py, nodes_audio.py,
 # nodes_load_3d.py): a prompt that waits would get what is uploaded under the name meanwhile.
 _UNCHECKED = frozenset({("Painter", "mask"), ("RecordAudio", "audio"), ("Load3D", "image")})
 # Maximum number of a refused job's files that are looked at. If a folder was emptied, its first file shows that.
 MAX_LOOKS = 8
+# Maximum number of different paths in a prompt that lead out of their folder, if owners have deleted files.
+MAX_LEADING = 100
+# Maximum characters of these: those that Unicode folds slowest take 1.5 ms a KiB.
+MAX_LEADING_CHARACTERS = 32_768
+# Seconds after which a job is offered again if object storage can't give a file that it names.
+STORE_PAUSE_SECONDS = 5.0
 # Path of a text in a graph: the node's id, the input's name, then the path inside the input.
 GraphPath = tuple[str | int, ...]
 
@@ -44,6 +56,7 @@ class Inputs:
         visibility: returns the visibility of files for a tenant.
         judged: returns True for a tenant that shares backends with strangers.
         is_reviewed: returns True for a class whose file inputs take any name below a folder.
+        read_stored: returns the bytes of a file in object storage; None if there is no such storage.
     """
 
     fleet: Fleet
@@ -58,6 +71,7 @@ class Inputs:
     judged: Callable[[str], bool]
     places: UploadPlaces
     is_reviewed: Callable[[str], bool]
+    read_stored: ReadStored | None = None
 
     def foreign(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
         """Return the files of a prompt that its tenant must not name. Clients get the answer for a missing file."""
@@ -67,6 +81,47 @@ class Inputs:
         # Look each folder up once, because a prompt may name one ten thousand times, and it may hold as many files.
         folders: dict[FileRef, bool] = {}
         return [file for file in files if self._is_foreign(tenant, file, visibility, folders)]
+
+    def deleted(self, tenant: str, files: Collection[FileInput]) -> list[FileInput]:
+        """Return the files of a prompt that their owner deleted, and that a backend may have still.
+
+        Past `MAX_LEADING` paths that lead out of their folder, or `MAX_LEADING_CHARACTERS` of them, all others count,
+        because each takes long to look up.
+        """
+        if not len(self.files.deleted):
+            return []
+        leading: dict[str, bool] = {}
+        return [file for file in files if self._is_deleted(tenant, file, leading, MAX_LEADING)]
+
+    def _is_deleted(self, tenant: str, file: FileInput, leading: dict[str, bool], maximum: int | None = None) -> bool:
+        """Return True if an owner deleted a file that is named.
+
+        Args:
+            leading: the answers for paths that lead out of their folder, so that each is looked up once.
+            maximum: number of such paths that are looked up; True for all others.
+        """
+        if file.linked or file.folder or not (file.declared or file.annotated):
+            return False
+        if file.ref is not None:
+            return self.files.find(tenant, file.ref) is None and self.is_hidden(file.ref)
+        if file.value not in leading:
+            if maximum is not None and (
+                len(leading) >= maximum or sum(map(len, leading)) + len(file.value) > MAX_LEADING_CHARACTERS
+            ):
+                return True
+            named = (ref for ref in leads_to(file.value) if self.files.find(tenant, ref) is None)
+            leading[file.value] = any(map(self.is_hidden, named))
+        return leading[file.value]
+
+    def is_hidden(self, ref: FileRef) -> bool:
+        """Return True if a backend may have a deleted file under a name."""
+        deleted, digest_at = self.files.deleted, self.placements.digest_at
+        if not len(deleted):
+            return False
+        # Ask once for all backends, because a prompt may name ten thousand files.
+        having = deleted.backends_with(ref)
+        digests = ((name, digest_at(name, ref)) for name in self.fleet.backends)
+        return any(name in having or (digest is not None and deleted.has_upload(digest)) for name, digest in digests)
 
     def unproven(self, tenant: str, files: Collection[FileInput]) -> set[str]:
         """Return the names of files that are not known to be the tenant's own, whether they exist or not."""
@@ -131,7 +186,7 @@ class Inputs:
         Return the texts in the graph that must change for this backend, by their paths.
 
         Raises:
-            Refused, Unreachable: the backend does not take files now.
+            Refused, Unreachable: the backend does not take files now, or object storage does not give them.
             SourceDown, InputMissing: see there.
         """
         submission = job.submission
@@ -141,10 +196,19 @@ class Inputs:
             if judged:
                 await self._refuse_foreign(job, backend)
             classes = dict(submission.nodes) if submission.files or submission.separated else {}
+            leading: dict[str, bool] = {}
             for file in submission.files:
+                if len(self.files.deleted) and self._is_deleted(job.tenant, file, leading):
+                    raise FileMissing(f"Invalid file: {file.value}")
+                if file.ref is None:
+                    # Let others run, because a look for such a path takes long.
+                    await asyncio.sleep(0)
                 there = await self._there(job.tenant, file, classes[file.node_id], backend, judged)
                 if there is not None and there != file.ref:
                     changed[file.node_id, file.input_name, *file.path] = file.renamed(there)
+        except StoreDown as error:
+            _hold_back(job, error)
+            raise
         except (Refused, Unreachable):
             raise
         except BadAnswer as error:
@@ -206,6 +270,10 @@ class Inputs:
                     return None
                 self.uploads.use(found.digest)
                 return await self.transfer.ensure(backend, place, found, shown=ref.filename, judged=judged)
+            case Holder(stored=Stored() as stored):
+                return await self._from_store(tenant, file, stored, found, backend, judged)
+            case Stored() as stored:
+                return await self._from_store(tenant, file, stored, None, backend, judged)
             case Holder():
                 return await self._from_owner(tenant, found, backend, judged)
         # Look for a file only if the input is one, because a text that ends like a file's name is most likely a text.
@@ -231,10 +299,15 @@ class Inputs:
         named = [file for file in job.submission.files if file.node_id in nodes and not file.linked]
         for file in named[:MAX_LOOKS]:
             found = self.files.find(job.tenant, file.ref) if file.ref is not None else None
-            if isinstance(found, Holder):
-                if await self.transfer.is_lost_copy(found.backend, found.there, backend, since):
+            if isinstance(found, Holder) and await self.transfer.is_lost_copy(
+                found.backend, found.there, backend, since
+            ):
+                return True
+            stored = found.stored if isinstance(found, Holder) else found
+            if isinstance(stored, Stored):
+                if await self.transfer.is_lost_stored(stored, backend, since):
                     return True
-            elif found is not None and file.ref is not None:
+            elif isinstance(found, Upload) and file.ref is not None:
                 place = self._place_of(job.tenant, file, file.ref, classes[file.node_id], backend)
                 if place is not None and await self.transfer.is_lost(backend, place, found, since, judged=judged):
                     return True
@@ -254,6 +327,48 @@ class Inputs:
         if not source.pulse.alive:
             raise SourceDown(owner)
         return await self.transfer.copy(source, ref, backend, self.outputs.expected(tenant, ref, holder), judged=judged)
+
+    async def copy_stored(
+        self, tenant: str, ref: FileRef, stored: Stored, backend: Backend, *, judged: bool = False
+    ) -> FileRef:
+        """Put a tenant's stored file on a backend, and return its name there. `ref` is the tenant's name for it.
+
+        Raises:
+            BackendError, FileMissing, StoreDown, StoreError: as `FileTransfer.copy_stored`.
+        """
+        if self.read_stored is None:
+            raise FileMissing(f"'{ref.filename}' is in object storage, which is not configured any more")
+        place = self.places.of(tenant, ref, backend.name)
+        return await self.transfer.copy_stored(
+            stored, place, backend, self.read_stored, shown=ref.filename, judged=judged
+        )
+
+    async def _from_store(
+        self, tenant: str, file: FileInput, stored: Stored, holder: Holder | None, backend: Backend, judged: bool
+    ) -> FileRef:
+        """Put a stored file on a backend. If object storage can't give it, the backend that wrote it may."""
+        ref = file.ref
+        assert ref is not None
+        known = UNTOLD if holder is None else identity_there(holder, stored)
+        sees_all = self.visibility(tenant) is FileVisibility.ALL
+        if (
+            holder is not None
+            and holder.backend == backend.name
+            and sees_all
+            and not self.placements.is_leaving(backend.name, holder.there, time.monotonic())
+            and await has(backend, holder.there, known)
+        ):
+            return holder.there
+        try:
+            return await self.copy_stored(tenant, ref, stored, backend, judged=judged)
+        except (StoreDown, FileMissing):
+            allowed = self.policies.of(tenant).allowed
+            source = self.fleet.backends.get(holder.backend) if holder is not None else None
+            if holder is None or source is None or not source.pulse.alive:
+                raise
+            if allowed is not None and source.name not in allowed:
+                raise
+        return await self.transfer.copy(source, holder.there, backend, known, judged=judged)
 
     async def _unknown(self, tenant: str, ref: FileRef, backend: Backend) -> FileRef | None:
         """Find a file that the gateway does not know, and copy it to a backend. Return its name there; None to keep it.
@@ -275,6 +390,8 @@ class Inputs:
             return False
         if self.files.find(tenant, ref) is not None:
             return True
+        if self.is_hidden(ref):
+            return False
         alive = self.fleet.alive(self.policies.of(tenant).allowed)
         for backend in alive:
             try:
@@ -289,3 +406,19 @@ class Inputs:
         """Return the backends that have an output among these files already."""
         found = (self.files.find(tenant, file.ref) for file in files if file.ref is not None)
         return frozenset(holder.backend for holder in found if isinstance(holder, Holder))
+
+
+def identity_there(holder: Holder, stored: Stored) -> Known:
+    """Return the identity of a stored file on the backend that wrote it.
+
+    If its ETag is unknown, the time of its last change decides: another file of its name is newer than the copy.
+    """
+    return holder.etag or Fresh(until=stored.stored_at / 1000)
+
+
+def _hold_back(job: Job, error: StoreDown) -> None:
+    """Let a job wait for object storage. Log the first of several attempts in a row."""
+    now = time.monotonic()
+    if job.not_before < now - 2 * STORE_PAUSE_SECONDS:
+        _log.warning("stored_input_unreachable", **job.log_ids, error=str(error))
+    job.not_before = now + STORE_PAUSE_SECONDS

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
-from functools import partial
 from typing import Any
 
 from gateway.comfy import events, json_codec
 from gateway.comfy.client import Answer
 from gateway.comfy.file_refs import MAX_PATH, FileRef, can_be_asked_for, finished
 from gateway.files import identity
-from gateway.files.index import FileIndex, Holder, Origin, Upload
+from gateway.files.index import FileIndex, Holder, Origin, Stored, Upload
 from gateway.files.placements import Placement, Placements
-from gateway.files.transfer import copy_of
 from gateway.fleet.backend import Backend
+from gateway.jobs.files.copies import copies_of
 from gateway.jobs.files.entry_files import cached_nodes, file_steps, origin_of, time_of
+from gateway.jobs.files.ownership import is_theirs, is_unproven
+from gateway.jobs.files.result_names import ResultNames
+from gateway.jobs.files.wanted_names import wanted_name
 from gateway.jobs.isolation.added_nodes import without_added
 from gateway.jobs.isolation.reveal_names import STEP, reveal_bytes, reveal_json, revealing_json, revealing_value
 from gateway.jobs.isolation.secret_folders import UNCHANGED, Steering
@@ -29,7 +31,7 @@ from gateway.jobs.isolation.visible_names import is_steered, secret_folder, visi
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import State
-from gateway.store.protocol import FileRecord, FileRemoval, Store
+from gateway.store.protocol import DeletedRemoval, FileRecord, FileRemoval, Store
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import in_turns
 from gateway.tenants.keys import LOCAL_TENANT, FileVisibility
@@ -47,7 +49,7 @@ FILES_AT_ONCE = 250
 # Maximum number of files of an ``executed`` event that get new names. The history entry has new names for all.
 MAX_EVENT_FILES = 1_000
 # Changes for the journal.
-Fresh = list[FileRecord | FileRemoval]
+Fresh = list[FileRecord | FileRemoval | DeletedRemoval]
 _AT_WORK = (State.RUNNING, State.COLLECTING)
 
 
@@ -58,6 +60,10 @@ class Outputs:
         visibility: returns the visibility of files for a tenant.
         steering: returns the changes by which a job's savers write into secret folders on a backend.
         maximum: maximum number of jobs' files to remember, of all tenants together.
+        are_stored: True if files are copied to object storage, so that each must be known by its ETag.
+
+    Attributes:
+        results: the names of results that ComfyUI may repeat from its cache.
     """
 
     def __init__(
@@ -70,8 +76,12 @@ class Outputs:
         places: UploadPlaces,
         steering: Callable[[Job, str], Steering | None],
         maximum: int,
+        *,
+        are_stored: bool = False,
     ) -> None:
         self._files = files
+        self._are_stored = are_stored
+        self.results = ResultNames(files, are_stored)
         self._placements = placements
         self._store = store
         self._ledger = ledger
@@ -88,7 +98,9 @@ class Outputs:
         except one that began later.
         """
         if holder.etag is not None and holder.is_known:
-            return holder.etag
+            # Whoever may see all files sees what is there, with object storage as without.
+            sees_all = self._are_stored and self._visibility(tenant) is FileVisibility.ALL
+            return identity.UNTOLD if sees_all else holder.etag
         at_work = [job for job in self._ledger.jobs_on(holder.backend) if job.state in _AT_WORK]
         own = [job for job in at_work if job.tenant == tenant]
         others = self._files.others(tenant, holder.backend, ref) if ref.kind != "input" else {}
@@ -98,10 +110,12 @@ class Outputs:
         is_new = holder.etag is None and ref.kind != "input"
         is_over = all(job.state is State.COLLECTING for job in own)
         began = [_began(job) for job in at_work if job.tenant != tenant and job.state is State.RUNNING]
+        deleted = self._files.deleted.find(holder.backend, ref)
+        besides = {*others.values(), deleted.etag if deleted is not None and is_new else None}
         return identity.Fresh(
             min(_began(job) for job in own) if is_new else None,
             min(began) if began and is_over else None,
-            frozenset(etag for etag in others.values() if etag) - {identity.GONE, identity.CACHED, holder.before},
+            frozenset(etag for etag in besides if etag) - {identity.GONE, identity.CACHED, holder.before},
             holder.before,
         )
 
@@ -128,7 +142,7 @@ class Outputs:
         Raises:
             BackendError: the backend did not answer.
         """
-        if self._visibility(job.tenant) is FileVisibility.ALL:
+        if (sees_all := self._visibility(job.tenant) is FileVisibility.ALL) and not self._are_stored:
             return {}
         # Each file, with True if the job says that it wrote the file.
         wanted: dict[FileRef, bool] = {}
@@ -142,6 +156,8 @@ class Outputs:
             return ref
 
         def judge(ref: FileRef, answer: Answer) -> identity.Found:
+            if sees_all:
+                return identity.Found(identity.told_by(answer.headers) if answer.status == 200 else "", is_new=True)
             held = self._files.held(job.tenant, backend.name, ref)
             before = identity.UNTOLD if held is None else (held.before or held.etag or identity.UNTOLD)
             return identity.examine(answer, times, wrote=wanted[ref], before=before, read=read)
@@ -157,6 +173,15 @@ class Outputs:
             _log.warning("output_older_than_job", **job.log_ids, backend=backend.name, hint=OLDER_HINT)
         return known
 
+    def size_of(self, tenant: str, visible: FileRef) -> int | None:
+        """Return the size of a tenant's file, as its ETag tells it; None if it is unknown."""
+        match self._files.find(tenant, visible):
+            case Holder(stored=Stored(size=size)) | Stored(size=size):
+                return size
+            case Holder(etag=etag):
+                return identity.size_in(etag)
+        return None
+
     def _read_by(self, job: Job, backend: str) -> Collection[str]:
         """Return the ETags of the files that the gateway put on a backend for a job to read."""
         placed: list[Placement | None] = []
@@ -166,9 +191,10 @@ class Outputs:
                     for in_root in (False, True):
                         place = self._places.of(job.tenant, ref, backend, in_root=in_root)
                         placed.append(self._placements.find(backend, place, digest))
-                case Holder(owner, there):
-                    copy = copy_of(there, owner)
-                    placed.append(self._placements.find(backend, copy, self._placements.digest_at(backend, copy) or ""))
+                case Holder() | Stored() as kept:
+                    for copy in copies_of(job.tenant, ref, kept, backend, self._places):
+                        digest = self._placements.digest_at(backend, copy) or ""
+                        placed.append(self._placements.find(backend, copy, digest))
         return {each.etag.removeprefix("W/") for each in placed if each is not None and each.etag}
 
     def _times(self, job: Job, backend: str, status: Any) -> identity.Times:
@@ -193,17 +219,18 @@ class Outputs:
             known: the identities of its files, from `learn`.
         """
         cached = cached_nodes(entry.get("status"))
-        # Name each file once, because equal savers report the same file.
-        named: dict[FileRef, FileRef] = {}
+        # Name each file once, because equal savers report the same file. Only cached ones may mean different files.
+        named: dict[tuple[FileRef, str], FileRef] = {}
 
         def name(ref: FileRef, is_made: bool, node_id: str, fresh: Fresh) -> FileRef:
-            if ref not in named:
-                named[ref] = self._name(job, backend, ref, is_made, node_id not in cached, fresh, known.get(ref))
-            return named[ref]
+            key, ran = (ref, node_id if node_id in cached else ""), node_id not in cached
+            if key not in named:
+                named[key] = self._name(job, backend, ref, is_made, node_id, ran, fresh, known.get(ref))
+            return named[key]
 
         return await in_turns(self._naming(entry.get("outputs"), name, identity.MAX_FILES))
 
-    def of_node(self, job: Job, backend: str, output: Any, *, ran: bool) -> Generator[None, None, Any]:
+    def of_node(self, job: Job, backend: str, output: Any, node_id: str, *, ran: bool) -> Generator[None, None, Any]:
         """Return a node's output with the names that the job's tenant knows, in short steps.
 
         Args:
@@ -211,7 +238,7 @@ class Outputs:
         """
 
         def name(ref: FileRef, is_made: bool, _: str, fresh: Fresh) -> FileRef:
-            return self._name(job, backend, ref, is_made, ran, fresh, None)
+            return self._name(job, backend, ref, is_made, node_id, ran, fresh, None)
 
         return (yield from self._naming({"": output}, name, MAX_EVENT_FILES))[""]
 
@@ -317,9 +344,8 @@ class Outputs:
         if not fresh:
             return
         gone = self._files.trim(self._maximum, self._may_forget)
-        self._store.write(
-            [*fresh, *(FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone)]
-        )
+        removals = (FileRemoval(tenant, ref.kind, ref.subfolder, ref.filename) for tenant, ref in gone)
+        self._store.write([*fresh, *removals, *self._files.forgotten.take_changes(), *self._files.take_dropped()])
 
     def _may_forget(self, tenant: str) -> bool:
         """Return True if a tenant's files may be forgotten.
@@ -336,6 +362,7 @@ class Outputs:
         backend: str,
         ref: FileRef,
         is_made: bool,
+        node_id: str,
         ran: bool,
         fresh: Fresh,
         found: identity.Found | None,
@@ -351,27 +378,33 @@ class Outputs:
         if found is None and self._visibility(job.tenant) is FileVisibility.ALL:
             found = identity.Found(identity.UNTOLD, is_new=True)
         origin, etag = origin_of(is_made, ran), found.etag if found is not None else None
-        is_unproven = origin is Origin.WROTE or self._is_unproven(job.tenant, backend, ref)
-        if found is not None and is_unproven and not found.is_new and ref.kind != "input":
-            etag = identity.GONE if self._is_theirs(job.tenant, backend, ref, found.etag) else etag
+        if origin is Origin.EARLIER and (old := self.results.of_cached(job, backend, ref, node_id)) is not None:
+            return old
+        is_doubtful = origin is Origin.WROTE or is_unproven(self._files, job.tenant, backend, ref)
+        if found is not None and is_doubtful and not found.is_new and ref.kind != "input":
+            etag = identity.GONE if is_theirs(self._files, job.tenant, backend, ref, found.etag) else etag
+        deleted, is_withheld = self._files.deleted.find(backend, ref), False
+        if deleted is not None:
+            # The owner deleted the file. Only the same prompt of the same tenant gets it again, from ComfyUI's cache.
+            is_repeat = origin is Origin.EARLIER and deleted.tenant == job.tenant and deleted.is_it(etag)
+            is_anothers = deleted.tenant != job.tenant and self._files.held(job.tenant, backend, ref) is not None
+            is_withheld = origin is not Origin.WROTE and not (is_repeat or is_anothers)
+            if is_withheld or (origin is Origin.WROTE and deleted.is_surely(etag)):
+                etag = identity.GONE
         if origin is Origin.WROTE and ref.kind != "input":
             is_proven = etag is not None and etag != identity.GONE
             gone = self._files.replaced(job.tenant, backend, ref, proven=is_proven)
             fresh += [FileRemoval(tenant, each.kind, each.subfolder, each.filename) for tenant, each in gone]
+            if deleted is not None and is_proven:
+                fresh += self._files.deleted.replaced(backend, ref)
+                self._files.note_anew(backend, ref)
         first = None if ran else identity.CACHED
-        wanted = None
-        if is_steered(ref):
-            held = self._files.held(job.tenant, backend, ref)
-            wanted = visible_name(ref, partial(self._files.number_for, job.tenant, backend, ref))
-            if origin is Origin.WROTE and held is not None and held.is_known:
-                # If the folder was emptied and counts from 1 again, forget the earlier job's file of this name.
-                following = visible_name(ref, partial(self._files.next_number, job.tenant))
-                gone_name = self._files.forget(job.tenant, backend, ref)
-                assert gone_name is not None
-                # If another file of this number has its new name already, give this file the same number.
-                wanted = following if wanted == gone_name else wanted
-                fresh.append(FileRemoval(job.tenant, gone_name.kind, gone_name.subfolder, gone_name.filename))
-        visible, is_news = self._files.claim(job.tenant, backend, ref, origin, first, wanted)
+        wanted, before, lost = wanted_name(self._files, job.tenant, backend, ref, origin)
+        fresh += lost
+        visible, is_news = self._files.claim(
+            job.tenant, backend, ref, origin, first, wanted, is_withheld=is_withheld, before=before
+        )
+        self.results.note_origin(job, backend, ref, node_id, origin, visible)
         held = self._files.held(job.tenant, backend, ref)
         is_learnt = etag is not None and held is not None and not held.is_known
         if is_learnt and etag is not None:
@@ -379,19 +412,6 @@ class Outputs:
         if is_news or is_learnt:
             fresh.append(self._record(job.tenant, backend, ref, visible))
         return visible
-
-    def _is_unproven(self, tenant: str, backend: str, ref: FileRef) -> bool:
-        """Return True if a job said that it wrote a file, but the file was not looked at after the job."""
-        held = self._files.held(tenant, backend, ref)
-        return held is not None and held.etag is None
-
-    def _is_theirs(self, tenant: str, backend: str, ref: FileRef, etag: str) -> bool:
-        """Return True if the reported file is another tenant's existing file: the job named it but did not write it."""
-        held = self._files.held(tenant, backend, ref)
-        own = (held.etag, held.before) if held is not None else ()
-        others = self._files.others(tenant, backend, ref).values()
-        is_own, is_theirs = (any(each and identity.are_same(etag, each) for each in known) for known in (own, others))
-        return is_theirs and not is_own
 
     def _record(self, tenant: str, backend: str, ref: FileRef, visible: FileRef) -> FileRecord:
         held, is_anew = self._files.held(tenant, backend, ref), self._files.is_anew(backend, ref)

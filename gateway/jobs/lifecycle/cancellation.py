@@ -17,7 +17,7 @@ from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.lifecycle.history_deletion import HistoryDeletion
 from gateway.jobs.scheduling.backend_prompts import drop_orphans, interrupt
 from gateway.jobs.state.job import Assignment, Job
-from gateway.jobs.state.job_log import log_phase
+from gateway.jobs.state.job_log import CANCELLED, log_phase
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import State
 from gateway.store.protocol import StoreError
@@ -197,7 +197,8 @@ class Cancellation:
         backend_name = former.backend if former is not None else None
         if job.live.start_told:
             self._tasks.start(self._tell_cancelled(job, removed), job.prompt_id)
-        log_phase(job, "failed", time.monotonic() - job.accepted_at, backend=backend_name, outcome="cancelled")
+        seconds = time.monotonic() - (job.started_at or job.accepted_at)
+        log_phase(job, "failed", seconds, backend=backend_name, outcome="cancelled", failure=CANCELLED)
         return former
 
     async def _tell_cancelled(self, job: Job, removed: Awaitable[None]) -> None:

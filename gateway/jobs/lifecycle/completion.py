@@ -10,11 +10,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gateway.bus import Bus, status_topic
 from gateway.comfy import events, history, json_codec
 from gateway.comfy.client import BackendError, BadAnswer, TimedOut, UnreadableEntry
+from gateway.comfy.error_causes import Cause
 from gateway.comfy.events import Frame, Kind
 from gateway.comfy.file_refs import FileRef
 from gateway.comfy.jobs_api import job_of_history, shortened
@@ -25,10 +27,14 @@ from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.files.outputs import Outputs
+from gateway.jobs.files.stored_outputs import StoredOutputs
+from gateway.jobs.lifecycle.faults import fault_of
 from gateway.jobs.lifecycle.large_entries import LargeEntries, LargeEntry
 from gateway.jobs.scheduling.backend_prompts import locate_prompt
+from gateway.jobs.scheduling.learning import Learning
 from gateway.jobs.state.job import Assignment, Job
-from gateway.jobs.state.job_log import log_phase
+from gateway.jobs.state.job_end import End
+from gateway.jobs.state.job_log import CANCELLED, log_phase
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import State
 from gateway.store.protocol import StoreError
@@ -98,6 +104,7 @@ class Completion:
         runs_again: called with each job that ran, and its entry. Returns True if the job runs again.
         freed: called when a backend has room again.
         is_kept_apart: returns True for a job whose errors must reveal no path of the host.
+        stored: the part that copies a job's files into object storage; None if they are not copied.
     """
 
     def __init__(
@@ -113,6 +120,9 @@ class Completion:
         runs_again: Callable[[Job, Backend, dict[str, Any]], Awaitable[bool]],
         freed: Callable[[], None],
         is_kept_apart: Callable[[Job], bool],
+        model_of: Callable[[Job], str],
+        learning: Learning,
+        stored: StoredOutputs | None = None,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
@@ -125,6 +135,9 @@ class Completion:
         self._goes_again = runs_again
         self._freed = freed
         self._is_kept_apart = is_kept_apart
+        self._model_of = model_of
+        self._learning = learning
+        self._stored = stored
         self._tasks = Tasks("completion")
         self._failures = Failures()
         self._ends: dict[Assignment, asyncio.Event] = {}
@@ -176,7 +189,7 @@ class Completion:
             elif isinstance(found, BackendError):
                 self._fail_unread(job, assignment, str(found))
             elif found is not None:
-                await self._finish(job, backend, *found)
+                await self._finish(job, backend, over, *found)
             else:
                 self._missing(job)
         except Exception as error:  # noqa: BLE001
@@ -185,8 +198,11 @@ class Completion:
             if _is_collected(job, assignment):
                 # Drop the entry, because the job can't end with it.
                 job.has_entry = False
-            self._fail_unread(job, assignment, f"the gateway could not read it: {type(error).__name__}")
+            reason = f"the gateway could not read it: {type(error).__name__}"
+            self._fail_unread(job, assignment, reason, "GatewayError")
         finally:
+            if self._stored is not None:
+                self._stored.release(job)
             self._ends.pop(assignment, None)
             over.set()
             self._client_events.release_followers(job)
@@ -197,7 +213,7 @@ class Completion:
         entry = history.entry_without_outputs(self._prompt_item(job, job.outputs), type_, data)
         await self._end(job, {**entry, LEFT_OUT: reason}, history.outcome_of(entry))
 
-    def _fail_unread(self, job: Job, assignment: Assignment, reason: str) -> None:
+    def _fail_unread(self, job: Job, assignment: Assignment, reason: str, type_: str = "ResultUnreadable") -> None:
         """Fail a job that ran, because its result can't be read.
 
         The job is not sent to another backend, because the prompt may be the cause.
@@ -205,7 +221,7 @@ class Completion:
         if _is_collected(job, assignment) and not job.is_ending:
             _log.error("result_unreadable", **job.log_ids, backend=assignment.backend, reason=reason)
             self._metrics.results_unreadable.labels(assignment.backend).inc()
-            self.fail(job, f"the result on backend '{assignment.backend}' can't be read: {reason}", "ResultUnreadable")
+            self.fail(job, f"the result on backend '{assignment.backend}' can't be read: {reason}", type_)
 
     async def _fetch(
         self, job: Job, backend: Backend, assignment: Assignment, over: asyncio.Event
@@ -245,6 +261,7 @@ class Completion:
         self,
         job: Job,
         backend: Backend,
+        over: asyncio.Event,
         found: HistoryEntry,
         large: LargeEntry | None,
         known: Mapping[FileRef, Found],
@@ -256,7 +273,23 @@ class Completion:
         await asyncio.sleep(0)
         if left_out := found.entry.get(LEFT_OUT):
             _log.warning("outputs_left_out", **job.log_ids, backend=backend.name, bytes=left_out)
+        if self._stored is not None and not await self._store(self._stored, job, backend, found.entry, over):
+            return
         await self._end(job, found.entry, history.outcome_of(found.entry), found.encode, large)
+
+    async def _store(
+        self, stored: StoredOutputs, job: Job, backend: Backend, entry: dict[str, Any], over: asyncio.Event
+    ) -> bool:
+        """Plan the copies of a job's files, and wait for them if the end is to. Return False if the job was lost."""
+        assignment = job.assignment
+        if copies := await stored.plan(job, backend.name, entry):
+            # Let the other jobs of its backend end before it, because the copies may take long.
+            self._ledger.overtake(job)
+            over.set()
+            self._client_events.release_followers(job)
+            await stored.wait(copies)
+        await stored.write_most(job)
+        return assignment is not None and _is_collected(job, assignment)
 
     async def _end(
         self,
@@ -284,9 +317,10 @@ class Completion:
             await asyncio.sleep(0)
         if large is not None:
             said, packed = await self._large.packed(job, large, said)
+        end = End(outcome, rest, partial(_clean, job, large), partial(self._outputs.size_of, job.tenant))
         while job.attempts == attempt:
             try:
-                if not await self._ledger.finish(job, outcome, said, json_codec.packed(summary), packed):
+                if not await self._ledger.finish(job, outcome, said, json_codec.packed(summary), packed, end):
                     return
                 break
             except StoreError as error:
@@ -389,14 +423,37 @@ class Completion:
         now = time.monotonic()
         backend = backend_name or ""
         self._metrics.jobs.labels(str(outcome), backend).inc()
+        known, fault = self._fleet.backends.get(backend), None
         if job.started_at is not None:
-            self._metrics.run_seconds.labels(backend).observe(now - job.started_at)
-            if outcome is history.Outcome.SUCCESS and backend in self._fleet.backends:
-                self._fleet.backends[backend].ran(now - job.started_at)
+            self._ledger.share.correct(job, self._learning.at_usual_speed(backend, now - job.started_at))
+        if outcome is history.Outcome.SUCCESS and job.started_at is not None:
+            ran, total = now - job.started_at, now - job.accepted_at
+            self._metrics.job_times.succeeded(self._model_of(job), job.prompt_id, ran, total)
+            if known is not None:
+                known.ran(ran)
+            self._learning.learn_entry(job, backend, entry.get("status"))
+        elif outcome is history.Outcome.ERROR:
+            is_poisoned = known is not None and known.poisoned is not None
+            lost_file = Cause.FILE in job.retried_for
+            fault = str(fault_of(entry.get("status"), is_poisoned=is_poisoned, lost_file=lost_file))
+            self._metrics.job_failures.labels(fault, backend).inc()
+        self._learning.ended(job)
         seconds = now - (job.started_at or job.accepted_at)
         log_phase(
-            job, _LOGGED[outcome], seconds, backend=backend_name, outcome=str(outcome), failure=_failure_of(entry)
+            job,
+            _LOGGED[outcome],
+            seconds,
+            backend=backend_name,
+            outcome=str(outcome),
+            fault=fault,
+            failure=_failure_of(entry, outcome),
         )
+
+
+def _clean(job: Job, large: LargeEntry | None, said: bytes) -> bytes:
+    """Return bytes made of a job's entry in the client's terms, without marks of long parts."""
+    said = job.translate(said)
+    return large.without_marks(said) if large is not None else said
 
 
 def _is_collected(job: Job, assignment: Assignment) -> bool:
@@ -410,11 +467,13 @@ def _last_message(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "execution_success", {"timestamp": int(time.time() * 1000)}
 
 
-def _failure_of(entry: dict[str, Any]) -> dict[str, str]:
+def _failure_of(entry: dict[str, Any], outcome: history.Outcome) -> Mapping[str, str]:
     """Return the fields of a failure's log line: the error and the node."""
+    if outcome is history.Outcome.SUCCESS:
+        return {}
     for name, data in history.messages_of(entry.get("status")):
-        if name == "execution_error":
-            error = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"[:500]
+        if name in ("execution_error", "execution_interrupted") and data.get("exception_type") is not None:
+            error = f"{data['exception_type']}: {str(data.get('exception_message')).strip()}"[:500]
             node = {key: str(data[key])[:200] for key in ("node_id", "node_type") if data.get(key) is not None}
             return {"error": error, **node}
-    return {}
+    return CANCELLED if outcome is history.Outcome.CANCELLED else {"error": "the history entry tells no error"}

@@ -22,7 +22,8 @@ from gateway.jobs.events.results import LARGE, Results, dropped, may_be_told, tr
 from gateway.jobs.files.outputs import Outputs
 from gateway.jobs.lifecycle.completion import Completion
 from gateway.jobs.scheduling.backend_prompts import drop_orphans
-from gateway.jobs.state.job import ENDED, Assignment, Job
+from gateway.jobs.scheduling.learning import Learning
+from gateway.jobs.state.job import ENDED, Assignment, Job, LastPreview
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.progress import Progress
@@ -31,6 +32,8 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks, in_turns
 
 MAX_BEFORE_END = 8
+# Bytes of a preview that is kept for those who look at a job later.
+MAX_PREVIEW = 1_400_000
 _BEFORE_START = (State.SENDING, State.PENDING)
 
 
@@ -62,7 +65,11 @@ class EventRelay:
         results: Results,
         is_kept_apart: Callable[[Job], bool],
         note_ids: Callable[[Job, Event], None],
+        model_of: Callable[[Job], str],
+        learning: Learning,
     ) -> None:
+        self._learning = learning
+        self._model_of = model_of
         self._note_ids = note_ids
         self._ledger = ledger
         self._completion = completion
@@ -148,7 +155,7 @@ class EventRelay:
 
     def _heard(self, backend: Backend, job: Job, event: Event) -> Event | None:
         """Update the job by an event. Return the event as its client may see it; None if the client does not get it."""
-        job.live.heard_at = time.monotonic()
+        job.live.heard_at = backend.message_at or time.monotonic()
         if event.prompt_id is not None and job.state in _BEFORE_START:
             self._start(backend, job, event)
         if event.type == "executed" or event.type not in events.KNOWN:
@@ -161,6 +168,7 @@ class EventRelay:
                 event = replace(event, data=told, raw=events.encode(event.type, told))
         if event.type == "execution_cached":
             _note_cached(job, event)
+            self._learning.cached(job)
         if event.type in events.TERMINAL:
             if job.state is State.RUNNING:
                 job.live.terminal = (event.type, event.data)
@@ -184,6 +192,9 @@ class EventRelay:
         job, head = found
         if job.submission.needs_secrets and job.submission.censor().is_in(data):
             return
+        self._keep_preview(backend, job, data, head)
+        if job.submission.session_id is None:
+            return
         if not head.end:
             # If the message is no picture, replace ids and names in it: it is a text, or a custom node's own form.
             data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
@@ -196,10 +207,15 @@ class EventRelay:
         if found is None:
             return
         job, head = found
+        if job.submission.session_id is None and len(data) > MAX_PREVIEW:
+            return
         assignment = job.assignment
         if not await may_be_told(job, data, head):
             dropped(job, "it holds a key, or a name that must not be told", len(data))
         elif job.assignment is assignment:
+            self._keep_preview(backend, job, data, head)
+            if job.submission.session_id is None:
+                return
             if not head.end:
                 data = previews.replace(data, job.upstream_id.encode(), job.prompt_id.encode())
                 await asyncio.sleep(0)
@@ -207,7 +223,7 @@ class EventRelay:
         await self._results.spool.room()
 
     def _sender_of(self, backend: Backend, data: bytes) -> tuple[Job, Head] | None:
-        """Return a binary message's job, if the job has a session, and the message's head before the picture."""
+        """Return a binary message's job, and the message's head before the picture."""
         head = previews.head_of(data)
         if head is None:
             return None
@@ -215,8 +231,16 @@ class EventRelay:
         job = self._job_of(backend, prompt_id if isinstance(prompt_id, str) else None)
         if job is None:
             return None
-        job.live.heard_at, job.live.cached_told = time.monotonic(), True
-        return (job, head) if job.submission.session_id is not None else None
+        job.live.heard_at, job.live.cached_told = backend.message_at or time.monotonic(), True
+        return job, head
+
+    def _keep_preview(self, backend: Backend, job: Job, data: bytes, head: Head) -> None:
+        """Keep a picture for those who look at the job later, if it is a preview and not too large."""
+        is_picture = head.end > 0 and head.image_type is not None and len(data) - head.end <= MAX_PREVIEW
+        if is_picture and self._results.kind_of(job, backend.name, head) is Kind.PREVIEW:
+            node_id = head.metadata.get("node_id")
+            node = node_id if isinstance(node_id, str) else job.live.node
+            job.live.preview = LastPreview(node or "", head.image_type or previews.JPEG, data, head.end)
 
     def _tell_binary(self, backend: Backend, job: Job, data: bytes, head: Head) -> None:
         if job.state in _BEFORE_START:
@@ -278,9 +302,11 @@ class EventRelay:
             self._client_events.follow(job, before)
         self._current[backend.name] = job
         self._ledger.start(job, start_time)
+        self._learning.started(job)
         self._client_events.begin(job)
         waited = (job.started_at or job.accepted_at) - job.accepted_at
-        self._metrics.wait_seconds.labels(backend.name).observe(waited)
+        self._metrics.expect_jobs(backend.name)
+        self._metrics.job_times.started(self._model_of(job), job.prompt_id, waited)
         log_phase(job, "running", waited, backend=backend.name)
 
     def _told_before(self, job: Job, type_: str) -> bool:
@@ -312,9 +338,9 @@ class EventRelay:
         """Return an event's payload with the file names that its client knows, in short steps."""
         payload = event.raw
         if event.type == "executed":
-            output = event.data.get("output")
-            ran = job.live.cached is not None and event.data.get("node") not in job.live.cached
-            renamed = yield from self._outputs.of_node(job, backend.name, output, ran=ran)
+            output, node = event.data.get("output"), event.data.get("node")
+            ran = job.live.cached is not None and node not in job.live.cached
+            renamed = yield from self._outputs.of_node(job, backend.name, output, str(node), ran=ran)
             if renamed is not output:
                 payload = events.encode(event.type, {**event.data, "output": renamed})
                 yield
@@ -333,6 +359,8 @@ class EventRelay:
             job.live.executing = frame
         elif event.type == "progress_state":
             job.live.progress_state = frame
+        elif event.type == "executed":
+            job.live.hear_result(payload)
         if event.type == "executing":
             node_id = event.data.get("node")
             job.live.node = node_id if isinstance(node_id, str) else None
@@ -351,6 +379,7 @@ class EventRelay:
             job.live.before_end.append(frame)
             return
         self._tell_waiting(job)
+        frame.heard_at = job.live.heard_at
         self._client_events.tell(job, frame)
 
     def _tell_waiting(self, job: Job) -> None:

@@ -101,6 +101,9 @@ class Watchdog:
                 self._say_stalled(job, silent)
             if self._settings.job_timeout is not None and silent >= self._settings.job_timeout:
                 self._time_out(job, backend, self._settings.job_timeout)
+        if backend.stalled != (stalled > 0):
+            backend.stalled = stalled > 0
+            self._ledger.steps.on_backend(backend.name)
         self._metrics.jobs_stalled.labels(backend.name).set(stalled)
 
     def heard_too_much(self, backend: Backend) -> None:

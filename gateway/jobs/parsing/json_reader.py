@@ -21,11 +21,13 @@ import gateway
 from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.comfy.file_refs import FileRef
+from gateway.comfy.history_files import EntryFiles, files_of_entry
 from gateway.comfy.jobs_api import job_of_history
 from gateway.jobs.parsing.reader_process import (
     HEAD,
     CutParts,
     FillParts,
+    FindFiles,
     Order,
     Outcome,
     ReadPrompt,
@@ -188,6 +190,28 @@ class JsonReader:
         if not isinstance(shown, bytes):
             raise NotRead("it takes more memory than there is for one answer")
         return shown
+
+    async def files_of(
+        self, tenant: str, entry: bytes, file_inputs: Collection[tuple[str, str]], maximum: int
+    ) -> EntryFiles:
+        """Return the files of an entry; see `gateway.comfy.history_files`.
+
+        Raises:
+            NotRead: as `show_job`.
+        """
+        if self._is_light(entry):
+            return files_of_entry(json_codec.loads(entry), file_inputs, maximum)
+        found = await self._outcome(tenant, FindFiles(frozenset(file_inputs), maximum), entry)
+        if not isinstance(found, EntryFiles):
+            raise TakesTooMuch("it takes more memory than there is for one entry")
+        return found
+
+    async def made_files(self, tenant: str, entry: bytes, maximum: int) -> tuple[FileRef, ...] | None:
+        """Return the files that the job of an entry made, at most `maximum`; None if it can't be read now."""
+        try:
+            return (await self.files_of(tenant, entry, (), maximum)).made
+        except NotRead:
+            return None
 
     async def cut(self, tenant: str, cut: CutParts) -> bytes:
         """Return a document without its long parts; empty if the rest is too long, or no JSON.

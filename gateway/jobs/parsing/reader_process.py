@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from gateway.comfy import json_codec
 from gateway.comfy.events import KNOWN
+from gateway.comfy.history_files import EntryFiles, files_of_entry
 from gateway.comfy.jobs_api import job_of_history
 from gateway.comfy.long_parts import Cutter, cut_entry, cut_event, filled
 from gateway.comfy.responses import MAX_RESULT_VALUES
@@ -53,6 +54,14 @@ class ShowJob:
     """Order to turn a history entry into the job that /api/jobs/{id} shows. The outcome is its JSON."""
 
     prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FindFiles:
+    """Order to find the files of a history entry. The outcome is its `EntryFiles`."""
+
+    file_inputs: frozenset[tuple[str, str]]
+    maximum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +117,9 @@ class Refusal:
     body: dict[str, Any]
 
 
-Order = ReadPrompt | ShowJob | CutParts | FillParts
+Order = ReadPrompt | ShowJob | FindFiles | CutParts | FillParts
 # None if the order takes more memory than there is.
-Outcome = Submission | Refusal | bytes | int | None
+Outcome = Submission | Refusal | EntryFiles | bytes | int | None
 
 
 def run(orders: IO[bytes], outcomes: IO[bytes]) -> None:
@@ -153,7 +162,11 @@ def _answer(order: Order, document: bytes, file_inputs: frozenset[tuple[str, str
         return pickle.dumps(None)
 
 
-def _outcome(order: ReadPrompt | ShowJob, document: bytes, file_inputs: frozenset[tuple[str, str]]) -> Outcome:
+def _outcome(
+    order: ReadPrompt | ShowJob | FindFiles, document: bytes, file_inputs: frozenset[tuple[str, str]]
+) -> Outcome:
+    if isinstance(order, FindFiles):
+        return files_of_entry(json_codec.loads(document), order.file_inputs, order.maximum)
     if isinstance(order, ShowJob):
         return json_codec.dumps(job_of_history(order.prompt_id, json_codec.loads(document), include_outputs=True))
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -18,6 +18,7 @@ from gateway.jobs.isolation.secret_folders import Steering, spliced
 from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import State
+from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 
 _log = logs.get("backend_prompts")
@@ -194,6 +195,43 @@ async def look_for(backend: Backend, job: Job, assignment: Assignment, times: in
             )
         await asyncio.sleep(ASK_PAUSE_SECONDS)
     return Offer.SUPERSEDED, upstream_id
+
+
+async def journal_assignment(ledger: Ledger, job: Job) -> bool:
+    """Journal a job's assignment. Return True if the job still has it, else another call sends the job."""
+    before = State.SENDING, job.assignment
+    try:
+        await ledger.placed(job)
+    except StoreError as error:
+        # Let the job wait, because after a restart the gateway must know which backend to ask about it.
+        _log.error("journal_write_failed", **job.log_ids, error=str(error))
+        if before == (job.state, job.assignment):
+            ledger.hold(job)
+        return False
+    return before == (job.state, job.assignment)
+
+
+async def take_back(backend: Backend, job: Job, assignment: Assignment, is_there: Callable[[], bool]) -> bool:
+    """Take a job back from a backend on which it has not started, and retry until the outcome is known.
+
+    Args:
+        is_there: returns True while the job is still on the backend, and has not started, as far as the gateway knows.
+
+    Returns:
+        True if the backend does not have the prompt any more, so that the job may go elsewhere.
+    """
+    while is_there():
+        try:
+            await backend.client.delete_pending([assignment.upstream_id])
+            # Locate the prompt, because it may have begun, or even ended, before the delete.
+            found = await locate_prompt(backend, assignment)
+            return found.where is Where.ABSENT and is_there()
+        except Refused:
+            return False
+        except BackendError as error:
+            _log.info("prompt_lookup_failed", **job.log_ids, backend=backend.name, error=str(error))
+        await asyncio.sleep(ASK_PAUSE_SECONDS)
+    return False
 
 
 async def drop_orphans(ledger: Ledger, backend: Backend, upstream_ids: Collection[str]) -> None:

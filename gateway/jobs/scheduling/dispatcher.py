@@ -1,7 +1,7 @@
 """Dispatch of a prompt, from its acceptance until a backend has it. Read this file from top to bottom.
 
 submit    check the prompt, accept it, write the journal, send the job (or let it wait), answer the client
-wake      send waiting jobs to free backends; an idle backend then steals work (work_stealing.py)
+wake      send waiting jobs to free backends (waiting_jobs.py); an idle backend then steals work (work_stealing.py)
 _send     offer the job to the shortest queue; if that fails, to the next best
 _offer    put the job's files on the backend, send one POST /prompt, interpret the answer
 _ask      if no clear answer came: ask the backend if it has the prompt
@@ -28,15 +28,18 @@ from gateway.jobs.admission.idempotency import IdempotentReplies
 from gateway.jobs.admission.replies import Reply, broken_here, input_missing, unread
 from gateway.jobs.events.client_events import ClientEvents
 from gateway.jobs.files.inputs import InputMissing, Inputs
-from gateway.jobs.scheduling.backend_prompts import Offer, drop_orphans, look_for, upstream_body
-from gateway.jobs.scheduling.candidates import Candidates
+from gateway.jobs.scheduling.backend_prompts import Offer, drop_orphans, journal_assignment, look_for, upstream_body
 from gateway.jobs.scheduling.lost_inputs import LostInputs
 from gateway.jobs.scheduling.outdated_copies import OutdatedCopies
+from gateway.jobs.scheduling.quarantine import Quarantine
 from gateway.jobs.scheduling.retries import backoff
+from gateway.jobs.scheduling.routing_parts import Routing
+from gateway.jobs.scheduling.waiting_jobs import WaitingJobs
 from gateway.jobs.scheduling.work_stealing import WorkStealing
 from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.job_log import log_phase
 from gateway.jobs.state.ledger import Ledger
+from gateway.jobs.state.poisonous import PoisonousGraphs
 from gateway.jobs.state.prompt_bounds import Rejection
 from gateway.jobs.state.submission import Submission
 from gateway.jobs.state.transitions import State
@@ -44,8 +47,7 @@ from gateway.settings import DispatchSettings
 from gateway.store.protocol import StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Failures, Tasks
-from gateway.tenants.limits import Limits
+from gateway.telemetry.tasks import Failures, Soon, Tasks
 from gateway.tenants.policy import NO_BACKEND, NO_BACKEND_HINT
 
 _log = logs.get("dispatcher")
@@ -53,10 +55,6 @@ _log = logs.get("dispatcher")
 RETRY_AFTER_SECONDS = 5
 # A refusal waits this long for the journal, because a full disk must not hold it up.
 WRITTEN_WITHIN_SECONDS = 1.0
-# A job may be sent this early, because its timer may fire too soon, and nothing else wakes the job.
-EARLY_SECONDS = 0.02
-# Maximum time for judging waiting jobs anew in one turn of the event loop, after the catalogue changed. Microseconds.
-MAX_LOOK = 20_000
 
 
 @dataclass(slots=True, eq=False)
@@ -72,8 +70,9 @@ class Dispatcher:
     Args:
         patience: maximum wait for a backend's answer to a prompt, in seconds. Then the backend is asked if it has it.
         fail: ends a job that no backend can run, with a reason and an error type.
-        is_alone: returns True if no tenant but this one may come.
+        routing: the choice of backends.
         outdated_copies: looks again at prompts that are to be refused for what a backend lacks.
+        poisonous: the graphs that left backends' GPUs unusable.
     """
 
     def __init__(
@@ -88,17 +87,18 @@ class Dispatcher:
         patience: float,
         fail: Callable[[Job, str, str], None],
         client_events: ClientEvents,
-        limits: Limits,
-        is_alone: Callable[[str], bool],
+        routing: Routing,
         outdated_copies: OutdatedCopies,
+        poisonous: PoisonousGraphs,
     ) -> None:
         self._ledger = ledger
         self._fleet = fleet
         self._inputs = inputs
         self._admission = admission
         self._outdated_copies = outdated_copies
+        self._poisonous = poisonous
         self._lost_inputs = LostInputs(inputs)
-        self._candidates = Candidates(ledger, fleet, inputs, limits, is_alone)
+        self._candidates, self._late = routing.candidates, routing.late
         self._settings = settings
         self._metrics = metrics
         self._client_id = client_id
@@ -106,13 +106,25 @@ class Dispatcher:
         self._fail = fail
         self._client_events = client_events
         self._tasks = Tasks("dispatcher")
+        self._judging = Soon(self._tasks, self.wake, "judging")
         self._failures = Failures()
         self._replies = IdempotentReplies(ledger)
         self._turns: dict[Job, _Turn] = {}
-        self.work_stealing = WorkStealing(ledger, fleet, admission, metrics, self._resend)
+        self.work_stealing = WorkStealing(
+            *(ledger, fleet, admission, metrics, routing.board, routing.learning, self._resend),
+            knows_times=routing.late is not None,
+        )
+        self._quarantine = Quarantine(ledger, fleet, poisonous, fail, self.work_stealing.take)
+        self._waiting_jobs = WaitingJobs(
+            *(ledger, fleet, admission, poisonous, self._quarantine, routing.candidates, routing.late),
+            *(fail, self._choose, self._send_now, self._judging.ask),
+        )
 
     async def close(self) -> None:
         """Stop sending. Jobs that were not sent wait in the journal."""
+        if self._late is not None:
+            self._late.close()
+        await self._quarantine.close()
         await self.work_stealing.close()
         await self._tasks.close()
 
@@ -150,8 +162,11 @@ class Dispatcher:
             raise Rejection(403, error_body("no_backend_allowed", NO_BACKEND, NO_BACKEND_HINT))
         self._candidates.one_more_waits(tenant, submission.size)
         able, checked = self._admission.find_able(tenant, submission), None
-        backend = self._candidates.find_now(tenant, submission, able, self._settings)
-        must_check = backend is None or self._admission.is_restricted(tenant)
+        is_suspect = self._poisonous.check(tenant, submission, time.time())
+        backend = self._candidates.find_now(
+            tenant, submission, able, self._settings, lambda: self._admission.checks_fully(tenant, submission)
+        )
+        must_check = backend is None or is_suspect or self._admission.is_restricted(tenant)
         if must_check:
             checked = await self._admission.validate_waiting(tenant, submission)
             earlier = self._replies.earlier(tenant, submission)
@@ -176,6 +191,8 @@ class Dispatcher:
                 self._place(job, backend)
                 answer = await self._reply_to(job, answer_early)
                 reply.set_result(answer)
+                if answer.status == 200:
+                    self._ledger.steps.queued(job)
             finally:
                 # Release the job's events a moment later, because the response is written when this turn of the event
                 # loop ends. The client listens once it has read the response.
@@ -222,79 +239,32 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Send waiting jobs to free backends, because a job ended or a backend came. Then let idle ones steal work."""
-        self._send_waiting()
+        self._quarantine.look()
+        self._waiting_jobs.send()
         if self._settings.work_stealing:
             self.work_stealing.look()
 
-    def _send_waiting(self) -> None:
-        if not self._ledger.waiting or not self._candidates.has_room():
-            return
-        # If a job of a tenant found no room, skip the tenant's other jobs with the same choice of backends.
-        full: set[tuple[str, frozenset[str] | None, frozenset[str] | None, frozenset[str]]] = set()
-        now, tenants, looked = time.monotonic(), self._candidates.tenants_to_go(), 0
-        for job in self._ledger.waiting.in_turn(tenants):
-            if job.not_before > now + EARLY_SECONDS or job.is_ending:
-                continue
-            cost = self._admission.look_cost(job)
-            if looked and looked + cost > MAX_LOOK:
-                # Look at the remaining jobs in a later turn of the event loop, because judging a prompt parses it.
-                self._tasks.start(self._wake_after(0), "judging")
-                return
-            looked += cost
-            if (end := self._admission.end_of(job)) is not None:
-                self._fail(job, *end)
-                continue
-            if job.pinned and any(self._fleet.backends[name].pulse.alive for name in job.pinned):
-                # If the backend that holds the job's files is back, any backend may run it: files can be copied now.
-                job.pinned = None
-            places = (job.tenant, self._admission.refresh_able(job), job.pinned, job.avoid | job.lacking)
-            if job.unfit is not None:
-                self._fail(job, job.unfit, "PromptRefused")
-                continue
-            if places in full:
-                continue
-            backend = self._choose(job)
-            if backend is not None:
-                self._place(job, backend)
-                self._tasks.start(self._deliver(job), job.prompt_id)
-                if not self._candidates.may_run_more(job.tenant):
-                    tenants.discard(job.tenant)
-            elif not self._candidates.has_room():
-                return
-            elif places == (job.tenant, None, None, frozenset()):
-                tenants.discard(job.tenant)
-            else:
-                full.add(places)
+    def _send_now(self, job: Job, backend: Backend) -> None:
+        self._place(job, backend)
+        self._tasks.start(self._deliver(job), job.prompt_id)
 
     def _resend(self, job: Job, *sources: str) -> None:
         """Send a job that was taken back from a backend, but not to `sources`. If no other has room, the job waits."""
+        if self._quarantine.ends(job):
+            return
         backend = self._choose(job, *sources)
         if backend is None:
             self.wake()
             return
-        self._place(job, backend)
-        self._tasks.start(self._deliver(job), job.prompt_id)
+        self._send_now(job, backend)
 
     async def _deliver(self, job: Job) -> None:
         """Send a job whose client has its response already."""
-        if not await self._journal_assignment(job):
+        if not await journal_assignment(self._ledger, job):
             return
         refusal = await self._send(job)
         if refusal is not None:
             self._refused(job, refusal)
-
-    async def _journal_assignment(self, job: Job) -> bool:
-        """Journal a job's assignment. Return True if the job still has it, else another call sends the job."""
-        before = State.SENDING, job.assignment
-        try:
-            await self._ledger.placed(job)
-        except StoreError as error:
-            # Let the job wait, because after a restart the gateway must know which backend to ask about it.
-            _log.error("journal_write_failed", **job.log_ids, error=str(error))
-            if before == (job.state, job.assignment):
-                self._ledger.hold(job)
-            return False
-        return before == (job.state, job.assignment)
 
     def _refused(self, job: Job, refusal: Reply) -> None:
         """Requeue an accepted job that was answered 5xx, because the job is not at fault. Fail it on a refusal."""
@@ -316,15 +286,22 @@ class Dispatcher:
     def _place(self, job: Job, backend: Backend | None) -> None:
         if backend is None:
             self._ledger.hold(job)
+            if self._late is not None:
+                self._judging.ask()
             return
         self._candidates.used(job, backend)
+        self._poisonous.sent(job)
         self._ledger.send(job, backend.name)
 
-    def _choose(self, job: Job, *tried: str) -> Backend | None:
+    def _choose(self, job: Job, *tried: str, must_bind: bool = False) -> Backend | None:
         if job.backend is None and not self._candidates.may_run_more(job.tenant):
             return None
+        if not self._quarantine.admits(job):
+            return None
         able, tried = self._admission.refresh_able(job), (*tried, *job.lacking)
-        return self._candidates.find(job.tenant, job.submission, able, job.pinned, tried, job.avoid)
+        return self._candidates.find(
+            job.tenant, job.submission, able, job.pinned, tried, job.avoid, must_bind=must_bind
+        )
 
     # -- offering ------------------------------------------------------------------------------------------------
 
@@ -356,11 +333,16 @@ class Dispatcher:
                     return outcome
                 is_here = job.is_sent_by(assignment)
                 if is_here:
-                    self._place(job, backend if outcome is Offer.AGAIN else self._choose(job, *tried))
+                    found = backend if outcome is Offer.AGAIN else self._choose(job, *tried, must_bind=True)
+                    if found is None and self._late is not None:
+                        # Pause, because the plan may choose the same backend at once.
+                        job.not_before = time.monotonic() + self._settings.backoff
+                        self._tasks.start(self._wake_after(self._settings.backoff), job.prompt_id)
+                    self._place(job, found)
                 if outcome is Offer.UNREACHED:
                     # Tell the fleet after this job has moved, because the fleet gives up all jobs of the backend.
                     self._fleet.refused(backend)
-                if not is_here or not await self._journal_assignment(job):
+                if not is_here or not await journal_assignment(self._ledger, job):
                     return None
         finally:
             if self._turns.get(job) is turn:
@@ -374,7 +356,7 @@ class Dispatcher:
             if self._turns.get(job) is not turn or not job.is_sent_by(assignment):
                 outcome = "withdrawn"
                 return Offer.SUPERSEDED
-            steering = self._admission.steering(job, backend.name)
+            steering = None if self._poisonous.is_held(job) else self._admission.steering(job, backend.name)
             if steering is None:
                 outcome = "not judged"
                 return Offer.NOT_SENT
@@ -424,13 +406,13 @@ class Dispatcher:
         self, job: Job, backend: Backend, assignment: Assignment, answer: Answer, turn: _Turn
     ) -> Offer | Reply:
         again = await self._lost_inputs.after_refusal(job, backend, answer.body)
-        if again is Offer.AGAIN or (again is not None and self._choose(job, backend.name) is not None):
+        if again is Offer.AGAIN or (again is not None and self._choose(job, backend.name, must_bind=True) is not None):
             return again
         turn.refusals.append(refusal_for(job, assignment, answer, self._inputs.outputs, self._admission))
         if len(turn.refusals) < self._settings.attempts:
             # If the backend lacks a class or a choice, another backend may have it: the gateway's copy may be old.
             others = await self._outdated_copies.find_others(job, backend, answer.body)
-            if others or (others is None and self._choose(job) is not None):
+            if others or (others is None and self._choose(job, must_bind=True) is not None):
                 return Offer.NOT_SENT
         return turn.refusals[0]
 
@@ -447,6 +429,9 @@ class Dispatcher:
             self._ledger.lose(job)
             self._tasks.start(drop_orphans(self._ledger, backend, [own_id]), f"drop:{own_id}")
             self._resend(job)
+        elif known_as == own_id and await self._outdated_copies.take_back(job, backend, assignment, node_errors):
+            self._ledger.offered(assignment, is_there=False)
+            return Offer.NOT_SENT
         elif job.assignment is assignment:
             said = node_errors_for(job, assignment, known_as, node_errors, self._inputs.outputs, self._admission)
             self._ledger.taken(job, known_as, said)
@@ -476,7 +461,7 @@ class Dispatcher:
 
     def _give_up(self, job: Job, backend: Backend, assignment: Assignment, answer: Answer) -> Offer | Reply:
         """Try the next best backend after a 5xx or an unclear answer, but once. Else return the failure."""
-        if self._choose(job, backend.name) is not None and job.attempts == 0:
+        if self._choose(job, backend.name, must_bind=True) is not None and job.attempts == 0:
             job.attempts += 1
             return Offer.NOT_SENT
         return failure_for(job, assignment, answer, self._inputs.outputs)

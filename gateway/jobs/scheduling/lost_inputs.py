@@ -50,6 +50,9 @@ class LostInputs:
             return None
         _log.info("placed_file_missing", backend=backend.name, **job.log_ids)
         step, job.offers_again = _STEPS[job.offers_again], job.offers_again + 1
+        if step is Offer.NOT_SENT:
+            # If the job waits on another backend, work stealing must not move it back here.
+            job.lacking |= {backend.name}
         return step
 
     async def after_failure(self, job: Job, backend: Backend, node_id: str) -> bool:

@@ -1,22 +1,26 @@
 """Work stealing: an idle backend gets a job that has not started on a busy one.
 
-`policies.steal_work` chooses the job. The gateway deletes its prompt from the busy backend's queue, then looks in that
-backend's /queue and history. Only if the prompt is in neither may the job go elsewhere, so that it never runs twice.
+`stealing_rules.steals` chooses the job. The gateway deletes its prompt from the busy backend's queue, then looks
+in that backend's /queue and history. Only if the prompt is in neither may the job go elsewhere, so that it never runs
+twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 
-from gateway.comfy.client import BackendError, Refused
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
 from gateway.jobs.admission.admission import Admission
-from gateway.jobs.scheduling.backend_prompts import Where, locate_prompt
-from gateway.jobs.scheduling.policies import Stuck, steal_work
+from gateway.jobs.scheduling.backend_prompts import take_back
+from gateway.jobs.scheduling.fleet_board import FleetBoard
+from gateway.jobs.scheduling.learning import Learning
+from gateway.jobs.scheduling.stealing_rules import Stuck, steals
 from gateway.jobs.state.job import Assignment, Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import State
@@ -26,13 +30,15 @@ from gateway.telemetry.tasks import Tasks
 
 _log = logs.get("work_stealing")
 
-ASK_PAUSE_SECONDS = 0.5
 # Maximum wait of an admin's drain for the backend, in seconds.
 ANSWER_SECONDS = 2.0
 # Time of a usual run if no backend has run anything yet: the same for all.
 UNKNOWN_SECONDS = 1.0
 # A running job counts as at least this share of a usual run, because it may take longer than the last ones.
 LEFT_AT_LEAST = 0.25
+# Bounds of a look by learned times, so that it takes milliseconds: idle backends, and estimates of a job on one.
+MAX_IDLE, MAX_ESTIMATES = 16, 2_000
+NOWHERE = frozenset[str]()
 
 
 class WorkStealing:
@@ -40,11 +46,24 @@ class WorkStealing:
 
     Args:
         resend: sends a job that was taken back, but not to the named backend.
+        knows_times: True to compare the learned times of each job, False to compare those of usual jobs.
     """
 
     def __init__(
-        self, ledger: Ledger, fleet: Fleet, admission: Admission, metrics: Metrics, resend: Callable[[Job, str], None]
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        admission: Admission,
+        metrics: Metrics,
+        board: FleetBoard,
+        learning: Learning,
+        resend: Callable[[Job, str], None],
+        *,
+        knows_times: bool,
     ) -> None:
+        self._board = board
+        self._learning = learning
+        self._knows_times = knows_times
         self._ledger = ledger
         self._fleet = fleet
         self._admission = admission
@@ -59,16 +78,21 @@ class WorkStealing:
 
     def look(self) -> None:
         """Let backends that are idle now steal jobs."""
-        while idle := self._idle():
-            choice = steal_work(idle, self._stuck())
-            if choice is None:
-                return
-            stuck, target = choice
+        idle = self._idle()
+        if self._knows_times and len(idle) > MAX_IDLE:
+            # Look at any of them, and at others next time, because each job's time there is to be estimated.
+            idle = dict(random.sample(list(idle.items()), MAX_IDLE))
+        for stuck, target in steals(idle, self._stuck(idle) if idle else ()):
             job = self._ledger.find_upstream(stuck.backend, stuck.upstream_id)
             assert job is not None
             job.recalled = True
             self._taking.add(target)
             self._tasks.start(self._move(job, self._fleet.backends[stuck.backend], target), job.prompt_id)
+
+    def take(self, job: Job, source: Backend) -> None:
+        """Take a job back that has not started. Then it goes elsewhere, or waits in the gateway."""
+        job.recalled = True
+        self._tasks.start(self._move(job, source, ""), job.prompt_id)
 
     async def take_back(self, source: Backend) -> None:
         """Take back the jobs that have not started on a drained backend. They go elsewhere, or wait in the gateway.
@@ -87,22 +111,43 @@ class WorkStealing:
     def _idle(self) -> dict[str, float]:
         """Return the idle backends, each with the seconds of a usual run there."""
         taken = self._taking | self._fleet.ejections.ejected(time.monotonic())
-        return {
-            backend.name: self._seconds(backend)
-            for backend in self._fleet.backends.values()
-            if backend.eligible
-            and backend.health is Health.UP
-            and self._ledger.load(backend.name) == (0, 0)
-            and not (backend.foreign_running or backend.foreign_pending or backend.name in taken)
-        }
-
-    def _stuck(self) -> list[Stuck]:
-        found = []
-        for backend in self._fleet.backends.values():
-            # Skip a backend that is slow or not connected, because it can't say in time if a job has begun.
-            if backend.health is Health.UP and backend.connected and self._ledger.load(backend.name)[0]:
-                found += self._stuck_on(backend)
+        found = {}
+        self._board.refresh()
+        for view in self._board.at_once.in_queue_order():
+            if view.pending or view.running:
+                # Those behind have something to run, too.
+                break
+            backend = self._fleet.backends[view.name]
+            if backend.eligible and backend.health is Health.UP and view.name not in taken:
+                found[view.name] = self._seconds(backend)
         return found
+
+    def _stuck(self, idle: Collection[str]) -> list[Stuck]:
+        # Skip a backend that is slow or not connected, because it can't say in time if a job has begun.
+        busy = [
+            backend
+            for backend in self._fleet.backends.values()
+            if backend.health is Health.UP and backend.connected and self._ledger.load(backend.name)[0]
+        ]
+        if not self._knows_times:
+            return [stuck for backend in busy for stuck in self._stuck_on(backend)]
+        maximum = max(MAX_ESTIMATES // (len(idle) * max(len(busy), 1)), 1)
+        return [stuck for backend in busy for stuck in islice(self._stuck_late(backend, idle), maximum)]
+
+    def _stuck_late(self, backend: Backend, idle: Collection[str]) -> Iterator[Stuck]:
+        """Yield the jobs that have not started on a backend, by the learned times of each job and each backend."""
+        learning, now, jobs = self._learning, self._learning.now(), self._ledger.jobs_on(backend.name)
+        held = learning.held(backend.name).held
+        ahead = (backend.foreign_pending + backend.foreign_running) * self._seconds(backend)
+        ahead += sum(learning.rest(job, now) for job in jobs if job.state is State.RUNNING)
+        for position, job in enumerate(_pending(jobs)):
+            own = learning.run_seconds(job.submission, backend.name, held)
+            able = self._able(job) if self._may_leave(job) else NOWHERE
+            if able is None or not able.isdisjoint(idle):
+                seconds = {name: learning.run_seconds(job.submission, name, learning.held(name).held) for name in idle}
+                yield Stuck(position, backend.name, job.upstream_id, ahead + own, able, seconds)
+            ahead += own
+            held = learning.held(backend.name).after([job.submission.workload.signature.model])
 
     def _stuck_on(self, backend: Backend) -> list[Stuck]:
         jobs, usual = self._ledger.jobs_on(backend.name), self._seconds(backend)
@@ -114,17 +159,23 @@ class WorkStealing:
         if backend.foreign_running:
             ahead += usual
         found = []
-        pending = sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.queue_key)
-        for position, job in enumerate(pending):
+        for position, job in enumerate(_pending(jobs)):
             # Count a job that is being taken back for the jobs behind it, because it may yet stay.
-            stays = job.recalled or job.moved or job.pinned or job.submission.lacks_secrets
-            if not (stays or job.submission.is_interactive):
-                able = self._admission.refresh_able(job)
-                if job.avoid or job.lacking:
-                    able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid - job.lacking
-                found.append(Stuck(position, backend.name, job.upstream_id, ahead + usual, able))
+            if self._may_leave(job):
+                found.append(Stuck(position, backend.name, job.upstream_id, ahead + usual, self._able(job)))
             ahead += usual
         return found
+
+    def _may_leave(self, job: Job) -> bool:
+        stays = job.recalled or job.moved or job.pinned or job.submission.lacks_secrets
+        return not (stays or job.submission.is_interactive)
+
+    def _able(self, job: Job) -> frozenset[str] | None:
+        """Return the backends that may get a job that is taken back; None for all."""
+        able = self._admission.refresh_able(job)
+        if job.avoid or job.lacking:
+            able = (frozenset(self._fleet.backends) if able is None else able) - job.avoid - job.lacking
+        return able
 
     def _seconds(self, backend: Backend) -> float:
         """Return the seconds of a usual run on a backend. If it has run nothing yet, return the others' average."""
@@ -137,7 +188,7 @@ class WorkStealing:
         attempt, assignment = job.attempts, job.assignment
         assert assignment is not None
         try:
-            if await self._given_back(job, source, assignment):
+            if await take_back(source, job, assignment, lambda: _is_pending(job, assignment)):
                 self._ledger.recall(job)
                 if target:
                     self._metrics.takeovers.labels(source.name, target).inc()
@@ -148,21 +199,11 @@ class WorkStealing:
         if job.state is State.WAITING and job.attempts == attempt:
             self._resend(job, source.name)
 
-    async def _given_back(self, job: Job, source: Backend, assignment: Assignment) -> bool:
-        """Take a job back from a backend, and retry until the outcome is known. Return True if the job is free."""
 
-        def is_there() -> bool:
-            return job.state is State.PENDING and job.assignment is assignment
+def _pending(jobs: Iterable[Job]) -> list[Job]:
+    """Return those of a backend's jobs that have not started, in the order in which they will."""
+    return sorted((job for job in jobs if job.state is State.PENDING), key=lambda job: job.queue_key)
 
-        while is_there():
-            try:
-                await source.client.delete_pending([assignment.upstream_id])
-                # Locate the prompt, because it may have begun, or even ended, before the delete.
-                found = await locate_prompt(source, assignment)
-                return found.where is Where.ABSENT and is_there()
-            except Refused:
-                return False
-            except BackendError as error:
-                _log.info("prompt_lookup_failed", **job.log_ids, backend=source.name, error=str(error))
-            await asyncio.sleep(ASK_PAUSE_SECONDS)
-        return False
+
+def _is_pending(job: Job, assignment: Assignment) -> bool:
+    return job.state is State.PENDING and job.assignment is assignment

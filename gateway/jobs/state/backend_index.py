@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.transitions import QUEUED_THERE, SHOWN_RUNNING, State
+from gateway.telemetry.busy_time import BusyTime
 
 
 @dataclass(slots=True)
 class _Queue:
-    """Jobs queued on one backend, counted by tenant, with the highest queue key and number since it was empty."""
+    """Jobs queued on one backend, counted by tenant, with the highest queue key and number since it was empty.
+
+    `priority` is that of all jobs since then, None if they differ.
+    """
 
     tenants: Counter[str] = field(default_factory=Counter)
     queue_key: float = -math.inf
     number: float = -math.inf
+    priority: int | None = None
 
 
 class BackendIndex:
-    """Index of the ledger's jobs by backend. A job leaves before each change of state or backend, then is entered."""
+    """Index of the ledger's jobs by backend. A job leaves before each change of state or backend, then is entered.
 
-    def __init__(self) -> None:
+    Args:
+        changed: called with the name of a backend whose jobs have changed.
+    """
+
+    def __init__(self, changed: Callable[[str], object]) -> None:
+        self._changed = changed
+        self.busy = BusyTime()
         self._jobs: dict[str, dict[str, Job]] = {}
         self._queued: dict[str, int] = {}
         self._queues: dict[str, _Queue] = {}
@@ -43,15 +56,16 @@ class BackendIndex:
         """Return True if a tenant has a job queued or running on a backend."""
         return tenant in self._at_work.get(backend, ())
 
-    def end_for(self, backend: str, tenant: str, number: float) -> float | None:
-        """Return the queue key behind which a tenant's job of this number belongs on a backend.
+    def end_for(self, job: Job, backend: str) -> float | None:
+        """Return the queue key behind which a job belongs on a backend.
 
-        Return None if the caller must look at the queue: it is empty, has others' jobs, or had a higher number.
+        Return None if the caller must look at the queue: it is empty, has others' jobs, or had a higher number or
+        another priority.
         """
         queue = self._queues.get(backend)
-        if queue is None or len(queue.tenants) != 1 or tenant not in queue.tenants or queue.number > number:
+        if queue is None or len(queue.tenants) != 1 or job.tenant not in queue.tenants:
             return None
-        return queue.queue_key
+        return queue.queue_key if queue.number <= job.number and queue.priority == job.priority else None
 
     def of(self, tenant: str) -> int:
         """Return how many of a tenant's jobs are on backends, or may be."""
@@ -65,6 +79,7 @@ class BackendIndex:
         """Count a job on its backend, if it has one."""
         if job.backend is None:
             return
+        self._changed(job.backend)
         self._tenants[job.tenant] += 1
         if job.state in SHOWN_RUNNING:
             self._started[job.tenant] += 1
@@ -78,7 +93,9 @@ class BackendIndex:
             self._queued[job.backend] = self._queued.get(job.backend, 0) + 1
             queue = self._queues.get(job.backend)
             if queue is None:
-                queue = self._queues[job.backend] = _Queue()
+                queue = self._queues[job.backend] = _Queue(priority=job.priority)
+            if queue.priority != job.priority:
+                queue.priority = None
             queue.tenants[job.tenant] += 1
             if job.queue_key > queue.queue_key:
                 queue.queue_key = job.queue_key
@@ -86,11 +103,13 @@ class BackendIndex:
                 queue.number = job.number
         elif job.state is State.RUNNING:
             self._running[job.backend] = self._running.get(job.backend, 0) + 1
+            self.busy.begin(job.backend, time.monotonic())
 
     def leave(self, job: Job) -> None:
         """Uncount a job, because its backend or its state is about to change."""
         if job.backend is None:
             return
+        self._changed(job.backend)
         _one_less(self._tenants, job.tenant)
         if job.state in SHOWN_RUNNING:
             _one_less(self._started, job.tenant)
@@ -105,6 +124,7 @@ class BackendIndex:
                 del self._queues[job.backend]
         elif job.state is State.RUNNING:
             self._running[job.backend] -= 1
+            self.busy.end(job.backend, time.monotonic())
 
 
 def _one_less(counts: Counter[str], tenant: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -71,6 +71,7 @@ class History:
         self._kept: Counter[str] = Counter()
         self._kept_in_all = 0
         self._large = asyncio.Semaphore(READS_AT_ONCE)
+        self.on_removed: Callable[[str, str], None] = lambda _, __: None
         # Entries that were dropped, by the setting that was the reason; emptied by `take_dropped`.
         self._dropped: Counter[str] = Counter()
 
@@ -94,8 +95,8 @@ class History:
             size = len(record.packed or record.entry)
             record.kept.bytes = size + len(record.summary) + len(record.node_errors or b"")
         ended = replace(record, entry=b"", packed=b"")
-        if self.find(ended.tenant, ended.prompt_id) is not None:
-            self.remove(ended.tenant, ended.prompt_id)
+        # If the id comes again, the earlier entry is not deleted but replaced.
+        self._take(ended.tenant, ended.prompt_id)
         own = self._ended.setdefault(ended.tenant, OrderedDict())
         own[ended.prompt_id] = _Ended(ended)
         self._count(ended)
@@ -145,6 +146,11 @@ class History:
 
     def remove(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
         """Forget and return an ended job; None if the tenant has none with that id."""
+        if (taken := self._take(tenant, prompt_id)) is not None:
+            self.on_removed(tenant, prompt_id)
+        return taken
+
+    def _take(self, tenant: str, prompt_id: str) -> HistoryRecord | None:
         ended = self._ended.get(tenant, OrderedDict()).pop(prompt_id, None)
         if ended is None:
             return None

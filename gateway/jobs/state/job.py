@@ -16,6 +16,8 @@ from gateway.comfy import json_codec
 from gateway.comfy.events import Frame
 from gateway.comfy.results import Sender
 from gateway.jobs.isolation.judgement import FleetJudgement
+from gateway.jobs.routing.eta import Shown
+from gateway.jobs.routing.times import RunKind
 from gateway.jobs.state.progress import Progress
 from gateway.jobs.state.submission import Submission
 from gateway.jobs.state.transitions import SHOWN_RUNNING, State
@@ -26,10 +28,14 @@ BACKEND = "gateway_backend"
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
+# Expected seconds of a job's run while nothing is learned.
+USUAL_SECONDS = 10.0
 # A larger item of /queue is encoded each time, because a kept one would double the job's memory.
 MAX_KEPT_ITEM = 64 * 1024
 # Ids that a job's custom nodes told.
 MAX_HEARD_IDS = 64
+# Bytes of the results that a running job keeps for those who look at it. Its history entry has all.
+MAX_RESULTS = 256 * 1024
 # Bytes that are sent in one piece.
 PIECE = 256 * 1024
 
@@ -68,6 +74,20 @@ class Assignment:
         return data if mark == own or not mark else data.replace(mark.encode(), shown)
 
 
+@dataclass(slots=True, eq=False)
+class LastPreview:
+    """The last picture that a running job showed: its node, its type, and its bytes behind the frame's head.
+
+    `encoded` is the picture in another form, once somebody has made that.
+    """
+
+    node_id: str
+    content_type: str
+    frame: bytes
+    start: int
+    encoded: bytes = b""
+
+
 @dataclass(slots=True)
 class Live:
     """State of a job's events, for sockets that connect late, and for the job's end.
@@ -75,14 +95,17 @@ class Live:
     `before_end` holds the frames since the last ``executed``, that one included, because it may be the last of all.
     While the job is `held`, its client events wait for the answer to its POST /prompt, or for another job's end.
     `heard_at` is the time of the last event, in seconds of the monotonic clock. `cached` are the nodes whose results an
-    earlier prompt left, None until the backend says so. `added` are the nodes that the gateway added to the prompt,
-    each with its saver. `folders` are the secret folders into which its savers write. Both are None if unknown since
-    a restart.
+    earlier prompt left, and `run_kind` is what they tell of the run; both are None until the backend says so. `added`
+    are the nodes that the gateway added to the prompt, each with its saver. `folders` are the secret folders into which
+    its savers write. Both are None if unknown since a restart.
 
     `turn` is the job's position among the jobs whose clients know that they began: 0 for a job of an earlier run of
     the gateway, None for a job that has not begun. A job `is_overtaken` once other jobs on its backend may end before
     it. `told` is the progress that its client knows. `node` is the executing node, `sender` the kind of the node that
-    sent the last picture. `ids` are those that its custom nodes told, the newest.
+    sent the last picture. `ids` are those that its custom nodes told, the newest. `results` are its last ``executed``
+    events, with the names that its client knows, as far as they are short. `preview` is the last picture that it
+    showed. `savers` are the digests of its output nodes, as far as they were needed
+    (`gateway/jobs/files/result_names.py`).
     """
 
     executing: Frame | None = None
@@ -98,12 +121,23 @@ class Live:
     is_overtaken: bool = False
     told: Progress | None = None
     cached: frozenset[str] | None = None
+    run_kind: RunKind | None = None
     held: bool = False
     before_end: list[Frame] = field(default_factory=list)
     heard_at: float = 0.0
     stall_said: bool = False
     oversized: int = 0
     ids: dict[str, None] = field(default_factory=dict)
+    results: list[bytes] = field(default_factory=list)
+    results_size: int = 0
+    preview: LastPreview | None = None
+    savers: dict[str, str] = field(default_factory=dict)
+
+    def hear_result(self, payload: bytes) -> None:
+        """Keep an ``executed`` event, if there is room for it."""
+        if self.results_size + len(payload) <= MAX_RESULTS:
+            self.results.append(payload)
+            self.results_size += len(payload)
 
     def hear_ids(self, ids: Iterable[str]) -> None:
         """Keep ids that a custom node told, `MAX_HEARD_IDS` at most."""
@@ -120,7 +154,9 @@ class Job:
 
     Order: `number` orders the jobs of a tenant, `queue_key` those of a backend. Times: `create_time` and `start_time`
     are milliseconds since 1970, as ComfyUI's; `accepted_at` and `started_at` are seconds of the monotonic clock. The
-    job is not sent before `not_before` on that clock.
+    job is not sent before `not_before` on that clock. `expected_seconds` are those of its run at usual speed, as
+    known when it came or was last sent. `charged` are those that its tenant's share was charged for it so far.
+    `accepted_eta` is what its client was shown when the job was accepted; None after a restart.
 
     Assignments: `given_up` are former ones whose backends may still have the prompt. While the job is `recalled`, its
     backend is asked to give it back, so that its absence there is no loss. A job that was `moved` once is not moved
@@ -134,6 +170,7 @@ class Job:
 
     Failures: `retried_for` are the causes for which it was retried. `blamed` is a backend and an error, if the job
     failed there as if by the machine's fault. `offers_again` counts offers after files were gone from the backend.
+    `graph_digest` is known once the graph was compared with poisonous ones (`poisonous.py`).
     """
 
     tenant: str
@@ -167,8 +204,17 @@ class Job:
     blamed: tuple[str, str] | None = None
     not_before: float = 0.0
     offers_again: int = 0
+    graph_digest: bytes | None = None
     live: Live = field(default_factory=Live)
     item: bytes | None = None
+    expected_seconds: float = USUAL_SECONDS
+    charged: float = 0.0
+    accepted_eta: Shown | None = None
+
+    @property
+    def priority(self) -> int:
+        """Return the priority that the job's client asked for."""
+        return self.submission.priority
 
     @property
     def key(self) -> tuple[str, str]:

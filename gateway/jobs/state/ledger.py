@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gateway.bus import Bus, status_topic
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.ids import new_prompt_id
 from gateway.jobs.state.backend_index import BackendIndex
-from gateway.jobs.state.fair_queue import SPACING, FairShare, Queued
+from gateway.jobs.state.fair_queue import SPACING, FairShare
 from gateway.jobs.state.history import History
 from gateway.jobs.state.input_index import InputIndex
 from gateway.jobs.state.job import ENDED, Assignment, Delivery, Job, Live, queue_json
+from gateway.jobs.state.job_end import End, JobSteps
 from gateway.jobs.state.orphans import Orphans
 from gateway.jobs.state.records import history_record, job_record, job_update
 from gateway.jobs.state.shown_running import Listeners, all_running, one_running
@@ -26,6 +27,7 @@ from gateway.jobs.state.submission import Submission
 from gateway.jobs.state.transitions import QUEUED_THERE, SHOWN_RUNNING, Move, State, after
 from gateway.jobs.state.waiting_list import WaitingList
 from gateway.store.protocol import HistoryRecord, HistoryRemoval, JobRemoval, Store
+from gateway.telemetry.busy_time import BusyTime
 
 # Maximum number of given-up assignments that a job remembers, the newest.
 MAX_GIVEN_UP = 8
@@ -39,7 +41,12 @@ _OUTCOME_MOVES = {"success": Move.SUCCEED, "error": Move.FAIL, "cancelled": Move
 
 
 class Ledger:
-    """Record of all open jobs, and the history of ended jobs."""
+    """Record of all open jobs, and the history of ended jobs.
+
+    Attributes:
+        steps: the parts that have work at the steps of each job.
+        seconds_of: returns the expected seconds of a prompt's run at usual speed.
+    """
 
     def __init__(self, store: Store, bus: Bus, history: History, gateway_id: str) -> None:
         self._store = store
@@ -48,18 +55,20 @@ class Ledger:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._tenants: dict[str, dict[str, Job]] = {}
         self._upstream: dict[str, Job] = {}
-        self._index = BackendIndex()
+        self._index = BackendIndex(lambda backend: self.steps.on_backend(backend))
         self._queue_bytes: dict[str, bytes] = {}
         self._turns = 0
         self._sizes: dict[Job, int] = {}
         self._open_bytes: Counter[str] = Counter()
         self._count = 0
         self.share = FairShare()
-        self.waiting = WaitingList(self.share.waiting)
+        self.seconds_of: Callable[[Submission], float] = lambda _: self.share.usual_seconds
+        self.waiting = WaitingList(self.share)
         self.named = InputIndex()
         self.orphans = Orphans()
         self.history = history
         self.listeners = Listeners(self._view_changed)
+        self.steps = JobSteps()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -102,6 +111,11 @@ class Ledger:
     def load(self, backend: str) -> tuple[int, int]:
         """Return how many of the gateway's jobs are queued and how many run on a backend, reservations included."""
         return self._index.load(backend)
+
+    @property
+    def busy(self) -> BusyTime:
+        """Return the count of the time for which each backend runs jobs."""
+        return self._index.busy
 
     def has_on(self, backend: str, tenant: str) -> bool:
         """Return True if a tenant has a job queued or running on a backend."""
@@ -151,6 +165,7 @@ class Ledger:
             time.monotonic(),
             outputs=outputs,
             node_errors=node_errors,
+            expected_seconds=self.seconds_of(submission),
         )
         self._insert(job)
         self._announce(job)
@@ -165,11 +180,13 @@ class Ledger:
 
     def restore(self, job: Job) -> None:
         """Put back an open job of an earlier run."""
+        job.expected_seconds = self.seconds_of(job.submission)
         if job.assignment is not None:
             self._upstream[job.upstream_id] = job
+            self.share.sent(job)
             if job.state in SHOWN_RUNNING:
                 job.live.turn = 0
-                self.share.started(job.tenant, job.assignment.backend)
+                self.share.started(job, job.assignment.backend)
         if job.submission.number is None:
             self.restore_count(job.number)
         for former in job.given_up:
@@ -198,32 +215,24 @@ class Ledger:
     def send(self, job: Job, backend: str) -> None:
         """Assign a job to a backend, with a new upstream id. The job counts there at once, so that a burst spreads."""
         upstream_id = new_prompt_id()
-        last = self._index.end_for(backend, job.tenant, job.number)
+        # Expect its seconds anew, because more may be known than when it came.
+        job.expected_seconds = self.seconds_of(job.submission)
+        last = self._index.end_for(job, backend)
         if last is None:
-            job.queue_key = self.share.queue_key(job.tenant, job.number, backend, self._queue_on(backend, job))
+            queued = [each for each in self._index.jobs(backend) if each.state in QUEUED_THERE and each is not job]
+            job.queue_key = self.share.queue_key(job, backend, queued, time.monotonic())
         else:
             job.queue_key = last + SPACING
-        self._assign(job, Assignment(backend, upstream_id, upstream_id))
-        self.share.sent(job.tenant)
-
-    def _queue_on(self, backend: str, job: Job) -> list[Queued]:
-        """Return the other jobs queued on a backend, in the order in which they will run."""
-        queue = [
-            Queued(each.tenant, each.number, each.queue_key)
-            for each in self._index.jobs(backend)
-            if each.state in QUEUED_THERE and each is not job
-        ]
-        return sorted(queue, key=lambda each: each.queue_key)
+        self._move(job, Move.SEND, Assignment(backend, upstream_id, upstream_id))
+        self.share.sent(job)
 
     def adopt(self, job: Job, former: Assignment) -> None:
         """Give a job a former assignment back, because the backend still has its prompt."""
         self.orphans.take_back(former.backend, former.upstream_id)
         job.given_up = tuple(each for each in job.given_up if each is not former)
         former.delivery = Delivery.ARRIVED
-        self._assign(job, former)
-
-    def _assign(self, job: Job, assignment: Assignment) -> None:
-        self._move(job, Move.SEND, assignment)
+        self._move(job, Move.SEND, former)
+        self.share.sent(job)
 
     def offering(self, assignment: Assignment) -> None:
         """Note that POST /prompt is under way, so that the backend may have the prompt from now on."""
@@ -268,6 +277,7 @@ class Ledger:
         job.start_time, job.started_at = start_time, time.monotonic()
         self._move(job, Move.START, job.assignment)
         self._journal(job)
+        self.steps.started(job)
         self._announce(job)
 
     def begin(self, job: Job) -> None:
@@ -330,15 +340,19 @@ class Ledger:
         former = job.assignment
         self._move(job, Move.CANCEL, None)
         self._remove(job)
-        removed = self._store.write([JobRemoval(*job.key)])
+        removed = self._store.write([JobRemoval(*job.key), *self.steps.changes(job, End("cancelled"))])
+        self.steps.ended(job)
         self._announce(job)
         return former, removed
 
-    async def finish(self, job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"") -> bool:
+    async def finish(
+        self, job: Job, outcome: str, entry: bytes, summary: bytes, packed: bytes = b"", end: End | None = None
+    ) -> bool:
         """Write a job's history entry, then move the job from /queue to /history in one step.
 
         A large entry is given as `packed`, as the journal keeps it. While the disk is full, the write waits.
         Return True if the job ended so; False if it was cancelled, or lost its assignment, before the write was done.
+        `end` is the end for the parts that have work then.
 
         Raises:
             StoreError: the entry can't be written; the job is as it was.
@@ -348,26 +362,28 @@ class Ledger:
         after(job.state, _OUTCOME_MOVES[outcome])
         before = job.assignment, job.state, job.attempts
         record = history_record(job, outcome, entry, summary, packed)
-        await self._store.write([record])
+        await self._store.write([record, *self.steps.changes(job, end or End(outcome))])
         open_now = self._jobs.get(job.key)
         if open_now is not job or before != (job.assignment, job.state, job.attempts):
             if self.history.find(*job.key) is None:
                 # If the job was cancelled meanwhile, delete its entry. If it was lost, put the open job back, too.
                 again = [job_record(open_now, self._gateway_id)] if open_now is not None else []
-                self._store.write([HistoryRemoval(*job.key), *again])
+                self._store.write([HistoryRemoval(*job.key), *again, *self.steps.undone(job)])
             return False
         self._move(job, _OUTCOME_MOVES[outcome], job.assignment)
         self._remove(job)
         if dropped := self.history.add(record):
             self._store.write(dropped)
+        self.steps.ended(job)
         return True
 
     def forget(self, tenant: str, prompt_ids: Iterable[str] | None = None) -> list[HistoryRecord]:
         """Delete a tenant's history entries, all of them if no ids are given. Return the deleted entries."""
-        if prompt_ids is None:
-            prompt_ids = [ended.prompt_id for ended in self.history.of([tenant])]
-        removed = [ended for prompt_id in prompt_ids if (ended := self.history.remove(tenant, prompt_id))]
-        self._store.write([HistoryRemoval(ended.tenant, ended.prompt_id) for ended in removed])
+        named = None if prompt_ids is None else list(prompt_ids)
+        ids = [ended.prompt_id for ended in self.history.of([tenant])] if named is None else named
+        removed = [ended for prompt_id in ids if (ended := self.history.remove(tenant, prompt_id))]
+        removals = [HistoryRemoval(ended.tenant, ended.prompt_id) for ended in removed]
+        self._store.write([*removals, *self.steps.forgotten(tenant, [each.prompt_id for each in removed], named)])
         return removed
 
     # -- journal -------------------------------------------------------------------------------------------------
@@ -408,7 +424,9 @@ class Ledger:
         if shown != (state in SHOWN_RUNNING):
             self._queue_bytes.pop(job.tenant, None)
             if not shown and assignment is not None:
-                self.share.started(job.tenant, assignment.backend)
+                self.share.started(job, assignment.backend)
+        if job.charged and (assignment is None or state in ENDED):
+            self.share.left(job, time.monotonic(), ran=shown)
 
     def _give_up(self, job: Job, former: Assignment, *, has_ended: bool) -> None:
         """Take an assignment from a job. If the backend may still have its prompt, note the prompt as an orphan."""
@@ -423,11 +441,13 @@ class Ledger:
     def _enter(self, job: Job) -> None:
         if job.state is State.WAITING:
             self.waiting.add(job)
+            self.steps.on_wait(job)
         self._index.enter(job)
 
     def _leave(self, job: Job) -> None:
         if job.state is State.WAITING:
             self.waiting.remove(job)
+            self.steps.on_leave(job)
         self._index.leave(job)
 
     def _remove(self, job: Job) -> None:
@@ -443,6 +463,8 @@ class Ledger:
         if not own:
             self._tenants.pop(job.tenant, None)
         self._queue_bytes.pop(job.tenant, None)
+        if not self._jobs:
+            self.share.rest()
 
     def _announce(self, job: Job) -> None:
         """Tell the tenant's sessions that its counts may have changed."""

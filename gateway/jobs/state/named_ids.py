@@ -11,33 +11,36 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
-from urllib.parse import parse_qsl
 
 from gateway.comfy import json_codec
 from gateway.comfy.errors import is_prompt_id
+from gateway.jobs.state.request_fields import MAX_DEPTH, MAX_VALUES, Fields
 
 MAX_IDS = 64
 MAX_ID = 128
 # A longer body is passed on unread.
 MAX_READ = 64 * 1024
-_MAX_DEPTH, _MAX_VALUES, _MAX_FIELDS = 20, 10_000, 100
 _MAX_HEARD = 1_000
+# Containers that are put around parsed JSON before it is looked through.
+_OWN = 2
 _CLIENT_KEYS = frozenset({"clientid", "client_id", "sid"})
 _ID_KEYS = frozenset({"id", "uid", "uuid", "unique", "node", "key"})
 # A state's id: so that nothing common ("image", "v2", "12") is taken for one, it has a digit or many characters.
 _STATE_ID = re.compile(r"(?=.*\d)[A-Za-z0-9_.:+-]{4,128}|[A-Za-z0-9_.:+-]{16,128}")
 _QUOTED = re.compile(rb'"([A-Za-z0-9_.:+-]{4,128})"')
 _SLICE = 256 * 1024
-_FIELD = re.compile(r'; ?name="([^"\r\n]{1,128})"')
-_MAX_HEAD = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class NamedIds:
-    """Ids that a request names, in the order in which they stand there, and its clientId."""
+    """Ids that a request names, in the order in which they stand there, and its clientId.
+
+    `is_whole` is False if the request may name more.
+    """
 
     ids: tuple[str, ...] = ()
     client_id: str = ""
+    is_whole: bool = True
 
 
 def is_state_id(text: str) -> bool:
@@ -60,17 +63,19 @@ def in_value(value: Any) -> Iterator[str]:
                 return
 
 
-def in_request(parts: Iterable[str], query: Iterable[tuple[str, str]], fields: Iterable[tuple[str, Any]]) -> NamedIds:
+def in_request(parts: Iterable[str], query: Iterable[tuple[str, str]], fields: Fields) -> NamedIds:
     """Return the ids that a request names.
 
     Args:
         parts: the parts of its path.
         query: its query.
-        fields: the fields of its body (`fields_of`).
+        fields: the fields of its body.
     """
-    ids = dict.fromkeys(part for part in parts if 0 < len(part) <= MAX_ID)
+    named = list(parts)
+    is_whole = all(len(part) <= MAX_ID for part in named)
+    ids = dict.fromkeys(part for part in named if 0 < len(part) <= MAX_ID)
     client_id = ""
-    for key, value in (*query, *fields):
+    for key, value in (*query, *fields.values):
         for name, each in _scalars({key: value}):
             text = _id_text(each)
             if text is None:
@@ -79,38 +84,12 @@ def in_request(parts: Iterable[str], query: Iterable[tuple[str, str]], fields: I
                 client_id = client_id or text
             elif _names_id(name) or is_prompt_id(text):
                 ids[text] = None
-    return NamedIds(tuple(ids)[:MAX_IDS], client_id)
-
-
-def fields_of(body: bytes, content_type: str) -> list[tuple[str, Any]]:
-    """Return the fields of a short body that is JSON or a form; none if it is neither. A field's own JSON is parsed."""
-    if content_type == "multipart/form-data":
-        return list(_form_fields(body.decode("utf-8", "replace")))
-    if content_type == "application/x-www-form-urlencoded":
-        try:
-            pairs = parse_qsl(body.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS)
-        except ValueError:
-            return []
-        return [(key, _parsed(value)) for key, value in pairs]
-    value = _json(body)
-    return list(value.items()) if isinstance(value, dict) else [("", value)]
-
-
-def _form_fields(text: str) -> Iterator[tuple[str, Any]]:
-    for part in text.split("\r\n--", _MAX_FIELDS):
-        head, _, value = part.partition("\r\n\r\n")
-        name = _FIELD.search(head, 0, _MAX_HEAD)
-        if name is not None and "filename" not in head[:_MAX_HEAD]:
-            yield name[1], _parsed(value)
-
-
-def _parsed(text: str) -> Any:
-    return _json(text.encode("utf-8", "replace")) if text[:1] in ("{", "[") else text
+    return NamedIds(tuple(ids)[:MAX_IDS], client_id, is_whole and fields.is_whole and len(ids) <= MAX_IDS)
 
 
 def _json(data: bytes) -> Any:
     try:
-        return json_codec.read_bounded(data, _MAX_DEPTH, _MAX_VALUES)[0]
+        return json_codec.read_bounded(data, MAX_DEPTH, MAX_VALUES)[0]
     except (json_codec.TooMuchJson, json_codec.MalformedJson):
         return None
 
@@ -136,14 +115,14 @@ def _scalars(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield each text and number with the key nearest to it, in lower case; not deeper, nor more, than is read."""
     left: list[tuple[str, Any, int]] = [("", value, 0)]
     seen = 0
-    while left and seen < _MAX_VALUES:
+    while left and seen < MAX_VALUES + _OWN:
         key, each, depth = left.pop()
         seen += 1
         if isinstance(each, dict):
-            if depth < _MAX_DEPTH:
+            if depth <= MAX_DEPTH:
                 left += [(str(name).lower(), item, depth + 1) for name, item in reversed(each.items())]
         elif isinstance(each, list):
-            if depth < _MAX_DEPTH:
+            if depth <= MAX_DEPTH:
                 left += [(key, item, depth + 1) for item in reversed(each)]
         else:
             yield key, each

@@ -89,6 +89,21 @@ class Progress:
             self._note(node for node in data.get("nodes", ()) if isinstance(node, str))
         return False
 
+    @property
+    def states(self) -> Mapping[str, Any]:
+        """Return the states of nodes in the last ``progress_state``; empty if there was none."""
+        return self._states if isinstance(self._states, dict) else {}
+
+    @property
+    def step(self) -> Mapping[str, Any]:
+        """Return the data of the last ``progress``; empty if there was none."""
+        return self._step
+
+    @property
+    def visited(self) -> frozenset[str]:
+        """Return the nodes that were executed or cached, without the one that was last."""
+        return frozenset(self._nodes) - {self._latest}
+
     def _note(self, nodes: Iterable[str]) -> None:
         for node in nodes:
             if len(self._nodes) < MAX_NODES:

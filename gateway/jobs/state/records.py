@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.comfy import json_codec
 from gateway.jobs.state.job import Assignment, Delivery, Job
+from gateway.jobs.state.prompt_webhook import encode_webhook
 from gateway.jobs.state.submission import decode_from_journal, encode_for_journal
 from gateway.jobs.state.transitions import PLACED, State
 from gateway.store.protocol import HistoryRecord, JobRecord, JobUpdate, StoreDamaged
@@ -32,6 +33,7 @@ def job_record(job: Job, gateway: str) -> JobRecord:
         submission=encode_for_journal(job.submission),
         mark=_mark_of(job),
         given_up=_given_up(job),
+        webhook=encode_webhook(job.submission.webhook),
     )
 
 
@@ -115,7 +117,7 @@ def job_of(record: JobRecord, backends: Collection[str]) -> Job:
         record.prompt_id,
         record.number,
         record.tag,
-        decode_from_journal(record.submission, record.digest),
+        decode_from_journal(record.submission, record.digest, record.webhook),
         record.create_time,
         now - max(0.0, time.time() - record.create_time / 1000),
         state=state if is_placed else State.WAITING,

@@ -14,6 +14,7 @@ from gateway.settings import RetentionSettings
 from gateway.store.protocol import ClockReading, HistoryRemoval, Store, StoreError, TimeMark
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.times import HOLD_SECONDS, was_set
 
 _log = logs.get("retention")
 
@@ -23,9 +24,6 @@ BATCH = 100
 # If at least this many entries expire at once, a limit was lowered, and the log says so before they are deleted.
 LARGE = 100
 _BY_COUNT, _BY_AGE = "store.retention.max_items", "store.retention.max_age"
-# A process trusts the wall clock if it was not set for this long.
-HOLD_SECONDS = 3600.0
-SET_BY_MS = 60_000
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -84,7 +82,7 @@ class Retention:
             StoreError: the journal can't be read or written.
         """
         before = self._set_at
-        if before is None or abs((now.time - now.uptime) - (before.time - before.uptime)) > SET_BY_MS:
+        if before is None or was_set((before.time - before.uptime) / 1000, (now.time - now.uptime) / 1000):
             self._set_at = before = now
         await self.sweep(now, by_age=now.uptime - before.uptime >= self._hold_ms)
 

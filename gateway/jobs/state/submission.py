@@ -14,7 +14,9 @@ from gateway.comfy.file_refs import FileRef
 from gateway.comfy.jobs_api import encoded_workflow_id
 from gateway.comfy.node_review import file_inputs as reviewed_file_inputs
 from gateway.comfy.pack_routes import INTERACTIVE
-from gateway.jobs.state import partner_keys
+from gateway.jobs.routing.requirements import Requirement, joined
+from gateway.jobs.routing.signature import NO_WORKLOAD, Workload, read_workload
+from gateway.jobs.state import partner_keys, prompt_webhook
 from gateway.jobs.state.prompt_bounds import (
     Bounds,
     Rejection,
@@ -29,10 +31,15 @@ from gateway.jobs.state.prompt_bounds import (
     rejection,
     web_workflow,
 )
+from gateway.jobs.state.prompt_requirement import decode_requirement, requirement_of
 
 _OWN_KEYS = frozenset({"prompt", "prompt_id", "client_id", "extra_data", "number", "front"})
+# The keys of extra_data that have fields of their own in a `Submission`.
+_TAKEN_OUT = frozenset({*partner_keys.NAMES, prompt_webhook.NAME, "client_id"})
 # A year, in seconds.
 MAX_DEADLINE = 31_536_000
+# The key of extra_data with the priority, and the highest one.
+PRIORITY, MAX_PRIORITY = "gateway_priority", 9
 # Bytes of client_id and partner keys, which are kept parsed and told again and again.
 MAX_HEAD = 64 * 1024
 # How deep in an input a file's name may lie: each keeps its path.
@@ -66,6 +73,10 @@ class Submission:
     `secrets`, if they are large. `is_plain` is True if orjson can write the whole body. `request_id` is the id of the
     request, for log lines; it is empty if an earlier version of the gateway accepted the prompt. `bound` are the
     backends that keep state which the prompt names, each with one of the ids; it can run on a backend with all of it.
+    `model` is the file name of the diffusion model, "" if there is none. `workload` is what its run time depends on.
+    `webhook` was `extra_data.webhook`, which `extra_data` has no more; only the journal's own column for it has it.
+    `metadata` is `extra_data.metadata` as events have it, encoded; "" if there is none. `priority` is the one that the
+    client asks for: `extra_data.gateway_priority`. `require` are the conditions that it puts to its backend.
     """
 
     prompt: bytes
@@ -92,6 +103,12 @@ class Submission:
     is_plain: bool = field(default=False, compare=False)
     request_id: str = field(default="", compare=False)
     bound: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    model: str = ""
+    workload: Workload = field(default=NO_WORKLOAD, compare=False)
+    webhook: prompt_webhook.PromptWebhook | None = None
+    metadata: bytes = b""
+    priority: int = 0
+    require: Requirement = ()
 
     def graph(self) -> Any:
         """Return the graph, parsed anew."""
@@ -211,11 +228,13 @@ def _submission(
     gave_client_id = "client_id" in value or "client_id" in extra
     client_id = value["client_id"] if "client_id" in value else extra.get("client_id")
     secrets = {key: extra[key] for key in partner_keys.NAMES if key in extra}
-    more_bytes = _bytes_of(client_id, secrets)
-    shown = {key: item for key, item in extra.items() if key not in partner_keys.NAMES and key != "client_id"}
+    webhook = prompt_webhook.webhook_of(extra)
+    more_bytes = _bytes_of(client_id, secrets) + (webhook.size if webhook is not None else 0)
+    shown = {key: item for key, item in extra.items() if key not in _TAKEN_OUT}
     rest = {key: item for key, item in value.items() if key not in _OWN_KEYS}
     if (shown or rest) and partner_keys.may_hold(body):
         shown, rest = partner_keys.without(shown), partner_keys.without(rest)
+    metadata = prompt_webhook.metadata_of(shown)
     targets, prompt_id = rest.get("partial_execution_targets"), value.get("prompt_id")
     return Submission(
         prompt=json_codec.packed(dumps(value["prompt"])),
@@ -231,16 +250,22 @@ def _submission(
         models=found.models,
         files=found.files,
         separated=found.separated,
+        model=found.model,
+        workload=read_workload(value["prompt"], found),
         digest=_digest(value) if prompt_id is not None else None,
         secrets=secrets,
         needs_secrets=bool(secrets),
         deadline=_deadline(extra),
+        priority=_priority(extra),
+        require=requirement_of(extra),
         workflow_id=encoded_workflow_id(shown),
         by_admin=by_admin,
         judgement=judgement,
-        more_bytes=more_bytes,
+        more_bytes=more_bytes + len(metadata),
         is_plain=dumps is json_codec.dumps,
         request_id=request_id,
+        webhook=webhook,
+        metadata=metadata,
     )
 
 
@@ -280,6 +305,19 @@ def _deadline(extra: Mapping[str, Any]) -> float | None:
     return float(seconds)
 
 
+def _priority(extra: Mapping[str, Any]) -> int:
+    priority = extra.get(PRIORITY)
+    if priority is None:
+        return 0
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= MAX_PRIORITY:
+        raise rejection(
+            "invalid_priority",
+            f"extra_data.{PRIORITY} must be a whole number from 0 to {MAX_PRIORITY}",
+            f"got {repr(priority)[:100]}; the higher goes first; leave it out for 0",
+        )
+    return priority
+
+
 def _digest(value: Mapping[str, Any]) -> bytes:
     """Return a digest of a body that does not depend on the order of its keys."""
     try:
@@ -289,7 +327,7 @@ def _digest(value: Mapping[str, Any]) -> bytes:
 
 
 def encode_for_journal(submission: Submission) -> bytes:
-    """Return a submission as the journal keeps it; `decode_from_journal` reads it."""
+    """Return a submission without its webhook as the journal keeps it; `decode_from_journal` reads it."""
     return b"".join(
         (
             b'{"prompt":',
@@ -311,6 +349,7 @@ def encode_for_journal(submission: Submission) -> bytes:
                     "file_inputs": _declared(submission),
                     "request_id": submission.request_id,
                     "bound": submission.bound,
+                    "require": joined(submission.require),
                 }
             ),
             b"}",
@@ -325,8 +364,12 @@ def _declared(submission: Submission) -> list[tuple[str, str]]:
     return sorted({(classes[file.node_id], file.input_name) for file in submission.files if file.declared})
 
 
-def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
-    """Return a submission that an earlier run of the gateway accepted, without its partner keys."""
+def decode_from_journal(data: bytes, digest: bytes | None, webhook: bytes = b"") -> Submission:
+    """Return a submission that an earlier run of the gateway accepted, without its partner keys.
+
+    Args:
+        webhook: its webhook, from the column of its own.
+    """
     # Take the file inputs from the journal, because the catalogue is not known yet.
     value, is_plain = json_codec.loads_told(data)
     head, dumps = value["head"], json_codec.dumps if is_plain else json_codec.encoder_for(data)
@@ -336,7 +379,12 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
     except Rejection:
         # If the deadline is invalid, ignore it, because a version without deadlines accepted the prompt.
         deadline = None
+    try:
+        priority = _priority(value["extra_data"])
+    except Rejection:
+        priority = 0
     targets, found = value["rest"].get("partial_execution_targets"), graph.survey(value["prompt"], file_inputs)
+    metadata, own = prompt_webhook.metadata_of(value["extra_data"]), prompt_webhook.decode_webhook(webhook)
     return Submission(
         prompt=json_codec.packed(dumps(value["prompt"])),
         extra_data=json_codec.packed(dumps(value["extra_data"])),
@@ -351,13 +399,19 @@ def decode_from_journal(data: bytes, digest: bytes | None) -> Submission:
         models=found.models,
         files=found.files,
         separated=found.separated,
+        model=found.model,
+        workload=read_workload(value["prompt"], found),
         digest=digest,
         needs_secrets=head["needs_secrets"],
         deadline=deadline,
+        priority=priority,
+        require=decode_requirement(head.get("require")),
         workflow_id=encoded_workflow_id(value["extra_data"]),
         by_admin=bool(head.get("by_admin")),
-        more_bytes=_bytes_of(head["client_id"], {}, is_new=False),
+        more_bytes=_bytes_of(head["client_id"], {}, is_new=False) + len(metadata) + (own.size if own else 0),
         is_plain=is_plain,
         request_id=str(head.get("request_id", "")),
         bound=tuple((backend, id_) for backend, id_ in head.get("bound", ())),
+        webhook=own,
+        metadata=metadata,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from aiohttp import web
 
 from gateway.telemetry.audit import Audit, Reason
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.times import iso
 from gateway.tenants import browser_sessions
 from gateway.tenants.browser_sessions import BrowserSessions
 from gateway.tenants.credentials import AmbiguousKey, key_in_cookies, key_in_headers, key_in_query
@@ -149,7 +149,7 @@ class Authentication:
 
 def _over(grant: Grant) -> Refused:
     """Return the refusal of an expired or replaced key. It says what happened, because the caller has the secret."""
-    key, when = grant.key, datetime.fromtimestamp(grant.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    key, when = grant.key, iso(grant.until)
     if key is not None and key.expires != grant.until:
         message = f"This key was replaced, and held until {when}"
     else:

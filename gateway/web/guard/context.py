@@ -11,6 +11,7 @@ from aiohttp import web
 from gateway.catalogue.catalogue import Catalogue
 from gateway.catalogue.pack_watch import PackWatch
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.restarts import Restarts
 from gateway.jobs.engine import Engine
 from gateway.sessions.hub import Hub
 from gateway.settings import Settings
@@ -25,6 +26,8 @@ from gateway.tenants.policy import Policies, Policy
 from gateway.tenants.stored_keys import StoredKeys
 from gateway.web.guard.authentication import Authentication
 from gateway.web.http.request_keys import IDENTITY
+from gateway.webhooks.service import Webhooks
+from gateway.workflows.service import Workflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,9 @@ class Context:
     # True if the gateway judges a tenant's prompts. Such a tenant may upload no file that names other files.
     is_judged: Callable[[str], bool]
     packs: PackWatch
+    restarts: Restarts
+    webhooks: Webhooks
+    workflows: Workflows
 
 
 CONTEXT = web.AppKey("parts", Context)
@@ -89,7 +95,7 @@ def whose(request: web.Request) -> Identity:
     Two tenants may have the same prompt_id, and files of the same name, so an admin names one with ``?tenant=``.
 
     Raises:
-        UnknownTenant: the tenant has no key, no setting, no job, no file and no history entry, so it is a typo.
+        UnknownTenant: the tenant has no key, setting, job, file, history entry, webhook and workflow, so it is a typo.
     """
     identity = caller(request)
     if not identity.is_admin or "tenant=" not in request.rel_url.raw_query_string:
@@ -110,6 +116,8 @@ def _is_known(gateway: Context, tenant: str) -> bool:
         or engine.ledger.remaining(tenant) > 0
         or engine.history.has(tenant)
         or engine.files.has(tenant)
+        or bool(gateway.webhooks.endpoints(tenant))
+        or gateway.workflows.has(tenant)
     )
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from gateway.artifacts.links import OWN_PATH
 from gateway.settings import Settings
 from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.tenants.roles import Access, without_api
@@ -155,7 +156,8 @@ def _asked(request: web.Request, access: Access, *, is_open: bool) -> Asked:
         referer=headers.get("Referer", ""),
         site=headers.get("Sec-Fetch-Site", ""),
         mode=headers.get("Sec-Fetch-Mode", ""),
-        brings_key="X-API-Key" in headers or credentials == "bearer" or counts,
+        # A signed link lets in any page that has it, and nothing else about its request counts.
+        brings_key="X-API-Key" in headers or credentials == "bearer" or counts or request.path.startswith(OWN_PATH),
         is_signed_in="Cookie" in headers or credentials == "basic",
         is_open=is_open,
     )

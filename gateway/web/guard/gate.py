@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_writer import HttpVersion11
 from aiohttp.typedefs import Handler
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from gateway.comfy.client import BackendError
 from gateway.store.protocol import StoreError
@@ -24,13 +24,14 @@ from gateway.web.guard.audit import is_noted, who_of
 from gateway.web.guard.context import Context, UnknownTenant
 from gateway.web.guard.cross_origin import READS, Origins, is_preflight
 from gateway.web.guard.rate_limits import refuse
+from gateway.web.http.base_path import shown_path
 from gateway.web.http.client_address import client_address
 from gateway.web.http.decompression import TAKEN, BadPacking, UnknownCoding
 from gateway.web.http.request_body import MAX_BODY_BYTES, REACHED
 from gateway.web.http.request_ids import request_id_of
 from gateway.web.http.request_keys import GRANT, IDENTITY, STREAMING
 from gateway.web.http.request_log import RequestLog, name_jobs
-from gateway.web.http.responses import problem
+from gateway.web.http.responses import no_answer, problem
 from gateway.web.server.connections import SlowBody
 from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed
 
@@ -40,6 +41,8 @@ _log = logs.get("http")
 MAX_PATH = 200
 # Names of a job's id in the templates of routes.
 _JOB_NAMES = ("prompt_id", "job_id")
+# Routes below /gateway/ by which users act on their own things.
+_USERS_OWN = ("/gateway/api/v1/me/", "/gateway/run", "/gateway/workflows")
 # The codings that a client may send instead (RFC 9110, section 12.5.3).
 _ACCEPTS = {"Accept-Encoding": TAKEN}
 
@@ -62,7 +65,7 @@ class Gate:
         self._roles = Roles(operators_rows(settings.routes))
         self._keyless = {Access.ANYBODY, *([Access.MONITORING] if settings.auth.metrics == "open" else [])}
         self._http_log = http_log
-        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def guard(self, handler: Handler, method: str, route: str, *, passes_on: bool = False) -> Handler:
         """Return a handler behind the gate. `route` is the template, never a raw path, because paths hold names.
@@ -72,7 +75,6 @@ class Gate:
         Raises:
             LookupError: the table of roles has no row for the route.
         """
-        histogram = self._metrics.request_seconds.labels(route)
         access = None if passes_on else self._roles.of_route(method, route)
         acts = access is Access.ADMINS and method not in READS
         reads_body = method not in READS and (method != "DELETE" or passes_on)
@@ -110,8 +112,7 @@ class Gate:
                 raise
             finally:
                 seconds = time.perf_counter() - began
-                histogram.observe(seconds)
-                self._count(request.method, route, status)
+                self._count(request.method, route, status, seconds)
                 if self._http_log.is_on:
                     if id_name is not None:
                         name_jobs(request, [request.match_info[id_name]])
@@ -189,12 +190,15 @@ class Gate:
         self._metrics.limited.labels(reached.limit).inc()
         return refuse(reached)
 
-    def _count(self, method: str, route: str, status: int) -> None:
+    def _count(self, method: str, route: str, status: int, seconds: float) -> None:
         key = (method, route, status)
-        counter = self._counters.get(key)
-        if counter is None:
-            counter = self._counters[key] = self._metrics.requests.labels(method, route, str(status))
-        counter.inc()
+        counted = self._counters.get(key)
+        if counted is None:
+            # Not before the first request: a histogram that counts nothing has as many series as another.
+            counter = self._metrics.requests.labels(method, route, str(status))
+            counted = self._counters[key] = counter, self._metrics.request_seconds.labels(route)
+        counted[0].inc()
+        counted[1].observe(seconds)
 
 
 async def _answer_expectation(request: web.Request) -> None:
@@ -219,6 +223,8 @@ def _asked(request: web.Request) -> str:
 
 def _forbidden(identity: Identity, access: Access) -> web.Response:
     what = "another role" if identity.role is Role.METRICS else "an admin's key"
+    if access is Access.MONITORING:
+        what = "a key for metrics, or an admin's"
     if access is Access.TEAM:
         what = f"{what}, or tenants that are not isolated: it shows what everybody made"
     details = f"{identity.noun} has the role {identity.role}"
@@ -227,7 +233,8 @@ def _forbidden(identity: Identity, access: Access) -> web.Response:
 
 def _is_operations(route: str) -> bool:
     """Return True if a route is for operating the gateway. No limit holds there, so that an admin can always act."""
-    return route.startswith("/gateway/") or route in ("/metrics", "/healthz", "/readyz")
+    is_users = route.startswith(_USERS_OWN)
+    return (route.startswith("/gateway/") and not is_users) or route in ("/metrics", "/healthz", "/readyz")
 
 
 def _cut(request: web.Request, error: Exception) -> web.Response:
@@ -263,7 +270,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPRequestEntityTooLarge as error:
         return problem(413, "body_too_large", "The request body is too large", str(error.text))
     except UnknownTenant as error:
-        details = "it has no key, no job, no file and no history; GET /gateway/keys tells the tenants that have keys"
+        keys = shown_path(request, "/gateway/keys")
+        details = f"it has no key, no job, no file and no history; GET {keys} tells the tenants that have keys"
         return problem(404, "no_such_tenant", f"There is no tenant '{str(error)[:MAX_PATH]}'", details)
     except UnknownCoding as error:
         return problem(415, "unknown_coding", "The body is compressed in a way that is not taken", str(error), _ACCEPTS)
@@ -283,7 +291,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise web.HTTPBadGateway from error
         _log.warning("backend_unavailable", request_id=request_id_of(request), path=request.path, error=str(error))
-        return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})
+        return no_answer()
     except (ConnectionResetError, aiohttp.ClientConnectionResetError):
         # The client went away; nobody reads this.
         return web.Response(status=499)

@@ -12,7 +12,7 @@ from gateway.comfy import json_codec
 from gateway.telemetry import logs
 from gateway.web.guard.context import caller
 from gateway.web.http.request_ids import request_id_of
-from gateway.web.http.request_keys import IDENTITY
+from gateway.web.http.request_keys import ACCEPTED, IDENTITY
 
 _log = logs.get("prompts")
 # Characters of a name that a line repeats, because a prompt may call its nodes and inputs what it likes.
@@ -40,7 +40,7 @@ def refusals_logged(handler: Handler) -> Handler:
 
 def _note(request: web.Request, status: int, body: object) -> None:
     # If the key was refused, write no line, because the audit log has one.
-    if status < 400 or status == _GONE or IDENTITY not in request:
+    if status < 400 or status == _GONE or IDENTITY not in request or ACCEPTED in request:
         return
     about = {"request_id": request_id_of(request), "tenant": caller(request).tenant}
     _log.info("prompt_refused", **about, status=status, **reason_of(body))
@@ -56,7 +56,9 @@ def reason_of(body: object) -> dict[str, str | int]:
         return {}
     error, nodes = _object(_object(told).get("error")), _object(_object(told).get("node_errors"))
     extra = _object(error.get("extra_info"))
-    found: dict[str, Any] = {"error": error.get("type"), "limit": extra.get("limit")}
+    # The Comfy API v2 has another form.
+    nodes = nodes or _object(_object(error.get("details")).get("node_errors"))
+    found: dict[str, Any] = {"error": error.get("type", error.get("code")), "limit": extra.get("limit")}
     found |= {name: extra.get(name) for name in ("node_id", "class_type", "pack", "input_name")}
     if nodes:
         node_id, node = next(iter(nodes.items()))

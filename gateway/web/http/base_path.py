@@ -42,6 +42,14 @@ def link_prefix(request: web.Request) -> str:
     return base_path if prefix is None else prefix
 
 
+def shown_path(request: web.BaseRequest, path: str) -> str:
+    """Return one of the gateway's own paths as the client of a request sees it, for texts."""
+    # The redirect from plain HTTP is a server of its own, without an application.
+    if isinstance(request, web.Request) and BASE_PATH in request.app:
+        return link_prefix(request) + path
+    return path
+
+
 async def add_slash(request: web.Request) -> web.Response:
     """Redirect from the prefix itself to the path below it, because the web UI's links are relative."""
     query = request.rel_url.raw_query_string

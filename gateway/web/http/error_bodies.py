@@ -15,23 +15,26 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.telemetry import logs
+from gateway.web.http.base_path import shown_path
 from gateway.web.http.request_ids import noted, request_id_of
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import JSON_HEADERS, problem
+from gateway.web.http.v2_errors import in_form
 
 _log = logs.get("http")
 
 # Set where a whole answer is a backend's.
 FROM_BACKEND = "from_backend"
+OPENAPI = "/gateway/openapi.json"
 # Characters of a path, and of what a library says, that a refusal repeats.
 MAX_SHOWN = 200
 
-# By status: the error's type, its message, and the advice.
+# By status: the error's type, its message, and the advice, in which {openapi} stands for a path.
 _SAID: Mapping[int, tuple[str, str, str]] = {
     400: (
         "bad_request",
         "The request is not one that this route takes",
-        "compare its query, its headers and its body with GET /gateway/openapi.json",
+        "compare its query, its headers and its body with GET {openapi}",
     ),
     401: ("unauthorized", "A key is needed", "send it as X-API-Key"),
     403: ("forbidden", "This is not allowed", "name what lies in the caller's own folders, or use another key"),
@@ -54,11 +57,12 @@ _SAID: Mapping[int, tuple[str, str, str]] = {
 # A browser fetches these for a page, and complains of JSON in their place on the page's console (W3C, Fetch Metadata).
 _OF_PAGES = frozenset({"style", "script", "image", "font", "audio", "video", "track", "manifest"})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_REST = ("error", "The request is refused", "GET /gateway/openapi.json tells what each route takes")
+_REST = ("error", "The request is refused", "GET {openapi} tells what each route takes")
 
 
-def _lines(status: int) -> tuple[str, str, str]:
-    return _SAID.get(status) or (_SAID[400] if status < 500 else _REST)
+def _lines(status: int, openapi: str = OPENAPI) -> tuple[str, str, str]:
+    type_, message, advice = _SAID.get(status) or (_SAID[400] if status < 500 else _REST)
+    return type_, message, advice.replace("{openapi}", openapi)
 
 
 def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
@@ -73,7 +77,7 @@ def with_body(request: web.BaseRequest, response: web.StreamResponse) -> web.Str
         or request.headers.get("Sec-Fetch-Dest") in _OF_PAGES
     ):
         return response
-    type_, message, advice = _lines(response.status)
+    type_, message, advice = _lines(response.status, shown_path(request, OPENAPI))
     if response.reason not in ("", _PHRASES.get(response.status)):
         # ComfyUI gives its reason there, if it gives any (app/user_manager.py).
         message = response.reason
@@ -90,7 +94,7 @@ def of_exception(request: web.BaseRequest, error: web.HTTPException) -> web.Resp
     """
     if error.status < 400:
         return web.Response(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
-    type_, message, advice = _lines(error.status)
+    type_, message, advice = _lines(error.status, shown_path(request, OPENAPI))
     is_default = error.text == f"{error.status}: {error.reason}"
     told = advice if is_default or not error.text else " ".join(error.text.split())[:MAX_SHOWN]
     kept = {name: value for name, value in error.headers.items() if not name.lower().startswith("content-")}
@@ -99,7 +103,7 @@ def of_exception(request: web.BaseRequest, error: web.HTTPException) -> web.Resp
 
 def _shown(request: web.BaseRequest) -> str:
     # Without its query, which may hold a key.
-    return f"{request.method} {request.path[:MAX_SHOWN]}"
+    return f"{request.method} {shown_path(request, request.path[:MAX_SHOWN])}"
 
 
 class Protocol(web.RequestHandler):
@@ -141,6 +145,6 @@ class Protocol(web.RequestHandler):
             raise ConnectionError("an answer has begun, so no other can be sent")
         if self._http_log.is_on and not noted(request).is_logged:
             self._http_log.write(request, status, 0.0)
-        response = problem(status, type_, said, details)
+        response = in_form(request, problem(status, type_, said, details))
         response.force_close()
         return response

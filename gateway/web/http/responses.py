@@ -40,8 +40,13 @@ def problem(
 
 def no_file() -> web.Response:
     """Return the refusal for a file that does not exist or is another tenant's. It is the same for both."""
-    details = "look at filename, subfolder and type; GET /history tells the files that a prompt made"
+    details = "look at filename, subfolder and type; the history tells the files that a prompt made"
     return problem(404, "file_not_found", "There is no such file", details)
+
+
+def no_answer() -> web.Response:
+    """Return the refusal for a request that a backend failed to answer."""
+    return problem(502, "backend_unavailable", "The backend did not answer", headers={"Retry-After": "5"})
 
 
 def no_backend_allowed() -> web.Response:

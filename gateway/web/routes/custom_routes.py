@@ -17,6 +17,7 @@ from gateway.fleet.backend import Backend
 from gateway.jobs.state import named_ids
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.named_ids import NamedIds, is_state_id
+from gateway.jobs.state.request_fields import Fields, fields_of
 from gateway.jobs.state.transitions import QUEUED_THERE, State
 from gateway.jobs.state.write_owner import OpenJob, Owner, Unclear, named_owner, unnamed_owner
 from gateway.web.guard.context import caller, context_of, policy
@@ -38,7 +39,9 @@ _ADVICE = (
 
 
 _SEVERAL = f"your prompts are on different backends, and any of them may be meant: {_ADVICE}"
-_NOBODYS = f"none of your prompts that runs is named, and some prompt might take this for its own: {_ADVICE}"
+_NOBODYS = f"none of your prompts that run is meant for sure, and some prompt might take this for its own: {_ADVICE}"
+_TAKEN = "no backend can take a state of this id; choose another id"
+_WEAK = "this can't be told from others' states; take an id of 4 to 128 letters, digits and _.:+-, with a digit"
 
 
 async def pass_to_owner(request: web.Request) -> web.StreamResponse | None:
@@ -56,18 +59,20 @@ async def pass_to_owner(request: web.Request) -> web.StreamResponse | None:
     body = await _body(request)
     named = _named(request, family, body)
     found = _owner(request, family if keeps_state else None, named)
-    if found is None:
-        first = next(iter(context_of(request).fleet.alive(policy(request).allowed)), None)
-        found = Owner(first.name) if first is not None else None
-        is_unread = body is None and request.can_read_body and request.content_type in _NAMING
-        is_blind = is_unread or (family is not None and family.keeps is Keeps.WAITING)
-        if first is not None and _may_reach_another(request, first, named, is_blind=is_blind):
-            return _unclear(_NOBODYS)
     if isinstance(found, web.Response):
         return found
+    is_foreseen = found is not None and keeps_state
+    if family is not None and keeps_state and (refusal := _not_kept_apart(request, family, named, found)):
+        return _unclear(refusal)
     if found is None:
-        return None
+        first = next(iter(context_of(request).fleet.alive(policy(request).allowed)), None)
+        if first is None:
+            return None
+        found = Owner(first.name)
     backend = context_of(request).fleet.backends[found.backend]
+    is_blind = _is_blind(request, body, named) or (family is not None and family.keeps is Keeps.WAITING)
+    if not is_foreseen and _may_reach_another(request, backend, named, is_blind=is_blind):
+        return _unclear(_NOBODYS)
     renames = _renames(request, found)
     read = _reader(request, backend.name, family if keeps_state else None, named)
     return await forward(request, backend, request.rel_url.raw_path, body=body, renames=renames, read=read)
@@ -78,6 +83,14 @@ async def _read_state(request: web.Request, family: Family) -> web.StreamRespons
     gateway, identity = context_of(request), caller(request)
     named = _named(request, family, None)
     ids = _state_ids(named, family)
+    strange = _strange(request, ids)
+    is_weak = not ids and (bool(named.ids) or not named.is_whole)
+    is_closed = identity.isolated and (bool(strange) or is_weak)
+    if not identity.is_admin and (is_closed or gateway.engine.bindings.others(identity.tenant, strange)):
+        # Nobody may read another's state by its id, nor beside an id of its own. The answer is the same if there is no
+        # such id.
+        shown = (*strange, *named.ids, "so long an id")[0]
+        return problem(404, "state_unknown", "There is no such state", f"nothing of this caller's is kept at {shown}")
     for id_ in ids:
         binding = gateway.engine.bindings.of(identity.tenant, id_)
         if binding is None:
@@ -87,9 +100,6 @@ async def _read_state(request: web.Request, family: Family) -> web.StreamRespons
         if _may_use(request, binding.backend):
             backend = gateway.fleet.backends[binding.backend]
             return await forward(request, backend, request.rel_url.raw_path)
-    if ids and not identity.is_admin and (identity.isolated or gateway.engine.bindings.others(identity.tenant, ids)):
-        # Nobody may read another's state by its id. The answer is the same if there is no such id.
-        return problem(404, "state_unknown", "There is no such state", f"nothing of this caller's is kept at {ids[-1]}")
     now, client_id = time.monotonic(), named.client_id
     place = None if ids else gateway.engine.bindings.session(identity.tenant, client_id, family.name, now)
     if place is None or not _may_use(request, place):
@@ -105,7 +115,7 @@ async def _body(request: web.Request) -> bytes | None:
 
 
 def _named(request: web.Request, family: Family | None, body: bytes | None) -> NamedIds:
-    fields = named_ids.fields_of(body, request.content_type) if body else []
+    fields = fields_of(body, request.content_type, request.charset) if body else Fields()
     return named_ids.in_request(parts_below(request.path, family), request.rel_url.query.items(), fields)
 
 
@@ -114,9 +124,35 @@ def _state_ids(named: NamedIds, family: Family | None) -> list[str]:
     return [each for each in named.ids if is_state_id(each)] if family is not None else []
 
 
+def _strange(request: web.Request, ids: Iterable[str]) -> list[str]:
+    """Return the ids under which no backend keeps a state of the caller's."""
+    bindings, tenant = context_of(request).engine.bindings, caller(request).tenant
+    return [each for each in ids if bindings.of(tenant, each) is None]
+
+
+def _not_kept_apart(request: web.Request, family: Family, named: NamedIds, owner: Owner | None) -> str:
+    """Return the reason why a state must not be written, because it may be another tenant's; empty if there is none."""
+    identity, ids = caller(request), _state_ids(named, family)
+    others = context_of(request).engine.bindings.others(identity.tenant, _strange(request, ids))
+    if owner is not None and owner.backend in others:
+        return _TAKEN
+    is_weak = not ids and (bool(named.ids) or not named.is_whole)
+    # A POST may name an action in its path, such as "prepare".
+    return _WEAK if is_weak and request.method != "POST" and identity.isolated and not identity.is_admin else ""
+
+
 def _may_use(request: web.Request, backend: str) -> bool:
     allowed = policy(request).allowed
     return backend in context_of(request).fleet.backends and (allowed is None or backend in allowed)
+
+
+def _is_blind(request: web.Request, body: bytes | None, named: NamedIds) -> bool:
+    """Return True if a write may name something that the gateway does not see.
+
+    A team's long files are let pass. A stranger may call anything a file.
+    """
+    is_unread = body is None and request.can_read_body
+    return not named.is_whole or (is_unread and (caller(request).isolated or request.content_type in _NAMING))
 
 
 def _may_reach_another(request: web.Request, backend: Backend, named: NamedIds, *, is_blind: bool) -> bool:
@@ -126,7 +162,10 @@ def _may_reach_another(request: web.Request, backend: Backend, named: NamedIds, 
         is_blind: True if the write may name something that the gateway can't see.
     """
     ledger, tenant = context_of(request).engine.ledger, caller(request).tenant
-    others = [job for job in ledger.jobs_on(backend.name) if job.tenant != tenant and job.state is State.RUNNING]
+    running = [job for job in ledger.jobs_on(backend.name) if job.state is State.RUNNING]
+    # A ComfyUI runs one prompt at a time, so those that began before the caller's have ended there.
+    began = max((job.start_time or 0 for job in running if job.tenant == tenant), default=0)
+    others = [job for job in running if job.tenant != tenant and (job.start_time is None or job.start_time >= began)]
     if is_blind:
         return bool(others)
     return any(job.live.node in named.ids or any(id_ in job.live.ids for id_ in named.ids) for job in others)
@@ -176,7 +215,7 @@ def _begin(request: web.Request, state: Family, named: NamedIds, usable: set[str
     usable = usable - bindings.others(tenant, _state_ids(named, state))
     alive = {each.name: each for each in gateway.fleet.alive(usable)}
     if not usable:
-        return _unclear("no backend can take a state of this id; choose another id")
+        return _unclear(_TAKEN)
     place = bindings.session(tenant, named.client_id, state.name, now)
     if place is None or place not in alive or not alive[place].eligible:
         place = min(alive, key=lambda name: _cost(request, alive[name]), default=None)

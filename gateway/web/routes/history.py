@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from aiohttp import web
 
 from gateway.comfy import json_codec
+from gateway.jobs.files.entry_links import Answer, Ended
 from gateway.jobs.state.job import owner_of
 from gateway.store.protocol import HistoryRecord, StoreError
 from gateway.telemetry.audit import Action
 from gateway.web.guard.audit import foreign_noted
 from gateway.web.guard.context import caller, context_of, tells_whose, whose
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.responses import empty, json_bytes, problem
 from gateway.web.routes import large_responses
 from gateway.web.routes.queue import BadBody, ids_of, read_object
+
+# Entries whose links are signed together.
+LINKED_AT_ONCE = 100
 
 
 async def get_history(request: web.Request) -> web.StreamResponse:
@@ -45,12 +53,14 @@ async def get_history_entry(request: web.Request) -> web.StreamResponse:
     if ended is None:
         return json_bytes(b"{}")
     if (entry := history.cached_entry(ended)) is not None:
-        return json_bytes(b"".join((b"{", *_item(request, ended, entry), b"}")))
+        files = await _files(request, [(ended, entry)])
+        return json_bytes(b"".join((b"{", *_item(ended, entry, *files, tells_owner=tells_whose(request)), b"}")))
     async with history.reading(ended):
         entry = await history.entry(ended)
         if entry is None:
             return json_bytes(b"{}")
-        start, whole, end = _item(request, ended, entry)
+        files = await _files(request, [(ended, entry)])
+        start, whole, end = _item(ended, entry, *files, tells_owner=tells_whose(request))
         try:
             bulk = await large_responses.kept(context_of(request).engine.spool, ended.tenant, whole)
         except large_responses.Busy:
@@ -69,12 +79,32 @@ def _one_for_each_id(request: web.Request, chosen: list[HistoryRecord]) -> list[
     return list({ended.prompt_id: ended for ended in sorted(chosen, key=lambda ended: ended.tenant == own)}.values())
 
 
-def _item(request: web.Request, ended: HistoryRecord, entry: bytes) -> tuple[bytes, memoryview, bytes]:
-    """Return the bytes before an entry, the entry, and the bytes after it."""
+def _item(
+    ended: HistoryRecord, entry: bytes, files: bytes = b"", *, tells_owner: bool
+) -> tuple[bytes, memoryview, bytes]:
+    """Return the bytes before an entry, the entry, and the bytes after it. `files` are what `_files` returns for it."""
     start = b"%b: " % json_codec.dumps(ended.prompt_id)
-    if not tells_whose(request):
-        return start, memoryview(entry), b""
-    return start, memoryview(entry)[:-1], owner_of(ended.tenant, ended.backend)
+    if tells_owner:
+        return start, memoryview(entry)[:-1], files + owner_of(ended.tenant, ended.backend)
+    return (start, memoryview(entry)[:-1], files + b"}") if files else (start, memoryview(entry), b"")
+
+
+async def _files(request: web.Request, entries: list[Ended], answer: Answer | None = None) -> list[bytes]:
+    """Return for each entry the bytes about its stored files, or nothing if readers get no links to these."""
+    links = context_of(request).engine.entry_links
+    return [] if links is None else await links.members(entries, answer or Answer(link_prefix(request)))
+
+
+async def _cached_files(
+    request: web.Request, chosen: Sequence[HistoryRecord], answer: Answer | None
+) -> dict[tuple[str, str], bytes]:
+    """Return the bytes about the stored files of those entries that memory holds, by tenant and prompt_id."""
+    history = context_of(request).engine.history
+    entries = [(each, entry) for each in chosen if (entry := history.cached_entry(each)) is not None]
+    files = await _files(request, entries, answer)
+    # Let others run, because nothing above waits if all links are signed already.
+    await asyncio.sleep(0)
+    return {(each.tenant, each.prompt_id): told for (each, _), told in zip(entries, files, strict=True)}
 
 
 async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamResponse:
@@ -82,19 +112,27 @@ async def _all(request: web.Request, chosen: list[HistoryRecord]) -> web.StreamR
     engine = context_of(request).engine
     response: web.StreamResponse | None = None
     pieces: list[bytes | memoryview] = [b"{"]
-    size = 0
+    answer = None if engine.entry_links is None else Answer(link_prefix(request))
+    size, is_linked, files = 0, answer is not None, dict[tuple[str, str], bytes]()
+    # Asked once, because there may be ten thousand entries.
+    tells_owner, cached_entry = tells_whose(request), engine.history.cached_entry
     try:
-        for ended in chosen:
-            entry = engine.history.cached_entry(ended)
-            if entry is not None and size <= large_responses.MAX_AT_ONCE:
-                pieces += (b", ", *_item(request, ended, entry)) if size else _item(request, ended, entry)
-                size += len(entry)
+        for place, ended in enumerate(chosen):
+            if is_linked and place % LINKED_AT_ONCE == 0:
+                files = await _cached_files(request, chosen[place : place + LINKED_AT_ONCE], answer)
+            told = files.get((ended.tenant, ended.prompt_id)) if is_linked else b""
+            entry = cached_entry(ended)
+            if entry is not None and told is not None and size <= large_responses.MAX_AT_ONCE:
+                item = _item(ended, entry, told, tells_owner=tells_owner)
+                pieces += (b", ", *item) if size else item
+                size += len(entry) + len(told)
                 continue
             async with engine.history.reading(ended):
                 entry = await engine.history.entry(ended)
                 if entry is None:
                     continue
-                start, whole, end = _item(request, ended, entry)
+                own = await _files(request, [(ended, entry)], answer)
+                start, whole, end = _item(ended, entry, *own, tells_owner=tells_owner)
                 bulk = await large_responses.kept(engine.spool, ended.tenant, whole)
                 pieces += (b", ", start) if size else (start,)
                 size += len(entry)

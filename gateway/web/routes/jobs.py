@@ -9,6 +9,8 @@ from aiohttp import web
 from gateway.comfy import json_codec
 from gateway.comfy.errors import is_prompt_id
 from gateway.comfy.jobs_api import JobsQuery, Listed, job_of_queue_item, page_of, parse_jobs_query
+from gateway.jobs.events.shown_eta import eta_fields
+from gateway.jobs.files.entry_links import Answer
 from gateway.jobs.parsing.json_reader import NotRead
 from gateway.jobs.state.job import Job, with_owner
 from gateway.jobs.state.shown_running import all_running
@@ -17,6 +19,7 @@ from gateway.store.spool import Bulk
 from gateway.telemetry.audit import Action
 from gateway.web.guard.audit import foreign_noted
 from gateway.web.guard.context import context_of, tells_whose, whose
+from gateway.web.http.base_path import link_prefix
 from gateway.web.http.responses import JSON_HEADERS, json
 from gateway.web.routes import large_responses
 from gateway.web.routes.proxying import send_pieces
@@ -87,7 +90,9 @@ async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
     job = engine.cancellation.find(identity.sees, prompt_id)
     if job is not None:
         is_running = job.backend is not None and job in all_running(engine.ledger.jobs_on(job.backend))
-        return tell(_encoded(job, _listed(job, is_running=is_running).status), job.tenant, job.backend)
+        encoded = _encoded(job, _listed(job, is_running=is_running).status)
+        eta = json_codec.dumps(eta_fields(engine.etas.shown(job), "gateway_"))
+        return tell(b"%b,%b" % (encoded[:-1], eta[1:]), job.tenant, job.backend)
     ended = engine.history.find(identity.tenant, prompt_id)
     if ended is None and identity.is_admin:
         ended = engine.history.find_any(prompt_id)
@@ -97,7 +102,11 @@ async def _find(request: web.Request, prompt_id: str) -> bytes | Bulk | None:
         entry = await engine.history.entry(ended)
         if entry is None:
             return None
-        shown = tell(await engine.reader.show_job(identity.tenant, prompt_id, entry), ended.tenant, ended.backend)
+        shown = await engine.reader.show_job(identity.tenant, prompt_id, entry)
+        if engine.entry_links is not None:
+            (files,) = await engine.entry_links.members([(ended, entry)], Answer(link_prefix(request)))
+            shown = b"%b%b}" % (shown[:-1], files)
+        shown = tell(shown, ended.tenant, ended.backend)
         return await large_responses.kept(engine.spool, ended.tenant, shown) or shown
 
 

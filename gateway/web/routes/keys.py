@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -12,11 +11,13 @@ from aiohttp import web
 from gateway.comfy import json_codec
 from gateway.store.protocol import StoreError
 from gateway.telemetry.audit import Action
+from gateway.telemetry.times import iso_or_none
 from gateway.tenants.keys import Key, Role
 from gateway.tenants.lifetimes import NoTime, time_of
 from gateway.tenants.stored_keys import KeyRefused, NoSuchKey
 from gateway.web.guard.audit import note
 from gateway.web.guard.context import context_of
+from gateway.web.http.base_path import shown_path
 from gateway.web.http.responses import json, problem
 from gateway.web.routes.queue import BadBody, read_object
 
@@ -74,11 +75,11 @@ async def rotate_key(request: web.Request) -> web.Response:
     try:
         key, secret = await context_of(request).keys.rotate(name, overlap)
     except NoSuchKey:
-        return _unknown(name)
+        return _unknown(request, name)
     except KeyRefused as error:
         return problem(409, "key_refused", "This key can't be rotated", str(error), _PRIVATE)
     context_of(request).hub.close_ended()
-    note(request, Action.KEY_ROTATED, name, old_until=_iso(key.old_until) or "")
+    note(request, Action.KEY_ROTATED, name, old_until=iso_or_none(key.old_until) or "")
     return json({**_shown(key), "key": secret}, headers=_PRIVATE)
 
 
@@ -88,7 +89,7 @@ async def delete_key(request: web.Request) -> web.Response:
     try:
         key = await context_of(request).keys.revoke(name)
     except NoSuchKey:
-        return _unknown(name)
+        return _unknown(request, name)
     except KeyRefused as error:
         return problem(409, "key_refused", "This key can't be revoked", str(error), _PRIVATE)
     except StoreError as error:
@@ -100,8 +101,8 @@ async def delete_key(request: web.Request) -> web.Response:
     return json({"revoked": key.name}, headers=_PRIVATE)
 
 
-def _unknown(name: str) -> web.Response:
-    details = "GET /gateway/keys lists those that there are"
+def _unknown(request: web.Request, name: str) -> web.Response:
+    details = f"GET {shown_path(request, '/gateway/keys')} lists those that there are"
     return problem(404, "unknown_key", f"There is no key '{name}'", details, _PRIVATE)
 
 
@@ -126,14 +127,10 @@ def _shown(key: Key) -> dict[str, Any]:
         "tenant": key.identity.tenant,
         "source": str(key.source),
         "digest": f"{key.digest[:8]}…",
-        "created": _iso(key.created),
-        "expires": _iso(key.expires),
-        "last_used": _iso(key.used_at),
+        "created": iso_or_none(key.created),
+        "expires": iso_or_none(key.expires),
+        "last_used": iso_or_none(key.used_at),
     }
     if key.old_until is not None and key.old_until > time.time():
-        shown["old_until"] = _iso(key.old_until)
+        shown["old_until"] = iso_or_none(key.old_until)
     return shown
-
-
-def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

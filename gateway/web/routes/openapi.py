@@ -15,7 +15,8 @@ from aiohttp import web
 from gateway.tenants.roles import Access, Roles
 from gateway.web.http.base_path import link_prefix
 from gateway.web.http.responses import json
-from gateway.web.routes.openapi_operations import OPERATIONS, PROBLEM, SCHEMAS, Described
+from gateway.web.routes.openapi_operations import OPERATIONS, SCHEMAS
+from gateway.web.routes.openapi_parts import PROBLEM, Described
 
 _SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"bearer": []}, {"cookie": []}]
 _SCHEMES = {
@@ -83,6 +84,7 @@ def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
         for name, schema in described.parameters.items()
         if name not in names
     ]
+    parameters += [{"name": name, "in": "header", "schema": schema} for name, schema in described.headers.items()]
     if parameters:
         operation["parameters"] = parameters
     if described.body is not None:

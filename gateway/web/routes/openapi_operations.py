@@ -5,149 +5,160 @@ A route of our own that is not here fails a test (tests/security/test_openapi.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from gateway.jobs.files.sweepable import Verdict
+from gateway.web.routes.openapi_own_jobs import JOB_OPERATIONS, JOB_SCHEMAS
+from gateway.web.routes.openapi_parts import (
+    ANY,
+    BAD,
+    COUNT,
+    FLAG,
+    ID,
+    PROBLEM,
+    TEXT,
+    TIME,
+    WHOSE,
+    Described,
+    Schema,
+    json_of,
+    list_of,
+    nothing,
+    object_of,
+    ok,
+    problem,
+    ref_to,
+)
+from gateway.web.routes.openapi_prompts import PROMPT_OPERATIONS
+from gateway.web.routes.openapi_routing import MODELS_IN_MEMORY, ROUTING_OPERATIONS, ROUTING_SCHEMAS
+from gateway.web.routes.openapi_runs import RUN_OPERATIONS, RUN_SCHEMAS
+from gateway.web.routes.openapi_webhooks import WEBHOOK_OPERATIONS, WEBHOOK_SCHEMAS
 
-Schema = dict[str, Any]
-
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-_FLAG: Schema = {"type": "boolean"}
-_TIME: Schema = {"type": ["string", "null"], "description": "UTC, as 2026-01-31T12:00:00Z"}
-_ANY: Schema = {}
-_ID: Schema = {"type": "string", "format": "uuid"}
-_WHOSE: Schema = {"type": "string", "description": "An admin: as this tenant; of others it is not read"}
-
-
-def _object(required: Mapping[str, Schema] | None = None, **optional: Schema) -> Schema:
-    properties = {**(required or {}), **optional}
-    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _json(schema: Schema) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
-
-
-def _ok(schema: Schema, text: str = "As asked for") -> dict[str, Any]:
-    return {"description": text, "content": _json(schema)}
-
-
-_ERROR = {"type": _TEXT, "message": _TEXT, "details": _TEXT, "extra_info": _object()}
+_ERROR = {"type": TEXT, "message": TEXT, "details": TEXT, "extra_info": object_of()}
 _KEY = {
-    "name": _TEXT,
+    "name": TEXT,
     "role": {"enum": ["user", "admin", "metrics"]},
-    "tenant": _TEXT,
-    "source": _TEXT,
+    "tenant": TEXT,
+    "source": TEXT,
     "digest": {"type": "string", "description": "The first digits of the key's SHA-256"},
-    "created": _TIME,
-    "expires": _TIME,
-    "last_used": _TIME,
+    "created": TIME,
+    "expires": TIME,
+    "last_used": TIME,
 }
 SCHEMAS: dict[str, Schema] = {
-    "Problem": _object({"error": _object(_ERROR), "node_errors": _object()}),
-    "Key": _object(_KEY, old_until=_TIME, shadowed=_FLAG),
-    "NewKey": _object({**_KEY, "key": {"type": "string", "description": "The key itself, this once"}}, old_until=_TIME),
-    "Backend": _object({"name": _TEXT, "drained": _FLAG}),
-    "Differences": _object(
+    **(WEBHOOK_SCHEMAS | ROUTING_SCHEMAS | RUN_SCHEMAS | JOB_SCHEMAS),
+    "Problem": object_of({"error": object_of(_ERROR), "node_errors": object_of()}),
+    "Key": object_of(_KEY, old_until=TIME, shadowed=FLAG),
+    "NewKey": object_of(
+        {**_KEY, "key": {"type": "string", "description": "The key itself, this once"}}, old_until=TIME
+    ),
+    "Backend": object_of({"name": TEXT, "drained": FLAG, **MODELS_IN_MEMORY}),
+    "Differences": object_of(
         {
-            "name": _TEXT,
-            "version": _TEXT,
-            "other_versions": _list(_TEXT),
-            "missing_classes": {"type": "array", "items": _TEXT, "maxItems": 50},
-            "missing_classes_count": _COUNT,
-            "missing_choices": {"type": "array", "items": _object({"choice": _TEXT, "input": _TEXT}), "maxItems": 50},
-            "missing_choices_count": _COUNT,
+            "name": TEXT,
+            "version": TEXT,
+            "other_versions": list_of(TEXT),
+            "missing_classes": {"type": "array", "items": TEXT, "maxItems": 50},
+            "missing_classes_count": COUNT,
+            "missing_choices": {"type": "array", "items": object_of({"choice": TEXT, "input": TEXT}), "maxItems": 50},
+            "missing_choices_count": COUNT,
         }
     ),
-    "Pack": _object(
+    "PoisonousGraph": object_of(dict.fromkeys(("id", "tenant", "digest", "state", "since", "until", "error"), TEXT)),
+    "Pack": object_of(
         {
-            "pack": _TEXT,
-            "classes": _COUNT,
-            "untrusted_classes": _COUNT,
-            "untrusted": {"type": "array", "items": _TEXT, "maxItems": 100},
-            "backends": _list(_TEXT),
+            "pack": TEXT,
+            "classes": COUNT,
+            "untrusted_classes": COUNT,
+            "untrusted": {"type": "array", "items": TEXT, "maxItems": 100},
+            "backends": list_of(TEXT),
         }
     ),
-    "Job": _object({"id": _TEXT, "status": _TEXT}, gateway_tenant=_TEXT),
     "QueueItem": {
         "type": "array",
         "minItems": 5,
         "description": "number, prompt_id, prompt, extra_data, outputs_to_execute",
     },
-    "Queue": _object({"queue_running": _list(_ref("QueueItem")), "queue_pending": _list(_ref("QueueItem"))}),
-    "HistoryEntry": _object({"prompt": _list(_ANY), "outputs": _object(), "status": _object()}, gateway_tenant=_TEXT),
-    "File": _object({"path": _TEXT, "size": _COUNT, "modified": _COUNT, "created": _COUNT}),
+    "Queue": object_of({"queue_running": list_of(ref_to("QueueItem")), "queue_pending": list_of(ref_to("QueueItem"))}),
+    "HistoryEntry": object_of(
+        {"prompt": list_of(ANY), "outputs": object_of(), "status": object_of()},
+        gateway_tenant=TEXT,
+        gateway_files=list_of(ref_to("StoredFile")),
+    ),
+    "StoredFile": object_of(
+        {
+            "filename": TEXT,
+            "subfolder": TEXT,
+            "type": {"enum": ["output", "temp"]},
+            "size": COUNT,
+            "blake3": {"type": "string", "description": "Of the file that /view gives, in hexadecimal"},
+            "url": {"type": ["string", "null"], "description": "A signed URL, for anybody"},
+            "expires_at": {"type": ["integer", "null"], "description": "Seconds since 1970"},
+        },
+        stripped={"type": "boolean", "description": "True if the URL leads to a copy without metadata"},
+    ),
+    "Upload": object_of(
+        {
+            "name": TEXT,
+            "subfolder": TEXT,
+            "type": {"enum": ["input", "output", "temp"]},
+            "bytes": COUNT,
+            "uploaded_at": {"type": ["integer", "null"], "description": "Milliseconds since 1970"},
+            "used_at": {"type": ["integer", "null"], "description": "Milliseconds since 1970"},
+        }
+    ),
+    "SeenFile": object_of(
+        {
+            "type": {"enum": ["input", "output", "temp"]},
+            "subfolder": TEXT,
+            "filename": TEXT,
+            "size": COUNT,
+            "mtime_ns": {"type": "integer", "minimum": 0, "description": "Nanoseconds since 1970"},
+        }
+    ),
+    "File": object_of({"path": TEXT, "size": COUNT, "modified": COUNT, "created": COUNT}),
 }
-PROBLEM = _json(_ref("Problem"))
-_PAGE = {"text/html": {"schema": _TEXT}}
-_PLAIN = {"text/plain": {"schema": _TEXT}}
+_PAGE = {"text/html": {"schema": TEXT}}
+_PLAIN = {"text/plain": {"schema": TEXT}}
+_OPEN_METRICS = {"application/openmetrics-text": {"schema": TEXT}}
 _BYTES = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A route: what it does, its parameters by name, its body by content type, its answers by status."""
-
-    summary: str
-    responses: Mapping[str, Any]
-    parameters: Mapping[str, Schema] = field(default_factory=dict)
-    body: Mapping[str, Any] | None = None
-    needs_body: bool = False
-
-
-def _problem(text: str) -> dict[str, Any]:
-    return {"description": text, "content": PROBLEM}
-
-
-def _nothing(text: str = "Done") -> dict[str, Any]:
-    return {"description": text}
-
-
-_BAD = {"400": _problem("The body, or the query, is not what it must be")}
-_WRONG = {"400": {"description": "What is asked for is not well-formed", "content": _json(_object({"error": _TEXT}))}}
+_WRONG = {
+    "400": {"description": "What is asked for is not well-formed", "content": json_of(object_of({"error": TEXT}))}
+}
 _SAVE = {
     "400": {"description": "The name can't be had, or the body is not what it must be"},
     "403": {"description": "The name leads out of the caller's folder, or what stands at every route"},
     "409": {"description": "There is one, and it is not to be overwritten", "content": _PLAIN},
-    "507": _problem("There is no room"),
+    "507": problem("There is no room"),
 }
 _WRITE_HOW = {"overwrite": {"enum": ["true", "false"]}, "full_info": {"enum": ["true", "false"]}}
 
 OPERATIONS: dict[tuple[str, str], Described] = {
-    ("GET", "/healthz"): Described("Whether the process serves requests", {"200": _ok(_object({"status": _TEXT}))}),
+    ("GET", "/healthz"): Described("Whether the process serves requests", {"200": ok(object_of({"status": TEXT}))}),
     ("GET", "/readyz"): Described(
         "Whether it serves, and how many backends are up",
         {
-            status: _ok(
-                _object({"status": _TEXT, "backends_up": _COUNT, "backends": _COUNT, "journal": _TEXT}),
+            status: ok(
+                object_of({"status": TEXT, "backends_up": COUNT, "backends": COUNT, "journal": TEXT}),
                 text,
             )
             for status, text in (("200", "It serves"), ("503", "It is starting, or stopping"))
         },
     ),
     ("GET", "/metrics"): Described(
-        "Everything Prometheus is told", {"200": {"description": "Prometheus' text form", "content": _PLAIN}}
+        "Everything Prometheus is told",
+        {"200": {"description": "Prometheus' text form, or OpenMetrics", "content": {**_PLAIN, **_OPEN_METRICS}}},
     ),
-    ("GET", "/gateway/openapi.json"): Described("This description", {"200": _ok(_object({"openapi": _TEXT}))}),
+    ("GET", "/gateway/openapi.json"): Described("This description", {"200": ok(object_of({"openapi": TEXT}))}),
     ("GET", "/gateway/signin"): Described(
         "The page at which a browser's user gives a key",
-        {"200": {"description": "The page", "content": _PAGE}, "303": _nothing("Nobody needs a key here")},
-        {"next": _TEXT},
+        {"200": {"description": "The page", "content": _PAGE}, "303": nothing("Nobody needs a key here")},
+        {"next": TEXT},
     ),
     ("POST", "/gateway/signin"): Described(
         "The key that was entered, into a cookie",
         {
-            "303": _nothing("Signed in"),
+            "303": nothing("Signed in"),
             **{
                 status: {"description": text, "content": {**_PAGE, **PROBLEM}}
                 for status, text in (
@@ -159,25 +170,25 @@ OPERATIONS: dict[tuple[str, str], Described] = {
                 )
             },
         },
-        body={"application/x-www-form-urlencoded": {"schema": _object({"key": _TEXT}, next=_TEXT)}},
+        body={"application/x-www-form-urlencoded": {"schema": object_of({"key": TEXT}, next=TEXT)}},
         needs_body=True,
     ),
     ("POST", "/gateway/signout"): Described(
-        "Forget the cookie", {"303": _nothing("Signed out"), "403": _problem("A page of another origin asks")}
+        "Forget the cookie", {"303": nothing("Signed out"), "403": problem("A page of another origin asks")}
     ),
     ("GET", "/gateway/keys"): Described(
         "All keys, by name; never the keys themselves",
-        {"200": _ok(_object({"keys": _list(_ref("Key"))}, next=_TEXT)), **_BAD},
-        {"limit": {"type": "integer", "minimum": 1, "maximum": 1000}, "after": _TEXT},
+        {"200": ok(object_of({"keys": list_of(ref_to("Key"))}, next=TEXT)), **BAD},
+        {"limit": {"type": "integer", "minimum": 1, "maximum": 1000}, "after": TEXT},
     ),
     ("POST", "/gateway/keys"): Described(
         "Make a key",
-        {"201": _ok(_ref("NewKey"), "Made"), **_BAD, "409": _problem("The name is taken, or there are enough keys")},
-        body=_json(
-            _object(
-                {"name": _TEXT},
+        {"201": ok(ref_to("NewKey"), "Made"), **BAD, "409": problem("The name is taken, or there are enough keys")},
+        body=json_of(
+            object_of(
+                {"name": TEXT},
                 role={"enum": ["user", "admin", "metrics"]},
-                tenant=_TEXT,
+                tenant=TEXT,
                 expires={"type": ["string", "null"], "description": "30d, or a time such as 2027-01-31"},
             )
         ),
@@ -186,33 +197,41 @@ OPERATIONS: dict[tuple[str, str], Described] = {
     ("POST", "/gateway/keys/{name}/rotate"): Described(
         "Give a key a new secret; the old one holds for a while",
         {
-            "200": _ok(_ref("NewKey")),
-            **_BAD,
-            "404": _problem("There is no such key"),
-            "409": _problem("It is a key of the configuration file"),
+            "200": ok(ref_to("NewKey")),
+            **BAD,
+            "404": problem("There is no such key"),
+            "409": problem("It is a key of the configuration file"),
         },
-        body=_json(_object(overlap_seconds={"type": ["number", "null"], "minimum": 0, "maximum": 31_536_000})),
+        body=json_of(object_of(overlap_seconds={"type": ["number", "null"], "minimum": 0, "maximum": 31_536_000})),
     ),
     ("DELETE", "/gateway/keys/{name}"): Described(
         "Revoke a key",
         {
-            "200": _ok(_object({"revoked": _TEXT})),
-            "404": _problem("There is no such key"),
-            "409": _problem("It is a key of the configuration file"),
+            "200": ok(object_of({"revoked": TEXT})),
+            "404": problem("There is no such key"),
+            "409": problem("It is a key of the configuration file"),
         },
     ),
     ("GET", "/gateway/backends"): Described(
         "Every backend and what is known of it",
-        {"200": _ok(_object({"backends": _list(_ref("Backend")), "jobs_waiting": _COUNT}))},
+        {"200": ok(object_of({"backends": list_of(ref_to("Backend")), "jobs_waiting": COUNT}))},
+    ),
+    ("GET", "/gateway/poisonous"): Described(
+        "The graphs that are refused because they left a GPU unusable",
+        {"200": ok(object_of({"graphs": list_of(ref_to("PoisonousGraph"))}))},
+    ),
+    ("DELETE", "/gateway/poisonous/{id}"): Described(
+        "Forget such a graph, so that it runs again",
+        {"200": ok(object_of({"forgotten": TEXT})), "404": problem("There is no such graph")},
     ),
     ("GET", "/gateway/packs"): Described(
         "The packs of custom nodes on shared backends, and the classes of each that are not trusted",
         {
-            "200": _ok(
-                _object(
+            "200": ok(
+                object_of(
                     {
-                        "packs": _list(_ref("Pack")),
-                        "trusted": _list(_TEXT),
+                        "packs": list_of(ref_to("Pack")),
+                        "trusted": list_of(TEXT),
                         "to_trust_all": {"type": "string", "description": "The setting that would trust every pack"},
                         "reviewed_comfyui": {
                             "type": "string",
@@ -225,97 +244,110 @@ OPERATIONS: dict[tuple[str, str], Described] = {
     ),
     ("GET", "/gateway/differences"): Described(
         "The node classes, choices of lists and versions that each backend lacks and another has",
-        {"200": _ok(_object({"backends": _list(_ref("Differences"))}))},
+        {"200": ok(object_of({"backends": list_of(ref_to("Differences"))}))},
     ),
     ("POST", "/gateway/backends/{name}/{action}"): Described(
         "Stop or resume giving work to a backend",
-        {"200": _ok(_ref("Backend")), "404": _problem("There is no such backend")},
+        {"200": ok(ref_to("Backend")), "404": problem("There is no such backend")},
         {"action": {"enum": ["drain", "resume"]}},
     ),
-    # ComfyUI's, as far as they are answered here.
-    ("POST", "/prompt"): Described(
-        "Accept a prompt",
+    ("POST", "/gateway/api/v1/backends/{name}/sweep"): Described(
+        "Judge which files in a backend's folders may be deleted there",
         {
-            "200": _ok(_object({"prompt_id": _TEXT, "number": _NUMBER, "node_errors": _object()}), "Accepted"),
-            "400": _problem("It can't run; what is wrong with which node is in node_errors"),
-            "409": _problem("Its prompt_id is in use for another prompt"),
+            "200": ok(object_of({"verdicts": list_of({"enum": [str(verdict) for verdict in Verdict]})})),
+            **BAD,
+            "404": problem("There is no such backend"),
         },
-        body=_json(
-            _object(
-                {
-                    "prompt": {
-                        "type": "object",
-                        "additionalProperties": _object({"class_type": _TEXT, "inputs": _object()}),
-                    }
-                },
-                prompt_id=_ID,
-                client_id=_TEXT,
-                extra_data=_object(deadline_seconds={"type": "number", "exclusiveMinimum": 0}),
-                front=_FLAG,
-                number=_NUMBER,
-            )
-        ),
+        body=json_of(object_of({"files": {**list_of(ref_to("SeenFile")), "maxItems": 1000}}, delete=FLAG)),
         needs_body=True,
     ),
+    ("GET", "/gateway/api/v1/me/uploads"): Described(
+        "The caller's uploads, by type, folder and name",
+        {"200": ok(object_of({"uploads": list_of(ref_to("Upload"))}, next=TEXT)), **BAD},
+        {"limit": {"type": "integer", "minimum": 1, "maximum": 1000}, "after": TEXT, "tenant": WHOSE},
+    ),
+    ("DELETE", "/gateway/api/v1/me/uploads"): Described(
+        "Delete an upload",
+        {
+            "200": ok(object_of({"deleted": object_of({"name": TEXT, "subfolder": TEXT, "type": TEXT})})),
+            "400": problem("The query names no upload"),
+            "404": problem("The caller has no such upload, or an admin named a tenant that nobody knows"),
+            "409": problem("An open job names it"),
+        },
+        {"filename": TEXT, "subfolder": TEXT, "type": {"enum": ["input", "output", "temp"]}, "tenant": WHOSE},
+    ),
+    ("GET", "/gateway/stored/{tenant}/{job}/{name}"): Described(
+        "A stored file, for anybody who has a signed link",
+        {
+            "200": {"description": "The file, or with Range a part of it (206)", "content": _BYTES},
+            "403": problem("The link has expired, or is not one that the gateway signed"),
+            "404": problem("The file was deleted"),
+            "503": problem("Object storage can't give it now; Retry-After says when to come again"),
+        },
+        {"expires": {"type": "integer", "description": "Seconds since 1970"}, "signature": TEXT},
+    ),
+    **(WEBHOOK_OPERATIONS | ROUTING_OPERATIONS | RUN_OPERATIONS | JOB_OPERATIONS),
+    # ComfyUI's, as far as they are answered here.
+    **PROMPT_OPERATIONS,
     ("GET", "/prompt"): Described(
         "How many jobs of the caller are open",
-        {"200": _ok(_object({"exec_info": _object({"queue_remaining": _COUNT})}))},
+        {"200": ok(object_of({"exec_info": object_of({"queue_remaining": COUNT})}))},
     ),
-    ("GET", "/queue"): Described("The caller's open jobs", {"200": _ok(_ref("Queue"))}, {"tenant": _WHOSE}),
+    ("GET", "/queue"): Described("The caller's open jobs", {"200": ok(ref_to("Queue"))}, {"tenant": WHOSE}),
     ("POST", "/queue"): Described(
         "Take jobs that the caller sees pending out of the queue",
-        {"200": _nothing(), **_BAD},
-        {"tenant": _WHOSE},
-        _json(_object(delete=_list(_TEXT), clear=_FLAG)),
+        {"200": nothing(), **BAD},
+        {"tenant": WHOSE},
+        json_of(object_of(delete=list_of(TEXT), clear=FLAG)),
         needs_body=True,
     ),
     ("POST", "/interrupt"): Described(
         "Interrupt the job named, else the one that the caller sees running",
-        {"200": _nothing(), **_BAD},
-        {"tenant": _WHOSE},
-        _json(_object(prompt_id=_TEXT)),
+        {"200": nothing(), **BAD},
+        {"tenant": WHOSE},
+        json_of(object_of(prompt_id=TEXT)),
     ),
     ("GET", "/history"): Described(
         "The caller's ended jobs",
-        {"200": _ok({"type": "object", "additionalProperties": _ref("HistoryEntry")}), **_BAD},
-        {"max_items": {"type": "integer"}, "offset": {"type": "integer"}, "tenant": _WHOSE},
+        {"200": ok({"type": "object", "additionalProperties": ref_to("HistoryEntry")}), **BAD},
+        {"max_items": {"type": "integer"}, "offset": {"type": "integer"}, "tenant": WHOSE},
     ),
     ("GET", "/history/{prompt_id}"): Described(
         "One ended job of the caller's; {} for an id that is not one",
-        {"200": _ok({"type": "object", "additionalProperties": _ref("HistoryEntry")})},
-        {"tenant": _WHOSE},
+        {"200": ok({"type": "object", "additionalProperties": ref_to("HistoryEntry")})},
+        {"tenant": WHOSE},
     ),
     ("POST", "/history"): Described(
         "Forget entries",
-        {"200": _nothing(), **_BAD},
-        {"tenant": _WHOSE},
-        _json(_object(delete=_list(_TEXT), clear=_FLAG)),
+        {"200": nothing(), **BAD},
+        {"tenant": WHOSE},
+        json_of(object_of(delete=list_of(TEXT), clear=FLAG)),
         needs_body=True,
     ),
     ("GET", "/api/jobs"): Described(
         "The caller's jobs, open and ended",
-        {"200": _ok(_object({"jobs": _list(_ref("Job")), "pagination": _object()})), **_WRONG},
+        {"200": ok(object_of({"jobs": list_of(ref_to("Job")), "pagination": object_of()})), **_WRONG},
         {
-            "status": _TEXT,
-            "workflow_id": _TEXT,
+            "status": TEXT,
+            "workflow_id": TEXT,
             "sort_by": {"enum": ["created_at", "execution_duration"]},
             "sort_order": {"enum": ["asc", "desc"]},
             "limit": {"type": "integer", "minimum": 1},
             "offset": {"type": "integer"},
-            "tenant": _WHOSE,
+            "tenant": WHOSE,
         },
     ),
     ("GET", "/api/jobs/{job_id}"): Described(
-        "One job", {"200": _ok(_ref("Job")), "404": _ok(_object({"error": _ANY}), "No such job")}, {"tenant": _WHOSE}
+        "One job", {"200": ok(ref_to("Job")), "404": ok(object_of({"error": ANY}), "No such job")}, {"tenant": WHOSE}
     ),
     ("POST", "/api/jobs/{job_id}/cancel"): Described(
-        "Cancel a job, whatever its state", {"200": _ok(_object({"cancelled": _FLAG}))}, {"tenant": _WHOSE}
+        "Cancel a job, whatever its state", {"200": ok(object_of({"cancelled": FLAG}))}, {"tenant": WHOSE}
     ),
     ("POST", "/api/jobs/cancel"): Described(
         "Cancel several jobs",
-        {"200": _ok(_object({"cancelled": _FLAG})), **_WRONG},
-        {"tenant": _WHOSE},
-        _json(_object({"job_ids": _list(_ID)})),
+        {"200": ok(object_of({"cancelled": FLAG})), **_WRONG},
+        {"tenant": WHOSE},
+        json_of(object_of({"job_ids": list_of(ID)})),
         needs_body=True,
     ),
     ("GET", "/view"): Described(
@@ -323,40 +355,42 @@ OPERATIONS: dict[tuple[str, str], Described] = {
         {
             "200": {"description": "The file", "content": _BYTES},
             "206": {"description": "A part of it", "content": _BYTES},
-            "400": _nothing("That is no file's name"),
+            "302": nothing("A signed URL of the stored file is in Location"),
+            "400": nothing("That is no file's name"),
             "403": {"description": "The folder leads out of where files are, or what stands at every route"},
-            "404": _nothing("There is no such file"),
+            "404": nothing("There is no such file"),
         },
         {
-            "filename": _TEXT,
-            "subfolder": _TEXT,
+            "filename": TEXT,
+            "subfolder": TEXT,
             "type": {"enum": ["input", "output", "temp"]},
-            "preview": _TEXT,
+            "preview": TEXT,
+            "redirect": {"enum": ["1"], "description": "Go to a signed URL, if there is one (storage.links)"},
             "channel": {"enum": ["rgba", "rgb", "a"]},
-            "tenant": _WHOSE,
+            "tenant": WHOSE,
         },
     ),
-    ("GET", "/object_info"): Described("All node classes of the fleet", {"200": _ok(_object()), "304": _nothing()}),
-    ("GET", "/object_info/{node_class}"): Described("One node class; {} for none", {"200": _ok(_object())}),
+    ("GET", "/object_info"): Described("All node classes of the fleet", {"200": ok(object_of()), "304": nothing()}),
+    ("GET", "/object_info/{node_class}"): Described("One node class; {} for none", {"200": ok(object_of())}),
     ("GET", "/system_stats"): Described(
-        "All devices of the fleet", {"200": _ok(_object({"system": _object(), "devices": _list(_object())}))}
+        "All devices of the fleet", {"200": ok(object_of({"system": object_of(), "devices": list_of(object_of())}))}
     ),
-    ("GET", "/features"): Described("The flags that all backends share", {"200": _ok(_object())}),
+    ("GET", "/features"): Described("The flags that all backends share", {"200": ok(object_of())}),
     ("GET", "/users"): Described(
-        "Where the web UI's data are, and whether there are any yet", {"200": _ok(_object({"storage": _TEXT}))}
+        "Where the web UI's data are, and whether there are any yet", {"200": ok(object_of({"storage": TEXT}))}
     ),
-    ("GET", "/settings"): Described("The web UI's settings", {"200": _ok(_object())}),
+    ("GET", "/settings"): Described("The web UI's settings", {"200": ok(object_of())}),
     ("POST", "/settings"): Described(
-        "Set some of them", {"200": _nothing(), **_BAD, "507": _SAVE["507"]}, body=_json(_object()), needs_body=True
+        "Set some of them", {"200": nothing(), **BAD, "507": _SAVE["507"]}, body=json_of(object_of()), needs_body=True
     ),
-    ("GET", "/settings/{id}"): Described("One of them; null for none", {"200": _ok(_ANY)}),
+    ("GET", "/settings/{id}"): Described("One of them; null for none", {"200": ok(ANY)}),
     ("POST", "/settings/{id}"): Described(
-        "Set one", {"200": _nothing(), **_BAD, "507": _SAVE["507"]}, body=_json(_ANY), needs_body=True
+        "Set one", {"200": nothing(), **BAD, "507": _SAVE["507"]}, body=json_of(ANY), needs_body=True
     ),
     ("GET", "/userdata"): Described(
         "The files in a folder",
         {
-            "200": _ok(_list(_ANY)),
+            "200": ok(list_of(ANY)),
             **{
                 status: {"description": text, "content": {**_PLAIN, **PROBLEM}}
                 for status, text in (
@@ -366,16 +400,16 @@ OPERATIONS: dict[tuple[str, str], Described] = {
                 )
             },
         },
-        {"dir": _TEXT, **{name: {"enum": ["true", "false"]} for name in ("recurse", "full_info", "split")}},
+        {"dir": TEXT, **{name: {"enum": ["true", "false"]} for name in ("recurse", "full_info", "split")}},
     ),
     ("GET", "/v2/userdata"): Described(
         "All that is below a folder",
         {
-            "200": _ok(_list(_object({"name": _TEXT, "path": _TEXT, "type": {"enum": ["file", "directory"]}}))),
+            "200": ok(list_of(object_of({"name": TEXT, "path": TEXT, "type": {"enum": ["file", "directory"]}}))),
             "400": {"description": "It is no folder", "content": _PLAIN},
             "404": {"description": "There is none", "content": _PLAIN},
         },
-        {"path": _TEXT},
+        {"path": TEXT},
     ),
     ("GET", "/userdata/{file}"): Described(
         "A file",
@@ -383,21 +417,21 @@ OPERATIONS: dict[tuple[str, str], Described] = {
             "200": {"description": "The file", "content": _BYTES},
             "206": {"description": "A part of it", "content": _BYTES},
             "403": _SAVE["403"],
-            "404": _nothing("There is none"),
+            "404": nothing("There is none"),
         },
     ),
     ("POST", "/userdata/{file}"): Described(
         "Save a file",
-        {"200": _ok({"anyOf": [_TEXT, _ref("File")]}), **_SAVE},
+        {"200": ok({"anyOf": [TEXT, ref_to("File")]}), **_SAVE},
         _WRITE_HOW,
         {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     ),
     ("DELETE", "/userdata/{file}"): Described(
-        "Delete a file", {"204": _nothing(), "403": _SAVE["403"], "404": _nothing("There is none")}
+        "Delete a file", {"204": nothing(), "403": _SAVE["403"], "404": nothing("There is none")}
     ),
     ("POST", "/userdata/{file}/move/{dest}"): Described(
         "Rename a file",
-        {"200": _ok({"anyOf": [_TEXT, _ref("File")]}), **_SAVE, "404": _nothing("There is none")},
+        {"200": ok({"anyOf": [TEXT, ref_to("File")]}), **_SAVE, "404": nothing("There is none")},
         _WRITE_HOW,
     ),
 }

@@ -12,11 +12,11 @@ from gateway.catalogue.packs import line_to_paste, untrusted
 from gateway.comfy.node_review import review
 from gateway.fleet.backend import Backend
 from gateway.telemetry.audit import Action
-from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.web.guard.audit import note
 from gateway.web.guard.context import Context, context_of
 from gateway.web.http.request_keys import IDENTITY
 from gateway.web.http.responses import json, problem
+from gateway.web.routes.routing import describe_models
 
 # Seconds for which callers without a key share one text of the metrics, however often they ask.
 METRICS_SECONDS = 1.0
@@ -49,8 +49,9 @@ async def metrics(request: web.Request) -> web.Response:
     """Answer with all metrics for Prometheus."""
     gateway = context_of(request)
     is_keyless = IDENTITY not in request and not gateway.keyring.is_open
-    text = await gateway.metrics.text(METRICS_SECONDS if is_keyless else 0.0)
-    return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+    accept = request.headers.get("Accept", "")
+    text, content_type = await gateway.metrics.text(accept, METRICS_SECONDS if is_keyless else 0.0)
+    return web.Response(body=text, headers={"Content-Type": content_type, "Vary": "Accept"})
 
 
 async def get_backends(request: web.Request) -> web.Response:
@@ -61,11 +62,13 @@ async def get_backends(request: web.Request) -> web.Response:
 
 
 def _described(gateway: Context, backend: Backend) -> dict[str, Any]:
-    """Return a backend's description, with its ejection and its jobs."""
+    """Return a backend's description, with its ejection, its restarts and its jobs."""
     queued, running = gateway.engine.ledger.load(backend.name)
     is_out = backend.name in gateway.fleet.ejections.ejected(time.monotonic())
     state = {"ejected": is_out, "ejected_for": backend.ejected_for if is_out else ""}
-    return {**backend.describe(), **state, "jobs_queued": queued, "jobs_running": running}
+    restarts = {"restart": gateway.restarts.describe(backend.name)}
+    models = describe_models(gateway.engine.learning, backend.name)
+    return {**backend.describe(), **state, **restarts, **models, "jobs_queued": queued, "jobs_running": running}
 
 
 async def get_packs(request: web.Request) -> web.Response:

@@ -11,6 +11,8 @@ from gateway.comfy.client import Unreachable
 from gateway.fleet.backend import Backend
 from gateway.tenants.roles import AnsweredHere, is_plain, plain, unquoted
 from gateway.web.guard.context import context_of, policy
+from gateway.web.http.base_path import shown_path
+from gateway.web.http.error_bodies import OPENAPI
 from gateway.web.http.responses import empty, no_backend_allowed, problem
 from gateway.web.routes import custom_routes
 from gateway.web.routes.proxying import forward
@@ -51,12 +53,13 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     """Pass a read on to the primary, else to the next healthy backend; a write to its owner (`custom_routes.py`)."""
     path = unquoted(request.path)
     if methods := request.app[OWN_METHODS].of(path):
-        details = f"{request.path} is not for {request.method}; use one of the methods that Allow names"
+        details = (
+            f"{shown_path(request, request.path)} is not for {request.method}; use one of the methods that Allow names"
+        )
         return problem(405, "method_not_allowed", "Method Not Allowed", details, {"Allow": ", ".join(methods)})
     if plain(path).parts[:1] == ("gateway",):
-        return problem(
-            404, "unknown_route", "There is no such route", "GET /gateway/openapi.json tells those there are"
-        )
+        details = f"GET {shown_path(request, OPENAPI)} tells those there are"
+        return problem(404, "unknown_route", "There is no such route", details)
     if path in request.app[ANSWERED_HERE] and not is_plain(request.path):
         # Refuse another spelling of a route that the gateway answers. No ComfyUI knows it, but a proxy before one may
         # (nginx merges slashes), and its answer would show everybody's jobs and files.

@@ -14,7 +14,7 @@ from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
 from gateway.comfy.client import Unanswered
-from gateway.comfy.png_texts import Patch
+from gateway.comfy.png_texts import Patch, patched_part
 from gateway.fleet.backend import Backend
 from gateway.tenants.credentials import QUERY_PARAMETER
 from gateway.web.guard.context import context_of
@@ -24,7 +24,8 @@ from gateway.web.http.base_path import link_prefix
 from gateway.web.http.client_address import parse_address
 from gateway.web.http.content_safety import defuse, guard_page
 from gateway.web.http.request_body import stream_body
-from gateway.web.http.request_keys import IDENTITY, STREAMING
+from gateway.web.http.request_keys import IDENTITY, MORE_HEADERS, OWN_ERRORS, STREAMING
+from gateway.web.http.responses import no_answer, no_file
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -62,7 +63,8 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
 _PROXIES_OWN = ("x-forwarded-", "x-original-", "x-rewrite-")
 # Some servers read Content_Length as Content-Length (CGI's variables can't tell them apart).
 _NOT_SPELLED = _NOT_UPSTREAM | {"content-length", "content-type"}
-# What is said of the whole host is the gateway's to say; a challenge would be for the gateway's own password.
+# What is said of the whole host is the gateway's to say; a challenge would be for the gateway's own password. A proxy
+# before the gateway takes X-Accel-Redirect and its kin for orders: to send a file of its own, or to cache the answer.
 _NOT_DOWNSTREAM = HOP_BY_HOP | {
     "alt-svc",
     "clear-site-data",
@@ -71,6 +73,7 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
     "location",
     "refresh",
     "server",
+    "service-worker-allowed",
     "set-cookie",
     "strict-transport-security",
     "via",
@@ -78,6 +81,9 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
     "x-powered-by",
     "x-request-id",
 }
+# X-Accel-Buffering is no order: a custom node that streams says so with it.
+_ORDERS = ("x-accel-", "x-sendfile", "x-reproxy-", "x-lighttpd-", "x-litespeed-", "surrogate-", "edge-", "cdn-")
+_NO_ORDER = "x-accel-buffering"
 _CORS = "access-control-"
 _OF_A_BODY = ("Content-Length", "Content-Type", "Content-Encoding")
 CHUNK = 2**18
@@ -107,6 +113,7 @@ def downstream_headers(headers: MultiMapping[str]) -> CIMultiDict[str]:
         (k, v)
         for k, v in headers.items()
         if (name := k.lower()) not in _NOT_DOWNSTREAM and name not in named and not name.startswith(_CORS)
+        if name == _NO_ORDER or not name.replace("_", "-").startswith(_ORDERS)
     )
 
 
@@ -163,8 +170,10 @@ async def relay(
 
     `patches` replace bytes of the file, of which the answer may be one part. If it `is_callers`, some caller made the
     file, and browsers must not run it; if it `is_style` as well, it may be a style sheet all the same. `chunks` are
-    sent in place of the answer's own.
+    sent in place of the answer's own. A refusal is not passed on if the request has `OWN_ERRORS`.
     """
+    if upstream.status >= 400 and request.get(OWN_ERRORS):
+        return no_file() if upstream.status == 404 else no_answer()
     headers = downstream_headers(upstream.headers)
     if is_callers:
         defuse(headers, request.headers.get("Sec-Fetch-Dest"), is_style=is_style)
@@ -182,15 +191,14 @@ async def relay(
             headers["Location"] = link_prefix(request) + location if location.startswith("/") else location
     if not _LENGTH.fullmatch(",".join(headers.getall("Content-Length", ()))):
         headers.popall("Content-Length", None)
+    headers.update(request.get(MORE_HEADERS, {}))
     response = web.StreamResponse(status=upstream.status, headers=headers)
     request[STREAMING] = True
     await response.prepare(request)
     if request.method != "HEAD":
         offset, sent = _offset_of(upstream), 0
         async for chunk in upstream.content.iter_any() if chunks is None else chunks:
-            told = chunk
-            for patch in patches:
-                told = patch.applied(told, offset)
+            told = patched_part(patches, chunk, offset)
             offset += len(chunk)
             sent += len(chunk)
             await response.write(told)

@@ -121,10 +121,12 @@ async def post_interrupt(request: web.Request) -> web.Response:
 async def post_free(request: web.Request) -> web.Response:
     """Free memory on every backend (admins)."""
     try:
-        # Encode the body anew, because a backend does not read all that the gateway reads.
-        body = json_codec.dumps_exact(await read_object(request))
+        order = await read_object(request)
     except BadBody as error:
         return problem(400, "invalid_body", "The body can't be read", str(error))
+
+    # Encode the body anew, because a backend does not read all that the gateway reads.
+    gateway, body = context_of(request), json_codec.dumps_exact(order)
 
     async def free(backend: Backend) -> None:
         try:
@@ -132,6 +134,9 @@ async def post_free(request: web.Request) -> web.Response:
         except BackendError:
             # One that does not answer has nothing that could be freed now.
             return
+        if order.get("free_memory"):
+            # Without it, a ComfyUI only moves its models from the GPU to its memory (main.py, prompt_worker).
+            gateway.engine.learning.emptied(backend.name)
 
-    await asyncio.gather(*(free(backend) for backend in context_of(request).fleet.backends.values()))
+    await asyncio.gather(*(free(backend) for backend in gateway.fleet.backends.values()))
     return empty()

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import mimetypes
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from urllib.parse import urlencode
 
-import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
 
+from gateway.artifacts.object_store import StorageError
 from gateway.comfy.client import BackendError, Refused, Unreachable
-from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, folder_of, view_path
-from gateway.comfy.png_texts import Patch, holds_texts, text_patches
+from gateway.comfy.file_refs import ANNOTATED, KINDS, FileRef, folder_of, leads_to
+from gateway.comfy.png_texts import Patch
+from gateway.files.hidden_texts import may_hold_texts, patches_for
 from gateway.files.identity import UNTOLD, Known, has, is_older, is_same
-from gateway.files.index import Holder, Upload
-from gateway.files.transfer import FileMissing
+from gateway.files.index import Holder, Stored, Upload
+from gateway.files.transfer import FileMissing, StoreDown
+from gateway.files.values import Place
 from gateway.fleet.backend import Backend
+from gateway.jobs.files.inputs import identity_there
 from gateway.tenants.keys import Identity
 from gateway.web.guard.context import Context, UnknownTenant, caller, context_of, readable, whose
-from gateway.web.http.content_safety import defuse
 from gateway.web.http.request_keys import STREAMING
 from gateway.web.http.responses import no_file, problem
-from gateway.web.routes.proxying import CHUNK, quoted, relay, upstream_headers
+from gateway.web.routes import stored_files
+from gateway.web.routes.proxying import relay, upstream_headers
 
 _CLOSED = "it lies on a backend that is dedicated to other tenants now; the operator can fetch it"
-# Sizes of the part of a PNG file that is searched for texts. They come before the picture's data.
-USUAL_HEAD, MAX_HEAD = 2**17, 2**21
 _OWN_QUERY = frozenset({"filename", "subfolder", "type", "token", "tenant"})
 
 
@@ -45,7 +45,7 @@ def requested_file(filename: str, subfolder: str | None, kind: str) -> FileRef |
     return FileRef(kind, folder, posixpath.basename(filename))
 
 
-def _find(gateway: Context, identity: Identity, ref: FileRef) -> Holder | Upload | None:
+def _find(gateway: Context, identity: Identity, ref: FileRef) -> Place | None:
     found = gateway.engine.files.find(identity.tenant, ref)
     return gateway.engine.files.find_any(ref) if found is None and identity.is_admin else found
 
@@ -75,7 +75,13 @@ def _may_look_around(identity: Identity) -> bool:
 
 
 def _is_kept_from(gateway: Context, identity: Identity, backend: Backend, ref: FileRef) -> bool:
-    """Return True if a name on a backend is an upload's or another tenant's. A team sees files of no known owner."""
+    """Return True if a name on a backend is an upload's or another tenant's, or its owner deleted the file.
+
+    A team sees files of no known owner.
+    """
+    engine = gateway.engine
+    if engine.files.deleted.hides(backend.name, ref, engine.placements.digest_at(backend.name, ref)):
+        return True
     if identity.is_admin:
         return False
     return gateway.engine.placements.is_name(ref) or gateway.engine.files.is_others(identity.tenant, backend.name, ref)
@@ -123,7 +129,16 @@ async def get_named(request: web.Request) -> web.StreamResponse | None:
         found = None
     if found is not None:
         return found
+    path = "/".join(filter(None, (query.get("subfolder"), query["filename"])))
+    if isinstance(ref, int) and any(map(context_of(request).engine.inputs.is_hidden, leads_to(path))):
+        # A viewer may open any path of its host, so also those of files that their owners deleted.
+        return no_file()
     return None if _may_look_around(caller(request)) and not _is_anothers(request, ref) else no_file()
+
+
+async def send_known(request: web.Request, ref: FileRef) -> web.StreamResponse | None:
+    """Answer with a file of the caller's, whatever the request's path is; return None for any other file."""
+    return await _from_known(request, ref, "/view")
 
 
 def _is_anothers(request: web.Request, ref: FileRef | int) -> bool:
@@ -139,6 +154,10 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
     """Answer with a file that the gateway knows as the caller's; return None for any other file."""
     gateway, identity = context_of(request), whose(request)
     match _find(gateway, identity, ref):
+        case Holder(stored=Stored() as stored) as holder:
+            return await _from_store(request, ref, stored, holder, path)
+        case Stored() as stored:
+            return await _from_store(request, ref, stored, None, path)
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if backend is None:
@@ -154,12 +173,12 @@ async def _from_known(request: web.Request, ref: FileRef, path: str) -> web.Stre
 
 async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path: str) -> web.StreamResponse:
     """Answer with an upload: from the gateway's own copy, unless a backend has to convert it."""
-    gateway, query = context_of(request), request.rel_url.query
+    gateway = context_of(request)
     kept = gateway.engine.uploads.blobs.path(upload.digest)
-    is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
-    if is_plain and kept.is_file():
+    if _is_plain(request, path) and kept.is_file():
         gateway.engine.uploads.use(upload.digest)
-        return web.FileResponse(kept, headers=_file_headers(ref.filename, request.headers), chunk_size=2**18)
+        headers = stored_files.file_headers(ref.filename, request.headers)
+        return web.FileResponse(kept, headers=headers, chunk_size=2**18)
     allowed = _may_hold(gateway, whose(request), ref, upload)
     place = _place(gateway, whose(request), ref, upload)
     # Try twice, because the folder may have been emptied since the backend got the upload.
@@ -176,12 +195,99 @@ async def _from_uploads(request: web.Request, ref: FileRef, upload: Upload, path
     return no_file()
 
 
-def _file_headers(filename: str, headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Return the headers that ComfyUI sends with a file (server.py, view_image)."""
-    content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
-    sent = CIMultiDict({"Content-Type": content_type, "Content-Disposition": f'filename="{quoted(filename)}"'})
-    defuse(sent, headers.get("Sec-Fetch-Dest"))
-    return sent
+def _is_plain(request: web.Request, path: str) -> bool:
+    """Return True if a request is for the bytes of a file, so that no backend has to convert them."""
+    query = request.rel_url.query
+    return path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
+
+
+async def _from_store(
+    request: web.Request, ref: FileRef, stored: Stored, holder: Holder | None, path: str
+) -> web.StreamResponse:
+    """Answer with a stored file. A backend answers if it has to convert the file, or if the store can't give it."""
+    is_plain = _is_plain(request, path)
+    if is_plain:
+        try:
+            redirect = await stored_files.redirect(request, stored)
+            return redirect or await stored_files.serve(request, ref.filename, stored)
+        except StorageError as error:
+            is_missing = error.kind == "missing"
+    backend, has_answered = _writer(context_of(request), caller(request), holder), False
+    if holder is not None and backend is not None:
+        try:
+            known = identity_there(holder, stored)
+            shown = await _from_one(request, ref, backend, holder.there, path, known, is_last=False)
+            has_answered = True
+        except BackendError:
+            if request.get(STREAMING):
+                raise
+            shown = None
+        if shown is not None:
+            return shown
+    if is_plain and is_missing and not has_answered:
+        return _lost(context_of(request), caller(request), holder)
+    if is_plain:
+        return no_file() if is_missing else stored_files.unavailable()
+    return await _from_copies(request, ref, stored, path)
+
+
+def _lost(gateway: Context, identity: Identity, holder: Holder | None) -> web.Response:
+    """Return the answer for a file that the store has lost. If its backend may have it still, the loss is not final."""
+    backend = gateway.fleet.backends.get(holder.backend) if holder is not None else None
+    if backend is None or _is_closed(gateway, identity, backend.name):
+        return no_file()
+    return _unavailable(backend.name, str(backend.health))
+
+
+def _writer(gateway: Context, identity: Identity, holder: Holder | None) -> Backend | None:
+    """Return the backend that wrote a stored file, if it is up and its files are open to the caller."""
+    if holder is None or _is_closed(gateway, identity, holder.backend):
+        return None
+    backend = gateway.fleet.backends.get(holder.backend)
+    return backend if backend is not None and backend.pulse.alive else None
+
+
+async def _from_copies(request: web.Request, ref: FileRef, stored: Stored, path: str) -> web.StreamResponse:
+    """Answer with a stored file that a backend has to convert: put it on one that its owner may use."""
+    gateway = context_of(request)
+    failure, is_missing = "no backend can be reached", False
+    try:
+        owner = _owner(gateway, whose(request), ref, stored)
+        # If an admin asks, the owner's backends count, because code on other backends must not read the file.
+        for backend in gateway.fleet.alive(gateway.policies.of(owner).allowed):
+            try:
+                there = await gateway.engine.inputs.copy_stored(owner, ref, stored, backend)
+                shown = await _from_one(request, ref, backend, there, path, is_last=False)
+            except StoreDown:
+                return stored_files.unavailable()
+            except BackendError as error:
+                if request.get(STREAMING):
+                    raise
+                failure = str(error)
+                continue
+            if shown is not None:
+                return shown
+            is_missing = True
+    except FileMissing:
+        is_missing = True
+    if is_missing:
+        return no_file()
+    return problem(503, "no_backend", "No backend can show this file now", failure, {"Retry-After": "5"})
+
+
+def _owner(gateway: Context, identity: Identity, ref: FileRef, stored: Stored) -> str:
+    """Return the tenant of a stored file that a caller may see: if an admin asks, it may be another tenant.
+
+    Raises:
+        FileMissing: nobody has the file any more.
+    """
+    own, known = gateway.engine.files.find(identity.tenant, ref), gateway.engine.stored_files
+    if stored in (own, own.stored if isinstance(own, Holder) else None):
+        return identity.tenant
+    owner = None if known is None else known.owner(stored)
+    if owner is None:
+        raise FileMissing(f"'{ref.filename}' is nobody's")
+    return owner
 
 
 def _expected(gateway: Context, identity: Identity, there: FileRef, holder: Holder) -> Known:
@@ -209,19 +315,8 @@ async def _from_backend(
 
     If the placement `is_last` of those to try, a backend's 404 is the answer; else return None for it.
     """
-    headers = upstream_headers(request.headers)
     try:
-        hidden = await _hidden_names(request, backend, there, path)
-        if hidden and "," in headers.get("Range", ""):
-            # Ask for the whole file, because patches can't be applied to an answer of several parts.
-            del headers["Range"]
-        async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
-            if found.status == 404 and not is_last:
-                return None
-            # Check the file after the answer has begun, so that no change before the answer goes unseen.
-            if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
-                return None
-            return await relay(request, found, (there.filename, ref.filename), patches=hidden)
+        return await _from_one(request, ref, backend, there, path, known, is_last=is_last)
     except Unreachable as error:
         if isinstance(error, Refused):
             context_of(request).fleet.refused(backend)
@@ -232,35 +327,46 @@ async def _from_backend(
         return _unavailable(backend.name, str(backend.health))
 
 
+async def _from_one(
+    request: web.Request,
+    ref: FileRef,
+    backend: Backend,
+    there: FileRef,
+    path: str,
+    known: Known = UNTOLD,
+    *,
+    is_last: bool,
+) -> web.StreamResponse | None:
+    """Answer as `_from_backend` does.
+
+    Raises:
+        BackendError: the backend can't be reached, or failed.
+    """
+    headers = upstream_headers(request.headers)
+    hidden = await _hidden_names(request, backend, there, path)
+    if hidden and "," in headers.get("Range", ""):
+        # Ask for the whole file, because patches can't be applied to an answer of several parts.
+        del headers["Range"]
+    async with backend.client.open(request.method, _path(request, there, path), headers=headers) as found:
+        if found.status == 404 and not is_last:
+            return None
+        # Check the file after the answer has begun, so that no change before the answer goes unseen.
+        if found.status != 404 and not (is_same(known, found.headers) or await has(backend, there, known)):
+            return None
+        return await relay(request, found, (there.filename, ref.filename), patches=hidden)
+
+
 async def _hidden_names(request: web.Request, backend: Backend, there: FileRef, path: str) -> list[Patch]:
     """Return patches over the secret names in a PNG file (`outputs.hide_names`); none for any other file.
 
     Raises:
         BackendError: the backend can't be reached.
     """
-    gateway, identity, query = context_of(request), caller(request), request.rel_url.query
-    is_plain = path == "/view" and "preview" not in query and query.get("channel") not in ("rgb", "a")
+    gateway, identity = context_of(request), caller(request)
     is_hidden = gateway.settings.outputs.hide_names and not identity.is_admin and gateway.is_judged(identity.tenant)
-    if not (is_hidden and is_plain and there.filename.lower().endswith(".png")):
+    if not (is_hidden and _is_plain(request, path) and may_hold_texts(there)):
         return []
-    head = b""
-    for size in (USUAL_HEAD, MAX_HEAD):
-        first = {"Range": f"bytes=0-{size - 1}"}
-        async with backend.client.open("GET", view_path(there), headers=first) as found:
-            head = await _up_to(found, size) if found.status in (200, 206) else b""
-        if len(head) < size or holds_texts(head):
-            break
-    return text_patches(head, partial(gateway.engine.outputs.reveal_text, identity.tenant))
-
-
-async def _up_to(found: aiohttp.ClientResponse, size: int) -> bytes:
-    """Return the first `size` bytes of an answer."""
-    head = bytearray()
-    async for chunk in found.content.iter_chunked(CHUNK):
-        head += chunk
-        if len(head) >= size:
-            break
-    return bytes(head[:size])
+    return await patches_for(backend, there, partial(gateway.engine.outputs.reveal_text, identity.tenant))
 
 
 def _removed(backend: str, *, is_admin: bool) -> web.Response:
@@ -319,6 +425,10 @@ async def locate(
             may_hold = _may_hold(gateway, identity, ref, upload)
             place = _place(gateway, identity, ref, upload)
             return *await gateway.engine.transfer.somewhere(place, upload, may_hold, anew=anew), UNTOLD
+        case Holder(stored=Stored() as stored) as holder:
+            return await _locate_stored(gateway, identity, ref, stored, holder)
+        case Stored() as stored:
+            return await _locate_stored(gateway, identity, ref, stored, None)
         case Holder(name, there) as holder:
             backend = gateway.fleet.backends.get(name)
             if _is_closed(gateway, identity, name):
@@ -335,3 +445,30 @@ async def locate(
     ]
     backend = await gateway.engine.transfer.holder_of(ref, *closed, allowed=allowed)
     return None if backend is None else (backend, ref, UNTOLD)
+
+
+async def _locate_stored(
+    gateway: Context, identity: Identity, ref: FileRef, stored: Stored, holder: Holder | None
+) -> tuple[Backend, FileRef, Known]:
+    """Return a backend that has a stored file, or just got it.
+
+    Raises:
+        BackendError: none can be reached.
+        FileMissing: object storage has the file no more.
+    """
+    backend = _writer(gateway, identity, holder)
+    if holder is not None and backend is not None:
+        known = identity_there(holder, stored)
+        with suppress(BackendError):
+            if await has(backend, holder.there, known):
+                return backend, holder.there, known
+    failure: BackendError = Unreachable("no backend can be reached")
+    owner = _owner(gateway, identity, ref, stored)
+    for each in gateway.fleet.alive(gateway.policies.of(owner).allowed):
+        try:
+            return each, await gateway.engine.inputs.copy_stored(owner, ref, stored, each), UNTOLD
+        except StoreDown:
+            raise
+        except BackendError as error:
+            failure = error
+    raise failure

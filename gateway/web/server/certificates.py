@@ -10,6 +10,7 @@ from gateway.settings import ServerTlsSettings
 from gateway.settings.tls import load_chain
 from gateway.telemetry import logs
 from gateway.telemetry.tasks import Loop, Tasks
+from gateway.web.server.certificate_dates import expiry_of
 
 _log = logs.get("tls")
 
@@ -18,6 +19,9 @@ WATCH_SECONDS = 2.0
 
 class Certificates:
     """The certificate for new connections. Open connections keep the certificate that they were made with.
+
+    Attributes:
+        expires: end of its validity, in seconds since 1970; None if that can't be read.
 
     Args:
         settings: names the files, which were valid when the settings were read.
@@ -31,6 +35,7 @@ class Certificates:
         assert settings.key is not None
         self._certificate, self._key = settings.certificate, settings.key
         self._seen = self._signature()
+        self.expires: float | None = None
         self.context = self._load()
         self._tasks = Tasks("certificates")
         self._loop: Loop | None = None
@@ -70,6 +75,7 @@ class Certificates:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         load_chain(context, self._certificate, self._key)
+        self.expires = expiry_of(self._certificate.read_text("ascii", "replace"))
         return context
 
 

@@ -11,6 +11,7 @@ import time
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from gateway.comfy import json_codec
@@ -27,6 +28,7 @@ from gateway.web.http.request_ids import head_line, new_request_id, noted, reque
 from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
+from gateway.web.http.v2_errors import in_form
 from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed, State
 from gateway.web.server.request_smuggling import fault
 from gateway.web.server.timeouts import ConnectionTimeouts, Phase
@@ -57,8 +59,8 @@ class Connection(asyncio.Protocol):
         http_log: has a line of each request that can't be taken.
     """
 
-    __slots__ = ("_inner", "_table", "address", "fault", "handshake", "intake", "pace", "payload", "request",
-                 "transport")  # fmt: skip
+    __slots__ = ("_inner", "_sent", "_table", "_writer", "address", "fault", "handshake", "intake", "pace", "payload",
+                 "request", "transport")  # fmt: skip
 
     def __init__(self, table: Connections, inner: web.RequestHandler, address: str, http_log: RequestLog) -> None:
         self._table = table
@@ -67,6 +69,8 @@ class Connection(asyncio.Protocol):
         self.address = address
         self.pace = ConnectionTimeouts(time.monotonic())
         self.payload: Any = None
+        self._writer: AbstractStreamWriter | None = None
+        self._sent = 0
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
         self.fault: tuple[int, str] | None = None
@@ -85,6 +89,7 @@ class Connection(asyncio.Protocol):
         """Count received bytes, and pass them on."""
         pace = self.pace
         pace.received += len(data)
+        self._table.traffic.from_clients += len(data)
         if pace.phase is Phase.IDLE:
             pace.first_byte(time.monotonic())
         self.intake.take(data)
@@ -105,6 +110,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is closed."""
+        self.count_sent()
         self._table.closed(self, self._inner)
         self.intake.lost()
         self._inner.connection_lost(exc)
@@ -119,6 +125,18 @@ class Connection(asyncio.Protocol):
         """
         grant = self.request.get(GRANT) if self.request is not None else None
         return grant is None or bool(grant.holds(time.time()))
+
+    def writes(self, writer: AbstractStreamWriter) -> None:
+        """Note the writer of the next answer."""
+        self.count_sent()
+        self._writer, self._sent = writer, 0
+
+    def count_sent(self) -> None:
+        """Count the bytes of the answer that were written since the last count."""
+        if self._writer is not None:
+            size = self._writer.output_size
+            self._table.traffic.to_clients += max(size - self._sent, 0)
+            self._sent = size
 
     def cut(self) -> None:
         """Close the connection at once."""
@@ -162,6 +180,7 @@ class Connections:
         self._settings = settings
         self._proxies = proxies
         self._metrics = metrics
+        self.traffic = metrics.traffic
         self._maximum = maximum
         self._everyone = _Group()
         self._all = self._everyone.members
@@ -238,6 +257,7 @@ class Connections:
         ) -> web.BaseRequest:
             connection = self._inner.get(protocol)
             if connection is not None:
+                connection.writes(writer)
                 connection.payload, connection.fault = payload, fault(message)
                 if connection.intake.state is State.HEAD:
                     connection.intake.began()
@@ -260,6 +280,7 @@ class Connections:
                         response = of_exception(request, error)
                         if error.status == 403 and isinstance(request, web.Request):
                             note_refused_preflight(request)
+                response = in_form(request, response)
                 if self._http_log.is_on and not noted(request).is_logged:
                     self._http_log.write(request, response.status, time.monotonic() - connection.pace.since)
                 if self._draining:
@@ -345,6 +366,7 @@ class Connections:
 
     def _look(self, connection: Connection, now: float) -> None:
         pace, transport, payload = connection.pace, connection.transport, connection.payload
+        connection.count_sent()
         if transport is None:
             return
         if transport.is_closing():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
 
 from aiohttp import web
@@ -118,12 +119,15 @@ _HEAD, _SHUT, _OPEN, _GONE = State
 class ParserFeed:
     """The way from one connection to its parser. `held` is how many bytes wait.
 
+    `on_lost` is called when the connection is gone, for a handler that waits long.
+
     Args:
         inner: aiohttp's protocol, which has the parser.
         http_log: has a line of each request whose head is too long.
     """
 
-    __slots__ = ("_ahead", "_dropped", "_head", "_held", "_http_log", "_inner", "_over", "_transport", "held", "state")
+    __slots__ = ("_ahead", "_dropped", "_head", "_held", "_http_log", "_inner", "_over", "_transport", "held",
+                 "on_lost", "state")  # fmt: skip
 
     def __init__(self, inner: web.RequestHandler, http_log: RequestLog) -> None:
         self._inner = inner
@@ -136,6 +140,7 @@ class ParserFeed:
         self._ahead = 0
         self._dropped = 0
         self._over: asyncio.Future[None] | None = None
+        self.on_lost: Callable[[], None] | None = None
         self.state = _HEAD
 
     def made(self, transport: asyncio.Transport) -> None:
@@ -148,6 +153,8 @@ class ParserFeed:
         self._forget()
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def take(self, data: bytes) -> None:
         """Pass bytes on to the parser, hold them, or throw them away."""

@@ -8,7 +8,7 @@ import aiohttp.web_response
 from aiohttp import web
 
 from gateway.settings import Settings
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Metrics, one
 from gateway.web.http.allowed_hosts import configured_hosts
 from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.request_ids import requests_of
@@ -60,6 +60,8 @@ class Server:
         proxies = TrustedProxies(server.trusted_proxies)
         self._connections = Connections(server, proxies, metrics, maximum, app[INTAKES], RequestLog(settings))
         self._certificates = Certificates(server.tls) if server.tls.certificate is not None else None
+        if (certificates := self._certificates) is not None:
+            metrics.certificate_expiry.read = lambda: one(certificates.expires) if certificates.expires else ()
         self._stack = AsyncExitStack()
         self._listeners: list[Listener] = []
         self.port = server.port

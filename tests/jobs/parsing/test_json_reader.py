@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.comfy.file_refs import FileRef
+from gateway.comfy.history_files import EntryFiles
 from gateway.comfy.jobs_api import job_of_history
 from gateway.comfy.node_review import file_inputs
 from gateway.jobs.parsing.json_reader import (
@@ -73,7 +77,7 @@ def apart() -> Iterator[Read]:
 
 
 NAMES = ["a.png", "b/a.png [output]", "sub\\m.safetensors", "none", "x.ckpt\n", "[temp]", "a" * 5_000 + ".png"]
-EXTRA = ["api_key_comfy_org", "extra_pnginfo", "deadline_seconds"]
+EXTRA = ["api_key_comfy_org", "extra_pnginfo", "deadline_seconds", "gateway_priority", "gateway_require", "webhook"]
 NODES = st.dictionaries(
     st.text(max_size=4),
     st.fixed_dictionaries(
@@ -96,9 +100,7 @@ BODIES = st.fixed_dictionaries(
         "prompt_id": st.uuids().map(str) | JSON,
         "number": st.floats() | JSON,
         "front": JSON,
-        "extra_data": st.dictionaries(
-            st.sampled_from(["api_key_comfy_org", "extra_pnginfo", "deadline_seconds"]), JSON
-        ),
+        "extra_data": st.dictionaries(st.sampled_from(EXTRA), JSON),
         "partial_execution_targets": JSON,
         "other": JSON,
     },
@@ -178,6 +180,9 @@ def test_a_job_is_shown_the_same_in_a_process_apart() -> None:
     shown = made.runner.run(made.reader.show_job("ben", "id", json.dumps(entry).encode()))
     assert json.loads(shown) == job_of_history("id", entry, include_outputs=True)
     assert made.reader.pids
+    # The same process finds the files of an entry.
+    files = made.runner.run(made.reader.files_of("ben", json.dumps(entry).encode(), FILES, 10))
+    assert files == EntryFiles((FileRef("output", "", "a.png"),), ())
     entry["prompt"][3]["noise"] = ""  # type: ignore[index]
     shown = made.runner.run(made.reader.show_job("ben", "id", json.dumps(entry).encode()))
     assert json.loads(shown) == job_of_history("id", entry, include_outputs=True)
@@ -299,3 +304,12 @@ def test_a_process_ends_with_its_reader() -> None:
     (pid,) = made.reader.pids
     made.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_process_loads_no_settings() -> None:
+    """It starts while a client waits for its answer, and pydantic would make the start longer."""
+    code = (
+        "import sys; from gateway.jobs.parsing import reader_process; print({'pydantic', 'yaml'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.batch import lower_bound
-from gateway.jobs.scheduling.policies import Candidate, Stuck, shortest_queue, steal_work
+from gateway.jobs.routing.snapshot import BackendView
+from gateway.jobs.scheduling.stealing_rules import Stuck, steal_work
+from tests.support.routing import shortest
 
 UNKNOWN = 1.0
 LEFT_AT_LEAST = 0.25
@@ -62,12 +64,12 @@ class Batch:
     def _send(self) -> None:
         while self.waiting:
             places = self.places.values()
-            choice = shortest_queue(
-                Candidate(
+            choice = shortest(
+                BackendView(
                     position.name,
-                    len(position.pending),
-                    int(position.running is not None),
                     self._max_queue - position.load(),
+                    pending=len(position.pending),
+                    running=int(position.running is not None),
                     used_at=position.used_at,
                 )
                 for position in places
@@ -75,8 +77,8 @@ class Batch:
             if choice is None:
                 return
             self._uses += 1
-            self.places[choice.name].used_at = self._uses
-            self.places[choice.name].pending.append(self.waiting.pop(0))
+            self.places[choice].used_at = self._uses
+            self.places[choice].pending.append(self.waiting.pop(0))
 
     def _take_over(self) -> None:
         while idle := {

@@ -12,14 +12,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.bus import LocalBus
-from gateway.jobs.scheduling.policies import Candidate, leaves_room, shortest_queue
-from gateway.jobs.state.fair_queue import FairShare, Queued, Rounds, position_in
+from gateway.jobs.routing.shares import Shares
+from gateway.jobs.routing.snapshot import BackendView
+from gateway.jobs.scheduling.stealing_rules import leaves_room
+from gateway.jobs.state.fair_queue import FairShare, Queued, position_in
 from gateway.jobs.state.history import History
 from gateway.jobs.state.job import Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.submission import read
 from gateway.jobs.state.transitions import State
 from gateway.store.protocol import Change
+from tests.support.routing import shortest
 
 _LOOP = asyncio.new_event_loop()
 
@@ -130,13 +133,13 @@ class World:
             queued, running = self.ledger.load(name)
             free = self.max_queue - queued - running
             if leaves_room(free, self.max_queue) or not self.ledger.has_on(name, job.tenant):
-                candidates.append(Candidate(name, queued, running, free, used_at=position.uses))
-        choice = shortest_queue(candidates)
+                candidates.append(BackendView(name, free, pending=queued, running=running, used_at=position.uses))
+        choice = shortest(candidates)
         if choice is None:
             return False
         self.uses += 1
-        self.places[choice.name].uses = self.uses
-        self.ledger.send(job, choice.name)
+        self.places[choice].uses = self.uses
+        self.ledger.send(job, choice)
         self.ledger.taken(job, job.upstream_id, b"{}")
         return True
 
@@ -241,14 +244,14 @@ def test_those_who_wait_go_in_turn_and_each_tenants_own_by_number() -> None:
     ledger = World(1, 1, []).ledger
 
     def admit(tenant: str, **more: Any) -> Job:
-        job = ledger.admit(tenant, read(json.dumps({"prompt": {}, **more}).encode()), [])
-        ledger.hold(job)
-        return job
+        held = ledger.admit(tenant, read(json.dumps({"prompt": {}, **more}).encode()), [])
+        ledger.hold(held)
+        return held
 
     ben = [admit("ben"), admit("ben"), admit("ben", front=True), admit("ben", number=1e300)]
     anna, again = admit("anna"), admit("anna", number=-1e308)
     assert ledger.waiting.jobs() == [ben[2], again, ben[0], anna, ben[1], ben[3]]
-    ledger.share.sent("ben")
+    ledger.share.charge("ben", 10.0)
     assert ledger.waiting.jobs() == [again, ben[2], anna, ben[0], ben[1], ben[3]]
 
 
@@ -256,12 +259,12 @@ def test_a_front_job_takes_its_tenants_turn_and_nobody_elses() -> None:
     share, queue = FairShare(), list[Queued]()
 
     def join(tenant: str, number: float) -> int:
-        queue_key = share.queue_key(tenant, number, "b", queue)
+        queue_key = share.key_among(queue, "b", Queued(tenant, number))
         queue.append(Queued(tenant, number, queue_key))
         queue.sort(key=lambda each: each.queue_key)
         return next(position for position, each in enumerate(queue) if each.queue_key == queue_key)
 
-    share.started("ben", "b")
+    share.started(job("ben"), "b")
     assert [join("ben", number) for number in (1, 2, 3)] == [0, 1, 2]
     assert join("anna", 4) == 0
     # Ben's first is behind anna's, and so is what he puts before it.
@@ -271,15 +274,9 @@ def test_a_front_job_takes_its_tenants_turn_and_nobody_elses() -> None:
     assert [each.tenant for each in queue] == ["anna", "carol", "ben", "anna", "ben", "ben", "ben"]
 
 
-def test_a_round_is_forgotten_when_the_next_begins() -> None:
-    rounds = Rounds()
-    for tenant in ("a", "b", "c"):
-        rounds.serve(tenant)
-    assert len(rounds) == 3
-    assert rounds.turn("b", 0) < rounds.turn("c", 0) < rounds.turn("b", 1)
-    assert rounds.turn("new", 0) < rounds.turn("a", 0)
-    rounds.serve("b")
-    assert len(rounds) == 1
+def job(tenant: str) -> Job:
+    """An accepted job."""
+    return Job(tenant, "id", 0, 0.0, read(b'{"prompt": {}}'), 0, 0.0)
 
 
 def order_of(queue: Iterable[Queued]) -> list[tuple[str, float]]:
@@ -293,15 +290,15 @@ def order_of(queue: Iterable[Queued]) -> list[tuple[str, float]]:
 @settings(max_examples=40, deadline=None)
 def test_tags_keep_the_order_that_was_decided(steps: list[tuple[str, int, bool]]) -> None:
     """The first one runs now and then, so that a queue of up to 16 is never empty and its tags go on for long."""
-    share, queue, rounds = FairShare(), list[Queued](), Rounds()
+    share, queue, clocks = FairShare(), list[Queued](), Shares()
     for tenant, number, runs in steps:
         if len(queue) == 16 or (runs and queue):
             served = queue.pop(0).tenant
-            share.started(served, "b")
-            rounds.serve(served)
+            share.started(job(served), "b")
+            clocks.charge(served, 10.0)
         wanted = order_of(queue)
-        wanted.insert(position_in(queue, rounds, tenant, number), (tenant, number))
-        queue.append(Queued(tenant, number, share.queue_key(tenant, number, "b", queue)))
+        wanted.insert(position_in(queue, clocks, Queued(tenant, number)), (tenant, number))
+        queue.append(Queued(tenant, number, share.key_among(queue, "b", Queued(tenant, number))))
         queue.sort(key=lambda each: each.queue_key)
         assert order_of(queue) == wanted
         assert len({each.queue_key for each in queue}) == len(queue)

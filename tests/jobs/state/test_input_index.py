@@ -28,3 +28,19 @@ def test_a_file_is_named_until_the_last_job_that_names_it_is_gone() -> None:
     assert named.has("other", PIC)
     named.leave(others)
     assert len(named) == 0
+
+
+def test_a_file_may_be_opened_by_its_name_its_folder_or_a_path_that_leads_out() -> None:
+    named, deep = InputIndex(), FileRef("input", "a/b", "pic.png")
+    folder = {"1": {"class_type": "LoadImageDataSetFromFolder", "inputs": {"folder": "a"}}}
+    assert not named.may_open(PIC)
+    for image, opens in (("pic.png", [PIC]), ("a/b/pic.png", [deep]), ("../any/x.png [temp]", [PIC, OTHER, deep])):
+        each = job("t", image)
+        named.enter(each)
+        assert [ref for ref in (PIC, OTHER, deep) if named.may_open(ref)] == opens
+        named.leave(each)
+    each = admit(new_ledger(), "t", prompt=folder)
+    named.enter(each)
+    assert [ref for ref in (PIC, OTHER, deep) if named.may_open(ref)] == [deep]
+    named.leave(each)
+    assert not any(map(named.may_open, (PIC, OTHER, deep)))

@@ -234,3 +234,12 @@ def test_a_job_that_is_lost_while_its_end_is_written_stays_in_the_journal() -> N
 
 LedgerMachine.TestCase.settings = settings(max_examples=RUNS or 150, stateful_step_count=40, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_of_its_tenants_waiting_jobs_those_of_higher_priority_or_a_lower_number_go_before() -> None:
+    ledger = new_ledger()
+    jobs = [admit(ledger, tenant) for tenant in "abab"]
+    jobs += [admit(ledger, "a", front=True), admit(ledger, "a", extra_data={"gateway_priority": 2})]
+    for job in jobs:
+        ledger.hold(job)
+    assert [ledger.waiting.before(job) for job in jobs] == [2, 0, 3, 1, 1, 0]

@@ -48,9 +48,9 @@ class JournalMachine(LedgerMachine):
         store: Any = self.paper
         self.ledger = Ledger(store, LocalBus(), History(store, 100, 10_000_000), "gateway")
 
-    def admitted(self, tenant: str, front: bool) -> Job:
+    def admitted(self, tenant: str, front: bool, priority: int) -> Job:
         """Accept one; it is journalled once it is known where it goes."""
-        job = admit(self.ledger, tenant, front=front)
+        job = admit(self.ledger, tenant, front=front, extra_data={"gateway_priority": priority})
         if front:
             self.ledger.hold(job)
         else:

@@ -66,6 +66,25 @@ def test_a_deadline_is_read_and_kept(written: str, seconds: float | None) -> Non
     assert decode_from_journal(encode_for_journal(found), None).deadline == seconds
 
 
+@pytest.mark.parametrize("priority", ["-1", "10", "1.0", "true", '"1"', "[]"])
+def test_a_priority_that_is_none(priority: str) -> None:
+    with pytest.raises(Rejection) as caught:
+        read(b'{"prompt": {}, "extra_data": {"gateway_priority": %b}}' % priority.encode())
+    assert caught.value.status == 400
+    assert caught.value.body["error"]["type"] == "invalid_priority"
+
+
+@pytest.mark.parametrize(("written", "priority"), [("0", 0), ("9", 9), ("null", 0)])
+def test_a_priority_is_read_and_kept(written: str, priority: int) -> None:
+    found = read(b'{"prompt": {}, "extra_data": {"gateway_priority": %b}}' % written.encode())
+    assert found.priority == priority
+    kept = encode_for_journal(found)
+    assert decode_from_journal(kept, None).priority == priority
+    # A version without priorities accepted anything there.
+    odd = kept.replace(b'"gateway_priority":', b'"gateway_priority":"high","other":')
+    assert decode_from_journal(odd, None).priority == 0
+
+
 def test_what_an_older_version_accepted_as_a_deadline_is_none() -> None:
     kept = encode_for_journal(read(b'{"prompt": {}, "extra_data": {"deadline_seconds": 5}}'))
     assert (
@@ -118,7 +137,7 @@ def test_files_that_a_prompt_names() -> None:
     assert [name for name, file in files.items() if file.declared] == ["bare"]
     assert submission.separated == (("1", "model", "sub/sd.safetensors"),)
     again = decode_from_journal(encode_for_journal(submission), submission.digest)
-    assert again.files == submission.files
+    assert (again.files, again.model, again.workload) == (submission.files, "sub/sd.safetensors", submission.workload)
 
 
 @pytest.mark.parametrize("body", [b"", b"nul", b"\xff\xfe", b"[]", b'"x"', b'{"prompt": 5}', b'{"prompt": {"1": []}}'])

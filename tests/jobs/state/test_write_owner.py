@@ -9,8 +9,9 @@ import pytest
 from gateway.comfy import json_codec
 from gateway.jobs.admission.kept_state import among, check
 from gateway.jobs.state.bindings import MAX_IDS, MAX_SESSIONS, SESSION_SECONDS, Bindings
-from gateway.jobs.state.named_ids import fields_of, in_prompt, in_request, in_value, is_state_id, read_answer
+from gateway.jobs.state.named_ids import in_prompt, in_request, in_value, is_state_id, read_answer
 from gateway.jobs.state.prompt_bounds import Rejection
+from gateway.jobs.state.request_fields import Fields, fields_of
 from gateway.jobs.state.submission import decode_from_journal, encode_for_journal, read
 from gateway.jobs.state.write_owner import OpenJob, Owner, Unclear, named_owner, unnamed_owner
 
@@ -67,10 +68,42 @@ def test_ids_in_requests() -> None:
         assert in_request([], [], fields_of(odd, "application/json")).ids == ()
 
 
+def form(**fields: str) -> bytes:
+    """A body of multipart/form-data, as a browser's FormData makes it."""
+    parts = (f'--x\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items())
+    return ("".join(parts) + "--x--\r\n").encode()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "id_"),
+    [
+        # cg-image-picker: js/image_chooser_messaging.js.
+        ("multipart/form-data", form(message="0,2,-1,", id="5"), "5"),
+        # cg-image-filter: js/popup.js, today and before.
+        ("multipart/form-data", form(response=f'{{"graph_id": "{FIRST}", "selection": [0, 2]}}'), FIRST),
+        ("multipart/form-data", form(response='{"unique": "5", "special": -3}'), "5"),
+        # ComfyUI-Easy-Use: its web UI sends JSON without a type.
+        ("text/plain", b'{"node_id": "5", "action": "select", "selected": [0, 2]}', "5"),
+        ("multipart/form-data", form(message='{"prompt": "a 9", "select": "now", "seed": 7}', id="5"), "5"),
+        # ComfyUI_Custom_Nodes_AlekPet: today, and before.
+        ("text/plain", b'{"unique_id": "5", "is_ok": true}', "5"),
+        ("text/plain", b'{"painter_id": "5", "is_ok": true}', "5"),
+    ],
+)
+def test_known_packs_name_their_node(content_type: str, body: bytes, id_: str) -> None:
+    """And nothing else: a picture's number is no id."""
+    assert in_request([], [], fields_of(body, content_type)).ids == (id_,)
+
+
+def test_known_packs_tell_their_node_in_events() -> None:
+    told = ({"tick": 9, "graph_id": FIRST}, {"id": FIRST, "urls": []}, {"unique_id": FIRST, "images": []})
+    assert [list(in_value(data)) for data in told] == [[FIRST]] * 3
+
+
 def test_ids_are_bounded() -> None:
     assert len(list(in_value([{"id": str(n)} for n in range(1_000)]))) == 64
     assert list(in_value({"id": "x" * 129})) == []
-    assert len(in_request([str(n) for n in range(1_000)], [], []).ids) == 64
+    assert len(in_request([str(n) for n in range(1_000)], [], Fields()).ids) == 64
 
 
 def test_ids_of_states() -> None:

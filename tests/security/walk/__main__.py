@@ -32,6 +32,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", metavar="S", type=int, default=1)
     parser.add_argument("--trust", metavar="PACK", action="append", default=[], help="nodes.trust; '*' finds holes")
     parser.add_argument("--unchecked", action="store_true", help="let all names pass: secret folders alone hold")
+    parser.add_argument("--storage", action="store_true", help="keep outputs in object storage, with signed links")
     parser.add_argument("--environment-word", metavar="WORD", help="a word in the environment of that ComfyUI")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write figures and hits there, as JSON")
     parsed = parser.parse_args(arguments)
@@ -102,6 +103,7 @@ async def main(arguments: list[str]) -> int:
                 globs=globs,
                 seed=options.seed,
                 is_checked=not options.unchecked,
+                stores=options.storage,
             )
             walking, figures = prepared.walk, prepared.figures
             if options.environment_word:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tests.security.walk import unchecked
 from tests.security.walk.attacks import Targets
@@ -20,15 +21,18 @@ from tests.support.lab import GatewayProcess, Lab
 _KEYS = {name: f"{name}-key-of-the-walk-0123456789" for name in ("anna", "ben", "boss")}
 
 
-async def _gateway(lab: Lab, url: str, trust: Sequence[str], *, is_checked: bool) -> GatewayProcess:
+async def _gateway(lab: Lab, url: str, trust: Sequence[str], *, is_checked: bool, stores: bool) -> GatewayProcess:
     """Start a gateway before a ComfyUI, with keys of isolated tenants."""
     keys = [{"name": name, "key": key, "role": "admin" if name == "boss" else "user"} for name, key in _KEYS.items()]
     # The limit on unknown names would stop the walk; what it is there for is tested elsewhere.
     limits = {"bad_names_per_minute": None, "bad_names_per_prompt": None}
-    config = {
+    config: dict[str, Any] = {
         "auth": {"keys": keys, "isolation": "isolated"},
         "tenants": {"default": {"nodes": {"trust": list(trust)}, "limits": limits}},
     }
+    if stores:
+        folder = lab.directory / "store"
+        config["storage"] = {"url": folder.as_uri(), "when": "before", "kinds": ["output", "temp"], "links": "signed"}
     path = lab.directory / "gateway.yaml"
     path.write_text(json.dumps(config))
     gateway = GatewayProcess(lab.directory / "data", [url], ("--config", str(path)), {"probe__interval": 0.25})
@@ -60,6 +64,7 @@ async def prepare(
     globs: Sequence[str] = ("*",),
     seed: int = 1,
     is_checked: bool = True,
+    stores: bool = False,
 ) -> Prepared:
     """Start a gateway before a ComfyUI and make the victim's files.
 
@@ -68,8 +73,9 @@ async def prepare(
         trust: packs and classes that the operator trusts.
         globs: patterns of the classes to walk.
         is_checked: False to let all names pass, so that secret folders alone keep files apart. Previews lie in none.
+        stores: True to keep outputs and previews in object storage, and to sign links to them.
     """
-    gateway = await _gateway(lab, url, trust, is_checked=is_checked)
+    gateway = await _gateway(lab, url, trust, is_checked=is_checked, stores=stores)
     anna, ben = (Comfy(lab.http, gateway.url, X_API_Key=_KEYS[name]) for name in ("anna", "ben"))
     marker = lab.directory / "host" / "marker.txt"
     victim = Victim(anna, await anna.get("/object_info"), random.Random(seed))

@@ -1,0 +1,1 @@
+"""Copies of outputs in object storage."""

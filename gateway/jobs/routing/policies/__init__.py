@@ -1,0 +1,1 @@
+"""Routing policies: one Protocol, one registry (`registry.py`), one file each. Pure."""

@@ -1,0 +1,1 @@
+"""Synchronous runs and named workflows in HTTP: a graph, or the values of its parameters, in; the result out."""

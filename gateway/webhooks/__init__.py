@@ -1,0 +1,1 @@
+"""Webhooks: events of jobs and backends, delivered to the URLs that tenants choose."""

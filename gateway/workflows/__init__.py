@@ -1,0 +1,1 @@
+"""Named workflows: graphs with typed parameters that tenants store and run by a name."""

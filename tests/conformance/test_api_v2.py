@@ -1,0 +1,315 @@
+"""The recorded exchanges of comfy-api-proxy, with the gateway in its place, and each difference by name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from blake3 import blake3
+
+from tests.support.comfy_client import Comfy
+from tests.support.lab import Lab, until
+from tests.support.pictures import png
+from tests.support.security_world import KEYS
+from tests.support.v2 import TERMINAL, Answer, Stream, V2Caller, V2World, start_v2
+from tests.support.workflows import slow
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+FOLDER = Path(__file__).parent / "api_v2"
+SCENARIOS = sorted(path.stem for path in FOLDER.glob("*.json"))
+# Answers that differ on purpose, by scenario and step: the gateway's status, and its error's code or its job's status.
+# docs/api-v2.md gives the reasons.
+DIFFERENCES: dict[tuple[str, int], tuple[int, str]] = {
+    # Labels are taken.
+    ("03", 0): (201, "queued"),
+    # A cursor and a filter are not ignored.
+    ("08", 9): (400, "invalid_cursor"),
+    ("08", 10): (200, ""),
+    # A bare 500.
+    ("12", 11): (400, "invalid_request"),
+    ("16", 12): (422, "invalid_request"),
+    # Another file_path is another asset.
+    ("14", 2): (200, ""),
+    ("17", 5): (201, ""),
+    # A HEAD with a body, and 502 for ranges.
+    ("18", 3): (200, ""),
+    ("18", 10): (416, "range_not_satisfiable"),
+    ("18", 11): (200, ""),
+    ("18", 12): (200, ""),
+    ("18", 13): (416, "range_not_satisfiable"),
+    ("19", 5): (416, "range_not_satisfiable"),
+    # The simulator takes an object in a file's place, and an output is an input.
+    ("21", 10): (201, "queued"),
+    ("21", 11): (201, "queued"),
+    # The description is served; the path beside it is the web UI's.
+    ("35", 4): (200, ""),
+    ("35", 7): (405, "method_not_allowed"),
+    # Texts are outputs, too.
+    ("38", 1): (200, "succeeded"),
+}
+# Steps before which all jobs have ended, though the recording has no request for that.
+WAITS = {("08", 2), ("10", 1), ("19", 1), ("26", 3)}
+# Jobs that were cancelled without a recorded request.
+CANCELS = {("26", 3): "<job-3>"}
+# Requests outside of the API.
+LEFT_OUT = {("35", 5)}
+# Recorded values that are real ones here, or are told only here.
+_UNCOMPARED = {
+    "started_at",
+    "completed_at",
+    "size_bytes",
+    "progress",
+    "message",
+    "outputs_reused",
+    "traceback",
+    "truncated",
+    "details",
+    "step_seconds",
+    "upstream",
+}
+_PLACEHOLDER = re.compile(r"<(?:job|asset|output)-\d+>")
+_COUNTER = re.compile(r"_\d{5}_|temp_[a-z]{5}")
+# Seconds of a recorded sampler's steps take so much less here.
+SPEED = 0.2
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[1, 3], ids=["alone", "fleet"])
+async def world(shared_lab: Lab, request: pytest.FixtureRequest) -> V2World:
+    """One gateway for all scenarios, over one backend or three."""
+    return await start_v2(shared_lab, request.param, data=f"data{request.param}")
+
+
+class Replay:
+    """A scenario that is sent again."""
+
+    def __init__(self, caller: V2Caller, name: str) -> None:
+        self.caller = caller
+        self.number = name[:2]
+        self.steps = json.loads((FOLDER / f"{name}.json").read_text())["steps"]
+        # Recorded ids and hashes, and those in their place.
+        self.known: dict[str, str] = {}
+        self.files: dict[str, bytes] = {}
+        self.streams: list[tuple[asyncio.Task[list[tuple[str, Any]]], list[Any]]] = []
+
+    async def run(self) -> None:
+        """Send all steps."""
+        for number, step in enumerate(self.steps):
+            if (self.number, number) in LEFT_OUT:
+                continue
+            await self.prepare(number)
+            if "events" in step.get("response", {}):
+                await self.follow(step)
+            else:
+                await self.ask(number, step)
+        for task, recorded in self.streams:
+            compare_events(recorded, await task)
+        for placeholder, job_id in self.known.items():
+            if placeholder.startswith("<job-") and self.number != "07":
+                # The next scenario has the backend for itself.
+                await self.caller("POST", f"/jobs/{job_id}/cancel")
+
+    async def follow(self, step: dict[str, Any]) -> None:
+        """Read a stream while the next steps are sent."""
+        stream = Stream(self.caller, self.caller.gateway.url + self.sent(step["request"]["path"]))
+        await stream.__aenter__()
+
+        async def rest() -> list[tuple[str, Any]]:
+            async with asyncio.timeout(20):
+                found = await stream.rest()
+            await stream.__aexit__()
+            return found
+
+        self.streams.append((asyncio.create_task(rest()), step["response"]["events"]))
+        if any(each["event"] == "progress" for each in step["response"]["events"] if "event" in each):
+            # The calls that were made meanwhile came after some of its events.
+            await asyncio.sleep(0)
+
+    async def prepare(self, number: int) -> None:
+        """Do what the recording does not show before a step."""
+        if (cancelled := CANCELS.get((self.number, number))) is not None:
+            await self.caller("POST", f"/jobs/{self.known[cancelled]}/cancel")
+        if (self.number, number) in WAITS:
+            for placeholder, job_id in list(self.known.items()):
+                if placeholder.startswith("<job-"):
+                    job = await self.caller.reaches(job_id)
+                    for place, output in enumerate(job["outputs"], start=1):
+                        self.known.setdefault(f"<output-{place}>", output["id"])
+
+    async def ask(self, number: int, step: dict[str, Any]) -> None:
+        """Send a step, and compare its answer; a job is asked for until it has come as far."""
+        request, recorded = step["request"], step.get("response", {})
+        method, path = request["method"], self.sent(request["path"]).removeprefix("/api/v2")
+        wanted, where = recorded.get("body"), (self.number, number, method, path)
+        difference = DIFFERENCES.get((self.number, number))
+        status = wanted.get("status") if isinstance(wanted, dict) and "urls" in wanted else None
+        kept = {name: value for name, value in request["headers"].items() if name in ("range", "idempotency-key")}
+        headers = {**kept, **self.type_of(request)}
+
+        async def look() -> Answer | None:
+            answer = await self.caller(method, path, headers=headers, **self.body_of(request))
+            polls = method == "GET" and status is not None and answer.status == 200
+            is_there = not polls or answer.body["status"] in (status, *TERMINAL)
+            return answer if is_there else None
+
+        answer = await until(look, what=str(where))
+        if difference is not None:
+            assert (answer.status, told_by(answer)) == difference, (where, answer.raw[:300])
+            return
+        assert answer.status == recorded["status"], (where, recorded["status"], answer.status, answer.raw[:400])
+        if isinstance(wanted, dict) and "$binary" in wanted:
+            if (mine := self.files.get(wanted["$binary"]["blake3"])) is not None:
+                assert answer.raw == mine, where
+        elif method != "HEAD" and not (isinstance(wanted, dict) and "$text" in wanted):
+            self.compare(wanted, answer.body, where)
+
+    def compare(self, recorded: Any, seen: Any, where: Any, key: str = "") -> None:
+        """The answer has all that was recorded. Ids are noted when they are seen first."""
+        if isinstance(recorded, dict):
+            assert isinstance(seen, dict), (where, key, seen)
+            for name, value in recorded.items():
+                if name in _UNCOMPARED or (name == "hash" and value is None):
+                    # Told here alone, or another value each time.
+                    continue
+                assert name in seen, (where, name, seen)
+                self.compare(value, seen[name], where, name)
+        elif isinstance(recorded, list):
+            assert isinstance(seen, list), (where, key, seen)
+            assert len(seen) == len(recorded), (where, key, len(recorded), seen)
+            for one, other in zip(recorded, seen, strict=True):
+                self.compare(one, other, where, key)
+        elif isinstance(recorded, str) and isinstance(seen, str):
+            self.compare_text(recorded, seen, where, key)
+        else:
+            assert recorded == seen, (where, key, recorded, seen)
+
+    def compare_text(self, recorded: str, seen: str, where: Any, key: str) -> None:
+        """A text is the recorded one, with the ids, hashes and numbers of this run."""
+        if recorded == "<time>":
+            assert re.search(r"[+-]\d\d:\d\d$", seen), (where, key, seen)
+            return
+        recorded = recorded.replace("http://gateway", self.caller.gateway.url)
+        if key == "status" and recorded == "expired":
+            recorded = "canceled"
+        for placeholder in _PLACEHOLDER.findall(recorded):
+            if placeholder not in self.known:
+                before, _, after = recorded.partition(placeholder)
+                self.known[placeholder] = seen[len(before) : len(seen) - len(after)]
+        expected = self.sent(recorded)
+        assert _COUNTER.sub("_", expected) == _COUNTER.sub("_", seen), (where, key, expected, seen)
+
+    def sent(self, value: Any) -> Any:
+        """A recorded value with the ids and hashes of this run, and faster samplers."""
+        if isinstance(value, dict):
+            return {name: SPEED * each if name == "step_seconds" else self.sent(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [self.sent(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        for placeholder in _PLACEHOLDER.findall(value):
+            value = value.replace(placeholder, self.known.setdefault(placeholder, str(uuid.uuid4())))
+        for recorded, mine in self.known.items():
+            if re.fullmatch("[0-9a-f]{64}", recorded):
+                value = value.replace(recorded, mine).replace(recorded.upper(), mine.upper())
+        return value
+
+    def file(self, told: dict[str, Any]) -> bytes:
+        """The file in the place of a recorded one; the same for the same."""
+        recorded = told["blake3"]
+        if recorded not in self.files:
+            number = int.from_bytes(blake3((self.number + recorded).encode()).digest()[:3], "big")
+            data = png((number & 255, number >> 8 & 255, number >> 16), size=16)
+            self.files[recorded] = data.ljust(told["bytes"], b"\0") if told["bytes"] > 100 else b"x" * told["bytes"]
+            self.known[recorded.removeprefix("blake3:")] = blake3(self.files[recorded]).hexdigest()
+        return self.files[recorded]
+
+    def type_of(self, request: dict[str, Any]) -> dict[str, str]:
+        """The Content-Type of a request whose body is no JSON and no form."""
+        body = request.get("body")
+        if isinstance(body, dict) and body.get("$multipart") == []:
+            return {"Content-Type": "multipart/form-data; boundary=x"}
+        return {}
+
+    def body_of(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The body of a request, for aiohttp."""
+        body = request.get("body")
+        if body is None:
+            return {}
+        if isinstance(body, dict) and "$text" in body:
+            return {"data": body["$text"]}
+        if isinstance(body, dict) and "$binary" in body:
+            return {"data": self.file(body["$binary"])}
+        if isinstance(body, dict) and "$multipart" in body:
+            if not body["$multipart"]:
+                return {"data": b""}
+            for part in body["$multipart"]:
+                if "$binary" in (told := part.get("body") or {}):
+                    self.file(told["$binary"])
+            return {"data": self.form_of(body["$multipart"])}
+        return {"json": self.sent(body)}
+
+    def form_of(self, parts: list[dict[str, Any]]) -> aiohttp.FormData:
+        """The form of recorded parts."""
+        form = aiohttp.FormData(quote_fields=False)
+        for part in parts:
+            if part.get("filename") is not None:
+                form.add_field(
+                    part["name"],
+                    self.file(part["body"]["$binary"]),
+                    filename=part["filename"],
+                    content_type=part["content_type"],
+                )
+            else:
+                form.add_field(part["name"] or "x", self.sent(part["value"]), content_type="text/plain")
+        return form
+
+
+def told_by(answer: Answer) -> str:
+    """The code of an error, or the status of a job."""
+    if answer.status >= 400:
+        return str(answer.body["error"]["code"]) if answer.body else ""
+    return str(answer.body["status"]) if isinstance(answer.body, dict) and "urls" in answer.body else ""
+
+
+def compare_events(recorded: list[Any], seen: list[tuple[str, Any]]) -> None:
+    """A stream ends as the recorded one, has its outputs, and tells of progress and previews where it did."""
+    names = {each["event"] for each in recorded if "event" in each}
+    assert {name for name, _ in seen} >= names - {"progress", "preview"}
+    last = [each["data"]["status"] for each in recorded if each.get("event") == "status"][-1]
+    assert seen[-1] == ("status", {"status": "canceled" if last == "expired" else last})
+    outputs = [each for each in recorded if each.get("event") == "output"]
+    told = [data for name, data in seen if name == "output"]
+    assert [each["data"]["node_id"] for each in outputs] == [each["node_id"] for each in told]
+
+
+# Scenarios in which a job waits for another one's end.
+QUEUED = ("09", "29")
+
+
+@asynccontextmanager
+async def all_but_one_busy(world: V2World) -> AsyncIterator[None]:
+    """Let jobs of ben's run on all backends but one, so that a second job of anna's has to wait."""
+    ben = Comfy(world.lab.http, world.gateway.url, **{"X-API-Key": KEYS["ben"]})
+    backends = (await ben.get("/system_stats"))["devices"]
+    ids = [await ben.prompt(slow(n, 1000)) for n in range(len(backends) - 1)]
+    for prompt_id in ids:
+        await ben.running(prompt_id)
+    yield
+    for prompt_id in ids:
+        await ben.post("/interrupt", {"prompt_id": prompt_id})
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_the_gateway_answers_as_recorded(world: V2World, name: str) -> None:
+    # Lists are recorded of a caller without other jobs.
+    replay = Replay(V2Caller(world.lab, world.gateway, KEYS["ben" if name.startswith("08") else "anna"]), name)
+    async with all_but_one_busy(world) if name.startswith(QUEUED) else nullcontext():
+        await replay.run()
