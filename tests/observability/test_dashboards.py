@@ -138,6 +138,14 @@ async def misbehave(fleet: Fleet) -> None:
     writer.close()
     async with http.post(f"{fleet.first.url}/simulator/broadcast", json={"type": "executed", "data": "odd"}) as answer:
         assert answer.status == 200
+    # The guard frees a backend that stays full. The models of the jobs alone may be gone before it looks.
+    await fleet.first.fault(http, "leak-vram:6.4")
+
+    async def freed() -> bool:
+        return any(line["event"] == "backend_vram_freed" for line in fleet.gateway.log_lines())
+
+    await until(freed, what="the guard frees a backend")
+    await fleet.first.no_faults(http)
     # Each backend runs out of memory once, and the other one heals it; then one loses its GPU and is restarted.
     await fleet.first.fault(http, "oom-until-free")
     await fleet.second.fault(http, "oom-until-free")
