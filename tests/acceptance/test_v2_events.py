@@ -30,7 +30,7 @@ async def lab_of_one(shared_lab: Lab) -> V2World:
     simulator = await shared_lab.simulator()
     gateway = await start(shared_lab, simulator, data="stopped")
     anna, ben = (V2Caller(shared_lab, gateway, KEYS[name]) for name in ("anna", "ben"))
-    return V2World(shared_lab, gateway, anna, ben)
+    return V2World(shared_lab, [simulator], gateway, anna, ben)
 
 
 def assert_order(events: list[tuple[str, Any]], *, outputs: int) -> None:

@@ -33,7 +33,7 @@ async def world(shared_lab: Lab, simulators: list[Simulator]) -> V2World:
     room = {"uploads__quota": f"{len(RED) + 10}B", "uploads__aside": "1h"}
     gateway = await start(shared_lab, *simulators, **stored, **room)
     anna, ben = (V2Caller(shared_lab, gateway, KEYS[name]) for name in ("anna", "ben"))
-    return V2World(shared_lab, gateway, anna, ben)
+    return V2World(shared_lab, simulators, gateway, anna, ben)
 
 
 async def fetched(world: V2World, url: str) -> tuple[int, bytes]:

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from gateway.web.v2.openapi import OPERATIONS, SCHEMAS
 from tests.support.comfy_client import SECRET_FOLDER
-from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.security_world import KEYS, start
 
 TERMINAL = ("succeeded", "failed", "canceled", "expired")
@@ -168,9 +168,10 @@ def reference(id_: str | None, **hints: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class V2World:
-    """A gateway over one backend, and two of its tenants."""
+    """A gateway, its backends, and two of its tenants."""
 
     lab: Lab
+    simulators: list[Simulator]
     gateway: GatewayProcess
     anna: V2Caller
     ben: V2Caller
@@ -178,6 +179,7 @@ class V2World:
 
 async def start_v2(lab: Lab, backends: int = 1, **settings: Any) -> V2World:
     """Start a `V2World`."""
-    gateway = await start(lab, *await lab.simulators(backends), **settings)
+    simulators = await lab.simulators(backends)
+    gateway = await start(lab, *simulators, **settings)
     anna, ben = (V2Caller(lab, gateway, KEYS[name]) for name in ("anna", "ben"))
-    return V2World(lab, gateway, anna, ben)
+    return V2World(lab, simulators, gateway, anna, ben)

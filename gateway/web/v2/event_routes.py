@@ -58,7 +58,7 @@ async def get_events(request: web.Request) -> web.StreamResponse:
 
 
 async def _tell(request: web.Request, response: web.StreamResponse, v2: V2, event: asyncio.Event) -> None:
-    told, links, written_at = Told(), links_for(request), time.monotonic()
+    told, links, written_at, is_first = Told(), links_for(request), time.monotonic(), True
     while not v2.is_closing and request.transport is not None:
         # Cleared before the look, so that an end after it is not missed.
         event.clear()
@@ -69,10 +69,14 @@ async def _tell(request: web.Request, response: web.StreamResponse, v2: V2, even
             break
         preview = found.live.preview if isinstance(found, Job) else None
         try:
-            view = v2.jobs.late_view(found) if isinstance(found, Job) else await v2.jobs.late_ended_view(found)
+            if isinstance(found, Job):
+                view = v2.jobs.late_view(found, is_first=is_first)
+            else:
+                view = await v2.jobs.late_ended_view(found)
         except (NotRead, StoreError):
             # The reader asks for the job, and is told what is wrong.
             break
+        is_first = False
         if len(view.outputs) > OUTPUTS_AT_ONCE // 4:
             # Turns for others, because all streams of a job hear of its end at once.
             async with v2.bursts:

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 from weakref import WeakValueDictionary
@@ -119,11 +119,17 @@ class Jobs:
             return self._canceled_view(found)
         return await self._ended_view(found, seconds, is_linked)
 
-    def late_view(self, job: Job) -> JobView:
-        """Return the view of an open job for event streams, which share it: it may be late by `VIEW_SECONDS`."""
+    def late_view(self, job: Job, *, is_first: bool) -> JobView:
+        """Return the view of an open job for event streams, which share it: it may be late by `VIEW_SECONDS`.
+
+        Args:
+            is_first: True for a stream's first look. Its progress is not late, because the caller may have asked for
+                the job just before, and must not see it go back.
+        """
         now, known = time.monotonic(), self._views.get(job.key)
         if known is not None and now - known[0] <= VIEW_SECONDS and known[1].status == status_of(job):
-            return known[1]
+            view = known[1]
+            return replace(view, progress=self._progress(job)) if is_first and view.progress is not None else view
         # The oldest first: those of jobs that have ended go, too.
         for key in [key for key, (at, _) in islice(self._views.items(), 10) if now - at > VIEW_SECONDS]:
             del self._views[key]
