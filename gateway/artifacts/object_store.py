@@ -13,6 +13,7 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -34,6 +35,7 @@ PART = 5 * 1024 * 1024
 _PARTS_AT_ONCE = 2
 _PAGE = 1000
 _DELETES_AT_ONCE = 10
+_SYNCS_AT_ONCE = 4
 _ABORT_SECONDS = 5.0
 _SETTLE_SECONDS = 0.1
 NO_EXTRA = "storage.url is set, but the package for object storage is missing; pip install 'comfyui-gateway[storage]'"
@@ -54,6 +56,8 @@ class ObjectStore:
         self._store = store
         self._signing = signing
         self._folder = folder
+        # Not the event loop's threads, because others use those, and a folder may be a network disk that hangs.
+        self._syncs = ThreadPoolExecutor(_SYNCS_AT_ONCE, "storage-sync") if folder is not None else None
         self._timeout = settings.timeout
         self._is_bulk = settings.scheme in ("s3", "memory")
         # For people: the bucket and the server, never credentials.
@@ -118,8 +122,8 @@ class ObjectStore:
             put = obstore.put_async(self._store, key, b"".join(held), attributes=attributes, use_multipart=False)
             await self._call(_WRITING, put)
         if self._folder is not None:
-            with self._errors(_WRITING):
-                await asyncio.to_thread(_sync, self._folder / key)
+            done = asyncio.get_running_loop().run_in_executor(self._syncs, _sync, self._folder / key)
+            await self._call(_WRITING, done)
 
     async def _put_parts(
         self, key: str, held: collections.deque[bytes], chunks: AsyncIterator[bytes], attributes: dict[str, str]

@@ -8,7 +8,9 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,20 @@ async def test_a_cancelled_put_leaves_nothing(store: ObjectStore, tmp_path: Path
         await putting
     assert await keys(store) == []
     assert not await asyncio.to_thread(files, tmp_path)
+
+
+async def test_writing_needs_no_thread_of_others(tmp_path: Path) -> None:
+    """The event loop's threads may all be busy, for instance with a disk that hangs."""
+    store, done = ObjectStore.of(StorageSettings(url=f"file://{tmp_path}/objects")), threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    busy = asyncio.create_task(asyncio.to_thread(done.wait, 60))
+    try:
+        await asyncio.wait_for(store.put("a/b", stream(b"1", b"2")), 10)
+        assert not busy.done()
+    finally:
+        done.set()
+        await busy
+    assert (tmp_path / "objects/a/b").read_bytes() == b"12"
 
 
 async def test_no_links_without_a_server(store: ObjectStore) -> None:
