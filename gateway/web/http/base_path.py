@@ -32,6 +32,22 @@ def without_base_path(message: RawRequestMessage, base_path: str) -> RawRequestM
     return message._replace(path=f"{url.raw_path}?{query}" if query else url.raw_path, url=url)
 
 
+def path_of_head(start: bytes, base_path: str) -> str:
+    """Return the path in the request line of a head that could not be read, without the prefix; empty if there is none.
+
+    Args:
+        start: the first bytes of the head.
+        base_path: the prefix, without a slash at its end.
+    """
+    words = start.lstrip(b"\r\n").partition(b"\n")[0].split(b" ", 2)
+    target = words[1].decode("latin-1") if len(words) > 1 else ""
+    if not target.startswith("/"):
+        # The absolute form (RFC 9112, section 3.2.2).
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    path = target.partition("?")[0]
+    return path[len(base_path) :] if path.startswith(f"{base_path}/") else path
+
+
 def link_prefix(request: web.Request) -> str:
     """Return the prefix of links, cookies and redirects for a client: empty, or a path without a slash at its end."""
     base_path = request.app[BASE_PATH]

@@ -114,11 +114,13 @@ class Protocol(web.RequestHandler):
         http_log: has a line of each request that is not HTTP.
     """
 
-    __slots__ = ("_http_log",)
+    __slots__ = ("_http_log", "unread_path")
 
     def __init__(self, server: web.Server, http_log: RequestLog) -> None:
         super().__init__(server, loop=server._loop, **server._kwargs)
         self._http_log = http_log
+        # The path of a request that could not be read, because aiohttp makes another request in its place.
+        self.unread_path: str | None = None
 
     def handle_error(
         self,
@@ -145,6 +147,7 @@ class Protocol(web.RequestHandler):
             raise ConnectionError("an answer has begun, so no other can be sent")
         if self._http_log.is_on and not noted(request).is_logged:
             self._http_log.write(request, status, 0.0)
-        response = in_form(request, problem(status, type_, said, details))
+        path = self.unread_path if isinstance(exc, HttpProcessingError) else None
+        response = in_form(request, problem(status, type_, said, details), path)
         response.force_close()
         return response

@@ -7,13 +7,14 @@ form of that API, so that no refusal of the gate or of the server escapes it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
 
 from gateway.comfy import json_codec
 from gateway.tenants.roles import MANAGER
-from gateway.web.http.request_ids import request_id_of
+from gateway.web.http.request_ids import head_line, request_id_of
 from gateway.web.http.responses import JSON_HEADERS
 
 PREFIX = "/api/v2"
@@ -40,6 +41,7 @@ _CODES: Mapping[int, str] = {
     502: "upstream_error",
     503: "upstream_unreachable",
     504: "upstream_unreachable",
+    505: "invalid_request",
     507: "storage_full",
 }
 # Codes by the type of a refusal in ComfyUI's form.
@@ -90,9 +92,13 @@ def refusal(
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
-def in_form(request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
-    """Return an answer; below /api/v2 in the form of that API, if it is a refusal."""
-    if response.status < 400 or response.prepared or not is_v2(request.path):
+def in_form(request: web.BaseRequest, response: web.StreamResponse, path: str | None = None) -> web.StreamResponse:
+    """Return an answer; below /api/v2 in the form of that API, if it is a refusal.
+
+    Args:
+        path: the path of a request that could not be read; None: that of `request`.
+    """
+    if response.status < 400 or response.prepared or not is_v2(request.path if path is None else path):
         return response
     response.headers[REQUEST_ID] = request_id_of(request)
     if isinstance(response, web.Response) and response.status != 499:
@@ -102,6 +108,23 @@ def in_form(request: web.BaseRequest, response: web.StreamResponse) -> web.Strea
             response.headers.popall("Content-Length", None)
             response.body = json_codec.dumps({"error": _converted(response.status, error)})
     return response
+
+
+def refusal_in_bytes(path: str, status: int, refused: Mapping[str, Any], request_id: str) -> bytes:
+    """Return a whole answer that closes the connection, for a request that aiohttp can't answer.
+
+    Args:
+        path: the path of the request, as far as it came.
+        refused: the body in ComfyUI's form.
+    """
+    ids = head_line(request_id)
+    if is_v2(path):
+        refused = {"error": _converted(status, refused["error"])}
+        ids += f"{REQUEST_ID}: {request_id}\r\n".encode()
+    body = json_codec.dumps(refused)
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+    rest = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + ids + rest.encode() + body
 
 
 def _error_of(body: object) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
-from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
 from gateway.settings import ServerSettings
 from gateway.telemetry import logs
@@ -24,11 +23,11 @@ from gateway.tenants.networks import network_of
 from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.error_bodies import Protocol, of_exception, with_body
 from gateway.web.http.refused_origins import note_refused_preflight
-from gateway.web.http.request_ids import head_line, new_request_id, noted, request_id_of
+from gateway.web.http.request_ids import new_request_id, noted, request_id_of
 from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
-from gateway.web.http.v2_errors import in_form
+from gateway.web.http.v2_errors import in_form, refusal_in_bytes
 from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed, State
 from gateway.web.server.request_smuggling import fault
 from gateway.web.server.timeouts import ConnectionTimeouts, Phase
@@ -57,15 +56,16 @@ class Connection(asyncio.Protocol):
         inner: aiohttp's protocol.
         address: the network that the peer counts as (`network_of`).
         http_log: has a line of each request that can't be taken.
+        base_path: the prefix of the gateway's paths.
     """
 
     __slots__ = ("_inner", "_sent", "_table", "_writer", "address", "fault", "handshake", "intake", "pace", "payload",
                  "request", "transport")  # fmt: skip
 
-    def __init__(self, table: Connections, inner: web.RequestHandler, address: str, http_log: RequestLog) -> None:
+    def __init__(self, table: Connections, inner: Protocol, address: str, http_log: RequestLog, base_path: str) -> None:
         self._table = table
         self._inner = inner
-        self.intake = ParserFeed(inner, http_log)
+        self.intake = ParserFeed(inner, http_log, base_path)
         self.address = address
         self.pace = ConnectionTimeouts(time.monotonic())
         self.payload: Any = None
@@ -307,7 +307,8 @@ class Connections:
         if len(self._all) >= self._maximum and not self._make_room(self._everyone):
             self._metrics.connections_refused.labels("full").inc()
             return "full"
-        connection = Connection(self, Protocol(server, self._http_log), key, self._http_log)
+        protocol = Protocol(server, self._http_log)
+        connection = Connection(self, protocol, key, self._http_log, self._settings.base_path)
         self._all[connection] = None
         # Closed connections may have taken their group along.
         self._by_address.setdefault(key, _Group()).members[connection] = None
@@ -387,7 +388,7 @@ class Connections:
                 is_refused = connection.intake.state is State.GONE
                 if pace.received and (payload is None or payload.is_eof()) and not is_refused:
                     request_id = new_request_id()
-                    transport.write(_timed_out(request_id))
+                    transport.write(_timed_out(request_id, connection.intake.path))
                     self._http_log.refused(request_id, 408, transport)
                 transport.close()
                 pace.leaving_since = now - self._settings.send_timeout + GRACE_SECONDS
@@ -437,9 +438,6 @@ def _refusal(status: int, reason: str) -> web.StreamResponse:
     return response
 
 
-def _timed_out(request_id: str) -> bytes:
-    body = json_codec.dumps(
-        error_body("request_timeout", "The request comes too slowly", "its headers did not come in time")
-    )
-    head = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
-    return b"%b%bContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (head, head_line(request_id), len(body), body)
+def _timed_out(request_id: str, path: str) -> bytes:
+    body = error_body("request_timeout", "The request comes too slowly", "its headers did not come in time")
+    return refusal_in_bytes(path, 408, body, request_id)

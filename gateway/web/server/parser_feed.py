@@ -16,10 +16,12 @@ from enum import Enum, auto
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
-from gateway.comfy import json_codec
 from gateway.comfy.errors import error_body
-from gateway.web.http.request_ids import head_line, new_request_id
+from gateway.web.http.base_path import path_of_head
+from gateway.web.http.error_bodies import Protocol
+from gateway.web.http.request_ids import new_request_id
 from gateway.web.http.request_log import RequestLog
+from gateway.web.http.v2_errors import refusal_in_bytes
 
 # The usual bounds of web servers: a request's target, one header with its name, all headers of a request.
 MAX_TARGET = 8190
@@ -39,7 +41,8 @@ LINGER_BYTES = 64 * 1024
 LINGER_SECONDS = 0.5
 
 _END = b"\r\n\r\n"
-_STATUS = {414: "URI Too Long", 431: "Request Header Fields Too Large"}
+# Bytes of a head that came in pieces which are kept for its path, in case it can't be read.
+MAX_START = 512
 
 
 class HeadTooLong(Exception):
@@ -49,12 +52,10 @@ class HeadTooLong(Exception):
         super().__init__(reason)
         self.status = status
 
-    def response(self, request_id: str) -> bytes:
+    def response(self, request_id: str, path: str) -> bytes:
         """Return the whole answer in bytes, because there is no request that aiohttp could answer."""
-        body = json_codec.dumps(error_body("malformed_request", "The request is not taken", str(self)))
-        head = f"HTTP/1.1 {self.status} {_STATUS[self.status]}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        rest = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        return head.encode() + head_line(request_id) + rest.encode() + body
+        body = error_body("malformed_request", "The request is not taken", str(self))
+        return refusal_in_bytes(path, self.status, body, request_id)
 
 
 class Head:
@@ -124,14 +125,17 @@ class ParserFeed:
     Args:
         inner: aiohttp's protocol, which has the parser.
         http_log: has a line of each request whose head is too long.
+        base_path: the prefix of the gateway's paths.
     """
 
-    __slots__ = ("_ahead", "_dropped", "_head", "_held", "_http_log", "_inner", "_over", "_transport", "held",
-                 "on_lost", "state")  # fmt: skip
+    __slots__ = ("_ahead", "_base_path", "_dropped", "_head", "_held", "_http_log", "_inner", "_over", "_start",
+                 "_transport", "held", "on_lost", "state")  # fmt: skip
 
-    def __init__(self, inner: web.RequestHandler, http_log: RequestLog) -> None:
+    def __init__(self, inner: Protocol, http_log: RequestLog, base_path: str) -> None:
         self._inner = inner
         self._http_log = http_log
+        self._base_path = base_path
+        self._start = b""
         self._transport: asyncio.Transport | None = None
         self._head = Head()
         # The pieces as they came, because to put them together costs a stranger's share of time.
@@ -142,6 +146,11 @@ class ParserFeed:
         self._over: asyncio.Future[None] | None = None
         self.on_lost: Callable[[], None] | None = None
         self.state = _HEAD
+
+    @property
+    def path(self) -> str:
+        """Return the path of a request that could not be read, as far as it came."""
+        return path_of_head(self._start, self._base_path)
 
     def made(self, transport: asyncio.Transport) -> None:
         """Begin: the connection stands."""
@@ -162,7 +171,7 @@ class ParserFeed:
         if self._held:
             self._hold(data)
         elif state is _HEAD:
-            if len(data) <= MAX_AHEAD and data.find(_END, 4) == len(data) - 4 and not self._head.size:
+            if 4 < len(data) <= MAX_AHEAD and data.find(_END, 4) == len(data) - 4 and not self._head.size:
                 # Nearly all requests are one short head, which came in one piece.
                 self.state, self._ahead = _SHUT, MAX_AHEAD
                 self._parse(data)
@@ -197,6 +206,7 @@ class ParserFeed:
         had_body = self.state is _OPEN
         # If further requests came behind this one, the parser has the head of the next already.
         self.state, self._ahead = (_SHUT, MAX_AHEAD) if self._inner._messages else (_HEAD, 0)
+        self._start = b""
         if had_body or self._head.size:
             self._head = Head(is_begun=had_body)
         if not self._held:
@@ -218,6 +228,8 @@ class ParserFeed:
             # A whole head so short keeps to all bounds.
             end: int | None = at + len(_END)
         else:
+            if len(self._start) < MAX_START:
+                self._start += data[:MAX_START]
             try:
                 end = self._head.take(data)
             except HeadTooLong as error:
@@ -249,6 +261,8 @@ class ParserFeed:
         if inner._messages and type(fault := inner._messages[-1][0]) is _ErrInfo:
             # The traceback holds the bytes, and is in a circle with itself: they would stay until the next collection.
             fault.exc.__traceback__ = None
+            self._start = self._start or data[:MAX_START]
+            inner.unread_path = self.path
 
     def _hold(self, data: bytes | memoryview) -> None:
         self._held.append(data)
@@ -288,7 +302,7 @@ class ParserFeed:
         if self._transport is None:
             return
         request_id = new_request_id()
-        self._transport.write(error.response(request_id))
+        self._transport.write(error.response(request_id, self.path))
         self._http_log.refused(request_id, error.status, self._transport)
         if self._transport.can_write_eof():
             # The client learns that no more comes; not under TLS, which has no half-closed connections.
