@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -69,6 +70,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "no gzip": (form(named(b"a.png")), "gzip"),
     "an unknown encoding of a part": (form(named(b"a.png"), b"Content-Transfer-Encoding: x-foo"), ""),
     "no filename": (form(named(b"")), ""),
+    "many lines before the first part": (b"\r\n" * 40_000 + form(named(b"a.png")), ""),
     "a folder in no charset": (
         form(named(b"a.png"), fields=((b'subfolder"\r\nContent-Type: text/plain; charset=klingon', b"x"),)),
         "",
@@ -112,3 +114,12 @@ async def test_a_form_that_is_refused_says_why(lab: Lab) -> None:
     for body in (bomb, other):
         seen = await sent(comfy, body, "gzip")
         assert (seen.status, json.loads(seen.body)["error"]["type"]) == (413, "upload_too_large"), seen
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield form(named(b"a.png")).removesuffix(b"--\r\n") + b'\r\nContent-Disposition: form-data; name="x"\r\n\r\n'
+        for _ in range(10_000):
+            yield bytes(2**16)
+
+    # In chunks, without a length, and in a part that nobody keeps.
+    async with lab.http.post(f"{gateway.url}/upload/image", data=endless(), headers={"Content-Type": FORM}) as answer:
+        assert (answer.status, (await answer.json())["error"]["type"]) == (413, "upload_too_large")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -123,6 +124,14 @@ async def test_refused_uploads(world: V2World) -> None:
     for more in ({"json": {"x": 1}}, {"data": form}, {"data": b"", "headers": {"Content-Type": "multipart/form-data"}}):
         answer = await world.anna("POST", "/assets", **more)
         assert (answer.status, answer.body["error"]["code"]) == (422, "invalid_request"), answer.body
+    content_type = {"Content-Type": "multipart/form-data; boundary=xx"}
+    long_start = (
+        b"\r\n" * 40_000 + b'--xx\r\nContent-Disposition: form-data; name="file_path"\r\n\r\nx.png\r\n--xx--\r\n'
+    )
+    unused = b'--xx\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + bytes(2**20 + 1) + b"\r\n--xx--\r\n"
+    for raw, status in ((long_start, 422), (unused, 413)):
+        answer = await world.anna("POST", "/assets", data=io.BytesIO(raw), headers=content_type)
+        assert answer.status == status, answer.body
     for body, status in (({"file_path": "x"}, 422), ({"hash": "nonsense"}, 404), ({"hash": 5}, 422), ([], 400)):
         assert (await world.anna("POST", "/assets/from-hash", json=body)).status == status
     # A playlist may open another tenant's files.

@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.comfy.file_refs import KINDS, FileRef, file_ref
 from gateway.store.blobs import BlobWriter
 from gateway.web.http.decompression import BadPacking, UnknownCoding
+from gateway.web.http.multipart import reader_of, skip
 from gateway.web.http.request_body import pieces
 from gateway.web.routes.proxying import CHUNK
 
@@ -133,14 +134,14 @@ async def receive(
         raise BadForm(f"the Content-Type is {request.content_type[:MAX_TOLD]!r}; {_SEND}")
     form = Form()
     try:
-        reader = await _reader(request, limit)
+        reader, left = _reader(request, limit), limit
         for _ in range(MAX_PARTS):
             part = await reader.next()
             if part is None:
                 break
             if not isinstance(part, BodyPartReader):
                 raise BadForm(f"a part of it is a form of its own; {_SEND}")
-            await _take(part, form, stack, new_writer, limit, check)
+            left -= await _take(part, form, stack, new_writer, limit, check, left)
             # Many parts may have come at once: others are served meanwhile.
             await asyncio.sleep(0)
         else:
@@ -157,10 +158,10 @@ async def receive(
     return form
 
 
-async def _reader(request: web.Request, limit: int) -> MultipartReader:
+def _reader(request: web.Request, limit: int) -> MultipartReader:
     if "Content-Encoding" not in request.headers:
-        return await request.multipart()
-    return MultipartReader(request.headers, _Unpacked(request, pieces(request), limit))
+        return reader_of(request)
+    return reader_of(request, _Unpacked(request, pieces(request), limit))
 
 
 async def _take(
@@ -170,7 +171,9 @@ async def _take(
     new_writer: Callable[[], AbstractAsyncContextManager[BlobWriter]],
     limit: int,
     check: Callable[[int], None],
-) -> None:
+    left: int,
+) -> int:
+    """Read a part. Return its bytes if nobody keeps it: at most `left`."""
     if part.name == "image" and part.filename and form.writer is None:
         form.filename = readable(part.filename)
         form.writer = await stack.enter_async_context(new_writer())
@@ -181,6 +184,12 @@ async def _take(
                 raise FormTooLarge(f"at most {limit} bytes are taken")
     elif part.name in _FIELDS and part.filename is None:
         form.fields.setdefault(part.name, await _text(part))
+    else:
+        skipped = await skip(part, left)
+        if skipped is None:
+            raise FormTooLarge(f"at most {limit} bytes are taken")
+        return skipped
+    return 0
 
 
 async def _text(part: BodyPartReader) -> str:

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from gateway.comfy.file_refs import ANNOTATED, FileRef, file_ref
 from gateway.store.blobs import BlobStore, BlobWriter
+from gateway.web.http.multipart import reader_of, skip
 from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.outputs import UNKNOWN_TYPE, type_of
 
@@ -62,14 +63,14 @@ async def receive(
         raise V2Error(413, "payload_too_large", f"Upload exceeds {limit} bytes.")
     form = AssetForm()
     try:
-        reader = await request.multipart()
+        reader, left = reader_of(request), MAX_BESIDE
         for _ in range(MAX_PARTS):
             part = await reader.next()
             if part is None:
                 return form
             if not isinstance(part, BodyPartReader):
                 raise V2Error(422, "invalid_request", "Malformed multipart body.")
-            await _take(part, form, stack, blobs, limit, check)
+            left -= await _take(part, form, stack, blobs, limit, check, left)
             # Many parts may have come at once: others are served meanwhile.
             await asyncio.sleep(0)
     except (HttpProcessingError, ValueError, AssertionError, LookupError, RuntimeError) as error:
@@ -84,7 +85,9 @@ async def _take(
     blobs: BlobStore,
     limit: int,
     check: Callable[[int], None],
-) -> None:
+    left: int,
+) -> int:
+    """Read a part. Return its bytes if nobody keeps it: at most `left`."""
     if part.name == "file" and form.writer is None:
         form.part_type = part.headers.get("Content-Type", "")
         form.writer = await stack.enter_async_context(blobs.writer())
@@ -97,6 +100,12 @@ async def _take(
                 raise V2Error(413, "payload_too_large", f"Upload exceeds {limit} bytes.")
     elif part.name in _FIELDS:
         form.fields.setdefault(part.name, await _text(part))
+    else:
+        skipped = await skip(part, left)
+        if skipped is None:
+            raise V2Error(413, "payload_too_large", f"A form has at most {MAX_BESIDE} bytes in parts without a use.")
+        return skipped
+    return 0
 
 
 async def _text(part: BodyPartReader) -> str:
