@@ -1,9 +1,9 @@
 """Comparison of the bucket with the journal: objects without a row, and rows without an object.
 
-An object has no row if the gateway ended between the two. The sweep deletes it, but only if its key is of this
-gateway's making, it is a day old, and an earlier sweep of this run found it, too. An object is gone if somebody else
-deleted it, such as a lifecycle rule of the bucket. Then its name leads to its backend again, or nowhere. If many are
-gone or unknown, the settings or the journal are wrong most likely, so the sweep only says so.
+An object has no row if the gateway ended between the two, or in a trial of the store. The sweep deletes it, but only if
+its key is of this gateway's making, it is a day old, and an earlier sweep of this run found it, too. An object is gone
+if somebody else deleted it, such as a lifecycle rule of the bucket. Then its name leads to its backend again, or
+nowhere. If many are gone or unknown, the settings or the journal are wrong most likely, so the sweep only says so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hashlib import blake2b
 
 from gateway.artifacts.model import State, visible_of
 from gateway.artifacts.object_store import ObjectStore, StorageError
+from gateway.artifacts.probe import is_trial
 from gateway.files.index import FileIndex
 from gateway.files.values import stored_key
 from gateway.store.artifact_records import ArtifactRecord
@@ -155,7 +156,8 @@ class BucketSweep:
                 _log.warning("storage_sweep_failed", error=f"the bucket has more than {MAX_OBJECTS} objects")
                 return Swept(len(listed))
             listed.add(key for key, _, _ in page)
-            old = [key for key, _, changed in page if changed <= now - DAY and folder_of(key) in folders]
+            aged = (key for key, _, changed in page if changed <= now - DAY)
+            old = [key for key in aged if folder_of(key) in folders or is_trial(key)]
             known = await self._journal.known_objects(old)
             doubtful += [key for key in old if key not in known][: MAX_FINDINGS - len(doubtful)]
         await in_turns(listed.sorting())

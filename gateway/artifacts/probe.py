@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import aiohttp
 
 from gateway.artifacts.object_store import ObjectStore, StorageError
 
-# If a gateway is killed in a trial, its object stays: a kilobyte that a lifecycle rule of the bucket may delete.
+# If a gateway is killed in a trial, its object stays: a kilobyte, until a sweep of the bucket deletes it.
 FOLDER = "probe"
+_KEY = re.compile(rf"{FOLDER}/[0-9a-f]{{32}}")
 _LINK_SECONDS = 60.0
 _START_SECONDS = 10.0
 
@@ -24,6 +26,11 @@ class Step:
     name: str
     error: StorageError | None = None
     note: str = ""
+
+
+def is_trial(key: str) -> bool:
+    """Return True if a key is that of an object of a trial."""
+    return _KEY.fullmatch(key) is not None
 
 
 async def try_store(store: ObjectStore) -> None:

@@ -80,20 +80,21 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_objects_without_a_row_go_at_the_second_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those that are young, of another gateway, of another's making, or copies without metadata."""
+    """Trials do, too; not those that are young, of another gateway, of another's making, or without metadata."""
     monkeypatch.setattr(bucket_sweep, "PAGE", 7)
     await world.add(30, shared=key(301))
     await world.add(31, state="pending")
-    kept = {key(30), key(301), key(31), key(1, OTHERS), "reports/2026.csv", f"{FOLDER}/notes.txt"}
-    await world.put(*kept, key(40), key(41))
+    trial = f"probe/{7:032x}"
+    kept = {key(30), key(301), key(31), key(1, OTHERS), "reports/2026.csv", f"{FOLDER}/notes.txt", "probe/mine.txt"}
+    await world.put(*kept, key(40), key(41), trial)
     everything = await world.keys()
-    assert await world.swept(0.5) == Swept(38)
-    assert await world.swept() == Swept(38)
+    assert await world.swept(0.5) == Swept(40)
+    assert await world.swept() == Swept(40)
     # A row comes meanwhile.
     await world.add(41)
-    assert await world.swept() == Swept(38, objects_deleted=1)
-    assert await world.keys() == everything - {key(40)}
-    assert await world.swept() == Swept(37)
+    assert await world.swept() == Swept(40, objects_deleted=2)
+    assert await world.keys() == everything - {key(40), trial}
+    assert await world.swept() == Swept(38)
 
 
 async def test_a_row_without_an_object_goes_and_its_name_leads_to_its_backend(world: World) -> None:
