@@ -29,7 +29,7 @@ test-services: $(VENV)/.dev $(VENV)/.browser $(SERVICES)
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict gateway
+	$(BIN)/mypy --strict gateway examples
 	$(BIN)/mypy --strict config/grafana/make_dashboards.py
 	$(BIN)/lint-imports
 

@@ -108,6 +108,8 @@ def _settings(simulators: list[Simulator], port: int, data_dir: str) -> Any:
         "backends": [{"url": simulator.url, "name": f"gpu{n}"} for n, simulator in enumerate(simulators)],
         "probe": {"interval": 0.5},
         "auth": {"disabled": True},
+        # Receivers on this machine may be tried (examples/webhook_receiver.py).
+        "webhooks": {"allow_http": True, "allow_networks": ["127.0.0.0/8"]},
     }
     return load(None, environment={}, flags=flags)
 

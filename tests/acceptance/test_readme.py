@@ -67,6 +67,10 @@ async def test_the_blocks_run(lab: Lab) -> None:
     environment = shell_environment(lab.directory)
     async with pasted(demo, PROJECT, environment) as process:
         await line_with(process, "behind one endpoint: http://127.0.0.1:8288")
+        # It delivers to this machine, as examples/README.md says.
+        api, hook = "http://127.0.0.1:8288/gateway/api/v1/me/webhooks", "http://127.0.0.1:8300/"
+        async with lab.http.post(api, json={"url": hook}) as answer:
+            assert answer.status == 201, await answer.text()
     for port in (8188, 8189):
         await lab.simulator(port=port)
     workflow = lab.directory / "workflow_api.json"
