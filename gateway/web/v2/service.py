@@ -27,6 +27,7 @@ from gateway.web.v2.kept_jobs import KeptJobs
 from gateway.web.v2.keys import IdempotencyKeys
 from gateway.web.v2.model import Links
 from gateway.web.v2.sizes import Sizes
+from gateway.web.v2.stream_buffers import StreamBuffers
 from gateway.web.v2.waits import Waits
 
 SWEEP_SECONDS = 15.0
@@ -49,6 +50,7 @@ class V2:
         tasks: submissions that go on after their answer.
         threads: bounds the long documents that are split at a time.
         bursts: bounds the event streams that send many outputs at a time.
+        stream_buffers: counts the bytes that wait for readers of event streams.
         send_file: answers with a file of the caller's (`web/routes/view.py`); the table of routes sets it.
     """
 
@@ -66,6 +68,7 @@ class V2:
         self.assets = Assets(store, engine.files, engine.uploads)
         self.waits = Waits(self.kept, settings.run)
         self.bursts = asyncio.Semaphore(MAX_BURSTS)
+        self.stream_buffers = StreamBuffers(settings.v2.tenant_buffer, settings.v2.total_buffer)
         self.is_closing = False
         self.tasks = Tasks("v2")
         self._streams: Counter[str] = Counter()
