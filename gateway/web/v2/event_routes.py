@@ -14,7 +14,6 @@ from gateway.store.protocol import StoreError
 from gateway.telemetry.tasks import pause
 from gateway.web.guard.context import caller
 from gateway.web.http.request_keys import STREAMING
-from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.answers import answering
 from gateway.web.v2.events import KEEP_ALIVE, OUTPUTS_AT_ONCE, Told, encoded_size
 from gateway.web.v2.job_routes import named_job
@@ -47,7 +46,7 @@ async def get_events(request: web.Request) -> web.StreamResponse:
         await response.prepare(request)
         leave = v2.kept.wait_for(found.tenant, found.prompt_id, event)
         try:
-            await _tell(request, response, v2, event)
+            await _tell(request, response, v2, event, (found.tenant, found.prompt_id))
         except (TimeoutError, ConnectionResetError, aiohttp.ClientConnectionResetError):
             # The reader is gone, or takes nothing: it connects again if it wants to.
             if request.transport is not None:
@@ -57,15 +56,17 @@ async def get_events(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def _tell(request: web.Request, response: web.StreamResponse, v2: V2, event: asyncio.Event) -> None:
-    told, links, written_at, is_first = Told(), links_for(request), time.monotonic(), True
+async def _tell(
+    request: web.Request, response: web.StreamResponse, v2: V2, event: asyncio.Event, key: tuple[str, str]
+) -> None:
+    told, links, written_at, is_first = Told(), links_for(request, key[0]), time.monotonic(), True
     reader, buffers = caller(request).tenant, v2.stream_buffers
     while not v2.is_closing and request.transport is not None:
         # Cleared before the look, so that an end after it is not missed.
         event.clear()
-        try:
-            found = named_job(request)
-        except V2Error:
+        # By its owner, because an admin may get a job of the same id meanwhile.
+        found = v2.jobs.find_own(*key)
+        if found is None:
             # The job was deleted. The reader asks for it, and is told so.
             break
         preview = found.live.preview if isinstance(found, Job) else None
