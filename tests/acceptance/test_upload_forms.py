@@ -60,6 +60,7 @@ TAKEN: dict[str, tuple[bytes, str, str | None]] = {
     "a folder in base64": (form(named(b"f.png"), fields=((IN_BASE64, base64.b64encode(b"sub")),)), "", None),
     "a hundred fields": (form(named(b"m.png"), fields=tuple((b'f%d"' % n, b"x") for n in range(100))), "", None),
     "base64": (form(named(b"b64.png"), b"Content-Transfer-Encoding: base64", data=base64.encodebytes(PNG)), "", None),
+    "a preamble": (b"x" * 1000 + b"\r\n\r\n" + form(named(b"p.png")), "", None),
     "gzip": (gzip.compress(form(named(b"gz.png"))), "gzip", None),
     "zlib": (zlib.compress(form(named(b"z.png"))), "deflate", None),
     "deflate": (zlib.compress(form(named(b"d.png")))[2:-4], "deflate", None),
@@ -69,8 +70,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "half a gzip": (gzip.compress(form(named(b"a.png")))[:-20], "gzip"),
     "no gzip": (form(named(b"a.png")), "gzip"),
     "an unknown encoding of a part": (form(named(b"a.png"), b"Content-Transfer-Encoding: x-foo"), ""),
+    "a long preamble": (b"\r\n" * 3_000 + form(named(b"a.png")), ""),
+    "a long preamble in gzip": (gzip.compress(b"\r\n" * 3_000 + form(named(b"a.png"))), "gzip"),
+    # 64 KB in it take the loop 90 ms.
+    "a folder in punycode": (
+        form(named(b"a.png"), fields=((b'subfolder"\r\nContent-Type: text/plain; charset=Punycode', b"x"),)),
+        "",
+    ),
     "no filename": (form(named(b"")), ""),
-    "many lines before the first part": (b"\r\n" * 40_000 + form(named(b"a.png")), ""),
     "a folder in no charset": (
         form(named(b"a.png"), fields=((b'subfolder"\r\nContent-Type: text/plain; charset=klingon', b"x"),)),
         "",

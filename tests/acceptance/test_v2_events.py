@@ -10,18 +10,18 @@ import pytest
 import pytest_asyncio
 
 from tests.support.lab import Lab
-from tests.support.security_world import KEYS, start
+from tests.support.security_world import KEYS, broadcast, start
 from tests.support.v2 import V2Caller, V2World, start_v2
 from tests.support.workflows import failing, slow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-MAX_STREAMS = 4
+MAX_STREAMS, BUFFER = 4, 64 * 1024
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(shared_lab: Lab) -> V2World:
     """One gateway for all tests."""
-    return await start_v2(shared_lab, v2__max_streams=MAX_STREAMS)
+    return await start_v2(shared_lab, v2__max_streams=MAX_STREAMS, v2__tenant_buffer=BUFFER)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -139,6 +139,20 @@ async def test_past_the_limit_of_streams(world: V2World) -> None:
         assert (await stream.rest())[-1] == ("status", {"status": "canceled"})
         await stream.__aexit__()
     assert len(await events_of(world.anna, job)) == 1
+
+
+async def test_no_previews_past_the_bytes_that_may_wait(world: V2World) -> None:
+    """Readers that are slow held up to 1.4 MB each. The rest of the story is told all the same."""
+    job = await world.anna.submit(slow(12, steps=2, step_seconds=1.5))
+    async with world.anna.stream(job) as stream:
+        while (event := await stream.next()) is not None and event[0] != "preview":
+            pass
+        assert event is not None
+        await broadcast(world.lab, world.simulators[0], b"\0\0\0\1\0\0\0\1" + bytes(BUFFER))
+        events = await stream.rest()
+    assert_order([event, *events], outputs=1)
+    assert all(len(data["data_base64"]) < BUFFER for name, data in events if name == "preview")
+    assert events[-1] == ("status", {"status": "succeeded"})
 
 
 async def test_a_stop_of_the_gateway_ends_streams_without_an_end(lab_of_one: V2World) -> None:

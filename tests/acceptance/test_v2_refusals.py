@@ -32,6 +32,9 @@ MALFORMED: dict[str, tuple[int, str, str, str]] = {
     "length of the body": (413, "POST {} HTTP/1.1", "Content-Length: 99999999999999\r\n", ""),
     "expectation": (417, "POST {} HTTP/1.1", "Expect: tea\r\nContent-Length: 2\r\n", "{}"),
     "trace": (405, "TRACE {} HTTP/1.1", "", ""),
+    "connect": (405, "CONNECT {} HTTP/1.1", "", ""),
+    "blank before the method": (400, " GET {} HTTP/1.1", "", ""),
+    "tab for a blank": (400, "GET\t{} HTTP/1.1", "", ""),
 }
 
 
@@ -69,7 +72,7 @@ async def test_refusals_have_the_form_of_the_api(gateway: GatewayProcess, name: 
     for path in ("/api/v2/jobs", "/queue"):
         request = f"{line.format(prefix + path)}\r\n{HEAD}{further}\r\n{body}".encode()
         # As a whole, and in pieces; a method that is none is refused before its path comes.
-        apart = [] if line.startswith("G@T") else [[request[:3], request[3:14], request[14:]]]
+        apart = [] if line.startswith(("G@T", " ", "GET\t")) else [[request[:3], request[3:14], request[14:]]]
         for pieces in ([request], *apart):
             seen, headers, said = await refused(gateway, *pieces)
             assert seen == status, (path, said)

@@ -74,7 +74,7 @@ class Assignment:
         return data if mark == own or not mark else data.replace(mark.encode(), shown)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class LastPreview:
     """The last picture that a running job showed: its node, its type, and its bytes behind the frame's head.
 

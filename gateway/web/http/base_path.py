@@ -39,8 +39,18 @@ def path_of_head(start: bytes, base_path: str) -> str:
         start: the first bytes of the head.
         base_path: the prefix, without a slash at its end.
     """
-    words = start.lstrip(b"\r\n").partition(b"\n")[0].split(b" ", 2)
-    target = words[1].decode("latin-1") if len(words) > 1 else ""
+    # Any blanks, because a line that can't be read may have others than HTTP's.
+    words = start.lstrip().partition(b"\n")[0].decode("latin-1").split()
+    return path_of_target(next((each for each in words if each[0] == "/" or "://" in each), ""), base_path)
+
+
+def path_of_target(target: str, base_path: str) -> str:
+    """Return the path in a request's target, without the prefix.
+
+    Args:
+        target: a path, or an absolute URL.
+        base_path: the prefix, without a slash at its end.
+    """
     if not target.startswith("/"):
         # The absolute form (RFC 9112, section 3.2.2).
         target = "/" + target.partition("://")[2].partition("/")[2]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 
-from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
+from aiohttp import BodyPartReader, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.comfy.file_refs import KINDS, FileRef, file_ref
 from gateway.store.blobs import BlobWriter
 from gateway.web.http.decompression import BadPacking, UnknownCoding
-from gateway.web.http.multipart import reader_of, skip
+from gateway.web.http.form_reader import FormReader, decoded, skip
 from gateway.web.http.request_body import pieces
 from gateway.web.routes.proxying import CHUNK
 
@@ -23,6 +24,8 @@ MAX_PARTS = 1_000
 # Maximum number of unpacked bytes of a form beside its file.
 MAX_BESIDES = 2**20
 _MAX_FOLDER = 255
+# Python's codecs that take time which grows with the square of the text. Nobody sends names in them.
+_SLOW = frozenset({"idna", "punycode"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # The fields that ComfyUI knows; any other is read and thrown away.
 _FIELDS = frozenset({"type", "subfolder", "overwrite", "original_ref"})
@@ -158,10 +161,9 @@ async def receive(
     return form
 
 
-def _reader(request: web.Request, limit: int) -> MultipartReader:
-    if "Content-Encoding" not in request.headers:
-        return reader_of(request)
-    return reader_of(request, _Unpacked(request, pieces(request), limit))
+def _reader(request: web.Request, limit: int) -> FormReader:
+    is_packed = "Content-Encoding" in request.headers
+    return FormReader.of(request, _Unpacked(request, pieces(request), limit) if is_packed else None)
 
 
 async def _take(
@@ -177,8 +179,8 @@ async def _take(
     if part.name == "image" and part.filename and form.writer is None:
         form.filename = readable(part.filename)
         form.writer = await stack.enter_async_context(new_writer())
-        while chunk := await part.read_chunk(CHUNK):
-            await form.writer.write(part.decode(chunk))
+        async for data in decoded(part, CHUNK):
+            await form.writer.write(data)
             check(form.writer.size)
             if form.writer.size > limit:
                 raise FormTooLarge(f"at most {limit} bytes are taken")
@@ -199,6 +201,8 @@ async def _text(part: BodyPartReader) -> str:
         if len(data) > MAX_FIELD:
             raise FormTooLarge(f"a field has at most {MAX_FIELD} bytes")
     charset = part.get_charset(default="utf-8")
+    if codecs.lookup(charset).name in _SLOW:
+        raise LookupError(f"the charset {charset} is not taken")
     return readable(part.decode(bytes(data)).decode(charset, "surrogateescape" if charset == "utf-8" else "strict"))
 
 

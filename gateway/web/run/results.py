@@ -21,7 +21,7 @@ _MAX_TITLE = 100
 
 def link_of(links: Links, prompt_id: str) -> str:
     """Return the link to the result of a run."""
-    return f"{links.base}/gateway/run/{prompt_id}"
+    return f"{links.base}/gateway/run/{prompt_id}{links.query}"
 
 
 def result_object(

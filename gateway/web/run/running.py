@@ -123,7 +123,7 @@ async def run(request: web.Request, prepare: Prepare, *, seconds: float) -> web.
                 return accepted
             prompt_id, more, is_cancelled = accepted
             request[ACCEPTED] = True
-            found = await _ended(request, prompt_id, until - time.monotonic(), event)
+            found = await _ended(request, tenant, prompt_id, until - time.monotonic(), event)
     except TooManyWaits as error:
         return _too_many(error)
     if request.transport is None:
@@ -146,22 +146,23 @@ async def result(request: web.Request, prompt_id: str) -> web.StreamResponse:
     if isinstance(found, Job) and seconds > 0:
         try:
             with v2_of(request).waits.place(request, caller(request).tenant) as event:
-                found = await _ended(request, prompt_id, seconds, event)
+                found = await _ended(request, found.tenant, prompt_id, seconds, event)
         except TooManyWaits as error:
             return _too_many(error)
     return await _answered(request, prompt_id, found, {}, seconds)
 
 
-async def _ended(request: web.Request, prompt_id: str, seconds: float, event: asyncio.Event) -> Found | None:
-    """Return a job after its end, or after a time; None if it is gone."""
-    v2, identity = v2_of(request), whose(request)
-    found = v2.jobs.find(identity, prompt_id)
+async def _ended(
+    request: web.Request, tenant: str, prompt_id: str, seconds: float, event: asyncio.Event
+) -> Found | None:
+    """Return a job of a tenant after its end, or after a time; None if it is gone."""
+    v2 = v2_of(request)
+    found = v2.jobs.find_own(tenant, prompt_id)
     if isinstance(found, Job) and seconds > 0:
-        tenant = found.tenant
         await v2.waits.end_of(
-            tenant, prompt_id, seconds, event, lambda: isinstance(v2.jobs.find(identity, prompt_id), Job)
+            tenant, prompt_id, seconds, event, lambda: isinstance(v2.jobs.find_own(tenant, prompt_id), Job)
         )
-        found = v2.jobs.find(identity, prompt_id)
+        found = v2.jobs.find_own(tenant, prompt_id)
     return found
 
 
@@ -248,9 +249,9 @@ async def _answered(
     request: web.Request, prompt_id: str, found: Found | None, more: Mapping[str, Any], seconds: float
 ) -> web.StreamResponse:
     """Answer with a job's result; 202 if it has not ended."""
-    v2, links = v2_of(request), links_for(request)
     if found is None:
         return problem(404, "unknown_job", "There is no such job", f"{prompt_id[:100]} is no job of the caller's")
+    v2, links = v2_of(request), links_for(request, found.tenant)
     headers = {PROMPT_ID: prompt_id, **_applied(request, seconds)}
     try:
         if isinstance(found, Job):
@@ -286,7 +287,7 @@ async def _json(
     view = await v2_of(request).jobs.view(found)
     failure = json_codec.loads(found.summary).get("execution_error") if isinstance(found, HistoryRecord) else None
     found_status, error = status_and_error(view, failure)
-    shown = await _shown(view, links_for(request), {**more, **error})
+    shown = await _shown(view, links_for(request, found.tenant), {**more, **error})
     return json(shown, found_status if status is None else status, headers)
 
 
@@ -298,7 +299,7 @@ async def _shown(view: JobView, links: Links, more: Mapping[str, Any]) -> dict[s
 async def _sent(request: web.Request, found: Found, outputs: list[Output], place: int) -> web.StreamResponse:
     """Answer with the bytes of an output."""
     output = outputs[place]
-    more = headers_of(output, outputs, found.prompt_id, links_for(request))
+    more = headers_of(output, outputs, found.prompt_id, links_for(request, found.tenant))
     request[MORE_HEADERS] = more
     is_read = request.method in ("GET", "HEAD")
     kept = {name: request.headers[name] for name in _ABOUT_FILE if is_read and name in request.headers}

@@ -20,6 +20,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tasks import Tasks, pause
 from gateway.tenants.networks import network_of
+from gateway.web.http.base_path import path_of_target
 from gateway.web.http.client_address import TrustedProxies
 from gateway.web.http.error_bodies import Protocol, of_exception, with_body
 from gateway.web.http.refused_origins import note_refused_preflight
@@ -280,7 +281,10 @@ class Connections:
                         response = of_exception(request, error)
                         if error.status == 403 and isinstance(request, web.Request):
                             note_refused_preflight(request)
-                response = in_form(request, response)
+                # Of CONNECT aiohttp takes the target for a host, so that the request has no path.
+                target = request._message.path if request.method == "CONNECT" else None
+                path = path_of_target(target, self._settings.base_path) if target is not None else None
+                response = in_form(request, response, path)
                 if self._http_log.is_on and not noted(request).is_logged:
                     self._http_log.write(request, response.status, time.monotonic() - connection.pace.since)
                 if self._draining:

@@ -72,7 +72,7 @@ async def post_asset(request: web.Request) -> web.StreamResponse:
         except (QuotaExceeded, TooManyAssets) as error:
             raise V2Error(507, "storage_full", str(error)) from error
     _spread(gateway, record)
-    shown = asset_object(record, links_for(request), time.time(), created_new=is_new)
+    shown = asset_object(record, links_for(request, tenant), time.time(), created_new=is_new)
     return json(shown, 201 if is_new else 200)
 
 
@@ -137,7 +137,7 @@ async def post_from_hash(request: web.Request) -> web.Response:
         raise V2Error(404, "blob_not_found", "No blob the caller may mint from.")
     record, is_new = made
     # The record may be new, but its bytes are not.
-    shown = asset_object(record, links_for(request), time.time(), created_new=False)
+    shown = asset_object(record, links_for(request, tenant), time.time(), created_new=False)
     return json(shown, 201 if is_new else 200)
 
 
@@ -156,7 +156,7 @@ async def get_asset(request: web.Request) -> web.Response:
     v2, asset_id = v2_of(request), request.match_info["asset_id"]
     record = v2.assets.find(whose(request).sees, asset_id)
     if record is not None:
-        return json(asset_object(record, links_for(request), time.time()))
+        return json(asset_object(record, links_for(request, record.tenant), time.time()))
     found, output = await _output(request, asset_id)
     sized = await v2.sizes.of(found.tenant, found.prompt_id, [output])
     (linked,) = await v2.sizes.linked(found.tenant, sized)
@@ -166,7 +166,7 @@ async def get_asset(request: web.Request) -> web.Response:
 def _output_object(request: web.Request, found: Found, sized: SizedOutput) -> dict[str, Any]:
     created = created_of(found)
     keep = int(context_of(request).settings.store.retention.max_age * 1000)
-    return output_asset(sized, found.prompt_id, created, created + keep, links_for(request), time.time())
+    return output_asset(sized, found.prompt_id, created, created + keep, links_for(request, found.tenant), time.time())
 
 
 async def _output(request: web.Request, asset_id: str) -> tuple[Found, Output]:

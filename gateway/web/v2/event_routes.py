@@ -12,11 +12,10 @@ from gateway.jobs.parsing.json_reader import NotRead
 from gateway.jobs.state.job import Job
 from gateway.store.protocol import StoreError
 from gateway.telemetry.tasks import pause
-from gateway.web.guard.context import whose
+from gateway.web.guard.context import caller
 from gateway.web.http.request_keys import STREAMING
-from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.answers import answering
-from gateway.web.v2.events import KEEP_ALIVE, OUTPUTS_AT_ONCE, Told
+from gateway.web.v2.events import KEEP_ALIVE, OUTPUTS_AT_ONCE, Told, encoded_size
 from gateway.web.v2.job_routes import named_job
 from gateway.web.v2.model import RUNNING
 from gateway.web.v2.service import V2, links_for, v2_of
@@ -41,13 +40,13 @@ async def get_events(request: web.Request) -> web.StreamResponse:
     if request.method == "HEAD":
         return web.Response(headers=_HEADERS)
     event = asyncio.Event()
-    with v2.stream(whose(request).tenant, event):
+    with v2.stream(caller(request).tenant, event):
         response = web.StreamResponse(headers=_HEADERS)
         request[STREAMING] = True
         await response.prepare(request)
         leave = v2.kept.wait_for(found.tenant, found.prompt_id, event)
         try:
-            await _tell(request, response, v2, event)
+            await _tell(request, response, v2, event, (found.tenant, found.prompt_id))
         except (TimeoutError, ConnectionResetError, aiohttp.ClientConnectionResetError):
             # The reader is gone, or takes nothing: it connects again if it wants to.
             if request.transport is not None:
@@ -57,14 +56,17 @@ async def get_events(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def _tell(request: web.Request, response: web.StreamResponse, v2: V2, event: asyncio.Event) -> None:
-    told, links, written_at, is_first = Told(), links_for(request), time.monotonic(), True
+async def _tell(
+    request: web.Request, response: web.StreamResponse, v2: V2, event: asyncio.Event, key: tuple[str, str]
+) -> None:
+    told, links, written_at, is_first = Told(), links_for(request, key[0]), time.monotonic(), True
+    reader, buffers = caller(request).tenant, v2.stream_buffers
     while not v2.is_closing and request.transport is not None:
         # Cleared before the look, so that an end after it is not missed.
         event.clear()
-        try:
-            found = named_job(request)
-        except V2Error:
+        # By its owner, because an admin may get a job of the same id meanwhile.
+        found = v2.jobs.find_own(*key)
+        if found is None:
             # The job was deleted. The reader asks for it, and is told so.
             break
         preview = found.live.preview if isinstance(found, Job) else None
@@ -81,12 +83,18 @@ async def _tell(request: web.Request, response: web.StreamResponse, v2: V2, even
             # Turns for others, because all streams of a job hear of its end at once.
             async with v2.bursts:
                 await asyncio.sleep(0)
+        if preview is not None and not buffers.has_room(reader, encoded_size(preview)):
+            # The next look tells it, or a newer one.
+            preview = None
         frames, is_over = list(told.news(view, preview, links, time.time())), view.is_over and not told.has_more
         seconds = LOOK_SECONDS if view.status == RUNNING else _pause(view.position)
         # A slow reader's stream holds a few frames, and not the view of a job with many outputs.
-        del view, found
+        del view, found, preview
         if frames:
-            await _write(response, b"".join(frames))
+            joined = [b"".join(frames)]
+            frames.clear()
+            with buffers.holding(reader, len(joined[0])):
+                await _write(response, joined.pop())
             written_at = time.monotonic()
         if is_over:
             break

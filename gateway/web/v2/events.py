@@ -10,6 +10,7 @@ import base64
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+from weakref import ref
 
 from gateway.comfy import json_codec
 from gateway.jobs.state.job import LastPreview
@@ -19,6 +20,8 @@ from gateway.web.v2.model import RUNNING, JobView, Links, output_object
 MAX_FRAME = 2 * 1024**2 - 1
 # Outputs that are told at a time, because a slow reader's stream holds these in memory.
 OUTPUTS_AT_ONCE = 200
+# Bytes of a preview's event beside its picture, at most: a node's id and a type.
+MAX_NAMED = 1024
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -36,7 +39,8 @@ class Told:
     def __init__(self) -> None:
         self._status: tuple[str, int | None] | None = None
         self._progress: Any = None
-        self._preview: LastPreview | None = None
+        # Weak, because the picture of a slow reader's stream may be one that nobody else has any more.
+        self._preview: ref[LastPreview] | None = None
         self._outputs: set[str] = set()
         self.has_more = False
 
@@ -54,8 +58,9 @@ class Told:
         if view.progress is not None and view.progress != self._progress:
             self._progress = view.progress
             yield frame("progress", view.progress)
-        if preview is not None and preview is not self._preview and view.status == RUNNING:
-            self._preview = preview
+        known = self._preview() if self._preview is not None else None
+        if preview is not None and preview is not known and view.status == RUNNING:
+            self._preview = ref(preview)
             # Encoded once for all streams of the job.
             preview.encoded = preview.encoded or frame("preview", _preview(preview))
             if len(preview.encoded) <= MAX_FRAME:
@@ -67,6 +72,11 @@ class Told:
             yield frame("output", output_object(each, view.id, links, now))
         if view.is_over and not self.has_more:
             yield frame("status", _status(view))
+
+
+def encoded_size(preview: LastPreview) -> int:
+    """Return the number of bytes of a preview's event, at most."""
+    return len(preview.encoded) or (len(preview.frame) - preview.start + 2) // 3 * 4 + MAX_NAMED
 
 
 def _status(view: JobView) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from gateway.comfy.file_refs import ANNOTATED, FileRef, file_ref
 from gateway.store.blobs import BlobStore, BlobWriter
-from gateway.web.http.multipart import reader_of, skip
+from gateway.web.http.form_reader import FormReader, decoded, skip
 from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.outputs import UNKNOWN_TYPE, type_of
 
@@ -63,7 +63,7 @@ async def receive(
         raise V2Error(413, "payload_too_large", f"Upload exceeds {limit} bytes.")
     form = AssetForm()
     try:
-        reader, left = reader_of(request), MAX_BESIDE
+        reader, left = FormReader.of(request), MAX_BESIDE
         for _ in range(MAX_PARTS):
             part = await reader.next()
             if part is None:
@@ -91,8 +91,7 @@ async def _take(
     if part.name == "file" and form.writer is None:
         form.part_type = part.headers.get("Content-Type", "")
         form.writer = await stack.enter_async_context(blobs.writer())
-        while chunk := await part.read_chunk(CHUNK):
-            data = part.decode(chunk)
+        async for data in decoded(part, CHUNK):
             form.hash.update(data)
             await form.writer.write(data)
             check(form.writer.size)

@@ -45,7 +45,7 @@ async def post_job(request: web.Request) -> web.Response:
     """Submit a job: 201, with the queued job. With ``Prefer: wait=N``: 200 with the ended job, if it ends in time."""
     v2, tenant = v2_of(request), caller(request).tenant
     prompt_id, new = await accept(request)
-    links = links_for(request)
+    links = links_for(request, tenant)
     quotas = context_of(request).limits.quotas(tenant, time.monotonic())
     headers = {"Location": links.of_job(prompt_id)["self"], **quota_headers(quotas)}
     wait = wait_of(request.headers.getall("Prefer", ()), context_of(request).settings.v2.wait_max)
@@ -79,19 +79,19 @@ async def ended(v2: V2, request: web.Request, prompt_id: str, seconds: float) ->
     Raises:
         TooManyWaits: as many answers wait as may.
     """
-    identity = caller(request)
-    with v2.waits.place(request, identity.tenant) as event:
+    tenant = caller(request).tenant
+    with v2.waits.place(request, tenant) as event:
         await v2.waits.end_of(
-            *(identity.tenant, prompt_id, seconds, event), lambda: isinstance(v2.jobs.find(identity, prompt_id), Job)
+            *(tenant, prompt_id, seconds, event), lambda: isinstance(v2.jobs.find_own(tenant, prompt_id), Job)
         )
-    return v2.jobs.find(identity, prompt_id)
+    return v2.jobs.find_own(tenant, prompt_id)
 
 
 @answering
 async def get_jobs(request: web.Request) -> web.Response:
     """List the caller's jobs, the newest first. Each item has the fields of both forms in use."""
     v2, identity = v2_of(request), whose(request)
-    query, links = query_of(request.rel_url.query), links_for(request)
+    query = query_of(request.rel_url.query)
     page, last = await v2.jobs.page(identity, query)
     items: list[dict[str, Any]] = []
     until = time.monotonic() + LIST_SECONDS
@@ -99,7 +99,7 @@ async def get_jobs(request: web.Request) -> web.Response:
     for place, found in enumerate(page, start=1):
         # Without signed links, because signing those of a hundred jobs takes long.
         view = await _view(v2, found, max(until - time.monotonic(), 0.0), is_linked=False)
-        items.append(listed_object(await _shown(view, links)))
+        items.append(listed_object(await _shown(view, links_for(request, found.tenant))))
         count += len(view.outputs)
         if count >= LIST_OUTPUTS and place < len(page):
             last = found
@@ -125,8 +125,8 @@ async def _shown(view: JobView, links: Links) -> dict[str, Any]:
 @answering
 async def get_job(request: web.Request) -> web.Response:
     """Answer with a job."""
-    v2 = v2_of(request)
-    return json(await _shown(await _view(v2, named_job(request)), links_for(request)))
+    found = named_job(request)
+    return json(await _shown(await _view(v2_of(request), found), links_for(request, found.tenant)))
 
 
 def named_job(request: web.Request) -> Found:
@@ -138,8 +138,12 @@ def named_job(request: web.Request) -> Found:
     job_id = request.match_info["job_id"]
     found = v2_of(request).jobs.find(whose(request), job_id) if is_prompt_id(job_id) else None
     if found is None:
-        raise V2Error(404, "not_found", f"No job {job_id[:100]}.")
+        raise _no_job(job_id)
     return found
+
+
+def _no_job(job_id: str) -> V2Error:
+    return V2Error(404, "not_found", f"No job {job_id[:100]}.")
 
 
 @answering
@@ -163,9 +167,12 @@ async def cancel_job(request: web.Request) -> web.Response:
         with foreign_noted(request, Action.JOB_CANCELLED, [found.prompt_id]) as touched:
             engine = context_of(request).engine
             is_found = await engine.cancellation.cancel(found.tenant, [found.prompt_id], touched)
-        if not is_found and isinstance(now := v2.jobs.find(whose(request), found.prompt_id), Job):
+        if not is_found and isinstance(now := v2.jobs.find_own(found.tenant, found.prompt_id), Job):
             await _end_of(v2, now)
-    return json(await _shown(await _view(v2, named_job(request)), links_for(request)))
+    after = v2.jobs.find_own(found.tenant, found.prompt_id)
+    if after is None:
+        raise _no_job(found.prompt_id)
+    return json(await _shown(await _view(v2, after), links_for(request, found.tenant)))
 
 
 async def _end_of(v2: V2, job: Job) -> None:

@@ -81,20 +81,23 @@ class Jobs:
         self._viewing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def find(self, identity: Identity, prompt_id: str) -> Found | None:
-        """Return a job of the caller's; None if there is none. An admin may see any tenant's.
+        """Return a job of the caller's; None if there is none. An admin may see any tenant's."""
+        own = self.find_own(identity.tenant, prompt_id)
+        if own is not None or not identity.is_admin:
+            return own
+        ledger, history = self._engine.ledger, self._engine.history
+        return ledger.find_any(prompt_id) or history.find_any(prompt_id) or self._kept.canceled_any(prompt_id)
+
+    def find_own(self, tenant: str, prompt_id: str) -> Found | None:
+        """Return a job of a tenant; None if there is none.
 
         There is no await in it, and a job leaves the ledger in the step in which it enters the history. So no job is
         missing while it lives.
         """
         ledger, history = self._engine.ledger, self._engine.history
-        own = (
-            ledger.find(identity.tenant, prompt_id)
-            or history.find(identity.tenant, prompt_id)
-            or self._kept.canceled(identity.tenant, prompt_id)
+        return (
+            ledger.find(tenant, prompt_id) or history.find(tenant, prompt_id) or self._kept.canceled(tenant, prompt_id)
         )
-        if own is not None or not identity.is_admin:
-            return own
-        return ledger.find_any(prompt_id) or history.find_any(prompt_id) or self._kept.canceled_any(prompt_id)
 
     def is_known(self, tenant: str, prompt_id: str) -> bool:
         """Return True if a job is open, or in the history."""

@@ -32,18 +32,23 @@ _MAX_MESSAGE = 4_000
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Links as the client of a request sees them. `base` is scheme, host and prefix."""
+    """Links as the client of a request sees them. `base` is scheme, host and prefix; `query` names the owner."""
 
     base: str
+    query: str = ""
 
     def of_job(self, job_id: str) -> dict[str, str]:
         """Return the links of a job."""
         own = f"{self.base}/api/v2/jobs/{job_id}"
-        return {"self": own, "events": f"{own}/events", "cancel": f"{own}/cancel"}
+        return {
+            "self": f"{own}{self.query}",
+            "events": f"{own}/events{self.query}",
+            "cancel": f"{own}/cancel{self.query}",
+        }
 
     def content(self, asset_id: str) -> str:
         """Return the link to an asset's bytes."""
-        return f"{self.base}/api/v2/assets/{asset_id}/content"
+        return f"{self.base}/api/v2/assets/{asset_id}/content{self.query}"
 
     def of_output(self, each: SizedOutput, now: float) -> dict[str, str]:
         """Return the link to an output's bytes, and the time at which it ends: a signed link if the output has one."""

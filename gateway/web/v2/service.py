@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -17,7 +18,7 @@ from gateway.settings import Settings
 from gateway.store.protocol import Store
 from gateway.telemetry.tasks import Tasks
 from gateway.telemetry.times import HOLD_SECONDS, SteadyClock
-from gateway.web.guard.context import Context, context_of
+from gateway.web.guard.context import Context, caller, context_of
 from gateway.web.http.base_path import link_prefix
 from gateway.web.http.client_address import client_host, client_scheme
 from gateway.web.http.v2_errors import V2Error
@@ -27,6 +28,7 @@ from gateway.web.v2.kept_jobs import KeptJobs
 from gateway.web.v2.keys import IdempotencyKeys
 from gateway.web.v2.model import Links
 from gateway.web.v2.sizes import Sizes
+from gateway.web.v2.stream_buffers import StreamBuffers
 from gateway.web.v2.waits import Waits
 
 SWEEP_SECONDS = 15.0
@@ -49,6 +51,7 @@ class V2:
         tasks: submissions that go on after their answer.
         threads: bounds the long documents that are split at a time.
         bursts: bounds the event streams that send many outputs at a time.
+        stream_buffers: counts the bytes that wait for readers of event streams.
         send_file: answers with a file of the caller's (`web/routes/view.py`); the table of routes sets it.
     """
 
@@ -66,6 +69,7 @@ class V2:
         self.assets = Assets(store, engine.files, engine.uploads)
         self.waits = Waits(self.kept, settings.run)
         self.bursts = asyncio.Semaphore(MAX_BURSTS)
+        self.stream_buffers = StreamBuffers(settings.v2.tenant_buffer, settings.v2.total_buffer)
         self.is_closing = False
         self.tasks = Tasks("v2")
         self._streams: Counter[str] = Counter()
@@ -143,7 +147,12 @@ def parts_of(request: web.Request) -> tuple[V2, Context]:
     return v2_of(request), context_of(request)
 
 
-def links_for(request: web.Request) -> Links:
-    """Return links as the client of a request sees them: with its scheme and host, and the prefix of the gateway."""
+def links_for(request: web.Request, tenant: str) -> Links:
+    """Return links as the client of a request sees them: with its scheme and host, and the prefix of the gateway.
+
+    Args:
+        tenant: owner of what they lead to, which an admin's links name: the admin may have a job of the same id.
+    """
     host = client_host(request) or "localhost"
-    return Links(f"{client_scheme(request)}://{host}{link_prefix(request)}")
+    query = "" if tenant == caller(request).tenant else "?" + urlencode({"tenant": tenant})
+    return Links(f"{client_scheme(request)}://{host}{link_prefix(request)}", query)
