@@ -138,6 +138,13 @@ async def test_refused_uploads(world: V2World) -> None:
     # A playlist may open another tenant's files.
     names_others = await world.anna.upload(HLS, "list.m3u8")
     assert (names_others.status, names_others.body["error"]["code"]) == (422, "invalid_request")
+    # FFmpeg opens the .sub beside any file of such a name. The bytes may come under another name first.
+    harmless = (await world.anna.upload(b"anything", "list.bin")).body
+    for minted in (
+        await world.anna.upload(b"anything", "list.idx"),
+        await world.anna("POST", "/assets/from-hash", json={"hash": harmless["hash"], "file_path": "list.idx"}),
+    ):
+        assert (minted.status, minted.body["error"]["code"]) == (422, "invalid_request"), minted.body
     deep = await world.anna.upload(data, "input/sub/deep.png")
     assert (deep.status, deep.body["file_path"]) == (201, "input/sub/deep.png")
 
