@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -147,6 +148,20 @@ async def test_refused_uploads(world: V2World) -> None:
         assert (minted.status, minted.body["error"]["code"]) == (422, "invalid_request"), minted.body
     deep = await world.anna.upload(data, "input/sub/deep.png")
     assert (deep.status, deep.body["file_path"]) == (201, "input/sub/deep.png")
+
+
+async def test_parts_that_nobody_wants_have_a_bound(world: V2World) -> None:
+    """A body in chunks tells no length, so an unknown part went on for ever."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="other"\r\n\r\n'
+        for _ in range(17):
+            yield bytes(2**16)
+        yield b"\r\n" + FORM
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = await world.anna("POST", "/assets", headers=headers, data=endless())
+    assert (answer.status, answer.body["error"]["code"]) == (413, "payload_too_large"), answer.body
 
 
 async def test_codings_of_parts(world: V2World) -> None:

@@ -11,10 +11,18 @@ from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 
 # Bytes before the first part. aiohttp reads them line by line: 100 MB of empty lines would take 100 s of CPU time.
 MAX_PREAMBLE = 4 * 1024
+# Bytes of a part that are thrown away at a time.
+SKIP = 64 * 1024
+
+
+class TooMuchUnread(Exception):
+    """Refusal of a form whose unknown parts have too many bytes."""
 
 
 class FormReader(MultipartReader):
-    """Reader of a form's parts."""
+    """Reader of a form's parts. `skipped` is the number of bytes in parts that nobody wanted."""
+
+    skipped = 0
 
     @classmethod
     def of(cls, request: web.Request, content: StreamReader | None = None) -> FormReader:
@@ -26,6 +34,17 @@ class FormReader(MultipartReader):
             max_field_size=protocol.max_field_size,
             max_headers=protocol.max_headers,
         )
+
+    async def skip(self, part: BodyPartReader, maximum: int) -> None:
+        """Throw a part away.
+
+        Raises:
+            TooMuchUnread: all such parts have more than `maximum` bytes together. A body in chunks has no other bound.
+        """
+        while chunk := await part.read_chunk(SKIP):
+            self.skipped += len(chunk)
+            if self.skipped > maximum:
+                raise TooMuchUnread
 
     async def _read_until_first_boundary(self) -> None:
         """Skip what comes before the first part (RFC 2046, section 5.1.1).

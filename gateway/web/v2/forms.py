@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from gateway.comfy.file_refs import ANNOTATED, FileRef, file_ref
 from gateway.store.blobs import BlobStore, BlobWriter
-from gateway.web.http.form_reader import FormReader, decoded
+from gateway.web.http.form_reader import FormReader, TooMuchUnread, decoded
 from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.outputs import UNKNOWN_TYPE, type_of
 
@@ -70,9 +70,13 @@ async def receive(
                 return form
             if not isinstance(part, BodyPartReader):
                 raise V2Error(422, "invalid_request", "Malformed multipart body.")
-            await _take(part, form, stack, blobs, limit, check)
+            if not await _take(part, form, stack, blobs, limit, check):
+                await reader.skip(part, MAX_BESIDE)
             # Many parts may have come at once: others are served meanwhile.
             await asyncio.sleep(0)
+    except TooMuchUnread as error:
+        said = f"The parts beside the file have more than {MAX_BESIDE} bytes."
+        raise V2Error(413, "payload_too_large", said) from error
     except (HttpProcessingError, ValueError, AssertionError, LookupError, RuntimeError) as error:
         raise V2Error(422, "invalid_request", "Malformed multipart body.") from error
     raise V2Error(413, "payload_too_large", f"A form has at most {MAX_PARTS} parts.")
@@ -85,7 +89,8 @@ async def _take(
     blobs: BlobStore,
     limit: int,
     check: Callable[[int], None],
-) -> None:
+) -> bool:
+    """Take a part of a form. Return False if nobody wants it."""
     if part.name == "file" and form.writer is None:
         form.part_type = part.headers.get("Content-Type", "")
         form.writer = await stack.enter_async_context(blobs.writer())
@@ -97,6 +102,9 @@ async def _take(
                 raise V2Error(413, "payload_too_large", f"Upload exceeds {limit} bytes.")
     elif part.name in _FIELDS:
         form.fields.setdefault(part.name, await _text(part))
+    else:
+        return False
+    return True
 
 
 async def _text(part: BodyPartReader) -> str:
