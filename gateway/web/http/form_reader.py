@@ -1,4 +1,4 @@
-"""Reader of forms (multipart/form-data), with bounds for what comes before the first part and for unused parts.
+"""Reader of forms (multipart/form-data), with a bound for what comes before the first part.
 
 A part's Content-Encoding means nothing (RFC 7578, section 4.8): its bytes are kept as they came, and counted so.
 """
@@ -11,11 +11,18 @@ from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 
 # Bytes before the first part. aiohttp reads them line by line: 100 MB of empty lines would take 100 s of CPU time.
 MAX_PREAMBLE = 4 * 1024
-_CHUNK = 2**16
+# Bytes of a part that are thrown away at a time.
+SKIP = 64 * 1024
+
+
+class TooMuchUnread(Exception):
+    """Refusal of a form whose unknown parts have too many bytes."""
 
 
 class FormReader(MultipartReader):
-    """Reader of a form's parts."""
+    """Reader of a form's parts. `skipped` is the number of bytes in parts that nobody wanted."""
+
+    skipped = 0
 
     @classmethod
     def of(cls, request: web.Request, content: StreamReader | None = None) -> FormReader:
@@ -27,6 +34,17 @@ class FormReader(MultipartReader):
             max_field_size=protocol.max_field_size,
             max_headers=protocol.max_headers,
         )
+
+    async def skip(self, part: BodyPartReader, maximum: int) -> None:
+        """Throw a part away.
+
+        Raises:
+            TooMuchUnread: all such parts have more than `maximum` bytes together. A body in chunks has no other bound.
+        """
+        while chunk := await part.read_chunk(SKIP):
+            self.skipped += len(chunk)
+            if self.skipped > maximum:
+                raise TooMuchUnread
 
     async def _read_until_first_boundary(self) -> None:
         """Skip what comes before the first part (RFC 2046, section 5.1.1).
@@ -68,13 +86,3 @@ async def decoded(part: BodyPartReader, size: int) -> AsyncIterator[bytes]:
         yield bytes(part.decode(chunk))
     if held:
         yield bytes(part.decode(held))
-
-
-async def skip(part: BodyPartReader, maximum: int) -> int | None:
-    """Read a part that nobody keeps. Return its bytes; None, without the rest, once it has more than the maximum."""
-    size = 0
-    while chunk := await part.read_chunk(_CHUNK):
-        size += len(chunk)
-        if size > maximum:
-            return None
-    return size

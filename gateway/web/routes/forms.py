@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.comfy.file_refs import KINDS, FileRef, file_ref
 from gateway.store.blobs import BlobWriter
 from gateway.web.http.decompression import BadPacking, UnknownCoding
-from gateway.web.http.form_reader import FormReader, decoded, skip
+from gateway.web.http.form_reader import FormReader, TooMuchUnread, decoded
 from gateway.web.http.request_body import pieces
 from gateway.web.routes.proxying import CHUNK
 
@@ -137,20 +137,23 @@ async def receive(
         raise BadForm(f"the Content-Type is {request.content_type[:MAX_TOLD]!r}; {_SEND}")
     form = Form()
     try:
-        reader, left = _reader(request, limit), limit
+        reader = _reader(request, limit)
         for _ in range(MAX_PARTS):
             part = await reader.next()
             if part is None:
                 break
             if not isinstance(part, BodyPartReader):
                 raise BadForm(f"a part of it is a form of its own; {_SEND}")
-            left -= await _take(part, form, stack, new_writer, limit, check, left)
+            if not await _take(part, form, stack, new_writer, limit, check):
+                await reader.skip(part, limit)
             # Many parts may have come at once: others are served meanwhile.
             await asyncio.sleep(0)
         else:
             raise FormTooLarge(f"a form has at most {MAX_PARTS} parts")
     except (BadPacking, UnknownCoding):
         raise
+    except TooMuchUnread as error:
+        raise FormTooLarge(f"at most {limit} bytes are taken") from error
     except (HttpProcessingError, ValueError, AssertionError, LookupError, RuntimeError) as error:
         # ComfyUI answers a bare 500.
         said = error.message if isinstance(error, HttpProcessingError) else str(error)
@@ -173,9 +176,8 @@ async def _take(
     new_writer: Callable[[], AbstractAsyncContextManager[BlobWriter]],
     limit: int,
     check: Callable[[int], None],
-    left: int,
-) -> int:
-    """Read a part. Return its bytes if nobody keeps it: at most `left`."""
+) -> bool:
+    """Take a part of a form. Return False if nobody wants it."""
     if part.name == "image" and part.filename and form.writer is None:
         form.filename = readable(part.filename)
         form.writer = await stack.enter_async_context(new_writer())
@@ -187,11 +189,8 @@ async def _take(
     elif part.name in _FIELDS and part.filename is None:
         form.fields.setdefault(part.name, await _text(part))
     else:
-        skipped = await skip(part, left)
-        if skipped is None:
-            raise FormTooLarge(f"at most {limit} bytes are taken")
-        return skipped
-    return 0
+        return False
+    return True
 
 
 async def _text(part: BodyPartReader) -> str:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from gateway.catalogue import merging
 from gateway.comfy import json_codec
+from gateway.comfy.media_references import reference_by_name
 from gateway.files.index import Upload
 from gateway.files.media_references import sentence
 from gateway.files.uploads import QuotaExceeded, UploadInUse
@@ -78,11 +79,14 @@ async def post_asset(request: web.Request) -> web.StreamResponse:
 
 async def _refuse_references(gateway: Context, request: web.Request, new: NewAsset, writer: BlobWriter) -> None:
     """Refuse a file that names other files, if the caller may open none but its own."""
-    if caller(request).is_admin or not gateway.is_judged(caller(request).tenant):
-        return
-    found = await gateway.engine.transfer.references.of_file(new.ref.filename, await writer.spool())
-    if found is not None:
-        raise V2Error(422, "invalid_request", sentence(new.ref.filename, found))
+    if _is_judged(gateway, request):
+        found = await gateway.engine.transfer.references.of_file(new.ref.filename, await writer.spool())
+        if found is not None:
+            raise V2Error(422, "invalid_request", sentence(new.ref.filename, found))
+
+
+def _is_judged(gateway: Context, request: web.Request) -> bool:
+    return not caller(request).is_admin and gateway.is_judged(caller(request).tenant)
 
 
 def _limit(gateway: Context, tenant: str) -> int:
@@ -129,6 +133,9 @@ async def post_from_hash(request: web.Request) -> web.Response:
         raise V2Error(404, "blob_not_found", "No blob the caller may mint from.")
     path = body.get("file_path")
     new = _new_asset(known[0].file_path if path is None else path, known[0].content_type, body.get("expires_in"))
+    # The bytes passed this check when they came; under another name they may be a file that opens others.
+    if _is_judged(gateway, request) and (by_name := reference_by_name(new.ref.filename)) is not None:
+        raise V2Error(422, "invalid_request", sentence(new.ref.filename, by_name))
     try:
         made = await v2.assets.mint(tenant, new, digits)
     except TooManyAssets as error:

@@ -14,7 +14,7 @@ from weakref import ref
 
 from gateway.comfy import json_codec
 from gateway.jobs.state.job import LastPreview
-from gateway.web.v2.model import RUNNING, JobView, Links, output_object
+from gateway.web.v2.model import RUNNING, JobView, Links, SizedOutput, output_object
 
 # Bytes of one frame; some clients end a stream at 2 MiB.
 MAX_FRAME = 2 * 1024**2 - 1
@@ -41,7 +41,9 @@ class Told:
         self._progress: Any = None
         # Weak, because the picture of a slow reader's stream may be one that nobody else has any more.
         self._preview: ref[LastPreview] | None = None
+        # Ids of outputs that were told while the job ran. Those of an ended job have an order, so a count is enough.
         self._outputs: set[str] = set()
+        self._count = 0
         self.has_more = False
 
     def news(self, view: JobView, preview: LastPreview | None, links: Links, now: float) -> Iterator[bytes]:
@@ -65,13 +67,25 @@ class Told:
             preview.encoded = preview.encoded or frame("preview", _preview(preview))
             if len(preview.encoded) <= MAX_FRAME:
                 yield preview.encoded
-        new = list(islice((each for each in view.outputs if each.output.id not in self._outputs), OUTPUTS_AT_ONCE + 1))
-        self.has_more = len(new) > OUTPUTS_AT_ONCE
-        for each in new[:OUTPUTS_AT_ONCE]:
-            self._outputs.add(each.output.id)
+        for each in self._new(view):
             yield frame("output", output_object(each, view.id, links, now))
         if view.is_over and not self.has_more:
             yield frame("status", _status(view))
+
+    def _new(self, view: JobView) -> list[SizedOutput]:
+        """Return the next outputs to tell, and note them as told."""
+        start = self._count if view.is_over else 0
+        untold = (
+            place for place in range(start, len(view.outputs)) if view.outputs[place].output.id not in self._outputs
+        )
+        places = list(islice(untold, OUTPUTS_AT_ONCE + 1))
+        self.has_more = len(places) > OUTPUTS_AT_ONCE
+        new = [view.outputs[place] for place in places[:OUTPUTS_AT_ONCE]]
+        if view.is_over:
+            self._count = places[-1] if self.has_more else len(view.outputs)
+        else:
+            self._outputs.update(each.output.id for each in new)
+        return new
 
 
 def encoded_size(preview: LastPreview) -> int:

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from gateway.comfy.file_refs import ANNOTATED, FileRef, file_ref
 from gateway.store.blobs import BlobStore, BlobWriter
-from gateway.web.http.form_reader import FormReader, decoded, skip
+from gateway.web.http.form_reader import FormReader, TooMuchUnread, decoded
 from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.outputs import UNKNOWN_TYPE, type_of
 
@@ -63,16 +63,20 @@ async def receive(
         raise V2Error(413, "payload_too_large", f"Upload exceeds {limit} bytes.")
     form = AssetForm()
     try:
-        reader, left = FormReader.of(request), MAX_BESIDE
+        reader = FormReader.of(request)
         for _ in range(MAX_PARTS):
             part = await reader.next()
             if part is None:
                 return form
             if not isinstance(part, BodyPartReader):
                 raise V2Error(422, "invalid_request", "Malformed multipart body.")
-            left -= await _take(part, form, stack, blobs, limit, check, left)
+            if not await _take(part, form, stack, blobs, limit, check):
+                await reader.skip(part, MAX_BESIDE)
             # Many parts may have come at once: others are served meanwhile.
             await asyncio.sleep(0)
+    except TooMuchUnread as error:
+        said = f"The parts beside the file have more than {MAX_BESIDE} bytes."
+        raise V2Error(413, "payload_too_large", said) from error
     except (HttpProcessingError, ValueError, AssertionError, LookupError, RuntimeError) as error:
         raise V2Error(422, "invalid_request", "Malformed multipart body.") from error
     raise V2Error(413, "payload_too_large", f"A form has at most {MAX_PARTS} parts.")
@@ -85,9 +89,8 @@ async def _take(
     blobs: BlobStore,
     limit: int,
     check: Callable[[int], None],
-    left: int,
-) -> int:
-    """Read a part. Return its bytes if nobody keeps it: at most `left`."""
+) -> bool:
+    """Take a part of a form. Return False if nobody wants it."""
     if part.name == "file" and form.writer is None:
         form.part_type = part.headers.get("Content-Type", "")
         form.writer = await stack.enter_async_context(blobs.writer())
@@ -100,11 +103,8 @@ async def _take(
     elif part.name in _FIELDS:
         form.fields.setdefault(part.name, await _text(part))
     else:
-        skipped = await skip(part, left)
-        if skipped is None:
-            raise V2Error(413, "payload_too_large", f"A form has at most {MAX_BESIDE} bytes in parts without a use.")
-        return skipped
-    return 0
+        return False
+    return True
 
 
 async def _text(part: BodyPartReader) -> str:

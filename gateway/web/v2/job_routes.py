@@ -30,7 +30,7 @@ from gateway.web.v2.sizes import ALL_SECONDS
 from gateway.web.v2.submitting import accept
 from gateway.web.v2.waits import TooManyWaits
 
-_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
 # Seconds to wait for the end of a job that is being cancelled while it ends by itself.
 ENDING_SECONDS = 2.0
 # Seconds in which a list waits for sizes that are not known.

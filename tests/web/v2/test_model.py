@@ -123,6 +123,23 @@ def test_no_frame_is_too_large() -> None:
         assert max(map(len, found)) <= MAX_FRAME
 
 
+def test_a_stream_of_an_ended_job_remembers_no_outputs() -> None:
+    """It remembered the id of each, so that a thousand slow readers of 10,000 outputs held 1 GB."""
+    outputs = [SizedOutput(each, 1) for each in outputs_of(JOB, {"1": {"text": [str(n) for n in range(450)]}})]
+    stream, events = Told(), []
+    for view in (
+        JobView(JOB, "running", 0, 0, outputs=outputs[100:110]),
+        *[JobView(JOB, "succeeded", 0, 0, outputs=outputs)] * 3,
+    ):
+        found = list(stream.news(view, None, LINKS, 0))
+        events += [json.loads(each.partition(b"data: ")[2]) for each in found]
+        assert len(found) <= 201
+    ids = [each["id"] for each in events if "id" in each]
+    assert sorted(ids) == sorted(each.output.id for each in outputs)
+    assert (events[-1], stream.has_more) == ({"status": "succeeded"}, False)
+    assert len(stream._outputs) == 10
+
+
 @pytest.mark.parametrize(
     ("given_", "expected"),
     [
