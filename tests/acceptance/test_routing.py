@@ -149,6 +149,59 @@ async def test_jobs_of_one_model_stay_together_and_seeds_spread(lab: Lab) -> Non
     assert min(await took(lab, simulators)) >= 4
 
 
+async def fast(lab: Lab, simulators: list[Simulator]) -> Comfy:
+    """A gateway that binds late, to which a tenth of a second is ten."""
+    settings = {"routing__policy": "least_work", "probe__interval": 0.25}
+    gateway = GatewayProcess(lab.directory / "data", [each.url for each in simulators], ("--no-auth",), settings)
+    gateway.arguments[0] = "benchmarks.routing.fast_gateway"
+    gateway.environment["ROUTING_RATE"] = "100"
+    lab.servers.append(gateway)
+    await gateway.start()
+    await lab.backends_up(gateway, len(simulators))
+    return Comfy(lab.http, gateway.url)
+
+
+async def in_pairs(comfy: Comfy, prompts: list[dict[str, Any]]) -> None:
+    """Run prompts two at a time, so that both backends learn."""
+    for one, other in zip(prompts[::2], prompts[1::2], strict=True):
+        for prompt_id in [await comfy.prompt(one), await comfy.prompt(other)]:
+            await comfy.entry(prompt_id)
+
+
+async def run_beside(comfy: Comfy, blocking: dict[str, Any], prompt: dict[str, Any]) -> None:
+    """Run a prompt of anna's while one of ben's has the backend that either would get alone."""
+    blocks = await comfy.prompt(blocking, client_id="ben")
+    await comfy.running(blocks)
+    await comfy.entry(await comfy.prompt(prompt, client_id="anna"))
+    assert (await comfy.post("/interrupt", {"prompt_id": blocks}))[0] == 200
+    await comfy.entry(blocks)
+
+
+async def test_a_session_stays_where_its_last_prompt_ran_if_that_ends_about_as_soon(lab: Lab) -> None:
+    """The results of its last prompt are in that backend's cache."""
+    simulators = await lab.simulators(2)
+    comfy = await fast(lab, simulators)
+    await in_pairs(comfy, [slow(n, 5) for n in range(8)])
+    await run_beside(comfy, slow(8, 1000), slow(9, 5))
+    before = await took(lab, simulators)
+    for n, session in enumerate(("anna", "ben", "anna")):
+        await comfy.entry(await comfy.prompt(slow(10 + n, 5), client_id=session))
+    more = [now - then for now, then in zip(await took(lab, simulators), before, strict=True)]
+    assert sorted(more) == [1, 2]
+
+
+async def test_a_session_leaves_a_backend_that_is_much_slower(lab: Lab) -> None:
+    options = ("--cache-ram", "--load-seconds", "0.05", "--steps-per-second")
+    simulators = [await lab.simulator(*options, speed) for speed in ("40", "200")]
+    comfy = await fast(lab, simulators)
+    await in_pairs(comfy, [stock(n, 4) for n in range(8)])
+    before = await took(lab, simulators)
+    await run_beside(comfy, stock(12, 10_000), stock(13, 4))
+    assert await took(lab, simulators) == [before[0] + 1, before[1] + 1]
+    await comfy.entry(await comfy.prompt(stock(14, 4), client_id="anna"))
+    assert await took(lab, simulators) == [before[0] + 1, before[1] + 2]
+
+
 async def test_each_tenant_has_its_own_policy(lab: Lab) -> None:
     """Anna's jobs are bound late, and are not behind ben's, which fill the backend's queue."""
     simulators = await lab.simulators(1, *QUICK)

@@ -25,6 +25,8 @@ from gateway.tenants.limits import Limits, starts_in
 MAX_REMEMBERED_SESSIONS = 10_000
 # Readiness of a session's last backend, and of one that has the prompt's files. A model in memory counts for one, too.
 LAST, HOLDER = 2, 1
+# A difference of expected ends up to this part is a tie, because the same job differs by as much from run to run.
+NOISE = 0.15
 
 
 class Candidates:
@@ -94,6 +96,8 @@ class Candidates:
                 name = self._late.find_now(tenant, submission, able, may_run if is_bound else None)
             else:
                 name = self._find_soonest(tenant, submission, able, may_run)
+            if name is not None and not self._late.heads:
+                name = self._prefer_last(tenant, submission, name, able, may_run)
         else:
             name = self._find_at_once(
                 policy if not is_late else self._policies["shortest_queue"], tenant, submission, able, may_run
@@ -144,6 +148,32 @@ class Candidates:
                 own = self._learning.run_seconds(submission, name, late[name].held)
                 ends[name] = late[name].slow, max(late[name].ends_at - now, 0.0) + own
         return min(ends, key=lambda name: (ends[name], name), default=None)
+
+    def _prefer_last(
+        self,
+        tenant: str,
+        submission: Submission,
+        name: str,
+        able: frozenset[str] | None,
+        may_run: Callable[[BackendView], bool],
+    ) -> str:
+        """Return the backend of the session's last prompt if a prompt ends there about as soon; else the named one.
+
+        That backend may have results of the last prompt in its cache, and learned times don't tell what they save.
+        """
+        session_id, model = submission.session_id, submission.workload.signature.model
+        last = self._last_backend.get((tenant, session_id)) if session_id else None
+        views, now = self._board.late.views, self._learning.now()
+        view = views.get(last) if last is not None else None
+        if last is None or view is None or view.slots <= 0 or view.slow or (able is not None and last not in able):
+            return name
+        if not may_run(view) or (model and model not in view.held):
+            return name
+
+        def end(at: BackendView) -> float:
+            return max(at.ends_at - now, 0.0) + self._learning.run_seconds(submission, at.name, at.held)
+
+        return last if end(view) <= (1 + NOISE) * end(views[name]) else name
 
     def _filter(
         self,
