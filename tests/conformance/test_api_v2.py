@@ -257,6 +257,10 @@ class Replay:
                 self.known.setdefault("<job-1>", answer.body["id"])
             return
         assert answer.status == recorded["status"], (where, recorded["status"], answer.status, answer.raw[:400])
+        if status not in (None, *TERMINAL) and path != "/jobs" and answer.body["status"] in TERMINAL:
+            # The job, or its cancellation, ended before the answer: it is compared where the recording has its end.
+            assert method == "GET" or answer.body["status"] == "canceled", where
+            return
         if "retry-after" in recorded["headers"]:
             assert answer.headers["Retry-After"].isdecimal(), where
         if isinstance(wanted, dict) and "$binary" in wanted:
