@@ -99,6 +99,7 @@ class Listings:
     async def from_any(self, path: str, allowed: frozenset[str] | None = None) -> Answer:
         """Return the first backend's answer that is no error (a model's metadata, its preview), else the last one.
 
+        A backend answers 500 about a model that it can't read. This is the answer if no other one is known.
         `allowed` are the names of the backends to ask; None for all.
 
         Raises:
@@ -108,16 +109,20 @@ class Listings:
         if known is not None and time.monotonic() - known[0] < self._keep:
             return known[1]
         found: Answer | None = None
+        failure: Answer | None = None
         for backend in self._fleet.alive(allowed):
             answer = await _ask(backend, path)
-            if answer is not None and answer.status < 500:
+            if answer is not None and answer.status == 500:
+                failure = answer
+            elif answer is not None and answer.status < 500:
                 found = answer
                 if answer.status < 400:
                     break
         if found is None:
-            if known is None:
+            found = known[1] if known is not None else failure
+            if found is None:
                 raise NobodyKnows
-            return known[1]
+            return found
         if found.status == 200 and len(found.body) <= MAX_KEPT_ANSWER:
             self._answers[path, allowed] = (time.monotonic(), found)
             while len(self._answers) > MAX_LISTS:

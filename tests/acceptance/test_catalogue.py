@@ -275,3 +275,31 @@ async def test_one_backends_odd_answer_spoils_nothing_of_the_others(lab: Lab) ->
     gateway = await lab.gateway(odd, good)
     comfy = Comfy(lab.http, gateway.url)
     await check()
+
+
+async def test_a_backends_error_about_a_model_is_its_answer(lab: Lab) -> None:
+    """A ComfyUI answers 500 about a model file that it can't read. Another backend's better answer goes before."""
+    path = "/view_metadata/checkpoints?filename=a.safetensors"
+    backends = [await lab.simulator("--fail", "500:/view_metadata/checkpoints"), await lab.simulator()]
+    gateway = await lab.gateway(*backends)
+
+    async def ask(url: str) -> tuple[int, bytes]:
+        async with lab.http.get(url + path) as answer:
+            assert "Retry-After" not in answer.headers
+            return answer.status, await answer.read()
+
+    assert (await ask(gateway.url))[0] == 404
+    await backends[1].fault(lab.http, "500:/view_metadata/checkpoints")
+    assert await ask(gateway.url) == await ask(backends[0].url)
+
+
+async def test_backends_that_are_down_are_not_said_to_have_never_answered(lab: Lab) -> None:
+    backend = await lab.simulator()
+    gateway = await lab.gateway(backend)
+    await backend.kill()
+    await lab.backends_up(gateway, 0)
+    for path in ("/view_metadata/checkpoints?filename=a.safetensors", "/models/loras"):
+        async with lab.http.get(gateway.url + path) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+            error = (await answer.json())["error"]
+            assert (error["type"], error["message"]) == ("no_backend", "No backend answered")

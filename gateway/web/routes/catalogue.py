@@ -34,6 +34,13 @@ def _none_yet(request: web.Request) -> web.Response:
     return problem(503, "no_backend", "The fleet is not known yet", details, {"Retry-After": "2"})
 
 
+def _none_answered(request: web.Request) -> web.Response:
+    if policy(request).lacks_backends:
+        return no_backend_allowed()
+    details = "all backends that may be asked are down, or did not answer in time; send the request again"
+    return problem(503, "no_backend", "No backend answered", details, {"Retry-After": "2"})
+
+
 async def _refresh(request: web.Request) -> None:
     """Look for new models on the caller's backends, if it is time for that."""
     await context_of(request).engine.refresher.refresh(policy(request).allowed)
@@ -88,7 +95,7 @@ async def get_listing(request: web.Request) -> web.Response:
         listed = await context_of(request).catalogue.listings.listing(path, policy(request))
         return json(await _without_deleted(request, listed) if "kind" in request.match_info else listed)
     except NobodyKnows:
-        return _none_yet(request)
+        return _none_answered(request)
     except BadAnswer as error:
         return empty(error.status)
 
@@ -117,7 +124,7 @@ async def get_from_any(request: web.Request) -> web.Response:
     try:
         answer = await context_of(request).catalogue.listings.from_any(path + query, policy(request).allowed)
     except NobodyKnows:
-        return _none_yet(request)
+        return _none_answered(request)
     headers = downstream_headers(answer.headers)
     for name in ("Content-Encoding", "Content-Length"):
         headers.popall(name, None)
