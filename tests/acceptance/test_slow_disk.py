@@ -81,3 +81,30 @@ async def test_a_job_that_need_not_wait_before_it_is_written_is_sent_once(lab: L
     await simulator.no_faults(lab.http)
     await sent
     assert await posts(lab, simulator) == [1]
+
+
+async def test_a_run_that_is_cancelled_ends_once_that_is_written(lab: Lab) -> None:
+    """Before that it was told as a success without outputs."""
+    gateway = await lab.gateway(await lab.simulator())
+    comfy = Comfy(lab.http, gateway.url)
+    # The first one runs, so that the second one is cancelled without a history entry.
+    await comfy.running(await comfy.prompt(slow(1, steps=1000, step_seconds=0.05)))
+    prompt_id = await comfy.prompt(slow(2))
+
+    async def result(seconds: int) -> tuple[int, str]:
+        url, headers = f"{gateway.url}/gateway/run/{prompt_id}", {"Prefer": f"wait={seconds}"}
+        async with lab.http.get(url, headers=headers) as answer:
+            said = await answer.json()
+            return answer.status, said["error"]["type"] if said["error"] else said["status"]
+
+    async def is_stopping() -> bool:
+        return await result(0) == (202, "canceling")
+
+    with nothing_is_written(lab):
+        cancelling = asyncio.create_task(comfy.post(f"/api/v2/jobs/{prompt_id}/cancel"))
+        await until(is_stopping, what="it is cancelled, and not written")
+        waiting = asyncio.create_task(result(30))
+        await asyncio.wait([waiting], timeout=0.1)
+        assert not waiting.done()
+    assert await waiting == (409, "job_cancelled")
+    assert (await cancelling)[0] == 200

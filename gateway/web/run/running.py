@@ -42,7 +42,7 @@ from gateway.web.run.results import (
 )
 from gateway.web.v2.asset_routes import send_output
 from gateway.web.v2.job_routes import wait_of
-from gateway.web.v2.jobs import Found, status_of
+from gateway.web.v2.jobs import Found, is_open, status_of
 from gateway.web.v2.model import SUCCEEDED, JobView, Links, making_outputs
 from gateway.web.v2.outputs import Output
 from gateway.web.v2.service import links_for, v2_of
@@ -143,7 +143,7 @@ async def result(request: web.Request, prompt_id: str) -> web.StreamResponse:
     """Answer with the result of a job that the caller sees, after its end or 202 after a time."""
     seconds, identity = seconds_of(request), whose(request)
     found = v2_of(request).jobs.find(identity, prompt_id)
-    if isinstance(found, Job) and seconds > 0:
+    if found is not None and is_open(found) and seconds > 0:
         try:
             with v2_of(request).waits.place(request, caller(request).tenant) as event:
                 found = await _ended(request, found.tenant, prompt_id, seconds, event)
@@ -158,10 +158,8 @@ async def _ended(
     """Return a job of a tenant after its end, or after a time; None if it is gone."""
     v2 = v2_of(request)
     found = v2.jobs.find_own(tenant, prompt_id)
-    if isinstance(found, Job) and seconds > 0:
-        await v2.waits.end_of(
-            tenant, prompt_id, seconds, event, lambda: isinstance(v2.jobs.find_own(tenant, prompt_id), Job)
-        )
+    if is_open(found) and seconds > 0:
+        await v2.waits.end_of(tenant, prompt_id, seconds, event, lambda: is_open(v2.jobs.find_own(tenant, prompt_id)))
         found = v2.jobs.find_own(tenant, prompt_id)
     return found
 
@@ -254,9 +252,9 @@ async def _answered(
     v2, links = v2_of(request), links_for(request, found.tenant)
     headers = {PROMPT_ID: prompt_id, **_applied(request, seconds)}
     try:
-        if isinstance(found, Job):
+        if is_open(found):
             headers |= {"Location": link_of(links, prompt_id), "Retry-After": str(RETRY_SECONDS)}
-            return json(await _shown(v2.jobs.open_view(found), links, more), 202, headers)
+            return json(await _shown(await v2.jobs.view(found), links, more), 202, headers)
         if status_of(found) == SUCCEEDED:
             outputs = in_order(await v2.jobs.outputs(found))
             chosen = choose(request.headers.getall("Accept", []), [each.content_type for each in outputs])

@@ -22,7 +22,7 @@ from gateway.web.guard.rate_limits import quota_headers
 from gateway.web.http.responses import json, json_bytes
 from gateway.web.http.v2_errors import V2Error
 from gateway.web.v2.answers import answering
-from gateway.web.v2.jobs import Found, created_of
+from gateway.web.v2.jobs import Found, created_of, is_open
 from gateway.web.v2.listing import cursor_of, query_of
 from gateway.web.v2.model import JobView, Links, job_object, listed_object, making_outputs
 from gateway.web.v2.service import V2, links_for, v2_of
@@ -81,9 +81,7 @@ async def ended(v2: V2, request: web.Request, prompt_id: str, seconds: float) ->
     """
     tenant = caller(request).tenant
     with v2.waits.place(request, tenant) as event:
-        await v2.waits.end_of(
-            *(tenant, prompt_id, seconds, event), lambda: isinstance(v2.jobs.find_own(tenant, prompt_id), Job)
-        )
+        await v2.waits.end_of(tenant, prompt_id, seconds, event, lambda: is_open(v2.jobs.find_own(tenant, prompt_id)))
     return v2.jobs.find_own(tenant, prompt_id)
 
 

@@ -356,6 +356,11 @@ def status_of(found: Found) -> str:
     return QUEUED
 
 
+def is_open(found: Found | None) -> bool:
+    """Return True if a job has not ended, or if the journal does not have its cancellation yet."""
+    return isinstance(found, (Job, Unconfirmed))
+
+
 def created_of(found: Found) -> int:
     """Return the time at which a job was made, in milliseconds since 1970."""
     if isinstance(found, Job):
