@@ -14,8 +14,10 @@ MAX_TEXT = 1_024
 MAX_LABELS, MAX_VALUE, MAX_FILTERS = 16, 256, 3
 MAX_PRIORITY = 1_000_000
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-# Control characters, and those that turn the direction of a text.
-_BAD = re.compile("[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]")
+# Halves of characters, which UTF-8 lacks, so that many parsers refuse a whole document for one.
+_HALF = re.compile("[\ud800-\udfff]")
+# Those, control characters, and those that turn the direction of a text.
+_BAD = re.compile("[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 
@@ -73,6 +75,8 @@ def _metadata(value: Any) -> str | Mapping[str, str] | None:
     if isinstance(value, str):
         if _size(value) > MAX_TEXT:
             raise V2Error(422, "invalid_request", f"'metadata' exceeds {MAX_TEXT} UTF-8 bytes.")
+        if _HALF.search(value):
+            raise V2Error(422, "invalid_request", "'metadata' has a lone surrogate, which UTF-8 can't hold.")
         return value
     if not isinstance(value, dict):
         raise V2Error(422, "invalid_request", "'metadata' must be a string, or a map of labels.")
@@ -84,7 +88,7 @@ def _metadata(value: Any) -> str | Mapping[str, str] | None:
             said = "A label's name has 1 to 40 of the characters A-Z, a-z, 0-9, '_', '-' and '.'."
             raise V2Error(422, "metadata_invalid", said, {"key": key[:100]})
         if not isinstance(label, str) or _size(label) > MAX_VALUE or _BAD.search(label):
-            said = f"The label '{key}' must be a text of at most {MAX_VALUE} UTF-8 bytes without control characters."
+            said = f"The label '{key}' must be a text of at most {MAX_VALUE} bytes of UTF-8 without control characters."
             raise V2Error(422, "metadata_invalid", said, {"key": key})
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,10 +38,10 @@ def query_of(query: MultiMapping[str]) -> ListQuery:
         V2Error: it is malformed.
     """
     given = query.get("limit", str(DEFAULT_LIMIT))
-    try:
-        limit = int(given) if len(given) < 10 and given.isascii() else MAX_LIMIT + 1
-    except ValueError as error:
-        raise V2Error(400, "invalid_request", "'limit' must be an integer.") from error
+    # `int` reads more than digits: blanks, and underscores between them.
+    if not re.fullmatch("-?[0-9]+", given):
+        raise V2Error(400, "invalid_request", "'limit' must be an integer.")
+    limit = int(given) if len(given) < 10 else MAX_LIMIT + 1
     if not 1 <= limit <= MAX_LIMIT:
         raise V2Error(400, "invalid_request", f"'limit' must be between 1 and {MAX_LIMIT}.")
     statuses = [each.strip() for each in query.get("status", "").split(",") if each.strip()]
