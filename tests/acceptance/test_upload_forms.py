@@ -72,6 +72,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "an unknown encoding of a part": (form(named(b"a.png"), b"Content-Transfer-Encoding: x-foo"), ""),
     "a long preamble": (b"\r\n" * 3_000 + form(named(b"a.png")), ""),
     "a long preamble in gzip": (gzip.compress(b"\r\n" * 3_000 + form(named(b"a.png"))), "gzip"),
+    "many parameters": (form(named(b"a.png") + b";" * 51), ""),
     # 64 KB in it take the loop 90 ms.
     "a folder in punycode": (
         form(named(b"a.png"), fields=((b'subfolder"\r\nContent-Type: text/plain; charset=Punycode', b"x"),)),

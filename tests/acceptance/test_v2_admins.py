@@ -40,6 +40,8 @@ async def test_an_admins_links_lead_to_the_same_job(lab: Lab) -> None:
     for name, (_, _, seed) in COLOURS.items():
         await submitted(caller(lab, world.gateway, name), seed, steps=1)
         await callers[name].reaches(SAME, "succeeded")
+    for path in ("/jobs", f"/jobs/{SAME}", "/assets/x", "/assets/x/content", f"/jobs/{SAME}/events"):
+        assert (await boss("GET", f"{path}?tenant=nobody")).status == 404
     listed = (await boss("GET", "/jobs")).body["jobs"]
     assert [each["id"] for each in listed] == [SAME] * 3
     # Their order is that of their submission, the newest first.

@@ -85,6 +85,18 @@ async def test_refusals_have_the_form_of_the_api(gateway: GatewayProcess, name: 
                 assert headers["x-comfy-request-id"] == headers["x-request-id"]
 
 
+@pytest.mark.parametrize("chunk", ["zz\r\n", "5\r\nhello", "5\r\nhello\r\n0\r\nno trailer\r\n\r\n"])
+async def test_a_body_that_is_malformed_behind_its_head(gateway: GatewayProcess, chunk: str) -> None:
+    """Its reader was not told, and waited until the body was too slow: 408 after half a minute."""
+    head = f"{HEAD}Transfer-Encoding: chunked\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
+    for path in ("/api/v2/jobs", "/api/v2/assets", "/upload/image", "/queue"):
+        request = f"POST {path} HTTP/1.1\r\n{head}".encode()
+        status, headers, said = await refused(gateway, request, b"", chunk.encode(), b"XX" if chunk[0] == "5" else b"")
+        assert (status, headers["connection"]) == (400, "close"), (path, said)
+        assert said["error"].get("type", "malformed_request") == "malformed_request"
+        assert said["error"].get("code", "invalid_request") == "invalid_request"
+
+
 async def test_a_head_that_does_not_end(gateway: GatewayProcess) -> None:
     status, _, said = await refused(gateway, b"GET /comfy/api/v2/jobs HTTP/1.1\r\nHost: a\r\n")
     assert status == 408

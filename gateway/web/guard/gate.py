@@ -33,7 +33,7 @@ from gateway.web.http.request_keys import GRANT, IDENTITY, STREAMING
 from gateway.web.http.request_log import RequestLog, name_jobs
 from gateway.web.http.responses import no_answer, problem
 from gateway.web.server.connections import SlowBody
-from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed
+from gateway.web.server.parser_feed import MAX_UNREAD, MalformedBody, ParserFeed
 
 _log = logs.get("http")
 
@@ -263,6 +263,10 @@ async def _answer_or_cut(request: web.Request, handler: Handler) -> web.StreamRe
         raise
 
 
+def _malformed(error: MalformedBody) -> web.Response:
+    return problem(400, "malformed_request", "The request is not taken", str(error), {"Connection": "close"})
+
+
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler, and turn its exceptions into answers. The type of the exception decides the status."""
     try:
@@ -281,6 +285,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(503, "journal_unavailable", "Nothing can be accepted now", str(error), {"Retry-After": "5"})
     except SlowBody as error:
         return problem(408, "body_too_slow", "The request body comes too slowly", str(error), {"Connection": "close"})
+    except MalformedBody as error:
+        return _malformed(error)
     except BackendError as error:
         if (reached := request.get(REACHED)) is not None:
             # If the limit was reached while the body was passed on, it looks like a backend's failure: raise it here.
@@ -288,6 +294,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(request.content.exception(), SlowBody):
             details = str(request.content.exception())
             return problem(408, "body_too_slow", "The request body comes too slowly", details, {"Connection": "close"})
+        if isinstance(fault := request.content.exception(), MalformedBody):
+            return _malformed(fault)
         if request.transport is None:
             raise web.HTTPBadGateway from error
         _log.warning("backend_unavailable", request_id=request_id_of(request), path=request.path, error=str(error))

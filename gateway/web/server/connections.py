@@ -29,7 +29,7 @@ from gateway.web.http.request_keys import GRANT
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.responses import problem
 from gateway.web.http.v2_errors import in_form, refusal_in_bytes
-from gateway.web.server.parser_feed import MAX_UNREAD, ParserFeed, State
+from gateway.web.server.parser_feed import MAX_UNREAD, MalformedBody, ParserFeed, State
 from gateway.web.server.request_smuggling import fault
 from gateway.web.server.timeouts import ConnectionTimeouts, Phase
 
@@ -411,8 +411,8 @@ class Connections:
 async def _settle(connection: Connection, request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Send an answer before its request's body is read: read the rest if it is short, else close the connection."""
     payload = connection.payload
-    if payload.exception() is not None:
-        # The body came too slowly, or is malformed: aiohttp closes the connection.
+    if payload.exception() is not None and not isinstance(payload.exception(), MalformedBody):
+        # The body came too slowly: aiohttp closes the connection.
         return
     length = request.content_length
     # If the client waits for leave to send its body, the body may never come.

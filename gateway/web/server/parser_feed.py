@@ -18,7 +18,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from gateway.comfy.errors import error_body
 from gateway.web.http.base_path import path_of_head
-from gateway.web.http.error_bodies import Protocol
+from gateway.web.http.error_bodies import MAX_SHOWN, Protocol
 from gateway.web.http.request_ids import new_request_id
 from gateway.web.http.request_log import RequestLog
 from gateway.web.http.v2_errors import refusal_in_bytes
@@ -56,6 +56,10 @@ class HeadTooLong(Exception):
         """Return the whole answer in bytes, because there is no request that aiohttp could answer."""
         body = error_body("malformed_request", "The request is not taken", str(self))
         return refusal_in_bytes(path, self.status, body, request_id)
+
+
+class MalformedBody(Exception):
+    """The body of a request is malformed. Raised where the body is read."""
 
 
 class Head:
@@ -263,6 +267,12 @@ class ParserFeed:
             fault.exc.__traceback__ = None
             self._start = self._start or data[:MAX_START]
             inner.unread_path = self.path
+            request = inner._current_request
+            if request is not None and not request.content.is_eof():
+                # aiohttp tells the body's reader nothing, so it would wait until the body is too slow. Tell it in a
+                # later turn, because a reader of lines looks for no error between two pieces.
+                error = MalformedBody(fault.message.partition("\n")[0].strip(" :")[:MAX_SHOWN] or "it is not HTTP")
+                asyncio.get_running_loop().call_soon(request.content.set_exception, error)
 
     def _hold(self, data: bytes | memoryview) -> None:
         self._held.append(data)

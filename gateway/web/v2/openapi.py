@@ -153,6 +153,10 @@ def _query(name: str, schema: Schema) -> Schema:
     return {"name": name, "in": "query", "schema": schema}
 
 
+# An admin names the owner, because two tenants may have the same id.
+_OWNER = _query("tenant", {"type": "string", "description": "An admin: as this tenant; of others it is not read"})
+
+
 def _body(schema: Schema, type_: str = "application/json") -> Schema:
     return {"content": {type_: {"schema": schema}}, "required": True}
 
@@ -174,6 +178,7 @@ _LIST_QUERY = (
     _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}),
     _query("cursor", _TEXT),
     _query("status", _TEXT),
+    _OWNER,
 )
 OPERATIONS: dict[tuple[str, str], Schema] = {
     ("POST", "/api/v2/jobs"): _operation(
@@ -191,12 +196,16 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
     ),
     ("GET", "/api/v2/jobs"): _operation(
         "The caller's jobs, the newest first; metadata[NAME]=VALUE filters by labels",
-        {"200": _json(_ref("JobList")), "400": _error("The query is malformed")},
+        {
+            "200": _json(_ref("JobList")),
+            "400": _error("The query is malformed"),
+            "404": _error("An admin named a tenant that nobody knows"),
+        },
         *_LIST_QUERY,
     ),
-    ("GET", "/api/v2/jobs/{job_id}"): _operation("A job", {"200": _json(_ref("Job")), **_UNKNOWN}, _JOB_ID),
+    ("GET", "/api/v2/jobs/{job_id}"): _operation("A job", {"200": _json(_ref("Job")), **_UNKNOWN}, _JOB_ID, _OWNER),
     ("GET", "/api/v2/jobs/{job_id}/workflow"): _operation(
-        "The graph that ran", {"200": _json(_ref("Workflow")), **_UNKNOWN}, _JOB_ID
+        "The graph that ran", {"200": _json(_ref("Workflow")), **_UNKNOWN}, _JOB_ID, _OWNER
     ),
     ("GET", "/api/v2/jobs/{job_id}/events"): _operation(
         "Server-sent events about a job",
@@ -205,9 +214,10 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
             **_UNKNOWN,
         },
         _JOB_ID,
+        _OWNER,
     ),
     ("POST", "/api/v2/jobs/{job_id}/cancel"): _operation(
-        "Cancel a job", {"200": _json(_ref("Job"), "Canceling, or as it ended"), **_UNKNOWN}, _JOB_ID
+        "Cancel a job", {"200": _json(_ref("Job"), "Canceling, or as it ended"), **_UNKNOWN}, _JOB_ID, _OWNER
     ),
     ("POST", "/api/v2/assets"): _operation(
         "Upload an asset",
@@ -237,9 +247,10 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
         "Tell if the caller has these bytes",
         {"200": {"description": "Yes"}, "404": {"description": "No"}},
         {"name": "hash", "in": "path", "required": True, "schema": _TEXT},
+        _OWNER,
     ),
     ("GET", "/api/v2/assets/{asset_id}"): _operation(
-        "An upload, or a job's output", {"200": _json(_ref("Asset")), **_UNKNOWN}, _ASSET_ID
+        "An upload, or a job's output", {"200": _json(_ref("Asset")), **_UNKNOWN}, _ASSET_ID, _OWNER
     ),
     ("GET", "/api/v2/assets/{asset_id}/content"): _operation(
         "The bytes of an asset",
@@ -252,6 +263,7 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
             **_UNKNOWN,
         },
         _ASSET_ID,
+        _OWNER,
         _header("Range", "bytes=FIRST-LAST"),
         _query("redirect", {"enum": ["1"]}),
     ),
@@ -259,6 +271,7 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
         "Delete an upload",
         {"204": {"description": "Deleted"}, "409": _error("An open job names it"), **_UNKNOWN},
         _ASSET_ID,
+        _OWNER,
     ),
     ("GET", "/api/v2/health"): _operation("Tell that the API serves", {"200": _json(_ref("Health"))}),
     ("GET", "/api/v2/openapi.json"): _operation("This description", {"200": _json({"type": "object"})}),
