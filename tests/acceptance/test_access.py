@@ -180,8 +180,7 @@ async def test_keys_go_nowhere(lab: Lab) -> None:
     assert any("/extensions" in request for request in seen)
     assert not any(ANNA in request for request in seen)
     assert await other.stop() == 0
-    server.close()
-    await server.wait_closed()
+    await server.close()
 
 
 async def test_foreign_origins_may_not_write(lab: Lab) -> None:

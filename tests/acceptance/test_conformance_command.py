@@ -17,6 +17,7 @@ from gateway.conformance.suite import Outcome
 from tests.conformance.replay import recording
 from tests.support.commands import command
 from tests.support.lab import Lab, until
+from tests.support.listening import cleaned_up
 
 KEY = "key-for-conformance-1"
 Handler = Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]
@@ -87,7 +88,7 @@ async def played() -> AsyncIterator[Played]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield server
-    await runner.cleanup()
+    await cleaned_up(runner)
 
 
 def gives(value: Any = None, **how: Any) -> Handler:

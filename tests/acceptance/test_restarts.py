@@ -20,6 +20,7 @@ from tests.support.backend_state import described
 from tests.support.comfy_client import Comfy
 from tests.support.keys_api import audit
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.listening import cleaned_up
 from tests.support.metrics import metric
 from tests.support.workflows import slow
 
@@ -63,7 +64,7 @@ async def hook(calls: asyncio.Queue[asyncio.Future[int]]) -> AsyncIterator[str]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}/restart"
-    await runner.cleanup()
+    await cleaned_up(runner)
 
 
 async def test_a_command_restarts_a_poisoned_backend(lab: Lab) -> None:

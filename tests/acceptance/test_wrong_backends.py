@@ -15,6 +15,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from gateway.comfy.backend_errors import translated
 from tests.support.commands import command
 from tests.support.lab import Lab, until
+from tests.support.listening import cleaned_up
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ async def strangers() -> AsyncIterator[str]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     yield site.name
-    await runner.cleanup()
+    await cleaned_up(runner)
 
 
 async def test_the_cause_is_named(lab: Lab, strangers: str) -> None:

@@ -7,6 +7,8 @@ import random
 import socket
 import struct
 
+from tests.support.listening import accept_no_more
+
 CHUNK = 4096
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
@@ -50,11 +52,7 @@ class Proxy:
         """Nobody listens any more."""
         server, self._server = self._server, None
         if server is not None:
-            # A connection that is accepted, but not yet taken in, would be lost with it: Python forgets to close that.
-            for each in server.sockets:
-                asyncio.get_running_loop().remove_reader(each.fileno())
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await accept_no_more(server.sockets)
             server.close()
         self.drop()
 

@@ -18,6 +18,7 @@ from gateway.fleet.restart_actions import MAX_OUTPUT, Result, redacted, restart
 from gateway.fleet.restart_policy import Outcome, Reason
 from gateway.settings.healing import RestartSettings
 from tests.support.lab import until
+from tests.support.listening import cleaned_up
 
 
 async def shell(script: str, timeout: float = 10.0) -> Result:
@@ -157,7 +158,7 @@ async def test_an_http_call() -> None:
     assert await call("500") == (Outcome.FAILED, "answered 500")
     assert (await call("0"))[0] is Outcome.TIMEOUT
     assert seen == [("PUT", "hunter2")] * 4
-    await runner.cleanup()
+    await cleaned_up(runner)
     assert (await call("204"))[0] is Outcome.FAILED
 
 

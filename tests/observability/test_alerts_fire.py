@@ -15,6 +15,7 @@ from aiohttp import web
 from tests.support import disk
 from tests.support.comfy_client import Comfy
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.listening import cleaned_up
 from tests.support.monitoring_table import signals
 from tests.support.prometheus import monitoring
 from tests.support.stored import break_bucket, mend_bucket, storage, until_stored
@@ -216,7 +217,7 @@ async def broken_hook() -> AsyncIterator[str]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/restart"
     finally:
-        await runner.cleanup()
+        await cleaned_up(runner)
 
 
 async def test_what_the_gateway_can_not_heal(lab: Lab, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.support import dashboards
 from tests.support.comfy_client import Comfy
 from tests.support.dashboards import FALLBACK, Shown
 from tests.support.lab import GatewayProcess, Lab, Simulator, until
+from tests.support.listening import cleaned_up
 from tests.support.monitoring_table import MONITORING
 from tests.support.pictures import png
 from tests.support.prometheus import FACTOR, LIMIT, SCRAPE_MILLISECONDS, Monitoring, monitoring
@@ -225,7 +226,7 @@ async def exporter() -> AsyncIterator[int]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield int(runner.addresses[0][1])
     finally:
-        await runner.cleanup()
+        await cleaned_up(runner)
 
 
 def documented_scrape(port: int) -> dict[str, Any]:

@@ -49,8 +49,7 @@ class Recorder:
     async def close(self) -> None:
         """Stop."""
         assert self._server is not None
-        self._server.close()
-        await self._server.wait_closed()
+        await self._server.close()
 
     @property
     def asked(self) -> list[Seen]:

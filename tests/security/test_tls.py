@@ -169,8 +169,7 @@ async def test_plain_http_is_sent_on(lab: Lab, files: Files) -> None:
 async def _free_port() -> int:
     server = await start_raw_server(lambda *_: None, "127.0.0.1", 0)
     port = int(server.sockets[0].getsockname()[1])
-    server.close()
-    await server.wait_closed()
+    await server.close()
     return port
 
 

@@ -271,7 +271,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end(http: aiohttp.Client
             await client.call("GET", path, timeout=30, maximum=1_000_000)
     # Of a large file it is asked whether it is there.
     assert (await client.call("HEAD", "/told")).body == b""
-    server.close()
+    await server.close()
 
 
 async def test_what_is_no_tls_is_said_without_an_address(http: aiohttp.ClientSession) -> None:
@@ -287,7 +287,7 @@ async def test_what_is_no_tls_is_said_without_an_address(http: aiohttp.ClientSes
             await ComfyClient(f"{scheme}://127.0.0.1:{port}", http).call("GET", "/queue")
         assert str(port) not in str(caught.value)
         assert isinstance(caught.value, Unanswered if scheme == "http" else comfy_client.Unreachable)
-    server.close()
+    await server.close()
 
 
 @pytest.mark.parametrize(

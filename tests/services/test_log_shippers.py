@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.listening import cleaned_up
 from tests.support.workflows import slow
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ async def pushed() -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}", streams
-    await runner.cleanup()
+    await cleaned_up(runner)
 
 
 async def run(*command: str) -> str:

@@ -20,6 +20,7 @@ from gateway.jobs.state.ledger import Ledger
 from gateway.sessions.hub import Hub
 from gateway.settings import SessionSettings
 from gateway.telemetry.metrics import Metrics
+from tests.support.listening import cleaned_up
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
@@ -95,7 +96,7 @@ async def served_hub(**settings: Any) -> AsyncIterator[ServedHub]:
     finally:
         await made.http.close()
         await made.hub.close()
-        await runner.cleanup()
+        await cleaned_up(runner)
         assert len(made.hub) == made.hub.buffered == 0
 
 

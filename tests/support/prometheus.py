@@ -15,6 +15,7 @@ import yaml
 from aiohttp import web
 
 from tests.support.lab import GatewayProcess, until
+from tests.support.listening import cleaned_up
 from tests.support.scaled_rules import scaled
 
 SHIPPED = Path(__file__).parents[2] / "config" / "prometheus"
@@ -244,7 +245,7 @@ async def _receiver(watched: Monitoring) -> AsyncIterator[int]:
         await site.start()
         yield int(runner.addresses[0][1])
     finally:
-        await runner.cleanup()
+        await cleaned_up(runner)
 
 
 @contextlib.asynccontextmanager

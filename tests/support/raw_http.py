@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.support.lab import Lab, Simulator
+from tests.support.listening import cleaned_up
 
 HOP_BY_HOP = ("host", "content-length", "transfer-encoding", "connection", "date", "server")
 _Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
@@ -114,7 +115,7 @@ class Between:
 
     async def close(self) -> None:
         """Stop."""
-        await self._runner.cleanup()
+        await cleaned_up(self._runner)
 
 
 async def _relay(source: _Socket, sink: _Socket) -> None:

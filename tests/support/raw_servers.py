@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from socket import socket
 
+from tests.support.listening import accept_no_more, settle
+
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
 
@@ -26,22 +28,19 @@ class RawServer:
         """The sockets that listen."""
         return self._server.sockets
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End listening, and every connection."""
+        await accept_no_more(self._server.sockets)
         self._server.close()
         for writer in self._writers:
             writer.transport.abort()
-
-    async def wait_closed(self) -> None:
-        """Wait until it listens no more."""
-        await self._server.wait_closed()
+        await settle()
 
     async def __aenter__(self) -> RawServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
-        await self.wait_closed()
+        await self.close()
 
 
 async def start_raw_server(

@@ -62,4 +62,4 @@ async def receiving(
     try:
         yield receiver
     finally:
-        server.close()
+        await server.close()

@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.support.lab import until
+from tests.support.listening import cleaned_up
 
 # Settings with which a gateway delivers to this machine.
 LOCAL = {"webhooks__allow_http": "true", "webhooks__allow_networks": "127.0.0.0/8"}
@@ -90,4 +91,4 @@ async def receiver() -> AsyncIterator[WebhookReceiver]:
         yield made
     finally:
         made.released.set()
-        await runner.cleanup()
+        await cleaned_up(runner)

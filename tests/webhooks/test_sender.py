@@ -339,7 +339,7 @@ async def test_plain_http_in_place_of_tls(authority: trustme.CA) -> None:
     url = f"https://receiver.test:{server.sockets[0].getsockname()[1]}/"
     outcome = await sender(tls=trusting(authority)).post(url, HEADERS, BODY)
     assert (outcome.status, outcome.error) == (None, Failure.TLS)
-    server.close()
+    await server.close()
 
 
 async def test_a_receiver_that_does_not_finish_tls(authority: trustme.CA) -> None:
@@ -358,7 +358,7 @@ async def test_a_receiver_that_does_not_finish_tls(authority: trustme.CA) -> Non
     outcome = await using.post(f"https://receiver.test:{port}/", HEADERS, BODY)
     assert outcome.error is Failure.TIMEOUT
     await ended.wait()
-    server.close()
+    await server.close()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="TCP_INFO")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from gateway.web.http.byte_ranges import select
+from tests.support.listening import cleaned_up
 
 MODIFIED = 1_700_000_000.25
 SIZES = (0, 10)
@@ -104,7 +105,7 @@ async def served(folder: Path) -> AsyncIterator[int]:
     try:
         yield runner.addresses[0][1]
     finally:
-        await runner.cleanup()
+        await cleaned_up(runner)
 
 
 async def ask(port: int, method: str, size: int, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
