@@ -85,13 +85,20 @@ async def test_one_backend_never_shows_two(lab: Lab) -> None:
     assert max(len(queue["queue_running"]) for queue in seen) == 1
 
 
+async def one_by_one(comfy: Comfy, count: int, client_id: str | None = None) -> list[str]:
+    """Send prompts, each once the last one runs, because backends may begin two that come together in any order."""
+    ids: list[str] = []
+    for n in range(count):
+        ids.append(await comfy.prompt(slow(n, **LONG), client_id))
+        await comfy.running(ids[n])
+    return ids
+
+
 async def test_who_sees_all_that_runs(lab: Lab) -> None:
     """All sockets of the caller take events as they happen; one that does not is shown one prompt."""
     simulators = await lab.simulators(2)
     comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
-    ids = [await comfy.prompt(slow(n, **LONG)) for n in range(3)]
-    for prompt_id in ids[:2]:
-        await comfy.running(prompt_id)
+    ids = [*await one_by_one(comfy, 2), await comfy.prompt(slow(2, **LONG))]
 
     async def shown() -> list[list[str]]:
         queue = await comfy.get("/queue")
@@ -118,9 +125,7 @@ async def test_interrupt_and_delete_follow_what_is_shown(lab: Lab) -> None:
     """POST /interrupt stops the prompt that is shown as running alone; a delete takes out one that runs unseen."""
     simulators = await lab.simulators(3)
     comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
-    ids = [await comfy.prompt(slow(n, **LONG)) for n in range(4)]
-    for prompt_id in ids[:3]:
-        await comfy.running(prompt_id)
+    ids = [*await one_by_one(comfy, 3), await comfy.prompt(slow(3, **LONG))]
     assert (await comfy.post("/interrupt", {}))[0] == 200
     assert (await comfy.entry(ids[0]))["status"]["messages"][-1][0] == "execution_interrupted"
     await comfy.running(ids[3])
@@ -142,7 +147,7 @@ async def test_a_socket_hears_nothing_of_a_prompt_that_was_deleted_before_its_tu
     simulators = await lab.simulators(2)
     comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
     script, ui = await comfy.listen("c"), await comfy.listen("c", "&events=interleave")
-    ids = [await comfy.prompt(slow(n, **LONG), "c") for n in range(2)]
+    ids = await one_by_one(comfy, 2, "c")
     await ui.next("progress", prompt_id=ids[1])
     assert (await comfy.post("/queue", {"delete": [ids[1]]}))[0] == 200
     await ui.next("execution_interrupted", prompt_id=ids[1])
