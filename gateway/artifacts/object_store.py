@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.artifacts.storage_errors import StorageError, storage_error
 from gateway.settings.storage import StorageSettings
+from gateway.telemetry.tasks import together
 
 if TYPE_CHECKING:
     from obstore import AsyncWritableFile
@@ -210,7 +211,7 @@ class ObjectStore:
                 await self._call("deleting objects", obstore.delete_async(self._store, page))
             return
         for first in range(0, len(keys), _DELETES_AT_ONCE):
-            await asyncio.gather(*(self._delete_one(key) for key in keys[first : first + _DELETES_AT_ONCE]))
+            await together(self._delete_one(key) for key in keys[first : first + _DELETES_AT_ONCE])
 
     async def list(self, prefix: str = "") -> AsyncIterator[Sequence[Entry]]:
         """Yield pages of the objects below a prefix of whole path segments: key, size, and last change in seconds.

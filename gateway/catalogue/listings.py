@@ -15,6 +15,7 @@ from gateway.comfy.json_stream import Unreadable, parse
 from gateway.fleet.backend import Backend
 from gateway.fleet.fleet import Fleet
 from gateway.telemetry import logs
+from gateway.telemetry.tasks import together
 from gateway.tenants.policy import Policy
 
 _log = logs.get("catalogue")
@@ -82,7 +83,7 @@ class Listings:
         known = self._lists.get((path, allowed))
         if known is not None and time.monotonic() - known.read_at < self._keep:
             return known.value
-        answers = await asyncio.gather(*(_ask(b, path) for b in self._fleet.alive(allowed)))
+        answers = await together(_ask(b, path) for b in self._fleet.alive(allowed))
         lists = [listed for answer in answers if answer is not None and (listed := list_of(answer)) is not None]
         if not lists:
             if known is not None:

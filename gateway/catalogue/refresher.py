@@ -41,7 +41,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.fleet.health import Health
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.tasks import Tasks
+from gateway.telemetry.tasks import Tasks, together
 
 _log = logs.get("catalogue")
 
@@ -327,7 +327,7 @@ class Refresher:
             for place in range(0, len(paths), MAX_AT_ONCE):
                 few, began = paths[place : place + MAX_AT_ONCE], time.monotonic()
                 self._metrics.catalogue_reads.labels(backend.name, kind).inc(len(few))
-                said = await asyncio.gather(*(ask(path) for path in few))
+                said = await together(ask(path) for path in few)
                 times.append(time.monotonic() - began)
                 self._metrics.catalogue_read_seconds.labels(backend.name, kind).inc(times[-1])
                 for answer in said:

@@ -31,6 +31,7 @@ from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
 from gateway.preflight import Machine, hints, judge_machine, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
+from gateway.telemetry.tasks import together
 from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies
 
@@ -174,15 +175,9 @@ async def _rows(settings: Settings) -> list[Row]:
     has_strangers = Keyring(settings.auth, settings.tenants.anonymous).has_strangers
     are_several = len(settings.backends) > 1
     async with aiohttp.ClientSession() as session:
-        return list(
-            await asyncio.gather(
-                *(
-                    _row(
-                        session, settings, backend, asks_classes=are_several or (has_strangers and not backend.tenants)
-                    )
-                    for backend in settings.backends
-                )
-            )
+        return await together(
+            _row(session, settings, backend, asks_classes=are_several or (has_strangers and not backend.tenants))
+            for backend in settings.backends
         )
 
 

@@ -6,7 +6,6 @@ the size. A name says less: if a folder was emptied, the next file of any tenant
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from gateway.comfy.client import Answer, Unanswered
 from gateway.comfy.file_refs import FileRef, view_path
 from gateway.fleet.backend import Backend
+from gateway.telemetry.tasks import together
 
 # As aiohttp makes it (web_fileresponse.py).
 _OF_FILE = re.compile(r'"(?P<nanoseconds>[0-9a-f]{1,16})-(?P<size>[0-9a-f]{1,16})"')
@@ -230,10 +230,5 @@ async def learn(
                 if must:
                     raise
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_A_TIME, len(refs))):
-                group.create_task(look())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+    await together(look() for _ in range(min(AT_A_TIME, len(refs))))
     return known

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -23,6 +23,9 @@ FIRST_BACKOFF, MAX_BACKOFF = 0.5, 15.0
 
 # Seconds of a long piece of work after which others have their turn.
 TURN_SECONDS = 0.005
+
+# Seconds for which cancelled tasks may clean up, before they are cancelled again. No cleanup takes longer.
+CLEANUP_SECONDS = 8.0
 
 # All loops that run in this process.
 running: set[Loop] = set()
@@ -162,13 +165,18 @@ class Tasks:
         await self.close()
 
     async def close(self) -> None:
-        """Cancel the tasks that still run and wait until each has ended."""
+        """Cancel the tasks that still run and wait until each has ended.
+
+        Cancel a task again if it goes on, because libraries lose a cancellation that comes together with an error.
+        """
         self._closing = True
         while self._tasks:
             pending = list(self._tasks)
             for task in pending:
                 task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            _, remaining = await asyncio.wait(pending, timeout=CLEANUP_SECONDS)
+            for task in remaining:
+                _log.warning("task_goes_on", task=task.get_name(), seconds=CLEANUP_SECONDS)
 
 
 class Soon:
@@ -188,6 +196,31 @@ class Soon:
         await asyncio.sleep(0)
         self._is_asked = False
         self._call()
+
+
+async def together(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Run coroutines at the same time, and return their results in order. The first failure cancels the others.
+
+    A cancellation of the caller is raised even if a failure comes in the same turn. `asyncio.TaskGroup` and
+    `asyncio.gather` raise the failure then, so that the caller goes on (asyncio/taskgroups.py, asyncio/tasks.py).
+
+    Raises:
+        Exception: the first failure.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        unfinished = [task for task in tasks if not task.done()]
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
+        failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+    if failures:
+        raise failures[0]
+    return [task.result() for task in tasks]
 
 
 async def pause(seconds: float, event: asyncio.Event) -> None:

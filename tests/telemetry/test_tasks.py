@@ -22,7 +22,7 @@ from gateway.settings.storage import StorageRetention, StorageSettings
 from gateway.store.protocol import TimeMark
 from gateway.store.sqlite import SqliteStore
 from gateway.telemetry import tasks
-from gateway.telemetry.tasks import Loop, Tasks, in_turns
+from gateway.telemetry.tasks import Loop, Tasks, in_turns, together
 from tests.support.lab import Lab, until
 
 SOURCE = Path(gateway.__file__).parent
@@ -217,3 +217,83 @@ async def test_long_work_is_done_in_turns() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == [0, math.inf, math.inf]
+
+
+async def echo(value: int) -> int:
+    """Return a value in a later turn."""
+    await asyncio.sleep(0)
+    return value
+
+
+async def test_work_that_runs_together() -> None:
+    """Results come in order; the first failure cancels the others, and is raised alone."""
+    assert await together(echo(n) for n in range(3)) == [0, 1, 2]
+    assert await together(echo(n) for n in range(0)) == []
+    with pytest.raises(Odd):
+        await together([asyncio.Event().wait(), raise_odd()])
+
+
+async def test_a_failure_does_not_hide_a_cancellation() -> None:
+    """Of its caller, when both come in the same turn: the caller would go on for ever."""
+    failing = asyncio.Event()
+
+    async def fail() -> None:
+        await failing.wait()
+        raise Odd
+
+    async def retry() -> None:
+        try:
+            await together([fail(), asyncio.Event().wait()])
+        except Odd:
+            await asyncio.Event().wait()
+
+    for failure_is_first in (True, False):
+        failing.clear()
+        task = asyncio.create_task(retry())
+        # Two turns: the task begins, and then its own two.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if failure_is_first:
+            failing.set()
+            await asyncio.sleep(0)
+        task.cancel()
+        failing.set()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done
+        assert task.cancelled()
+
+
+async def test_a_task_that_loses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "CLEANUP_SECONDS", 0.05)
+    lost = 0
+
+    async def lose_two() -> None:
+        nonlocal lost
+        while lost < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                lost += 1
+        await asyncio.Event().wait()
+
+    owner = Tasks("test")
+    task = owner.start(lose_two(), "work")
+    await asyncio.sleep(0)
+    await owner.close()
+    assert task.cancelled()
+    assert lost == 2
+
+
+def test_work_runs_together_in_one_way() -> None:
+    """No other TaskGroup, and no gather that raises."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        if name.startswith("simulator/") or not any(word in path.read_text() for word in ("TaskGroup(", "gather(")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                returns = [word for word in node.keywords if word.arg == "return_exceptions"]
+                if node.func.attr == "TaskGroup" or (node.func.attr == "gather" and not returns):
+                    found.append((name, node.func.attr))
+    assert found == [("cli/demo.py", "gather")]

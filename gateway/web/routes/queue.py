@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -12,6 +11,7 @@ from gateway.comfy.client import BackendError
 from gateway.fleet.backend import Backend
 from gateway.jobs.state.job import Job, queue_pieces
 from gateway.telemetry.audit import Action
+from gateway.telemetry.tasks import together
 from gateway.tenants.keys import Identity
 from gateway.web.guard.audit import foreign_noted
 from gateway.web.guard.context import caller, context_of, tells_whose, whose
@@ -138,5 +138,5 @@ async def post_free(request: web.Request) -> web.Response:
             # Without it, a ComfyUI only moves its models from the GPU to its memory (main.py, prompt_worker).
             gateway.engine.learning.emptied(backend.name)
 
-    await asyncio.gather(*(free(backend) for backend in gateway.fleet.backends.values()))
+    await together(free(backend) for backend in gateway.fleet.backends.values())
     return empty()
