@@ -227,7 +227,7 @@ class Execution:
         for step in range(1, count + 1):
             due += self._scaled(seconds_each)
             await self._wait_until(due)
-            due += await self._stay_silent()
+            due += await self._stay_silent(step)
             self._check_interrupt()
             self._die_if_told(step, count)
             self._set_progress(self._node, step, count, "running")
@@ -248,11 +248,11 @@ class Execution:
             self._check_interrupt()
             await asyncio.sleep(min(left, 0.05))
 
-    async def _stay_silent(self) -> float:
-        """Stay silent while a fault asks for it; returns how long that was."""
+    async def _stay_silent(self, step: int) -> float:
+        """Stay silent before a step while a fault asks for it; returns how long that was."""
         start = time.monotonic()
         await self._executor.faults.until_off("deaf")
-        while self._executor.faults.get("silent"):
+        while (fault := self._executor.faults.get("silent")) and (not fault.argument or step > fault.number):
             await self._wait_until(time.monotonic() + 0.05)
         return time.monotonic() - start
 

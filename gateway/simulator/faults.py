@@ -31,7 +31,7 @@
 | `low-ram` | GET /system_stats tells that the machine's memory is nearly full |
 | `no-worker` | prompts are queued and none is started, as if the thread that runs them hung between two |
 | `deaf` | what runs goes no further, says nothing and heeds no interrupt, while requests are answered |
-| `silent` | what runs goes no further and says nothing, while requests are answered; an interrupt ends it |
+| `silent`, `silent:N` | what runs stops (after N steps) and says nothing; requests are answered, an interrupt ends it |
 """
 
 from __future__ import annotations

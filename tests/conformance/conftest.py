@@ -26,6 +26,6 @@ async def target(request: pytest.FixtureRequest, lab: Lab) -> Target:
         return Target(url.rstrip("/"), "comfyui")
     simulator = await lab.simulator("--cache-ram", "--models", "", "--seed", "1")
     if request.param == "simulator":
-        return Target(simulator.url, "simulator")
+        return Target(simulator.url, "simulator", simulator)
     gateway = await lab.gateway(simulator)
-    return Target(gateway.url, "gateway")
+    return Target(gateway.url, "gateway", simulator)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.support.lab import Simulator
+
 
 @dataclass(frozen=True)
 class Target:
@@ -11,3 +13,4 @@ class Target:
 
     url: str
     kind: str
+    simulator: Simulator | None = None
