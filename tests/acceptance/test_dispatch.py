@@ -57,10 +57,11 @@ async def test_a_full_backend_gets_no_more_and_the_rest_waits(lab: Lab) -> None:
     simulators = await lab.simulators(2)
     gateway = await lab.gateway(*simulators, dispatch__max_queue=2)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=10, step_seconds=0.1)) for n in range(8)]
-    assert [await load_of(lab, simulator) for simulator in simulators] == [2, 2]
-    assert (await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 8
-    assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 4
+    async with lab.held(*simulators):
+        ids = [await comfy.prompt(slow(n, steps=4)) for n in range(8)]
+        assert [await load_of(lab, simulator) for simulator in simulators] == [2, 2]
+        assert (await comfy.get("/prompt"))["exec_info"]["queue_remaining"] == 8
+        assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 4
     for prompt_id in ids:
         await comfy.entry(prompt_id)
     assert set(await comfy.get("/history")) == set(ids)

@@ -37,12 +37,12 @@ async def test_weights_and_priorities(lab: Lab) -> None:
     error = await refused(anna, 3)
     assert error["details"] == "extra_data.gateway_priority is 3; this caller may ask for from 0 to 2"
     assert (await refused(anna, "high"))["type"] == "invalid_priority"
-    # Eve has anna's weight, and jobs that take six times as long.
+    # Eve has anna's weight, and jobs that take much longer.
     sent: dict[str, str] = {}
     for n in range(12):
         sent[await ben.prompt(slow(n, steps=1, step_seconds=0.05))] = "ben"
         sent[await anna.prompt(slow(n, steps=1, step_seconds=0.05))] = "anna"
-        sent[await eve.prompt(slow(n, steps=6, step_seconds=0.05))] = "eve"
+        sent[await eve.prompt(slow(n, steps=10, step_seconds=0.05))] = "eve"
     urgent = await anna.prompt(slow(99, steps=1), extra_data={PRIORITY: 2})
     await gateway.kill()
     await gateway.start()
@@ -60,6 +60,6 @@ async def test_weights_and_priorities(lab: Lab) -> None:
     assert order.index(urgent) <= 3
     order.remove(urgent)
     ran = "".join(sent[prompt_id][0] for prompt_id in order)
-    # Of 12 runs of anna's, 4 would be ben's and 2 eve's, if all times were known and as sent.
+    # Of 12 runs of anna's, 4 would be ben's and 1 or 2 eve's, if all times were known and as sent.
     assert 2 <= ran.count("b") <= 7, ran
     assert 1 <= ran.count("e") <= 8, ran

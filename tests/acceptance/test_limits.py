@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.support.comfy_client import Comfy
-from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.pictures import png
 from tests.support.tenancy import BOSS, caller, serve, write_config
 from tests.support.uploads import upload
@@ -127,10 +127,11 @@ async def test_jobs_running(lab: Lab) -> None:
     gateway = await limited(lab, {"jobs_running": 1}, backends=2)
     anna, ben, boss = (caller(lab, gateway, name) for name in ("anna", "ben", BOSS))
     listener = await anna.listen("c", "&events=interleave")
-    ids = [await anna.prompt(slow(n, steps=4, step_seconds=0.05), "c") for n in range(6)]
-    bens = await ben.prompt(slow(9))
-    backends = (await boss.get("/gateway/backends"))["backends"]
-    assert sum(b["jobs_queued"] + b["jobs_running"] for b in backends) <= 2
+    async with lab.held(*(each for each in lab.servers if isinstance(each, Simulator))):
+        ids = [await anna.prompt(slow(n, steps=4, step_seconds=0.05), "c") for n in range(6)]
+        bens = await ben.prompt(slow(9))
+        backends = (await boss.get("/gateway/backends"))["backends"]
+        assert sum(b["jobs_queued"] + b["jobs_running"] for b in backends) == 2
     await ben.entry(bens)
     assert len((await anna.get("/history")).keys()) < len(ids)
     running: set[str] = set()

@@ -111,20 +111,28 @@ async def test_a_socket_through_which_nothing_comes_is_opened_anew(lab: Lab) -> 
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c")
-    for count, steps in ((1, 2), (2, 40)):
+
+    async def deafen() -> None:
         async with lab.http.ws_connect(f"{simulator.url}/ws?clientId={client_id_of(gateway.data_dir)}") as other:
             await other.receive()
-        prompt_id = await comfy.prompt(slow(steps=steps, step_seconds=0.05), "c")
-        await listener.end_of(prompt_id)
-        assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
 
-        async def is_open_anew(count: int = count) -> bool:
-            (backend,) = (await comfy.get("/gateway/backends"))["backends"]
-            deaf = [line for line in gateway.log_lines() if line["event"] == "socket_deaf"]
-            return len(deaf) == count and backend["connected"]
+    async def is_open_anew(count: int) -> bool:
+        (backend,) = (await comfy.get("/gateway/backends"))["backends"]
+        deaf = [line for line in gateway.log_lines() if line["event"] == "socket_deaf"]
+        return len(deaf) == count and backend["connected"]
 
-        await until(is_open_anew, what="a new socket")
-    # The longer one was found while it ran.
+    await deafen()
+    prompt_id = await comfy.prompt(slow(1, steps=2), "c")
+    await listener.end_of(prompt_id)
+    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
+    await until(lambda: is_open_anew(1), what="a new socket")
+    # It is found while a job runs, too.
+    await deafen()
+    async with lab.held(simulator):
+        prompt_id = await comfy.prompt(slow(2, steps=2), "c")
+        await until(lambda: is_open_anew(2), what="a new socket")
+    await listener.end_of(prompt_id)
+    assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
     assert "progress" in listener.of(prompt_id)
     prompt_id = await comfy.prompt(slow(3, steps=2), "c")
     await listener.end_of(prompt_id)
@@ -190,11 +198,12 @@ async def test_a_drain_of_the_only_backend_keeps_its_jobs(lab: Lab) -> None:
     simulator = await lab.simulator()
     gateway = await lab.gateway(simulator)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=20)) for n in range(3)]
-    await comfy.running(ids[0])
-    _, described = await comfy.post("/gateway/backends/b1/drain")
-    assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
-    assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 2
+    async with lab.held(simulator):
+        ids = [await comfy.prompt(slow(n)) for n in range(3)]
+        await comfy.running(ids[0])
+        _, described = await comfy.post("/gateway/backends/b1/drain")
+        assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)
+        assert (await comfy.get("/gateway/backends"))["jobs_waiting"] == 2
     await comfy.entry(ids[0])
     await comfy.post("/gateway/backends/b1/resume")
     for prompt_id in ids:

@@ -47,8 +47,9 @@ async def test_jobs_go_where_the_labels_say(lab: Lab) -> None:
     simulators = await two(lab)
     gateway = await serve(lab, write_config(lab, simulators, ON_BIG, LABELS), 2)
     anna, ben = caller(lab, gateway, "anna"), caller(lab, gateway, "ben")
-    mine = [await anna.prompt(slow(n, steps=6, step_seconds=0.05)) for n in range(5)]
-    others = [await ben.prompt(slow(n, steps=6, step_seconds=0.05)) for n in range(5)]
+    async with lab.held(*simulators):
+        mine = [await anna.prompt(slow(n, steps=6, step_seconds=0.05)) for n in range(5)]
+        others = [await ben.prompt(slow(n, steps=6, step_seconds=0.05)) for n in range(5)]
     for comfy, ids in ((anna, mine), (ben, others)):
         for prompt_id in ids:
             assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
@@ -281,8 +282,9 @@ async def test_a_lost_backends_jobs_stay_with_their_label(lab: Lab) -> None:
     labels = {"b1": ["small"], "b2": ["big"], "b3": ["big"]}
     gateway = await serve(lab, write_config(lab, simulators, ON_BIG, labels), 3)
     anna = caller(lab, gateway, "anna")
-    ids = [await anna.prompt(slow(n, steps=20, step_seconds=0.05)) for n in range(4)]
-    await simulators[1].kill()
+    async with lab.held(*simulators[1:]):
+        ids = [await anna.prompt(slow(n, steps=20, step_seconds=0.05)) for n in range(4)]
+        await simulators[1].kill()
     for prompt_id in ids:
         assert (await anna.entry(prompt_id))["status"]["status_str"] == "success"
     small, big = await ran_on(lab, gateway, [simulators[0], simulators[2]])

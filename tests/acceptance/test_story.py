@@ -45,9 +45,11 @@ async def polled(comfy: Comfy) -> AsyncIterator[list[dict[str, Any]]]:
             seen.append(await comfy.get("/queue"))
 
     task = asyncio.create_task(poll())
-    yield seen
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
     assert seen
 
 
@@ -57,8 +59,9 @@ async def test_one_runs_for_a_client_of_one_comfyui(lab: Lab) -> None:
     comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
     listener = await comfy.listen("c")
     async with polled(comfy) as seen:
-        ids = [await comfy.prompt(slow(n, steps=8, step_seconds=0.04), "c") for n in range(5)]
-        await all_run(lab, simulators, 3)
+        async with lab.held(*simulators):
+            ids = [await comfy.prompt(slow(n, steps=8, step_seconds=0.04), "c") for n in range(5)]
+            await all_run(lab, simulators, 3)
         for prompt_id in ids:
             await listener.end_of(prompt_id)
     assert max(len(queue["queue_running"]) for queue in seen) == 1

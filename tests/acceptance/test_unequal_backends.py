@@ -111,8 +111,9 @@ async def test_out_of_memory_goes_to_larger_devices(lab: Lab) -> None:
     await gateway.stop()
     gateway = await lab.gateway(*simulators)
     comfy = Comfy(lab.http, gateway.url)
-    busy = [await comfy.prompt(slow(n, steps=30, step_seconds=0.01)) for n in range(3)]
-    alike = await comfy.prompt(slow(4))
+    async with lab.held(*simulators):
+        busy = [await comfy.prompt(slow(n, steps=30, step_seconds=0.01)) for n in range(3)]
+        alike = await comfy.prompt(slow(4))
     for prompt_id in (*busy, alike):
         await comfy.entry(prompt_id)
     lines = [line for line in gateway.log_lines() if line.get("prompt_id") == alike and line.get("backend")]
@@ -141,7 +142,9 @@ async def test_different_seeds_spread_over_the_fleet(lab: Lab) -> None:
     ran = [0, 0, 0]
     for name in ("anna", "ben"):
         comfy = caller(lab, gateway, name)
-        for prompt_id in [await comfy.prompt(slow(seed, steps=5)) for seed in range(9)]:
+        async with lab.held(*simulators):
+            ids = [await comfy.prompt(slow(seed, steps=5)) for seed in range(9)]
+        for prompt_id in ids:
             assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
         before, ran = ran, [len(await history_there(lab, simulator)) for simulator in simulators]
         assert all(now - then >= 2 for then, now in zip(before, ran, strict=True)), (name, ran)

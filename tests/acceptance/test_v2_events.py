@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -53,8 +54,13 @@ async def events_of(caller: V2Caller, job: Any) -> list[tuple[str, Any]]:
 
 
 async def test_from_the_submission_to_the_end(world: V2World) -> None:
-    job = await world.anna.submit(slow(steps=12, step_seconds=0.1))
-    events = await events_of(world.anna, job)
+    async with AsyncExitStack() as stack:
+        async with world.lab.held(*world.simulators):
+            job = await world.anna.submit(slow(steps=12, step_seconds=0.1))
+            stream = await stack.enter_async_context(world.anna.stream(job))
+            first = await stream.next()
+        assert first is not None
+        events = [first, *await stream.rest()]
     assert_order(events, outputs=1)
     assert events[0][0] == "status"
     names = [name for name, _ in events]
@@ -143,12 +149,17 @@ async def test_past_the_limit_of_streams(world: V2World) -> None:
 
 async def test_no_previews_past_the_bytes_that_may_wait(world: V2World) -> None:
     """Readers that are slow held up to 1.4 MB each. The rest of the story is told all the same."""
-    job = await world.anna.submit(slow(12, steps=2, step_seconds=1.5))
+    # It stops after its first step, until the other previews have come.
+    await world.simulators[0].fault(world.lab.http, "silent")
+    job = await world.anna.submit(slow(12, steps=2, step_seconds=0.05))
     async with world.anna.stream(job) as stream:
-        while (event := await stream.next()) is not None and event[0] != "preview":
-            pass
+        event = await stream.next()
+        await world.simulators[0].fault(world.lab.http, "silent:1")
+        while event is not None and event[0] != "preview":
+            event = await stream.next()
         assert event is not None
         await broadcast(world.lab, world.simulators[0], b"\0\0\0\1\0\0\0\1" + bytes(BUFFER))
+        await world.simulators[0].no_faults(world.lab.http)
         events = await stream.rest()
     assert_order([event, *events], outputs=1)
     assert all(len(data["data_base64"]) < BUFFER for name, data in events if name == "preview")

@@ -119,12 +119,15 @@ async def test_a_job_whose_backend_dies_runs_on_for_its_clients(lab: Lab) -> Non
     simulators = await lab.simulators(2)
     gateway = await start(lab, *simulators, dispatch__backoff=0.05, probe__lost_after=2)
     anna = V2Caller(lab, gateway, KEYS["anna"])
+    for each in simulators:
+        await each.fault(lab.http, "silent:4")
     job = await anna.submit(slow(5, steps=12, step_seconds=0.1))
     await anna.reaches(job["id"], "running")
     async with anna.stream(job) as stream:
         first = await stream.next()
         at_work = [each for each in simulators if await runs_something(lab, each)]
         await at_work[0].kill()
+        await next(each for each in simulators if each.running).no_faults(lab.http)
         statuses = []
         while not statuses or statuses[-1] not in TERMINAL:
             statuses.append((await anna.job(job["id"]))["status"])

@@ -36,9 +36,10 @@ def both(lab: Lab, chromium: Browser, shots: Path) -> Both:
 
     async def take(walk: Walk, backends: int = 3) -> None:
         alone = await lab.simulator()
-        gateway = await lab.gateway(*await lab.simulators(backends))
-        usual = await walk_as_new_user(chromium, walk, alone.url, shots, "alone")
-        found = await walk_as_new_user(chromium, walk, gateway.url, shots, "gateway")
+        simulators = await lab.simulators(backends)
+        gateway = await lab.gateway(*simulators)
+        usual = await walk_as_new_user(chromium, walk, alone.url, shots, "alone", lambda: lab.held(alone))
+        found = await walk_as_new_user(chromium, walk, gateway.url, shots, "gateway", lambda: lab.held(*simulators))
         assert sorted(found - usual) == []
 
     return take

@@ -39,11 +39,12 @@ async def test_three_prompts(both: Both, tmp_path: Path) -> None:
     async def walk(ui: Ui) -> None:
         await ui.open()
         await ui.shot("loaded")
-        await open_workflow(ui, tmp_path, slow(steps=45, step_seconds=0.1, prefix="fleet"))
+        await open_workflow(ui, tmp_path, slow(steps=30, step_seconds=0.1, prefix="fleet"))
         await ui.shot("workflow")
         await ui.open_panel()
-        await run_seeds(ui, BLUE, GREEN, RED)
-        await expect(ui.active).to_contain_text("3 active")
+        async with ui.held():
+            await run_seeds(ui, BLUE, GREEN, RED)
+            await expect(ui.active).to_contain_text("3 active")
         await expect(ui.jobs).to_contain_text(PROGRESS)
         await until(lambda: ui.shown(1), what="a preview")
         await ui.shot("running")
@@ -59,12 +60,14 @@ async def test_three_prompts(both: Both, tmp_path: Path) -> None:
 async def test_the_next_prompt_can_be_followed_too(both: Both, tmp_path: Path) -> None:
     async def walk(ui: Ui) -> None:
         await ui.open()
-        await open_workflow(ui, tmp_path, slow(steps=40, step_seconds=0.1, prefix="fleet"))
+        await open_workflow(ui, tmp_path, slow(steps=5, prefix="fleet"))
         await ui.open_panel()
-        await run_seeds(ui, GREEN)
-        await ui.set_widget(1, "steps", 1000)
-        await run_seeds(ui, BLUE)
-        await expect(ui.active).to_contain_text("2 active")
+        async with ui.held():
+            await run_seeds(ui, GREEN)
+            await ui.set_widget(1, "steps", 1000)
+            await ui.set_widget(1, "step_seconds", 0.1)
+            await run_seeds(ui, BLUE)
+            await expect(ui.active).to_contain_text("2 active")
         await expect(ui.active).to_contain_text("1 active")
         await expect(ui.jobs).to_contain_text(PROGRESS)
         await ui.shot("next")

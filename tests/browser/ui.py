@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from playwright.async_api import ConsoleMessage, FileChooser, Locator, Page, Res
 from tests.support.lab import until
 
 Colour = tuple[int, int, int]
+Held = Callable[[], AbstractAsyncContextManager[None]]
 # Where screenshots of each test go, below; they take the browser a second each.
 SHOTS = os.environ.get("BROWSER_SHOTS")
 BLUE, GREEN, RED = 0x2080F0, 0x20C040, 0xE03020
@@ -34,10 +37,15 @@ _CHANGING = (
 
 
 class Ui:
-    """The web UI in one tab."""
+    """The web UI in one tab.
 
-    def __init__(self, page: Page, url: str, shots: Path, kind: str) -> None:
+    Attributes:
+        held: lets no job take a further step meanwhile.
+    """
+
+    def __init__(self, page: Page, url: str, shots: Path, kind: str, held: Held = nullcontext) -> None:
         self.page = page
+        self.held = held
         self.url = url
         self.troubles: set[str] = set()
         self._shots = shots

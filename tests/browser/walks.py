@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from playwright.async_api import Browser
 
-from tests.browser.ui import Ui
+from tests.browser.ui import Held, Ui
 
 LIMIT = 20_000
 Walk = Callable[[Ui], Awaitable[None]]
@@ -21,11 +22,13 @@ class Both(Protocol):
         """Take it with one ComfyUI, then with a gateway."""
 
 
-async def walk_as_new_user(browser: Browser, walk: Walk, url: str, shots: Path, kind: str) -> set[str]:
+async def walk_as_new_user(
+    browser: Browser, walk: Walk, url: str, shots: Path, kind: str, held: Held = nullcontext
+) -> set[str]:
     """Take a walk in a browser that has never been there; what went wrong on it."""
     context = await browser.new_context(viewport={"width": 1400, "height": 900})
     context.set_default_timeout(LIMIT)
-    ui = Ui(await context.new_page(), url, shots, kind)
+    ui = Ui(await context.new_page(), url, shots, kind, held)
     try:
         await walk(ui)
     except BaseException:

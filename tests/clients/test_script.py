@@ -22,7 +22,7 @@ def driver(python_driver: Callable[[str], Driver]) -> Driver:
 
 async def test_short_runs_behind_a_long_one(target: Target, driver: Driver) -> None:
     """The short ones have ended, on other backends, long before the client is told so; one fails."""
-    prompts = [slow(seed, steps=steps, step_seconds=0.05) for seed, steps in zip(SEEDS, (12, 2, 1, 2), strict=True)]
+    prompts = [slow(seed, steps=steps, step_seconds=0.1) for seed, steps in zip(SEEDS, (12, 2, 1, 2), strict=True)]
     results = (await driver(target.url, "run_together", prompts=[*prompts, failing()]))["results"]
     assert colours(results) == [*([seed_colour(seed)] for seed in SEEDS), []]
     assert results[0]["progress"] == list(range(1, 13))

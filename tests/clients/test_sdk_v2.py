@@ -50,7 +50,7 @@ async def test_runs_with_an_asset(gateway: GatewayProcess, driver: Driver, tmp_p
 
 async def test_events(gateway: GatewayProcess, driver: Driver) -> None:
     seed = 0x40C080
-    found = await driver(gateway.url, "events", key=ANNA, prompt=slow(seed, steps=10, step_seconds=0.15))
+    found = await driver(gateway.url, "events", key=ANNA, prompt=slow(seed, steps=15, step_seconds=0.15))
     live, late = found["kinds"]
     assert live[0] == live[-1] == late[-1] == "StatusChange"
     assert late == ["OutputReady", "StatusChange"]

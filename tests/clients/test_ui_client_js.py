@@ -15,7 +15,8 @@ SEEDS = [110_000 * n + 41 for n in range(5)]
 async def test_runs_together(target: Target, node_driver: Callable[[str], Driver]) -> None:
     """Three on one socket and three on their own; two prompts are the same, byte for byte."""
     seeds = [*SEEDS, SEEDS[0]]
-    prompts = [slow(seed, steps=steps) for seed, steps in zip(seeds, (10, 2, 3, 4, 2, 10), strict=True)]
+    steps = (10, 2, 3, 4, 2, 10)
+    prompts = [slow(seed, steps=n, step_seconds=0.06) for seed, n in zip(seeds, steps, strict=True)]
     results = (await node_driver("ui_client.mjs")(target.url, "runTogether", prompts=prompts))["results"]
     assert colours(results) == [[seed_colour(seed)] for seed in seeds]
 

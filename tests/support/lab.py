@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -242,6 +242,18 @@ class Lab:
                 return bool((await answer.json())["backends_up"] == count)
 
         await until(look, limit, f"{count} backends up")
+
+    @contextlib.asynccontextmanager
+    async def held(self, *simulators: Simulator) -> AsyncIterator[None]:
+        """Let no job of these backends take a further step meanwhile, so that none ends before a test has looked."""
+        for simulator in simulators:
+            await simulator.fault(self.http, "silent")
+        try:
+            yield
+        finally:
+            for simulator in simulators:
+                if simulator.running:
+                    await simulator.no_faults(self.http, "silent")
 
     async def close(self) -> None:
         """End everything."""
