@@ -21,9 +21,10 @@ async def test_a_killed_backends_jobs_end_elsewhere(lab: Lab) -> None:
     gateway = await lab.gateway(*simulators)
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c", "&events=interleave")
-    seeds = {await comfy.prompt(slow(n, steps=40), "c"): n for n in range(9)}
-    await listener.next("progress")
-    await simulators[0].kill()
+    async with lab.held(*simulators, after=2):
+        seeds = {await comfy.prompt(slow(n, steps=8), "c"): n for n in range(9)}
+        await listener.next("progress")
+        await simulators[0].kill()
     for prompt_id, seed in seeds.items():
         entry = await comfy.entry(prompt_id)
         assert entry["status"]["status_str"] == "success"
@@ -80,9 +81,11 @@ async def test_a_stopped_backend_is_lost_and_its_copies_cancelled_when_it_comes_
     simulators = await lab.simulators(2)
     gateway = await lab.gateway(*simulators, probe__timeout=0.5, probe__lost_after=1.5)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=30)) for n in range(6)]
-    await comfy.running(ids[0])
-    simulators[0].signal(signal.SIGSTOP)
+    await simulators[0].fault(lab.http, "silent")
+    async with lab.held(simulators[1]):
+        ids = [await comfy.prompt(slow(n, steps=8)) for n in range(6)]
+        await comfy.running(ids[0])
+        simulators[0].signal(signal.SIGSTOP)
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
     simulators[0].signal(signal.SIGCONT)
@@ -146,22 +149,20 @@ async def test_the_gateway_is_restarted_in_mid_job(lab: Lab) -> None:
     comfy = Comfy(lab.http, gateway.url)
     done = await comfy.prompt(slow(0x0A0B0C), "c")
     before = await comfy.entry(done)
-    ids = [await comfy.prompt(slow(n, steps=100), "c") for n in range(6)]
-    await comfy.running(ids[0])
-    queue = await comfy.get("/queue")
-    await gateway.kill()
-    again = await lab.gateway(*simulators)
-    comfy = Comfy(lab.http, again.url)
-    assert await comfy.entry(done) == before
-    assert colour(await comfy.view(comfy.images(before)[0])) == seed_colour(0x0A0B0C)
-    listener = await comfy.listen("c")
-    # What ended while nobody listened is in /history alone, as with a ComfyUI.
-    still = _items(await comfy.get("/queue"))
-    assert still
-    assert still <= _items(queue)
+    async with lab.held(*simulators, after=2):
+        ids = [await comfy.prompt(slow(n, steps=8), "c") for n in range(6)]
+        await comfy.running(ids[0])
+        queue = await comfy.get("/queue")
+        await gateway.kill()
+        again = await lab.gateway(*simulators)
+        comfy = Comfy(lab.http, again.url)
+        assert await comfy.entry(done) == before
+        assert colour(await comfy.view(comfy.images(before)[0])) == seed_colour(0x0A0B0C)
+        listener = await comfy.listen("c")
+        assert _items(await comfy.get("/queue")) == _items(queue) == set(ids)
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
-        while prompt_id in still and prompt_id not in _ended(listener):
+        while prompt_id not in _ended(listener):
             await listener.receive()
     posts = [(await simulator.requests(lab.http))["POST /prompt"] for simulator in simulators]
     assert sum(posts) == 7
@@ -242,10 +243,12 @@ async def test_a_backend_that_refuses_for_a_while(lab: Lab) -> None:
     simulators = await lab.simulators(2)
     gateway = await lab.gateway(*simulators)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=30)) for n in range(6)]
-    await comfy.running(ids[0])
-    await simulators[0].fault(lab.http, "refuse:2")
-    await lab.backends_up(gateway, 1)
+    await simulators[0].fault(lab.http, "silent")
+    async with lab.held(simulators[1]):
+        ids = [await comfy.prompt(slow(n, steps=8)) for n in range(6)]
+        await comfy.running(ids[0])
+        await simulators[0].fault(lab.http, "refuse:2")
+        await lab.backends_up(gateway, 1)
     for prompt_id in ids:
         assert (await comfy.entry(prompt_id))["status"]["status_str"] == "success"
     await lab.backends_up(gateway, 2)

@@ -61,5 +61,5 @@ async def test_weights_and_priorities(lab: Lab) -> None:
     order.remove(urgent)
     ran = "".join(sent[prompt_id][0] for prompt_id in order)
     # Of 12 runs of anna's, 4 would be ben's and 1 or 2 eve's, if all times were known and as sent.
-    assert 2 <= ran.count("b") <= 7, ran
+    assert 2 <= ran.count("b") <= 8, ran
     assert 1 <= ran.count("e") <= 8, ran

@@ -175,10 +175,11 @@ async def test_a_drain_takes_back_what_has_not_started(lab: Lab) -> None:
     gateway = await lab.gateway(*simulators, dispatch__max_queue=20)
     comfy = Comfy(lab.http, gateway.url)
     await comfy.post("/gateway/backends/b2/drain")
-    ids = [await comfy.prompt(slow(n, steps=60 if n == 0 else 2)) for n in range(8)]
-    await comfy.running(ids[0])
-    await comfy.post("/gateway/backends/b2/resume")
-    status, described = await comfy.post("/gateway/backends/b1/drain")
+    async with lab.held(*simulators):
+        ids = [await comfy.prompt(slow(n, steps=2)) for n in range(8)]
+        await comfy.running(ids[0])
+        await comfy.post("/gateway/backends/b2/resume")
+        status, described = await comfy.post("/gateway/backends/b1/drain")
     assert (status, described["drained"]) == (200, True)
     assert (described["ejected"], described["ejected_for"]) == (False, "")
     assert (described["jobs_queued"], described["jobs_running"]) == (0, 1)

@@ -211,7 +211,7 @@ async def test_each_tenant_has_its_own_policy(lab: Lab) -> None:
     anna, ben, boss = (caller(lab, gateway, name) for name in ("anna", "ben", BOSS))
     blocking = await boss.prompt(stock(0, 1000))
     await boss.running(blocking)
-    bens = [await ben.prompt(stock(n, 6)) for n in range(1, 6)]
+    bens = [await ben.prompt(stock(n, 12)) for n in range(1, 6)]
     before = await took(lab, simulators)
     annas = await anna.prompt(stock(99, 2))
     assert before == await took(lab, simulators) == [6]

@@ -54,13 +54,16 @@ async def events_of(caller: V2Caller, job: Any) -> list[tuple[str, Any]]:
 
 
 async def test_from_the_submission_to_the_end(world: V2World) -> None:
+    events: list[tuple[str, Any]] = []
     async with AsyncExitStack() as stack:
-        async with world.lab.held(*world.simulators):
-            job = await world.anna.submit(slow(steps=12, step_seconds=0.1))
+        async with world.lab.held(*world.simulators, after=6):
+            job = await world.anna.submit(slow(steps=12, step_seconds=0.05))
             stream = await stack.enter_async_context(world.anna.stream(job))
-            first = await stream.next()
-        assert first is not None
-        events = [first, *await stream.rest()]
+            while not events or events[-1][0] != "preview":
+                event = await stream.next()
+                assert event is not None
+                events.append(event)
+        events += await stream.rest()
     assert_order(events, outputs=1)
     assert events[0][0] == "status"
     names = [name for name, _ in events]

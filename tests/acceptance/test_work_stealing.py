@@ -27,8 +27,14 @@ async def test_a_backend_that_comes_late_takes_its_share(lab: Lab) -> None:
     simulators, gateway = await one_busy_one_late(lab)
     comfy = Comfy(lab.http, gateway.url)
     listener = await comfy.listen("c", "&events=interleave")
-    seeds = {await comfy.prompt(slow(n, steps=20, step_seconds=0.05), "c"): n for n in range(8)}
-    simulators[1] = await lab.simulator(port=simulators[1].port)
+
+    async def has_two() -> bool:
+        return (await simulators[1].requests(lab.http)).get("POST /prompt", 0) >= 2
+
+    async with lab.held(simulators[0]):
+        seeds = {await comfy.prompt(slow(n, steps=5), "c"): n for n in range(8)}
+        simulators[1] = await lab.simulator(port=simulators[1].port)
+        await until(has_two, what="two jobs at the backend that came late")
     for prompt_id, seed in seeds.items():
         entry = await comfy.entry(prompt_id)
         assert entry["status"]["status_str"] == "success"
@@ -85,8 +91,10 @@ async def test_only_to_where_it_can_run_and_only_what_is_ours(lab: Lab) -> None:
 async def test_it_can_be_switched_off(lab: Lab) -> None:
     simulators, gateway = await one_busy_one_late(lab, dispatch__work_stealing=False)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=10, step_seconds=0.05)) for n in range(4)]
-    simulators[1] = await lab.simulator(port=simulators[1].port)
+    async with lab.held(simulators[0]):
+        ids = [await comfy.prompt(slow(n)) for n in range(4)]
+        simulators[1] = await lab.simulator(port=simulators[1].port)
+        await lab.backends_up(gateway, 2)
     for prompt_id in ids:
         await comfy.entry(prompt_id)
     assert await history_there(lab, simulators[1]) == {}
@@ -96,7 +104,8 @@ async def test_a_backend_that_does_not_give_back_keeps_its_job(lab: Lab) -> None
     """It stops just then, and is lost: the job ends elsewhere; and what wakes again does not run it as well."""
     simulators, gateway = await one_busy_one_late(lab, probe__timeout=0.5, probe__lost_after=2, probe__interval=0.3)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=40)) for n in range(4)]
+    await simulators[0].fault(lab.http, "silent")
+    ids = [await comfy.prompt(slow(n, steps=4)) for n in range(4)]
     await comfy.running(ids[0])
     simulators[0].signal(signal.SIGSTOP)
     simulators[1] = await lab.simulator(port=simulators[1].port)

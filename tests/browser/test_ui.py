@@ -39,12 +39,11 @@ async def test_three_prompts(both: Both, tmp_path: Path) -> None:
     async def walk(ui: Ui) -> None:
         await ui.open()
         await ui.shot("loaded")
-        await open_workflow(ui, tmp_path, slow(steps=30, step_seconds=0.1, prefix="fleet"))
+        await open_workflow(ui, tmp_path, slow(steps=45, step_seconds=0.1, prefix="fleet"))
         await ui.shot("workflow")
         await ui.open_panel()
-        async with ui.held():
-            await run_seeds(ui, BLUE, GREEN, RED)
-            await expect(ui.active).to_contain_text("3 active")
+        await run_seeds(ui, BLUE, GREEN, RED)
+        await expect(ui.active).to_contain_text("3 active")
         await expect(ui.jobs).to_contain_text(PROGRESS)
         await until(lambda: ui.shown(1), what="a preview")
         await ui.shot("running")

@@ -78,6 +78,9 @@ async def test_gets(target: Target, lab: Lab, recorded: dict[str, Any]) -> None:
 async def test_queue_lifecycle(target: Target, lab: Lab) -> None:
     """Three prompts, one deleted, the rest cleared, the running one interrupted: each answer as recorded."""
     await exchange(lab.http, target.url, {"method": "POST", "path": "/history", "json": {"clear": True}})
+    if target.simulator is not None:
+        # The prompt that is to be interrupted must not end before.
+        await target.simulator.fault(lab.http, "silent")
     ids: dict[str, str] = {}
     steps = recording("queue_lifecycle.json")
     for place, recorded in enumerate(steps):
@@ -97,6 +100,8 @@ async def test_queue_lifecycle(target: Target, lab: Lab) -> None:
         assert normal(body) == normal(wanted), request
         if "_bytes" in recorded["body"]:
             assert headers["Content-Length"] == "0"
+    if target.simulator is not None:
+        await target.simulator.no_faults(lab.http)
 
 
 def _with_ids(value: Any, ids: dict[str, str]) -> Any:

@@ -244,10 +244,10 @@ class Lab:
         await until(look, limit, f"{count} backends up")
 
     @contextlib.asynccontextmanager
-    async def held(self, *simulators: Simulator) -> AsyncIterator[None]:
-        """Let no job of these backends take a further step meanwhile, so that none ends before a test has looked."""
+    async def held(self, *simulators: Simulator, after: int = 0) -> AsyncIterator[None]:
+        """Let no job of these backends go past a step meanwhile, so that none ends before a test has looked."""
         for simulator in simulators:
-            await simulator.fault(self.http, "silent")
+            await simulator.fault(self.http, f"silent:{after}")
         try:
             yield
         finally:
