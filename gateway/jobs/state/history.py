@@ -178,18 +178,15 @@ class History:
             yield from self._ended.get(tenant, {}).values()
 
     def listed(self, tenants: Sequence[str] | None) -> Iterator[tuple[Listed, HistoryRecord]]:
-        """Yield the ended jobs, each with the fields by which lists are filtered and sorted."""
-        for ended in self._of(tenants):
-            if ended.listed is None:
-                ended.listed = _read_summary(ended)
-            yield ended.listed, ended.record
+        """Return the jobs that have ended by now, each with the fields by which lists are filtered and sorted."""
+        return ((_summary(ended), ended.record) for ended in list(self._of(tenants)))
 
     async def read_summaries(self, tenants: Sequence[str] | None) -> None:
         """Parse summaries that `listed` needs in short steps, so that `listed` does not block the event loop."""
         size = 0
         for ended in [ended for ended in self._of(tenants) if ended.listed is None]:
             size += len(ended.record.summary)
-            ended.listed = _read_summary(ended)
+            _summary(ended)
             if size > READ_AT_ONCE:
                 await asyncio.sleep(0)
                 size = 0
@@ -249,6 +246,13 @@ class History:
 
 # Names of the outcomes in /api/jobs (comfy_execution/jobs.py, JobStatus).
 _STATUSES: dict[str, str] = {Outcome.SUCCESS: "completed", Outcome.CANCELLED: "cancelled"}
+
+
+def _summary(ended: _Ended) -> Listed:
+    """Return the fields by which an ended job is filtered and sorted. Read its summary only once."""
+    if ended.listed is None:
+        ended.listed = _read_summary(ended)
+    return ended.listed
 
 
 def _read_summary(ended: _Ended) -> Listed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from gateway.telemetry.tasks import in_turns
 from gateway.tenants.keys import Identity
 from gateway.web.v2.kept_jobs import KeptJobs, Unconfirmed
 from gateway.web.v2.labels import Note
-from gateway.web.v2.listing import Key, ListQuery
+from gateway.web.v2.listing import Key, ListQuery, newest
 from gateway.web.v2.model import (
     BY_OUTCOME,
     CANCELED,
@@ -314,22 +313,29 @@ class Jobs:
         """Return the jobs of a page, the newest first, and the last of them if there are more."""
         tenants = None if identity.is_admin else [identity.tenant]
         await self._engine.history.read_summaries(tenants)
-        # From here without an await: no job is in both, or in neither.
-        wanted = (each for each in self._all(identity, tenants) if self._is_wanted(each, query))
-        page = heapq.nlargest(query.limit + 1, wanted, key=lambda each: each[0])
+        wanted = (each if self._is_wanted(each, query) else None for each in self._all(identity, tenants))
+        page = await in_turns(newest(wanted, query.limit + 1))
         found = [job for _, job in page[: query.limit]]
         return found, found[-1] if len(page) > query.limit else None
 
     def _all(self, identity: Identity, tenants: list[str] | None) -> Iterator[tuple[Key, Found]]:
-        ledger, history = self._engine.ledger, self._engine.history
-        for job in ledger.jobs(identity.sees):
-            yield (job.create_time, job.prompt_id, job.tenant), job
-        for listed, record in history.listed(tenants):
-            if ledger.find(record.tenant, record.prompt_id) is None:
-                yield (listed.created, record.prompt_id, record.tenant), record
-        for canceled in self._kept.canceled_of(identity.sees):
-            if not self.is_known(canceled.tenant, canceled.prompt_id):
-                yield (canceled.created_at, canceled.prompt_id, canceled.tenant), canceled
+        """Return all jobs as they are now, however long the caller takes to read them."""
+        open_jobs = {job.key: job for job in self._engine.ledger.jobs(identity.sees)}
+        ended = self._engine.history.listed(tenants)
+        kept = self._kept.canceled_of(identity.sees)
+        canceled = [each for each in kept if not self.is_known(each.tenant, each.prompt_id)]
+
+        def read() -> Iterator[tuple[Key, Found]]:
+            for job in open_jobs.values():
+                yield (job.create_time, job.prompt_id, job.tenant), job
+            for listed, record in ended:
+                # A job that is in both has not ended for its caller.
+                if (record.tenant, record.prompt_id) not in open_jobs:
+                    yield (listed.created, record.prompt_id, record.tenant), record
+            for each in canceled:
+                yield (each.created_at, each.prompt_id, each.tenant), each
+
+        return read()
 
     def _is_wanted(self, each: tuple[Key, Found], query: ListQuery) -> bool:
         (created, prompt_id, tenant), found = each

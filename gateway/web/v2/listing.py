@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import heapq
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from typing import TypeVar
 
 from multidict import MultiMapping
 
@@ -17,6 +21,9 @@ from gateway.web.v2.model import STATUSES
 
 MAX_LIMIT, DEFAULT_LIMIT = 100, 50
 MAX_CURSOR = 200
+# Jobs that are looked at in one step.
+JOBS_AT_ONCE = 1000
+T = TypeVar("T")
 # Time of creation, tenant and id of a job: the order of a list, the newest first.
 Key = tuple[int, str, str]
 
@@ -50,6 +57,15 @@ def query_of(query: MultiMapping[str]) -> ListQuery:
     cursor = query.get("cursor")
     after = _parsed(cursor) if cursor else None
     return ListQuery(limit, frozenset(statuses), filters_of(query.items()), after)
+
+
+def newest(jobs: Iterator[tuple[Key, T] | None], count: int) -> Generator[None, None, list[tuple[Key, T]]]:
+    """Return the newest of many jobs, in their order, `JOBS_AT_ONCE` a step. None stands for a job to leave out."""
+    found: list[tuple[Key, T]] = []
+    while some := list(islice(jobs, JOBS_AT_ONCE)):
+        found = heapq.nlargest(count, (*found, *filter(None, some)), key=itemgetter(0))
+        yield
+    return found
 
 
 def cursor_of(created: int, prompt_id: str) -> str:

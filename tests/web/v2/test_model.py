@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from gateway.web.http.v2_errors import V2Error, is_v2
 from gateway.web.v2.content import range_of
 from gateway.web.v2.events import MAX_FRAME, Told
 from gateway.web.v2.job_routes import wait_of
-from gateway.web.v2.listing import cursor_of, query_of
+from gateway.web.v2.listing import JOBS_AT_ONCE, Key, cursor_of, newest, query_of
 from gateway.web.v2.model import JobView, Links, SizedOutput, job_object, making_outputs, position_in
 from gateway.web.v2.outputs import outputs_of
 from gateway.web.v2.progress import progress_of
@@ -212,3 +213,28 @@ def test_paths_of_the_api() -> None:
     assert methods_of("/api/v2/assets/from-hash") == ["POST"]
     assert methods_of("/api/v2/assets/x/content") == ["GET", "HEAD"]
     assert methods_of("/api/v2/assets/x/y") == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30), st.integers(1, 8))
+def test_the_newest_jobs_are_found_in_steps(parts: list[tuple[int, bool]], count: int) -> None:
+    """As if all were sorted; no step looks at more than it may."""
+    jobs = [((created, str(n), "t"), n, is_wanted) for n, (created, is_wanted) in enumerate(parts * JOBS_AT_ONCE)]
+    jobs = jobs[: 3 * JOBS_AT_ONCE]
+    read = 0
+
+    def reading() -> Iterator[tuple[Key, int] | None]:
+        nonlocal read
+        for key, value, is_wanted in jobs:
+            read += 1
+            yield (key, value) if is_wanted else None
+
+    steps, before = newest(reading(), count), 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found = end.value
+            break
+        assert read - before <= JOBS_AT_ONCE
+        before = read
+    assert found == sorted(((key, value) for key, value, is_wanted in jobs if is_wanted), reverse=True)[:count]
