@@ -75,6 +75,10 @@ async def asked(lab: Lab, simulator: Simulator, route: str, count: int) -> None:
     await until(look, what=f"{count} × {route}")
 
 
+# A prompt that takes so long that it can't end before its cancellation comes.
+SENT = slow(7, steps=6, step_seconds=0.1)
+
+
 @dataclass
 class Jobs:
     """Jobs in every state, two of most: one is named to be cancelled, the other is its neighbour."""
@@ -101,7 +105,7 @@ class Jobs:
         await simulator.fault(lab.http, "hold-prompt")
         before = (await simulator.requests(lab.http))["POST /prompt"]
         self.named["sending"] = str(uuid.uuid4())
-        prompt = self.comfy.prompt(slow(7), prompt_id=self.named["sending"])
+        prompt = self.comfy.prompt(SENT, prompt_id=self.named["sending"])
         self.on_its_way = asyncio.create_task(prompt)
         await asked(lab, simulator, "POST /prompt", before + 1)
         self.named["waiting"], self.others["waiting"] = await self.post(), await self.post()
@@ -149,7 +153,7 @@ async def test_the_right_job_ends_and_no_other(lab: Lab, way: str) -> None:
     direct = Comfy(lab.http, backend.url)
     await until(lambda: idle(direct), what="nothing is left at the backend")
     there = (await direct.get("/history")).values()
-    entry = next((each for each in there if each["prompt"][2] == slow(7)), None)
+    entry = next((each for each in there if each["prompt"][2] == SENT), None)
     assert outcome(entry) in (
         ("gone", "interrupted") if fate(way, "sending", way in BY_NAME) == "gone" else ("success",)
     )

@@ -310,13 +310,21 @@ async def test_a_second_run_does_not_tell_what_was_missed_of_the_first(lab: Lab)
     listener = await comfy.listen("c")
     await comfy.post("/gateway/backends/b2/drain")
     first = await comfy.prompt(slow(1, steps=1000, step_seconds=0.05))
-    second = await comfy.prompt(slow(2, steps=60, step_seconds=0.05), "c")
+    for simulator in simulators:
+        await simulator.fault(lab.http, "silent")
+    second = await comfy.prompt(slow(2, steps=10), "c")
     await there.running(gateway.upstream_ids()[first])
     await simulators[0].fault(lab.http, "drop-socket")
     # The second one must not begin while the gateway hears it.
     await there.post("/interrupt")
     await there.running(gateway.upstream_ids()[second])
-    await simulators[0].no_faults(lab.http)
+
+    async def is_connected() -> bool:
+        return bool((await comfy.get("/gateway/backends"))["backends"][0]["connected"])
+
+    await simulators[0].no_faults(lab.http, "drop-socket")
+    await until(is_connected, what="the socket to the backend")
+    await simulators[0].fault(lab.http, "silent:2")
     await listener.next("progress", prompt_id=second)
     await comfy.post("/gateway/backends/b2/resume")
     await simulators[0].kill()
@@ -326,6 +334,7 @@ async def test_a_second_run_does_not_tell_what_was_missed_of_the_first(lab: Lab)
         return any(item[1] == gateway.upstream_ids()[second] for item in queue["queue_running"])
 
     await until(runs_again, what="it runs on the other")
+    await simulators[1].no_faults(lab.http)
     await listener.end_of(second)
     types = listener.of(second)
     assert types.count("execution_start") == 1

@@ -121,9 +121,10 @@ async def test_what_waits_is_sent_when_there_is_space_again(lab: Lab) -> None:
     simulator = await lab.simulator()
     gateway = await lab.gateway(simulator, dispatch__max_queue=1)
     comfy = Comfy(lab.http, gateway.url)
-    ids = [await comfy.prompt(slow(n, steps=10)) for n in range(4)]
-    await comfy.running(ids[0])
-    fill(lab, gateway)
+    async with lab.held(simulator):
+        ids = [await comfy.prompt(slow(n)) for n in range(4)]
+        await comfy.running(ids[0])
+        fill(lab, gateway)
 
     async def put_off() -> bool:
         return (

@@ -7,7 +7,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gateway.telemetry.exposition import OPEN
 from tests.support.comfy_client import Comfy
-from tests.support.lab import GatewayProcess, Lab, until
+from tests.support.lab import GatewayProcess, Lab, Simulator, until
 from tests.support.two_users import ANNA, BOSS, with_keys
 from tests.support.workflows import failing, slow, text_to_image
 
@@ -53,11 +53,14 @@ async def test_jobs_by_model_and_whose_fault(lab: Lab) -> None:
     gateway = await with_keys(lab, simulator=("--cache-ram",), auth__metrics="key")
     comfy = Comfy(lab.http, gateway.url, **{"X-API-Key": ANNA})
     listener = await comfy.listen("c")
-    first = await comfy.prompt(text_to_image(seed=1), "c")
+    simulator = lab.servers[0]
+    assert isinstance(simulator, Simulator)
+    async with lab.held(simulator):
+        first = await comfy.prompt(text_to_image(seed=1), "c")
     await listener.end_of(first)
     await comfy.entry(await comfy.prompt(text_to_image(seed=2)))
     await comfy.entry(await comfy.prompt(failing()))
-    await lab.servers[0].fault(lab.http, "oom")  # type: ignore[attr-defined]
+    await simulator.fault(lab.http, "oom")
     await comfy.entry(await comfy.prompt(slow(seed=77)))
     families = await scraped(lab, gateway, "key-for-metrics-1")
     for times, count in (("job_wait_seconds", 2), ("job_run_seconds", 2), ("job_total_seconds", 2)):

@@ -46,10 +46,11 @@ async def late(lab: Lab, count: int, *options: str, **settings: Any) -> tuple[li
 async def test_jobs_wait_in_the_gateway_until_a_backend_needs_one(lab: Lab) -> None:
     """Also over a restart; none is lost, and each runs once."""
     simulators, gateway, comfy = await late(lab, 2, routing__ahead=0)
-    first = [await comfy.prompt(stock(n)) for n in range(2)]
-    await running(comfy, *first)
-    rest = [await comfy.prompt(stock(n, 4)) for n in range(2, 8)]
-    assert await took(lab, simulators) == [1, 1]
+    async with lab.held(*simulators):
+        first = [await comfy.prompt(stock(n, 8)) for n in range(2)]
+        await running(comfy, *first)
+        rest = [await comfy.prompt(stock(n, 4)) for n in range(2, 8)]
+        assert await took(lab, simulators) == [1, 1]
     queue = await comfy.get("/queue")
     assert [item[1] for item in queue["queue_pending"]][-6:] == rest
     await gateway.kill()

@@ -88,7 +88,7 @@ async def test_a_page(gateway: GatewayProcess) -> None:
     async with launched() as browser:
         page = await browser.new_page()
         await page.goto(f"{gateway.url}/healthz")
-        told, data = await page.evaluate(script, [KEYS["anna"], slow(SEED + 1, steps=3, step_seconds=0.3)])
+        told, data = await page.evaluate(script, [KEYS["anna"], slow(SEED + 1, steps=4, step_seconds=0.4)])
     assert told
     assert all(0 <= value <= 1 for value in told)
     assert colour(bytes(data)) == seed_colour(SEED + 1)
