@@ -66,7 +66,7 @@ def _seconds_of(date: str | None) -> float | None:
     parts = parsedate(date) if date is not None else None
     try:
         return None if parts is None else datetime(*parts[:6], tzinfo=UTC).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -22,6 +22,7 @@ from gateway.telemetry.tasks import Tasks, pause
 from gateway.tenants.networks import network_of
 from gateway.web.http.base_path import path_of_target
 from gateway.web.http.client_address import TrustedProxies
+from gateway.web.http.condition_dates import without_bad_dates
 from gateway.web.http.error_bodies import Protocol, of_exception, with_body
 from gateway.web.http.refused_origins import note_refused_preflight
 from gateway.web.http.request_ids import new_request_id, noted, request_id_of
@@ -263,7 +264,7 @@ class Connections:
                 if connection.intake.state is State.HEAD:
                     connection.intake.began()
                 connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
-            return make(message, payload, protocol, writer, task)
+            return make(without_bad_dates(message), payload, protocol, writer, task)
 
         async def answered(request: web.BaseRequest) -> web.StreamResponse:
             connection = self._inner.get(request.protocol)
