@@ -174,6 +174,8 @@ async def test_bad_input(lab: Lab) -> None:
         (b'{"prompt": {}, "prompt_id": 5}', 400, "invalid_prompt_id"),
         (b'{"prompt": {}, "extra_data": 5}', 400, "invalid_extra_data"),
         (b'{"prompt": {}, "number": "x"}', 400, "invalid_number"),
+        (b'{"prompt": {}, "partial_execution_targets": 5}', 400, "invalid_targets"),
+        (b'{"prompt": {}, "partial_execution_targets": false}', 400, "invalid_targets"),
         (b'{"prompt": {"1": ' + b"[" * 9000 + b"]" * 9000 + b"}}", 400, "graph_too_large"),
         (b'{"prompt": {"1": "' + b"x" * 30_000 + b'"}}', 413, "body_too_large"),
     ]

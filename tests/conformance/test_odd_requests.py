@@ -83,6 +83,8 @@ def _settled(value: Any) -> Any:
 def _difference(target: Target, exchange: dict[str, Any], status: int, kind: str, body: Any) -> str | None:
     """Return how an answer differs from the recorded one; None if it does not, or may."""
     recorded: int = exchange["status"]
+    if target.kind == "gateway" and exchange["case"].startswith("prompt ") and status == 500:
+        return "500, though the prompt is at fault"
     if target.kind == "gateway" and status != recorded:
         deliberate = [code for pattern, code in DELIBERATE.items() if fnmatchcase(exchange["case"], pattern)]
         if status in deliberate or (recorded == 500 and status == 400):

@@ -31,11 +31,9 @@ from tests.support.raw_http import between, drop
 from tests.support.security_world import caller, start
 from tests.support.workflows import failing, slow
 
-# `partial_execution_targets` that are no list: ComfyUI's own bare 500.
-TARGETS = "targets"
 # The backend is not there.
 AWAY = "away"
-FAULTS = (TARGETS, "500:/prompt", "drop-answer", "hold-prompt", "hold-answer", "no-prompt-id", "slow:0.05", AWAY)
+FAULTS = ("500:/prompt", "drop-answer", "hold-prompt", "hold-answer", "no-prompt-id", "slow:0.05", AWAY)
 sharing = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -58,11 +56,10 @@ async def sent_while(
 ) -> dict[str, int]:
     """Send a prompt under each of these ids at once while something fails; the statuses."""
     lab, simulator = proxied.lab, proxied.backend.simulator
-    more = {"partial_execution_targets": 5} if fault == TARGETS else {}
     asked = (await simulator.requests(lab.http)).get("POST /prompt", 0)
 
     async def send(prompt_id: str) -> int:
-        return (await comfy.post("/prompt", {"prompt": prompt, "prompt_id": prompt_id, **more}))[0]
+        return (await comfy.post("/prompt", {"prompt": prompt, "prompt_id": prompt_id}))[0]
 
     async def heard() -> bool:
         return (await simulator.requests(lab.http)).get("POST /prompt", 0) >= asked + len(prompt_ids)
@@ -70,7 +67,7 @@ async def sent_while(
     async with AsyncExitStack() as stack:
         if fault == AWAY:
             await stack.enter_async_context(proxied.backend.away())
-        elif fault not in (TARGETS, "drop-answer"):
+        elif fault != "drop-answer":
             await simulator.fault(lab.http, fault)
         if fault == "drop-answer":
             # If an answer is dropped, the fault is over, so the prompts go one by one.
@@ -103,7 +100,7 @@ async def test_the_id_of_an_ended_job_opens_nothing(proxied: Proxied) -> None:
     for place, fault in enumerate(FAULTS):
         prompt = slow(BENS + place, steps=1, prefix="bens")
         statuses = await sent_while(proxied, fault, ben, prompt, *ids)
-        assert set(statuses.values()) == ({500} if fault in (TARGETS, "500:/prompt") else {200}), fault
+        assert set(statuses.values()) == ({500} if fault == "500:/prompt" else {200}), fault
         for prompt_id, status in statuses.items():
             if status == 200:
                 await is_bens_own(ben, await ben.entry(prompt_id), prompt)
@@ -125,7 +122,7 @@ async def test_the_id_of_an_open_job_opens_nothing(proxied: Proxied) -> None:
     for place, fault in enumerate(FAULTS):
         prompt = slow(BENS + place, steps=1, prefix="bens")
         statuses = await sent_while(proxied, fault, ben, prompt, *ids)
-        assert set(statuses.values()) == ({500} if fault in (TARGETS, "500:/prompt") else {200}), fault
+        assert set(statuses.values()) == ({500} if fault == "500:/prompt" else {200}), fault
         seen = await what_ben_sees(ben, *ids)
         assert MARK.encode() not in seen, fault
         for prompt_id in ids:

@@ -55,10 +55,23 @@ def check_count(what: str, count: int, maximum: int) -> None:
 
 
 def check_targets(targets: Any, maximum: int) -> None:
-    """Refuse too many targets, because ComfyUI searches them for each node (execution.py, validate_prompt)."""
+    """Refuse too many targets, because ComfyUI searches them for each node (execution.py, validate_prompt).
+
+    Refuse a number or a boolean, too, because ComfyUI can't search those, and answers a bare 500.
+    """
+    if isinstance(targets, (int, float)):
+        details = f"partial_execution_targets must be a list of ids of nodes; got {name_of(targets)}"
+        raise rejection("invalid_targets", "The targets can't be read", details)
     # Bound texts and objects, too, because ComfyUI searches targets of any type.
     if isinstance(targets, (list, str, dict)) and len(targets) > maximum:
         raise too_many_outputs(len(targets), maximum)
+
+
+def drop_unreadable_meta(graph: Mapping[str, Any]) -> None:
+    """Drop each ``_meta`` that is no object, because ComfyUI answers a bare 500 if it knows no such class."""
+    for node in graph.values():
+        if "_meta" in node and not isinstance(node["_meta"], dict):
+            del node["_meta"]
 
 
 def too_many_outputs(count: int, maximum: int) -> Rejection:

@@ -25,6 +25,7 @@ from gateway.jobs.state.prompt_bounds import (
     check_targets,
     check_texts,
     check_values,
+    drop_unreadable_meta,
     is_graph,
     is_web_workflow,
     name_of,
@@ -195,6 +196,7 @@ def read(
         raise Rejection(400, invalid_prompt_id())
     prompt = value["prompt"]
     check_graph(prompt, bounds)
+    drop_unreadable_meta(prompt)
     if len(body) > bounds.bytes // 6:
         check_texts(prompt, 2 * bounds.bytes)
     if len(body) > bounds.graph_values:
