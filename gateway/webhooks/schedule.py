@@ -119,8 +119,8 @@ FIRST_PAUSE, MAX_PAUSE = 30.0, 600.0
 class Breaker:
     """Circuit breaker of one receiver. While it is open, no delivery is tried; each of them keeps its own schedule.
 
-    After the pause one delivery is tried alone. Its success closes the breaker, its failure opens it for longer. Times
-    are seconds of the monotonic clock.
+    After the pause one delivery is tried alone. Its success closes the breaker, its failure opens it for longer. If a
+    delivery that was under way before fails in the pause, the pause stays. Times are seconds of the monotonic clock.
     """
 
     failures: int = 0
@@ -152,7 +152,10 @@ class Breaker:
             was_open, self.failures, self.opened, self.until = self.is_open, 0, 0, 0.0
             return was_open
         self.failures += 1
-        if verdict is Verdict.SLOW_DOWN or self.failures >= BREAKER_FAILURES or self.is_open:
+        # If the pause is on, the attempt was under way before it, and tells nothing new of the receiver.
+        is_late = self.is_open and now < self.until
+        is_bad = verdict is Verdict.SLOW_DOWN or self.failures >= BREAKER_FAILURES or self.is_open
+        if is_bad and not is_late:
             self.opened += 1
             pause = min(FIRST_PAUSE * 2.0 ** min(self.opened - 1, 10), MAX_PAUSE) * (1 + JITTER * chance)
             self.until = max(self.until, now + pause)
@@ -161,7 +164,7 @@ class Breaker:
         return False
 
 
-# Attempts after which a breaker has the longest pause, whatever came before them.
+# With a pause before each of so many attempts, a breaker has the longest pause, whatever came before them.
 _JUDGED = 16
 
 

@@ -30,6 +30,7 @@ from gateway.webhooks.schedule import (
     Verdict,
     after_attempt,
     after_verdict,
+    breaker_after,
     verdict_of,
 )
 
@@ -161,6 +162,21 @@ def test_an_overloaded_receiver_gets_a_pause_at_once_as_long_as_it_asks_for() ->
     assert breaker.admits(600.0, 0)
     breaker.note(Verdict.SLOW_DOWN, 600.0, 0.0, 1e9)
     assert breaker.until == 600.0 + MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAILURE, Verdict.SLOW_DOWN])
+def test_attempts_that_were_under_way_when_a_breaker_opened_make_no_longer_pause(verdict: Verdict) -> None:
+    """A receiver that fails for a second may fail many at once. Retry-After of each counts all the same."""
+    breaker = Breaker()
+    for n in range(64):
+        breaker.note(verdict, n / 64, 0.0)
+    assert breaker.admits(1.0 + FIRST_PAUSE, 0)
+    breaker.note(verdict, 2.0 + FIRST_PAUSE, 0.0)
+    assert not breaker.admits(2.0 + 3 * FIRST_PAUSE - 0.1, 0)
+    breaker.note(Verdict.SLOW_DOWN, 3.0 + FIRST_PAUSE, 0.0, 10 * FIRST_PAUSE)
+    assert breaker.until == 3.0 + 11 * FIRST_PAUSE
+    attempts = [Attempt(at, 503, 0.5) for at in (0.0, 0.01, 0.02, 0.03)]
+    assert breaker_after(attempts, 10.0, 10.0).until == 0.5 + FIRST_PAUSE
 
 
 def test_a_pause_is_bounded_however_often_a_receiver_fails() -> None:
