@@ -75,6 +75,7 @@ _EXAMPLES = {
 # Settings of other programs, and the advice for each.
 _LOG_FILE = "the setting is log.file: stderr, stdout or the path of a file"
 _NO_SETTINGS = dict.fromkeys(("log.to", "log.filename", "log.path", "log.output", "log_file", "logfile"), _LOG_FILE)
+_MAX_WHOLE = 10**60
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("model_type", "dict_type", "mapping_type", "model_attributes_type")
 
@@ -265,6 +266,9 @@ def _found(value: Any, where: Location, setting: Setting | None) -> str:
     is_secret = is_section or any(part in _SECRETS or part == "auth" for part in where if isinstance(part, str))
     if is_secret and get_origin(getattr(setting, "annotation", None)) is not Literal and not _is_number(setting):
         return "a text" if isinstance(value, str) else "a number" if isinstance(value, int | float) else "a date"
+    if isinstance(value, int) and abs(value) >= _MAX_WHOLE:
+        # Python refuses to write an integer of more than 4,300 digits.
+        return "a number of far too many digits"
     shown = _CREDENTIALS.sub("//…@", str(value))
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
     return repr(shown) if isinstance(value, str) else shown

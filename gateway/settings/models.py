@@ -54,11 +54,15 @@ class LogSettings(Model):
             return file
         if not file.strip():
             raise ValueError("is empty; give stderr, stdout or the path of a file")
-        if Path(file).is_dir():
+        try:
+            is_folder, has_folder = Path(file).is_dir(), Path(file).absolute().parent.is_dir()
+        except OSError as error:
+            raise ValueError(f"{file} can't be opened: {error.strerror}; give another path") from error
+        if is_folder:
             raise ValueError(
                 f"{file} is a folder; give the path of a file in it, such as {file.rstrip('/')}/gateway.log"
             )
-        if not Path(file).absolute().parent.is_dir():
+        if not has_folder:
             raise ValueError(f"there is no folder {Path(file).absolute().parent}; make it, for the gateway's user")
         return file
 

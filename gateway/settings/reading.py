@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.settings.former_names import present_path, with_present_names
 from gateway.settings.messages import sentence, suggestion
 from gateway.settings.models import Settings
-from gateway.settings.yaml_file import YamlProblems, read_yaml
+from gateway.settings.yaml_file import YamlProblems, is_text, read_yaml
 
 ENVIRONMENT_PREFIX = "COMFYUI_GATEWAY_"
 # No setting: the name under which a flag and a variable add keys to auth.keys.
@@ -122,6 +122,9 @@ def _expand(value: Any, environment: Mapping[str, str], path: str, problems: lis
         if name is None:
             return "$"
         if name in environment:
+            if not is_text(environment[name]):
+                problems.append(f"{path}: the environment variable {name} is not UTF-8 text")
+                return ""
             return environment[name]
         if default is None:
             problems.append(
@@ -157,6 +160,10 @@ def _from_environment(
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name == "CONFIG":
+            continue
+        # A folder's name may be any bytes.
+        if not is_text(value) and name != "DATA_DIR":
+            problems.append(f"{variable}: is not UTF-8 text")
             continue
         if name == "BACKENDS":
             variables["backends",] = variable
@@ -242,7 +249,9 @@ def backends_of(urls: Sequence[str]) -> list[dict[str, str]]:
 def keys_of(keys: Sequence[str]) -> list[dict[str, str]]:
     """Return key entries for bare keys. Names come from the keys' digests, so that a key keeps its jobs and files."""
     stripped = [key.strip() for key in keys if key.strip()]
-    return [{"name": f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}", "key": key} for key in stripped]
+    # Bytes of a flag that are not UTF-8 are refused with the settings.
+    digests = [hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest() for key in stripped]
+    return [{"name": f"key-{digest[:8]}", "key": key} for digest, key in zip(digests, stripped, strict=True)]
 
 
 def admin_keys_of(keys: Sequence[str]) -> list[dict[str, str]]:

@@ -33,6 +33,14 @@ _ADVICE = (
 )
 
 
+NO_TEXT = "holds a NUL character or half of a character (\\0 or \\ud800 in quotes), which no setting takes; remove it"
+
+
+def is_text(text: str) -> bool:
+    """Return True if a text can be written as UTF-8 and passed to the system."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class YamlProblems(Exception):
     """The file can't be used. `problems` holds a sentence for each reason."""
 
@@ -67,9 +75,10 @@ def read_yaml(path: Path) -> Any:
             return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise YamlProblems([f"{path}: {_reason(error, text)}"]) from error
-    except ValueError as error:
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's constructors of tagged values fail in any of these ways, such as those of !!bool and !!timestamp.
         raise YamlProblems(
-            [f"{path}: is not YAML: it holds a date or a number that there is not, such as 2026-13-01"]
+            [f"{path}: is not YAML: it holds an impossible date or number, such as 2026-13-01, or a wrong '!!tag'"]
         ) from error
     except RecursionError as error:
         raise YamlProblems([f"{path}: is nested deeper than settings are"]) from error
@@ -93,7 +102,9 @@ class _Review:
         if id(node) in within or len(within) > MAX_NESTING or self._nodes > MAX_NODES:
             raise YamlProblems([f"{path}: this is endless or nested too deep; write it without * and &"])
         within = (*within, id(node))
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.ScalarNode) and not is_text(node.value):
+            self.problems.append(f"{path}: {NO_TEXT}")
+        elif isinstance(node, yaml.SequenceNode):
             for place, item in enumerate(node.value):
                 self.walk(item, f"{path}[{place}]", within)
         elif isinstance(node, yaml.MappingNode):
@@ -105,6 +116,9 @@ class _Review:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             name, line = f"{path}.{key.value}" if path else str(key.value), key.start_mark.line + 1
+            if not is_text(key.value):
+                self.problems.append(f"line {line}: a setting's name {NO_TEXT}")
+                continue
             if key.value in lines and key.tag != MERGE:
                 first = lines[key.value]
                 where = f"lines {first} and {line}" if first != line else f"line {line}"

@@ -96,9 +96,9 @@ def look_at_backends(directory: Path) -> KnownBackends:
 def look_at_learned(directory: Path) -> bytes:
     """Return what routing learned, also while a gateway uses the journal; empty if it can't be read."""
     path = directory / FILE_NAME
-    if not path.is_file():
-        return b""
     try:
+        if not path.is_file():
+            return b""
         with closing(open_unchanged(path)) as connection:
             row = connection.execute(LEARNED).fetchone()
     except (sqlite3.Error, OSError):

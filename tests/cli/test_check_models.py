@@ -49,3 +49,8 @@ async def test_what_is_learned_is_read_while_a_gateway_runs(tmp_path: Path) -> N
     await KeptLearning(store, learning).write()
     assert read_learned(tmp_path).times.models_by_backend() == {"b1": ["a", "b"]}
     await store.close()
+
+
+def test_a_folder_that_cannot_be_looked_at_gives_no_advice(tmp_path: Path) -> None:
+    """``check`` may run as another user than the gateway, who can't look into its folder. Root can look anywhere."""
+    assert read_learned(tmp_path / (300 * "x")).times.signatures == 0

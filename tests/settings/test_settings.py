@@ -235,6 +235,35 @@ def test_keys_given_twice_are_all_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data_dir: !!bool x", "is not YAML"),
+        ("data_dir: !!int ''", "is not YAML"),
+        ("data_dir: !!timestamp x", "is not YAML"),
+        (f"server: {{port: 0x{5_000 * 'f'}}}", "server.port: must be"),
+        (f"server: {{port: -0x{5_000 * 'f'}}}", "server.port: must be"),
+        (f"log: {{file: {5_000 * 'x'}}}", "log.file: xxx"),
+        ('data_dir: "a\\0b"', "data_dir: holds a NUL character"),
+        ('backends: [{url: http://a, name: "\\ud800"}]', "backends[0].name: holds a NUL character"),
+        ('server: {"\\ud800": 1}', "line 1: a setting's name holds a NUL character"),
+        ("server: {host: '${HOST}'}", "server.host: the environment variable HOST is not UTF-8 text"),
+    ],
+)
+def test_odd_values_are_refused_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:
+    found = problems(text, tmp_path, HOST="\udcff")
+    assert len(found) == 1
+    assert said in found[0]
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "ADMIN_KEYS", "BACKENDS", "SERVER__HOST"])
+def test_variables_that_are_no_text_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(environment={f"COMFYUI_GATEWAY_{name}": "\udcff"})
+    assert caught.value.problems == [f"COMFYUI_GATEWAY_{name}: is not UTF-8 text"]
+    assert load(environment={"COMFYUI_GATEWAY_DATA_DIR": "\udcff"}).data_dir == Path("\udcff")
+
+
 @pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "a: " + 60 * "[" + 60 * "]", "a: " + 1500 * "["])
 def test_endless_files_are_refused(text: str, tmp_path: Path) -> None:
     assert len(problems(text, tmp_path)) == 1
