@@ -31,8 +31,10 @@ def host_and_port(url: str) -> tuple[str, int]:
         ValueError: the URL has no valid host and port.
     """
     parts = urlsplit(url)
-    if not parts.hostname or parts.port == 0:
+    if not parts.hostname or parts.port == 0 or "\\" in parts.netloc:
         raise ValueError("the host or the port is missing")
+    # Refuse a name with an empty or too long label: no look-up takes it, and Python's fails with a UnicodeError.
+    parts.hostname.encode("idna")
     return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from gateway.settings.addresses import host_and_port
 from gateway.settings.base import YEAR, Model, Seconds
 from gateway.settings.units import TIMES
 
@@ -48,7 +49,7 @@ class RestartSettings(Model):
         if self.url:
             try:
                 parts = urlsplit(self.url)
-                is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+                is_right = parts.scheme in ("http", "https") and bool(host_and_port(self.url))
             except ValueError:
                 is_right = False
             if not is_right or not self.url.isascii() or not self.url.isprintable() or " " in self.url:

@@ -30,6 +30,7 @@ def restart_of(tmp_path: Path, restart: Any, **environment: str) -> RestartSetti
         ({"command": ["a", "hunter2\0"]}, "NUL"),
         ({"command": ["a"], "method": "PUT"}, "go with url"),
         ({"url": "ftp://hunter2/x"}, "must be http://HOST"),
+        ({"url": "http://hunter2..lan/x"}, "must be http://HOST"),
         ({"url": "http://user:hunter2@h/x"}, "belong to headers"),
         ({"url": "http://h/x", "headers": {"A": "hunter2\r\nB: c"}}, "can be sent"),
         ({"url": "http://h/x", "headers": {"A b": "hunter2"}}, "can be sent"),

@@ -239,6 +239,9 @@ def test_keys_given_twice_are_all_told(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("data_dir: !!bool x", "is not YAML"),
+        ("backends: [{url: http://gpu..lan:8188}]", "backends[0].url: must be http"),
+        (f"backends: [{{url: http://{64 * 'a'}.lan:8188}}]", "backends[0].url: must be http"),
+        ("backends: [{url: 'http://gpu\\lan:8188'}]", "backends[0].url: must be http"),
         ("data_dir: !!int ''", "is not YAML"),
         ("data_dir: !!timestamp x", "is not YAML"),
         (f"server: {{port: 0x{5_000 * 'f'}}}", "server.port: must be"),
