@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.security.recorder import Recorder, passes_on
+from tests.security.recorder import Recorder, passes_on, talk
 from tests.support.comfy_client import Comfy
 from tests.support.lab import Lab
 from tests.support.nginx import nginx
@@ -217,3 +217,14 @@ async def test_a_page_under_a_foreign_name_can_not_borrow_a_local_one(lab: Lab) 
         headers = {"Host": host, "X-Forwarded-Host": forwarded}
         async with lab.http.get(f"{gateway.url}/queue", headers=headers) as answer:
             assert answer.status == status, (host, forwarded)
+
+
+async def test_requests_that_are_no_http_are_refused_behind_a_proxy_too(lab: Lab) -> None:
+    """No client address can be read from such a request, so its line in the log names the peer."""
+    gateway = await with_keys(lab, server__trusted_proxies="127.0.0.0/8")
+    for raw in (b"get / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nA\0: b\r\n\r\n"):
+        heard = await talk(gateway.port, raw, silence=5)
+        assert (heard.statuses, heard.closed) == ([400], True), raw
+    lines = [line for line in gateway.log_lines() if line.get("event") == "http" and line["status"] == 400]
+    assert [line["client_address"] for line in lines] == 3 * ["127.0.0.1"]
+    assert not [line for line in gateway.log_lines() if line.get("event") == "request_failed"]

@@ -13,6 +13,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import ERROR
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.comfy.errors import error_body
 from gateway.settings import ServerSettings
@@ -44,6 +46,8 @@ GRACE_SECONDS = 5.0
 NEW_SECONDS = 0.5
 # If no idle connection was found to close, the time until the next search.
 FULL_SECONDS = 0.25
+# aiohttp's message in place of one that it can't read has a plain dictionary for headers, which lacks `getall`.
+_UNREADABLE = ERROR._replace(headers=CIMultiDictProxy(CIMultiDict()))
 
 
 class SlowBody(TimeoutError):
@@ -257,6 +261,8 @@ class Connections:
         def made(
             message: RawRequestMessage, payload: Any, protocol: web.RequestHandler, writer: Any, task: Any
         ) -> web.BaseRequest:
+            if message is ERROR:
+                message = _UNREADABLE
             connection = self._inner.get(protocol)
             if connection is not None:
                 connection.writes(writer)
