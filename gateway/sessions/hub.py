@@ -30,6 +30,8 @@ from gateway.tenants.token_bucket import TokenBucket
 SWEEP_SECONDS = 5.0
 # Maximum uncounted bytes in a connection's own buffer, and one frame more. Then the writer waits for the reader.
 TRANSPORT_BYTES = 16 * 1024
+# Headers that aiohttp reads for a handshake (RFC 6455, section 4.2.1). All of them are ASCII.
+_HANDSHAKE = ("Upgrade", "Connection", "Sec-WebSocket-Version", "Sec-WebSocket-Key")
 
 
 class Hub:
@@ -93,7 +95,14 @@ class Hub:
                 socket.close(WSCloseCode.POLICY_VIOLATION, "what let this socket in holds no more")
 
     async def serve(self, request: web.Request, tenant: str, grant: Grant | None = None) -> web.StreamResponse:
-        """Serve GET /ws for a tenant until the socket closes, or its grant is no longer valid."""
+        """Serve GET /ws for a tenant until the socket closes, or its grant is no longer valid.
+
+        Raises:
+            web.HTTPBadRequest: the request is no WebSocket handshake.
+        """
+        if not all(value.isascii() for name in _HANDSHAKE for value in request.headers.getall(name, ())):
+            # Otherwise aiohttp's own refusal fails, because it repeats the value.
+            raise web.HTTPBadRequest(text="a header of the WebSocket handshake is not ASCII")
         # Use no compression, so that a small message stays small. Don't let aiohttp answer pings, because each incoming
         # frame is counted first.
         response = web.WebSocketResponse(

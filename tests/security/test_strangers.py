@@ -211,6 +211,26 @@ async def gateway(shared_lab: Lab) -> AsyncIterator[GatewayProcess]:
     await gateway.stop()
 
 
+async def test_other_versions_are_refused_in_a_version_that_is_spoken(pair: Pair) -> None:
+    for version, answered in ((b" HTTP/2.0", b"HTTP/1.1"), (b" HTTP/1.2", b"HTTP/1."), (b"", b"HTTP/1.0")):
+        heard = await talk(pair.gateway.port, b"GET /queue%b\r\nHost: x\r\n\r\n" % version, silence=5)
+        assert heard.raw.startswith(answered), version
+        assert heard.raw.split()[1] in (b"400", b"505"), version
+
+
+async def test_handshakes_that_are_not_ascii_are_refused(pair: Pair) -> None:
+    """With a key, because nobody else gets that far."""
+    good = {
+        b"Upgrade": b"websocket",
+        b"Connection": b"Upgrade",
+        b"Sec-WebSocket-Version": b"13",
+        b"Sec-WebSocket-Key": b"dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    for name in good:
+        headers = b"".join(b"%b: %b\r\n" % each for each in {**good, name: b"\xff"}.items())
+        assert await pair.statuses(b"GET /ws HTTP/1.1\r\nHost: x\r\n%b\r\n%b\r\n" % (KEY, headers)) == [400], name
+
+
 async def test_a_refused_head_is_answered_once(gateway: GatewayProcess) -> None:
     """Its connection waits for the client to read that; meanwhile the time for headers is over, for others as well."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)

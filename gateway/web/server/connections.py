@@ -13,6 +13,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.web_protocol import ERROR
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -267,6 +268,9 @@ class Connections:
             if connection is not None:
                 connection.writes(writer)
                 connection.payload, connection.fault = payload, fault(message)
+                if connection.fault is not None:
+                    # The refusal of HTTP/2.0 or HTTP/0.9 must not claim to be of that version.
+                    message = message._replace(version=min(max(message.version, HttpVersion10), HttpVersion11))
                 if connection.intake.state is State.HEAD:
                     connection.intake.began()
                 connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
