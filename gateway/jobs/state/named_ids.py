@@ -73,7 +73,7 @@ def in_request(parts: Iterable[str], query: Iterable[tuple[str, str]], fields: F
     """
     named = list(parts)
     is_whole = all(len(part) <= MAX_ID for part in named)
-    ids = dict.fromkeys(part for part in named if 0 < len(part) <= MAX_ID)
+    ids = dict.fromkeys(each for part in named if 0 < len(part) <= MAX_ID for each in _spellings(part))
     client_id = ""
     for key, value in (*query, *fields.values):
         for name, each in _scalars({key: value}):
@@ -83,7 +83,7 @@ def in_request(parts: Iterable[str], query: Iterable[tuple[str, str]], fields: F
             if name in _CLIENT_KEYS:
                 client_id = client_id or text
             elif _names_id(name) or is_prompt_id(text):
-                ids[text] = None
+                ids.update(dict.fromkeys(_spellings(text)))
     return NamedIds(tuple(ids)[:MAX_IDS], client_id, is_whole and fields.is_whole and len(ids) <= MAX_IDS)
 
 
@@ -132,8 +132,19 @@ def _names_id(key: str) -> bool:
     return key not in _CLIENT_KEYS and (key in _ID_KEYS or key.endswith(("_id", "-id", "nodeid", "promptid")))
 
 
+def _spellings(text: str) -> tuple[str, ...]:
+    """Return an id, and the number that a custom node may read in it with `int`, such as 7 in `` 07``."""
+    try:
+        number = str(int(text))
+    except ValueError:
+        return (text,)
+    return (text,) if number == text else (text, number)
+
+
 def _id_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value if 0 < len(value) <= MAX_ID else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     is_number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
     return str(value) if is_number else None

@@ -7,6 +7,7 @@ a backend may find more in a body than is found here, the fields are not whole.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -52,7 +53,10 @@ def _json_fields(body: bytes) -> tuple[list[tuple[str, Any]], bool]:
     value, is_whole = _json(body)
     if value is None:
         return [], is_whole
-    return list(value.items()) if isinstance(value, dict) else [("", value)], is_whole
+    fields, is_read = _parsed(value.items() if isinstance(value, dict) else [("", value)])
+    # The fields of a document that was encoded twice are those of the inner one.
+    inner = fields[0][1] if len(fields) == 1 and not fields[0][0] else None
+    return list(inner.items()) if isinstance(inner, dict) else fields, is_whole and is_read
 
 
 def _urlencoded(text: str) -> tuple[list[tuple[str, Any]], bool]:
@@ -90,12 +94,14 @@ def _name(head: str) -> tuple[str, bool] | None:
     return names[0][1], names[0][2] is not None
 
 
-def _parsed(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, Any]], bool]:
-    """Parse the JSON in fields."""
+def _parsed(pairs: Iterable[tuple[str, Any]]) -> tuple[list[tuple[str, Any]], bool]:
+    """Parse the JSON in fields that are texts."""
     found, is_whole = list[tuple[str, Any]](), True
     for name, text in pairs:
-        value, is_read = _json(text.encode("utf-8", "replace")) if text.lstrip()[:1] in ("{", "[") else (text, True)
-        found.append((name, value))
+        is_json = isinstance(text, str) and text.lstrip()[:1] in ("{", "[")
+        value, is_read = _json(text.encode("utf-8", "replace")) if is_json else (text, True)
+        # A text that only begins like JSON stays a text.
+        found.append((name, text if value is None and is_read else value))
         is_whole = is_whole and is_read
     return found, is_whole
 

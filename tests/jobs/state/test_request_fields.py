@@ -22,6 +22,11 @@ def part(name: str = 'name="id"', value: str = "5", before: str = "", after: str
     [
         (b'{"id": "5"}', JSON),
         (b'{"id": 4, "x": NaN, "id": 5}', "image/png"),
+        (b'{"id": 5.0}', JSON),
+        (b'{"id": " 05"}', JSON),
+        (b"id=%2B5", FORM),
+        (b'{"response": "{\\"id\\": 5}"}', JSON),
+        (b'"{\\"id\\": 5}"', JSON),
         (b'{"id": "5"}', MULTIPART),
         (b'{"id": "5"}', FORM),
         (part(), MULTIPART),
