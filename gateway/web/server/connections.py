@@ -262,19 +262,14 @@ class Connections:
         def made(
             message: RawRequestMessage, payload: Any, protocol: web.RequestHandler, writer: Any, task: Any
         ) -> web.BaseRequest:
-            if message is ERROR:
-                message = _UNREADABLE
             connection = self._inner.get(protocol)
             if connection is not None:
                 connection.writes(writer)
                 connection.payload, connection.fault = payload, fault(message)
-                if connection.fault is not None:
-                    # The refusal of HTTP/2.0 or HTTP/0.9 must not claim to be of that version.
-                    message = message._replace(version=min(max(message.version, HttpVersion10), HttpVersion11))
                 if connection.intake.state is State.HEAD:
                     connection.intake.began()
                 connection.pace.began(time.monotonic(), is_upgrade=message.upgrade)
-            return make(without_bad_dates(message), payload, protocol, writer, task)
+            return make(without_bad_dates(_answerable(message)), payload, protocol, writer, task)
 
         async def answered(request: web.BaseRequest) -> web.StreamResponse:
             connection = self._inner.get(request.protocol)
@@ -417,6 +412,15 @@ class Connections:
         if request is None:
             return {"client_address": connection.address}
         return {"request_id": request_id_of(request), "client_address": self._http_log.address_of(request)}
+
+
+def _answerable(message: RawRequestMessage) -> RawRequestMessage:
+    """Return a message whose answer is HTTP/1: the answer to HTTP/2.0 or HTTP/0.9 must not claim that version."""
+    if message is ERROR:
+        return _UNREADABLE
+    if HttpVersion10 <= message.version <= HttpVersion11:
+        return message
+    return message._replace(version=min(max(message.version, HttpVersion10), HttpVersion11))
 
 
 async def _settle(connection: Connection, request: web.BaseRequest, response: web.StreamResponse) -> None:
