@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import aiohttp
 import click
-from yarl import URL
 
 from gateway.catalogue.capabilities import compare
 from gateway.catalogue.differences import MAX_NAME, MAX_NAMED, differences
@@ -31,6 +30,7 @@ from gateway.fleet.backend import client_of
 from gateway.fleet.diagnosis import IS_GATEWAY, is_gateway, reason_of
 from gateway.preflight import Machine, hints, judge_machine, warnings
 from gateway.settings import BackendSettings, Settings, backends_of
+from gateway.settings.addresses import host_and_port
 from gateway.telemetry.tasks import together
 from gateway.tenants.keys import Keyring
 from gateway.tenants.policy import Policies
@@ -152,7 +152,7 @@ def _address(given: str) -> str:
     address = given.strip()
     address = address if "://" in address else f"http://{address}"
     try:
-        fits = _ADDRESS.fullmatch(address) is not None and bool(URL(address).host and URL(address).port)
+        fits = _ADDRESS.fullmatch(address) is not None and bool(host_and_port(address))
     except ValueError:
         fits = False
     if not fits:

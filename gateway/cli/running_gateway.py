@@ -16,6 +16,7 @@ import aiohttp
 import click
 
 from gateway.cli.terminal import exit_with
+from gateway.settings.addresses import host_and_port
 
 TIMEOUT = 30.0
 # In the environment, not a flag: flags show in the list of processes.
@@ -61,7 +62,11 @@ def url_option(*, required: bool, whose: str = "an admin's key") -> Callable[[Ca
 
 def _address(url: str) -> str:
     url = f"http://{url}" if _HOST_AND_PORT.fullmatch(url) else url
-    if not _ADDRESS.fullmatch(url):
+    try:
+        fits = _ADDRESS.fullmatch(url) is not None and bool(host_and_port(url))
+    except ValueError:
+        fits = False
+    if not fits:
         raise click.UsageError(
             "--url must be http://HOST:PORT, https://HOST:PORT, with a path such as /comfy behind a proxy, or HOST:PORT"
         )
