@@ -153,6 +153,7 @@ async def test_plain_http_is_sent_on(lab: Lab, files: Files) -> None:
         ("POST", "/prompt?a=1&token=secret&b=2", "comfy.example:80", f"https://comfy.example:{port}/prompt?a=1&b=2"),
         ("GET", "//evil.example/x", "127.0.0.1", f"https://127.0.0.1:{port}//evil.example/x"),
         ("GET", "/healthz", "127.0.0.1", f"https://127.0.0.1:{port}/healthz"),
+        ("OPTIONS", "*", "127.0.0.1", f"https://127.0.0.1:{port}/"),
         ("GET", "/", "evil.example", None),
         ("GET", "/", "127.0.0.1@evil.example", None),
         ("GET", "/", "", None),

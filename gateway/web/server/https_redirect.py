@@ -42,6 +42,8 @@ def target(asked: str, path: str, query: str, hosts: Hosts, port: int) -> str | 
     host = host_of(asked)
     if not _SANE.match(host) or not hosts.allows(asked):
         return None
+    # The target of OPTIONS may be "*", which would stand right behind the host.
+    path = path if path.startswith("/") else "/"
     # Leave out a key, because the redirect would repeat it unencrypted.
     kept = "&".join(part for part in query.split("&") if part and part.partition("=")[0] != QUERY_PARAMETER)
     return f"https://{host}{f':{port}' if port != 443 else ''}{path}{f'?{kept}' if kept else ''}"
