@@ -85,14 +85,12 @@ class WorkStealing:
         for stuck, target in steals(idle, self._stuck(idle) if idle else ()):
             job = self._ledger.find_upstream(stuck.backend, stuck.upstream_id)
             assert job is not None
-            job.recalled = True
             self._taking.add(target)
-            self._tasks.start(self._move(job, self._fleet.backends[stuck.backend], target), job.prompt_id)
+            self._start(job, self._fleet.backends[stuck.backend], target)
 
     def take(self, job: Job, source: Backend) -> None:
         """Take a job back that has not started. Then it goes elsewhere, or waits in the gateway."""
-        job.recalled = True
-        self._tasks.start(self._move(job, source, ""), job.prompt_id)
+        self._start(job, source)
 
     async def take_back(self, source: Backend) -> None:
         """Take back the jobs that have not started on a drained backend. They go elsewhere, or wait in the gateway.
@@ -103,8 +101,7 @@ class WorkStealing:
         for job in self._ledger.jobs_on(source.name):
             # Skip a job that lost its partner keys in a restart, because it can't be sent anywhere else.
             if job.state is State.PENDING and not job.recalled and not job.submission.lacks_secrets:
-                job.recalled = True
-                moves.append(self._tasks.start(self._move(job, source, ""), job.prompt_id))
+                moves.append(self._start(job, source))
         if moves:
             await asyncio.wait(moves, timeout=ANSWER_SECONDS)
 
@@ -184,9 +181,15 @@ class WorkStealing:
         known = [each.run_seconds for each in self._fleet.backends.values() if each.run_seconds is not None]
         return sum(known) / len(known) if known else UNKNOWN_SECONDS
 
-    async def _move(self, job: Job, source: Backend, target: str) -> None:
-        attempt, assignment = job.attempts, job.assignment
+    def _start(self, job: Job, source: Backend, target: str = "") -> asyncio.Task[None]:
+        """Begin to take a job back from its backend."""
+        # Note the assignment now, because the job may be cancelled or lost before the task's first step.
+        assignment = job.assignment
         assert assignment is not None
+        job.recalled = True
+        return self._tasks.start(self._move(job, source, target, assignment, job.attempts), job.prompt_id)
+
+    async def _move(self, job: Job, source: Backend, target: str, assignment: Assignment, attempt: int) -> None:
         try:
             if await take_back(source, job, assignment, lambda: _is_pending(job, assignment)):
                 self._ledger.recall(job)
