@@ -162,6 +162,34 @@ async def test_a_socket_hears_nothing_of_a_prompt_that_was_deleted_before_its_tu
     assert script.of(ids[1]) == []
 
 
+async def test_a_delete_takes_out_a_prompt_that_has_ended_and_is_shown_as_pending(lab: Lab) -> None:
+    """Its backend is slow to give the result. Meanwhile another prompt is shown as running."""
+    simulators = await lab.simulators(2)
+    comfy = Comfy(lab.http, (await lab.gateway(*simulators)).url)
+    listener = await comfy.listen("c")
+    async with lab.held(*simulators):
+        first = await comfy.prompt(slow(1, steps=1), "c")
+        await comfy.running(first)
+        slow_one = simulators[1 - [await running_there(lab, [each]) for each in simulators].index(1)]
+        second = await comfy.prompt(slow(2, steps=1), "c")
+        await comfy.running(second)
+        await slow_one.fault(lab.http, "slow:2")
+        await slow_one.no_faults(lab.http, "silent")
+
+        async def is_fetched() -> bool:
+            return "GET /history/{prompt_id}" in await slow_one.requests(lab.http)
+
+        await until(is_fetched, what="the gateway fetches the result")
+        assert ids_of((await comfy.get("/queue"))["queue_pending"]) == [second]
+        assert (await comfy.post("/queue", {"delete": [second]}))[0] == 200
+        queue = await comfy.get("/queue")
+        assert (ids_of(queue["queue_running"]), queue["queue_pending"]) == ([first], [])
+        await slow_one.no_faults(lab.http)
+    await listener.end_of(first)
+    assert list(await comfy.get("/history")) == [first]
+    assert listener.of(second) == []
+
+
 def heights(listener: Listener, prompt_id: str) -> list[int]:
     """The values of a prompt's progress, in the order in which they were told."""
     told = [event for event in listener.heard if event["data"].get("prompt_id") == prompt_id]

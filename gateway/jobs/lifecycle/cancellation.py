@@ -27,6 +27,7 @@ from gateway.telemetry.tasks import Tasks
 _log = logs.get("jobs")
 
 _NOT_STARTED = (State.ACCEPTED, State.WAITING, State.SENDING, State.PENDING)
+_OPEN = (*_NOT_STARTED, State.RUNNING, State.COLLECTING)
 # Maximum wait of a caller for backends, in seconds. Later the gateway still carries the order out.
 ANSWER_WITHIN = 1.0
 AGAIN_AFTER = 0.5
@@ -73,7 +74,7 @@ class Cancellation:
     async def delete(
         self, tenant: str | None, prompt_ids: Iterable[str], shown: Collection[Job], touched: Touched = None
     ) -> None:
-        """Cancel the named jobs that the caller sees as pending, even if one of them runs already.
+        """Cancel the named jobs that the caller sees as pending, even if one of them runs already or has run.
 
         Args:
             shown: the jobs that the caller sees as running, which stay.
@@ -94,7 +95,7 @@ class Cancellation:
 
     async def _take_out(self, jobs: Iterable[Job], shown: Collection[Job], touched: Touched = None) -> None:
         pending = [job for job in jobs if job not in shown]
-        await self._stop(pending, (*_NOT_STARTED, State.RUNNING), touched, withdraws_running=True)
+        await self._stop(pending, _OPEN, touched, withdraws_running=True)
         self._confirm()
 
     async def interrupt(self, tenant: str | None, prompt_id: str, touched: Touched = None) -> None:
@@ -147,8 +148,8 @@ class Cancellation:
         """Stop the jobs that are in one of these states. Return True if there was one.
 
         Each job is decided before any backend is asked. A job that had not started leaves the ledger at once. If its
-        backend starts the prompt all the same, the gateway stops it there. With `withdraws_running`, a running job
-        leaves the ledger, too.
+        backend starts the prompt all the same, the gateway stops it there. With `withdraws_running`, a job that runs
+        or whose result is being fetched leaves the ledger, too.
         """
         orphans: dict[str, list[str]] = {}
         orders: list[Coroutine[None, None, None]] = []

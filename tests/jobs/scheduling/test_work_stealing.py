@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from gateway.comfy.client import Refused
-from gateway.fleet.health import Health
 from gateway.jobs.scheduling.work_stealing import WorkStealing
 from gateway.jobs.state.job import Job
 from gateway.telemetry.metrics import Metrics
