@@ -15,7 +15,7 @@ from gateway.jobs.state.history import History
 from gateway.jobs.state.job import ENDED, Assignment, Delivery, Job
 from gateway.jobs.state.ledger import Ledger
 from gateway.jobs.state.transitions import TRANSITIONS, IllegalMove, Move, State
-from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord
+from gateway.store.protocol import Change, HistoryRecord, HistoryRemoval, JobRecord, JobRemoval
 from tests.support.ledgers import _LOOP, RUNS, LedgerMachine, Paper, admit, new_ledger
 from tests.support.workflows import slow
 
@@ -206,8 +206,12 @@ def test_what_a_backend_says_is_told_under_the_clients_id() -> None:
     assert job.translate(f"{own} {PROMPT_ID} {own}".encode()) == b" ".join([job.prompt_id.encode()] * 3)
 
 
-def test_a_job_that_is_lost_while_its_end_is_written_stays_in_the_journal() -> None:
-    """The entry that was written took it out of the open jobs: a restart would else know of neither."""
+@pytest.mark.parametrize(
+    ("befalls", "state", "last"),
+    [("lose", State.WAITING, [HistoryRemoval, JobRecord]), ("cancel", State.CANCELLED, [JobRemoval, HistoryRemoval])],
+)
+def test_a_job_that_is_lost_or_cancelled_while_its_end_is_written(befalls: str, state: State, last: list[type]) -> None:
+    """Its entry leaves the journal. A lost job is put back there, because a restart would else know of neither."""
     paper: Any = Paper()
     ledger = Ledger(paper, LocalBus(), History(paper, 100, 10_000_000), "gateway")
     job = admit(ledger)
@@ -215,7 +219,7 @@ def test_a_job_that_is_lost_while_its_end_is_written_stays_in_the_journal() -> N
     ledger.collect(job)
     ending = ledger.finish(job, "success", b"{}", b"{}")
     ending_task = _LOOP.create_task(ending)
-    _LOOP.call_soon(ledger.lose, job)
+    _LOOP.call_soon(getattr(ledger, befalls), job)
     written = paper.write
 
     def write(changes: Sequence[Change]) -> Any:
@@ -228,8 +232,9 @@ def test_a_job_that_is_lost_while_its_end_is_written_stays_in_the_journal() -> N
 
     paper.write = write
     assert _LOOP.run_until_complete(ending_task) is False
-    assert job.state is State.WAITING
-    assert [type(change) for change in paper.changes[-2:]] == [HistoryRemoval, JobRecord]
+    assert job.state is state
+    assert ledger.history.find(*job.key) is None
+    assert [type(change) for change in paper.changes[-2:]] == last
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=RUNS or 150, stateful_step_count=40, deadline=None)
