@@ -173,7 +173,7 @@ async def test_a_delete_takes_out_a_prompt_that_has_ended_and_is_shown_as_pendin
         slow_one = simulators[1 - [await running_there(lab, [each]) for each in simulators].index(1)]
         second = await comfy.prompt(slow(2, steps=1), "c")
         await comfy.running(second)
-        await slow_one.fault(lab.http, "slow:2")
+        await slow_one.fault(lab.http, "slow:5")
         await slow_one.no_faults(lab.http, "silent")
 
         async def is_fetched() -> bool:
